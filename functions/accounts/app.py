@@ -1,0 +1,69 @@
+"""Shows and moves an account's credits: `/accounts`."""
+
+from http import HTTPStatus
+from typing import Any
+
+from aws_lambda_powertools.event_handler import Response
+
+from quittance import accounts
+from quittance.bootstrap import platform
+from quittance.errors import NotFoundError
+from quittance.http import PREFIX, answer, api, caller, responses
+from quittance.models import (
+    AccountAnswer,
+    AccountId,
+    DepositAnswer,
+    DepositRequest,
+    WithdrawalAnswer,
+    WithdrawalRequest,
+)
+from quittance.observability import entry
+
+DEPOSIT_SCOPE = "ledger:deposit"
+app = api()
+_TAGS = ["accounts"]
+
+
+@app.get(
+    f"{PREFIX}/accounts/me",
+    summary="Read one's balance",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, AccountAnswer)),
+)
+def me() -> Response[str]:
+    """What the caller has."""
+    return answer(accounts.balance(platform(), caller(app).account))
+
+
+@app.post(
+    f"{PREFIX}/accounts/<account_id>/deposits",
+    summary="Deposit credits",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.CREATED, DepositAnswer)),
+    status_code=HTTPStatus.CREATED,
+)
+def deposit(account_id: AccountId, request: DepositRequest) -> Response[str]:
+    """Adds credits to any account; needs the scope `ledger:deposit`."""
+    caller(app).need(DEPOSIT_SCOPE)
+    return answer(accounts.deposit(platform(), account_id, request), HTTPStatus.CREATED)
+
+
+@app.post(
+    f"{PREFIX}/accounts/<account_id>/withdrawals",
+    summary="Withdraw credits",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.CREATED, WithdrawalAnswer)),
+    status_code=HTTPStatus.CREATED,
+)
+def withdraw(account_id: AccountId, request: WithdrawalRequest) -> Response[str]:
+    """Takes credits out of the caller's own account."""
+    if account_id not in {"me", caller(app).account}:
+        msg = "You can withdraw from your own account only."
+        raise NotFoundError(msg)
+    return answer(accounts.withdraw(platform(), caller(app).account, request), HTTPStatus.CREATED)
+
+
+@entry
+def handler(event: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - Lambda's context has no public type
+    """Lambda's entry."""
+    return app.resolve(event, context)

@@ -1,0 +1,82 @@
+"""Registers, lists, describes and retires agents: `/agents`."""
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.openapi.params import Query
+
+from quittance import publishing
+from quittance.bootstrap import platform
+from quittance.http import PREFIX, answer, api, caller, responses
+from quittance.limits import PAGE_ITEMS_MAX
+from quittance.models import AccountId, AgentAnswer, AgentPage, AgentRequest, AgentUpload, VersionRequest
+from quittance.observability import entry
+
+app = api()
+_TAGS = ["agents"]
+
+
+@app.post(
+    f"{PREFIX}/agents",
+    summary="Register an agent",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.CREATED, AgentUpload)),
+    status_code=HTTPStatus.CREATED,
+)
+def register(request: AgentRequest) -> Response[str]:
+    """Registers an agent of the caller's and answers with the form to post its module with."""
+    return answer(publishing.register(platform(), caller(app).account, request), HTTPStatus.CREATED)
+
+
+@app.get(f"{PREFIX}/agents", summary="List agents", tags=_TAGS, responses=responses((HTTPStatus.OK, AgentPage)))
+def page(
+    owner: Annotated[AccountId | None, Query(description="All agents of this account, active or not.")] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 20,
+    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+) -> Response[str]:
+    """Agents that take tasks, newest first."""
+    caller(app)
+    return answer(publishing.page(platform(), owner=owner, limit=limit, after=after))
+
+
+@app.get(
+    f"{PREFIX}/agents/<agent_id>",
+    summary="Describe an agent",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, AgentAnswer)),
+)
+def describe(agent_id: str) -> Response[str]:
+    """One agent with its terms and reputation."""
+    caller(app)
+    return answer(publishing.describe(platform(), agent_id))
+
+
+@app.post(
+    f"{PREFIX}/agents/<agent_id>/versions",
+    summary="Upload a new version",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.CREATED, AgentUpload)),
+    status_code=HTTPStatus.CREATED,
+)
+def open_version(agent_id: str, request: VersionRequest) -> Response[str]:
+    """Opens the upload of a new version, with new terms if there are any."""
+    return answer(publishing.open_version(platform(), caller(app).account, agent_id, request), HTTPStatus.CREATED)
+
+
+@app.delete(
+    f"{PREFIX}/agents/<agent_id>",
+    summary="Retire an agent",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, AgentAnswer)),
+)
+def retire(agent_id: str) -> Response[str]:
+    """Takes an agent out of service for good; tasks that are settled stay answered."""
+    publishing.retire(platform(), caller(app).account, agent_id)
+    return answer(publishing.describe(platform(), agent_id))
+
+
+@entry
+def handler(event: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - Lambda's context has no public type
+    """Lambda's entry."""
+    return app.resolve(event, context)

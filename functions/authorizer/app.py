@@ -1,0 +1,30 @@
+"""Verifies bearer tokens for the gateway (Lambda REQUEST authorizer)."""
+
+from typing import Any
+
+from quittance.config import settings
+from quittance.errors import UnauthenticatedError
+from quittance.identity import verify
+from quittance.observability import entry
+
+
+@entry
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Lambda's entry: an IAM policy for the whole API, because the gateway caches it for all routes of a token.
+
+    Scopes are checked by the functions. The gateway answers 401 to the exception's text "Unauthorized", and only to it.
+    """
+    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    try:
+        caller = verify(token.strip() if scheme.lower() == "bearer" else "", settings())
+    except UnauthenticatedError as exc:
+        msg = "Unauthorized"
+        raise Exception(msg) from exc  # noqa: TRY002 - the gateway matches this text of any exception
+    api, stage, *_ = event["methodArn"].split("/")
+    statement = {"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": f"{api}/{stage}/*"}
+    return {
+        "principalId": caller.account,
+        "policyDocument": {"Version": "2012-10-17", "Statement": [statement]},
+        "context": {"sub": caller.account, "scope": " ".join(sorted(caller.scopes))},
+    }

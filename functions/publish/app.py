@@ -1,0 +1,15 @@
+"""Makes posted modules active agents: called by S3 for each object that is created in the uploads bucket."""
+
+from typing import Any
+
+from aws_lambda_powertools.utilities.data_classes import S3Event
+
+from quittance import publishing
+from quittance.bootstrap import platform
+from quittance.observability import entry
+
+
+@entry
+def handler(event: dict[str, Any], _context: object) -> list[str]:
+    """Lambda's entry. S3 repeats an event whose handling raised; publishing is safe to repeat."""
+    return [publishing.publish(platform(), record.s3.get_object.key) for record in S3Event(event).records]

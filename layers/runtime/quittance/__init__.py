@@ -1,0 +1,1 @@
+"""Quittance: escrow-settled execution of WebAssembly agents (the layer that all functions share)."""

@@ -1,0 +1,97 @@
+"""The one place where parts are put together: an environment's platform, each part made at its first use."""
+
+import time
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+from quittance.config import Settings, settings
+from quittance.store import clients
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_s3 import S3Client
+
+    from quittance.sandbox import Sandbox
+    from quittance.store.blobs import Binaries, Outputs, Uploads
+    from quittance.store.keys import Keys
+    from quittance.store.ledger import Ledger
+    from quittance.store.registry import Registry
+
+
+class Platform:
+    """What the use cases work with. A function imports and connects only the parts that it touches."""
+
+    def __init__(self, config: Settings) -> None:
+        self.settings = config
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch, by this machine's clock."""
+        return time.time_ns() // 1_000_000
+
+    @cached_property
+    def ledger(self) -> "Ledger":
+        """The escrows and accounts."""
+        from quittance.store.ledger import Ledger
+
+        return Ledger(
+            self._dynamodb,
+            table=self.settings.ledger_table,
+            shards=self.settings.ledger_shards,
+            platform_account=self.settings.platform_account,
+        )
+
+    @cached_property
+    def registry(self) -> "Registry":
+        """The agents."""
+        from quittance.store.registry import Registry
+
+        return Registry(self._dynamodb, table=self.settings.registry_table)
+
+    @cached_property
+    def uploads(self) -> "Uploads":
+        """Modules as authors posted them."""
+        from quittance.store.blobs import Uploads
+
+        return Uploads(self._s3, bucket=self.settings.uploads_bucket)
+
+    @cached_property
+    def binaries(self) -> "Binaries":
+        """Published modules and artefacts."""
+        from quittance.store.blobs import Binaries
+
+        return Binaries(self._s3, bucket=self.settings.binaries_bucket, scratch_dir=self.settings.scratch_dir)
+
+    @cached_property
+    def outputs(self) -> "Outputs":
+        """What agents wrote."""
+        from quittance.store.blobs import Outputs
+
+        return Outputs(self._s3, bucket=self.settings.outputs_bucket)
+
+    @cached_property
+    def keys(self) -> "Keys":
+        """The receipt keys."""
+        from quittance.store.keys import Keys
+
+        return Keys(clients.kms(), root_key_ids=self.settings.receipt_key_ids.split(","))
+
+    @cached_property
+    def sandbox(self) -> "Sandbox":
+        """The worker that runs agents."""
+        from quittance.sandbox import Sandbox
+
+        return Sandbox()
+
+    @cached_property
+    def _dynamodb(self) -> "DynamoDBClient":
+        return clients.dynamodb()
+
+    @cached_property
+    def _s3(self) -> "S3Client":
+        return clients.s3()
+
+
+@lru_cache(maxsize=1)
+def platform() -> Platform:
+    """This environment's platform."""
+    return Platform(settings())

@@ -1,0 +1,36 @@
+"""The environment of a function, as one validated model. Every variable is declared in `template.yaml`."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from quittance.limits import FEE_BPS_MAX
+
+
+class Settings(BaseModel):
+    """What the template tells the functions. Field names are the variables' names in lower case."""
+
+    ledger_table: str
+    registry_table: str
+    uploads_bucket: str
+    binaries_bucket: str
+    outputs_bucket: str
+    ledger_shards: int = Field(ge=1, le=64)
+    fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
+    platform_account: str
+    receipt_key_ids: str
+    receipt_issuer: str
+    issuer_url: str
+    jwks_url: str
+    audience: str
+    audience_claim: str = "aud"
+    token_algorithms: str = "RS256,ES256"  # noqa: S105 - names of algorithms
+    scratch_dir: Path = Path("/tmp")  # noqa: S108 - the one writable folder of a Lambda environment
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this environment. Raises pydantic.ValidationError naming each variable that is missing."""
+    return Settings.model_validate({name.lower(): value for name, value in os.environ.items()})

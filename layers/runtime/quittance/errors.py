@@ -1,0 +1,203 @@
+"""Every refusal that a caller can meet, and the table that turns it into problem+json (RFC 9457).
+
+QuittanceError
+├── RequestError                  the caller can mend it
+│   ├── InvalidRequestError           400  fields are wrong; each is named
+│   ├── UnauthenticatedError          401  no verified identity
+│   ├── InsufficientFundsError        402  available and required are given
+│   ├── MissingScopeError             403  the token lacks a scope
+│   ├── NotFoundError                 404  unknown, or not yours
+│   ├── TaskConflictError             409  same task_id, other request
+│   ├── TaskInProgressError           409  same task is running now
+│   ├── AgentNotReadyError            409  no active version
+│   ├── MovementConflictError         409  same deposit or withdrawal id, other amount
+│   ├── PayloadTooLargeError          413
+│   ├── UnsupportedMediaTypeError     415
+│   ├── BudgetTooLowError             422  below the agent's least price
+│   └── TimeoutTooLongError           422  over the synchronous limit
+└── PlatformUnavailableError          503  nothing is lost: repeat the same request
+
+`detail` is written for the caller; it never holds an internal text, a stack or another user's data.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from quittance.money import format_credits
+
+
+class QuittanceError(Exception):
+    """Anything that Quittance answers with a problem instead of a result.
+
+    `members` are the problem's extension members; `retry_after_s` becomes the `Retry-After` header.
+    """
+
+    def __init__(self, detail: str, *, retry_after_s: int | None = None, **members: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.members = members
+
+
+class RequestError(QuittanceError):
+    """The request cannot be granted as it stands; no money moved."""
+
+
+class InvalidRequestError(RequestError):
+    """One or more fields are wrong. `errors` lists each as `{"field", "message"}`."""
+
+    def __init__(self, *errors: tuple[str, str]) -> None:
+        listed = [{"field": field, "message": message} for field, message in errors]
+        super().__init__("; ".join(f"{field}: {message}" for field, message in errors), errors=listed)
+
+
+class UnauthenticatedError(RequestError):
+    """The request carries no verified identity."""
+
+    def __init__(self) -> None:
+        super().__init__("Send a valid bearer token in the Authorization header.")
+
+
+class InsufficientFundsError(RequestError):
+    """The account's available balance is below what the request would hold or take."""
+
+    def __init__(self, *, available_micro: int, required_micro: int) -> None:
+        available, required = format_credits(available_micro), format_credits(required_micro)
+        super().__init__(
+            f"{required} credits are required, {available} are available. Deposit more, or ask for less.",
+            available=available,
+            required=required,
+        )
+
+
+class MissingScopeError(RequestError):
+    """The token is valid but does not carry the scope that the operation needs."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"The token needs the scope {scope!r}.", required_scope=scope)
+
+
+class NotFoundError(RequestError):
+    """There is no such thing, or it belongs to somebody else; the answer does not tell which."""
+
+
+class TaskConflictError(RequestError):
+    """The task_id was used before for another request."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"The task_id {task_id!r} was used before for another request. Choose a new one.")
+
+
+class TaskInProgressError(RequestError):
+    """The same task is being run at this moment."""
+
+    def __init__(self, task_id: str, *, retry_after_s: int) -> None:
+        super().__init__(
+            f"The task {task_id!r} is running. Repeat the request later, or read its result.",
+            retry_after_s=retry_after_s,
+        )
+
+
+class AgentNotReadyError(RequestError):
+    """The agent exists but has no active version."""
+
+    def __init__(self, agent_id: str, state: str) -> None:
+        super().__init__(f"The agent {agent_id!r} is {state.replace('_', ' ')} and takes no tasks.", state=state)
+
+
+class MovementConflictError(RequestError):
+    """The id of a deposit or withdrawal was used before with another amount."""
+
+    def __init__(self, movement_id: str, *, recorded_micro: int) -> None:
+        super().__init__(
+            f"The id {movement_id!r} was used before with another amount. Choose a new one.",
+            recorded=format_credits(recorded_micro),
+        )
+
+
+class PayloadTooLargeError(RequestError):
+    """A part of the request is over its limit."""
+
+    def __init__(self, field: str, *, bytes_max: int) -> None:
+        super().__init__(
+            f"{field} has more than {bytes_max} bytes.",
+            errors=[{"field": field, "message": f"must have at most {bytes_max} bytes"}],
+            bytes_max=bytes_max,
+        )
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The body is not JSON."""
+
+    def __init__(self) -> None:
+        super().__init__("Send the body as application/json.")
+
+
+class BudgetTooLowError(RequestError):
+    """The budget is below the least that one run of the agent costs."""
+
+    def __init__(self, *, budget_micro: int, least_micro: int) -> None:
+        least = format_credits(least_micro)
+        super().__init__(
+            f"The budget {format_credits(budget_micro)} is below the agent's least price {least}.",
+            errors=[{"field": "budget", "message": f"must be at least {least}"}],
+            least_price=least,
+        )
+
+
+class TimeoutTooLongError(RequestError):
+    """The time-out is longer than this way of calling, or the agent, allows."""
+
+    def __init__(self, *, timeout_s_max: int, reason: str) -> None:
+        super().__init__(
+            f"The timeout must be at most {timeout_s_max} seconds: {reason}.",
+            errors=[{"field": "timeout", "message": f"must be at most {timeout_s_max}"}],
+        )
+
+
+class PlatformUnavailableError(QuittanceError):
+    """A part of the platform did not answer. Whatever was begun can be repeated with the same ids."""
+
+    def __init__(self, *, retry_after_s: int = 2) -> None:
+        super().__init__(
+            "A part of the platform did not answer. Repeat the same request: nothing is done twice.",
+            retry_after_s=retry_after_s,
+        )
+
+
+_PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
+    InvalidRequestError: (HTTPStatus.BAD_REQUEST, "invalid_request", "The request is not valid"),
+    UnauthenticatedError: (HTTPStatus.UNAUTHORIZED, "unauthenticated", "Authentication is needed"),
+    InsufficientFundsError: (HTTPStatus.PAYMENT_REQUIRED, "insufficient_funds", "Insufficient funds"),
+    MissingScopeError: (HTTPStatus.FORBIDDEN, "missing_scope", "A scope is missing"),
+    NotFoundError: (HTTPStatus.NOT_FOUND, "not_found", "Not found"),
+    TaskConflictError: (HTTPStatus.CONFLICT, "task_conflict", "The task id is taken"),
+    TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
+    AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
+    PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
+    UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
+    BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),
+    TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
+    PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),
+}
+
+PROBLEM_TYPE_PREFIX: Final = "urn:quittance:problem:"
+
+
+def problem(error: QuittanceError) -> tuple[HTTPStatus, dict[str, Any], dict[str, str]]:
+    """Status, problem document (RFC 9457 §3) and extra headers of a refusal."""
+    status, code, title = _PROBLEMS[type(error)]
+    body = {
+        "type": PROBLEM_TYPE_PREFIX + code,
+        "title": title,
+        "status": int(status),
+        "code": code,
+        "detail": error.detail,
+        **error.members,
+    }
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 §11.6.1: a 401 must name its scheme
+    return status, body, headers

@@ -1,0 +1,165 @@
+"""HTTP for all functions: routes by Powertools, exact JSON, the authorizer's identity, errors as problem+json."""
+
+import json
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
+from aws_lambda_powertools.event_handler.openapi.exceptions import RequestUnsupportedContentType, RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from quittance.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    QuittanceError,
+    UnauthenticatedError,
+    UnsupportedMediaTypeError,
+    problem,
+)
+from quittance.identity import Caller
+from quittance.limits import JSON_DEPTH_MAX
+from quittance.models import TaskPending, TaskResult
+from quittance.observability import logger
+
+PREFIX: Final = "/api/v1/economic"
+_PROBLEM_JSON: Final = "application/problem+json"
+_RETRY_AFTER_S: Final = 2
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def api() -> APIGatewayRestResolver:
+    """The resolver that every HTTP function mounts its routes on."""
+    app = APIGatewayRestResolver(enable_validation=True, json_body_deserializer=read_json)
+    app.exception_handler(QuittanceError)(_refuse)
+    app.exception_handler(RequestValidationError)(_refuse_fields)
+    app.exception_handler(RequestUnsupportedContentType)(lambda _: _refuse(UnsupportedMediaTypeError()))
+    app.exception_handler(UnicodeDecodeError)(lambda _: _refuse(InvalidRequestError(("body", "must be UTF-8"))))
+    app.not_found(lambda _: _refuse(NotFoundError("There is nothing at this path.")))
+    app.exception_handler(Exception)(_fail)
+    return app
+
+
+def caller(app: APIGatewayRestResolver) -> Caller:
+    """The identity that the authorizer verified. Raises UnauthenticatedError if there is none, whatever let it pass."""
+    context = app.current_event.raw_event["requestContext"].get("authorizer") or {}
+    account = context.get("sub")
+    if not account:
+        raise UnauthenticatedError
+    return Caller(account, frozenset(context.get("scope", "").split()))
+
+
+def answer(
+    model: BaseModel, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str | list[str]] | None = None
+) -> Response[str]:
+    """A JSON answer that nobody caches."""
+    return Response(
+        status_code=status,
+        content_type="application/json",
+        body=model.model_dump_json(by_alias=True),
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+def task_answer(outcome: TaskResult | TaskPending) -> Response[str]:
+    """200 with a settled task; 202 with the place to look again for one whose outcome is not known yet."""
+    if isinstance(outcome, TaskResult):
+        return answer(outcome)
+    location = f"{PREFIX}/tasks/{outcome.task_id}/result"
+    return answer(outcome, HTTPStatus.ACCEPTED, {"Location": location, "Retry-After": str(_RETRY_AFTER_S)})
+
+
+def read_direct(model: type[_Model], payload: object) -> _Model:
+    """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
+    try:
+        return model.model_validate(payload)
+    except ValidationError as exc:
+        raise _invalid(exc.errors()) from exc
+
+
+def responses(*models: tuple[HTTPStatus, type[BaseModel]]) -> Any:  # noqa: ANN401 - Powertools' nested TypedDicts
+    """The answers of a route for its OpenAPI description."""
+    return {
+        int(status): {"description": status.phrase, "content": {"application/json": {"model": model}}}
+        for status, model in models
+    }
+
+
+def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
+
+    NaN and infinity, which are not JSON, and nesting beyond the limit are refused.
+    """
+    try:
+        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+    except RecursionError as exc:
+        raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels")) from exc
+    except ValueError as exc:
+        raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: object) -> None:
+    level: list[object] = [value]
+    for _ in range(JSON_DEPTH_MAX + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels"))
+
+
+def _refuse_constant(name: str) -> Decimal:
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+def _refuse(error: QuittanceError) -> Response[str]:
+    status, body, headers = problem(error)
+    return Response(
+        status_code=status,
+        content_type=_PROBLEM_JSON,
+        body=json.dumps(body),
+        headers={"Cache-Control": "no-store", **headers},
+    )
+
+
+def _refuse_fields(error: RequestValidationError) -> Response[str]:
+    return _refuse(_invalid(error.errors()))
+
+
+def _invalid(found: Iterable[Mapping[str, Any]]) -> InvalidRequestError:
+    return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found))
+
+
+def _field(location: tuple[str | int, ...]) -> str:
+    path = ".".join(str(part) for part in location if part not in {"body", "query", "path"})
+    return path or "body"
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    if found["type"] == "extra_forbidden":
+        return "is not a known field"
+    if found["type"] == "missing":
+        return "is required"
+    message: str = found["msg"]
+    return message.removeprefix("Value error, ").replace("Input should", "must")
+
+
+def _fail(_: Exception) -> Response[str]:
+    # The exception is logged, never shown: its text may hold what is not the caller's.
+    logger.exception("unexpected failure")
+    body = {
+        "type": "about:blank",
+        "title": "Internal Server Error",
+        "status": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "code": "internal_error",
+        "detail": "Something went wrong here. Repeat the same request: nothing is done twice.",
+    }
+    return Response(status_code=HTTPStatus.INTERNAL_SERVER_ERROR, content_type=_PROBLEM_JSON, body=json.dumps(body))

@@ -1,0 +1,67 @@
+"""Who calls: verification of bearer tokens (JWT, RFC 7519) against the issuer's JWKS, pinned in every respect."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import jwt
+
+from quittance.config import Settings
+from quittance.errors import MissingScopeError, PlatformUnavailableError, UnauthenticatedError
+from quittance.limits import ACCOUNT_ID_CHARS_MAX, ACCOUNT_ID_PATTERN
+
+_ACCOUNT_ID: Final = re.compile(ACCOUNT_ID_PATTERN)
+_LEEWAY_S: Final = 30
+_JWKS_LIFESPAN_S: Final = 300
+_JWKS_TIMEOUT_S: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A verified identity: the account that it is, and what its token allows."""
+
+    account: str
+    scopes: frozenset[str]
+
+    def need(self, scope: str) -> None:
+        """Raises MissingScopeError unless the token carries the scope."""
+        if scope not in self.scopes:
+            raise MissingScopeError(scope)
+
+
+def verify(token: str, settings: Settings) -> Caller:
+    """The caller that a bearer token proves.
+
+    Algorithm, issuer, audience and key source come from the settings, never from the token. A scope may carry its
+    resource server's name, as Cognito writes it (`quittance/ledger:deposit`). Raises UnauthenticatedError,
+    and PlatformUnavailableError if the issuer's keys cannot be read.
+    """
+    by_audience = settings.audience_claim == "aud"
+    options: Any = {"require": ["exp", "iat", "iss", "sub", settings.audience_claim], "verify_aud": by_audience}
+    try:
+        key = _jwks(settings.jwks_url).get_signing_key_from_jwt(token)
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=settings.token_algorithms.split(","),
+            issuer=settings.issuer_url,
+            audience=settings.audience if by_audience else None,
+            leeway=_LEEWAY_S,
+            options=options,
+        )
+    except jwt.PyJWKClientConnectionError as exc:
+        raise PlatformUnavailableError from exc
+    except jwt.PyJWTError as exc:
+        raise UnauthenticatedError from exc
+    if not by_audience and claims[settings.audience_claim] != settings.audience:
+        raise UnauthenticatedError
+    subject, scope = claims["sub"], claims.get("scope", "")
+    if not isinstance(scope, str) or len(subject) > ACCOUNT_ID_CHARS_MAX or not _ACCOUNT_ID.fullmatch(subject):
+        raise UnauthenticatedError
+    return Caller(subject, frozenset(name.rpartition("/")[2] for name in scope.split()))
+
+
+@lru_cache(maxsize=1)
+def _jwks(url: str) -> jwt.PyJWKClient:
+    return jwt.PyJWKClient(url, lifespan=_JWKS_LIFESPAN_S, timeout=_JWKS_TIMEOUT_S)

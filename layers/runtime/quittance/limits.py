@@ -1,0 +1,77 @@
+"""Every limit of the platform, in one place; each is tested at the limit and one beyond.
+
+Names carry the unit. A limit that an operator may change is a parameter of the template (see `config.py`), not here.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# What a request may carry.
+INPUT_BYTES_MAX: Final = MIB
+JSON_DEPTH_MAX: Final = 64
+TASK_ID_CHARS_MAX: Final = 128
+ACCOUNT_ID_CHARS_MAX: Final = 255  # OpenID Connect Core 1.0 §2: a `sub` has at most 255 ASCII characters
+ACCOUNT_ID_PATTERN: Final = r'^[!-"$-~]+$'  # visible ASCII but '#', which parts the ledger's keys
+AGENT_NAME_CHARS_MAX: Final = 100
+AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
+PAGE_ITEMS_MAX: Final = 100
+
+# Money, in micro-credits.
+BUDGET_MICRO_MAX: Final = 10**12
+AMOUNT_MICRO_MAX: Final = 10**15  # of one deposit, withdrawal or tariff rate; DynamoDB numbers are exact far beyond
+FEE_BPS_MAX: Final = 10_000
+
+# What an agent may use.
+FUEL_MAX: Final = 10**12
+OUTPUT_BYTES_MAX: Final = MIB
+STDERR_BYTES_MAX: Final = 64 * KIB
+MEMORY_BYTES_DEFAULT: Final = 256 * MIB
+MEMORY_BYTES_MAX: Final = 1024 * MIB
+TABLE_ELEMENTS_MAX: Final = 100_000
+TIMEOUT_S_MIN: Final = 1
+TIMEOUT_S_DEFAULT: Final = 10
+TIMEOUT_S_SYNC_MAX: Final = 25
+TIMEOUT_S_ASYNC_MAX: Final = 600
+
+# What an agent's author may upload, and what it costs to compile it.
+MODULE_BYTES_MAX: Final = 50 * 10**6
+ARTEFACT_BYTES_MAX: Final = 200 * 10**6
+COMPILE_SECONDS_MAX: Final = 120
+COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
+UPLOAD_SECONDS_MAX: Final = 15 * 60
+
+# The clock of one task.
+LEASE_MS_MAX: Final = 60_000
+ESCROW_GRACE_MS: Final = 90_000  # an escrow expires this long after the run must have ended: room for one takeover
+SETTLE_RESERVE_MS: Final = 2_000  # kept free at the end of an invocation, so that a run that ended can be settled
+KILL_MARGIN_MS: Final = 200  # how long after its deadline a guest may still be alive before the parent kills it
+
+# The ledger.
+OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: the whole item is paid for at each write of it
+TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
+TRANSACTION_TRIES_MAX: Final = 6
+
+# Modules: counts that bound what checking, compiling and loading one can cost (see docs/sandbox.md for the bombs).
+MODULE_FUNCTIONS_MAX: Final = 100_000
+MODULE_BODY_BYTES_MAX: Final = 2 * MIB  # of the largest function: the compiler's cost grows faster than its length
+MODULE_ITEMS_MAX: Final = 100_000  # types, globals, data segments, element segments: of each
+MODULE_SECTIONS_MAX: Final = 1_000
+MODULE_IMPORTS_MAX: Final = 1_000
+MODULE_EXPORTS_MAX: Final = 10_000
+MODULE_ELEMENT_BYTES_MAX: Final = 4 * MIB
+MODULE_TYPE_VALUES_MAX: Final = 1_000  # the engine's own limit
+MODULE_TABLES_MAX: Final = 4
+
+# The sandbox's worker.
+LOAD_MS_MAX: Final = 5_000  # to start a worker and load an artefact; the guest's own time begins after it
+WORKER_MODULE_BYTES_MAX: Final = 128 * MIB  # artefacts kept loaded; a single larger one is kept alone
+WORKER_MODULES_MAX: Final = 64  # each may hold a file descriptor
+WORKER_RSS_BYTES_MAX: Final = 384 * MIB  # between two runs; above it the worker is replaced
+WORKER_RUNS_MAX: Final = 10_000  # after so many the worker is replaced, so that no slow leak can add up
+WORKER_DATA_BYTES_MAX: Final = MEMORY_BYTES_MAX + 2 * ARTEFACT_BYTES_MAX + WORKER_MODULE_BYTES_MAX + 256 * MIB
+MESSAGE_CHARS_MAX: Final = 2_000  # of the sentence, with backtrace, that tells how a run ended
+RANDOM_BYTES_MAX: Final = 64 * KIB  # of one `random_get`, as for getRandomValues on the Web
+POLL_SUBSCRIPTIONS_MAX: Final = 64
+IOVECS_MAX: Final = 1_024

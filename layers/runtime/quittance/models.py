@@ -1,0 +1,309 @@
+"""Every request and answer of the API, as pydantic models: the border between strangers' JSON and our types."""
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema, model_validator
+
+from quittance import limits
+from quittance.errors import PayloadTooLargeError
+from quittance.escrow import State
+from quittance.money import CreditsIn, CreditsOut, between
+from quittance.pricing import Tariff
+from quittance.run import Outcome
+from quittance.store.registry import AgentState
+
+_EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
+
+TaskId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]+$", min_length=1, max_length=limits.TASK_ID_CHARS_MAX)
+]
+AgentId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
+AccountId = Annotated[
+    str, StringConstraints(pattern=limits.ACCOUNT_ID_PATTERN, min_length=1, max_length=limits.ACCOUNT_ID_CHARS_MAX)
+]
+Amount = Annotated[CreditsIn, between(1, limits.AMOUNT_MICRO_MAX)]
+Timestamp = Annotated[
+    int,
+    PlainSerializer(
+        lambda ms: datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        return_type=str,
+    ),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+"""Milliseconds since the epoch inside, RFC 3339 in JSON."""
+
+Points = Annotated[
+    int,
+    PlainSerializer(lambda tenths: tenths / 10, return_type=float),
+    WithJsonSchema({"type": "number", "multipleOf": 0.1}),
+]
+"""Tenths of a reputation point inside, a number with one decimal in JSON."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
+
+
+# Tasks.
+
+
+class TaskRequest(_Request):
+    """One task: which agent, on what input, for at most how much."""
+
+    task_id: TaskId = Field(description="Yours to choose; the same id and body never run or cost twice.")
+    agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
+    input: Any = Field(
+        default=None,
+        description="A string (stdin gets its UTF-8 bytes) or any other JSON value (stdin gets it as compact JSON).",
+    )
+    input_base64: str | None = Field(default=None, description="Instead of `input`: the bytes for stdin.")
+    budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
+    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = Field(
+        default=None, description="Whole seconds; the agent's own limit if absent."
+    )
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        if len({"input", "input_base64"} & self.model_fields_set) != 1:
+            msg = "send exactly one of input and input_base64"
+            raise ValueError(msg)
+        self.stdin()
+        return self
+
+    def stdin(self) -> bytes:
+        """The bytes that the agent reads. Raises ValueError, PayloadTooLargeError."""
+        if self.input_base64 is not None:
+            field, data = "input_base64", _decode_base64(self.input_base64)
+        elif isinstance(self.input, str):
+            field, data = "input", _encode_utf8(self.input)
+        else:
+            # Decimals come from the request's own JSON; a reader of JSON takes them as doubles (RFC 8259 §6).
+            text = json.dumps(self.input, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_double)
+            field, data = "input", _encode_utf8(text)
+        if len(data) > limits.INPUT_BYTES_MAX:
+            raise PayloadTooLargeError(field, bytes_max=limits.INPUT_BYTES_MAX)
+        return data
+
+
+class DirectTaskRequest(TaskRequest):
+    """A task from a caller that IAM has authorised: Step Functions, the SDK, a queue."""
+
+    user_id: AccountId
+
+
+class ResourceUsage(_Answer):
+    """What the sandbox measured."""
+
+    memory_used_mb: float = Field(description="Peak linear memory, in MiB.")
+    cpu_time_ms: int
+    execution_time_ms: int
+    storage_used_kb: float = Field(description="Output and log, in KiB.")
+    fuel_used: int
+    fuel_exact: bool = Field(description="False where a hardware trap made the engine under-report.")
+    input_bytes: int
+    output_bytes: int
+
+
+class TaskError(_Answer):
+    """Why the agent was not paid."""
+
+    code: Outcome
+    message: str
+
+
+class TaskResult(_Answer):
+    """A settled task. Everything in it comes from the ledger; a repeated request gets the same answer."""
+
+    task_id: str
+    agent_id: str
+    success: bool
+    output: str | None = Field(description="What the agent wrote, if it is UTF-8; only of a task that was paid for.")
+    output_base64: str | None = Field(default=None, description="What the agent wrote, if it is not UTF-8.")
+    log: str | None = Field(default=None, description="What the agent wrote to stderr, at most 64 KiB.")
+    error: TaskError | None
+    execution_time_ms: int
+    resource_usage: ResourceUsage
+    escrow_id: str
+    escrow_status: State
+    amount_paid_micro: CreditsOut = Field(alias="amount_paid", description="To the agent's owner.")
+    amount_refunded_micro: CreditsOut = Field(alias="amount_refunded", description="Back to the user.")
+    fee_micro: CreditsOut = Field(alias="fee", description="To the platform. paid + refunded + fee = budget.")
+    payment_method: Literal["escrow"] = "escrow"
+    reputation_delta: Points
+    timestamp: Timestamp
+    receipt: str = Field(description="Signed statement of all this (compact JWS).")
+
+
+class TaskPending(_Answer):
+    """A task that is not settled yet: read its result later."""
+
+    task_id: str
+    agent_id: str
+    escrow_id: str
+    escrow_status: State
+    expires_at: Timestamp = Field(description="Settled or refunded by then.")
+
+
+# Agents.
+
+
+class AgentLimits(_Request):
+    """What one run of the agent may use."""
+
+    memory_mib: Annotated[int, Field(strict=True, ge=1, le=limits.MEMORY_BYTES_MAX // limits.MIB)] = (
+        limits.MEMORY_BYTES_DEFAULT // limits.MIB
+    )
+    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] = (
+        limits.TIMEOUT_S_DEFAULT
+    )
+    fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX)] = limits.FUEL_MAX
+
+
+class AgentRequest(_Request):
+    """A new agent and its terms."""
+
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.AGENT_NAME_CHARS_MAX)]
+    description: Annotated[str, StringConstraints(max_length=limits.AGENT_DESCRIPTION_CHARS_MAX)] = ""
+    tariff: Tariff
+    limits: AgentLimits = AgentLimits()
+
+
+class VersionRequest(_Request):
+    """A new version of an agent; terms that are absent stay as they are."""
+
+    tariff: Tariff | None = None
+    limits: AgentLimits | None = None
+
+
+class UploadForm(_Answer):
+    """Where to post the module as `multipart/form-data`: the fields first, then the part `file`."""
+
+    method: Literal["POST"] = "POST"
+    url: str
+    fields: dict[str, str]
+    expires_at: Timestamp
+
+
+class AgentUpload(_Answer):
+    """An agent that waits for a module."""
+
+    agent_id: str
+    state: AgentState
+    upload: UploadForm
+
+
+class AgentRejection(_Answer):
+    """Why the newest upload was refused."""
+
+    code: str
+    message: str
+
+
+class AgentReputation(_Answer):
+    """An agent's standing, a function of its settled tasks alone."""
+
+    score: Points
+    outcomes: int
+    successes: int
+    failures: int
+
+
+class AgentAnswer(_Answer):
+    """An agent as anyone may see it."""
+
+    agent_id: str
+    owner: str
+    name: str
+    description: str
+    state: AgentState
+    module_sha256: str | None = Field(description="Names the version that tasks run now.")
+    rejection: AgentRejection | None = None
+    tariff: Tariff
+    limits: AgentLimits
+    reputation: AgentReputation | None = Field(default=None, description="Only when one agent is read.")
+    created_at: Timestamp
+
+
+class AgentPage(_Answer):
+    """Some agents, newest first."""
+
+    agents: list[AgentAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+# Accounts.
+
+
+class DepositRequest(_Request):
+    """Credits for an account."""
+
+    deposit_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    amount_micro: Amount = Field(alias="amount")
+
+
+class WithdrawalRequest(_Request):
+    """Credits out of one's own account."""
+
+    withdrawal_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    amount_micro: Amount = Field(alias="amount")
+
+
+class AccountAnswer(_Answer):
+    """What an account has. `available` is exact; `held` and `earned` come from an index and may lag by a second."""
+
+    account_id: str
+    available_micro: CreditsOut = Field(alias="available")
+    held_micro: CreditsOut = Field(alias="held", description="In funded escrows.")
+    earned_micro: CreditsOut = Field(
+        alias="earned", description="From settled tasks; the next sweep makes it available."
+    )
+
+
+class DepositAnswer(_Answer):
+    """A deposit as it was recorded the first time."""
+
+    account_id: str
+    deposit_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    recorded_at: Timestamp
+
+
+class WithdrawalAnswer(_Answer):
+    """A withdrawal as it was recorded the first time."""
+
+    account_id: str
+    withdrawal_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    recorded_at: Timestamp
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        msg = "input_base64 is not valid base64 (RFC 4648 §4, with padding)"
+        raise ValueError(msg) from exc
+
+
+def _encode_utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        msg = "input has half of a surrogate pair, which UTF-8 cannot hold"
+        raise ValueError(msg) from exc
+
+
+def _double(value: object) -> float:
+    if isinstance(value, Decimal):
+        return float(value)
+    msg = "input is not a JSON value"
+    raise ValueError(msg)

@@ -1,0 +1,188 @@
+"""Publishing: from a registration to an active agent. Modules are validated and compiled here, never in a task."""
+
+import base64
+import hashlib
+import secrets
+from typing import Final
+
+from quittance import pricing
+from quittance.bootstrap import Platform
+from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
+from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
+from quittance.models import (
+    AgentAnswer,
+    AgentLimits,
+    AgentPage,
+    AgentRejection,
+    AgentReputation,
+    AgentRequest,
+    AgentUpload,
+    UploadForm,
+    VersionRequest,
+)
+from quittance.observability import logger
+from quittance.pricing import Tariff
+from quittance.store.blobs import BlobMissingError
+from quittance.store.registry import Agent, AgentState, Rejection, Terms, Upload, Version
+
+_AGENT_ID_BYTES: Final = 10
+
+
+def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUpload:
+    """Registers an agent, and answers with a form for its module. Raises PlatformUnavailableError."""
+    terms = _terms(request.tariff, request.limits)
+    agent = Agent(
+        agent_id="agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(),
+        owner=owner,
+        name=request.name,
+        description=request.description,
+        created_ms=platform.now_ms(),
+        terms=terms,
+        upload=Upload(1, AgentState.AWAITING_UPLOAD, terms),
+    )
+    platform.registry.create(agent)
+    return _upload_form(platform, agent)
+
+
+def open_version(platform: Platform, owner: str, agent_id: str, request: VersionRequest) -> AgentUpload:
+    """Opens the upload of a new version; the active one serves until the new one is active.
+
+    Raises NotFoundError, AgentNotReadyError for a retired agent, PlatformUnavailableError.
+    """
+    agent = _own(platform, owner, agent_id)
+    tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
+    opened = platform.registry.open_upload(agent, _terms(tariff, request.limits or _limits(agent.terms)))
+    if opened.retired_ms is not None:
+        raise AgentNotReadyError(agent_id, opened.state)
+    return _upload_form(platform, opened)
+
+
+def retire(platform: Platform, owner: str, agent_id: str) -> None:
+    """Takes an agent out of service for good. Raises NotFoundError, PlatformUnavailableError."""
+    platform.registry.retire(_own(platform, owner, agent_id), now_ms=platform.now_ms())
+
+
+def describe(platform: Platform, agent_id: str) -> AgentAnswer:
+    """An agent with its reputation. Raises NotFoundError, PlatformUnavailableError."""
+    agent = platform.registry.get(agent_id)
+    standing = platform.ledger.reputation(agent_id)
+    reputation = AgentReputation(
+        score=standing.score_tenths,
+        outcomes=standing.outcomes,
+        successes=standing.successes,
+        failures=standing.failures,
+    )
+    return _answer(agent).model_copy(update={"reputation": reputation})
+
+
+def page(platform: Platform, *, owner: str | None, limit: int, after: str | None) -> AgentPage:
+    """A page of agents, newest first: those that take tasks, or all of one owner's.
+
+    Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    """
+    agents, more = platform.registry.page(
+        owner=owner, limit=min(limit, PAGE_ITEMS_MAX), after=_read_cursor(after) if after else None
+    )
+    last = agents[-1] if more else None
+    cursor = f"{last.created_ms}~{last.agent_id}" if last else None
+    return AgentPage(agents=[_answer(agent) for agent in agents], next=cursor)
+
+
+def publish(platform: Platform, key: str) -> AgentState:
+    """Makes a posted module the active version of its agent, or records why not. Safe to repeat.
+
+    `key` is the object's key in the uploads bucket, `uploads/<agent id>/<upload number>`. Returns where the upload
+    stands. Raises PlatformUnavailableError, and CompileFailedError if the compiler itself is broken: try again.
+    """
+    agent = _awaited(platform, key)
+    if agent is None:
+        return AgentState.RETIRED
+    try:
+        module = platform.uploads.read(key)
+    except BlobMissingError:
+        logger.warning("the posted module is gone", agent_id=agent.agent_id)
+        return agent.upload.state
+    platform.registry.start_publishing(agent)
+    published = _compile(platform, module)
+    if isinstance(published, Rejection):
+        standing = platform.registry.reject(agent, published)
+    else:
+        standing = platform.registry.activate(agent, published)
+    logger.info("published", agent_id=agent.agent_id, upload=agent.upload.number, state=standing.upload.state)
+    return standing.upload.state
+
+
+def _awaited(platform: Platform, key: str) -> Agent | None:
+    """The agent that waits for this upload; None if a newer upload, or retirement, has overtaken it."""
+    _, agent_id, number = key.split("/")
+    try:
+        agent = platform.registry.get(agent_id)
+    except NotFoundError:
+        return None
+    overtaken = agent.retired_ms is not None or agent.upload.number != int(number)
+    return None if overtaken else agent
+
+
+def _compile(platform: Platform, module: bytes) -> Version | Rejection:
+    from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, ModuleRejectedError, compile_module
+
+    try:
+        artefact = compile_module(module)
+    except ModuleRejectedError as rejected:
+        return Rejection(rejected.code, rejected.message)
+    module_sha256 = hashlib.sha256(module).hexdigest()
+    artefact_key = f"artefacts/{artefact.key}"
+    platform.binaries.keep(f"modules/{module_sha256}.wasm", module)
+    platform.binaries.keep(artefact_key, artefact.data)
+    return Version(module_sha256, artefact_key, artefact.sha256, ENGINE_VERSION, CONFIG_DIGEST)
+
+
+def _own(platform: Platform, owner: str, agent_id: str) -> Agent:
+    agent = platform.registry.get(agent_id)
+    if agent.owner != owner:
+        msg = f"You have no agent {agent_id!r}."
+        raise NotFoundError(msg)
+    return agent
+
+
+def _upload_form(platform: Platform, agent: Agent) -> AgentUpload:
+    url, fields = platform.uploads.presigned_post(agent.agent_id, agent.upload.number)
+    expires_ms = platform.now_ms() + UPLOAD_SECONDS_MAX * 1_000
+    form = UploadForm(url=url, fields=fields, expires_at=expires_ms)
+    return AgentUpload(agent_id=agent.agent_id, state=agent.upload.state, upload=form)
+
+
+def _terms(tariff: Tariff, limits: AgentLimits) -> Terms:
+    return Terms(
+        tariff=pricing.tariff_json(tariff),
+        memory_bytes=limits.memory_mib * MIB,
+        timeout_s=limits.timeout,
+        fuel=limits.fuel,
+    )
+
+
+def _limits(terms: Terms) -> AgentLimits:
+    return AgentLimits(memory_mib=terms.memory_bytes // MIB, timeout=terms.timeout_s, fuel=terms.fuel)
+
+
+def _answer(agent: Agent) -> AgentAnswer:
+    rejection = agent.upload.rejection
+    return AgentAnswer(
+        agent_id=agent.agent_id,
+        owner=agent.owner,
+        name=agent.name,
+        description=agent.description,
+        state=agent.state,
+        module_sha256=agent.version.module_sha256 if agent.version else None,
+        rejection=AgentRejection(code=rejection.code, message=rejection.message) if rejection else None,
+        tariff=pricing.parse_tariff(agent.terms.tariff),
+        limits=_limits(agent.terms),
+        created_at=agent.created_ms,
+    )
+
+
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    created_ms, separator, agent_id = cursor.partition("~")
+    if not (created_ms.isdecimal() and created_ms.isascii() and separator and agent_id):
+        raise InvalidRequestError(("after", "must be the `next` of an earlier page"))
+    return int(created_ms), agent_id

@@ -1,0 +1,96 @@
+"""One run of an agent: what it is given, what was measured, and every way it can end."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Whose fault a run's end is: it decides the refund's consequence, never the refund itself."""
+
+    NONE = "none"
+    AGENT = "agent"
+    PLATFORM = "platform"
+
+
+class Outcome(StrEnum):
+    """Every way a run can end. The values are part of the API and of receipts: never rename one."""
+
+    SUCCEEDED = "succeeded"
+    EXIT_CODE = "exit_code"
+    TRAP_UNREACHABLE = "trap_unreachable"
+    TRAP_MEMORY = "trap_memory"
+    TRAP_ARITHMETIC = "trap_arithmetic"
+    TRAP_STACK = "trap_stack"
+    TRAP_TABLE = "trap_table"
+    FUEL_EXHAUSTED = "fuel_exhausted"
+    TIMEOUT = "timeout"
+    MEMORY_LIMIT = "memory_limit"
+    OUTPUT_LIMIT = "output_limit"
+    WORKER_LOST = "worker_lost"
+    OUT_OF_TIME = "out_of_time"
+    ARTEFACT_MISSING = "artefact_missing"
+    ARTEFACT_TAMPERED = "artefact_tampered"
+    STORAGE_DOWN = "storage_down"
+    EXPIRED = "expired"
+
+    @property
+    def fault(self) -> Fault:
+        """Whose fault this end is."""
+        if self is Outcome.SUCCEEDED:
+            return Fault.NONE
+        return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
+
+
+_PLATFORM_FAULTS = frozenset(
+    {
+        Outcome.WORKER_LOST,
+        Outcome.OUT_OF_TIME,
+        Outcome.ARTEFACT_MISSING,
+        Outcome.ARTEFACT_TAMPERED,
+        Outcome.STORAGE_DOWN,
+        Outcome.EXPIRED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the sandbox needs for one run. Equal jobs give equal output and fuel, on any machine.
+
+    `epoch_ns` and `seed` start the virtual clock and the virtual randomness; both are recorded in the receipt.
+    """
+
+    artefact_path: str
+    artefact_sha256: str
+    stdin: bytes
+    fuel: int
+    memory_bytes: int
+    timeout_ms: int
+    epoch_ns: int
+    seed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What the sandbox measured. `fuel_exact` is false where a hardware trap made the engine under-report."""
+
+    fuel: int = 0
+    fuel_exact: bool = True
+    cpu_ms: int = 0
+    wall_ms: int = 0
+    memory_bytes: int = 0
+    input_bytes: int = 0
+    output_bytes: int = 0
+    stderr_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a run ended: outcome, a sentence for the agent's author, what it wrote, and the meter."""
+
+    outcome: Outcome
+    message: str
+    meter: Meter
+    exit_code: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""

@@ -1,0 +1,41 @@
+"""AWS clients with explicit time-outs: no call may outlive the money that waits for it."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.config import Config
+from botocore.session import Session as CoreSession
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_kms import KMSClient
+    from mypy_boto3_s3 import S3Client
+
+_CONFIG: Final = Config(
+    connect_timeout=1,
+    read_timeout=4,
+    retries={"mode": "standard", "total_max_attempts": 3},
+    s3={"addressing_style": "auto"},
+)
+
+
+def dynamodb() -> "DynamoDBClient":
+    """A DynamoDB client."""
+    client: DynamoDBClient = _client("dynamodb")
+    return client
+
+
+def s3() -> "S3Client":
+    """An S3 client."""
+    client: S3Client = _client("s3")
+    return client
+
+
+def kms() -> "KMSClient":
+    """A KMS client."""
+    client: KMSClient = _client("kms")
+    return client
+
+
+def _client(service: str) -> Any:  # noqa: ANN401 - botocore makes its clients at run time; the callers name the type
+    # botocore's own session: boto3 adds 25 ms of import for resources, which nothing here uses.
+    return CoreSession().create_client(service, config=_CONFIG)

@@ -1,0 +1,319 @@
+"""The story of one task, from the request to the answer. Nothing else decides about money.
+
+    check → fund → run → decide → settle → answer
+
+A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays held
+until another attempt takes the task over, or until the escrow expires and is refunded.
+"""
+
+import base64
+import hashlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from quittance import escrow as escrows
+from quittance import pricing, receipt
+from quittance.bootstrap import Platform
+from quittance.errors import (
+    AgentNotReadyError,
+    BudgetTooLowError,
+    NotFoundError,
+    PlatformUnavailableError,
+    RequestError,
+    TaskConflictError,
+    TaskInProgressError,
+    TimeoutTooLongError,
+)
+from quittance.escrow import Escrow, Settlement, StoredBytes
+from quittance.limits import ESCROW_GRACE_MS, LEASE_MS_MAX, SETTLE_RESERVE_MS, TIMEOUT_S_SYNC_MAX
+from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
+from quittance.observability import logger
+from quittance.run import Job, Meter, Outcome, Run
+from quittance.store.blobs import BlobMissingError, BlobTamperedError
+from quittance.store.registry import Agent, Version
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One invocation's try at a task: who asks for what, which runner tries, and how long it may live."""
+
+    user: str
+    request: TaskRequest
+    stdin: bytes
+    runner: str
+    remaining_ms: Callable[[], int]
+
+
+def execute(
+    platform: Platform, user: str, request: TaskRequest, *, remaining_ms: Callable[[], int]
+) -> TaskResult | TaskPending:
+    """Runs a task for a user and settles its escrow; the same request again gives the same answer.
+
+    `remaining_ms` tells how long this invocation may still live. A TaskPending means that the outcome is not known
+    yet and can be read later. Raises RequestError (no money moved) and PlatformUnavailableError (repeat the request).
+    """
+    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, remaining_ms)
+    try:
+        agent, version = _check(platform, request)
+        platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
+        escrow = platform.ledger.fund(_hold(platform, attempt, agent, version))
+    except RequestError:
+        # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
+        earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
+        if earlier is None:
+            raise
+        return _answer(platform, _join_settled(platform, earlier, attempt))
+    if escrow.runner != attempt.runner:
+        escrow = _join(platform, escrow, attempt, version)
+    if escrow.settlement:
+        return _answer(platform, escrow)
+    run = _run(platform, escrow, attempt, agent, version)
+    settled = _settle(platform, escrow, run, version)
+    return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
+
+
+def result(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> TaskResult | TaskPending:
+    """The outcome of a task: whole for its user, without output and log for the agent's owner.
+
+    The owner names the `user` whose task it is. Raises NotFoundError, PlatformUnavailableError.
+    """
+    payer = user or caller
+    escrow = platform.ledger.find(escrows.escrow_id(payer, task_id))
+    if escrow is None or caller not in {escrow.payer, escrow.owner}:
+        msg = f"You have no task {task_id!r}."
+        raise NotFoundError(msg)
+    escrow = expire_if_overdue(platform, escrow)
+    if caller != escrow.payer and escrow.settlement:
+        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
+    return _answer(platform, escrow)
+
+
+def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
+    """Refunds a funded escrow whose time is over, whoever comes across it; returns the escrow that stands."""
+    now_ms = platform.now_ms()
+    if escrow.settlement or escrow.expires_ms > now_ms:
+        return escrow
+    settlement = escrows.expire(escrow, now_ms=now_ms)
+    return platform.ledger.expire(escrow, _signed(platform, escrow, settlement, Meter(), version=None))
+
+
+def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
+    agent = platform.registry.get_cached(request.agent_id)
+    if agent.version is None or agent.retired_ms is not None:
+        raise AgentNotReadyError(agent.agent_id, agent.state)
+    if request.timeout is not None and request.timeout > TIMEOUT_S_SYNC_MAX:
+        raise TimeoutTooLongError(timeout_s_max=TIMEOUT_S_SYNC_MAX, reason="the caller waits for the answer")
+    least_micro = pricing.least_price_micro(pricing.parse_tariff(agent.terms.tariff))
+    if request.budget_micro < least_micro:
+        raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
+    return agent, agent.version
+
+
+def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version) -> Escrow:
+    request, now_ms = attempt.request, platform.now_ms()
+    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, TIMEOUT_S_SYNC_MAX)
+    return Escrow(
+        escrow_id=escrows.escrow_id(attempt.user, request.task_id),
+        payer=attempt.user,
+        task_id=request.task_id,
+        request_sha256=_request_sha256(attempt),
+        agent_id=agent.agent_id,
+        owner=agent.owner,
+        module_sha256=version.module_sha256,
+        input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
+        input_bytes=len(attempt.stdin),
+        tariff=agent.terms.tariff,
+        budget_micro=request.budget_micro,
+        fee_bps=platform.settings.fee_bps,
+        timeout_ms=timeout_s * 1_000,
+        runner=attempt.runner,
+        fence=1,
+        funded_ms=now_ms,
+        lease_ms=_lease_ms(attempt, now_ms),
+        expires_ms=now_ms + timeout_s * 1_000 + ESCROW_GRACE_MS,
+    )
+
+
+def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escrow:
+    """The escrow of an earlier attempt, once it is settled. Raises TaskConflictError, TaskInProgressError."""
+    if escrow.request_sha256 != _request_sha256(attempt):
+        raise TaskConflictError(escrow.task_id)
+    escrow = expire_if_overdue(platform, escrow)
+    if escrow.settlement is None:
+        wait_ms = max(escrow.lease_ms - platform.now_ms(), 1_000)
+        raise TaskInProgressError(escrow.task_id, retry_after_s=-(-wait_ms // 1_000))
+    return escrow
+
+
+def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, version: Version) -> Escrow:
+    """What stands of an earlier attempt: settled, or ours because its lease has lapsed.
+
+    A task keeps the version that it was funded for. If that is not the active one any more, nobody can take it over,
+    and it is refunded when it expires. Raises TaskConflictError, TaskInProgressError.
+    """
+    now_ms = platform.now_ms()
+    lapsed = escrow.settlement is None and escrow.lease_ms <= now_ms < escrow.expires_ms
+    same_task = escrow.request_sha256 == _request_sha256(attempt) and escrow.module_sha256 == version.module_sha256
+    if lapsed and same_task:
+        lease_ms = min(_lease_ms(attempt, now_ms), escrow.expires_ms)
+        escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
+        if escrow.runner == attempt.runner and escrow.settlement is None:
+            return escrow
+    return _join_settled(platform, escrow, attempt)
+
+
+def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, version: Version) -> Run:
+    """Runs the agent. Every failure, the platform's too, is an outcome: the money is held and must be settled."""
+    meter = Meter(input_bytes=len(attempt.stdin))
+    try:
+        path = platform.binaries.local_artefact(version.artefact_key, version.artefact_sha256)
+    except BlobMissingError:
+        return Run(Outcome.ARTEFACT_MISSING, "The agent's binary is missing in the platform's storage.", meter)
+    except BlobTamperedError:
+        return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
+    except PlatformUnavailableError:
+        return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
+    left_ms = min(attempt.remaining_ms(), escrow.expires_ms - platform.now_ms()) - SETTLE_RESERVE_MS
+    if left_ms <= 0:
+        return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
+    tariff = pricing.parse_tariff(escrow.tariff)
+    run = platform.sandbox.run(
+        Job(
+            artefact_path=str(path),
+            artefact_sha256=version.artefact_sha256,
+            stdin=attempt.stdin,
+            fuel=pricing.fuel_bought(tariff, budget_micro=escrow.budget_micro, fuel_max=agent.terms.fuel),
+            memory_bytes=agent.terms.memory_bytes,
+            timeout_ms=min(escrow.timeout_ms, left_ms),
+            epoch_ns=escrow.funded_ms * 1_000_000,
+            seed=escrows.seed(escrow.escrow_id),
+        )
+    )
+    if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
+        platform.binaries.forget(version.artefact_sha256)
+    if run.outcome is Outcome.TIMEOUT and left_ms < escrow.timeout_ms:
+        return replace(run, outcome=Outcome.OUT_OF_TIME, message="The platform had to end the run before its timeout.")
+    return run
+
+
+def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version) -> Escrow:
+    """Ends the escrow by the run's outcome, and returns the escrow that stands, which may be another's work."""
+    output = log = None
+    try:
+        log = platform.outputs.keep(run.stderr)
+        if run.outcome is Outcome.SUCCEEDED:
+            output = platform.outputs.keep(run.stdout)
+    except PlatformUnavailableError:
+        run = replace(run, outcome=Outcome.STORAGE_DOWN, message="The platform's storage did not take the output.")
+    settlement = replace(escrows.decide(escrow, run, now_ms=platform.now_ms()), output=output, log=log)
+    try:
+        signed = _signed(platform, escrow, settlement, run.meter, version=version)
+        return expire_if_overdue(platform, platform.ledger.settle(escrow, signed))
+    except PlatformUnavailableError:
+        logger.warning("settlement unknown", escrow_id=escrow.escrow_id)
+        return _look_again(platform, escrow)
+
+
+def _look_again(platform: Platform, escrow: Escrow) -> Escrow:
+    try:
+        return platform.ledger.find(escrow.escrow_id) or escrow
+    except PlatformUnavailableError:
+        return escrow
+
+
+def _signed(
+    platform: Platform, escrow: Escrow, settlement: Settlement, meter: Meter, *, version: Version | None
+) -> Settlement:
+    """The settlement with its receipt. A receipt that loses the race to be stored is dropped unseen."""
+    claims = receipt.claims(
+        escrow,
+        settlement,
+        issuer=platform.settings.receipt_issuer,
+        meter=meter,
+        engine=version.engine if version else "",
+        config_sha256=version.config_sha256 if version else "",
+    )
+    key = platform.keys.signing_key(now_s=settlement.settled_ms // 1_000)
+    return replace(settlement, receipt=receipt.sign(claims, key))
+
+
+def _answer(platform: Platform, escrow: Escrow, *, at_hand: tuple[bytes, ...] = ()) -> TaskResult | TaskPending:
+    """What the ledger says of a task. `at_hand` are bytes that need not be read again if the ledger names them."""
+    settlement = escrow.settlement
+    if settlement is None:
+        return TaskPending(
+            task_id=escrow.task_id,
+            agent_id=escrow.agent_id,
+            escrow_id=escrow.escrow_id,
+            escrow_status=escrow.state,
+            expires_at=escrow.expires_ms,
+        )
+    meter = receipt.read_claims(settlement.receipt)["meter"]
+    output = _load(platform, settlement.output, at_hand)
+    log = _load(platform, settlement.log, at_hand)
+    success = settlement.outcome is Outcome.SUCCEEDED
+    text, encoded = _as_text(output)
+    return TaskResult(
+        task_id=escrow.task_id,
+        agent_id=escrow.agent_id,
+        success=success,
+        output=text,
+        output_base64=encoded,
+        log=None if log is None else log.decode(errors="replace"),
+        error=None if success else TaskError(code=settlement.outcome, message=settlement.message),
+        execution_time_ms=meter["wall_ms"],
+        resource_usage=ResourceUsage(
+            memory_used_mb=round(meter["memory_bytes"] / 2**20, 3),
+            cpu_time_ms=meter["cpu_ms"],
+            execution_time_ms=meter["wall_ms"],
+            storage_used_kb=round((meter["output_bytes"] + meter["stderr_bytes"]) / 1024, 3),
+            fuel_used=meter["fuel"],
+            fuel_exact=meter["fuel_exact"],
+            input_bytes=meter["input_bytes"],
+            output_bytes=meter["output_bytes"],
+        ),
+        escrow_id=escrow.escrow_id,
+        escrow_status=settlement.state,
+        amount_paid_micro=settlement.split.paid_micro,
+        amount_refunded_micro=settlement.split.refunded_micro,
+        fee_micro=settlement.split.fee_micro,
+        reputation_delta=settlement.reputation_tenths,
+        timestamp=settlement.settled_ms,
+        receipt=settlement.receipt,
+    )
+
+
+def _load(platform: Platform, stored: StoredBytes | None, at_hand: tuple[bytes, ...]) -> bytes | None:
+    if stored is None:
+        return None
+    for data in at_hand:
+        if hashlib.sha256(data).hexdigest() == stored.sha256:
+            return data
+    try:
+        return platform.outputs.load(stored)
+    except BlobMissingError:
+        return None  # past the retention of the outputs bucket; the receipt still names it by digest
+
+
+def _as_text(data: bytes | None) -> tuple[str | None, str | None]:
+    if data is None:
+        return None, None
+    try:
+        return data.decode(), None
+    except UnicodeDecodeError:
+        return None, base64.b64encode(data).decode()
+
+
+def _request_sha256(attempt: _Attempt) -> str:
+    return escrows.request_sha256(
+        agent_id=attempt.request.agent_id,
+        input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
+        budget_micro=attempt.request.budget_micro,
+        timeout_s=attempt.request.timeout,
+    )
+
+
+def _lease_ms(attempt: _Attempt, now_ms: int) -> int:
+    """Until when the runner may still be alive: after that another attempt may take the task over."""
+    return now_ms + min(attempt.remaining_ms(), LEASE_MS_MAX)

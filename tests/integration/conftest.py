@@ -1,0 +1,88 @@
+"""A whole platform in one thread: tables and buckets as `template.yaml` describes them, in moto; the real sandbox."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import botocore.session
+import pytest
+from cfnlint.decode import cfn_yaml
+from moto import mock_aws
+
+from quittance.config import Settings
+from quittance.sandbox import Sandbox
+from tests.support import REGION, ROOT, Cloud, remaining
+
+
+@pytest.fixture(scope="session")
+def template() -> dict[str, Any]:
+    document: dict[str, Any] = cfn_yaml.load(str(ROOT / "template.yaml"))
+    return document
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(autouse=True)
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    with mock_aws():
+        yield
+
+
+@pytest.fixture
+def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
+    session = botocore.session.Session()
+    for name in ("LedgerTable", "RegistryTable"):
+        properties = {
+            key: value
+            for key, value in template["Resources"][name]["Properties"].items()
+            if key in {"AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"}
+        }
+        session.create_client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
+    for name in ("uploads", "binaries", "outputs"):
+        session.create_client("s3").create_bucket(
+            Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION}
+        )
+    key = session.create_client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
+    cloud = Cloud(
+        Settings(
+            ledger_table="LedgerTable",
+            registry_table="RegistryTable",
+            uploads_bucket="uploads",
+            binaries_bucket="binaries",
+            outputs_bucket="outputs",
+            ledger_shards=3,
+            fee_bps=250,
+            platform_account="quittance:platform",
+            receipt_key_ids=key["KeyMetadata"]["Arn"],
+            receipt_issuer="urn:quittance:test",
+            issuer_url="https://issuer.test",
+            jwks_url="https://issuer.test/jwks.json",
+            audience="quittance",
+            scratch_dir=tmp_path,
+        )
+    )
+    cloud.sandbox = sandbox
+    return cloud
+
+
+@pytest.fixture
+def context() -> Any:
+    return SimpleNamespace(
+        function_name="test",
+        memory_limit_in_mb=512,
+        invoked_function_arn="arn:aws:lambda:eu-central-1:123456789012:function:test",
+        aws_request_id="00000000-0000-0000-0000-000000000000",
+        get_remaining_time_in_millis=remaining,
+    )

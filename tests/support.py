@@ -1,0 +1,66 @@
+"""What several test suites share: the example agents, and a platform that a test can look into."""
+
+from pathlib import Path
+from typing import Any
+
+from quittance import publishing
+from quittance.bootstrap import Platform
+from quittance.models import AgentLimits, AgentRequest
+
+ROOT = Path(__file__).parents[1]
+AGENTS = ROOT / "examples" / "agents"
+REGION = "eu-central-1"
+FLAT = {"type": "flat", "price": "0.01"}
+
+
+def wasm(name: str) -> bytes:
+    """A committed example agent."""
+    (module,) = AGENTS.glob(f"*/{name}.wasm")
+    return module.read_bytes()
+
+
+def remaining() -> int:
+    """A Lambda invocation that has just begun."""
+    return 29_000
+
+
+class Cloud(Platform):
+    """The platform of the tests: a clock that a test may move, a count of calls, and ready-made agents."""
+
+    skew_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.skew_ms
+
+    def publish(self, module: bytes, *, tariff: dict[str, Any] = FLAT, owner: str = "owner", **limits: Any) -> str:
+        """Publishes an agent through the use cases; returns its id."""
+        request = AgentRequest.model_validate({"name": "test", "tariff": tariff, "limits": AgentLimits(**limits)})
+        agent_id = publishing.register(self, owner, request).agent_id
+        self.post(agent_id, 1, module)
+        assert publishing.publish(self, f"uploads/{agent_id}/1") == "active"
+        return agent_id
+
+    def post(self, agent_id: str, number: int, module: bytes) -> None:
+        """Posts a module as its author would."""
+        key = f"uploads/{agent_id}/{number}"
+        self._s3.put_object(Bucket=self.settings.uploads_bucket, Key=key, Body=module)
+
+    def deposit(self, account: str, amount_micro: int) -> None:
+        """Gives an account credits."""
+        self.ledger.deposit(account, f"start-{amount_micro}", amount_micro, now_ms=self.now_ms())
+
+    def items(self, prefix: str = "") -> list[dict[str, Any]]:
+        """The ledger's items."""
+        pages = self._dynamodb.get_paginator("scan").paginate(TableName=self.settings.ledger_table)
+        return [item for page in pages for item in page["Items"] if item["pk"]["S"].startswith(prefix)]
+
+    def total_micro(self) -> int:
+        """All credits that the ledger holds: available, held, and settled but not swept."""
+        number = lambda item, name: int(item[name]["N"])  # noqa: E731 - reads best beside its use
+        total = sum(number(item, "available") for item in self.items("ACCT#"))
+        for item in self.items("ESC#"):
+            if item["state"]["S"] == "funded":
+                total += number(item, "budget")
+            elif "work" in item:
+                total += number(item, "paid") + number(item, "fee")
+        return total

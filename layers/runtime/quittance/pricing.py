@@ -33,11 +33,11 @@ class MeteredTariff(_Terms):
     """A price that follows the meter: base + fuel + memory + output, and at least the minimum."""
 
     type: Literal["metered"]
-    base_micro: _Rate = Field(alias="base", default=0)
-    per_million_fuel_micro: _Rate = Field(alias="per_million_fuel", default=0)
-    per_mib_memory_micro: _Rate = Field(alias="per_mib_memory", default=0)
-    per_kib_output_micro: _Rate = Field(alias="per_kib_output", default=0)
-    minimum_micro: _Rate = Field(alias="minimum", default=0)
+    base_micro: _Rate = Field(alias="base", default_factory=int)
+    per_million_fuel_micro: _Rate = Field(alias="per_million_fuel", default_factory=int)
+    per_mib_memory_micro: _Rate = Field(alias="per_mib_memory", default_factory=int)
+    per_kib_output_micro: _Rate = Field(alias="per_kib_output", default_factory=int)
+    minimum_micro: _Rate = Field(alias="minimum", default_factory=int)
 
 
 Tariff = Annotated[FlatTariff | MeteredTariff, Field(discriminator="type")]

@@ -1,0 +1,97 @@
+"""From a registration to an active agent, and every way it can be refused or overtaken."""
+
+import pytest
+
+from quittance import publishing
+from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
+from quittance.models import AgentRequest, VersionRequest
+from tests.support import FLAT, Cloud, wasm
+
+
+def register(cloud: Cloud, owner: str = "owner") -> str:
+    request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
+    return publishing.register(cloud, owner, request).agent_id
+
+
+def post_and_publish(cloud: Cloud, agent_id: str, number: int, module: bytes) -> str:
+    cloud.post(agent_id, number, module)
+    return publishing.publish(cloud, f"uploads/{agent_id}/{number}")
+
+
+def test_a_posted_module_becomes_the_active_version(cloud: Cloud) -> None:
+    agent_id = register(cloud)
+    assert publishing.describe(cloud, agent_id).state == "awaiting_upload"
+    assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "active"
+    seen = publishing.describe(cloud, agent_id)
+    assert (seen.state, seen.owner, seen.rejection) == ("active", "owner", None)
+    assert publishing.publish(cloud, f"uploads/{agent_id}/1") == "active", "S3 repeats its events"
+
+
+@pytest.mark.parametrize("module", [b"", b"no wasm", b"\0asm\1\0\0\0", b"(module)"])
+def test_a_bad_module_is_rejected_with_a_reason_and_can_be_mended(cloud: Cloud, module: bytes) -> None:
+    agent_id = register(cloud)
+    assert post_and_publish(cloud, agent_id, 1, module) == "rejected"
+    rejection = publishing.describe(cloud, agent_id).rejection
+    assert rejection is not None
+    assert rejection.code
+    assert rejection.message.endswith((".", ")"))
+    publishing.open_version(cloud, "owner", agent_id, VersionRequest())
+    assert post_and_publish(cloud, agent_id, 2, wasm("echo")) == "active"
+    assert publishing.describe(cloud, agent_id).rejection is None
+
+
+def test_the_active_version_serves_until_the_next_one_is_active(cloud: Cloud) -> None:
+    agent_id = register(cloud)
+    post_and_publish(cloud, agent_id, 1, wasm("echo"))
+    before = publishing.describe(cloud, agent_id)
+    dearer = VersionRequest.model_validate({"tariff": {"type": "flat", "price": "0.02"}})
+    publishing.open_version(cloud, "owner", agent_id, dearer)
+    assert publishing.describe(cloud, agent_id) == before
+    assert post_and_publish(cloud, agent_id, 2, b"broken") == "rejected"
+    rejected = publishing.describe(cloud, agent_id)
+    assert (rejected.state, rejected.module_sha256, rejected.tariff) == ("active", before.module_sha256, before.tariff)
+    assert post_and_publish(cloud, agent_id, 2, wasm("sieve")) == "active"
+    after = publishing.describe(cloud, agent_id)
+    assert after.module_sha256 != before.module_sha256
+    assert after.tariff == dearer.tariff
+
+
+def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
+    agent_id = register(cloud)
+    publishing.open_version(cloud, "owner", agent_id, VersionRequest())
+    assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "retired"
+    assert publishing.describe(cloud, agent_id).state == "awaiting_upload"
+    post_and_publish(cloud, agent_id, 2, wasm("echo"))
+    active = publishing.describe(cloud, agent_id)
+    assert post_and_publish(cloud, agent_id, 2, wasm("sieve")) == "active"
+    assert publishing.describe(cloud, agent_id) == active, "an upload form makes one version"
+
+
+def test_only_the_owner_changes_an_agent(cloud: Cloud) -> None:
+    agent_id = register(cloud)
+    for change in (publishing.retire, lambda *who: publishing.open_version(*who, VersionRequest())):
+        with pytest.raises(NotFoundError):
+            change(cloud, "stranger", agent_id)
+    publishing.retire(cloud, "owner", agent_id)
+    with pytest.raises(AgentNotReadyError):
+        publishing.open_version(cloud, "owner", agent_id, VersionRequest())
+    assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "retired"
+    assert publishing.publish(cloud, "uploads/agt_unknown/1") == "retired"
+
+
+def test_pages_list_active_agents_or_all_of_an_owner(cloud: Cloud) -> None:
+    mine = [register(cloud) for _ in range(3)]
+    register(cloud, "other")
+    post_and_publish(cloud, mine[0], 1, wasm("echo"))
+    public = publishing.page(cloud, owner=None, limit=10, after=None)
+    assert [agent.agent_id for agent in public.agents] == [mine[0]]
+    seen, after = [], None
+    while True:
+        page = publishing.page(cloud, owner="owner", limit=2, after=after)
+        seen += [agent.agent_id for agent in page.agents]
+        if page.next is None:
+            break
+        after = page.next
+    assert sorted(seen) == sorted(mine)
+    with pytest.raises(InvalidRequestError):
+        publishing.page(cloud, owner=None, limit=2, after="nonsense")

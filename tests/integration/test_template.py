@@ -1,0 +1,103 @@
+"""What `template.yaml` promises: who may do what, which routes are open, and that code and template name the same."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from quittance.config import Settings
+from tests.support import ROOT
+
+FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
+
+
+def resources(template: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: found["Properties"] for name, found in template["Resources"].items() if found["Type"] == kind}
+
+
+def actions(properties: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for policy in properties.get("Policies", []):
+        for statement in policy["Statement"]:
+            named = statement["Action"]
+            found.update([named] if isinstance(named, str) else named)
+    return found
+
+
+def test_every_folder_is_a_function_and_every_function_a_folder(template: dict[str, Any]) -> None:
+    functions = resources(template, "AWS::Serverless::Function")
+    assert sorted(properties["CodeUri"].removeprefix("functions/") for properties in functions.values()) == FUNCTIONS
+
+
+def test_every_route_needs_a_token_but_health_keys_and_documentation(template: dict[str, Any]) -> None:
+    api = template["Resources"]["Api"]["Properties"]
+    assert api["Auth"]["DefaultAuthorizer"] == "Jwt"
+    open_routes = {
+        event["Properties"]["Path"].removeprefix("/api/v1/economic")
+        for properties in resources(template, "AWS::Serverless::Function").values()
+        for event in properties.get("Events", {}).values()
+        if event["Type"] == "Api" and event["Properties"].get("Auth", {}).get("Authorizer") == "NONE"
+    }
+    assert open_routes == {"/health", "/.well-known/jwks.json", "/openapi.json", "/docs"}
+
+
+def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str, Any]) -> None:
+    functions = resources(template, "AWS::Serverless::Function")
+    for name, properties in functions.items():
+        allowed = actions(properties)
+        assert not any("*" in action or "Delete" in action for action in allowed), name
+    execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
+    writes = [statement["Resource"] for statement in execute if "s3:PutObject" in statement["Action"]]
+    assert [str(resource) for resource in writes] == ["{'Fn::Sub': '${OutputsBucket.Arn}/outputs/*'}"]
+    assert "LedgerTable" not in str(functions["PublishFunction"]["Policies"])
+    assert actions(functions["AuthorizerFunction"]) == set()
+
+
+def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:
+    declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
+    local_only = {"TOKEN_ALGORITHMS", "SCRATCH_DIR"}
+    assert {name.upper() for name in Settings.model_fields} - local_only <= declared
+
+
+@pytest.mark.parametrize("table", ["LedgerTable", "RegistryTable"])
+def test_tables_are_protected(template: dict[str, Any], table: str) -> None:
+    resource = template["Resources"][table]
+    properties = resource["Properties"]
+    assert properties["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+    assert properties["SSESpecification"] == {"SSEEnabled": True}
+    assert resource["DeletionPolicy"] == "RetainExceptOnCreate"
+    assert "TimeToLiveSpecification" not in properties, "money has no time to live"
+
+
+@pytest.mark.parametrize("bucket", ["UploadsBucket", "BinariesBucket", "OutputsBucket"])
+def test_buckets_are_private_and_versioned(template: dict[str, Any], bucket: str) -> None:
+    properties = template["Resources"][bucket]["Properties"]
+    assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
+    assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
+
+
+def test_the_committed_description_is_what_the_code_says() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "local.openapi", "--check"], cwd=ROOT, env={"PYTHONPATH": "layers/runtime"}, check=False
+    )
+    assert checked.returncode == 0, "run make openapi"
+
+
+def test_shallow_health_and_the_authorizer_import_nothing_heavy() -> None:
+    heavy = {
+        "health": ("pydantic", "botocore.client", "wasmtime", "jwt"),
+        "authorizer": ("botocore.client", "wasmtime"),
+    }
+    for function, modules in heavy.items():
+        code = f"import sys, app; sys.exit(str([name for name in {modules} if name in sys.modules] or ''))"
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT / "functions" / function,
+            env={"PYTHONPATH": f"{ROOT}/layers/runtime:."},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        assert found.stderr == "", f"{function} imports {found.stderr}"

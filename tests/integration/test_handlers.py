@@ -1,4 +1,4 @@
-"""The functions' entries in process: they translate, refuse what carries no identity, and never show an internal text."""
+"""The functions' entries in process: they translate, refuse what has no identity, and show no internal text."""
 
 import importlib.util
 import json

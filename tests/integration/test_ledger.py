@@ -72,6 +72,18 @@ def test_fund_holds_the_budget_once(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == 9 * BUDGET
 
 
+def test_a_replay_is_told_before_the_empty_account(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both conditions failed: the first attempt took the last credit. (moto reports the first reason alone.)"""
+    escrow = rich.ledger.fund(hold())
+    (standing,), (account,) = rich.items("ESC#"), rich.items("ACCT#alice")
+
+    def refuse(_: Any) -> None:
+        raise dynamo.RefusedError([standing, account])
+
+    monkeypatch.setattr(rich.ledger, "_transact", refuse)
+    assert rich.ledger.fund(replace(escrow, runner="runner-2")) == escrow
+
+
 def test_funding_without_funds_leaves_no_trace(cloud: Cloud) -> None:
     cloud.deposit("alice", BUDGET - 1)
     with pytest.raises(InsufficientFundsError):

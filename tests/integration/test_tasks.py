@@ -19,8 +19,8 @@ from quittance.errors import (
     TimeoutTooLongError,
 )
 from quittance.models import TaskPending, TaskRequest, TaskResult
-from quittance.sweeping import sweep
 from quittance.publishing import describe, retire
+from quittance.sweeping import sweep
 from tests.support import Cloud, remaining, wasm
 
 START = 10_000_000

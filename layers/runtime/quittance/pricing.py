@@ -45,10 +45,11 @@ _TARIFF: Final[TypeAdapter[FlatTariff | MeteredTariff]] = TypeAdapter(Tariff)
 
 
 def least_price_micro(tariff: Tariff) -> int:
-    """The least that a successful run can cost: no task is funded with less."""
+    """The least that a successful run can cost, its first unit of fuel included: no task is funded with less."""
     if isinstance(tariff, FlatTariff):
         return tariff.price_micro
-    return max(tariff.base_micro, tariff.minimum_micro)
+    first_fuel_micro = _divide_up(tariff.per_million_fuel_micro, _FUEL_PER_RATE)
+    return max(tariff.base_micro + first_fuel_micro, tariff.minimum_micro)
 
 
 def price_micro(tariff: Tariff, meter: Meter, *, budget_micro: int) -> int:
@@ -65,7 +66,10 @@ def price_micro(tariff: Tariff, meter: Meter, *, budget_micro: int) -> int:
 
 
 def fuel_bought(tariff: Tariff, *, budget_micro: int, fuel_max: int) -> int:
-    """The fuel limit of a run: the agent's own, or what is left of the budget after the base buys, if that is less."""
+    """The fuel limit of a run: the agent's own, or what is left of the budget after the base buys, if that is less.
+
+    A budget of at least the least price buys some.
+    """
     if isinstance(tariff, FlatTariff) or not tariff.per_million_fuel_micro:
         return fuel_max
     spendable_micro = max(0, budget_micro - tariff.base_micro)

@@ -1,4 +1,4 @@
-"""Makes posted modules active agents: called by S3 for each object that is created in the uploads bucket."""
+"""Makes posted modules active agents: called by S3 for each new object, and by `execute` after an engine upgrade."""
 
 from typing import Any
 
@@ -11,5 +11,8 @@ from quittance.observability import entry
 
 @entry
 def handler(event: dict[str, Any], _context: object) -> list[str]:
-    """Lambda's entry. S3 repeats an event whose handling raised; publishing is safe to repeat."""
+    """Lambda's entry. Lambda repeats an event whose handling raised; both are safe to repeat."""
+    if "recompile" in event:
+        publishing.recompile(platform(), event["recompile"])
+        return []
     return [publishing.publish(platform(), record.s3.get_object.key) for record in S3Event(event).records]

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from quittance.errors import (
     TimeoutTooLongError,
 )
 from quittance.models import TaskPending, TaskRequest, TaskResult
-from quittance.publishing import describe, retire
+from quittance.publishing import describe, recompile, retire
 from quittance.sweeping import sweep
 from tests.support import Cloud, remaining, wasm
 
@@ -301,17 +302,37 @@ def test_platform_faults_refund_without_blame(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     version = rich.registry.get(agent).version
     assert version is not None
-    bucket = rich.settings.binaries_bucket
-    good = rich._s3.get_object(Bucket=bucket, Key=version.artefact_key)["Body"].read()
-    rich._s3.put_object(Bucket=bucket, Key=version.artefact_key, Body=good[:-1] + b"x")
+    bucket, key = rich.settings.binaries_bucket, f"artefacts/{version.artefact_key}"
+    good = rich._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    rich._s3.put_object(Bucket=bucket, Key=key, Body=good[:-1] + b"x")
     tampered = run(rich, agent, task_id="tampered")
-    rich._s3.delete_object(Bucket=bucket, Key=version.artefact_key)
+    rich._s3.delete_object(Bucket=bucket, Key=key)
     missing = run(rich, agent, task_id="missing")
     assert [done.error and done.error.code for done in (tampered, missing)] == ["artefact_tampered", "artefact_missing"]
     assert [done.reputation_delta for done in (tampered, missing)] == [0, 0]
     assert rich.ledger.available_micro("alice") == START
-    rich._s3.put_object(Bucket=bucket, Key=version.artefact_key, Body=good)
+    rich._s3.put_object(Bucket=bucket, Key=key, Body=good)
     assert run(rich, agent, task_id="mended").success
+
+
+def test_an_engine_upgrade_recompiles_on_first_need_and_never_in_a_task(
+    rich: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = rich.publish(wasm("echo"))
+    current = rich.registry.get(agent)
+    assert current.version is not None
+    old = replace(current.version, artefact_key=current.version.artefact_key.replace("wasmtime-", "wasmtime-49."))
+    rich.registry.replace_artefact(current, old)
+    asked: list[str] = []
+    monkeypatch.setattr(rich.publisher, "recompile", asked.append)
+    with pytest.raises(AgentNotReadyError) as waiting:
+        run(rich, agent)
+    assert (asked, waiting.value.retry_after_s) == ([agent], 5)
+    assert rich.ledger.available_micro("alice") == START
+    recompile(rich, agent)
+    assert run(rich, agent).success
+    recompile(rich, agent)
+    assert rich.registry.get(agent) == current
 
 
 def test_no_money_moves_while_receipts_cannot_be_signed(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quittance.store.blobs import Binaries, Outputs, Uploads
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
+    from quittance.store.publisher import Publisher
     from quittance.store.registry import Registry
 
 
@@ -67,6 +68,13 @@ class Platform:
         from quittance.store.blobs import Outputs
 
         return Outputs(self._s3, bucket=self.settings.outputs_bucket)
+
+    @cached_property
+    def publisher(self) -> "Publisher":
+        """The publish function."""
+        from quittance.store.publisher import Publisher
+
+        return Publisher(clients.functions(), function=self.settings.publish_function)
 
     @cached_property
     def keys(self) -> "Keys":

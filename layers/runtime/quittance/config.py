@@ -20,6 +20,7 @@ class Settings(BaseModel):
     ledger_shards: int = Field(ge=1, le=64)
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
     platform_account: str
+    publish_function: str = ""
     receipt_key_ids: str
     receipt_issuer: str
     issuer_url: str

@@ -102,8 +102,9 @@ class TaskInProgressError(RequestError):
 class AgentNotReadyError(RequestError):
     """The agent exists but has no active version."""
 
-    def __init__(self, agent_id: str, state: str) -> None:
-        super().__init__(f"The agent {agent_id!r} is {state.replace('_', ' ')} and takes no tasks.", state=state)
+    def __init__(self, agent_id: str, state: str, *, retry_after_s: int | None = None) -> None:
+        detail = f"The agent {agent_id!r} is {state.replace('_', ' ')} and takes no tasks."
+        super().__init__(detail, retry_after_s=retry_after_s, state=state)
 
 
 class MovementConflictError(RequestError):

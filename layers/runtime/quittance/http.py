@@ -1,13 +1,15 @@
 """HTTP for all functions: routes by Powertools, exact JSON, the authorizer's identity, errors as problem+json."""
 
+import base64
 import json
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
-from aws_lambda_powertools.event_handler.openapi.exceptions import RequestUnsupportedContentType, RequestValidationError
+from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from quittance.errors import (
@@ -24,18 +26,31 @@ from quittance.models import TaskPending, TaskResult
 from quittance.observability import logger
 
 PREFIX: Final = "/api/v1/economic"
+_JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
+_PLACES: Final = frozenset({"body", "query", "path", "header"})
+_SHOULD: Final = re.compile(r"^\w+ should")
 _RETRY_AFTER_S: Final = 2
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def api() -> APIGatewayRestResolver:
-    """The resolver that every HTTP function mounts its routes on."""
-    app = APIGatewayRestResolver(enable_validation=True, json_body_deserializer=read_json)
+class Api(APIGatewayRestResolver):
+    """The resolver that every HTTP function mounts its routes on: it takes JSON and nothing else."""
+
+    def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
+        """The answer to a REST API proxy event; every refusal and failure is one."""
+        try:
+            plain = _plain_json(event)
+        except QuittanceError as error:
+            return _proxy(_refuse(error))
+        return super().resolve(plain, context)
+
+
+def api() -> Api:
+    """A resolver without routes yet."""
+    app = Api(enable_validation=True, json_body_deserializer=read_json)
     app.exception_handler(QuittanceError)(_refuse)
     app.exception_handler(RequestValidationError)(_refuse_fields)
-    app.exception_handler(RequestUnsupportedContentType)(lambda _: _refuse(UnsupportedMediaTypeError()))
-    app.exception_handler(UnicodeDecodeError)(lambda _: _refuse(InvalidRequestError(("body", "must be UTF-8"))))
     app.not_found(lambda _: _refuse(NotFoundError("There is nothing at this path.")))
     app.exception_handler(Exception)(_fail)
     return app
@@ -95,7 +110,7 @@ def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
         value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
     except RecursionError as exc:
         raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels")) from exc
-    except ValueError as exc:
+    except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
         raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
     _check_depth(value)
     return value
@@ -139,8 +154,11 @@ def _invalid(found: Iterable[Mapping[str, Any]]) -> InvalidRequestError:
 
 
 def _field(location: tuple[str | int, ...]) -> str:
-    path = ".".join(str(part) for part in location if part not in {"body", "query", "path"})
-    return path or "body"
+    """The path of a field as its sender wrote it: no word of where it was sent, nor of the tariff's union."""
+    parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
+    if "tariff" in parts:
+        del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]
+    return ".".join(parts) or "body"
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
@@ -149,7 +167,32 @@ def _sentence(found: Mapping[str, Any]) -> str:
     if found["type"] == "missing":
         return "is required"
     message: str = found["msg"]
-    return message.removeprefix("Value error, ").replace("Input should", "must")
+    return _SHOULD.sub("must", message.removeprefix("Value error, "))
+
+
+def _plain_json(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The event with its body as text and the media type in its plain form. Raises UnsupportedMediaTypeError."""
+    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
+    body = event.get("body")
+    media_type = headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    if body and media_type != _JSON:
+        raise UnsupportedMediaTypeError
+    if body and event.get("isBase64Encoded"):
+        try:
+            body = base64.b64decode(body, validate=True).decode()
+        except ValueError as exc:
+            raise InvalidRequestError(("body", "must be UTF-8")) from exc
+    return {**event, "headers": {**headers, "content-type": _JSON}, "body": body, "isBase64Encoded": False}
+
+
+def _proxy(response: Response[str]) -> dict[str, Any]:
+    headers = {**response.headers, "Content-Type": response.content_type}
+    return {
+        "statusCode": int(response.status_code),
+        "multiValueHeaders": {name: [value] for name, value in headers.items()},
+        "body": response.body,
+        "isBase64Encoded": False,
+    }
 
 
 def _fail(_: Exception) -> Response[str]:

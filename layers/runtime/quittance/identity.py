@@ -12,6 +12,7 @@ from quittance.errors import MissingScopeError, PlatformUnavailableError, Unauth
 from quittance.limits import ACCOUNT_ID_CHARS_MAX, ACCOUNT_ID_PATTERN
 
 _ACCOUNT_ID: Final = re.compile(ACCOUNT_ID_PATTERN)
+_RESOURCE_SERVER: Final = "quittance/"  # as the template names it in Cognito
 _LEEWAY_S: Final = 30
 _JWKS_LIFESPAN_S: Final = 300
 _JWKS_TIMEOUT_S: Final = 2
@@ -39,8 +40,13 @@ def verify(token: str, settings: Settings) -> Caller:
     """
     by_audience = settings.audience_claim == "aud"
     options: Any = {"require": ["exp", "iat", "iss", "sub", settings.audience_claim], "verify_aud": by_audience}
+    keys = _jwks(settings.jwks_url)
     try:
-        key = _jwks(settings.jwks_url).get_signing_key_from_jwt(token)
+        keys.get_signing_keys()
+    except (jwt.PyJWTError, OSError, ValueError) as exc:  # the issuer's fault, whatever the token is
+        raise PlatformUnavailableError from exc
+    try:
+        key = keys.get_signing_key_from_jwt(token)
         claims: dict[str, Any] = jwt.decode(
             token,
             key,
@@ -50,7 +56,7 @@ def verify(token: str, settings: Settings) -> Caller:
             leeway=_LEEWAY_S,
             options=options,
         )
-    except jwt.PyJWKClientConnectionError as exc:
+    except (jwt.PyJWKClientConnectionError, OSError, ValueError) as exc:  # an unknown key is looked up once more
         raise PlatformUnavailableError from exc
     except jwt.PyJWTError as exc:
         raise UnauthenticatedError from exc
@@ -59,7 +65,7 @@ def verify(token: str, settings: Settings) -> Caller:
     subject, scope = claims["sub"], claims.get("scope", "")
     if not isinstance(scope, str) or len(subject) > ACCOUNT_ID_CHARS_MAX or not _ACCOUNT_ID.fullmatch(subject):
         raise UnauthenticatedError
-    return Caller(subject, frozenset(name.rpartition("/")[2] for name in scope.split()))
+    return Caller(subject, frozenset(name.removeprefix(_RESOURCE_SERVER) for name in scope.split()))
 
 
 @lru_cache(maxsize=1)

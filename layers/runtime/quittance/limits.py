@@ -67,7 +67,7 @@ MODULE_TABLES_MAX: Final = 4
 # The sandbox's worker.
 LOAD_MS_MAX: Final = 5_000  # to start a worker and load an artefact; the guest's own time begins after it
 WORKER_MODULE_BYTES_MAX: Final = 128 * MIB  # artefacts kept loaded; a single larger one is kept alone
-WORKER_MODULES_MAX: Final = 64  # each may hold a file descriptor
+WORKER_MODULES_MAX: Final = 64  # artefacts kept loaded, however small: each holds mappings, perhaps a descriptor
 WORKER_RSS_BYTES_MAX: Final = 384 * MIB  # between two runs; above it the worker is replaced
 WORKER_RUNS_MAX: Final = 10_000  # after so many the worker is replaced, so that no slow leak can add up
 WORKER_DATA_BYTES_MAX: Final = MEMORY_BYTES_MAX + 2 * ARTEFACT_BYTES_MAX + WORKER_MODULE_BYTES_MAX + 256 * MIB

@@ -1,16 +1,14 @@
 """Every request and answer of the API, as pydantic models: the border between strangers' JSON and our types."""
 
 import base64
-import binascii
 import json
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema, model_validator
 
 from quittance import limits
-from quittance.errors import PayloadTooLargeError
+from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
 from quittance.money import CreditsIn, CreditsOut, between
 from quittance.pricing import Tariff
@@ -46,7 +44,8 @@ Points = Annotated[
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+    # By alias only: a client that wrote `budget_micro` would be taken to mean credits.
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class _Answer(BaseModel):
@@ -73,22 +72,18 @@ class TaskRequest(_Request):
 
     @model_validator(mode="after")
     def _check_input(self) -> Self:
-        if len({"input", "input_base64"} & self.model_fields_set) != 1:
-            msg = "send exactly one of input and input_base64"
-            raise ValueError(msg)
+        if ("input" in self.model_fields_set) == (self.input_base64 is not None):
+            raise InvalidRequestError(("input", "send exactly one of input and input_base64"))
         self.stdin()
         return self
 
     def stdin(self) -> bytes:
-        """The bytes that the agent reads. Raises ValueError, PayloadTooLargeError."""
-        if self.input_base64 is not None:
-            field, data = "input_base64", _decode_base64(self.input_base64)
-        elif isinstance(self.input, str):
-            field, data = "input", _encode_utf8(self.input)
-        else:
-            # Decimals come from the request's own JSON; a reader of JSON takes them as doubles (RFC 8259 §6).
-            text = json.dumps(self.input, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_double)
-            field, data = "input", _encode_utf8(text)
+        """The bytes that the agent reads. Raises InvalidRequestError, PayloadTooLargeError."""
+        field = "input" if self.input_base64 is None else "input_base64"
+        try:
+            data = _compact(self.input) if self.input_base64 is None else _decode_base64(self.input_base64)
+        except ValueError as exc:
+            raise InvalidRequestError((field, str(exc))) from exc
         if len(data) > limits.INPUT_BYTES_MAX:
             raise PayloadTooLargeError(field, bytes_max=limits.INPUT_BYTES_MAX)
         return data
@@ -289,21 +284,24 @@ class WithdrawalAnswer(_Answer):
 def _decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as exc:
-        msg = "input_base64 is not valid base64 (RFC 4648 §4, with padding)"
+    except ValueError as exc:
+        msg = "must be valid base64 (RFC 4648 §4, with padding)"
         raise ValueError(msg) from exc
 
 
-def _encode_utf8(text: str) -> bytes:
+def _compact(value: object) -> bytes:
+    """A string's own bytes, or compact JSON, in which decimals are the doubles that readers take (RFC 8259 §6)."""
+    try:
+        text = (
+            value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float)
+        )
+    except ValueError as exc:
+        msg = "must not hold numbers beyond the range of a double"
+        raise ValueError(msg) from exc
     try:
         return text.encode()
     except UnicodeEncodeError as exc:
-        msg = "input has half of a surrogate pair, which UTF-8 cannot hold"
+        msg = "must not hold half of a surrogate pair, which UTF-8 cannot carry"
         raise ValueError(msg) from exc
-
-
-def _double(value: object) -> float:
-    if isinstance(value, Decimal):
-        return float(value)
-    msg = "input is not a JSON value"
-    raise ValueError(msg)

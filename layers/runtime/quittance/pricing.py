@@ -19,7 +19,7 @@ _Rate = Annotated[CreditsIn, between(0, AMOUNT_MICRO_MAX)]
 
 
 class _Terms(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FlatTariff(_Terms):

@@ -112,6 +112,25 @@ def publish(platform: Platform, key: str) -> AgentState:
     return standing.upload.state
 
 
+def recompile(platform: Platform, agent_id: str) -> None:
+    """Compiles an agent's active module anew, if its artefact is of another engine, configuration or processor.
+
+    Safe to repeat. Raises NotFoundError, PlatformUnavailableError, CompileFailedError, BlobMissingError,
+    BlobTamperedError.
+    """
+    from quittance.sandbox import artefact_key
+
+    agent = platform.registry.get(agent_id)
+    if agent.version is None or agent.version.artefact_key == artefact_key(agent.version.module_sha256):
+        return
+    compiled = _compile(platform, platform.binaries.load_module(agent.version.module_sha256))
+    if isinstance(compiled, Rejection):
+        logger.error("a published module no longer compiles", agent_id=agent_id, code=compiled.code)
+        return
+    platform.registry.replace_artefact(agent, compiled)
+    logger.info("recompiled", agent_id=agent_id, engine=compiled.engine)
+
+
 def _awaited(platform: Platform, key: str) -> Agent | None:
     """The agent that waits for this upload; None if a newer upload, or retirement, has overtaken it."""
     _, agent_id, number = key.split("/")
@@ -131,10 +150,9 @@ def _compile(platform: Platform, module: bytes) -> Version | Rejection:
     except ModuleRejectedError as rejected:
         return Rejection(rejected.code, rejected.message)
     module_sha256 = hashlib.sha256(module).hexdigest()
-    artefact_key = f"artefacts/{artefact.key}"
-    platform.binaries.keep(f"modules/{module_sha256}.wasm", module)
-    platform.binaries.keep(artefact_key, artefact.data)
-    return Version(module_sha256, artefact_key, artefact.sha256, ENGINE_VERSION, CONFIG_DIGEST)
+    platform.binaries.keep_module(module_sha256, module)
+    platform.binaries.keep_artefact(artefact.key, artefact.data)
+    return Version(module_sha256, artefact.key, artefact.sha256, ENGINE_VERSION, CONFIG_DIGEST)
 
 
 def _own(platform: Platform, owner: str, agent_id: str) -> Agent:

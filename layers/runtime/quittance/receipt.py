@@ -120,20 +120,25 @@ def verify(receipt: str, jwks: Mapping[str, Any]) -> dict[str, Any]:
         msg = "the receipt carries no key certificate"
         raise ReceiptError(msg)
     root_id = _header(certificate, CERTIFICATE_TYPE, "key certificate").get("kid")
-    roots = {key.key_id: key for key in jwt.PyJWKSet.from_dict(dict(jwks)).keys}
+    try:
+        roots = {key.key_id: key for key in jwt.PyJWKSet.from_dict(dict(jwks)).keys}
+    except jwt.PyJWKSetError as exc:
+        msg = "the key set holds no usable key"
+        raise ReceiptError(msg) from exc
     if root_id not in roots:
         msg = f"the key certificate is signed by an unknown root key {root_id!r}"
         raise ReceiptError(msg)
     certified = _decode(certificate, roots[root_id].key, _ROOT_ALGORITHM, "key certificate")
     key = jwt.PyJWK.from_dict(certified["jwk"])
     statement = _decode(receipt, key.key, _RECEIPT_ALGORITHM, "receipt")
-    if not certified["iat"] * 1_000 <= statement["settled_at"] < certified["exp"] * 1_000:
-        msg = "the receipt was settled outside the validity of its key certificate"
-        raise ReceiptError(msg)
-    parts = sum(int(statement[name]) for name in ("paid", "fee", "refunded"))
-    if parts != int(statement["budget"]):
-        msg = "paid, fee and refunded do not add up to the budget"
-        raise ReceiptError(msg)
+    try:
+        if not certified["iat"] * 1_000 <= statement["settled_at"] < certified["exp"] * 1_000:
+            msg = "the receipt was settled outside the validity of its key certificate"
+            raise ReceiptError(msg)
+        _check_amounts(statement)
+    except (KeyError, TypeError, ValueError) as exc:
+        msg = "the receipt lacks a claim, or one has a wrong form"
+        raise ReceiptError(msg) from exc
     return statement
 
 
@@ -141,6 +146,21 @@ def read_claims(receipt: str) -> dict[str, Any]:
     """The claims of a receipt that comes from our own ledger, unverified."""
     statement: dict[str, Any] = jwt.decode(receipt, options={"verify_signature": False})
     return statement
+
+
+def _check_amounts(statement: Mapping[str, Any]) -> None:
+    """The arithmetic of a settlement (invariants I3 and I4), which a receipt carries in itself."""
+    amounts = {name: int(statement[name]) for name in ("budget", "paid", "fee", "refunded")}
+    used = amounts["paid"] + amounts["fee"]
+    if min(amounts.values()) < 0 or used + amounts["refunded"] != amounts["budget"]:
+        msg = "paid, fee and refunded do not add up to the budget"
+        raise ReceiptError(msg)
+    if amounts["fee"] != used * statement["fee_bps"] // 10_000:
+        msg = "the fee is not the part of what was used that fee_bps states"
+        raise ReceiptError(msg)
+    if used and statement["state"] != "released":
+        msg = "something was paid although the escrow was not released"
+        raise ReceiptError(msg)
 
 
 def _header(token: str, expected_type: str, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from quittance import escrow as escrows
 from quittance import pricing, receipt
@@ -30,8 +31,11 @@ from quittance.limits import ESCROW_GRACE_MS, LEASE_MS_MAX, SETTLE_RESERVE_MS, T
 from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import logger
 from quittance.run import Job, Meter, Outcome, Run
+from quittance.sandbox import artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
+
+_RECOMPILE_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +104,25 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
 
 def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
     agent = platform.registry.get_cached(request.agent_id)
-    if agent.version is None or agent.retired_ms is not None:
+    if agent.version is not None and not _is_current(agent.version):
+        agent = platform.registry.get(request.agent_id)  # it may have been compiled meanwhile
+    version = agent.version
+    if version is None or agent.retired_ms is not None:
         raise AgentNotReadyError(agent.agent_id, agent.state)
+    if not _is_current(version):
+        platform.publisher.recompile(agent.agent_id)
+        raise AgentNotReadyError(agent.agent_id, "being compiled for a new engine", retry_after_s=_RECOMPILE_S)
     if request.timeout is not None and request.timeout > TIMEOUT_S_SYNC_MAX:
         raise TimeoutTooLongError(timeout_s_max=TIMEOUT_S_SYNC_MAX, reason="the caller waits for the answer")
     least_micro = pricing.least_price_micro(pricing.parse_tariff(agent.terms.tariff))
     if request.budget_micro < least_micro:
         raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
-    return agent, agent.version
+    return agent, version
+
+
+def _is_current(version: Version) -> bool:
+    """Whether the artefact is of this environment's engine, configuration and processor."""
+    return version.artefact_key == artefact_key(version.module_sha256)
 
 
 def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version) -> Escrow:

@@ -62,12 +62,23 @@ class Binaries:
         self._bucket = bucket
         self._cache = scratch_dir / "artefacts"
 
-    def keep(self, key: str, data: bytes) -> None:
-        """Stores a module or an artefact. Raises PlatformUnavailableError."""
+    def keep_module(self, sha256: str, data: bytes) -> None:
+        """Stores a module that was accepted. Raises PlatformUnavailableError."""
+        self._keep(_module_key(sha256), data)
+
+    def keep_artefact(self, key: str, data: bytes) -> None:
+        """Stores an artefact. Raises PlatformUnavailableError."""
+        self._keep(_artefact_key(key), data)
+
+    def _keep(self, key: str, data: bytes) -> None:
         try:
             self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
         except (ClientError, BotoCoreError) as exc:
             raise PlatformUnavailableError from exc
+
+    def load_module(self, sha256: str) -> bytes:
+        """A published module. Raises BlobMissingError, BlobTamperedError, PlatformUnavailableError."""
+        return _load(self._client, self._bucket, _module_key(sha256), sha256)
 
     def local_artefact(self, key: str, sha256: str) -> Path:
         """Where the artefact lies on this machine, fetched if it is not here yet.
@@ -100,7 +111,7 @@ class Binaries:
     def _download(self, key: str, sha256: str, part: Any) -> None:  # noqa: ANN401 - tempfile's wrapper has no public type
         digest, size = hashlib.sha256(), 0
         try:
-            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            body = self._client.get_object(Bucket=self._bucket, Key=_artefact_key(key))["Body"]
             for chunk in body.iter_chunks(_CHUNK_BYTES):
                 size += len(chunk)
                 if size > ARTEFACT_BYTES_MAX:
@@ -148,17 +159,29 @@ class Outputs:
         """The bytes. Raises BlobMissingError, BlobTamperedError, PlatformUnavailableError."""
         if stored.inline is not None:
             return stored.inline
-        try:
-            data = self._client.get_object(Bucket=self._bucket, Key=_output_key(stored.sha256))["Body"].read()
-        except (ClientError, BotoCoreError) as exc:
-            raise _fault(exc) from exc
-        if hashlib.sha256(data).hexdigest() != stored.sha256:
-            raise BlobTamperedError(stored.sha256)
-        return data
+        return _load(self._client, self._bucket, _output_key(stored.sha256), stored.sha256)
 
     def check(self) -> None:
         """Raises PlatformUnavailableError unless the bucket answers a read."""
         _check(self._client, self._bucket)
+
+
+def _module_key(sha256: str) -> str:
+    return f"modules/{sha256}.wasm"
+
+
+def _artefact_key(key: str) -> str:
+    return f"artefacts/{key}"
+
+
+def _load(client: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
+    try:
+        data = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except (ClientError, BotoCoreError) as exc:
+        raise _fault(exc) from exc
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BlobTamperedError(key)
+    return data
 
 
 def _check(client: "S3Client", bucket: str) -> None:

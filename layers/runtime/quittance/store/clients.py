@@ -8,6 +8,7 @@ from botocore.session import Session as CoreSession
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_kms import KMSClient
+    from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_s3 import S3Client
 
 _CONFIG: Final = Config(
@@ -33,6 +34,12 @@ def s3() -> "S3Client":
 def kms() -> "KMSClient":
     """A KMS client."""
     client: KMSClient = _client("kms")
+    return client
+
+
+def functions() -> "LambdaClient":
+    """A Lambda client."""
+    client: LambdaClient = _client("lambda")
     return client
 
 

@@ -188,14 +188,7 @@ class Registry:
         return self._write_upload(
             replace(agent, upload=upload, version=version, terms=upload.terms),
             AgentState.ACTIVE,
-            {
-                "module_sha256": version.module_sha256,
-                "artefact_key": version.artefact_key,
-                "artefact_sha256": version.artefact_sha256,
-                "engine": version.engine,
-                "config_sha256": version.config_sha256,
-                **_terms_values("", upload.terms),
-            },
+            {**_version_values(version), **_terms_values("", upload.terms)},
             remove=("rejection_code", "rejection_message"),
         )
 
@@ -205,6 +198,15 @@ class Registry:
             replace(agent, upload=replace(agent.upload, rejection=rejection)),
             AgentState.REJECTED,
             {"rejection_code": rejection.code, "rejection_message": rejection.message},
+        )
+
+    def replace_artefact(self, agent: Agent, version: Version) -> Agent:
+        """Gives the active module another artefact; changes nothing if another module became active meanwhile."""
+        return self._write(
+            replace(agent, version=version),
+            set_=_version_values(version),
+            condition="#module_sha256 = :same AND attribute_not_exists(#retired_ms)",
+            values={":same": version.module_sha256},
         )
 
     def retire(self, agent: Agent, *, now_ms: int) -> Agent:
@@ -261,6 +263,16 @@ def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:
         f"{prefix}memory_bytes": terms.memory_bytes,
         f"{prefix}timeout_s": terms.timeout_s,
         f"{prefix}fuel": terms.fuel,
+    }
+
+
+def _version_values(version: Version) -> dict[str, Value | None]:
+    return {
+        "module_sha256": version.module_sha256,
+        "artefact_key": version.artefact_key,
+        "artefact_sha256": version.artefact_sha256,
+        "engine": version.engine,
+        "config_sha256": version.config_sha256,
     }
 
 

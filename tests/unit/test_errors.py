@@ -1,0 +1,134 @@
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from quittance import errors
+from quittance.errors import (
+    PROBLEM_TYPE_PREFIX,
+    AgentNotReadyError,
+    BudgetTooLowError,
+    InsufficientFundsError,
+    InvalidRequestError,
+    MissingScopeError,
+    MovementConflictError,
+    NotFoundError,
+    PayloadTooLargeError,
+    PlatformUnavailableError,
+    QuittanceError,
+    RequestError,
+    TaskConflictError,
+    TaskInProgressError,
+    TimeoutTooLongError,
+    UnauthenticatedError,
+    UnsupportedMediaTypeError,
+    problem,
+)
+
+# One of each, with the status and the members that clients act on.
+REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
+    (
+        InvalidRequestError(("budget", "is required"), ("x", "is not a known field")),
+        400,
+        {
+            "errors": [
+                {"field": "budget", "message": "is required"},
+                {"field": "x", "message": "is not a known field"},
+            ],
+            "detail": "budget: is required; x: is not a known field",
+        },
+    ),
+    (UnauthenticatedError(), 401, {}),
+    (
+        InsufficientFundsError(available_micro=100_000, required_micro=1_000_000),
+        402,
+        {"available": "0.1", "required": "1"},
+    ),
+    (MissingScopeError("ledger:deposit"), 403, {"required_scope": "ledger:deposit"}),
+    (NotFoundError("There is no such task."), 404, {"detail": "There is no such task."}),
+    (TaskConflictError("t-1"), 409, {"code": "task_conflict"}),
+    (TaskInProgressError("t-1", retry_after_s=3), 409, {"code": "task_in_progress"}),
+    (AgentNotReadyError("agt_1", "awaiting_upload"), 409, {"code": "agent_not_ready", "state": "awaiting_upload"}),
+    (MovementConflictError("d-1", recorded_micro=1), 409, {"code": "movement_conflict", "recorded": "0.000001"}),
+    (PayloadTooLargeError("input", bytes_max=5), 413, {"bytes_max": 5}),
+    (UnsupportedMediaTypeError(), 415, {}),
+    (BudgetTooLowError(budget_micro=1, least_micro=2), 422, {"least_price": "0.000002"}),
+    (TimeoutTooLongError(timeout_s_max=25, reason="tasks over HTTP are synchronous"), 422, {}),
+    (PlatformUnavailableError(), 503, {}),
+]
+
+
+def _descendants(parent: type[QuittanceError]) -> Iterator[type[QuittanceError]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+def test_every_refusal_that_can_be_raised_is_tested_here() -> None:
+    raised = {kind for kind in _descendants(QuittanceError) if not kind.__subclasses__()}
+    assert raised == {type(error) for error, _, _ in REFUSALS}
+
+
+@pytest.mark.parametrize(("error", "status", "members"), REFUSALS, ids=lambda value: type(value).__name__)
+def test_a_refusal_is_a_problem_document(error: QuittanceError, status: int, members: dict[str, object]) -> None:
+    """RFC 9457 §3.1, and an answer that JSON can hold."""
+    found, body, headers = problem(error)
+    assert body == json.loads(json.dumps(body))
+    assert found == body["status"] == status
+    assert body["type"] == PROBLEM_TYPE_PREFIX + body["code"]
+    assert re.fullmatch(r"[a-z_]+", body["code"])
+    assert all(isinstance(body[name], str) and body[name] for name in ("type", "title", "detail"))
+    assert members.items() <= body.items()
+    assert set(headers) <= {"Retry-After", "WWW-Authenticate"}
+
+
+def test_problem_types_are_distinct() -> None:
+    types = [problem(error)[1]["type"] for error, _, _ in REFUSALS]
+    assert len(set(types)) == len(types)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TaskInProgressError("t", retry_after_s=3), {"Retry-After": "3"}),
+        (PlatformUnavailableError(), {"Retry-After": "2"}),
+        (PlatformUnavailableError(retry_after_s=0), {"Retry-After": "0"}),
+        (UnauthenticatedError(), {"WWW-Authenticate": "Bearer"}),
+        (TaskConflictError("t"), {}),
+    ],
+)
+def test_headers_tell_when_to_come_back_and_how_to_log_in(error: QuittanceError, expected: dict[str, str]) -> None:
+    assert problem(error)[2] == expected
+
+
+def test_a_field_that_is_over_a_limit_is_named() -> None:
+    for error, field in (
+        (PayloadTooLargeError("input_base64", bytes_max=1), "input_base64"),
+        (BudgetTooLowError(budget_micro=1, least_micro=2), "budget"),
+        (TimeoutTooLongError(timeout_s_max=1, reason="so"), "timeout"),
+    ):
+        assert [wrong["field"] for wrong in problem(error)[1]["errors"]] == [field]
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    """Who reads the top of errors.py reads the truth: every class, its parent and its status."""
+    drawn: dict[str, tuple[str, str | None]] = {}
+    above = {-1: "Exception"}
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"(?P<lead>[│ ├└─]*)(?P<name>\w+Error)(?:\s+(?P<status>[0-9]{3}))?\b", line)
+        if found:
+            depth = len(found["lead"]) // 4
+            above[depth] = found["name"]
+            drawn[found["name"]] = (above[depth - 1], found["status"])
+    statuses = {type(error): str(status) for error, status, _ in REFUSALS}
+    real = {
+        kind.__name__: (kind.__mro__[1].__name__, statuses.get(kind))
+        for kind in (QuittanceError, *_descendants(QuittanceError))
+    }
+    assert drawn == real
+
+
+def test_the_caller_can_mend_everything_but_an_outage() -> None:
+    for error, status, _ in REFUSALS:
+        assert isinstance(error, RequestError) == (status < 500)

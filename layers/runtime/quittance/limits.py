@@ -43,6 +43,7 @@ COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
 UPLOAD_SECONDS_MAX: Final = 15 * 60
 
 # The clock of one task.
+EXPIRY_REFUND_MS_MAX: Final = 90_000  # no escrow is overdue for longer: the sweep runs every minute
 LEASE_MS_MAX: Final = 60_000
 ESCROW_GRACE_MS: Final = 90_000  # an escrow expires this long after the run must have ended: room for one takeover
 SETTLE_RESERVE_MS: Final = 2_000  # kept free at the end of an invocation, so that a run that ended can be settled

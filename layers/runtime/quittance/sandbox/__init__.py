@@ -1,0 +1,55 @@
+"""The sandbox: checks, compiles and runs WebAssembly agents that nobody trusts. See docs/sandbox.md.
+
+    artefact = compile_module(module)               # when an agent is published
+    with Sandbox() as sandbox:
+        run = sandbox.run(Job(...))                 # for each task
+
+The names are loaded on first use: a process that only starts runs never loads the engine, and a worker nothing of the
+parent's side.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from quittance.sandbox.compile import Artefact, CompileFailedError, compile_module
+    from quittance.sandbox.supervisor import Sandbox
+    from quittance.sandbox.target import CONFIG_DIGEST, CPU_TARGET, ENGINE_VERSION, artefact_key
+    from quittance.sandbox.validate import ModuleFacts, ModuleRejectedError, Refusal, validate_module
+
+__all__ = [
+    "CONFIG_DIGEST",
+    "CPU_TARGET",
+    "ENGINE_VERSION",
+    "Artefact",
+    "CompileFailedError",
+    "ModuleFacts",
+    "ModuleRejectedError",
+    "Refusal",
+    "Sandbox",
+    "artefact_key",
+    "compile_module",
+    "validate_module",
+]
+
+_HOMES: Final = {
+    "Artefact": "compile",
+    "CompileFailedError": "compile",
+    "compile_module": "compile",
+    "Sandbox": "supervisor",
+    "CONFIG_DIGEST": "target",
+    "CPU_TARGET": "target",
+    "ENGINE_VERSION": "target",
+    "artefact_key": "target",
+    "ModuleFacts": "validate",
+    "ModuleRejectedError": "validate",
+    "Refusal": "validate",
+    "validate_module": "validate",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    if name not in _HOMES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

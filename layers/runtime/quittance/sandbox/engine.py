@@ -1,0 +1,197 @@
+"""The one adapter to wasmtime: its configuration, and the few private functions of its C interface that we need.
+
+Everything that a new release of wasmtime can break is on this page, and `tests/sandbox/test_engine.py` holds it.
+Host calls go through the unchecked C interface because the public one costs four times as much per call.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_size_t, c_uint64, c_void_p
+from typing import Any, Final
+
+import wasmtime
+from wasmtime import _ffi as ffi
+
+from quittance.sandbox.target import CONFIG, CPU_FLAGS, TARGET_TRIPLE
+from quittance.sandbox.wasi import CALLS, MODULE, NO_RESULT, CallFailedError, Errno
+
+PAGE_BYTES: Final = 65_536
+_WORDS_PER_SLOT: Final = 2  # an argument's slot holds a v128, of which an integer takes the first half
+_MASKS: Final = {"i": 2**32 - 1, "I": 2**64 - 1}
+_MEMORY_NAME: Final = b"memory"
+_FRAMES_MAX: Final = 16
+
+_Callback = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_void_p, POINTER(c_uint64), c_size_t)
+_NO_FINALIZER = ctypes.CFUNCTYPE(None, c_void_p)()
+
+
+def new_engine() -> wasmtime.Engine:
+    """Make an engine with the hardened configuration."""
+    config = wasmtime.Config()
+    for name, value in CONFIG.items():
+        setattr(config, name, value)
+    config.target = TARGET_TRIPLE
+    for flag in CPU_FLAGS:
+        config.cranelift_flag_enable(flag)
+    return wasmtime.Engine(config)
+
+
+def _private(name: str, result: type) -> Any:  # noqa: ANN401 - ctypes has no public name for a function's type
+    function = ffi.dll[name]  # by index: a copy of our own, so that the binding's types stay as they are
+    function.argtypes, function.restype = (c_void_p, c_void_p), result
+    return function
+
+
+_data_of = _private("wasmtime_memory_data", c_void_p)
+_size_of = _private("wasmtime_memory_data_size", c_size_t)
+
+
+class GuestMemory:
+    """The guest's linear memory during host calls; `refresh` opens each call, for between two the guest may grow."""
+
+    def __init__(self, caller: int) -> None:
+        pointer = ctypes.cast(caller, POINTER(ffi.wasmtime_caller_t))
+        item = ffi.wasmtime_extern_t()
+        name = ctypes.create_string_buffer(_MEMORY_NAME)
+        found = ffi.wasmtime_caller_export_get(pointer, name, len(_MEMORY_NAME), byref(item))
+        kind: int = item.kind  # type: ignore[assignment]  # ctypes reads a plain number here
+        if not found or kind != ffi.WASMTIME_EXTERN_MEMORY.value:
+            raise CallFailedError(Errno.FAULT)
+        self._context = ctypes.cast(ffi.wasmtime_caller_context(pointer), c_void_p)
+        self._item = item  # keeps alive what `_memory` points to
+        self._memory = ctypes.cast(ctypes.pointer(item.of.memory), c_void_p)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look up where the memory is and how large; it cannot change while the guest waits for the host."""
+        self.size: int = _size_of(self._context, self._memory)
+        self._base: int = _data_of(self._context, self._memory)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy bytes out of the guest."""
+        if address < 0 or length < 0 or address + length > self.size:
+            raise CallFailedError(Errno.FAULT)
+        return ctypes.string_at(self._base + address, length)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy bytes into the guest."""
+        if address < 0 or address + len(data) > self.size:
+            raise CallFailedError(Errno.FAULT)
+        ctypes.memmove(self._base + address, data, len(data))
+
+
+Handler = Callable[[str, GuestMemory, Sequence[int]], int]
+"""Answers one host call: gets its name, the guest's memory and the arguments, and returns an errno.
+
+Any exception but `CallFailedError` ends the run; `Host.failure` keeps it.
+"""
+
+
+class Host:
+    """Links modules to the host calls. Serves one run at a time: `begin` says whose."""
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        self._linker = wasmtime.Linker(engine)
+        self._callbacks = [self._define(name, parameters) for name, parameters in CALLS.items()]
+        self._handler: Handler | None = None
+        self._memory: GuestMemory | None = None
+        self.failure: BaseException | None = None
+
+    def begin(self, handler: Handler | None) -> None:
+        """Answer the calls of a new run by `handler`, and forget the run before."""
+        self._handler, self._memory, self.failure = handler, None, None
+
+    def link(self, module: wasmtime.Module) -> wasmtime.InstancePre:
+        """Resolve a module's imports; raises `WasmtimeError` if one has another type than it should."""
+        return self._linker.instantiate_pre(module)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the guest's memory at the last host call; 0 if there was none."""
+        return self._memory.size if self._memory else 0
+
+    def _define(self, name: str, parameters: str) -> Any:  # noqa: ANN401 - ctypes has no name for a callback's type
+        callback = _Callback(self._trampoline(name, parameters))
+        types = [wasmtime.ValType.i32() if kind == "i" else wasmtime.ValType.i64() for kind in parameters]
+        results = [] if name in NO_RESULT else [wasmtime.ValType.i32()]
+        signature = wasmtime.FuncType(types, results)  # held until the call below has copied it
+        module, item = MODULE.encode(), name.encode()
+        error = ffi.wasmtime_linker_define_func_unchecked(
+            self._linker.ptr(),
+            ctypes.create_string_buffer(module),
+            len(module),
+            ctypes.create_string_buffer(item),
+            len(item),
+            signature.ptr(),
+            ctypes.cast(callback, ffi.wasmtime_func_unchecked_callback_t),
+            None,
+            _NO_FINALIZER,
+        )
+        if error:  # type: ignore[truthy-bool]  # a null pointer is false
+            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - private; this page is the adapter
+        return callback
+
+    def _trampoline(self, name: str, parameters: str) -> Callable[[Any, int, Any, int], int]:
+        masks = [(index * _WORDS_PER_SLOT, _MASKS[kind]) for index, kind in enumerate(parameters)]
+
+        def answer(_environment: object, caller: int, slots: Any, _count: int) -> int:  # noqa: ANN401 - a ctypes pointer
+            try:
+                arguments = [slots[word] & mask for word, mask in masks]
+                slots[0] = self._answer(name, caller, arguments)
+            except BaseException as failure:  # noqa: BLE001 - nothing may unwind through the engine's frames
+                self.failure = failure
+                return _new_trap()
+            return 0
+
+        return answer
+
+    def _answer(self, name: str, caller: int, arguments: Sequence[int]) -> int:
+        if self._handler is None:
+            message = "a host call outside of a run"
+            raise RuntimeError(message)
+        try:
+            if self._memory is None:
+                self._memory = GuestMemory(caller)
+            else:
+                self._memory.refresh()
+            return self._handler(name, self._memory, arguments)
+        except CallFailedError as failed:
+            return failed.errno
+
+
+def _new_trap() -> int:
+    text = b"host"
+    trap = ffi.wasmtime_trap_new(ctypes.create_string_buffer(text), len(text))
+    return ctypes.cast(trap, c_void_p).value or 0
+
+
+class InvalidModuleError(Exception):
+    """A module that the engine does not accept; the text tells its author why."""
+
+
+def compile_to_artefact(module: bytes) -> bytes:
+    """Compile a binary module to native code for this engine, configuration and CPU target."""
+    engine = new_engine()
+    try:
+        wasmtime.Module.validate(engine, module)  # first: it costs little, and knows binaries only
+        compiled = wasmtime.Module(engine, module)
+        Host(engine).link(compiled)
+    except wasmtime.WasmtimeError as error:
+        raise InvalidModuleError(" ".join(str(error).split())) from error
+    return bytes(compiled.serialize())
+
+
+def memory_minimum_bytes(module: wasmtime.Module) -> int:
+    """How much memory a module starts with."""
+    types = (export.type for export in module.exports if export.name == "memory")
+    return sum(kind.limits.min * PAGE_BYTES for kind in types if isinstance(kind, wasmtime.MemoryType))
+
+
+def backtrace(trap: wasmtime.Trap) -> list[str]:
+    """Name the functions of the guest that a trap came through, innermost first."""
+    return [_frame(frame) for frame in trap.frames[:_FRAMES_MAX]]
+
+
+def _frame(frame: wasmtime.Frame) -> str:
+    name = "".join(character for character in frame.func_name or "" if character.isprintable())
+    return f"{name[:80] or 'function'} [{frame.func_index}] at 0x{frame.module_offset:x}"

@@ -1,0 +1,184 @@
+"""One run of one module, inside the worker: from its input to the way it ended and what it used."""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import wasmtime
+from wasmtime import TrapCode
+
+from quittance import limits
+from quittance.run import Job, Meter, Outcome, Run
+from quittance.sandbox.engine import GuestMemory, Host, backtrace, memory_minimum_bytes, new_engine
+from quittance.sandbox.wasi import HANDLERS, ExitedError, Guest, OutputLimitError
+
+_NEAR: Final = 8  # a guest that failed with less than an eighth of its limit left had most likely asked for more
+
+_TRAPS: Final = {
+    TrapCode.UNREACHABLE: (Outcome.TRAP_UNREACHABLE, "It reached unreachable code: a panic, abort or assertion."),
+    TrapCode.MEMORY_OUT_OF_BOUNDS: (Outcome.TRAP_MEMORY, "It accessed memory out of bounds."),
+    TrapCode.HEAP_MISALIGNED: (Outcome.TRAP_MEMORY, "It accessed memory at a misaligned address."),
+    TrapCode.TABLE_OUT_OF_BOUNDS: (Outcome.TRAP_TABLE, "It accessed a table out of bounds."),
+    TrapCode.INDIRECT_CALL_TO_NULL: (Outcome.TRAP_TABLE, "It called a function pointer that is null."),
+    TrapCode.BAD_SIGNATURE: (Outcome.TRAP_TABLE, "It called a function pointer of another type."),
+    TrapCode.NULL_REFERENCE: (Outcome.TRAP_TABLE, "It used a reference that is null."),
+    TrapCode.INTEGER_OVERFLOW: (Outcome.TRAP_ARITHMETIC, "An integer division overflowed."),
+    TrapCode.INTEGER_DIVISION_BY_ZERO: (Outcome.TRAP_ARITHMETIC, "It divided an integer by zero."),
+    TrapCode.BAD_CONVERSION_TO_INTEGER: (Outcome.TRAP_ARITHMETIC, "It converted a number that fits no integer."),
+    TrapCode.STACK_OVERFLOW: (Outcome.TRAP_STACK, "It used up its stack: most likely endless recursion."),
+    TrapCode.OUT_OF_FUEL: (Outcome.FUEL_EXHAUSTED, "It ran out of fuel."),
+}
+_OTHER_TRAP: Final = (Outcome.TRAP_UNREACHABLE, "It trapped.")
+
+# The engine keeps fuel in a register and forgets to write it back when the hardware raises the trap.
+_FUEL_LOST: Final = frozenset(
+    {
+        TrapCode.MEMORY_OUT_OF_BOUNDS,
+        TrapCode.TABLE_OUT_OF_BOUNDS,
+        TrapCode.INTEGER_OVERFLOW,
+        TrapCode.INTEGER_DIVISION_BY_ZERO,
+        TrapCode.BAD_CONVERSION_TO_INTEGER,
+    }
+)
+_STARVED: Final = frozenset({Outcome.EXIT_CODE, Outcome.TRAP_UNREACHABLE, Outcome.TRAP_MEMORY})
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A module that is loaded and linked."""
+
+    instance: wasmtime.InstancePre
+    memory_minimum_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    outcome: Outcome
+    message: str
+    exit_code: int | None = None
+    fuel_exact: bool = True
+
+
+class Executor:
+    """Runs programs, one at a time. Nothing of a run is left when the next one begins."""
+
+    def __init__(self) -> None:
+        self._engine = new_engine()
+        self._host = Host(self._engine)
+
+    def load(self, artefact: bytes) -> Program:
+        """Load an artefact. This makes native code executable: its digest must have been checked before."""
+        module = wasmtime.Module.deserialize(self._engine, artefact)
+        return Program(self._host.link(module), memory_minimum_bytes(module))
+
+    def run(self, program: Program, job: Job, log: Callable[[bytes], None]) -> Run:
+        """Run a program; `log` takes what it writes to standard error."""
+        guest = Guest(stdin=job.stdin, epoch_ns=job.epoch_ns, seed=job.seed, log=log)
+        self._host.begin(_answer_for(guest))
+        try:
+            with wasmtime.Store(self._engine) as store:
+                return self._run(store, program, job, guest)
+        finally:
+            self._host.begin(None)
+
+    def _run(self, store: wasmtime.Store, program: Program, job: Job, guest: Guest) -> Run:
+        store.set_fuel(job.fuel + 1)  # the engine may overrun by some instructions; the last unit tells that it did
+        store.set_limits(
+            memory_size=job.memory_bytes,
+            table_elements=limits.TABLE_ELEMENTS_MAX,
+            instances=1,
+            tables=limits.MODULE_TABLES_MAX,
+            memories=1,
+        )
+        wall_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        if program.memory_minimum_bytes > job.memory_bytes:
+            ending, memory_bytes = _too_large(program.memory_minimum_bytes, job.memory_bytes), 0
+        else:
+            ending, memory_bytes = self._start(store, program, job)
+        fuel = job.fuel + 1 - store.get_fuel()
+        if fuel > job.fuel:
+            ending, fuel = _out_of_fuel(ending, job.fuel), job.fuel
+        meter = Meter(
+            fuel=fuel,
+            fuel_exact=ending.fuel_exact,
+            cpu_ms=_milliseconds(time.process_time_ns() - cpu_ns),
+            wall_ms=_milliseconds(time.monotonic_ns() - wall_ns),
+            memory_bytes=memory_bytes,
+            input_bytes=len(job.stdin),
+            output_bytes=len(guest.stdout),
+            stderr_bytes=guest.stderr_bytes,
+        )
+        return Run(ending.outcome, ending.message, meter, ending.exit_code, bytes(guest.stdout))
+
+    def _start(self, store: wasmtime.Store, program: Program, job: Job) -> tuple[_Ending, int]:
+        memory: wasmtime.Memory | None = None
+        try:
+            exports = program.instance.instantiate(store).exports(store)
+            memory, start = exports["memory"], exports["_start"]  # type: ignore[assignment]  # checked when published
+            start(store)  # type: ignore[operator]  # as above
+            ending = _Ending(Outcome.SUCCEEDED, "The agent succeeded.", exit_code=0)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as stop:
+            ending = self._classify(stop)
+        peak = memory.data_len(store) if memory else max(self._host.memory_bytes, program.memory_minimum_bytes)
+        return _or_memory_limit(ending, peak, job.memory_bytes), peak
+
+    def _classify(self, stop: wasmtime.Trap | wasmtime.WasmtimeError) -> _Ending:
+        failure = self._host.failure
+        if isinstance(failure, ExitedError):
+            return _exited(failure.code)
+        if isinstance(failure, OutputLimitError):
+            most = limits.OUTPUT_BYTES_MAX
+            return _Ending(Outcome.OUTPUT_LIMIT, f"The agent wrote more than {most} bytes to standard output.")
+        if failure is not None or not isinstance(stop, wasmtime.Trap):
+            traceback.print_exception(failure or stop)
+            return _Ending(Outcome.WORKER_LOST, "The sandbox failed; the agent is not to blame.", fuel_exact=False)
+        return _trapped(stop)
+
+
+def _answer_for(guest: Guest) -> Callable[[str, GuestMemory, Sequence[int]], int]:
+    def answer(name: str, memory: GuestMemory, arguments: Sequence[int]) -> int:
+        return HANDLERS[name](guest, memory, *arguments)
+
+    return answer
+
+
+def _exited(code: int) -> _Ending:
+    if code == 0:
+        return _Ending(Outcome.SUCCEEDED, "The agent succeeded.", exit_code=0)
+    return _Ending(Outcome.EXIT_CODE, f"The agent ended with exit code {code}.", exit_code=code)
+
+
+def _trapped(trap: wasmtime.Trap) -> _Ending:
+    try:
+        code = trap.trap_code
+    except ValueError:  # a code that the binding does not know
+        code = None
+    outcome, sentence = _TRAPS.get(code, _OTHER_TRAP) if code else _OTHER_TRAP
+    message = "\n  in ".join((f"The agent trapped. {sentence}", *backtrace(trap)))
+    return _Ending(outcome, message[: limits.MESSAGE_CHARS_MAX], fuel_exact=code not in _FUEL_LOST)
+
+
+def _out_of_fuel(ending: _Ending, fuel: int) -> _Ending:
+    """Whatever else a run came to, it took more fuel than it had."""
+    where = "".join(ending.message.partition("\n")[1:]) if ending.outcome is Outcome.FUEL_EXHAUSTED else ""
+    message = f"The agent used up its {fuel} units of fuel.{where}"[: limits.MESSAGE_CHARS_MAX]
+    return _Ending(Outcome.FUEL_EXHAUSTED, message)
+
+
+def _too_large(minimum: int, limit: int) -> _Ending:
+    return _Ending(Outcome.MEMORY_LIMIT, f"The agent needs {minimum} bytes of memory to start; its limit is {limit}.")
+
+
+def _or_memory_limit(ending: _Ending, peak: int, limit: int) -> _Ending:
+    """Blame the memory limit for a failure beside it: the engine leaves no trace of a refused `memory.grow`."""
+    if ending.outcome not in _STARVED or peak <= limit - limit // _NEAR:
+        return ending
+    sentence = f"The agent failed with {peak} of its {limit} bytes of memory in use, so most likely for want of more."
+    message = f"{sentence} {ending.message}"[: limits.MESSAGE_CHARS_MAX]
+    return _Ending(Outcome.MEMORY_LIMIT, message, ending.exit_code, ending.fuel_exact)
+
+
+def _milliseconds(nanoseconds: int) -> int:
+    return -(-nanoseconds // 1_000_000)

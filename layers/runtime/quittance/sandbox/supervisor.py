@@ -1,0 +1,255 @@
+"""The parent's side of the sandbox: one warm worker, which is watched, killed at the deadline and replaced."""
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from types import TracebackType
+from typing import Any, Final, Self
+
+from quittance import limits
+from quittance.run import Job, Meter, Outcome, Run
+from quittance.sandbox import process, wire
+from quittance.sandbox.wasi import CLOCK_NS_MAX
+
+Frame = tuple[dict[str, Any], bytes]
+
+_logger = logging.getLogger(__name__)
+
+_REAP_POLL_S: Final = 0.001
+_WORDS_BYTES_MAX: Final = 16 * limits.KIB
+_ATTEMPTS: Final = 2
+
+
+class _NotStartedError(Exception):
+    """The worker was gone before it began the run, so that another one may try."""
+
+
+class _OverdueError(Exception):
+    """The guest did not end in time."""
+
+
+class Sandbox:
+    """Runs jobs in a process of their own. Safe to use from many threads; the jobs run one after the other."""
+
+    def __init__(self, *, python: str = sys.executable) -> None:
+        self._python = python
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def warm(self) -> None:
+        """Start the worker now, without waiting for it, so that the first run finds it ready."""
+        with self._lock:
+            self._ready()
+
+    def run(self, job: Job) -> Run:
+        """Run a job to its end, whatever that is. It takes at most LOAD_MS_MAX + its timeout + KILL_MARGIN_MS."""
+        _check(job)
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                try:
+                    return self._attempt(job)
+                except _NotStartedError:
+                    continue
+            return _lost(job, "No worker could begin the run.")
+
+    def close(self) -> None:
+        """End the worker. The sandbox can still be used; a new worker is then started."""
+        with self._lock:
+            self._discard()
+
+    def _attempt(self, job: Job) -> Run:
+        try:
+            worker = self._ready()
+        except (OSError, process.EngineMissingError) as error:
+            _logger.exception("no worker can be started")
+            raise _NotStartedError from error
+        try:
+            return worker.run(job)
+        finally:
+            if worker.spent:
+                self._discard()
+
+    def _ready(self) -> "_Worker":
+        if self._worker and not self._worker.alive:
+            self._discard()
+        if not self._worker:
+            process.hide()
+            self._worker = _Worker(self._python)
+        return self._worker
+
+    def _discard(self) -> None:
+        if self._worker:
+            self._worker.kill()
+        self._worker = None
+
+
+class _Worker:
+    """One worker process and the channel to it. It is `spent` when it must not be used again."""
+
+    def __init__(self, python: str) -> None:
+        self.spent = False
+        self._runs = 0
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            self._channel, their_channel = map(ours.enter_context, socket.socketpair())
+            words, complaints = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a full pipe loses words, but never blocks
+            self._words = ours.enter_context(os.fdopen(words, "rb", buffering=0))
+            theirs.callback(os.close, complaints)
+            shared = theirs.enter_context(tempfile.TemporaryFile())
+            os.posix_fallocate(shared.fileno(), 0, wire.LOG_BYTES)  # a full disk must fail here, not at a later write
+            self._log = ours.enter_context(contextlib.closing(wire.Log(shared.fileno())))
+            self._process = _spawn(python, theirs.enter_context(their_channel), shared.fileno(), complaints)
+            self._resources = ours.pop_all()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
+    def run(self, job: Job) -> Run:
+        """Run a job; raises `_NotStartedError` if the worker was gone before the guest could begin."""
+        self.spent = True  # until the run has ended in good order
+        cpu_ns = 0
+        try:
+            header, body = self._begin(job)
+            if header.get("kind") == wire.STARTED:
+                cpu_ns = wire.number(header.get("cpu_ns"))
+                header, body = self._finish(job)
+            run, resident_bytes = wire.decode_run(header, body, self._log.read())
+        except _OverdueError:
+            return self._timed_out(job, cpu_ns)
+        except (wire.CorruptFrameError, EOFError, OSError) as error:
+            _logger.warning("the worker was lost: %r; it said: %s", error, self._last_words())
+            return _lost(job, "The sandbox failed during the run; the agent is not to blame.", self._log.read())
+        if run.outcome is Outcome.WORKER_LOST:
+            _logger.warning("the worker gave up; it said: %s", self._last_words())
+        self._runs += 1
+        worn = self._runs >= limits.WORKER_RUNS_MAX or resident_bytes > limits.WORKER_RSS_BYTES_MAX
+        self.spent = worn or run.outcome is Outcome.WORKER_LOST
+        return run
+
+    def kill(self) -> resource.struct_rusage | None:
+        """End the process, give what it used, and let go of everything that belongs to it."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+        usage = self._reap()
+        self._resources.close()
+        return usage
+
+    def _begin(self, job: Job) -> Frame:
+        """Send the job and wait for the first answer: that the guest starts now, or that it cannot."""
+        deadline = _deadline(limits.LOAD_MS_MAX)
+        self._log.clear()
+        try:
+            self._channel.settimeout(_until(deadline))
+            self._channel.sendall(wire.encode_job(job))
+            return self._receive(deadline)
+        except (ConnectionError, EOFError) as error:
+            _logger.warning("the worker was gone before the run; it said: %s", self._last_words())
+            raise _NotStartedError from error
+
+    def _finish(self, job: Job) -> Frame:
+        """Wait for the end of the guest."""
+        try:
+            return self._receive(_deadline(job.timeout_ms))
+        except TimeoutError as error:
+            raise _OverdueError from error
+
+    def _receive(self, deadline: float) -> Frame:
+        def read(count: int) -> bytes:
+            self._channel.settimeout(_until(deadline))
+            return self._channel.recv(min(count, limits.MIB))
+
+        return wire.receive(read, limits.OUTPUT_BYTES_MAX)
+
+    def _timed_out(self, job: Job, cpu_ns: int) -> Run:
+        stderr = self._log.read()
+        usage = self.kill()
+        cpu_ms = max(round((usage.ru_utime + usage.ru_stime) * 1_000 - cpu_ns / 1_000_000), 0) if usage else 0
+        meter = Meter(
+            fuel_exact=False,
+            cpu_ms=cpu_ms,
+            wall_ms=job.timeout_ms,
+            input_bytes=len(job.stdin),
+            stderr_bytes=len(stderr),
+        )
+        message = f"The agent did not end within its {job.timeout_ms} ms."
+        return Run(Outcome.TIMEOUT, message, meter, stderr=stderr)
+
+    def _reap(self) -> resource.struct_rusage | None:
+        """Collect the ended process; gives up, rather than hang, on one that the kernel cannot end."""
+        deadline = _deadline(limits.KILL_MARGIN_MS)
+        while self._process.returncode is None:
+            try:
+                pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+            except ChildProcessError:  # collected by somebody else
+                self._process.returncode = 0
+                return None
+            if pid:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+                return usage
+            if time.monotonic() > deadline:
+                _logger.error("worker %d does not end", self._process.pid)
+                return None
+            time.sleep(_REAP_POLL_S)
+        return None
+
+    def _last_words(self) -> str:
+        return (self._words.read(_WORDS_BYTES_MAX) or b"").decode(errors="replace")
+
+
+def _spawn(python: str, channel: socket.socket, log: int, complaints: int) -> subprocess.Popen[bytes]:
+    tied = threading.current_thread() is threading.main_thread()
+    numbers = (channel.fileno(), log, os.getpid(), int(tied))
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
+        process.command(python, "quittance.sandbox.worker", *map(str, numbers)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=complaints,
+        pass_fds=(channel.fileno(), log),
+        env=process.environment(),
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def _check(job: Job) -> None:
+    sane = (
+        len(job.stdin) <= limits.INPUT_BYTES_MAX
+        and 0 < job.fuel <= limits.FUEL_MAX
+        and 0 < job.memory_bytes <= limits.MEMORY_BYTES_MAX
+        and 0 < job.timeout_ms <= limits.TIMEOUT_S_ASYNC_MAX * 1_000
+        and 0 <= job.epoch_ns <= CLOCK_NS_MAX
+    )
+    if not sane:
+        message = f"a job beyond the platform's limits: {job!r:.500}"
+        raise ValueError(message)
+
+
+def _lost(job: Job, message: str, stderr: bytes = b"") -> Run:
+    return Run(Outcome.WORKER_LOST, message, Meter(fuel_exact=False, input_bytes=len(job.stdin)), stderr=stderr)
+
+
+def _deadline(milliseconds: int) -> float:
+    return time.monotonic() + milliseconds / 1_000
+
+
+def _until(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining

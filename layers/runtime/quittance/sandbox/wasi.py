@@ -1,0 +1,415 @@
+"""The guest's whole outside world: WASI preview 1 without files, network, real time or real randomness.
+
+All 46 calls are answered here, in Python, and none by the engine: what the guest can reach is what this page says
+(`docs/sandbox.md` has the table), and output, time and randomness are functions of the job alone. One `Guest` lives
+for one run.
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Final, Protocol
+
+from quittance import limits
+
+MODULE: Final = "wasi_snapshot_preview1"
+
+CALLS: Final[Mapping[str, str]] = {
+    "args_get": "ii",
+    "args_sizes_get": "ii",
+    "clock_res_get": "ii",
+    "clock_time_get": "iIi",
+    "environ_get": "ii",
+    "environ_sizes_get": "ii",
+    "fd_advise": "iIIi",
+    "fd_allocate": "iII",
+    "fd_close": "i",
+    "fd_datasync": "i",
+    "fd_fdstat_get": "ii",
+    "fd_fdstat_set_flags": "ii",
+    "fd_fdstat_set_rights": "iII",
+    "fd_filestat_get": "ii",
+    "fd_filestat_set_size": "iI",
+    "fd_filestat_set_times": "iIIi",
+    "fd_pread": "iiiIi",
+    "fd_prestat_dir_name": "iii",
+    "fd_prestat_get": "ii",
+    "fd_pwrite": "iiiIi",
+    "fd_read": "iiii",
+    "fd_readdir": "iiiIi",
+    "fd_renumber": "ii",
+    "fd_seek": "iIii",
+    "fd_sync": "i",
+    "fd_tell": "ii",
+    "fd_write": "iiii",
+    "path_create_directory": "iii",
+    "path_filestat_get": "iiiii",
+    "path_filestat_set_times": "iiiiIIi",
+    "path_link": "iiiiiii",
+    "path_open": "iiiiiIIii",
+    "path_readlink": "iiiiii",
+    "path_remove_directory": "iii",
+    "path_rename": "iiiiii",
+    "path_symlink": "iiiii",
+    "path_unlink_file": "iii",
+    "poll_oneoff": "iiii",
+    "proc_exit": "i",
+    "proc_raise": "i",
+    "random_get": "ii",
+    "sched_yield": "",
+    "sock_accept": "iii",
+    "sock_recv": "iiiiii",
+    "sock_send": "iiiii",
+    "sock_shutdown": "ii",
+}
+"""Every preview-1 call with its parameters: i is i32, I is i64. All but `proc_exit` return an errno (i32)."""
+
+NO_RESULT: Final = frozenset({"proc_exit"})
+
+ARGV: Final = (b"agent\0",)  # not empty: many a runtime takes argv[0] for granted
+CLOCK_STEP_NS: Final = 10_000  # how far each look at the clock moves it, so that waiting in a loop ends
+CLOCK_NS_MAX: Final = 2**63 - 1
+
+_REALTIME, _MONOTONIC = 0, 1
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_RIGHT_READ, _RIGHT_WRITE, _RIGHT_POLL = 1 << 1, 1 << 6, 1 << 27
+_ABSOLUTE = 1
+_HANGUP = 1
+_U32_MAX = 2**32 - 1
+_IOVEC = struct.Struct("<II")
+_U32 = struct.Struct("<I")
+_U32_PAIR = struct.Struct("<II")
+_U64 = struct.Struct("<Q")
+_FDSTAT = struct.Struct("<BxHxxxxQQ")
+_SUBSCRIPTION = struct.Struct("<QB7x32s")  # userdata, tag, the tag's own part
+_CLOCK = struct.Struct("<I4xQ8xH")  # clock id, timeout, (precision,) flags
+_EVENT = struct.Struct("<QHB5xQH6x")  # userdata, errno, type, bytes, flags
+_FILESTAT_BYTES = 64
+
+
+class Errno(IntEnum):
+    """The preview-1 error numbers that the guest can meet here."""
+
+    SUCCESS = 0
+    BADF = 8
+    FAULT = 21
+    INVAL = 28
+    NOTDIR = 54
+    NOTSOCK = 57
+    NOTSUP = 58
+    SPIPE = 70
+
+
+class CallFailedError(Exception):
+    """A host call that the guest sees failing with an error number."""
+
+    def __init__(self, errno: Errno) -> None:
+        super().__init__(errno.name)
+        self.errno = errno
+
+
+class ExitedError(Exception):
+    """The guest ended itself by `proc_exit`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class OutputLimitError(Exception):
+    """The guest wrote more to stdout than it may."""
+
+
+class Memory(Protocol):
+    """The guest's linear memory; an address out of bounds raises `CallFailedError(Errno.FAULT)`."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy bytes out of the guest."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy bytes into the guest."""
+
+
+class Guest:
+    """The state behind the host calls of one run: input, output, virtual clock and virtual randomness.
+
+    Each method named like a preview-1 call is that call. It gets the guest's memory and the arguments as unsigned
+    integers and returns an error number.
+    """
+
+    def __init__(self, *, stdin: bytes, epoch_ns: int, seed: bytes, log: Callable[[bytes], None]) -> None:
+        self.stdout = bytearray()
+        self._stdin = memoryview(stdin)
+        self._log = log
+        self._log_room = limits.STDERR_BYTES_MAX
+        self.stderr_bytes = 0
+        self._open = {_STDIN, _STDOUT, _STDERR}
+        self._epoch_ns = epoch_ns
+        self._elapsed_ns = 0
+        self._random = _Random(seed)
+
+    # Arguments and environment.
+
+    def args_sizes_get(self, memory: Memory, count: int, size: int) -> int:
+        """There is one argument, the program's name."""
+        memory.write(count, _U32.pack(len(ARGV)))
+        memory.write(size, _U32.pack(sum(map(len, ARGV))))
+        return Errno.SUCCESS
+
+    def args_get(self, memory: Memory, pointers: int, text: int) -> int:
+        """There is one argument, the program's name."""
+        memory.write(pointers, _U32.pack(text))
+        memory.write(text, ARGV[0])
+        return Errno.SUCCESS
+
+    def environ_sizes_get(self, memory: Memory, count: int, size: int) -> int:
+        """There is no environment."""
+        memory.write(count, _U32.pack(0))
+        memory.write(size, _U32.pack(0))
+        return Errno.SUCCESS
+
+    def environ_get(self, _memory: Memory, _pointers: int, _text: int) -> int:
+        """There is no environment."""
+        return Errno.SUCCESS
+
+    # Time and randomness.
+
+    def clock_res_get(self, memory: Memory, clock: int, result: int) -> int:
+        """The clock moves in steps."""
+        if clock not in {_REALTIME, _MONOTONIC}:
+            return Errno.INVAL
+        memory.write(result, _U64.pack(CLOCK_STEP_NS))
+        return Errno.SUCCESS
+
+    def clock_time_get(self, memory: Memory, clock: int, _precision: int, result: int) -> int:
+        """Each look moves the clock one step."""
+        if clock not in {_REALTIME, _MONOTONIC}:
+            return Errno.INVAL
+        self._advance(CLOCK_STEP_NS)
+        memory.write(result, _U64.pack(self._now(clock)))
+        return Errno.SUCCESS
+
+    def random_get(self, memory: Memory, address: int, length: int) -> int:
+        """The bytes are a stream from the job's seed."""
+        if length > limits.RANDOM_BYTES_MAX:
+            return Errno.INVAL
+        memory.read(address + length, 0)  # a bad pointer draws nothing
+        memory.write(address, self._random.take(length))
+        return Errno.SUCCESS
+
+    def sched_yield(self, _memory: Memory) -> int:
+        """There is nobody to yield to."""
+        return Errno.SUCCESS
+
+    def poll_oneoff(self, memory: Memory, subscriptions: int, events: int, count: int, result: int) -> int:
+        """Report what is ready; when only clocks are asked, jump to the earliest."""
+        if not 1 <= count <= limits.POLL_SUBSCRIPTIONS_MAX:
+            return Errno.INVAL
+        asked = memory.read(subscriptions, count * _SUBSCRIPTION.size)
+        memory.read(events, count * _EVENT.size)
+        ready = self._poll(asked)
+        memory.write(events, b"".join(ready))
+        memory.write(result, _U32.pack(len(ready)))
+        return Errno.SUCCESS
+
+    def _poll(self, asked: bytes) -> list[bytes]:
+        ready: list[bytes] = []
+        waits: list[tuple[int, bytes]] = []
+        for userdata, tag, part in _SUBSCRIPTION.iter_unpack(asked):
+            if tag > 2:
+                raise CallFailedError(Errno.INVAL)
+            if tag:
+                ready.append(self._poll_descriptor(userdata, tag, _U32.unpack_from(part)[0]))
+                continue
+            clock, timeout, flags = _CLOCK.unpack_from(part)
+            if clock not in {_REALTIME, _MONOTONIC}:
+                ready.append(_EVENT.pack(userdata, Errno.INVAL, tag, 0, 0))
+                continue
+            wait = max(timeout - self._now(clock), 0) if flags & _ABSOLUTE else timeout
+            waits.append((wait, _EVENT.pack(userdata, Errno.SUCCESS, tag, 0, 0)))
+        shortest = 0 if ready else min(wait for wait, _ in waits)
+        self._advance(shortest)
+        return ready + [event for wait, event in waits if wait <= shortest]
+
+    def _poll_descriptor(self, userdata: int, tag: int, fd: int) -> bytes:
+        readable = tag == 1 and fd == _STDIN
+        writable = tag == 2 and fd in {_STDOUT, _STDERR}
+        if fd not in self._open or not (readable or writable):
+            return _EVENT.pack(userdata, Errno.BADF, tag, 0, 0)
+        if writable:
+            return _EVENT.pack(userdata, Errno.SUCCESS, tag, limits.KIB, 0)
+        return _EVENT.pack(userdata, Errno.SUCCESS, tag, len(self._stdin), 0 if self._stdin else _HANGUP)
+
+    def _advance(self, nanoseconds: int) -> None:
+        self._elapsed_ns = min(self._elapsed_ns + nanoseconds, CLOCK_NS_MAX - self._epoch_ns)
+
+    def _now(self, clock: int) -> int:
+        return self._elapsed_ns + (self._epoch_ns if clock == _REALTIME else 0)
+
+    # The three standard streams.
+
+    def fd_read(self, memory: Memory, fd: int, iovecs: int, count: int, result: int) -> int:
+        """Standard input is the job's input."""
+        self._require(fd, _STDIN)
+        memory.write(result, _U32.pack(0))
+        spans = self._spans(memory, iovecs, count)
+        total = 0
+        for address, length in spans:
+            piece = bytes(self._stdin[:length])
+            if not piece:
+                break
+            memory.write(address, piece)
+            self._stdin = self._stdin[len(piece) :]
+            total += len(piece)
+        memory.write(result, _U32.pack(total))
+        return Errno.SUCCESS
+
+    def fd_write(self, memory: Memory, fd: int, iovecs: int, count: int, result: int) -> int:
+        """Standard output is kept whole up to its limit, standard error as far as there is room."""
+        self._require(fd, _STDOUT, _STDERR)
+        spans = self._spans(memory, iovecs, count)
+        total = sum(length for _, length in spans)
+        if total > _U32_MAX:
+            return Errno.INVAL
+        memory.write(result, _U32.pack(total))
+        if fd == _STDERR:
+            self._write_log(memory, spans, total)
+            return Errno.SUCCESS
+        if len(self.stdout) + total > limits.OUTPUT_BYTES_MAX:
+            raise OutputLimitError
+        for address, length in spans:
+            self.stdout += memory.read(address, length)
+        return Errno.SUCCESS
+
+    def _write_log(self, memory: Memory, spans: list[tuple[int, int]], total: int) -> None:
+        self.stderr_bytes += total
+        for address, length in spans:
+            if not self._log_room:
+                return
+            kept = min(length, self._log_room)
+            self._log(memory.read(address, kept))
+            self._log_room -= kept
+
+    def _spans(self, memory: Memory, iovecs: int, count: int) -> list[tuple[int, int]]:
+        """Read a list of buffers and check that each lies inside the guest's memory."""
+        if count > limits.IOVECS_MAX:
+            raise CallFailedError(Errno.INVAL)
+        spans = list(_IOVEC.iter_unpack(memory.read(iovecs, count * _IOVEC.size)))
+        for address, length in spans:
+            memory.read(address + length, 0)
+        return spans
+
+    def fd_close(self, _memory: Memory, fd: int) -> int:
+        """Closing a standard stream is final."""
+        self._require_open(fd)
+        self._open.remove(fd)
+        return Errno.SUCCESS
+
+    def fd_fdstat_get(self, memory: Memory, fd: int, result: int) -> int:
+        """The streams are of unknown type: no terminals, so that libraries buffer."""
+        self._require_open(fd)
+        rights = _RIGHT_POLL | (_RIGHT_READ if fd == _STDIN else _RIGHT_WRITE)
+        memory.write(result, _FDSTAT.pack(0, 0, rights, 0))
+        return Errno.SUCCESS
+
+    def fd_filestat_get(self, memory: Memory, fd: int, result: int) -> int:
+        """All zero, as for a pipe."""
+        self._require_open(fd)
+        memory.write(result, bytes(_FILESTAT_BYTES))
+        return Errno.SUCCESS
+
+    def proc_exit(self, _memory: Memory, code: int) -> int:
+        """End the run."""
+        raise ExitedError(code)
+
+    def proc_raise(self, _memory: Memory, _signal: int) -> int:
+        """There are no signals."""
+        return Errno.NOTSUP
+
+    # What a stream cannot do, and what needs files or sockets.
+
+    def _require_open(self, fd: int) -> None:
+        if fd not in self._open:
+            raise CallFailedError(Errno.BADF)
+
+    def _require(self, fd: int, *allowed: int) -> None:
+        if fd not in allowed or fd not in self._open:
+            raise CallFailedError(Errno.BADF)
+
+
+def _refusal(errno: Errno, *descriptors: int) -> Callable[..., int]:
+    """Make a host call that fails: with BADF if a descriptor is not open, else with `errno`."""
+
+    def refuse(guest: Guest, _memory: Memory, *arguments: int) -> int:
+        for position in descriptors:
+            guest._require_open(arguments[position])  # noqa: SLF001 - this function becomes a method of the class
+        return errno
+
+    return refuse
+
+
+_REFUSED: Final[Mapping[str, Callable[..., int]]] = {
+    # A stream has no position and no extent.
+    "fd_advise": _refusal(Errno.SPIPE, 0),
+    "fd_allocate": _refusal(Errno.SPIPE, 0),
+    "fd_pread": _refusal(Errno.SPIPE, 0),
+    "fd_pwrite": _refusal(Errno.SPIPE, 0),
+    "fd_seek": _refusal(Errno.SPIPE, 0),
+    "fd_tell": _refusal(Errno.SPIPE, 0),
+    # POSIX: what cannot be synchronised or sized is an invalid argument.
+    "fd_datasync": _refusal(Errno.INVAL, 0),
+    "fd_filestat_set_size": _refusal(Errno.INVAL, 0),
+    "fd_sync": _refusal(Errno.INVAL, 0),
+    # The streams are what they are.
+    "fd_fdstat_set_flags": _refusal(Errno.NOTSUP, 0),
+    "fd_fdstat_set_rights": _refusal(Errno.NOTSUP, 0),
+    "fd_filestat_set_times": _refusal(Errno.NOTSUP, 0),
+    "fd_renumber": _refusal(Errno.NOTSUP, 0, 1),
+    # No descriptor is preopened; BADF ends the search of the C library.
+    "fd_prestat_dir_name": _refusal(Errno.BADF),
+    "fd_prestat_get": _refusal(Errno.BADF),
+    # No descriptor is a directory.
+    "fd_readdir": _refusal(Errno.NOTDIR, 0),
+    "path_create_directory": _refusal(Errno.NOTDIR, 0),
+    "path_filestat_get": _refusal(Errno.NOTDIR, 0),
+    "path_filestat_set_times": _refusal(Errno.NOTDIR, 0),
+    "path_link": _refusal(Errno.NOTDIR, 0, 4),
+    "path_open": _refusal(Errno.NOTDIR, 0),
+    "path_readlink": _refusal(Errno.NOTDIR, 0),
+    "path_remove_directory": _refusal(Errno.NOTDIR, 0),
+    "path_rename": _refusal(Errno.NOTDIR, 0, 3),
+    "path_symlink": _refusal(Errno.NOTDIR, 2),
+    "path_unlink_file": _refusal(Errno.NOTDIR, 0),
+    # No descriptor is a socket.
+    "sock_accept": _refusal(Errno.NOTSOCK, 0),
+    "sock_recv": _refusal(Errno.NOTSOCK, 0),
+    "sock_send": _refusal(Errno.NOTSOCK, 0),
+    "sock_shutdown": _refusal(Errno.NOTSOCK, 0),
+}
+
+HANDLERS: Final[Mapping[str, Callable[..., int]]] = {name: _REFUSED.get(name) or getattr(Guest, name) for name in CALLS}
+"""Each call's function `(guest, memory, *arguments) -> errno`."""
+
+
+class _Random:
+    """SHA-256 in counter mode: a stream of bytes that depends on the seed and on nothing else."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._key = hashlib.sha256(seed)
+        self._counter = 0
+        self._rest = b""
+
+    def take(self, length: int) -> bytes:
+        missing = max(length - len(self._rest), 0)
+        blocks = -(-missing // 32)
+        fresh = b"".join(self._block(self._counter + index) for index in range(blocks))
+        self._counter += blocks
+        stream = self._rest + fresh
+        self._rest = stream[length:]
+        return stream[:length]
+
+    def _block(self, number: int) -> bytes:
+        block = self._key.copy()
+        block.update(number.to_bytes(8, "little"))
+        return block.digest()

@@ -1,0 +1,154 @@
+"""The worker process: loads artefacts and runs guests until its parent is gone.
+
+    python -m quittance.sandbox.worker <socket> <log> <parent> <tied>
+
+`socket` and `log` are inherited descriptors: where jobs come from, and shared memory for standard error. `tied` is 1
+if the worker was started by the parent's main thread, so that the kernel can end it together with that thread.
+"""
+
+import gc
+import hashlib
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from pathlib import Path
+from typing import Final
+
+from wasmtime import WasmtimeError
+
+from quittance import limits
+from quittance.run import Job, Meter, Outcome, Run
+from quittance.sandbox import process, wire
+from quittance.sandbox.execution import Executor, Program
+
+_OTHER_FILES_MAX: Final = 16
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class _RefusedError(Exception):
+    """An artefact that will not be run."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class Programs:
+    """Loaded programs by digest of their artefact; those that were used last are kept, up to a number of bytes."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._kept: OrderedDict[str, tuple[Program, int]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, job: Job) -> Program:
+        """Give the job's program, loading it if need be."""
+        if kept := self._kept.get(job.artefact_sha256):
+            self._kept.move_to_end(job.artefact_sha256)
+            return kept[0]
+        artefact = _read_verified(job)
+        self._make_room(len(artefact))
+        try:
+            program = self._executor.load(artefact)
+        except WasmtimeError as error:
+            reason = "The artefact was made for another engine or CPU; publish the agent again."
+            raise _RefusedError(Outcome.ARTEFACT_MISSING, reason) from error
+        self._kept[job.artefact_sha256] = program, len(artefact)
+        self._bytes += len(artefact)
+        return program
+
+    def _make_room(self, wanted: int) -> None:
+        while self._kept and not self._has_room(wanted):
+            _, (_, size) = self._kept.popitem(last=False)
+            self._bytes -= size
+
+    def _has_room(self, wanted: int) -> bool:
+        fits = self._bytes + wanted <= limits.WORKER_MODULE_BYTES_MAX
+        return fits and len(self._kept) < limits.WORKER_MODULES_MAX
+
+
+def _read_verified(job: Job) -> bytes:
+    """Read the artefact once and give exactly the bytes whose digest was compared."""
+    try:
+        with Path(job.artefact_path).open("rb") as file:
+            artefact = file.read(limits.ARTEFACT_BYTES_MAX + 1)
+    except OSError as error:
+        raise _RefusedError(Outcome.ARTEFACT_MISSING, "The agent's artefact is not there.") from error
+    if hashlib.sha256(artefact).hexdigest() != job.artefact_sha256:
+        raise _RefusedError(Outcome.ARTEFACT_TAMPERED, "The agent's artefact is not the one that was registered.")
+    return artefact
+
+
+class Worker:
+    """Takes jobs from a descriptor, one after the other."""
+
+    def __init__(self, channel: int, log: wire.Log) -> None:
+        self._channel = channel
+        self._log = log
+        self._executor = Executor()
+        self._programs = Programs(self._executor)
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept open: it is read after each run
+
+    def serve(self) -> None:
+        """Run jobs until the parent is gone."""
+        while True:
+            header, body = wire.receive(lambda count: os.read(self._channel, count), limits.INPUT_BYTES_MAX)
+            run = self._run(wire.decode_job(header, body))
+            self._send(wire.encode_run(run, self._resident_bytes()))
+            del header, body, run
+
+    def _run(self, job: Job) -> Run:
+        try:
+            program = self._programs.get(job)
+        except _RefusedError as refused:
+            return Run(refused.outcome, str(refused), Meter(input_bytes=len(job.stdin)))
+        self._log.clear()
+        self._send(wire.encode({"kind": wire.STARTED, "cpu_ns": time.process_time_ns()}))
+        return self._executor.run(program, job, self._log.append)
+
+    def _resident_bytes(self) -> int:
+        pages = os.pread(self._statm, 100, 0).split()[1]
+        return int(pages) * _PAGE_BYTES
+
+    def _send(self, frame: bytes) -> None:
+        rest = memoryview(frame)
+        while rest:
+            rest = rest[os.write(self._channel, rest) :]
+
+
+def _end_with_parent(channel: int) -> None:
+    """End this process, whatever the guest is doing, when the parent's end of the channel is closed."""
+    poll = select.poll()
+    poll.register(channel, 0)  # nothing but the hang-up, which is always reported
+    poll.poll()
+    os._exit(0)
+
+
+def main(channel: int, log: int, parent: int, tied: int) -> None:
+    """Serve until the parent is gone; never returns."""
+    try:
+        worker = Worker(channel, wire.Log(log))
+        os.close(log)
+        threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
+        process.confine(
+            data_bytes=limits.WORKER_DATA_BYTES_MAX,
+            file_bytes=limits.ARTEFACT_BYTES_MAX,  # the engine keeps each module's initial memory in a memory file
+            open_files=limits.WORKER_MODULES_MAX + _OTHER_FILES_MAX,
+        )
+        if tied:
+            process.die_with_parent(parent)
+        gc.freeze()
+        worker.serve()
+    except (EOFError, ConnectionError):
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - whatever it is, this process ends here, without running any destructor
+        traceback.print_exc()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""What the sandbox's tests share: compiled agents, jobs for them, and one warm sandbox."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from quittance import limits
+from quittance.run import Job
+from quittance.sandbox import Sandbox
+from quittance.sandbox.engine import compile_to_artefact
+
+EPOCH_NS = 1_767_225_600_000_000_000
+
+
+class Agents:
+    """Compiles agents, each text once, and makes jobs for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str | bytes, Job] = {}
+
+    def job(self, wat: str | bytes, **fields: object) -> Job:
+        """Make a job for an agent in text, or for a binary module."""
+        if wat not in self._made:
+            artefact = compile_to_artefact(wat if isinstance(wat, bytes) else bytes(wasmtime.wat2wasm(wat)))
+            sha256 = hashlib.sha256(artefact).hexdigest()
+            path = self._folder / sha256
+            path.write_bytes(artefact)
+            self._made[wat] = Job(str(path), sha256, b"", 10**9, 16 * limits.MIB, 5_000, EPOCH_NS, b"seed")
+        return dataclasses.replace(self._made[wat], **fields)
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    return Agents(tmp_path_factory.mktemp("artefacts")).job
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as shared:
+        yield shared

@@ -1,0 +1,280 @@
+"""Every way a run can end, every limit at the limit and one beyond, and that runs repeat."""
+
+import dataclasses
+import hashlib
+import os
+import random
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from quittance import limits
+from quittance.run import Fault, Outcome
+from quittance.sandbox import Sandbox
+from quittance.sandbox.wasi import CLOCK_STEP_NS
+from tests.sandbox.wat import ECHO, PAGE_BYTES, TRIVIAL, WORLD, call, memory, program, writer
+
+ENDLESS = program("(loop $again (br $again))")
+
+
+def test_a_run_that_returns_has_succeeded(make, sandbox):
+    run = sandbox.run(make(TRIVIAL, stdin=b"ignored"))
+    assert (run.outcome, run.exit_code, run.stdout, run.stderr) == (Outcome.SUCCEEDED, 0, b"", b"")
+    assert run.meter.fuel == 1
+    assert run.meter.fuel_exact
+    assert run.meter.memory_bytes == 2 * PAGE_BYTES
+    assert run.meter.input_bytes == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "fuel_exact", "says"),
+    [
+        ("unreachable", Outcome.TRAP_UNREACHABLE, True, "unreachable"),
+        ("(drop (i32.load (i32.const -4)))", Outcome.TRAP_MEMORY, False, "out of bounds"),
+        ("(memory.fill (i32.const 0) (i32.const 0) (i32.const -1))", Outcome.TRAP_MEMORY, False, "out of bounds"),
+        ("(drop (i32.div_u (i32.const 1) (i32.const 0)))", Outcome.TRAP_ARITHMETIC, False, "zero"),
+        ("(drop (i32.div_s (i32.const 0x80000000) (i32.const -1)))", Outcome.TRAP_ARITHMETIC, False, "overflow"),
+        ("(drop (i32.trunc_f32_s (f32.const nan)))", Outcome.TRAP_ARITHMETIC, False, "number"),
+        ("(call $main) (call $main)", Outcome.TRAP_STACK, True, "stack"),
+        ("(call_indirect (type $none) (i32.const 0))", Outcome.TRAP_TABLE, True, "null"),
+        ("(call_indirect (type $none) (i32.const 9))", Outcome.TRAP_TABLE, False, "table"),
+        ("(drop (call_indirect (type $one) (i32.const 1)))", Outcome.TRAP_TABLE, True, "another type"),
+    ],
+)
+def test_each_trap_has_its_outcome_and_names_the_function(make, sandbox, body, outcome, fuel_exact, says):
+    more = "(type $none (func)) (type $one (func (result i32))) (table 2 funcref) (elem (i32.const 1) $main)"
+    run = sandbox.run(make(program(body, more=more)))
+    assert run.outcome is outcome
+    assert run.outcome.fault is Fault.AGENT
+    assert run.meter.fuel_exact is fuel_exact
+    assert says in run.message
+    assert "in main [0] at 0x" in run.message
+    assert len(run.message) <= limits.MESSAGE_CHARS_MAX
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 125, 126, 255, 256, 2**31, 2**32 - 1])
+def test_exit_codes_are_reported_whole(make, sandbox, code):
+    run = sandbox.run(make(program(call("proc_exit", code) + " unreachable", "proc_exit")))
+    assert run.outcome is (Outcome.EXIT_CODE if code else Outcome.SUCCEEDED)
+    assert run.exit_code == code
+    assert run.meter.fuel_exact
+
+
+@pytest.mark.parametrize(
+    "wat",
+    [
+        ENDLESS,
+        program("(return_call $main)"),
+        program("", more="(func $again (loop $again (br $again))) (start $again)"),
+        program(f"(loop $again (drop {call('sched_yield')}) (br $again))", "sched_yield"),
+        program(f"(loop $again (drop {call('random_get', 0, 65_536)}) (br $again))", "random_get"),
+        program("(loop $again (memory.fill (i32.const 0) (i32.const 1) (i32.const 131072)) (br $again))"),
+        writer(2, 1, None),
+        writer(1, 0, None),
+    ],
+    ids=["loop", "tail call", "start", "yield", "random", "fill", "stderr", "empty writes"],
+)
+def test_endless_guests_are_ended_at_their_deadline(make, wat):
+    with Sandbox() as own:
+        own.warm()
+        own.run(make(TRIVIAL))
+        began = time.monotonic()
+        run = own.run(make(wat, fuel=limits.FUEL_MAX, timeout_ms=250))
+        took_ms = (time.monotonic() - began) * 1_000
+        assert run.outcome is Outcome.TIMEOUT
+        assert "250 ms" in run.message
+        assert not run.meter.fuel_exact
+        assert 250 <= took_ms < 550
+        assert 0 < run.meter.cpu_ms < 550
+        assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
+
+
+def test_what_was_said_before_a_timeout_is_kept(make, sandbox):
+    body = f"(drop {call('fd_write', 2, 0, 1, 8)}) (loop $again (br $again))"
+    wat = program(body, "fd_write", more=memory(0, b"\x10\0\0\0\5\0\0\0") + memory(16, b"hello"))
+    run = sandbox.run(make(wat, fuel=limits.FUEL_MAX, timeout_ms=200))
+    assert (run.outcome, run.stderr) == (Outcome.TIMEOUT, b"hello")
+
+
+def test_fuel_at_the_limit_and_one_below(make, sandbox):
+    wat = program("(loop $again (br_if $again (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1)))"
+                  " (i32.const 1000))))")  # fmt: skip
+    needed = sandbox.run(make(wat)).meter.fuel
+    assert sandbox.run(make(wat, fuel=needed)).outcome is Outcome.SUCCEEDED
+    run = sandbox.run(make(wat, fuel=needed - 1))
+    assert (run.outcome, run.meter.fuel, run.meter.fuel_exact) == (Outcome.FUEL_EXHAUSTED, needed - 1, True)
+    assert str(needed - 1) in run.message
+
+
+def test_input_and_output_at_the_limit_are_whole_and_binary(make, sandbox):
+    data = random.Random(1).randbytes(limits.INPUT_BYTES_MAX)
+    run = sandbox.run(make(ECHO, stdin=data))
+    assert run.outcome is Outcome.SUCCEEDED
+    assert run.stdout == data
+    assert (run.meter.input_bytes, run.meter.output_bytes) == (len(data), len(data))
+
+
+def test_output_one_byte_beyond_the_limit(make, sandbox):
+    exact = sandbox.run(make(writer(1, PAGE_BYTES, limits.OUTPUT_BYTES_MAX // PAGE_BYTES)))
+    assert (exact.outcome, len(exact.stdout)) == (Outcome.SUCCEEDED, limits.OUTPUT_BYTES_MAX)
+    beyond = sandbox.run(make(writer(1, PAGE_BYTES, limits.OUTPUT_BYTES_MAX // PAGE_BYTES, last=1)))
+    assert beyond.outcome is Outcome.OUTPUT_LIMIT
+    assert str(limits.OUTPUT_BYTES_MAX) in beyond.message
+    assert beyond.meter.fuel_exact
+
+
+def test_a_flood_of_tiny_writes_ends_at_the_limit(make, sandbox):
+    run = sandbox.run(make(writer(1, 16, None), timeout_ms=20_000))
+    assert run.outcome is Outcome.OUTPUT_LIMIT
+    assert len(run.stdout) == limits.OUTPUT_BYTES_MAX
+
+
+def test_stderr_at_the_limit_and_beyond_never_fails_a_run(make, sandbox):
+    exact = sandbox.run(make(writer(2, PAGE_BYTES, 1)))
+    assert (exact.outcome, len(exact.stderr), exact.meter.stderr_bytes) == (Outcome.SUCCEEDED, 65_536, 65_536)
+    beyond = sandbox.run(make(writer(2, PAGE_BYTES, 1, last=1)))
+    assert (beyond.outcome, len(beyond.stderr), beyond.meter.stderr_bytes) == (Outcome.SUCCEEDED, 65_536, 65_537)
+
+
+def test_memory_at_the_limit_and_one_page_beyond(make, sandbox):
+    grow = program("(if (i32.lt_s (memory.grow (i32.const 14)) (i32.const 0)) (then unreachable))")
+    assert sandbox.run(make(grow, memory_bytes=16 * PAGE_BYTES)).outcome is Outcome.SUCCEEDED
+    until_refused = program(
+        "(loop $more (br_if $more (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0)))) unreachable"
+    )
+    run = sandbox.run(make(until_refused, memory_bytes=16 * PAGE_BYTES))
+    assert (run.outcome, run.meter.memory_bytes) == (Outcome.MEMORY_LIMIT, 16 * PAGE_BYTES)
+    assert str(16 * PAGE_BYTES) in run.message
+    unharmed = program("(drop (memory.grow (i32.const 15)))")
+    assert sandbox.run(make(unharmed, memory_bytes=16 * PAGE_BYTES)).outcome is Outcome.SUCCEEDED
+
+
+def test_initial_memory_at_the_limit_and_one_page_beyond(make, sandbox):
+    assert sandbox.run(make(TRIVIAL, memory_bytes=2 * PAGE_BYTES)).outcome is Outcome.SUCCEEDED
+    run = sandbox.run(make(TRIVIAL, memory_bytes=2 * PAGE_BYTES - 1))
+    assert run.outcome is Outcome.MEMORY_LIMIT
+    assert (run.meter.fuel, run.meter.memory_bytes) == (0, 0)
+
+
+def test_a_trap_far_below_the_memory_limit_is_not_blamed_on_it(make, sandbox):
+    assert sandbox.run(make(program("unreachable"))).outcome is Outcome.TRAP_UNREACHABLE
+
+
+def test_the_largest_memory_that_an_agent_may_have_can_be_used(make, sandbox):
+    pages = limits.MEMORY_BYTES_MAX // PAGE_BYTES
+    fill = f"(memory.fill (i32.const 0) (i32.const 7) (i32.const {limits.MEMORY_BYTES_MAX - 1}))"
+    wat = program(f"(if (i32.lt_s (memory.grow (i32.const {pages - 2})) (i32.const 0)) (then unreachable)) {fill}")
+    run = sandbox.run(make(wat, memory_bytes=limits.MEMORY_BYTES_MAX, fuel=10**10, timeout_ms=20_000))
+    assert (run.outcome, run.meter.memory_bytes) == (Outcome.SUCCEEDED, limits.MEMORY_BYTES_MAX)
+
+
+def test_tables_at_the_limit_and_one_beyond(make, sandbox):
+    def grow(by: int) -> str:
+        body = f"(call $proc_exit (i32.lt_s (table.grow (ref.null func) (i32.const {by})) (i32.const 0)))"
+        return program(body, "proc_exit", more="(table 1 funcref)")
+
+    assert sandbox.run(make(grow(limits.TABLE_ELEMENTS_MAX - 1))).exit_code == 0
+    assert sandbox.run(make(grow(limits.TABLE_ELEMENTS_MAX))).exit_code == 1
+
+
+def test_a_trapping_start_function_fails_the_run(make, sandbox):
+    run = sandbox.run(make(program("", more="(func $first unreachable) (start $first)")))
+    assert run.outcome is Outcome.TRAP_UNREACHABLE
+    assert run.meter.memory_bytes == 2 * PAGE_BYTES
+
+
+def test_a_start_function_can_use_the_host(make, sandbox):
+    start = f"(func $first (drop {call('fd_write', 1, 0, 1, 8)})) (start $first)"
+    wat = program("", "fd_write", more=start + memory(0, b"\x10\0\0\0\2\0\0\0") + memory(16, b"hi"))
+    assert sandbox.run(make(wat)).stdout == b"hi"
+
+
+def test_time_and_randomness_come_from_the_job(make, sandbox):
+    job = make(WORLD)
+    stdout = sandbox.run(job).stdout
+    realtime, monotonic = struct.unpack_from("<QQ", stdout)
+    (after,) = struct.unpack_from("<Q", stdout, 61)
+    assert realtime == job.epoch_ns + CLOCK_STEP_NS
+    assert monotonic == 2 * CLOCK_STEP_NS
+    assert after == job.epoch_ns + 3 * CLOCK_STEP_NS + 3_600 * 10**9
+    assert sandbox.run(job).stdout == stdout
+    other = sandbox.run(dataclasses.replace(job, seed=b"other")).stdout
+    assert other[:16] == stdout[:16]
+    assert other[16:61] != stdout[16:61]
+
+
+def test_runs_repeat_in_fresh_processes(make):
+    seen = set()
+    for _ in range(4):
+        with Sandbox() as fresh:
+            for _ in range(2):
+                run = fresh.run(make(WORLD))
+                seen.add((run.outcome, run.stdout, run.meter.fuel, run.meter.memory_bytes))
+    assert len(seen) == 1
+    assert seen.pop()[0] is Outcome.SUCCEEDED
+
+
+def test_nothing_of_a_run_is_visible_to_the_next(make, sandbox):
+    first = sandbox.run(make(ECHO, stdin=b"secret"))
+    wat = program(
+        f"""(i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 100000))
+            (drop {call("fd_write", 1, 0, 1, 8)})""",
+        "fd_write",
+    )
+    second = sandbox.run(make(wat))
+    assert first.stdout == b"secret"
+    assert second.stdout == bytes(100_000)
+    assert sandbox.run(make(ECHO)).stdout == b""
+    assert sandbox.run(make(writer(2, 16, 1))).stderr
+    assert sandbox.run(make(TRIVIAL)).stderr == b""
+    assert sandbox.run(make(writer(2, 16, 1))).stderr == bytes(16)
+    assert sandbox.run(make(TRIVIAL, artefact_sha256="0" * 64)).stderr == b"", "of a run that never began"
+
+
+def test_more_modules_than_are_kept_can_be_run(make, sandbox):
+    """More modules than the worker keeps, so that some are loaded again."""
+    names = [
+        program(f"(drop (i32.const {index}))", more=memory(0, b"x")) for index in range(limits.WORKER_MODULES_MAX + 24)
+    ]
+    for _ in range(2):
+        assert {sandbox.run(make(wat)).outcome for wat in names} == {Outcome.SUCCEEDED}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stdin": bytes(limits.INPUT_BYTES_MAX + 1)},
+        {"fuel": limits.FUEL_MAX + 1},
+        {"fuel": 0},
+        {"memory_bytes": limits.MEMORY_BYTES_MAX + 1},
+        {"timeout_ms": limits.TIMEOUT_S_ASYNC_MAX * 1_000 + 1},
+        {"timeout_ms": 0},
+        {"epoch_ns": -1},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_jobs_beyond_the_platforms_limits_are_refused(make, sandbox, fields):
+    with pytest.raises(ValueError, match="limits"):
+        sandbox.run(make(TRIVIAL, **fields))
+
+
+def test_an_artefact_that_is_gone_changed_or_foreign_is_the_platforms_fault(make, tmp_path):
+    job = make(TRIVIAL)
+    original = Path(job.artefact_path).read_bytes()
+    foreign = tmp_path / "foreign"
+    with Sandbox() as own:
+        gone = own.run(dataclasses.replace(job, artefact_path=str(tmp_path / "gone")))
+        assert gone.outcome is Outcome.ARTEFACT_MISSING
+        changed = tmp_path / "changed"
+        changed.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        assert own.run(dataclasses.replace(job, artefact_path=str(changed))).outcome is Outcome.ARTEFACT_TAMPERED
+        foreign.write_bytes(b"\x7fELF of another engine")
+        digest = hashlib.sha256(foreign.read_bytes()).hexdigest()
+        odd = own.run(dataclasses.replace(job, artefact_path=str(foreign), artefact_sha256=digest))
+        assert odd.outcome is Outcome.ARTEFACT_MISSING
+        assert {gone.outcome.fault, odd.outcome.fault} == {Fault.PLATFORM}
+        assert own.run(job).outcome is Outcome.SUCCEEDED
+        os.truncate(str(changed), 0)
+        assert own.run(dataclasses.replace(job, artefact_path=str(changed))).outcome is Outcome.SUCCEEDED, "kept loaded"

@@ -1,0 +1,271 @@
+"""The host calls, called by real guests: what they answer, and what a guest's bad pointers come to."""
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from quittance import limits
+from quittance.run import Outcome
+from quittance.sandbox.engine import new_engine
+from quittance.sandbox.wasi import ARGV, CALLS, MODULE, NO_RESULT, Errno, Guest
+from tests.sandbox.wat import PAGE_BYTES, TRIVIAL, call, errno_program, iovecs, memory, program
+
+END = 2 * PAGE_BYTES  # of the guest's memory
+TOP = 2**32 - 1
+DOCS = Path(__file__).parents[2] / "docs" / "sandbox.md"
+
+
+def subscription(
+    tag: int, *, clock: int = 0, timeout: int = 0, flags: int = 0, fd: int = 0, userdata: int = 7
+) -> bytes:
+    part = struct.pack("<I4xQ8xH6x", clock, timeout, flags) if tag == 0 else struct.pack("<I28x", fd)
+    return struct.pack("<QB7x", userdata, tag) + part
+
+
+def polled(
+    make, sandbox, *subscriptions: bytes, before: str = "", names: tuple[str, ...] = ()
+) -> list[tuple[int, ...]]:
+    """Poll once; give the events as userdata, errno, type, bytes and flags."""
+    count = len(subscriptions)
+    body = f"""{before} (if {call("poll_oneoff", 0, 8192, count, 8000)} (then unreachable))
+        (i32.store (i32.const 8004) (i32.const 8192))
+        (i32.store (i32.const 8008) (i32.mul (i32.load (i32.const 8000)) (i32.const 32)))
+        (drop {call("fd_write", 1, 8004, 1, 8012)})"""
+    wat = program(body, "poll_oneoff", "fd_write", *names, more=memory(0, b"".join(subscriptions)))
+    run = sandbox.run(make(wat, stdin=b"input"))
+    assert run.outcome is Outcome.SUCCEEDED, run.message
+    return list(struct.iter_unpack("<QHB5xQH6x", run.stdout))
+
+
+# Pointers: each parameter of each call that has one, at the end of the memory, beyond it, and wrapping around.
+
+POINTERS = [
+    ("args_sizes_get", (None, 0), 4),
+    ("args_sizes_get", (0, None), 4),
+    ("args_get", (None, 0), 4),
+    ("args_get", (0, None), len(ARGV[0])),
+    ("environ_sizes_get", (None, 0), 4),
+    ("environ_sizes_get", (0, None), 4),
+    ("clock_res_get", (0, None), 8),
+    ("clock_time_get", (0, 0, None), 8),
+    ("random_get", (None, 16), 16),
+    ("fd_fdstat_get", (0, None), 24),
+    ("fd_filestat_get", (0, None), 64),
+    ("fd_read", (0, None, 1, 64), 8),
+    ("fd_read", (0, 64, 1, None), 4),
+    ("fd_write", (1, None, 1, 64), 8),
+    ("fd_write", (1, 64, 1, None), 4),
+    ("poll_oneoff", (None, 64, 1, 128), 48),
+    ("poll_oneoff", (0, None, 1, 128), 32),
+    ("poll_oneoff", (0, 64, 1, None), 4),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "size"), POINTERS)
+def test_a_pointer_may_reach_the_end_of_the_memory_and_no_further(make, sandbox, name, arguments, size):
+    def errno(pointer: int) -> int | None:
+        places = [pointer if value is None else value for value in arguments]
+        return sandbox.run(make(errno_program(name, *places))).exit_code
+
+    assert errno(END - size) == Errno.SUCCESS
+    for pointer in (END - size + 1, END, END + 1, 2**31 - 1, 2**31, TOP - size, TOP):
+        assert errno(pointer) == Errno.FAULT, pointer
+
+
+@pytest.mark.parametrize("name", ["fd_read", "fd_write"])
+@pytest.mark.parametrize(
+    ("buffers", "errno"),
+    [
+        ([(1024, 0)], Errno.SUCCESS),
+        ([(END, 0)], Errno.SUCCESS),
+        ([(END - 8, 8)], Errno.SUCCESS),
+        ([(END - 8, 9)], Errno.FAULT),
+        ([(END + 1, 0)], Errno.FAULT),
+        ([(TOP, TOP)], Errno.FAULT),
+        ([(8, TOP - 7)], Errno.FAULT),
+        ([(1024, 8), (TOP, 1)], Errno.FAULT),
+        ([(1024, 16), (1028, 16), (1024, 16)], Errno.SUCCESS),  # overlapping
+    ],
+)
+def test_buffers_lie_inside_of_the_memory(make, sandbox, name, buffers, errno):
+    more = memory(0, iovecs(*buffers))
+    wat = errno_program(name, int(name == "fd_write"), 0, len(buffers), 8000, more=more)
+    assert sandbox.run(make(wat, stdin=b"x" * 64)).exit_code == errno
+
+
+@pytest.mark.parametrize("count", [limits.IOVECS_MAX + 1, 2**31, TOP])
+def test_too_many_buffers_are_refused(make, sandbox, count):
+    for name, fd in (("fd_read", 0), ("fd_write", 1)):
+        assert sandbox.run(make(errno_program(name, fd, 0, count, 8000))).exit_code == Errno.INVAL
+        assert sandbox.run(make(errno_program(name, fd, 0, limits.IOVECS_MAX, 16_000))).exit_code == Errno.SUCCESS
+
+
+def test_many_large_buffers_cannot_fill_the_host(make, sandbox):
+    more = memory(16_384, iovecs((0, END)) * limits.IOVECS_MAX)
+    run = sandbox.run(make(errno_program("fd_write", 1, 16_384, limits.IOVECS_MAX, 8000, more=more)))
+    assert run.outcome is Outcome.OUTPUT_LIMIT
+    run = sandbox.run(make(errno_program("fd_write", 2, 16_384, limits.IOVECS_MAX, 8000, more=more)))
+    assert (run.exit_code, len(run.stderr)) == (0, limits.STDERR_BYTES_MAX)
+    assert run.meter.stderr_bytes == limits.IOVECS_MAX * END
+
+
+def test_writes_gather_and_reads_scatter(make, sandbox):
+    body = f"""(drop {call("fd_read", 0, 0, 3, 100)}) (drop {call("fd_write", 1, 16, 3, 100)})"""
+    more = memory(0, iovecs((200, 2), (300, 2))) + memory(16, iovecs((300, 3), (200, 2), (100, 4)))
+    wat = program(body, "fd_read", "fd_write", more=more)
+    assert sandbox.run(make(wat, stdin=b"abcd")).stdout == b"cd\0ab" + (9).to_bytes(4, "little")
+
+
+# Descriptors.
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "errno"),
+    [
+        ("fd_write", (0, 0, 0, 64), Errno.BADF),
+        ("fd_write", (3, 0, 0, 64), Errno.BADF),
+        ("fd_write", (TOP, 0, 0, 64), Errno.BADF),
+        ("fd_read", (1, 0, 0, 64), Errno.BADF),
+        ("fd_read", (3, 0, 0, 64), Errno.BADF),
+        ("fd_close", (3,), Errno.BADF),
+        ("fd_seek", (0, 0, 0, 64), Errno.SPIPE),
+        ("fd_seek", (3, 0, 0, 64), Errno.BADF),
+        ("fd_prestat_get", (3, 64), Errno.BADF),
+        ("fd_renumber", (1, 2), Errno.NOTSUP),
+        ("fd_renumber", (1, 9), Errno.BADF),
+        ("path_open", (0, 0, 0, 1, 0, 0, 0, 0, 64), Errno.NOTDIR),
+        ("path_open", (3, 0, 0, 1, 0, 0, 0, 0, 64), Errno.BADF),
+        ("sock_send", (1, 0, 0, 0, 64), Errno.NOTSOCK),
+        ("sock_accept", (3, 0, 64), Errno.BADF),
+        ("proc_raise", (9,), Errno.NOTSUP),
+        ("clock_time_get", (2, 0, 64), Errno.INVAL),
+        ("clock_res_get", (4, 64), Errno.INVAL),
+        ("random_get", (0, limits.RANDOM_BYTES_MAX), Errno.SUCCESS),
+        ("random_get", (0, limits.RANDOM_BYTES_MAX + 1), Errno.INVAL),
+        ("random_get", (0, TOP), Errno.INVAL),
+        ("poll_oneoff", (0, 8192, 0, 64), Errno.INVAL),
+        ("poll_oneoff", (0, 8192, limits.POLL_SUBSCRIPTIONS_MAX, 64), Errno.SUCCESS),
+        ("poll_oneoff", (0, 8192, limits.POLL_SUBSCRIPTIONS_MAX + 1, 64), Errno.INVAL),
+        ("poll_oneoff", (0, 8192, TOP, 64), Errno.INVAL),
+    ],
+)
+def test_answers(make, sandbox, name, arguments, errno):
+    assert sandbox.run(make(errno_program(name, *arguments))).exit_code == errno
+
+
+@pytest.mark.parametrize("name", sorted(set(CALLS) - NO_RESULT))
+def test_every_call_can_be_made_with_nonsense_and_returns_an_errno(make, sandbox, name):
+    for value in (0, 1, 3, 2**31, TOP):
+        run = sandbox.run(make(errno_program(name, *(value for _ in CALLS[name]))))
+        assert run.outcome in {Outcome.SUCCEEDED, Outcome.EXIT_CODE}, run.message
+        assert run.exit_code in set(Errno)
+
+
+def test_a_closed_stream_is_closed(make, sandbox):
+    body = f"(drop {call('fd_close', 1)}) (call $proc_exit {call('fd_write', 1, 0, 0, 64)})"
+    assert sandbox.run(make(program(body, "fd_close", "fd_write", "proc_exit"))).exit_code == Errno.BADF
+
+
+# Polling.
+
+
+def test_the_earliest_clock_fires(make, sandbox):
+    late, early = subscription(0, timeout=2_000, userdata=1), subscription(0, timeout=1_000, userdata=2)
+    same = subscription(0, timeout=1_000, clock=1, userdata=3)
+    assert polled(make, sandbox, late, early, same) == [(2, 0, 0, 0, 0), (3, 0, 0, 0, 0)]
+
+
+def test_absolute_times_are_compared_with_their_clock(make, sandbox):
+    now = make(TRIVIAL).epoch_ns
+    relative = subscription(0, timeout=5_000, userdata=1)
+    past = subscription(0, timeout=now - 1, flags=1, userdata=2)
+    soon = subscription(0, clock=1, timeout=4_000, flags=1, userdata=3)
+    late = subscription(0, timeout=now + 6_000, flags=1, userdata=4)
+    assert polled(make, sandbox, relative, past) == [(2, 0, 0, 0, 0)]
+    assert polled(make, sandbox, relative, soon, late) == [(3, 0, 0, 0, 0)]
+    assert polled(make, sandbox, relative, late) == [(1, 0, 0, 0, 0)]
+
+
+def test_ready_streams_come_before_clocks_and_time_stands_still(make, sandbox):
+    read, write = subscription(1, fd=0, userdata=1), subscription(2, fd=1, userdata=2)
+    events = polled(make, sandbox, subscription(0, timeout=10**9, userdata=3), read, write)
+    assert [(event[0], event[1], event[2]) for event in events] == [(1, 0, 1), (2, 0, 2)]
+    assert events[0][3] == len(b"input")
+
+
+def test_bad_subscriptions_are_reported_one_by_one(make, sandbox):
+    clock, stream = subscription(0, clock=9, userdata=1), subscription(1, fd=1, userdata=2)
+    assert polled(make, sandbox, clock, stream) == [(1, Errno.INVAL, 0, 0, 0), (2, Errno.BADF, 1, 0, 0)]
+    odd = errno_program("poll_oneoff", 0, 8192, 1, 64, more=memory(0, subscription(3)))
+    assert sandbox.run(make(odd)).exit_code == Errno.INVAL
+
+
+@pytest.mark.parametrize("timeout", [2**63 - 1, 2**64 - 1])
+def test_sleeping_for_centuries_returns_at_once_and_time_never_runs_back(make, sandbox, timeout):
+    body = f"""(drop {call("poll_oneoff", 0, 8192, 1, 8000)}) (drop {call("poll_oneoff", 0, 8192, 1, 8000)})
+        (drop {call("clock_time_get", 0, 0, 8000)})
+        (call $proc_exit (i64.ne (i64.load (i32.const 8000)) (i64.const {2**63 - 1})))"""
+    wat = program(body, "poll_oneoff", "clock_time_get", "proc_exit", more=memory(0, subscription(0, timeout=timeout)))
+    assert sandbox.run(make(wat)).exit_code == 0
+
+
+# What cannot be seen from inside.
+
+
+class Flat:
+    """A memory that only remembers."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(END)
+
+    def read(self, address: int, length: int) -> bytes:
+        return bytes(self.data[address : address + length])
+
+    def write(self, address: int, data: bytes) -> None:
+        self.data[address : address + len(data)] = data
+
+
+def guest(kept: list[bytes]) -> Guest:
+    return Guest(stdin=b"", epoch_ns=0, seed=b"seed", log=kept.append)
+
+
+def test_randomness_is_one_stream_however_it_is_drawn():
+    flat, whole, pieces = Flat(), guest([]), guest([])
+    whole.random_get(flat, 0, 500)
+    at = 1_000
+    for length in (5, 0, 40, 32, 1, 400, 22):
+        pieces.random_get(flat, at, length)
+        at += length
+    assert flat.read(0, 500) == flat.read(1_000, 500) != bytes(500)
+
+
+def test_no_more_of_standard_error_is_copied_than_is_kept():
+    flat, kept = Flat(), []
+    talker = guest(kept)
+    flat.write(0, iovecs((0, END), (0, END)))
+    for _ in range(3):
+        assert talker.fd_write(flat, 2, 0, 2, 64) == Errno.SUCCESS
+    assert [len(piece) for piece in kept] == [limits.STDERR_BYTES_MAX]
+    assert talker.stderr_bytes == 6 * END
+
+
+# The table of calls, the engine's own idea of it, and the documentation.
+
+
+def test_the_signatures_are_those_of_the_engine():
+    engine = new_engine()
+    linker, store = wasmtime.Linker(engine), wasmtime.Store(engine)
+    linker.define_wasi()
+    for name, parameters in CALLS.items():
+        kind = linker.get(store, MODULE, name).type(store)
+        assert [str(value) for value in kind.params] == [{"i": "i32", "I": "i64"}[letter] for letter in parameters]
+        assert len(kind.results) == (name not in NO_RESULT)
+    assert len(CALLS) == 46
+
+
+def test_the_documentation_decides_every_call():
+    (table,) = re.findall(r"^## Host calls$(.*?)^## ", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE) == sorted(CALLS)

@@ -1,13 +1,14 @@
-"""Structured logs. Never in them: input, output, tokens, keys."""
+"""Structured logs and metrics. Never in them: input, output, tokens, keys."""
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from aws_lambda_powertools import Logger
+from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.logging import correlation_paths
 
 logger = Logger(service="quittance")
+metrics = Metrics(namespace="Quittance", service="quittance")
 
 Handler = Callable[[Any, Any], Any]
 

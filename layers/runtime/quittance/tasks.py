@@ -27,7 +27,14 @@ from quittance.errors import (
     TimeoutTooLongError,
 )
 from quittance.escrow import Escrow, Settlement, StoredBytes
-from quittance.limits import ESCROW_GRACE_MS, LEASE_MS_MAX, SETTLE_RESERVE_MS, TIMEOUT_S_SYNC_MAX
+from quittance.limits import (
+    ESCROW_GRACE_MS,
+    KILL_MARGIN_MS,
+    LEASE_MS_MAX,
+    LOAD_MS_MAX,
+    SETTLE_RESERVE_MS,
+    TIMEOUT_S_SYNC_MAX,
+)
 from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import logger
 from quittance.run import Job, Meter, Outcome, Run
@@ -36,6 +43,8 @@ from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
 
 _RECOMPILE_S: Final = 5
+# The most that a run takes beside its timeout.
+_RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
         return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
     except PlatformUnavailableError:
         return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
-    left_ms = min(attempt.remaining_ms(), escrow.expires_ms - platform.now_ms()) - SETTLE_RESERVE_MS
+    left_ms = min(attempt.remaining_ms(), escrow.expires_ms - platform.now_ms()) - _RUN_RESERVE_MS
     if left_ms <= 0:
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)

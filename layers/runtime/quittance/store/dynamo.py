@@ -4,6 +4,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -121,10 +122,18 @@ def answered(send: Callable[[], _T]) -> _T:
 
 def items(client: "DynamoDBClient", query: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """All items of a query, page after page. Raises PlatformUnavailableError."""
+    return _paged(client.query, query)
+
+
+def scanned(client: "DynamoDBClient", scan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """All items of a scan, page after page. Raises PlatformUnavailableError."""
+    return _paged(client.scan, scan)
+
+
+def _paged(read: Callable[..., Mapping[str, Any]], asked: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     start: Mapping[str, Any] = {}
     while True:
-        asked = {**query, **start}
-        page = answered(lambda: client.query(**asked))  # noqa: B023 - sent before the next turn binds it anew
+        page = answered(partial(read, **asked, **start))
         yield from page["Items"]
         if "LastEvaluatedKey" not in page:
             return

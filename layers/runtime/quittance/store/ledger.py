@@ -23,16 +23,29 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance import reputation
+from quittance.audit import Balance, Entry, Item, Movement, Unreadable, Way
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.escrow import Escrow, Settlement, Split, State, StoredBytes
 from quittance.limits import TRANSACTION_ITEMS_MAX, TRANSACTION_TRIES_MAX
 from quittance.run import Outcome
-from quittance.store.dynamo import RefusedError, Value, answered, attribute, from_item, items, put_new, to_item, update
+from quittance.store.dynamo import (
+    RefusedError,
+    Value,
+    answered,
+    attribute,
+    from_item,
+    items,
+    put_new,
+    scanned,
+    to_item,
+    update,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 WORK_INDEX: Final = "work"
+_WAYS: Final = {"IN": Way.IN, "OUT": Way.OUT}
 CREDITED_ESCROWS_MAX: Final = TRANSACTION_ITEMS_MAX - 3  # the owner, the platform and the reputation go along
 
 
@@ -211,6 +224,17 @@ class Ledger:
             else:
                 return len(batch)
         raise PlatformUnavailableError
+
+    # The audit.
+
+    def everything(self) -> Iterator[Item]:
+        """Every movement, balance and escrow of the table (consistent reads, but no snapshot)."""
+        scan = {"TableName": self._table, "ConsistentRead": True}
+        for item in scanned(self._client, scan):
+            try:
+                yield from _audited(item)
+            except (KeyError, TypeError, ValueError) as exc:
+                yield Unreadable(item["pk"]["S"], repr(exc))
 
     # Writes.
 
@@ -430,6 +454,16 @@ def _stored(values: Mapping[str, Any], name: str) -> StoredBytes | None:
         return None
     size = values[f"{name}_bytes"]
     return StoredBytes(values[f"{name}_sha256"], size, values.get(name, None if size else b""))
+
+
+def _audited(item: Mapping[str, Any]) -> Iterator[Item]:
+    kind, _, rest = item["pk"]["S"].partition("#")
+    if kind == "ESC":
+        yield Entry(_escrow(item), swept="swept_ms" in item)
+    elif kind == "ACCT":
+        yield Balance(rest, from_item(item)["available"])
+    elif kind in _WAYS:
+        yield Movement(_WAYS[kind], rest.partition("#")[0], from_item(item)["amount"])
 
 
 def _credit(item: Mapping[str, Any]) -> Credit:

@@ -1,0 +1,175 @@
+"""The auditor's equations: the invariants of the ledger, recomputed from every item of the table. Pure.
+
+Numbers of invariants are those of the README's promises: I1 conservation, I2 no debt, I3 split, I4 fee, I6 states, I8
+expiry, I10 and I11 balances, I12 receipts. The code shares nothing with the writes that it audits but the items.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from quittance.escrow import Escrow, State
+from quittance.limits import EXPIRY_REFUND_MS_MAX
+from quittance.receipt import ReceiptError, verify
+
+_BPS: Final = 10_000
+
+
+class Way(StrEnum):
+    """Which way a movement crosses the platform's border."""
+
+    IN = "in"
+    OUT = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A deposit or a withdrawal."""
+
+    way: Way
+    account: str
+    amount_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What an account has available."""
+
+    account: str
+    available_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An escrow, and whether the sweep has credited it."""
+
+    escrow: Escrow
+    swept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An item that does not even have the form of what it should be."""
+
+    at: str
+    reason: str
+
+
+Item = Movement | Balance | Entry | Unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What does not hold: which invariant, at which item or account, and the two sides."""
+
+    invariant: str
+    at: str
+    expected: object
+    found: object
+
+    @property
+    def gap(self) -> object:
+        """How far apart the sides are: what stays the same while money moves on both."""
+        if isinstance(self.expected, int) and isinstance(self.found, int):
+            return self.found - self.expected
+        return self.expected, self.found
+
+
+@dataclass(slots=True)
+class Audit:
+    """The sums of the conservation equation, how many items there were, and every difference."""
+
+    escrows: int = 0
+    deposited_micro: int = 0
+    withdrawn_micro: int = 0
+    available_micro: int = 0
+    held_micro: int = 0
+    uncredited_micro: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    def check(self, invariant: str, at: str, expected: object, found: object) -> None:
+        """Records a difference unless both sides are equal."""
+        if expected != found:
+            self.differences.append(Difference(invariant, at, expected, found))
+
+
+def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: str, now_ms: int) -> Audit:
+    """Recomputes every balance and checks every escrow."""
+    result = Audit()
+    expected: Counter[str] = Counter()
+    available: Counter[str] = Counter()
+    for item in items:
+        match item:
+            case Movement(Way.IN, account, amount_micro):
+                result.deposited_micro += amount_micro
+                expected[account] += amount_micro
+            case Movement(Way.OUT, account, amount_micro):
+                result.withdrawn_micro += amount_micro
+                expected[account] -= amount_micro
+            case Balance(account, available_micro):
+                available[account] = available_micro
+                result.available_micro += available_micro
+                result.check("I2", account, expected=True, found=available_micro >= 0)
+            case Entry(escrow, swept):
+                result.escrows += 1
+                _check_escrow(result, escrow, swept=swept, jwks=jwks, now_ms=now_ms)
+                _post(result, expected, escrow, swept=swept, platform_account=platform_account)
+            case Unreadable(at, reason):
+                result.check("form", at, "readable", reason)
+    for account in sorted(expected.keys() | available.keys()):
+        result.check("I10/I11", account, expected[account], available[account])
+    outside = result.deposited_micro - result.withdrawn_micro
+    result.check("I1", "all", outside, result.available_micro + result.held_micro + result.uncredited_micro)
+    return result
+
+
+def _post(result: Audit, expected: Counter[str], escrow: Escrow, *, swept: bool, platform_account: str) -> None:
+    """What an escrow has moved: out of the payer, and into owner and platform once it is swept."""
+    expected[escrow.payer] -= escrow.budget_micro
+    if escrow.settlement is None:
+        result.held_micro += escrow.budget_micro
+        return
+    split = escrow.settlement.split
+    expected[escrow.payer] += split.refunded_micro
+    if swept:
+        expected[escrow.owner] += split.paid_micro
+        expected[platform_account] += split.fee_micro
+    else:
+        result.uncredited_micro += split.paid_micro + split.fee_micro
+
+
+def _check_escrow(result: Audit, escrow: Escrow, *, swept: bool, jwks: Mapping[str, Any], now_ms: int) -> None:
+    at = escrow.escrow_id
+    settlement = escrow.settlement
+    if settlement is None:
+        result.check("I6", at, expected=False, found=swept)
+        result.check("I8", at, expected=True, found=now_ms <= escrow.expires_ms + EXPIRY_REFUND_MS_MAX)
+        return
+    split, used_micro = settlement.split, settlement.split.paid_micro + settlement.split.fee_micro
+    result.check("I3", at, escrow.budget_micro, used_micro + split.refunded_micro)
+    result.check("I4", at, used_micro * escrow.fee_bps // _BPS, split.fee_micro)
+    if settlement.state is not State.RELEASED:
+        result.check("I3", at, escrow.budget_micro, split.refunded_micro)
+    in_time = settlement.settled_ms < escrow.expires_ms
+    result.check("I8", at, settlement.state is not State.EXPIRED, in_time)
+    try:
+        stated = verify(settlement.receipt, jwks)
+    except ReceiptError as exc:
+        result.check("I12", at, "a valid receipt", str(exc))
+        return
+    written = {
+        "eid": escrow.escrow_id,
+        "user": escrow.payer,
+        "owner": escrow.owner,
+        "agent": escrow.agent_id,
+        "state": settlement.state,
+        "outcome": settlement.outcome,
+        "budget": str(escrow.budget_micro),
+        "paid": str(split.paid_micro),
+        "fee": str(split.fee_micro),
+        "refunded": str(split.refunded_micro),
+        "settled_at": settlement.settled_ms,
+    }
+    result.check("I12", at, written, {name: stated.get(name) for name in written})

@@ -1,0 +1,58 @@
+"""The audit: every item of the ledger read, every invariant recomputed."""
+
+from typing import Final
+
+from quittance.audit import Audit, Difference, audit
+from quittance.bootstrap import Platform
+from quittance.money import format_credits
+
+_PASSES: Final = 3
+
+
+def run(platform: Platform) -> Audit:
+    """Audits the ledger. Raises PlatformUnavailableError.
+
+    A scan is no snapshot: an account that moves while it runs may look wrong. So a difference counts only if it is
+    found again, of the same size, in two more passes.
+    """
+    result = _pass(platform)
+    for _ in range(_PASSES - 1):
+        if not result.differences:
+            break
+        before = {_name(difference) for difference in result.differences}
+        result = _pass(platform)
+        result.differences = [difference for difference in result.differences if _name(difference) in before]
+    return result
+
+
+def report(result: Audit) -> list[str]:
+    """The conservation equation with both sides, and a line for each difference."""
+    inside = result.available_micro + result.held_micro + result.uncredited_micro
+    lines = [
+        f"escrows      {result.escrows}",
+        f"deposited    {format_credits(result.deposited_micro)}",
+        f"withdrawn    {format_credits(result.withdrawn_micro)}",
+        f"available    {format_credits(result.available_micro)}",
+        f"held         {format_credits(result.held_micro)}",
+        f"uncredited   {format_credits(result.uncredited_micro)}",
+        f"deposited - withdrawn = {format_credits(result.deposited_micro - result.withdrawn_micro)}",
+        f"available + held + uncredited = {format_credits(inside)}",
+        f"differences  {len(result.differences)}",
+    ]
+    return lines + [
+        f"{difference.invariant} at {difference.at}: expected {difference.expected}, found {difference.found}"
+        for difference in result.differences
+    ]
+
+
+def _pass(platform: Platform) -> Audit:
+    return audit(
+        platform.ledger.everything(),
+        jwks=platform.keys.jwks(),
+        platform_account=platform.settings.platform_account,
+        now_ms=platform.now_ms(),
+    )
+
+
+def _name(difference: Difference) -> tuple[str, str, str]:
+    return difference.invariant, difference.at, str(difference.gap)

@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import botocore.session
 import pytest
 from cfnlint.decode import cfn_yaml
 from moto import mock_aws
 
 from quittance.config import Settings
 from quittance.sandbox import Sandbox
+from quittance.store import clients
 from tests.support import REGION, ROOT, Cloud, remaining
 
 
@@ -42,7 +42,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
-    session = botocore.session.Session()
+    session = clients._session()
     for name in ("LedgerTable", "RegistryTable"):
         properties = {
             key: value

@@ -1,9 +1,10 @@
 """AWS clients with explicit time-outs: no call may outlive the money that waits for it."""
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.config import Config
-from botocore.session import Session as CoreSession
+from botocore.session import Session
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -44,5 +45,10 @@ def functions() -> "LambdaClient":
 
 
 def _client(service: str) -> Any:  # noqa: ANN401 - botocore makes its clients at run time; the callers name the type
-    # botocore's own session: boto3 adds 25 ms of import for resources, which nothing here uses.
-    return CoreSession().create_client(service, config=_CONFIG)
+    return _session().create_client(service, config=_CONFIG)
+
+
+@lru_cache(maxsize=1)
+def _session() -> Session:
+    """One session for all clients: it keeps the service descriptions that it has read."""
+    return Session()

@@ -54,6 +54,11 @@ class Cloud(Platform):
         pages = self._dynamodb.get_paginator("scan").paginate(TableName=self.settings.ledger_table)
         return [item for page in pages for item in page["Items"] if item["pk"]["S"].startswith(prefix)]
 
+    def wipe(self) -> None:
+        """Empties the ledger."""
+        for item in self.items():
+            self._dynamodb.delete_item(TableName=self.settings.ledger_table, Key={"pk": item["pk"]})
+
     def total_micro(self) -> int:
         """All credits that the ledger holds: available, held, and settled but not swept."""
         number = lambda item, name: int(item[name]["N"])  # noqa: E731 - reads best beside its use

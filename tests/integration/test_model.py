@@ -1,0 +1,222 @@
+"""Random programs of all operations, by several actors, against a pure model of the ledger and the real store.
+
+The actors hold on to what they saw, as crashed and late runners do: stale fences, stale escrows, batches that another
+sweep has credited. After every step both sides must agree on every balance, and the auditor must find no difference.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from quittance import auditing, receipt
+from quittance import escrow as escrows
+from quittance.errors import InsufficientFundsError, MovementConflictError
+from quittance.escrow import Escrow, State
+from quittance.run import Meter, Outcome, Run
+from quittance.store.ledger import Credit
+from tests.support import Cloud
+
+USERS = st.sampled_from(["alice", "bob"])
+OWNERS = st.sampled_from(["olga", "alice", "quittance:platform"])
+AMOUNTS = st.integers(1, 3_000_000)
+LEASE_MS, LIFE_MS = 1_000, 3_000
+OUTCOMES = st.sampled_from([Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.EXIT_CODE, Outcome.WORKER_LOST])
+
+
+@dataclass
+class Held:
+    """The model's escrow: what the rules of the design allow, and nothing of how it is stored."""
+
+    payer: str
+    owner: str
+    budget: int
+    fence: int
+    lease: int
+    expires: int
+    state: State = State.FUNDED
+    paid: int = 0
+    fee: int = 0
+    refunded: int = 0
+    swept: bool = False
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    cloud: ClassVar[Cloud]
+    seen: Bundle[Escrow] = Bundle("seen")
+    batches: Bundle[list[Credit]] = Bundle("batches")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cloud.wipe()
+        self.key = self.cloud.keys.signing_key(now_s=self.cloud.now_ms() // 1_000)
+        self.start_ms = self.cloud.now_ms()
+        self.now = self.start_ms
+        self.balances: dict[str, int] = {}
+        self.held: dict[str, Held] = {}
+        self.moved: dict[tuple[str, str, str], int] = {}
+
+    def add(self, account: str, amount: int) -> None:
+        self.balances[account] = self.balances.get(account, 0) + amount
+
+    @rule(account=USERS, number=st.integers(0, 3), amount=AMOUNTS)
+    def deposit(self, account: str, number: int, amount: int) -> None:
+        recorded = self.moved.get(("in", account, str(number)))
+        if recorded is not None and recorded != amount:
+            with pytest.raises(MovementConflictError):
+                self.cloud.ledger.deposit(account, str(number), amount, now_ms=self.now)
+            return
+        self.cloud.ledger.deposit(account, str(number), amount, now_ms=self.now)
+        if recorded is None:
+            self.moved["in", account, str(number)] = amount
+            self.add(account, amount)
+
+    @rule(account=USERS, number=st.integers(0, 3), amount=AMOUNTS)
+    def withdraw(self, account: str, number: int, amount: int) -> None:
+        recorded = self.moved.get(("out", account, str(number)))
+        if recorded is not None and recorded != amount:
+            with pytest.raises(MovementConflictError):
+                self.cloud.ledger.withdraw(account, str(number), amount, now_ms=self.now)
+        elif recorded is None and self.balances.get(account, 0) < amount:
+            with pytest.raises(InsufficientFundsError):
+                self.cloud.ledger.withdraw(account, str(number), amount, now_ms=self.now)
+        else:
+            self.cloud.ledger.withdraw(account, str(number), amount, now_ms=self.now)
+            if recorded is None:
+                self.moved["out", account, str(number)] = amount
+                self.add(account, -amount)
+
+    @rule(target=seen, payer=USERS, owner=OWNERS, number=st.integers(0, 5), budget=AMOUNTS, price=AMOUNTS)
+    def fund(self, payer: str, owner: str, number: int, budget: int, price: int) -> Any:
+        name = escrows.escrow_id(payer, str(number))
+        wanted = Escrow(
+            escrow_id=name, payer=payer, task_id=str(number), request_sha256="r", agent_id=f"agt_{owner}",
+            owner=owner, module_sha256="m", input_sha256="i", input_bytes=0,
+            tariff=f'{{"type":"flat","price":"0.{price % 10**6:06}"}}', budget_micro=budget, fee_bps=250,
+            timeout_ms=1_000, runner=f"runner-{self.now}", fence=1, funded_ms=self.now,
+            lease_ms=self.now + LEASE_MS, expires_ms=self.now + LIFE_MS,
+        )  # fmt: skip
+        if name not in self.held and self.balances.get(payer, 0) < budget:
+            with pytest.raises(InsufficientFundsError):
+                self.cloud.ledger.fund(wanted)
+            return multiple()
+        standing = self.cloud.ledger.fund(wanted)
+        if name not in self.held:
+            self.held[name] = Held(payer, owner, budget, 1, wanted.lease_ms, wanted.expires_ms)
+            self.add(payer, -budget)
+            assert standing == wanted
+        self.agree(standing)
+        return standing
+
+    @rule(target=seen, stale=seen)
+    def take_over(self, stale: Escrow) -> Escrow:
+        held = self.held[stale.escrow_id]
+        allowed = held.state is State.FUNDED and held.fence == stale.fence and held.lease <= self.now < held.expires
+        lease = self.now + LEASE_MS
+        standing = self.cloud.ledger.take_over(stale, runner=f"taker-{self.now}", now_ms=self.now, lease_ms=lease)
+        if allowed:
+            held.fence, held.lease = held.fence + 1, lease
+        self.agree(standing)
+        return standing
+
+    @rule(attempt=seen, outcome=OUTCOMES)
+    def settle(self, attempt: Escrow, outcome: Outcome) -> None:
+        held = self.held[attempt.escrow_id]
+        allowed = held.state is State.FUNDED and held.fence == attempt.fence and self.now < held.expires
+        bare = replace(attempt, settlement=None)
+        settlement = escrows.decide(bare, Run(outcome, "", Meter(wall_ms=1)), now_ms=self.now)
+        standing = self.cloud.ledger.settle(bare, self.signed(bare, settlement))
+        if allowed:
+            split = settlement.split
+            held.state = settlement.state
+            held.paid, held.fee, held.refunded = split.paid_micro, split.fee_micro, split.refunded_micro
+            self.add(held.payer, held.refunded)
+        self.agree(standing)
+
+    @rule(attempt=seen)
+    def expire(self, attempt: Escrow) -> None:
+        held = self.held[attempt.escrow_id]
+        allowed = held.state is State.FUNDED and self.now >= held.expires
+        bare = replace(attempt, settlement=None)
+        standing = self.cloud.ledger.expire(bare, self.signed(bare, escrows.expire(bare, now_ms=self.now)))
+        if allowed:
+            held.state, held.refunded = State.EXPIRED, held.budget
+            self.add(held.payer, held.budget)
+        self.agree(standing)
+
+    @rule(target=batches)
+    def look_for_credits(self) -> Any:
+        return multiple(*self.cloud.ledger.credits())
+
+    @rule(batch=batches)
+    def credit(self, batch: list[Credit]) -> None:
+        """By a sweep that may be late: the same batch can be credited by several."""
+        fresh = [credit for credit in batch if not self.held[credit.escrow_id].swept]
+        assert self.cloud.ledger.credit(batch, now_ms=self.now) == len(fresh)
+        for credit in fresh:
+            held = self.held[credit.escrow_id]
+            held.swept = True
+            self.add(held.owner, held.paid)
+            self.add("quittance:platform", held.fee)
+
+    @rule(step=st.sampled_from([1, LEASE_MS - 1, LEASE_MS, LIFE_MS - 1, LIFE_MS]))
+    def time_passes(self, step: int) -> None:
+        self.now += step
+        self.cloud.skew_ms = self.now - self.start_ms
+
+    @rule(old=consumes(seen))
+    def forget(self, old: Escrow) -> None:
+        """A runner dies with what it knew."""
+
+    @invariant()
+    def balances_agree(self) -> None:
+        for account in ("alice", "bob", "olga", "quittance:platform"):
+            assert self.cloud.ledger.available_micro(account) == self.balances.get(account, 0), account
+            pending = self.cloud.ledger.pending(account)
+            mine = [held for held in self.held.values() if held.state is State.FUNDED and held.payer == account]
+            assert pending.held_micro == sum(held.budget for held in mine)
+            earned = [held for held in self.held.values() if held.owner == account and not held.swept]
+            assert pending.earned_micro == sum(held.paid for held in earned)
+
+    def agree(self, standing: Escrow) -> None:
+        held = self.held[standing.escrow_id]
+        assert (standing.state, standing.fence, standing.lease_ms) == (held.state, held.fence, held.lease)
+        if standing.settlement:
+            split = standing.settlement.split
+            assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
+
+    def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
+        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), engine="", config_sha256="")
+        return replace(settlement, receipt=receipt.sign(stated, self.key))
+
+    def teardown(self) -> None:
+        overdue = {found.at for found in auditing.run(self.cloud).differences if found.invariant == "I8"}
+        stuck = {name for name, held in self.held.items() if held.state is State.FUNDED}
+        assert overdue <= stuck
+        assert [found for found in auditing.run(self.cloud).differences if found.at not in overdue] == []
+        self.cloud.skew_ms = 0
+
+
+def test_random_programs_agree_with_the_model(cloud: Cloud) -> None:
+    run_state_machine_as_test(
+        type("Bound", (LedgerMachine,), {"cloud": cloud}),
+        settings=settings(
+            max_examples=15,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

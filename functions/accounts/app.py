@@ -20,6 +20,7 @@ from quittance.models import (
 from quittance.observability import entry
 
 DEPOSIT_SCOPE = "ledger:deposit"
+_ME = "me"
 app = api()
 _TAGS = ["accounts"]
 
@@ -44,8 +45,10 @@ def me() -> Response[str]:
 )
 def deposit(account_id: AccountId, request: DepositRequest) -> Response[str]:
     """Adds credits to any account; needs the scope `ledger:deposit`."""
-    caller(app).need(DEPOSIT_SCOPE)
-    return answer(accounts.deposit(platform(), account_id, request), HTTPStatus.CREATED)
+    bank = caller(app)
+    bank.need(DEPOSIT_SCOPE)
+    account = bank.account if account_id == _ME else account_id
+    return answer(accounts.deposit(platform(), account, request), HTTPStatus.CREATED)
 
 
 @app.post(
@@ -57,7 +60,7 @@ def deposit(account_id: AccountId, request: DepositRequest) -> Response[str]:
 )
 def withdraw(account_id: AccountId, request: WithdrawalRequest) -> Response[str]:
     """Takes credits out of the caller's own account."""
-    if account_id not in {"me", caller(app).account}:
+    if account_id not in {_ME, caller(app).account}:
         msg = "You can withdraw from your own account only."
         raise NotFoundError(msg)
     return answer(accounts.withdraw(platform(), caller(app).account, request), HTTPStatus.CREATED)

@@ -10,7 +10,7 @@ from quittance import publishing
 from quittance.bootstrap import platform
 from quittance.http import PREFIX, answer, api, caller, responses
 from quittance.limits import PAGE_ITEMS_MAX
-from quittance.models import AccountId, AgentAnswer, AgentPage, AgentRequest, AgentUpload, VersionRequest
+from quittance.models import AccountId, AgentAnswer, AgentId, AgentPage, AgentRequest, AgentUpload, VersionRequest
 from quittance.observability import entry
 
 app = api()
@@ -46,7 +46,7 @@ def page(
     tags=_TAGS,
     responses=responses((HTTPStatus.OK, AgentAnswer)),
 )
-def describe(agent_id: str) -> Response[str]:
+def describe(agent_id: AgentId) -> Response[str]:
     """One agent with its terms and reputation."""
     caller(app)
     return answer(publishing.describe(platform(), agent_id))
@@ -59,7 +59,7 @@ def describe(agent_id: str) -> Response[str]:
     responses=responses((HTTPStatus.CREATED, AgentUpload)),
     status_code=HTTPStatus.CREATED,
 )
-def open_version(agent_id: str, request: VersionRequest) -> Response[str]:
+def open_version(agent_id: AgentId, request: VersionRequest) -> Response[str]:
     """Opens the upload of a new version, with new terms if there are any."""
     return answer(publishing.open_version(platform(), caller(app).account, agent_id, request), HTTPStatus.CREATED)
 
@@ -70,7 +70,7 @@ def open_version(agent_id: str, request: VersionRequest) -> Response[str]:
     tags=_TAGS,
     responses=responses((HTTPStatus.OK, AgentAnswer)),
 )
-def retire(agent_id: str) -> Response[str]:
+def retire(agent_id: AgentId) -> Response[str]:
     """Takes an agent out of service for good; tasks that are settled stay answered."""
     publishing.retire(platform(), caller(app).account, agent_id)
     return answer(publishing.describe(platform(), agent_id))

@@ -4,7 +4,7 @@ from typing import Any
 
 from quittance.config import settings
 from quittance.errors import UnauthenticatedError
-from quittance.identity import verify
+from quittance.identity import bearer_token, verify
 from quittance.observability import entry
 
 
@@ -14,10 +14,8 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
 
     Scopes are checked by the functions. The gateway answers 401 to the exception's text "Unauthorized", and only to it.
     """
-    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
-    scheme, _, token = headers.get("authorization", "").partition(" ")
     try:
-        caller = verify(token.strip() if scheme.lower() == "bearer" else "", settings())
+        caller = verify(bearer_token(event.get("headers")) or "", settings())
     except UnauthenticatedError as exc:
         msg = "Unauthorized"
         raise Exception(msg) from exc  # noqa: TRY002 - the gateway matches this text of any exception

@@ -9,16 +9,14 @@ from quittance.observability import entry
 @entry
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Lambda's entry. The shallow path imports nothing heavy: load balancers call it often and cold."""
-    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
-    if "authorization" not in headers:
-        return _answer(200, {"status": "ok"})
+    if not any(name.lower() == "authorization" for name in event.get("headers") or {}):
+        return _answer(200, {"status": "ok"}, {})
     from quittance import health
 
-    status, body = health.examine(headers["authorization"])
-    return _answer(status, body)
+    return _answer(*health.examine(event["headers"]))
 
 
-def _answer(status: int, body: dict[str, Any]) -> dict[str, Any]:
+def _answer(status: int, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
     kind = "application/problem+json" if "type" in body else "application/json"
-    headers = {"Content-Type": kind, "Cache-Control": "no-store"}
-    return {"statusCode": status, "headers": headers, "body": json.dumps(body)}
+    all_headers = {"Content-Type": kind, "Cache-Control": "no-store", **headers}
+    return {"statusCode": status, "headers": all_headers, "body": json.dumps(body)}

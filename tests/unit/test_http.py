@@ -204,7 +204,7 @@ def test_every_wrong_field_is_named_at_once(call: Call) -> None:
     assert said["colour"] == "is not a known field"
     assert said["budget"].startswith("must be a decimal")
     assert not re.search(r"pydantic|Value error|Input should", answered[2]["detail"])
-    assert sorted(_fields(call("POST", "/tasks", "{}"))) == ["agent_id", "budget", "task_id"]
+    assert sorted(_fields(call("POST", "/tasks", "{}"))) == ["agent_id", "budget", "input", "task_id"]
 
 
 @pytest.mark.parametrize(
@@ -295,10 +295,17 @@ def test_the_caller_is_who_the_authorizer_says(call: Call, scope: str, scopes: l
 
 
 def test_a_direct_request_is_read_or_refused_like_an_http_request() -> None:
-    assert read_direct(DirectTaskRequest, TASK | {"user_id": "u"}).user_id == "u"
+    read = read_direct(DirectTaskRequest, TASK | {"user_id": "u", "budget": 0.07})
+    assert (read.user_id, read.budget_micro) == ("u", 70_000)
     with pytest.raises(InvalidRequestError) as refused:
-        read_direct(DirectTaskRequest, TASK | {"user_id": "a#b", "budget": 0.5, "x": 1})
+        read_direct(DirectTaskRequest, TASK | {"user_id": "a#b", "budget": -0.5, "x": 1})
     assert [wrong["field"] for wrong in refused.value.members["errors"]] == ["budget", "user_id", "x"]
     for payload in (None, [], "x", 5):
         with pytest.raises(InvalidRequestError, match="body"):
             read_direct(DirectTaskRequest, payload)
+
+
+def test_a_name_given_twice_is_refused() -> None:
+    """Two readers could take two different budgets from it."""
+    with pytest.raises(InvalidRequestError, match="budget: must not be given twice"):
+        read_json('{"budget": "0.05", "input": {}, "budget": "1000"}')

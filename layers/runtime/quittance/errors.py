@@ -187,7 +187,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
 PROBLEM_TYPE_PREFIX: Final = "urn:quittance:problem:"
 
 
-def problem(error: QuittanceError) -> tuple[HTTPStatus, dict[str, Any], dict[str, str]]:
+def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, problem document (RFC 9457 §3) and extra headers of a refusal."""
     status, code, title = _PROBLEMS[type(error)]
     body = {
@@ -201,4 +201,4 @@ def problem(error: QuittanceError) -> tuple[HTTPStatus, dict[str, Any], dict[str
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 §11.6.1: a 401 must name its scheme
-    return status, body, headers
+    return int(status), body, headers

@@ -1,11 +1,11 @@
 """The deep health check: each part is really used, and each answers for itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from quittance.bootstrap import Platform, platform
 from quittance.errors import QuittanceError, problem
-from quittance.identity import verify
+from quittance.identity import bearer_token, verify
 from quittance.observability import logger
 from quittance.run import Job, Outcome
 
@@ -19,20 +19,19 @@ _IDLE_TIMEOUT_MS: Final = 2_000
 _IDLE_MEMORY_BYTES: Final = 64 * 1024
 
 
-def examine(authorization: str) -> tuple[int, dict[str, Any]]:
-    """Status and body for a caller who shows a token: every part with the scope, else a problem."""
+def examine(headers: Mapping[str, str]) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for a caller who shows a token: every part with the scope, else a problem."""
     try:
-        verify(authorization.partition(" ")[2], platform().settings).need(HEALTH_SCOPE)
+        verify(bearer_token(headers) or "", platform().settings).need(HEALTH_SCOPE)
     except QuittanceError as refusal:
-        status, body, _ = problem(refusal)
-        return int(status), body
+        return problem(refusal)
     parts = {name: _works(name, check) for name, check in _CHECKS.items()}
     healthy = all(parts.values())
     body = {
         "status": "ok" if healthy else "degraded",
         "parts": {name: "ok" if works else "failing" for name, works in parts.items()},
     }
-    return (200 if healthy else 503), body
+    return (200 if healthy else 503), body, {}
 
 
 def _works(name: str, check: Callable[[Platform], None]) -> bool:

@@ -31,6 +31,18 @@ _PROBLEM_JSON: Final = "application/problem+json"
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
 _SHOULD: Final = re.compile(r"^\w+ should")
 _RETRY_AFTER_S: Final = 2
+_SENTENCES: Final = {
+    "extra_forbidden": "is not a known field",
+    "missing": "is required",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+    "union_tag_not_found": "must be an object with a type",
+    "union_tag_invalid": "must have one of the types {expected_tags}",
+}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -88,7 +100,8 @@ def task_answer(outcome: TaskResult | TaskPending) -> Response[str]:
 def read_direct(model: type[_Model], payload: object) -> _Model:
     """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
     try:
-        return model.model_validate(payload)
+        # Once more through JSON: Lambda has read the payload's decimals as floats.
+        return model.model_validate(read_json(json.dumps(payload)))
     except ValidationError as exc:
         raise _invalid(exc.errors()) from exc
 
@@ -104,10 +117,12 @@ def responses(*models: tuple[HTTPStatus, type[BaseModel]]) -> Any:  # noqa: ANN4
 def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
 
-    NaN and infinity, which are not JSON, and nesting beyond the limit are refused.
+    NaN and infinity, which are not JSON, names that stand twice in an object, and nesting beyond the limit are refused.
     """
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names
+        )
     except RecursionError as exc:
         raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels")) from exc
     except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
@@ -128,6 +143,15 @@ def _check_depth(value: object) -> None:
         if not level:
             return
     raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels"))
+
+
+def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequestError((twice, "must not be given twice"))
+    return found
 
 
 def _refuse_constant(name: str) -> Decimal:
@@ -162,10 +186,9 @@ def _field(location: tuple[str | int, ...]) -> str:
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
-    if found["type"] == "extra_forbidden":
-        return "is not a known field"
-    if found["type"] == "missing":
-        return "is required"
+    sentence = _SENTENCES.get(found["type"])
+    if sentence:
+        return sentence.format(**found.get("ctx", {}))
     message: str = found["msg"]
     return _SHOULD.sub("must", message.removeprefix("Value error, "))
 

@@ -1,6 +1,7 @@
 """Who calls: verification of bearer tokens (JWT, RFC 7519) against the issuer's JWKS, pinned in every respect."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -29,6 +30,15 @@ class Caller:
         """Raises MissingScopeError unless the token carries the scope."""
         if scope not in self.scopes:
             raise MissingScopeError(scope)
+
+
+def bearer_token(headers: Mapping[str, str] | None) -> str | None:
+    """The bearer token of a request (RFC 6750 §2.1); empty for another scheme, None without the header."""
+    named = {name.lower(): value for name, value in (headers or {}).items()}
+    if "authorization" not in named:
+        return None
+    scheme, _, token = named["authorization"].partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def verify(token: str, settings: Settings) -> Caller:

@@ -5,7 +5,17 @@ import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from quittance import limits
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
@@ -15,6 +25,7 @@ from quittance.pricing import Tariff
 from quittance.run import Outcome
 from quittance.store.registry import AgentState
 
+_ABSENT: Final = object()
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
 
 TaskId = Annotated[
@@ -60,20 +71,27 @@ class TaskRequest(_Request):
 
     task_id: TaskId = Field(description="Yours to choose; the same id and body never run or cost twice.")
     agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
+    input_base64: str | None = Field(default=None, description="Instead of `input`: the bytes for stdin.")
     input: Any = Field(
-        default=None,
+        default_factory=lambda: _ABSENT,
+        validate_default=True,
         description="A string (stdin gets its UTF-8 bytes) or any other JSON value (stdin gets it as compact JSON).",
     )
-    input_base64: str | None = Field(default=None, description="Instead of `input`: the bytes for stdin.")
     budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
     timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = Field(
         default=None, description="Whole seconds; the agent's own limit if absent."
     )
 
+    @field_validator("input")
+    @classmethod
+    def _check_one_input(cls, value: object, others: ValidationInfo) -> object:
+        if (value is _ABSENT) == (others.data.get("input_base64") is None):
+            msg = "send exactly one of input and input_base64"
+            raise ValueError(msg)
+        return value
+
     @model_validator(mode="after")
-    def _check_input(self) -> Self:
-        if ("input" in self.model_fields_set) == (self.input_base64 is not None):
-            raise InvalidRequestError(("input", "send exactly one of input and input_base64"))
+    def _check_stdin(self) -> Self:
         self.stdin()
         return self
 

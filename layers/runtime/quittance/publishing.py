@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import secrets
 from typing import Final
 
@@ -26,6 +27,7 @@ from quittance.store.blobs import BlobMissingError
 from quittance.store.registry import Agent, AgentState, Rejection, Terms, Upload, Version
 
 _AGENT_ID_BYTES: Final = 10
+_CURSOR: Final = re.compile(r"(?P<created_ms>[0-9]{1,15})~(?P<agent_id>[A-Za-z0-9_-]{1,64})")
 
 
 def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUpload:
@@ -200,7 +202,7 @@ def _answer(agent: Agent) -> AgentAnswer:
 
 
 def _read_cursor(cursor: str) -> tuple[int, str]:
-    created_ms, separator, agent_id = cursor.partition("~")
-    if not (created_ms.isdecimal() and created_ms.isascii() and separator and agent_id):
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
         raise InvalidRequestError(("after", "must be the `next` of an earlier page"))
-    return int(created_ms), agent_id
+    return int(match["created_ms"]), match["agent_id"]

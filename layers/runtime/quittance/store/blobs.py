@@ -40,7 +40,7 @@ class Uploads:
         post = self._client.generate_presigned_post(
             self._bucket,
             f"uploads/{agent_id}/{number}",
-            Conditions=[["content-length-range", 1, MODULE_BYTES_MAX]],
+            Conditions=[["content-length-range", 0, MODULE_BYTES_MAX]],
             ExpiresIn=UPLOAD_SECONDS_MAX,
         )
         return post["url"], post["fields"]

@@ -1,0 +1,83 @@
+# One command per wish; `make help` lists them. All that they make is under .local/.
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.13 python3.14 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
+	&& echo $$python && break; done)
+endif
+ifeq ($(PYTHON),)
+$(error No Python 3.11 to 3.14 found: install one, or name it: make PYTHON=/path/to/python3.13)
+endif
+
+LOCAL := @$(PYTHON) -m local $(if $(STATE),--state "$(STATE)")
+DEV := $(LOCAL) exec dev
+SUBJECT ?= alice
+SCOPE ?=
+TTL ?=
+AUDIENCE ?=
+ARGS ?=
+
+export QUITTANCE_PORT
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status audit openapi logs demo token test unit e2e check lint format types build lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: ## start the local cloud, deploy template.yaml, print ready calls (QUITTANCE_PORT=4700 to choose)
+	$(LOCAL) up
+
+down: ## end the local cloud; nothing stays running
+	$(LOCAL) down
+
+status: ## does the local cloud run, and where
+	$(LOCAL) status
+
+logs: ## what the functions wrote to their logs
+	$(LOCAL) logs
+
+demo: ## the story: publish an agent, pay for a task, verify the receipt
+	$(LOCAL) demo
+
+token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600
+	$(LOCAL) token "$(SUBJECT)" --scope "$(SCOPE)" $(if $(TTL),--ttl $(TTL)) $(if $(AUDIENCE),--audience "$(AUDIENCE)")
+
+audit: ## recompute the ledger's invariants from the running cloud's table
+	$(LOCAL) audit
+
+openapi: ## write the API's description anew from the code
+	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
+
+test: ## all tests, also against a local cloud of their own (ARGS="-k word" to choose)
+	$(DEV) pytest $(ARGS)
+
+unit: ## the fast tests
+	$(DEV) pytest tests/unit $(ARGS)
+
+e2e: ## the tests against the deployed template (QUITTANCE_STACK=.local/stack.json: the running one)
+	$(DEV) pytest tests/e2e $(ARGS)
+
+check: lint types ## all that is checked without running: style, types, imports, template
+	$(DEV) env PYTHONPATH=layers/runtime lint-imports
+	$(DEV) cfn-lint template.yaml
+	$(LOCAL) exec sam sam validate --lint --region us-east-1
+
+lint: ## style
+	$(DEV) ruff check .
+	$(DEV) ruff format --check .
+
+format: ## put the sources into form
+	$(DEV) ruff check --fix .
+	$(DEV) ruff format .
+
+types: ## types
+	$(DEV) mypy
+
+build: ## sam build for both processors, with the layer's size checked
+	$(LOCAL) build --python 3.13 x86_64 arm64
+
+lock: ## pin the requirement files anew from requirements/*.in
+	$(LOCAL) exec uv requirements/lock.sh
+
+clean: ## end what runs and remove .local
+	$(LOCAL) clean

@@ -1,0 +1,191 @@
+"""The local cloud's process: ministack (launch.py), on 127.0.0.1, with its files in our state.
+
+It keeps nothing over a restart, so there is no stale state to repair: a cloud that died is
+started again, empty, and deployed to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from local import processes, venvs
+from local.console import MendError, relative
+from local.paths import ROOT, State, write
+
+REGION = "us-east-1"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+_HOST = "127.0.0.1"
+_START_SECONDS = 60.0
+_PORT_TRIES = 3
+_SERVERS: list[subprocess.Popen[bytes]] = []  # held: they outlive the command that starts them
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A running local cloud."""
+
+    process: processes.Process
+    port: int
+
+    @property
+    def url(self) -> str:
+        """All its services answer here."""
+        return f"http://{_HOST}:{self.port}"
+
+
+def running(state: State) -> Cloud | None:
+    """The cloud of this state, when its process is alive and answers."""
+    cloud = _recorded(state)
+    return cloud if cloud and cloud.process in processes.table() and _answers(cloud) else None
+
+
+def start(state: State, port: int | None = None) -> Cloud:
+    """A new cloud, empty. What an earlier one left behind is ended first."""
+    former = _recorded(state)
+    stop(state)
+    if port is not None:
+        return _start(state, _free(port) or _refuse(port))
+    candidates = [former.port if former else 0] + [0] * _PORT_TRIES
+    for number, candidate in enumerate(candidates):
+        try:
+            return _start(state, _free(candidate) or _any_free())
+        except MendError:  # another program was quicker to take the port
+            if number == len(candidates) - 1:
+                raise
+    raise AssertionError
+
+
+def stop(state: State) -> bool:
+    """End the cloud with its functions and their children. Was there anything to end?"""
+    cloud = _recorded(state)
+    heads = processes.marked(_mark(state)) | ({cloud.process} if cloud else set())
+    alive = bool(heads & processes.table().keys())
+    processes.end(heads)
+    for server in _SERVERS:
+        server.poll()  # collects those that ended
+    state.stack.unlink(missing_ok=True)
+    shutil.rmtree(state.scratch, ignore_errors=True)
+    return alive
+
+
+def client_env(cloud: Cloud) -> dict[str, str]:
+    """The environment in which AWS tools talk to this cloud."""
+    return {
+        **venvs.tools_env(),
+        **CREDENTIALS,
+        "AWS_ENDPOINT_URL": cloud.url,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_DISABLE_HOST_PREFIX_INJECTION": "true",
+        "SAM_CLI_POLL_DELAY": "0.2",  # it would ask every 5 s
+    }
+
+
+def _start(state: State, port: int) -> Cloud:
+    state.scratch.mkdir(parents=True, exist_ok=True)
+    log = state.log("cloud")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as sink:
+        server = subprocess.Popen(
+            [venvs.python("cloud"), "-P", ROOT / "local" / "launch.py"],
+            cwd=state.scratch,
+            env=_server_env(state, port),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _SERVERS.append(server)
+    try:
+        return _once_it_answers(state, server, port)
+    except BaseException:
+        server.kill()
+        server.wait()
+        stop(state)
+        raise
+
+
+def _once_it_answers(state: State, server: subprocess.Popen[bytes], port: int) -> Cloud:
+    log, process = state.log("cloud"), processes.find(server.pid)
+    if process is not None:
+        cloud = Cloud(process, port)
+        write(state.process, json.dumps({"state": str(state.root), "port": port, **asdict(process)}))
+        deadline = time.monotonic() + _START_SECONDS
+        while server.poll() is None and time.monotonic() < deadline:
+            # The log too: on a port that was taken this moment, it is another who answers.
+            if _answers(cloud) and b"Running on http" in log.read_bytes():
+                return cloud
+            time.sleep(0.05)
+    msg = f"the local cloud does not start on port {port}: see {relative(log)}"
+    raise MendError(msg)
+
+
+def _server_env(state: State, port: int) -> dict[str, str]:
+    name, _, value = _mark(state).partition("=")
+    return {
+        name: value,
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": "C.UTF-8",
+        "HOME": str(state.scratch),
+        "TMPDIR": str(state.scratch),
+        "SCRATCH_DIR": str(state.scratch),  # the functions' /tmp: ours alone, gone with the cloud
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        **CREDENTIALS,
+        "BIND_HOST": _HOST,
+        "GATEWAY_PORT": str(port),
+        "IOT_MTLS_ENABLED": "0",
+        "DOCKER_HOST": "unix:///nonexistent",  # it would tidy away containers of others
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _mark(state: State) -> str:
+    """What the cloud and the functions' processes carry in their environment."""
+    return f"QUITTANCE_LOCAL_CLOUD={state.root}"
+
+
+def _recorded(state: State) -> Cloud | None:
+    """The cloud that we started last, alive or not. A copy of a checkout has none yet."""
+    try:
+        record = json.loads(state.process.read_text("utf-8"))
+        if record["state"] != str(state.root):
+            return None
+        return Cloud(processes.Process(record["pid"], record["began"]), record["port"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _answers(cloud: Cloud) -> bool:
+    with suppress(OSError, ValueError):
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{cloud.url}/_ministack/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    return False
+
+
+def _free(port: int) -> int | None:
+    """The port if it can be had; for 0 any that can."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
+
+
+def _any_free() -> int:
+    return _free(0) or _refuse(0)
+
+
+def _refuse(port: int) -> int:
+    msg = f"port {port} on {_HOST} is taken: name a free one (make up QUITTANCE_PORT=4700), or none and one is chosen"
+    raise MendError(msg)

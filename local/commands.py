@@ -1,0 +1,169 @@
+"""What each command does, told in order."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from local import cloud as clouds
+from local import deploy, issuer
+from local.client import PREFIX, Api, RefusedError
+from local.console import MendError, relative, say, step
+from local.demo import SEED_AGENT, invoke, seed, tell
+from local.paths import Stack, locked
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from local.cloud import Cloud
+    from local.paths import State
+
+_PORT_VARIABLE = "QUITTANCE_PORT"
+
+
+def run(options: argparse.Namespace, state: State) -> int:
+    """Run one command on the local cloud of this state."""
+    command: Callable[[argparse.Namespace, State], None] = {
+        "up": _up,
+        "down": lambda _, state: down(state),
+        "demo": lambda _, state: demo(state),
+        "status": _status,
+        "audit": _audit,
+        "logs": _logs,
+        "token": _token,
+        "build": _build,
+    }[options.command]
+    command(options, state)
+    return 0
+
+
+def up(state: State, *, seeded: bool) -> str:
+    """Start what is not running, deploy what has changed; the example agent's id."""
+    with locked(state.root / "up.lock"):
+        wanted = _wanted_port()
+        built = deploy.build()
+        cloud = clouds.running(state)
+        if cloud and (deploy.is_broken(cloud) or (wanted and wanted != cloud.port)):
+            cloud = None
+        began = cloud is None
+        try:
+            if cloud is None:
+                with step("starting the local cloud"):
+                    cloud = clouds.start(state, wanted)
+            stack = deploy.deploy(state, cloud, built)
+            _greet(stack)
+            return seed(stack, state) if seeded else ""
+        except BaseException:
+            if began:
+                clouds.stop(state)
+            raise
+
+
+def down(state: State) -> None:
+    """End the cloud, if there is one."""
+    with locked(state.root / "up.lock"):
+        say("stopped" if clouds.stop(state) else "nothing was running")
+
+
+def demo(state: State) -> None:
+    """The story; what was not running before does not run after."""
+    was_up = clouds.running(state) is not None and state.stack.is_file()
+    try:
+        up(state, seeded=False)
+        try:
+            tell(Stack.read(state.stack), state, deploy.layer(deploy.build()))
+        except RefusedError as error:
+            msg = f"{error} (see {relative(state.log('cloud'))})"
+            raise MendError(msg) from error
+    finally:
+        if not was_up:
+            with step("ending the local cloud (make up keeps it)"):
+                clouds.stop(state)
+
+
+def _up(options: argparse.Namespace, state: State) -> None:
+    agent_id = up(state, seeded=not options.no_seed)
+    stack = Stack.read(state.stack)
+    if agent_id:
+        _show_ways_in(stack, agent_id)
+    else:
+        say(f"Quittance is up: {stack.endpoint_url}")
+
+
+def _status(_: argparse.Namespace, state: State) -> None:
+    cloud = clouds.running(state)
+    say(f"up: {cloud.url}" if cloud and state.stack.is_file() else "down")
+
+
+def _audit(_: argparse.Namespace, state: State) -> None:
+    _running(state)
+    found = invoke(Stack.read(state.stack), "AuditFunction")
+    for line in found["report"]:
+        say(line)
+    if found["differences"]:
+        msg = "the ledger's equations do not hold: docs/runbooks.md"
+        raise MendError(msg)
+
+
+def _logs(_: argparse.Namespace, state: State) -> None:
+    for line in deploy.functions_log(_running(state)):
+        say(line)
+
+
+def _running(state: State) -> Cloud:
+    cloud = clouds.running(state)
+    if cloud is None:
+        msg = "nothing is running: make up"
+        raise MendError(msg)
+    return cloud
+
+
+def _token(options: argparse.Namespace, state: State) -> None:
+    ttl = issuer.TTL_SECONDS if options.ttl is None else options.ttl
+    audience = options.audience or issuer.AUDIENCE
+    claims = issuer.claims(options.subject, options.scope, ttl, audience)
+    say(issuer.sign(issuer.load_key(state.key), claims))
+
+
+def _build(options: argparse.Namespace, _: State) -> None:
+    for architecture in options.architectures:
+        built = deploy.build(options.python, architecture)
+        size = sum(path.stat().st_size for path in deploy.layer(built).rglob("*") if path.is_file())
+        say(f"  {relative(built)}: the layer has {size / (1 << 20):.0f} MiB unzipped")
+
+
+def _wanted_port() -> int | None:
+    text = os.environ.get(_PORT_VARIABLE, "")
+    if not text:
+        return None
+    if not text.isdigit() or not 0 < int(text) < 1 << 16:
+        msg = f"{_PORT_VARIABLE}={text}: say a number from 1 to 65535"
+        raise MendError(msg)
+    return int(text)
+
+
+def _greet(stack: Stack) -> None:
+    """The stack is up when it says so itself."""
+    with step("first call through API Gateway and Lambda"):
+        try:
+            Api(stack.api_url).get("/health")
+        except (RefusedError, OSError, ValueError) as error:
+            msg = f"the API is deployed and does not answer: {error}"
+            raise MendError(msg) from error
+
+
+def _show_ways_in(stack: Stack, agent_id: str) -> None:
+    say(f"""
+Quittance is up: {stack.endpoint_url}  (make down ends it, make demo shows the story)
+
+  API={stack.api_url}{PREFIX}
+  TOKEN=$(make -s token SUBJECT=alice)
+  curl -s $API/health
+  curl -s $API/accounts/me -H "Authorization: Bearer $TOKEN"
+  curl -s $API/tasks/execute -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\
+    -d '{{"task_id": "first", "agent_id": "{agent_id}", "budget": "0.05", "input": {SEED_AGENT.example}}}'
+  curl -s $API/tasks/first/result -H "Authorization: Bearer $TOKEN"
+  curl -s -X POST $API/accounts/alice/deposits -H "Content-Type: application/json" \\
+    -H "Authorization: Bearer $(make -s token SUBJECT=alice SCOPE=ledger:deposit)" \\
+    -d '{{"deposit_id": "first", "amount": "5"}}'""")

@@ -1,0 +1,228 @@
+"""Template to running stack: `sam build`, `sam deploy`, and what stands in for an identity provider."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+from local import issuer, venvs
+from local.cloud import CREDENTIALS, REGION, Cloud, client_env
+from local.console import MendError, run, step
+from local.paths import BUILDS, ROOT, Stack, State, locked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STACK_NAME = "quittance"
+STAGE = "local"
+_ARTIFACTS_BUCKET = "quittance-artifacts"
+_ISSUER_BUCKET = "quittance-issuer"
+_SOURCES = ("template.yaml", "samconfig.toml", "functions", "layers", "requirements/sam.txt")
+_SOUND = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
+
+
+def machine() -> str:
+    """This machine's processor as template.yaml names it."""
+    return "arm64" if platform.machine().lower() in ("arm64", "aarch64") else "x86_64"
+
+
+def build(python_version: str = venvs.PYTHON_VERSION, architecture: str = "") -> Path:
+    """`sam build` for a runtime and a processor; the directory with the built template."""
+    architecture = architecture or machine()
+    home = BUILDS / f"python{python_version}-{architecture}"
+    digest, done = sources_digest(), home / "sources.sha256"
+    sam = venvs.ensure("sam") / "sam"
+    with locked(BUILDS / f"{home.name}.lock"):
+        if done.is_file() and done.read_text() == digest:
+            return home
+        done.unlink(missing_ok=True)
+        env = {
+            **venvs.tools_env(),
+            "AWS_DEFAULT_REGION": REGION,
+            "LAYER_PYTHON": python_version,
+            "LAYER_ARCH": architecture,
+            "UV": str(venvs.python("uv").with_name("uv")),
+            "PYTHON": str(venvs.BASE_PYTHON),
+        }
+        overrides = f"PythonRuntime=python{python_version} Architecture={architecture}"
+        command = [
+            str(sam),
+            "build",
+            "--config-env",
+            "local",
+            "--template-file",
+            "template.yaml",
+            "--build-dir",
+            str(home),
+            "--parameter-overrides",
+            overrides,
+        ]
+        with step(f"sam build (python{python_version}, {architecture})"):
+            run(command, _log("build"), env)
+        done.write_text(digest)
+    return home
+
+
+def layer(built: Path) -> Path:
+    """The layer's packages in a build."""
+    return built / "RuntimeLayer" / "python"
+
+
+def sources_digest() -> str:
+    """A digest of all that a build is made from."""
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        source = ROOT / name
+        files = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for path in files:
+            if path.is_file() and "__pycache__" not in path.parts:
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.relative_to(ROOT)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
+    """Bring the stack up to date, if anything changed since it was deployed to this cloud."""
+    key = issuer.load_key(state.key)
+    parameters = {
+        "Stage": STAGE,
+        "PythonRuntime": f"python{venvs.PYTHON_VERSION}",
+        "Architecture": machine(),
+        "EndpointUrl": cloud.url,
+        "IssuerUrl": issuer.ISSUER,
+        "JwksUrl": f"{cloud.url}/{_ISSUER_BUCKET}/jwks.json",
+        "Audience": issuer.AUDIENCE,
+        "DeletionProtection": "false",
+    }
+    seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
+    deployed = hashlib.sha256(seal.encode()).hexdigest()
+    if state.stack.is_file() and (stack := Stack.read(state.stack)).deployed == deployed:
+        return stack
+    state.stack.unlink(missing_ok=True)
+    _object(cloud, _ISSUER_BUCKET, "jwks.json", json.dumps({"keys": [issuer.jwk(key)]}).encode())
+    aws(cloud, "s3").create_bucket(Bucket=_ARTIFACTS_BUCKET)
+    command = [
+        str(venvs.ensure("sam") / "sam"), "deploy", "--config-env", "local",
+        "--template-file", str(built / "template.yaml"),
+        "--stack-name", STACK_NAME, "--s3-bucket", _ARTIFACTS_BUCKET, "--region", REGION,
+        "--capabilities", "CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND",
+        "--no-confirm-changeset", "--no-fail-on-empty-changeset", "--no-progressbar",
+        "--parameter-overrides", *(f"{name}={value}" for name, value in parameters.items()),
+    ]  # fmt: skip
+    with step("sam deploy (template.yaml, to the local cloud)"):
+        try:
+            run(command, _log("deploy", state), client_env(cloud))
+        except MendError as error:
+            raise MendError(_refusal(cloud) or str(error)) from error
+        outputs = _outputs(cloud)
+        _gateway_responses(cloud, outputs["ApiId"], outputs["StageName"])
+    stack = _stack(cloud, outputs, parameters["JwksUrl"], state, deployed)
+    stack.write(state.stack)
+    return stack
+
+
+def is_broken(cloud: Cloud) -> bool:
+    """Did a deployment leave the stack in a state that no other one can start from?"""
+    stacks = aws(cloud, "cloudformation").list_stacks()["StackSummaries"]
+    return any(
+        stack["StackName"] == STACK_NAME and stack["StackStatus"] not in (*_SOUND, "DELETE_COMPLETE")
+        for stack in stacks
+    )
+
+
+def aws(cloud: Cloud, service: str) -> Any:  # noqa: ANN401 - boto3 makes its clients at run time
+    """A client of the local cloud."""
+    session = boto3.Session(
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        region_name=REGION,
+    )
+    return session.client(service, endpoint_url=cloud.url)  # type: ignore[call-overload]
+
+
+def functions_log(cloud: Cloud) -> list[str]:
+    """What the functions wrote, in the order of time."""
+    client = aws(cloud, "logs")
+    events = []
+    for group in client.describe_log_groups()["logGroups"]:
+        name = group["logGroupName"]
+        for page in client.get_paginator("filter_log_events").paginate(logGroupName=name):
+            label = name.rpartition("/")[2]
+            events += [(event["timestamp"], label, event["message"]) for event in page["events"]]
+    boring = ("START ", "END ", "REPORT ")
+    return [
+        f"{label} {text.rstrip()}"
+        for _, label, text in sorted(events, key=lambda event: event[0])
+        if not text.startswith(boring)
+    ]
+
+
+def _object(cloud: Cloud, bucket: str, key: str, body: bytes) -> None:
+    s3 = aws(cloud, "s3")
+    s3.create_bucket(Bucket=bucket)
+    s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json")
+
+
+def _outputs(cloud: Cloud) -> dict[str, str]:
+    described = aws(cloud, "cloudformation").describe_stacks(StackName=STACK_NAME)
+    return {output["OutputKey"]: output["OutputValue"] for output in described["Stacks"][0]["Outputs"]}
+
+
+def _refusal(cloud: Cloud) -> str:
+    """Which resource the cloud refused, and why: `sam deploy` tells it in the middle of its log."""
+    try:
+        events = aws(cloud, "cloudformation").describe_stack_events(StackName=STACK_NAME)["StackEvents"]
+    except ClientError:
+        return ""
+    refused = [
+        f"template.yaml: {event['LogicalResourceId']}: {event['ResourceStatusReason']}"
+        for event in events
+        if event["ResourceStatus"].endswith("_FAILED") and event.get("ResourceStatusReason")
+    ]
+    return refused[-1] if refused else ""
+
+
+def _gateway_responses(cloud: Cloud, api_id: str, stage: str) -> None:
+    """API Gateway takes its error bodies from the API's definition; ministack wants them told apart."""
+    client = aws(cloud, "cloudformation")
+    template = client.get_template(StackName=STACK_NAME, TemplateStage="Processed")["TemplateBody"]
+    if isinstance(template, str):
+        template = json.loads(template)
+    definition = template["Resources"]["Api"]["Properties"]["Body"]
+    gateway = aws(cloud, "apigateway")
+    for kind, response in definition.get("x-amazon-apigateway-gateway-responses", {}).items():
+        known = ("statusCode", "responseParameters", "responseTemplates")
+        told = {name: response[name] for name in known if name in response}
+        gateway.put_gateway_response(restApiId=api_id, responseType=kind, **told)
+    gateway.create_deployment(restApiId=api_id, stageName=stage)
+
+
+def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, deployed: str) -> Stack:
+    try:
+        return Stack(
+            api_url=f"{cloud.url}/restapis/{outputs['ApiId']}/{outputs['StageName']}/_user_request_",
+            endpoint_url=cloud.url,
+            region=REGION,
+            table=outputs["LedgerTable"],
+            registry_table=outputs["RegistryTable"],
+            buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs")},
+            functions={name: value for name, value in outputs.items() if name.endswith("Function")},
+            platform_account=outputs["PlatformAccount"],
+            issuer=issuer.ISSUER,
+            audience=issuer.AUDIENCE,
+            jwks_url=jwks_url,
+            issuer_key=str(state.key),
+            deployed=deployed,
+        )
+    except KeyError as missing:
+        msg = f"template.yaml has no output {missing}: add it"
+        raise MendError(msg) from missing
+
+
+def _log(name: str, state: State | None = None) -> Path:
+    return (state or State(ROOT / ".local")).log(name)

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Pins every requirement file from its .in file (make lock). $UV names the resolver.
+set -eu
+cd "$(dirname "$0")"
+pin() {
+    "$UV" pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+        --no-annotate --no-header --no-emit-index-url "$@"
+}
+pin runtime.in -o ../layers/runtime/requirements.txt
+pin dev.in -c ../layers/runtime/requirements.txt -o dev.txt
+pin cloud.in -o cloud.txt
+pin sam.in -o sam.txt
+if grep -n '://' ./*.txt ../layers/runtime/requirements.txt; then
+    echo "requirements: a pinned file names a host; remove it" >&2
+    exit 1
+fi

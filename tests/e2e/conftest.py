@@ -1,0 +1,168 @@
+"""A deployed stack for the end-to-end tests: the same template, by the same code as `make up`.
+
+One local cloud of its own for the whole session, ended with it; or the one that QUITTANCE_STACK
+(the path of a stack.json) names, which stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import httpx
+import jwt
+import pytest
+
+from local import client, demo, issuer
+from local.cloud import CREDENTIALS
+from local.paths import LOCAL, ROOT, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from decimal import Decimal
+
+TEST_STATE = LOCAL / "test-cloud"
+ANSWER_SECONDS = 60
+DEFAULT_TARIFF: Mapping[str, Any] = {"type": "flat", "price": "0.01"}
+MICRO = 1_000_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sockets are what these tests are about, whatever the unit tests forbid."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.enable_socket)
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """The deployed stack."""
+    if named := os.environ.get("QUITTANCE_STACK"):
+        yield Stack.read(ROOT / named)
+        return
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        sys.stderr.write("\n")
+        _local("up", "--no-seed", check=True)  # its progress is seen: it takes some seconds
+    try:
+        yield Stack.read(TEST_STATE / "stack.json")
+    finally:
+        with (TEST_STATE / "logs" / "functions.log").open("w") as sink:
+            _local("logs", stdout=sink)
+        _local("down")
+
+
+@pytest.fixture(scope="session")
+def token(stack: Stack) -> Callable[..., str]:
+    """Bearer tokens: `token(subject, scope="", **claims)`; a claim given as None is left out.
+
+    `alg` and `key` sign with another algorithm or key; the header still names the issuer's key.
+    """
+    own = issuer.load_key(Path(stack.issuer_key))
+
+    def make(subject: str, scope: str = "", *, alg: str = "ES256", key: Any = own, **claims: Any) -> str:
+        body = {**issuer.claims(subject, scope, audience=stack.audience), "iss": stack.issuer, **claims}
+        body = {name: value for name, value in body.items() if value is not None}
+        return jwt.encode(body, key, algorithm=alg, headers={"kid": issuer.jwk(own)["kid"]})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx.Client]]:
+    """HTTP clients: `api(subject, scope="")`; `api(None)` has no token."""
+    with ExitStack() as clients:
+
+        def make(subject: str | None, scope: str = "") -> httpx.Client:
+            headers = {"Authorization": f"Bearer {token(subject, scope)}"} if subject else {}
+            base = f"{stack.api_url}{client.PREFIX}"
+            made = httpx.Client(base_url=base, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
+            return clients.enter_context(made)
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def aws(stack: Stack) -> Callable[[str], Any]:
+    """boto3 clients of the cloud that the stack is deployed to."""
+    session = boto3.Session(
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        region_name=stack.region,
+    )
+    made: dict[str, Any] = {}
+
+    def client_of(service: str) -> Any:
+        if service not in made:
+            made[service] = session.client(service, endpoint_url=stack.endpoint_url)  # type: ignore[call-overload]
+        return made[service]
+
+    return client_of
+
+
+@pytest.fixture(scope="session")
+def publish(stack: Stack, token: Callable[..., str]) -> Callable[..., str]:
+    """`publish(wasm, tariff=..., limits=..., owner=...)` gives the id of an active agent.
+
+    The same module on the same terms is published once a session.
+    """
+    published: dict[str, str] = {}
+
+    def make(
+        wasm: bytes,
+        *,
+        tariff: Mapping[str, Any] = DEFAULT_TARIFF,
+        limits: Mapping[str, Any] | None = None,
+        owner: str = "owner",
+    ) -> str:
+        terms: dict[str, Any] = {"tariff": tariff} | ({"limits": limits} if limits else {})
+        name = hashlib.sha256(wasm + json.dumps([terms, owner], sort_keys=True).encode()).hexdigest()[:32]
+        if name not in published:
+            caller = client.Api(stack.api_url, token(owner))
+            published[name] = client.publish(caller, name, wasm, terms)
+        return published[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def deposit(stack: Stack, token: Callable[..., str]) -> Callable[..., None]:
+    """`deposit(account, amount)` adds credits; the amount is a decimal string or a number of credits."""
+    bank = client.Api(stack.api_url, token("bank", "ledger:deposit"))
+
+    def make(account: str, amount: str | int | Decimal) -> None:
+        bank.post(f"/accounts/{account}/deposits", {"deposit_id": uuid.uuid4().hex, "amount": str(amount)})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sweep(stack: Stack) -> Callable[[], None]:
+    """`sweep()` runs the sweep function once, now."""
+    return lambda: demo.sweep(stack)
+
+
+@pytest.fixture(scope="session")
+def balance(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str], int]:
+    """`balance(account)` is what the ledger itself says is available, in micro-credits."""
+
+    def read(account: str) -> int:
+        key = {"pk": {"S": f"ACCT#{account}"}}
+        found = aws("dynamodb").get_item(TableName=stack.table, Key=key, ConsistentRead=True)
+        return int(found["Item"]["available"]["N"]) if "Item" in found else 0
+
+    return read
+
+
+def _local(*words: str, stdout: Any = subprocess.DEVNULL, check: bool = False) -> None:
+    command = [sys.executable, "-m", "local", "--state", str(TEST_STATE), *words]
+    if subprocess.run(command, cwd=ROOT, stdout=stdout, check=False).returncode and check:
+        pytest.exit("the local cloud for the tests did not start", returncode=1)

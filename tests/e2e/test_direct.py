@@ -1,0 +1,160 @@
+"""The ways in that are not a user's HTTP request: direct invocation, the sweep's event, and what anyone may read."""
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from local.client import PREFIX
+from local.paths import Stack
+from quittance import receipt
+from tests.e2e.test_whole_ledger import Ledger, User, credited, task
+from tests.support import ROOT, wasm
+
+CREDIT = 1_000_000
+PAYLOAD = (ROOT / "events" / "execute-direct.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
+    return Ledger(aws("dynamodb"), stack.table)
+
+
+@pytest.fixture
+def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> User:
+    return User.new(api, deposit)
+
+
+@pytest.fixture(scope="module")
+def invoke(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str, Any], tuple[Any, bool]]:
+    """`invoke(function, payload)`: what it answered, and whether that is an error."""
+
+    def call(function: str, payload: Any) -> tuple[Any, bool]:
+        body = payload if isinstance(payload, str) else json.dumps(payload)
+        answer = aws("lambda").invoke(FunctionName=stack.functions[function], Payload=body.encode())
+        return json.loads(answer["Payload"].read()), "FunctionError" in answer
+
+    return call
+
+
+Invoke = Callable[[str, Any], tuple[Any, bool]]
+
+
+def test_direct_task_from_a_file_is_the_same_task_as_over_http(
+    alice: User, invoke: Invoke, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger
+) -> None:
+    total, agent = ledger.total(), publish(wasm("wordcount"))
+    payload = PAYLOAD.replace('"alice"', f'"{alice.name}"').replace("agt_aaaaaaaaaaaaaaaa", agent)
+    done, failed = invoke("ExecuteFunction", payload)
+    assert not failed
+    assert (done["success"], done["escrow_status"], json.loads(done["output"])["words"]) == (True, "released", 6)
+    assert balance(alice.name) == CREDIT - 10_000
+    body = {name: value for name, value in json.loads(payload).items() if name != "user_id"}
+    assert alice.http.post("/tasks/execute", json=body).json() == done
+    assert alice.http.get(f"/tasks/{body['task_id']}/result").json() == done
+    assert invoke("ExecuteFunction", payload) == (done, False)
+    assert (balance(alice.name), ledger.total()) == (CREDIT - 10_000, total)
+
+
+def test_direct_failure_of_an_agent_is_an_answer_not_an_error(
+    alice: User, invoke: Invoke, publish: Callable[..., str], balance: Callable[[str], int]
+) -> None:
+    done, failed = invoke("ExecuteFunction", {"user_id": alice.name, **task(publish(wasm("failing")))})
+    assert (failed, done["success"], done["error"]["code"], done["escrow_status"]) == (
+        False, False, "exit_code", "refunded",
+    )  # fmt: skip
+    assert balance(alice.name) == CREDIT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"user_id": None}, {"user_id": "a#b", "budget": "0"}, {"budget": "1.000001"}, {"agent_id": "agt_unknown"}],
+    ids=lambda change: str(change)[:40],
+)
+def test_direct_refusal_is_an_error_and_moves_nothing(  # few kinds: the local cloud ends a function that raises
+    alice: User,
+    invoke: Invoke,
+    publish: Callable[..., str],
+    balance: Callable[[str], int],
+    ledger: Ledger,
+    change: dict[str, Any],
+) -> None:
+    total, payload = ledger.total(), {"user_id": alice.name, **task(publish(wasm("echo")), **change)} | change
+    answer, failed = invoke("ExecuteFunction", {name: value for name, value in payload.items() if value is not None})
+    assert failed, answer
+    assert (balance(alice.name), ledger.total()) == (CREDIT, total)
+    assert ledger.escrow(alice.name, payload["task_id"]) is None
+
+
+# The sweep.
+
+
+def test_sweep_credits_many_tasks_of_several_owners_once(
+    alice: User,
+    api: Callable[..., httpx.Client],
+    publish: Callable[..., str],
+    balance: Callable[[str], int],
+    sweep: Callable[[], None],
+    ledger: Ledger,
+    invoke: Invoke,
+    stack: Stack,
+) -> None:
+    owners = [User.new(api) for _ in range(2)]
+    agents = [publish(wasm("echo"), owner=owner.name) for owner in owners]
+    credited(sweep, ledger)
+    platform, total = balance(stack.platform_account), ledger.total()
+    for agent in agents:
+        for _ in range(3):
+            alice.run(agent)
+    swept, failed = invoke("SweepFunction", {})
+    assert (failed, swept["complete"], swept["expired"]) == (False, True, 0)
+    credited(sweep, ledger)
+    assert [balance(owner.name) for owner in owners] == [3 * 9_750] * 2
+    assert balance(stack.platform_account) == platform + 6 * 250
+    assert (balance(alice.name), ledger.total()) == (CREDIT - 60_000, total)
+    mine = [item for item in ledger.items("ESC#") if item["payer"] == alice.name]
+    assert [item["state"] for item in mine] == ["released"] * 6, "swept, and its state stays"
+
+
+# What anyone may read.
+
+
+def test_health_is_shallow_for_anyone_and_deep_with_the_scope(api: Callable[..., httpx.Client]) -> None:
+    shallow = api(None).get("/health")
+    assert (shallow.status_code, shallow.json()) == (200, {"status": "ok"})
+    deep = api("operator", "health:read").get("/health")
+    assert deep.json() == {
+        "status": "ok",
+        "parts": dict.fromkeys(["ledger", "registry", "binaries", "outputs", "keys", "sandbox"], "ok"),
+    }
+    assert deep.status_code == 200
+    assert api("operator").get("/health").status_code == 403
+    assert {answer.headers["Cache-Control"] for answer in (shallow, deep)} == {"no-store"}
+
+
+def test_keys_are_public_halves_under_which_receipts_verify(
+    alice: User, api: Callable[..., httpx.Client], publish: Callable[..., str]
+) -> None:
+    answer = api(None).get("/.well-known/jwks.json")
+    assert answer.status_code == 200
+    for key in answer.json()["keys"]:
+        assert (key["kty"], key["crv"], key["alg"], key["use"]) == ("EC", "P-256", "ES256", "sig")
+        assert "d" not in key
+    done = alice.run(publish(wasm("echo")))
+    assert receipt.verify(done["receipt"], answer.json())["user"] == alice.name
+    with pytest.raises(receipt.ReceiptError, match="unknown root key"):
+        receipt.verify(done["receipt"], {"keys": [key | {"kid": uuid.uuid4().hex} for key in answer.json()["keys"]]})
+
+
+def test_description_and_its_page_are_served(api: Callable[..., httpx.Client]) -> None:
+    described = api(None).get("/openapi.json")
+    assert (described.status_code, described.headers["Content-Type"]) == (200, "application/json")
+    assert described.json()["openapi"].startswith("3.1")
+    assert f"{PREFIX}/tasks/execute" in described.json()["paths"]
+    page = api(None).get("/docs")
+    assert (page.status_code, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "swagger" in page.text.lower()
+    assert not [source for source in ("src=", "href=") if f'{source}"http' in page.text], "loads nothing from elsewhere"

@@ -1,0 +1,168 @@
+"""Each file in `events/` is what AWS really sends one way in; here each is sent to the deployed function.
+
+They work with `sam local invoke <function> -e events/<file>` too. A file's name begins with its function's. What
+differs by stack is written as a placeholder: the user `alice`, agents `agt_aaaaaaaaaaaaaaaa` (anybody's, active) and
+`agt_bbbbbbbbbbbbbbbb` (hers), the bucket of uploads, and `TOKEN`.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from cfnlint.decode import cfn_yaml
+
+from local.paths import Stack
+from tests.e2e.test_whole_ledger import User
+from tests.support import ROOT, wasm
+
+FILES = {path.stem: path.read_text() for path in sorted((ROOT / "events").glob("*.json"))}
+CREDIT = 1_000_000
+
+HTTP: dict[str, tuple[int, dict[str, Any]]] = {
+    "execute-http": (
+        200,
+        {"task_id": "task-1", "success": True, "escrow_status": "released", "amount_paid": "0.00975"},
+    ),
+    "result-http": (200, {"task_id": "task-1", "output": '{"words":6,"unique":4,"top":[["be",2]]}\n'}),
+    "health-http": (200, {"status": "ok"}),
+    "agents-register": (201, {"state": "awaiting_upload"}),
+    "agents-list": (200, {"next": None}),
+    "agents-describe": (200, {"state": "active", "agent_id": "agt_aaaaaaaaaaaaaaaa"}),
+    "agents-open-version": (201, {"state": "awaiting_upload", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
+    "agents-retire": (200, {"state": "retired", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
+    "accounts-me": (200, {"account_id": "alice"}),
+    "accounts-deposit": (201, {"account_id": "alice", "amount": "2.5"}),
+    "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25"}),
+    "public-jwks": (200, {}),
+    "public-openapi": (200, {"openapi": "3.1.0"}),
+    "public-docs": (200, {}),
+}
+OTHERS = {"authorizer-request", "execute-direct", "publish-s3", "sweep-schedule"}
+
+
+class Scene:
+    """A user, an agent for her to hire and one of her own; and events that speak of them."""
+
+    def __init__(self, alice: User, hired: str, own: str, bucket: str, token: str, client: Any, stack: Stack) -> None:
+        self.alice, self.own, self.bucket = alice, own, bucket
+        self._real = {
+            '"alice"': f'"{alice.name}"',
+            "/alice/": f"/{alice.name}/",
+            "agt_aaaaaaaaaaaaaaaa": hired,
+            "agt_bbbbbbbbbbbbbbbb": own,
+            "quittance-uploads-123456789012-eu-central-1": bucket,
+            "TOKEN": token,
+        }
+        self._client, self._stack = client, stack
+
+    def speak_of(self, text: str) -> Any:
+        """JSON with the placeholders replaced."""
+        for placeholder, real in self._real.items():
+            text = text.replace(placeholder, real)
+        return json.loads(text)
+
+    def send(self, name: str, event: Any) -> Any:
+        """What the function answers to an event."""
+        function = self._stack.functions[f"{name.partition('-')[0].capitalize()}Function"]
+        answer = self._client.invoke(FunctionName=function, Payload=json.dumps(event).encode())
+        said = json.loads(answer["Payload"].read())
+        assert "FunctionError" not in answer, said
+        return said
+
+
+@pytest.fixture(scope="module")
+def scene(
+    stack: Stack,
+    api: Callable[..., httpx.Client],
+    aws: Callable[[str], Any],
+    token: Callable[..., str],
+    deposit: Callable[..., None],
+    publish: Callable[..., str],
+) -> Scene:
+    alice = User.new(api, deposit)
+    own = alice.http.post("/agents", json={"name": "own", "tariff": {"type": "flat", "price": "0.01"}}).json()
+    hired = publish(wasm("wordcount"))
+    return Scene(alice, hired, own["agent_id"], stack.buckets["uploads"], token(alice.name), aws("lambda"), stack)
+
+
+@pytest.fixture(scope="module")
+def routes() -> dict[tuple[str, str], bool]:
+    """The template's routes, and whether each needs a token."""
+    template: dict[str, Any] = cfn_yaml.load(str(ROOT / "template.yaml"))
+    events = [
+        event["Properties"]
+        for resource in template["Resources"].values()
+        for event in resource["Properties"].get("Events", {}).values()
+        if resource["Type"] == "AWS::Serverless::Function" and event["Type"] == "Api"
+    ]
+    return {
+        (event["Method"].upper(), event["Path"]): event.get("Auth", {}).get("Authorizer") != "NONE" for event in events
+    }
+
+
+def test_every_file_is_used_and_every_route_has_one(routes: dict[tuple[str, str], bool]) -> None:
+    assert set(FILES) == HTTP.keys() | OTHERS
+    shown = {name: json.loads(FILES[name]) for name in HTTP}
+    assert {(event["httpMethod"], event["resource"]) for event in shown.values()} == routes.keys()
+    for event in shown.values():
+        assert ("authorizer" in event["requestContext"]) == routes[event["httpMethod"], event["resource"]]
+        assert re.fullmatch(re.sub(r"{\w+}", "[^/]+", event["resource"]), event["path"])
+
+
+def test_publish_s3(scene: Scene, aws: Callable[[str], Any]) -> None:
+    event = scene.speak_of(FILES["publish-s3"])
+    key = event["Records"][0]["s3"]["object"]["key"]
+    aws("s3").put_object(Bucket=scene.bucket, Key=key, Body=wasm("echo"))
+    assert [scene.send("publish-s3", event) for _ in range(2)] == [["active"]] * 2, "S3 may say it twice"
+    assert scene.alice.http.get(f"/agents/{scene.own}").json()["state"] == "active"
+
+
+@pytest.mark.parametrize("name", HTTP)
+def test_http(scene: Scene, name: str) -> None:
+    """In the order of the table: the task is run before its result is read, the agent retired at the end."""
+    status, expected = HTTP[name]
+    answer = scene.send(name, scene.speak_of(FILES[name]))
+    assert answer["statusCode"] == status, answer
+    if name == "public-docs":
+        assert answer["body"].lower().startswith("<!doctype html")
+        return
+    body = json.loads(answer["body"])
+    expected = scene.speak_of(json.dumps(expected))
+    assert {field: body[field] for field in expected} == expected
+    if name == "agents-list":
+        assert scene.own in {agent["agent_id"] for agent in body["agents"]}
+
+
+def test_execute_direct(scene: Scene) -> None:
+    done = scene.send("execute-direct", scene.speak_of(FILES["execute-direct"]))
+    assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
+
+
+def test_sweep_schedule(scene: Scene) -> None:
+    swept = scene.send("sweep-schedule", scene.speak_of(FILES["sweep-schedule"]))
+    assert (set(swept), swept["complete"]) == ({"expired", "credited", "complete"}, True)
+
+
+def test_authorizer_request(scene: Scene) -> None:
+    event = scene.speak_of(FILES["authorizer-request"])
+    answer = scene.send("authorizer-request", event)
+    assert (answer["principalId"], answer["context"]["sub"]) == (scene.alice.name, scene.alice.name)
+    (statement,) = answer["policyDocument"]["Statement"]
+    api = event["methodArn"].partition("/GET/")[0]
+    assert statement == {"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": f"{api}/*"}
+
+
+@pytest.mark.parametrize("name", [name for name in HTTP if '"authorizer"' in FILES[name]])
+def test_a_request_without_identity_is_refused_whatever_let_it_pass(
+    scene: Scene, balance: Callable[[str], int], name: str
+) -> None:
+    before = balance(scene.alice.name)
+    event = scene.speak_of(FILES[name])
+    for context in ({}, {"authorizer": None}, {"authorizer": {"principalId": scene.alice.name}}):
+        event["requestContext"] = {k: v for k, v in event["requestContext"].items() if k != "authorizer"} | context
+        answer = scene.send(name, event)
+        assert (answer["statusCode"], json.loads(answer["body"])["code"]) == (401, "unauthenticated")
+    assert balance(scene.alice.name) == before

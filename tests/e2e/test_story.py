@@ -1,0 +1,484 @@
+"""The story of one task on the deployed stack, as a user and an owner live it; what became of the money is read from
+the ledger's table.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import pytest
+
+from local.paths import Stack
+from quittance import receipt
+from tests.e2e.test_whole_ledger import Ledger, User, credited
+from tests.support import wasm
+
+CREDIT = 1_000_000
+FLAT = {"type": "flat", "price": "0.04"}
+NO_START = bytes.fromhex("0061736d01000000")  # the smallest module there is
+REFRESH_SECONDS = 10  # how long an environment may go on with an agent as it was
+
+
+@pytest.fixture(scope="module")
+def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
+    return Ledger(aws("dynamodb"), stack.table)
+
+
+@pytest.fixture(autouse=True)
+def _conservation(ledger: Ledger) -> Iterator[None]:
+    """Whatever a test does, no credit is made or lost."""
+    ledger.total()
+    yield
+    ledger.total()
+
+
+@pytest.fixture
+def user(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> Callable[[], User]:
+    """Makes users with one credit each."""
+    return lambda: User.new(api, deposit)
+
+
+@pytest.fixture
+def alice(user: Callable[[], User]) -> User:
+    return user()
+
+
+@pytest.fixture
+def olga(api: Callable[..., httpx.Client]) -> User:
+    """An owner of agents, who has nothing."""
+    return User.new(api)
+
+
+@pytest.fixture
+def echo(publish: Callable[..., str]) -> str:
+    return publish(wasm("echo"))
+
+
+# Paid on success, returned on failure.
+
+
+def test_success_pays_owner_and_platform_and_returns_the_rest(
+    alice: User,
+    olga: User,
+    publish: Callable[..., str],
+    balance: Callable[[str], int],
+    sweep: Callable[[], None],
+    ledger: Ledger,
+    stack: Stack,
+) -> None:
+    agent = publish(wasm("echo"), tariff=FLAT, owner=olga.name)
+    credited(sweep, ledger)
+    platform, total = balance(stack.platform_account), ledger.total()
+
+    done = alice.run(agent, task_id="t", input="hello wörld")
+    assert (done["success"], done["output"], done["error"], done["escrow_status"]) == (
+        True, "hello wörld", None, "released",
+    )  # fmt: skip
+    assert (done["amount_paid"], done["fee"], done["amount_refunded"]) == ("0.039", "0.001", "0.01")
+    assert balance(alice.name) == CREDIT - 40_000
+    item = ledger.escrow(alice.name, "t")
+    assert item is not None
+    assert (item["state"], item["budget"], item["paid"], item["fee"], item["refunded"]) == (
+        "released", 50_000, 39_000, 1_000, 10_000,
+    )  # fmt: skip
+    assert ledger.total() == total
+
+    credited(sweep, ledger)
+    assert balance(olga.name) == 39_000
+    assert balance(stack.platform_account) == platform + 1_000
+    assert balance(alice.name) == CREDIT - 40_000
+    assert ledger.total() == total
+    credited(sweep, ledger)
+    assert balance(olga.name) == 39_000, "credited once"
+
+    seen = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
+    assert seen == {"available": "0.039", "held": "0", "earned": "0"}
+    reputation = alice.http.get(f"/agents/{agent}").json()["reputation"]
+    assert reputation == {"score": 50 + done["reputation_delta"], "outcomes": 1, "successes": 1, "failures": 0}
+
+
+@pytest.mark.parametrize(
+    ("agent", "command", "limits", "code"),
+    [
+        ("failing", "", {}, "exit_code"),
+        ("misbehave", "exit 1", {}, "exit_code"),
+        ("misbehave", "no such command", {}, "exit_code"),
+        ("misbehave", "trap", {}, "trap_unreachable"),
+        ("misbehave", "oob", {}, "trap_memory"),
+        ("misbehave", "div0", {}, "trap_arithmetic"),
+        ("misbehave", "recurse", {}, "trap_stack"),
+        ("misbehave", "loop", {"timeout": 1}, "timeout"),
+        ("misbehave", "stderr-flood", {"timeout": 1}, "timeout"),
+        ("misbehave", "loop", {"fuel": 10**6}, "fuel_exhausted"),
+        ("misbehave", "memory", {"memory_mib": 4}, "memory_limit"),
+        ("misbehave", "flood", {}, "output_limit"),
+        ("misbehave", f"size {2**20 + 1}", {}, "output_limit"),
+    ],
+)
+def test_failure_of_any_kind_costs_the_user_nothing(
+    alice: User,
+    publish: Callable[..., str],
+    balance: Callable[[str], int],
+    ledger: Ledger,
+    agent: str,
+    command: str,
+    limits: dict[str, int],
+    code: str,
+) -> None:
+    total = ledger.total()
+    done = alice.run(publish(wasm(agent), limits=limits), task_id="t", input=command)
+    assert (done["success"], done["escrow_status"], done["output"]) == (False, "refunded", None)
+    assert (done["error"]["code"], done["reputation_delta"]) == (code, -5)
+    assert done["error"]["message"]
+    assert (done["amount_paid"], done["fee"], done["amount_refunded"]) == ("0", "0", "0.05")
+    assert balance(alice.name) == CREDIT
+    assert ledger.total() == total
+    item = ledger.escrow(alice.name, "t")
+    assert item is not None
+    assert (item["state"], item["paid"], item["fee"], item["refunded"]) == ("refunded", 0, 0, 50_000)
+
+
+def test_failing_agent_earns_nothing_and_loses_standing(
+    alice: User,
+    olga: User,
+    publish: Callable[..., str],
+    balance: Callable[[str], int],
+    sweep: Callable[[], None],
+    ledger: Ledger,
+) -> None:
+    agent = publish(wasm("failing"), owner=olga.name)
+    done = alice.run(agent)
+    assert done["log"] == "failing: this agent always fails, so the budget goes back\n"
+    assert "exit code 3" in done["error"]["message"]
+    credited(sweep, ledger)
+    assert balance(olga.name) == 0
+    reputation = alice.http.get(f"/agents/{agent}").json()["reputation"]
+    assert reputation == {"score": 45, "outcomes": 1, "successes": 0, "failures": 1}
+
+
+# Once, whatever repeats.
+
+
+@pytest.mark.parametrize(("agent", "cost"), [("echo", 10_000), ("failing", 0)])
+def test_repeat_gets_the_same_bytes_and_costs_nothing(
+    alice: User, publish: Callable[..., str], balance: Callable[[str], int], agent: str, cost: int
+) -> None:
+    agent_id = publish(wasm(agent))
+    answers = [alice.execute(agent_id, task_id="t") for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["receipt"] for answer in answers}) == 1
+    assert len({answer.content for answer in answers}) == 1
+    assert balance(alice.name) == CREDIT - cost
+
+
+def test_repeat_is_answered_when_the_first_try_took_the_last_credit(
+    alice: User, publish: Callable[..., str], balance: Callable[[str], int]
+) -> None:
+    agent = publish(wasm("echo"), tariff={"type": "flat", "price": "1"})
+    first = alice.execute(agent, task_id="t", budget="1")
+    assert (first.json()["success"], balance(alice.name)) == (True, 0)
+    again = alice.execute(agent, task_id="t", budget="1")
+    assert (again.status_code, again.content) == (200, first.content)
+
+
+def test_same_request_spelt_otherwise_is_a_repeat(alice: User, echo: str, balance: Callable[[str], int]) -> None:
+    first = alice.execute(echo, task_id="t", input='{"a":1.5}', budget="0.05")
+    assert alice.execute(echo, task_id="t", input={"a": 1.50}, budget=0.0500).content == first.content
+    assert balance(alice.name) == CREDIT - 10_000
+
+
+@pytest.mark.parametrize("change", [{"input": "other"}, {"budget": "0.06"}, {"timeout": 3}, {"agent_id": "failing"}])
+def test_other_request_under_the_same_id_is_a_conflict(
+    alice: User, echo: str, publish: Callable[..., str], balance: Callable[[str], int], change: dict[str, Any]
+) -> None:
+    first = alice.run(echo, task_id="t")
+    if "agent_id" in change:
+        change = {"agent_id": publish(wasm(change["agent_id"]))}
+    refused = alice.execute(echo, **{"task_id": "t"} | change)
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:quittance:problem:task_conflict")
+    assert balance(alice.name) == CREDIT - 10_000
+    assert alice.http.get("/tasks/t/result").json() == first
+
+
+def test_two_users_with_the_same_task_id_do_not_meet(
+    user: Callable[[], User], echo: str, balance: Callable[[str], int]
+) -> None:
+    alice, bob = user(), user()
+    mine, theirs = alice.run(echo, task_id="same", input="a"), bob.run(echo, task_id="same", input="b")
+    assert mine["escrow_id"] != theirs["escrow_id"]
+    assert alice.http.get("/tasks/same/result").json()["output"] == "a"
+    assert bob.http.get("/tasks/same/result").json()["output"] == "b"
+    assert (balance(alice.name), balance(bob.name)) == (CREDIT - 10_000, CREDIT - 10_000)
+
+
+def test_result_is_whole_for_the_user_and_bare_for_the_owner(
+    user: Callable[[], User], olga: User, publish: Callable[..., str]
+) -> None:
+    alice, bob = user(), user()
+    done = alice.run(publish(wasm("echo"), owner=olga.name), task_id="t", input="secret")
+    assert alice.http.get("/tasks/t/result").json() == done
+    seen = olga.http.get("/tasks/t/result", params={"user": alice.name})
+    assert seen.status_code == 200
+    assert seen.json() == done | {"output": None, "log": None}
+    assert "secret" not in seen.text
+    for stranger, of in ((bob, None), (bob, alice.name), (olga, None), (olga, bob.name), (alice, bob.name)):
+        refused = stranger.http.get("/tasks/t/result", params={"user": of} if of else {})
+        assert refused.status_code == 404, (stranger, of)
+
+
+# Races.
+
+
+@pytest.mark.parametrize("environments", ["cold", "warm"])
+def test_sixteen_at_once_for_one_task_cost_it_once(
+    alice: User, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger, environments: str
+) -> None:
+    """The second time the environments are there already, and the requests meet within milliseconds."""
+    agent, request = publish(wasm("sieve")), {"task_id": environments, "input": "100000000"}
+    alice.http.get("/accounts/me")  # the authorizer knows the token from now on
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: alice.execute(agent, **request), range(16)))
+    assert {answer.status_code for answer in answers} <= {200, 409}
+    done = [answer for answer in answers if answer.status_code == 200]
+    assert len({answer.content for answer in done}) == 1
+    for answer in answers:
+        if answer.status_code == 409:
+            assert answer.json()["type"] == "urn:quittance:problem:task_in_progress"
+            assert int(answer.headers["Retry-After"]) > 0
+    assert balance(alice.name) == CREDIT - 10_000
+    assert [item["fence"] for item in ledger.items("ESC#") if item["payer"] == alice.name] == [1]
+    assert alice.execute(agent, **request).content == done[0].content
+
+
+def test_twenty_at_once_on_a_balance_for_ten_are_ten(
+    alice: User, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger
+) -> None:
+    agent = publish(wasm("echo"), tariff={"type": "flat", "price": "0.1"})
+    alice.http.get("/accounts/me")
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda n: alice.execute(agent, task_id=f"t{n}", budget="0.1"), range(20)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 10 + [402] * 10
+    assert all(answer.json()["success"] for answer in answers if answer.status_code == 200)
+    assert balance(alice.name) == 0
+    mine = [item for item in ledger.items("ESC#") if item["payer"] == alice.name]
+    assert [(item["state"], item["paid"] + item["fee"]) for item in mine] == [("released", 100_000)] * 10
+
+
+def test_running_task_holds_the_budget_and_says_so(
+    alice: User, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger
+) -> None:
+    agent, request = publish(wasm("misbehave"), limits={"timeout": 3}), {"task_id": "t", "input": "loop"}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(alice.execute, agent, **request)
+        wait_for(lambda: ledger.escrow(alice.name, "t") or {}, lambda item: item.get("state") == "funded")
+        assert balance(alice.name) == CREDIT - 50_000
+        pending = alice.http.get("/tasks/t/result")
+        assert (pending.status_code, pending.json()["escrow_status"]) == (202, "funded")
+        assert pending.headers["Location"].endswith("/tasks/t/result")
+        assert int(pending.headers["Retry-After"]) > 0
+        held = alice.http.get("/accounts/me").json()
+        assert (held["available"], held["held"]) == ("0.95", "0.05")
+        repeated = alice.execute(agent, **request)
+        assert (repeated.status_code, repeated.json()["code"]) == (409, "task_in_progress")
+        assert int(repeated.headers["Retry-After"]) > 0
+    assert running.result().json()["error"]["code"] == "timeout"
+    assert alice.http.get("/tasks/t/result").json() == running.result().json()
+    assert balance(alice.name) == CREDIT
+
+
+# Agents.
+
+
+def upload(registered: dict[str, Any], module: bytes) -> httpx.Response:
+    """Posts a module with the form that the registration answered with, as any browser would."""
+    form = registered["upload"]
+    return httpx.post(form["url"], data=form["fields"], files={"file": module}, timeout=60, trust_env=False)
+
+
+def wait_for(read: Callable[[], dict[str, Any]], ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What is read, once it is ready."""
+    deadline = monotonic() + 60
+    while not ready(found := read()):
+        assert monotonic() < deadline, found
+        sleep(0.1)
+    return found
+
+
+def register(owner: User, **terms: Any) -> dict[str, Any]:
+    body = {"name": "test", "tariff": FLAT} | terms
+    registered = owner.http.post("/agents", json=body)
+    assert registered.status_code == 201, registered.text
+    answer: dict[str, Any] = registered.json()
+    return answer
+
+
+def test_agent_becomes_active_by_its_upload_alone(alice: User, olga: User) -> None:
+    limits = {"memory_mib": 16, "timeout": 5, "fuel": 10**9}
+    registered = register(olga, name="  Echo ", description="gives back", limits=limits)
+    path = f"/agents/{registered['agent_id']}"
+    assert registered["state"] == alice.http.get(path).json()["state"] == "awaiting_upload"
+    assert upload(registered, wasm("echo")).is_success
+    agent = wait_for(lambda: alice.http.get(path).json(), lambda agent: agent["state"] == "active")
+    assert (agent["owner"], agent["name"], agent["description"]) == (olga.name, "Echo", "gives back")
+    assert (agent["tariff"], agent["limits"], agent["rejection"]) == (FLAT, limits, None)
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        pytest.param(NO_START, "no_start", id="without _start"),
+        pytest.param(b"\0asm garbage" * 100, "wasm_version", id="garbage"),
+        pytest.param(b"print('hello')\n", "not_wasm", id="text"),
+        pytest.param(wasm("echo")[:-100], "malformed", id="cut short"),
+    ],
+)
+def test_what_cannot_run_is_rejected_with_the_reason(
+    alice: User, olga: User, balance: Callable[[str], int], module: bytes, code: str
+) -> None:
+    registered = register(olga)
+    agent_id = registered["agent_id"]
+    assert upload(registered, module).is_success
+    agent = wait_for(
+        lambda: olga.http.get(f"/agents/{agent_id}").json(),
+        lambda agent: agent["state"] not in {"awaiting_upload", "publishing"},
+    )
+    assert (agent["state"], agent["module_sha256"]) == ("rejected", None)
+    assert agent["rejection"]["code"] == code
+    assert agent["rejection"]["message"]
+    refused = alice.execute(agent_id)
+    assert (refused.status_code, refused.json()["code"], refused.json()["state"]) == (
+        409, "agent_not_ready", "rejected",
+    )  # fmt: skip
+    assert balance(alice.name) == CREDIT
+
+
+def test_empty_upload_is_refused_at_once(olga: User) -> None:
+    registered = register(olga)
+    assert upload(registered, b"").status_code == 400
+    assert olga.http.get(f"/agents/{registered['agent_id']}").json()["state"] == "awaiting_upload"
+
+
+def test_new_version_takes_over_whole_and_the_old_one_serves_until_then(
+    alice: User, olga: User, publish: Callable[..., str]
+) -> None:
+    agent_id = publish(wasm("echo"), owner=olga.name)
+    path = f"/agents/{agent_id}"
+    old = alice.http.get(path).json()
+    opened = olga.http.post(f"{path}/versions", json={"tariff": FLAT})
+    assert opened.status_code == 201
+    assert alice.http.get(path).json() == old, "opened, but nothing uploaded"
+    assert alice.run(agent_id)["output"] == "hello"
+
+    assert upload(opened.json(), NO_START).is_success
+    rejected = wait_for(lambda: alice.http.get(path).json(), lambda agent: agent["rejection"])
+    assert rejected == old | {"rejection": rejected["rejection"], "reputation": rejected["reputation"]}
+
+    opened = olga.http.post(f"{path}/versions", json={"tariff": FLAT})
+    assert upload(opened.json(), wasm("wordcount")).is_success
+    new = wait_for(lambda: alice.http.get(path).json(), lambda agent: agent["module_sha256"] != old["module_sha256"])
+    assert (new["state"], new["tariff"], new["rejection"]) == ("active", FLAT, None)
+
+    was = (old["module_sha256"], "0.01", '"hello"')
+    now = (new["module_sha256"], "0.04", '{"words":1,"unique":1,"top":[["hello",1]]}')
+    seen, deadline = set(), monotonic() + REFRESH_SECONDS + 5
+    while now not in seen and monotonic() < deadline:
+        done = alice.run(agent_id, input='"hello"')
+        used = {"0.04": "0.01", "0.01": "0.04"}[done["amount_refunded"]]
+        seen.add((receipt.read_claims(done["receipt"])["module_sha256"], used, done["output"].strip()))
+        sleep(0.5)
+    assert now in seen
+    assert seen <= {was, now}, "never one version's module at the other's price"
+
+
+def test_only_the_owner_changes_an_agent(alice: User, publish: Callable[..., str], echo: str) -> None:
+    assert alice.http.post(f"/agents/{echo}/versions", json={}).status_code == 404
+    assert alice.http.delete(f"/agents/{echo}").status_code == 404
+    assert alice.http.get(f"/agents/{echo}").json()["state"] == "active"
+
+
+def test_retired_agent_takes_no_tasks_and_its_settled_ones_stay_answered(
+    alice: User, olga: User, publish: Callable[..., str], balance: Callable[[str], int]
+) -> None:
+    used, unused = publish(wasm("echo"), owner=olga.name), publish(wasm("sieve"), owner=olga.name)
+    first = alice.execute(used, task_id="t")
+    for agent_id in (used, unused):
+        retired = olga.http.delete(f"/agents/{agent_id}")
+        assert (retired.status_code, retired.json()["state"]) == (200, "retired")
+        assert olga.http.delete(f"/agents/{agent_id}").status_code == 200, "again is the same"
+        assert olga.http.post(f"/agents/{agent_id}/versions", json={}).json()["code"] == "agent_not_ready"
+    refused = alice.execute(unused)
+    assert (refused.status_code, refused.json()["code"], refused.json()["state"]) == (
+        409, "agent_not_ready", "retired",
+    )  # fmt: skip
+    assert alice.execute(used, task_id="t").content == first.content
+    assert balance(alice.name) == CREDIT - 10_000
+    listed = alice.http.get("/agents", params={"limit": 100}).json()["agents"]
+    assert not {used, unused} & {agent["agent_id"] for agent in listed}
+
+
+def test_agents_are_listed_newest_first_page_by_page(olga: User, publish: Callable[..., str]) -> None:
+    waiting = [register(olga, name=f"agent {number}")["agent_id"] for number in range(4)]
+    active = publish(wasm("echo"), owner=olga.name)
+    seen, after = [], None
+    while True:
+        page = olga.http.get("/agents", params={"owner": olga.name, "limit": 2} | ({"after": after} if after else {}))
+        assert len(page.json()["agents"]) <= 2
+        seen += [agent["agent_id"] for agent in page.json()["agents"]]
+        if not (after := page.json()["next"]):
+            break
+    assert seen == [active, *reversed(waiting)]
+    everyone = olga.http.get("/agents", params={"limit": 100}).json()["agents"]
+    assert active in {agent["agent_id"] for agent in everyone}
+    assert {agent["state"] for agent in everyone} == {"active"}, "only those that take tasks"
+
+
+# Accounts.
+
+
+@pytest.fixture
+def bank(api: Callable[..., httpx.Client]) -> httpx.Client:
+    return api("bank", "ledger:deposit")
+
+
+def test_deposit_counts_once(alice: User, bank: httpx.Client, balance: Callable[[str], int]) -> None:
+    path, body = f"/accounts/{alice.name}/deposits", {"deposit_id": "d", "amount": "2.5"}
+    first = bank.post(path, json=body)
+    assert first.status_code == 201
+    assert first.json() == body | {"account_id": alice.name, "recorded_at": first.json()["recorded_at"]}
+    again = bank.post(path, json=body | {"amount": 2.500})
+    assert (again.status_code, again.content) == (201, first.content)
+    assert balance(alice.name) == CREDIT + 2_500_000
+    other = bank.post(path, json=body | {"amount": "2.6"})
+    assert (other.status_code, other.json()["code"], other.json()["recorded"]) == (409, "movement_conflict", "2.5")
+    assert balance(alice.name) == CREDIT + 2_500_000
+    assert alice.http.get("/accounts/me").json()["available"] == "3.5"
+
+
+def test_deposit_goes_to_nobody_by_the_name_of_me(
+    api: Callable[..., httpx.Client], balance: Callable[[str], int]
+) -> None:
+    """`me` is the caller wherever it is accepted; an account of that name would swallow what is meant for oneself."""
+    me, name = balance("me"), f"user-{uuid.uuid4().hex[:12]}"
+    answer = api(name, "ledger:deposit").post("/accounts/me/deposits", json={"deposit_id": name, "amount": "1"})
+    assert balance("me") == me
+    assert (answer.status_code, balance(name)) in {(201, CREDIT), (400, 0), (404, 0)}
+
+
+def test_withdrawal_takes_out_once_and_never_more_than_there_is(alice: User, balance: Callable[[str], int]) -> None:
+    body = {"withdrawal_id": "w", "amount": "0.75"}
+    first = alice.http.post("/accounts/me/withdrawals", json=body)
+    assert first.status_code == 201
+    again = alice.http.post(f"/accounts/{alice.name}/withdrawals", json=body)
+    assert (again.status_code, again.content) == (201, first.content)
+    assert balance(alice.name) == 250_000
+    other = alice.http.post("/accounts/me/withdrawals", json=body | {"amount": "0.1"})
+    assert (other.status_code, other.json()["code"]) == (409, "movement_conflict")
+    more = alice.http.post("/accounts/me/withdrawals", json={"withdrawal_id": "x", "amount": "0.250001"})
+    assert more.status_code == 402
+    assert (more.json()["available"], more.json()["required"]) == ("0.25", "0.250001")
+    assert balance(alice.name) == 250_000
+    rest = alice.http.post("/accounts/me/withdrawals", json={"withdrawal_id": "x", "amount": "0.25"})
+    assert (rest.status_code, balance(alice.name)) == (201, 0)

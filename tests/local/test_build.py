@@ -1,0 +1,45 @@
+"""What `sam build` makes of template.yaml, and the pins that it is made from."""
+
+import re
+import subprocess
+
+import pytest
+
+from local import deploy, venvs
+from local.paths import ROOT
+
+RUNTIME_PINS = ROOT / "layers/runtime/requirements.txt"
+PINNED = [RUNTIME_PINS, *sorted((ROOT / "requirements").glob("*.txt"))]
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+sys.path.insert(0, sys.argv[1])
+import quittance
+for module in pkgutil.walk_packages(quittance.__path__, "quittance."):
+    importlib.import_module(module.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def layer():
+    return deploy.layer(deploy.build())
+
+
+def test_the_layer_lacks_nothing(layer):
+    """The local cloud would lend the functions its own packages; Lambda does not."""
+    alone = [venvs.BASE_PYTHON, "-I", "-S", "-c", IMPORT_ALL, layer]
+    assert subprocess.run(alone, stderr=subprocess.PIPE, text=True, check=False).stderr == ""
+
+
+def test_the_layer_fits_and_starts_quickly(layer):
+    assert sum(path.stat().st_size for path in layer.rglob("*")) < 150 << 20
+    assert list(layer.glob("quittance/__pycache__/tasks.*.pyc"))
+
+
+@pytest.mark.parametrize("path", PINNED, ids=lambda path: path.name)
+def test_every_requirement_is_pinned_and_names_no_host(path):
+    for line in path.read_text().splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9_.-]+(\[[a-z,]+\])?==[0-9][^ /]*( ; .*)?", line), line
+
+
+def test_the_tests_run_on_what_the_layer_holds():
+    assert set(RUNTIME_PINS.read_text().splitlines()) <= set((ROOT / "requirements/dev.txt").read_text().splitlines())

@@ -1,0 +1,59 @@
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from local import processes
+
+SLEEPER = "import time; time.sleep(60)"
+# A parent that ignores the polite signal, with a child in a session of its own.
+FAMILY = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", {SLEEPER!r}], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def sleeper():
+    with subprocess.Popen([sys.executable, "-c", SLEEPER]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_process_and_its_detached_children_end():
+    with subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = processes.find(int(parent.stdout.readline()))
+        head = processes.find(parent.pid)
+        assert head
+        assert child
+
+        processes.end({head}, polite_seconds=0.2)
+
+        assert not {head, child} & processes.table().keys()
+
+
+def test_a_process_that_only_has_the_number_is_left_alone(sleeper):
+    own = processes.find(sleeper.pid)
+    assert own
+
+    processes.end({replace(own, began="long ago")}, polite_seconds=0.1)
+
+    assert own in processes.table()
+
+
+def test_a_process_is_found_by_its_mark():
+    mark = f"QUITTANCE_TEST_MARK={time.time_ns()}"
+    name, _, value = mark.partition("=")
+    with subprocess.Popen([sys.executable, "-c", f"print(1, flush=True);{SLEEPER}"], env={name: value},
+                          stdout=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = processes.marked(mark)
+        process.kill()
+    assert [one.pid for one in found] == ([process.pid] if sys.platform == "linux" else [])

@@ -329,6 +329,7 @@ def test_agent_becomes_active_by_its_upload_alone(alice: User, olga: User) -> No
 @pytest.mark.parametrize(
     ("module", "code"),
     [
+        pytest.param(b"", "not_wasm", id="empty"),
         pytest.param(NO_START, "no_start", id="without _start"),
         pytest.param(b"\0asm garbage" * 100, "wasm_version", id="garbage"),
         pytest.param(b"print('hello')\n", "not_wasm", id="text"),
@@ -353,12 +354,6 @@ def test_what_cannot_run_is_rejected_with_the_reason(
         409, "agent_not_ready", "rejected",
     )  # fmt: skip
     assert balance(alice.name) == CREDIT
-
-
-def test_empty_upload_is_refused_at_once(olga: User) -> None:
-    registered = register(olga)
-    assert upload(registered, b"").status_code == 400
-    assert olga.http.get(f"/agents/{registered['agent_id']}").json()["state"] == "awaiting_upload"
 
 
 def test_new_version_takes_over_whole_and_the_old_one_serves_until_then(

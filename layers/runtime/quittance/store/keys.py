@@ -37,7 +37,7 @@ class Keys:
         """
         key = self._signing_key
         if key is None or key.expires_s - now_s < _RENEW_S:
-            key = certified_key(now_s=now_s, root_key_id=self._root_key_ids[0], root_sign=self._root_sign)
+            key = certified_key(now_s=now_s, root_key_id=_kid(self._root_key_ids[0]), root_sign=self._root_sign)
             self._signing_key = key
         return key
 
@@ -67,4 +67,9 @@ class Keys:
         if not isinstance(public, EllipticCurvePublicKey):
             msg = f"the root key {key_id} is not an elliptic-curve key"
             raise TypeError(msg)
-        return {**ECAlgorithm.to_jwk(public, as_dict=True), "kid": key_id, "use": "sig", "alg": "ES256"}
+        return {**ECAlgorithm.to_jwk(public, as_dict=True), "kid": _kid(key_id), "use": "sig", "alg": "ES256"}
+
+
+def _kid(key_id: str) -> str:
+    """The last part of a key's ARN: short enough to stand in every receipt."""
+    return key_id.rpartition("/")[2]

@@ -86,7 +86,7 @@ def invoke(stack: Stack, name: str) -> Any:  # noqa: ANN401 - whatever the funct
     )
     answer = client.invoke(FunctionName=stack.functions[name], Payload=b"{}")
     said = answer["Payload"].read().decode()
-    if "FunctionError" in answer:
+    if answer.get("FunctionError"):
         msg = f"{name} failed: {said}"
         raise RefusedError(msg)
     return json.loads(said)

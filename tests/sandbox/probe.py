@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from quittance import limits
+from quittance.run import Meter, Outcome, Run
 from quittance.sandbox import process, wire
 
 PR_GET_DUMPABLE = 3
@@ -51,13 +52,11 @@ def look(parent: int) -> dict[str, object]:
 
 
 def main(channel: int, _log: int, parent: int, _tied: int) -> None:
-    wire.receive(lambda count: os.read(channel, count), limits.INPUT_BYTES_MAX)
     process.confine(data_bytes=2**30, file_bytes=limits.ARTEFACT_BYTES_MAX, open_files=80)
+    os.write(channel, wire.encode_greeting(seccomp=False))
+    wire.receive(lambda count: os.read(channel, count), limits.INPUT_BYTES_MAX)
     found = repr(look(parent)).encode()
-    os.write(channel, wire.encode({"kind": wire.STARTED, "cpu_ns": 0}))
-    meter = {"fuel": 0, "fuel_exact": True}
-    header = {"kind": wire.ENDED, "outcome": "succeeded", "message": "", "exit_code": 0, "meter": meter}
-    os.write(channel, wire.encode(header | {"resident_bytes": 0}, found))
+    os.write(channel, wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(), stdout=found), resident_bytes=0))
     os.read(channel, 1)
 
 

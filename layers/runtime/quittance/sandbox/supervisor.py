@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -12,14 +13,12 @@ import tempfile
 import threading
 import time
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from quittance import limits
 from quittance.run import Job, Meter, Outcome, Run
 from quittance.sandbox import process, wire
 from quittance.sandbox.wasi import CLOCK_NS_MAX
-
-Frame = tuple[dict[str, Any], bytes]
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +42,12 @@ class Sandbox:
         self._python = python
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
+        self._seccomp: bool | None = None
+
+    @property
+    def seccomp(self) -> bool | None:
+        """Whether workers are under a system-call filter; not known before one has taken a job."""
+        return self._seccomp
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +64,10 @@ class Sandbox:
         """Run a job to its end, whatever that is. It takes at most LOAD_MS_MAX + its timeout + KILL_MARGIN_MS."""
         _check(job)
         with self._lock:
+            begin_by = _deadline(limits.LOAD_MS_MAX)
             for _ in range(_ATTEMPTS):
                 try:
-                    return self._attempt(job)
+                    return self._attempt(job, begin_by)
                 except _NotStartedError:
                     continue
             return _lost(job, "No worker could begin the run.")
@@ -71,15 +77,17 @@ class Sandbox:
         with self._lock:
             self._discard()
 
-    def _attempt(self, job: Job) -> Run:
+    def _attempt(self, job: Job, begin_by: float) -> Run:
         try:
             worker = self._ready()
         except (OSError, process.EngineMissingError) as error:
             _logger.exception("no worker can be started")
             raise _NotStartedError from error
         try:
-            return worker.run(job)
+            return worker.run(job, begin_by)
         finally:
+            if worker.seccomp is not None:
+                self._seccomp = worker.seccomp
             if worker.spent:
                 self._discard()
 
@@ -102,9 +110,11 @@ class _Worker:
 
     def __init__(self, python: str) -> None:
         self.spent = False
+        self.seccomp: bool | None = None  # until it has greeted
         self._runs = 0
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             self._channel, their_channel = map(ours.enter_context, socket.socketpair())
+            self._channel.setblocking(False)
             words, complaints = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a full pipe loses words, but never blocks
             self._words = ours.enter_context(os.fdopen(words, "rb", buffering=0))
             theirs.callback(os.close, complaints)
@@ -119,18 +129,15 @@ class _Worker:
         """Whether the process is there."""
         return self._process.poll() is None
 
-    def run(self, job: Job) -> Run:
+    def run(self, job: Job, begin_by: float) -> Run:
         """Run a job; raises `_NotStartedError` if the worker was gone before the guest could begin."""
         self.spent = True  # until the run has ended in good order
-        cpu_ns = 0
         try:
-            header, body = self._begin(job)
-            if header.get("kind") == wire.STARTED:
-                cpu_ns = wire.number(header.get("cpu_ns"))
-                header, body = self._finish(job)
+            self._order(job, begin_by)
+            header, body = self._report(job, begin_by)
             run, resident_bytes = wire.decode_run(header, body, self._log.read())
         except _OverdueError:
-            return self._timed_out(job, cpu_ns)
+            return self._timed_out(job)
         except (wire.CorruptFrameError, EOFError, OSError) as error:
             _logger.warning("the worker was lost: %r; it said: %s", error, self._last_words())
             return _lost(job, "The sandbox failed during the run; the agent is not to blame.", self._log.read())
@@ -150,34 +157,73 @@ class _Worker:
         self._resources.close()
         return usage
 
-    def _begin(self, job: Job) -> Frame:
-        """Send the job and wait for the first answer: that the guest starts now, or that it cannot."""
-        deadline = _deadline(limits.LOAD_MS_MAX)
+    def _order(self, job: Job, begin_by: float) -> None:
+        """Hear the worker's greeting, if it is new, and send it the job."""
         self._log.clear()
         try:
-            self._channel.settimeout(_until(deadline))
-            self._channel.sendall(wire.encode_job(job))
-            return self._receive(deadline)
+            if self.seccomp is None:
+                header, _ = wire.receive(lambda count: self._read(count, begin_by), 0)
+                self.seccomp = wire.decode_greeting(header)
+            rest = memoryview(wire.encode_job(job))
+            while rest:
+                try:
+                    rest = rest[self._channel.send(rest) :]
+                except BlockingIOError:
+                    self._wait(select.POLLOUT, begin_by)
         except (ConnectionError, EOFError) as error:
-            _logger.warning("the worker was gone before the run; it said: %s", self._last_words())
-            raise _NotStartedError from error
+            raise self._not_started() from error
 
-    def _finish(self, job: Job) -> Frame:
-        """Wait for the end of the guest."""
-        try:
-            return self._receive(_deadline(job.timeout_ms))
-        except TimeoutError as error:
-            raise _OverdueError from error
+    def _report(self, job: Job, begin_by: float) -> wire.Frame:
+        """Wait for the end of the run. The guest's time begins with the guest: the worker notes when, and sends nothing.
 
-    def _receive(self, deadline: float) -> Frame:
+        A message at that moment would have both processes wake each other twice, which costs more than many a run.
+        """
+        sent, timeout = time.monotonic(), job.timeout_ms / 1_000
+        began: float | None = None
+
         def read(count: int) -> bytes:
-            self._channel.settimeout(_until(deadline))
-            return self._channel.recv(min(count, limits.MIB))
+            nonlocal began
+            while True:
+                now = time.monotonic()
+                if began is None:
+                    began = self._began(sent, now)  # believed once: nothing that is noted later gains time
+                if began is None and now >= begin_by:
+                    raise TimeoutError
+                try:
+                    return self._read(count, min(now + timeout, begin_by) if began is None else began + timeout)
+                except TimeoutError as error:
+                    if began is not None:
+                        raise _OverdueError from error
 
-        return wire.receive(read, limits.OUTPUT_BYTES_MAX)
+        try:
+            return wire.receive(read, limits.OUTPUT_BYTES_MAX)
+        except (ConnectionError, EOFError) as error:
+            if self._began(sent, time.monotonic()) is None:
+                raise self._not_started() from error
+            raise
 
-    def _timed_out(self, job: Job, cpu_ns: int) -> Run:
-        stderr = self._log.read()
+    def _began(self, sent: float, now: float) -> float | None:
+        """Tell when the guest began, if it did; the worker's note counts as far as it can be true."""
+        noted_ns, _ = self._log.began()
+        return min(max(noted_ns / 1e9, sent), now) if noted_ns else None
+
+    def _read(self, count: int, deadline: float) -> bytes:
+        self._wait(select.POLLIN, deadline)
+        return self._channel.recv(min(count, limits.MIB))
+
+    def _wait(self, event: int, deadline: float) -> None:
+        """Wait until the channel is ready; raises `TimeoutError` at the deadline."""
+        poll = select.poll()
+        poll.register(self._channel, event)
+        if not poll.poll(_until(deadline) * 1_000):
+            raise TimeoutError
+
+    def _not_started(self) -> _NotStartedError:
+        _logger.warning("the worker was gone before the run; it said: %s", self._last_words())
+        return _NotStartedError()
+
+    def _timed_out(self, job: Job) -> Run:
+        stderr, (_, cpu_ns) = self._log.read(), self._log.began()
         usage = self.kill()
         cpu_ms = max(round((usage.ru_utime + usage.ru_stime) * 1_000 - cpu_ns / 1_000_000), 0) if usage else 0
         meter = Meter(

@@ -2,7 +2,7 @@
 
     python -m quittance.sandbox.worker <socket> <log> <parent> <tied>
 
-`socket` and `log` are inherited descriptors: where jobs come from, and shared memory for standard error. `tied` is 1
+`socket` and `log` are inherited descriptors: where jobs come from, and memory that is shared with the parent. `tied` is 1
 if the worker was started by the parent's main thread, so that the kernel can end it together with that thread.
 """
 
@@ -12,7 +12,6 @@ import os
 import select
 import sys
 import threading
-import time
 import traceback
 from collections import OrderedDict
 from pathlib import Path
@@ -98,7 +97,7 @@ class Worker:
         while True:
             header, body = wire.receive(lambda count: os.read(self._channel, count), limits.INPUT_BYTES_MAX)
             run = self._run(wire.decode_job(header, body))
-            self._send(wire.encode_run(run, self._resident_bytes()))
+            self.send(wire.encode_run(run, self._resident_bytes()))
             del header, body, run
 
     def _run(self, job: Job) -> Run:
@@ -106,15 +105,15 @@ class Worker:
             program = self._programs.get(job)
         except _RefusedError as refused:
             return Run(refused.outcome, str(refused), Meter(input_bytes=len(job.stdin)))
-        self._log.clear()
-        self._send(wire.encode({"kind": wire.STARTED, "cpu_ns": time.process_time_ns()}))
+        self._log.begin()
         return self._executor.run(program, job, self._log.append)
 
     def _resident_bytes(self) -> int:
         pages = os.pread(self._statm, 100, 0).split()[1]
         return int(pages) * _PAGE_BYTES
 
-    def _send(self, frame: bytes) -> None:
+    def send(self, frame: bytes) -> None:
+        """Say something to the parent."""
         rest = memoryview(frame)
         while rest:
             rest = rest[os.write(self._channel, rest) :]
@@ -142,6 +141,7 @@ def main(channel: int, log: int, parent: int, tied: int) -> None:
         if tied:
             process.die_with_parent(parent)
         gc.freeze()
+        worker.send(wire.encode_greeting(seccomp=False))
         worker.serve()
     except (EOFError, ConnectionError):
         os._exit(0)

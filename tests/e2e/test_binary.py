@@ -13,7 +13,7 @@ import pytest
 
 from local.paths import LOCAL, Stack
 from quittance import receipt
-from tests.e2e.test_whole_ledger import Ledger, User, assert_states
+from tests.e2e.people import Ledger, User, assert_states
 from tests.support import AGENTS, ROOT, wasm
 
 KIB, MIB = 2**10, 2**20

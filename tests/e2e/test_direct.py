@@ -11,7 +11,7 @@ import pytest
 from local.client import PREFIX
 from local.paths import Stack
 from quittance import receipt
-from tests.e2e.test_whole_ledger import Ledger, User, credited, task
+from tests.e2e.people import Ledger, User, credited, task
 from tests.support import ROOT, wasm
 
 CREDIT = 1_000_000

@@ -15,7 +15,7 @@ import pytest
 from cfnlint.decode import cfn_yaml
 
 from local.paths import Stack
-from tests.e2e.test_whole_ledger import User
+from tests.e2e.people import User
 from tests.support import ROOT, wasm
 
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "events").glob("*.json"))}

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from local import issuer
 from local.paths import Stack
-from tests.e2e.test_whole_ledger import Ledger, User, task
+from tests.e2e.people import Ledger, User, task
 from tests.support import wasm
 
 MIB = 2**20

@@ -13,7 +13,7 @@ import pytest
 
 from local.paths import Stack
 from quittance import receipt
-from tests.e2e.test_whole_ledger import Ledger, User, credited
+from tests.e2e.people import Ledger, User, credited
 from tests.support import wasm
 
 CREDIT = 1_000_000

@@ -1,132 +1,16 @@
-"""The ledger as its table tells it, and an audit of all that the other tests did to it (hence last by name).
+"""An audit of all that the other modules did to the ledger (hence last by name)."""
 
-`Ledger`, `User` and `task` are shared by the other modules here. The numbers are worked out again from the items
-alone, by code that shares nothing with the platform but the receipts' verification.
-"""
-
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from time import sleep
 from typing import Any
 
 import httpx
 import pytest
-from boto3.dynamodb.types import Binary, TypeDeserializer
 
 from local.paths import Stack
 from quittance import receipt
-from quittance.escrow import escrow_id
+from tests.e2e.people import Item, Ledger, User, assert_states, credited
 from tests.support import wasm
-
-Item = dict[str, Any]
-
-
-class Ledger:
-    """Reads the table itself, never the API."""
-
-    def __init__(self, dynamodb: Any, table: str) -> None:
-        self._dynamodb = dynamodb
-        self._table = table
-
-    def items(self, prefix: str = "") -> list[Item]:
-        """Items whose key begins so, after checking that all of them conserve money (I1).
-
-        A scan is no snapshot: where the scheduled sweep was writing meanwhile, it is repeated.
-        """
-        for _ in range(20):
-            items = self._scan()
-            if _total(items) == _entered(items):
-                return [item for item in items if item["pk"].startswith(prefix)]
-            sleep(0.1)
-        raise AssertionError(f"the ledger holds {_total(items)}, and {_entered(items)} came in and stayed")
-
-    def escrow(self, user: str, task_id: str) -> Item | None:
-        """The escrow of one task, if there is one."""
-        key = {"pk": {"S": f"ESC#{escrow_id(user, task_id)}"}}
-        found = self._dynamodb.get_item(TableName=self._table, Key=key, ConsistentRead=True)
-        return _plain(found["Item"]) if "Item" in found else None
-
-    def total(self) -> int:
-        """The conservation sum: all credits that the ledger holds."""
-        return _total(self.items())
-
-    def _scan(self) -> list[Item]:
-        pages = self._dynamodb.get_paginator("scan").paginate(TableName=self._table, ConsistentRead=True)
-        return [_plain(item) for page in pages for item in page["Items"]]
-
-
-def _total(items: list[Item]) -> int:
-    """All that is available, held, or earned and not credited yet."""
-    total = 0
-    for item in items:
-        if item["pk"].startswith("ACCT#"):
-            total += item["available"]
-        elif item["pk"].startswith("ESC#") and item["state"] == "funded":
-            total += item["budget"]
-        elif item["pk"].startswith("ESC#") and "work" in item:
-            total += item["paid"] + item["fee"]
-    return total
-
-
-def _entered(items: list[Item]) -> int:
-    """All that ever came in, less what went out."""
-    return sum(
-        item["amount"] * {"IN": 1, "OUT": -1}.get(item["pk"].partition("#")[0], 0) for item in items if "amount" in item
-    )
-
-
-@dataclass(frozen=True)
-class User:
-    """Somebody with an account of their own and a connection that carries their token."""
-
-    name: str
-    http: httpx.Client
-
-    @classmethod
-    def new(cls, api: Callable[..., httpx.Client], deposit: Callable[..., None] | None = None) -> "User":
-        """A user that nobody else is, with one credit if there is a `deposit`."""
-        name = f"user-{uuid.uuid4().hex[:12]}"
-        if deposit:
-            deposit(name, "1")
-        return cls(name, api(name))
-
-    def execute(self, agent_id: str, /, **changes: Any) -> httpx.Response:
-        """Posts `task(agent_id, **changes)`."""
-        return self.http.post("/tasks/execute", json=task(agent_id, **changes))
-
-    def run(self, agent_id: str, /, **changes: Any) -> dict[str, Any]:
-        """Posts a task that is answered: the answer."""
-        response = self.execute(agent_id, **changes)
-        assert response.status_code == 200, response.text
-        answer: dict[str, Any] = response.json()
-        return answer
-
-
-def task(agent_id: str, /, **changes: Any) -> dict[str, Any]:
-    """A good request, changed; a change to None leaves the field out."""
-    body = {"task_id": uuid.uuid4().hex, "agent_id": agent_id, "input": "hello", "budget": "0.05"} | changes
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def credited(sweep: Callable[[], None], ledger: Ledger) -> None:
-    """Sweeps until nothing settled waits: the schedule's own sweep may hold some of it for a moment."""
-    for _ in range(100):
-        sweep()
-        if not any("work" in item and item["state"] != "funded" for item in ledger.items("ESC#")):
-            return
-    raise AssertionError("the sweep leaves something")
-
-
-def _plain(item: dict[str, Any]) -> Item:
-    def plain(value: Any) -> Any:
-        if isinstance(value, Binary):
-            return bytes(value)
-        return value if isinstance(value, str | bool | bytes) else int(value)
-
-    deserialize = TypeDeserializer().deserialize
-    return {name: plain(deserialize(value)) for name, value in item.items()}
 
 
 @pytest.fixture(scope="module")
@@ -199,29 +83,6 @@ def test_every_escrow_has_a_receipt_that_verifies_and_says_the_same(
     jwks = api(None).get("/.well-known/jwks.json").json()
     for item in escrows:
         assert_states(receipt.verify(item["receipt"], jwks), item)
-
-
-def assert_states(claims: dict[str, Any], item: Item) -> None:
-    """A receipt's claims are the ledger's item."""
-    same = {
-        "eid": item["pk"].removeprefix("ESC#"),
-        "task": item["task_id"],
-        "user": item["payer"],
-        "agent": item["agent_id"],
-        "owner": item["owner"],
-        "module_sha256": item["module_sha256"],
-        "input_sha256": item["input_sha256"],
-        "output_sha256": item.get("output_sha256"),
-        "stderr_sha256": item.get("log_sha256"),
-        "state": item["state"],
-        "outcome": item["outcome"],
-        "fee_bps": item["fee_bps"],
-        "reputation_tenths": item["reputation_tenths"],
-        "funded_at": item["funded_ms"],
-        "expires_at": item["expires_ms"],
-        "settled_at": item["settled_ms"],
-    } | {name: str(item[name]) for name in ("budget", "paid", "fee", "refunded")}
-    assert {name: claims[name] for name in same} == same
 
 
 def test_every_reputation_is_the_fold_of_the_agents_tasks(items: list[Item], escrows: list[Item]) -> None:

@@ -262,6 +262,22 @@ def test_crash_after_funding_is_refunded_when_the_escrow_expires(rich: Cloud, mo
     assert rich.ledger.reputation(agent).score_tenths == 500
 
 
+def test_one_escrow_that_cannot_be_swept_holds_up_no_other(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = rich.publish(wasm("echo"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "_run", _raise(_CrashedError))
+        for task_id in ("t-1", "t-2", "t-3"):
+            with pytest.raises(_CrashedError):
+                run(rich, agent, task_id=task_id)
+    run(rich, agent, task_id="paid")
+    poison = next(item for item in rich.items("ESC#") if item["state"]["S"] == "funded")
+    del poison["tariff"]
+    rich._dynamodb.put_item(TableName=rich.settings.ledger_table, Item=poison)
+    rich.skew_ms = 200_000
+    swept = sweep(rich, remaining_ms=remaining)
+    assert (swept.expired + swept.credited, swept.failed, swept.complete) == (3, 1, True)
+
+
 def test_late_runner_cannot_settle(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run outlives the escrow: its work is lost, and the answer says what stands."""
     agent = rich.publish(wasm("echo"))

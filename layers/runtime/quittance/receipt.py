@@ -27,6 +27,7 @@ CERTIFICATE_SECONDS: Final = 12 * 60 * 60
 _RECEIPT_ALGORITHM: Final = "EdDSA"
 _ROOT_ALGORITHM: Final = "ES256"
 _VERSION: Final = 1
+_BACKDATED_S: Final = 300  # a clock that is set back does not make receipts older than their key
 
 
 class ReceiptError(Exception):
@@ -99,7 +100,7 @@ def certified_key(*, now_s: int, root_key_id: str, root_sign: Callable[[bytes], 
     public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
     key_id = _thumbprint(public)
     expires_s = now_s + CERTIFICATE_SECONDS
-    payload = {"iat": now_s, "exp": expires_s, "jwk": {**public, "kid": key_id}}
+    payload = {"iat": now_s - _BACKDATED_S, "exp": expires_s, "jwk": {**public, "kid": key_id}}
     header = {"alg": _ROOT_ALGORITHM, "kid": root_key_id, "typ": CERTIFICATE_TYPE}
     signing_input = _part(header) + b"." + _part(payload)
     certificate = (signing_input + b"." + _base64url(root_sign(signing_input))).decode()

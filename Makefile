@@ -19,7 +19,7 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status audit openapi logs demo token test unit e2e check lint format types build lock clean
+.PHONY: help up down status fuzz bench audit openapi logs demo token test unit e2e check lint format types build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,13 @@ demo: ## the story: publish an agent, pay for a task, verify the receipt
 
 token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600
 	$(LOCAL) token "$(SUBJECT)" --scope "$(SCOPE)" $(if $(TTL),--ttl $(TTL)) $(if $(AUDIENCE),--audience "$(AUDIENCE)")
+
+fuzz: ## 20,000 mutated modules through the sandbox
+	$(DEV) env PYTHONPATH=.:layers/runtime python tests/fuzz/fuzz.py --modules 20000 $(ARGS)
+
+bench: ## what the sandbox costs, as ratios
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit

@@ -242,7 +242,7 @@ def zig_env() -> dict[str, str]:
 def run(command: Command, *, cwd: Path, env: Mapping[str, str], mend: str) -> None:
     """Run one step quietly; show what it said only when it fails."""
     words = [str(word) for word in command]
-    done = subprocess.run(  # noqa: S603 - fixed commands, no shell
+    done = subprocess.run(
         words,
         cwd=cwd,
         env={**os.environ, **env},

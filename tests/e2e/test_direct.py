@@ -129,6 +129,7 @@ def test_health_is_shallow_for_anyone_and_deep_with_the_scope(api: Callable[...,
     assert deep.json() == {
         "status": "ok",
         "parts": dict.fromkeys(["ledger", "registry", "binaries", "outputs", "keys", "sandbox"], "ok"),
+        "seccomp": True,
     }
     assert deep.status_code == 200
     assert api("operator").get("/health").status_code == 403

@@ -6,12 +6,13 @@ It is started exactly as the worker is, and has given up what the worker gives u
 import ctypes
 import os
 import resource
+import socket
 import sys
 from pathlib import Path
 
 from quittance import limits
 from quittance.run import Meter, Outcome, Run
-from quittance.sandbox import process, wire
+from quittance.sandbox import process, seccomp, wire
 
 PR_GET_DUMPABLE = 3
 
@@ -46,16 +47,29 @@ def look(parent: int) -> dict[str, object]:
         "session": os.getsid(0) == os.getpid(),
         "core": resource.getrlimit(resource.RLIMIT_CORE),
         "processes": resource.getrlimit(resource.RLIMIT_NPROC),
-        "fork": attempt(os.fork) if os.getuid() else "refused: not tried as root",
         "directory": str(Path.cwd()),
+    }
+
+
+def touch(parent: int) -> dict[str, object]:
+    """Try what the filter refuses; what is deadly to try is in `test_seccomp.py`."""
+    return {
+        "fork": attempt(os.fork),
+        "open_to_write": attempt(lambda: os.open("/dev/null", os.O_WRONLY)),
+        "create": attempt(lambda: os.open("/tmp/quittance-probe", os.O_RDONLY | os.O_CREAT)),
+        "signal_to_parent": attempt(lambda: os.kill(parent, 0)),
+        "socket_pair": attempt(socket.socketpair),
+        "open_to_read": attempt(lambda: os.open("/dev/null", os.O_RDONLY)),
     }
 
 
 def main(channel: int, _log: int, parent: int, _tied: int) -> None:
     process.confine(data_bytes=2**30, file_bytes=limits.ARTEFACT_BYTES_MAX, open_files=80)
-    os.write(channel, wire.encode_greeting(seccomp=False))
+    found = look(parent)
+    filtered = seccomp.restrict()
+    os.write(channel, wire.encode_greeting(seccomp=filtered))
     wire.receive(lambda count: os.read(channel, count), limits.INPUT_BYTES_MAX)
-    found = repr(look(parent)).encode()
+    found = repr({**found, "seccomp": filtered, **touch(parent)}).encode()
     os.write(channel, wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(), stdout=found), resident_bytes=0))
     os.read(channel, 1)
 

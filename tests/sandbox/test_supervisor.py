@@ -16,7 +16,7 @@ import pytest
 import wasmtime
 
 from quittance import limits
-from quittance.run import Fault, Outcome
+from quittance.run import Fault, Meter, Outcome, Run
 from quittance.sandbox import Sandbox, process, supervisor, wire
 from tests.sandbox.wat import ECHO, TRIVIAL, program, writer
 
@@ -93,37 +93,159 @@ def test_a_worker_that_stops_before_it_begins_is_lost_in_time(make, monkeypatch)
         assert time.monotonic() - began < 0.6
 
 
+def report(outcome: int = 0, exit_code: int = 0, fuel: int = 1, text: bytes = b"", body: bytes = b"") -> bytes:
+    return wire.encode(wire._REPORT.pack(outcome, exit_code, 0, fuel, True, *[0] * 6) + text, body)
+
+
+def impostor(monkeypatch, script: str) -> None:
+    """Put a script in the worker's place. It has the `channel` and the `log`, and writes and reads `whole` frames."""
+    opening = """
+        import os, sys, time
+        from quittance.sandbox import wire
+        channel, log = int(sys.argv[1]), wire.Log(int(sys.argv[2]))
+        greet = lambda: os.write(channel, wire.encode_greeting(seccomp=False))
+        take = lambda: wire.receive(lambda count: os.read(channel, count), 2**20)
+    """
+    whole = textwrap.dedent(opening) + textwrap.dedent(script)
+    monkeypatch.setattr(process, "command", lambda _p, _m, *rest: [sys.executable, "-sSP", "-c", whole, *rest])
+
+
+@pytest.mark.parametrize("greeting", [b"\xff" * 64, wire.encode(b""), wire.encode(b"ab"), wire.encode(b"a", b"b")])
+def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
+    impostor(monkeypatch, f"os.write(channel, {greeting!r}); input(os.read(channel, 1))")
+    with Sandbox() as own:
+        assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
+        assert own.seccomp is None
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         b"\xff" * 64,
-        b"\2\0\0\0\0\0\0\0[]",
-        b"\3\0\0\0\0\0\0\0{]}",
-        b"\x02\0\0\0\0\0\0\0{}",
-        b'\x12\0\0\0\0\0\0\0{"kind":"started"}',
-        b'\x30\0\0\0\0\0\0\0{"kind":"ended","outcome":"succeeded","meter":3}',
-        (20 * limits.KIB).to_bytes(4, "little") + bytes(4),
+        wire.encode(b""),
+        report()[:-1],
+        report()[:-1] + report(),
+        report() + b"x",
+        report() + report(),
+        report(outcome=len(Outcome)),
+        report(exit_code=-2),
+        report(fuel=2**63),
+        report(text=b"\xff"),
+        report(text=b"x" * (limits.MESSAGE_CHARS_MAX + 1)),
+        report(text=b"x" * 20 * limits.KIB),
         bytes(4) + (limits.OUTPUT_BYTES_MAX + 1).to_bytes(4, "little"),
-        b"\x10\x27\0\0\0\0\0\0" + b"[" * 10_000,
     ],
+    ids=range(13),
 )
 def test_a_worker_that_lies_is_lost(make, monkeypatch, answer):
-    script = f"import os, sys; c = int(sys.argv[1]); os.read(c, 10); os.write(c, {answer!r}); os.read(c, 9**6); input()"
-    monkeypatch.setattr(process, "command", lambda _p, _m, *rest: [sys.executable, "-c", script, *rest])
+    impostor(monkeypatch, f"greet(); take(); os.write(channel, {answer!r}); os.close(channel)")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
 
 
+def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
+    longest = report(text=b"x" * limits.MESSAGE_CHARS_MAX)
+    impostor(monkeypatch, f"greet(); take(); os.write(channel, {longest!r}); take()")
+    with Sandbox() as own:
+        run = own.run(make(TRIVIAL))
+        assert (run.outcome, len(run.message)) == (Outcome.SUCCEEDED, limits.MESSAGE_CHARS_MAX)
+        assert own.seccomp is False
+
+
+# The deadline.
+
+
+def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):
+    impostor(
+        monkeypatch, f"greet(); take(); time.sleep(0.5); log.begin(); time.sleep(0.1); os.write(channel, {report()!r})"
+    )
+    with Sandbox() as own:
+        assert own.run(make(TRIVIAL, timeout_ms=300)).outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["0x7FFFFFFFFFFFFFFF", "time.monotonic_ns() + 10**10", "1", "time.monotonic_ns()"],
+    ids=["end of time", "future", "past", "again and again"],
+)
+def test_a_worker_that_lies_about_the_guests_beginning_gains_at_most_one_timeout(make, monkeypatch, note):
+    impostor(
+        monkeypatch,
+        f"""
+        greet(); take(); log.append(b"said")
+        while True:
+            log._memory[:16] = wire._BEGAN.pack({note}, 0)
+            time.sleep(0.05)
+        """,
+    )
+    with Sandbox() as own:
+        own.warm()
+        time.sleep(0.3)
+        began = time.monotonic()
+        run = own.run(make(TRIVIAL, timeout_ms=300))
+        assert (run.outcome, run.stderr) == (Outcome.TIMEOUT, b"said")
+        assert 0.3 <= time.monotonic() - began < 0.8
+
+
+def test_a_worker_that_sends_drop_by_drop_gains_no_time(make, monkeypatch):
+    impostor(monkeypatch, "greet(); take(); log.begin()\nwhile True: os.write(channel, bytes(1)); time.sleep(0.01)")
+    with Sandbox() as own:
+        assert own.run(make(TRIVIAL, timeout_ms=300)).outcome is Outcome.WORKER_LOST
+    impostor(
+        monkeypatch,
+        f"greet(); take(); log.begin(); os.write(channel, {report(body=bytes(9_999))[:-9_999]!r})\n"
+        "while True: os.write(channel, bytes(1)); time.sleep(0.01)",
+    )
+    with Sandbox() as own:
+        own.warm()
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert own.run(make(TRIVIAL, timeout_ms=300)).outcome is Outcome.TIMEOUT
+        assert time.monotonic() - began < 0.6
+
+
+def test_workers_that_die_one_after_the_other_share_the_time_to_begin(make, monkeypatch):
+    monkeypatch.setattr(limits, "LOAD_MS_MAX", 800)
+    impostor(monkeypatch, "greet(); take(); time.sleep(0.5)")
+    with Sandbox() as own:
+        began = time.monotonic()
+        assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
+        assert 0.5 < time.monotonic() - began < 1
+
+
+def test_a_run_that_began_is_never_repeated(make, monkeypatch, tmp_path):
+    impostor(monkeypatch, f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); greet(); take(); log.begin()")
+    with Sandbox() as own:
+        assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
+    assert (tmp_path / "tries").read_text() == "x"
+
+
 @pytest.mark.parametrize(("header", "body"), [(16 * limits.KIB, 100), (16 * limits.KIB + 1, 0), (2, 101)])
 def test_frames_are_bounded_before_they_are_read(header, body):
-    text = b'{"x":"%s"}' % (b"y" * (header - 8)) if header > 8 else b"{}"
-    stream = io.BytesIO(header.to_bytes(4, "little") + body.to_bytes(4, "little") + text + bytes(body))
+    stream = io.BytesIO(wire.encode(b"h" * header, bytes(body)))
     if (header, body) == (16 * limits.KIB, 100):
-        assert wire.receive(stream.read, 100)[1] == bytes(100)
+        assert wire.receive(stream.read, 100) == (b"h" * header, bytes(100))
         return
     with pytest.raises(wire.CorruptFrameError):
         wire.receive(stream.read, 100)
-    assert stream.tell() == 8
+    assert stream.tell() <= wire._READ_BYTES
+
+
+@pytest.mark.parametrize("piece", [1, 7, 10**6])
+def test_frames_come_whole_however_they_are_cut(piece):
+    stream = io.BytesIO(wire.encode(b"header", b"body" * 10_000))
+    assert wire.receive(lambda count: stream.read(min(piece, count)), 10**6) == (b"header", b"body" * 10_000)
+    assert stream.read() == b""
+
+
+def test_jobs_and_reports_come_back_as_they_were(make):
+    job = make(ECHO, stdin=b"in", seed=bytes(range(256)), artefact_path="/p\udcff\u00e4")
+    assert wire.decode_job(*wire.receive(io.BytesIO(wire.encode_job(job)).read, 10)) == job
+    meter = Meter(10, False, *range(11, 17))
+    for exit_code in (None, 0, 2**32 - 1):
+        run = Run(Outcome.EXIT_CODE, "Ended ä.", meter, exit_code, b"out", b"err")
+        frame = wire.receive(io.BytesIO(wire.encode_run(run, 77)).read, 10)
+        assert wire.decode_run(*frame, b"err") == (run, 77)
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/false"])
@@ -281,7 +403,10 @@ def test_a_native_probe_in_the_workers_place_finds_nothing(make, user):
     assert found["dumpable"] == 0
     assert found["session"]
     assert found["core"] == (0, 0)
-    assert str(found["fork"]).startswith("refused")
+    assert found["seccomp"] is True
+    for action in ("fork", "open_to_write", "create", "signal_to_parent", "socket_pair"):
+        assert found[action] == "refused: Operation not permitted", action
+    assert found["open_to_read"].isdigit()
     assert found["directory"] == "/"
 
 

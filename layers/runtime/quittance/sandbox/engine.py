@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import wasmtime
 from wasmtime import _ffi as ffi
+from wasmtime._exportable import AsExtern
+from wasmtime._extern import wrap_extern
 
 from quittance.sandbox.target import CONFIG, CPU_FLAGS, TARGET_TRIPLE
 from quittance.sandbox.wasi import CALLS, MODULE, NO_RESULT, CallFailedError, Errno
@@ -185,6 +187,22 @@ def memory_minimum_bytes(module: wasmtime.Module) -> int:
     """How much memory a module starts with."""
     types = (export.type for export in module.exports if export.name == "memory")
     return sum(kind.limits.min * PAGE_BYTES for kind in types if isinstance(kind, wasmtime.MemoryType))
+
+
+def exported(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> AsExtern:
+    """Look one export up by its name: the public way lists them all, for every run anew."""
+    item, text = ffi.wasmtime_extern_t(), name.encode()
+    found = ffi.wasmtime_instance_export_get(
+        store._context(),  # noqa: SLF001 - private; this page is the adapter
+        ctypes.byref(instance._instance),  # noqa: SLF001 - as above
+        ctypes.create_string_buffer(text),
+        len(text),
+        ctypes.byref(item),
+    )
+    if not found:
+        message = f"the instance exports no {name}"
+        raise wasmtime.WasmtimeError(message)
+    return wrap_extern(item)
 
 
 def backtrace(trap: wasmtime.Trap) -> list[str]:

@@ -11,7 +11,7 @@ from wasmtime import TrapCode
 
 from quittance import limits
 from quittance.run import Job, Meter, Outcome, Run
-from quittance.sandbox.engine import GuestMemory, Host, backtrace, memory_minimum_bytes, new_engine
+from quittance.sandbox.engine import GuestMemory, Host, backtrace, exported, memory_minimum_bytes, new_engine
 from quittance.sandbox.wasi import HANDLERS, ExitedError, Guest, OutputLimitError
 
 _NEAR: Final = 8  # a guest that failed with less than an eighth of its limit left had most likely asked for more
@@ -115,8 +115,9 @@ class Executor:
     def _start(self, store: wasmtime.Store, program: Program, job: Job) -> tuple[_Ending, int]:
         memory: wasmtime.Memory | None = None
         try:
-            exports = program.instance.instantiate(store).exports(store)
-            memory, start = exports["memory"], exports["_start"]  # type: ignore[assignment]  # checked when published
+            instance = program.instance.instantiate(store)
+            memory = exported(store, instance, "memory")  # type: ignore[assignment]  # checked when published
+            start = exported(store, instance, "_start")
             start(store)  # type: ignore[operator]  # as above
             ending = _Ending(Outcome.SUCCEEDED, "The agent succeeded.", exit_code=0)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as stop:

@@ -114,7 +114,7 @@ class _Worker:
         self._runs = 0
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             self._channel, their_channel = map(ours.enter_context, socket.socketpair())
-            self._channel.setblocking(False)
+            self._channel.setblocking(False)  # noqa: FBT003 - socket takes it so
             words, complaints = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a full pipe loses words, but never blocks
             self._words = ours.enter_context(os.fdopen(words, "rb", buffering=0))
             theirs.callback(os.close, complaints)
@@ -174,7 +174,7 @@ class _Worker:
             raise self._not_started() from error
 
     def _report(self, job: Job, begin_by: float) -> wire.Frame:
-        """Wait for the end of the run. The guest's time begins with the guest: the worker notes when, and sends nothing.
+        """Wait for the end of the run. The guest's time begins with the guest: the worker notes when and sends nothing.
 
         A message at that moment would have both processes wake each other twice, which costs more than many a run.
         """

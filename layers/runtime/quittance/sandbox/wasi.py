@@ -252,8 +252,8 @@ class Guest:
     def fd_read(self, memory: Memory, fd: int, iovecs: int, count: int, result: int) -> int:
         """Standard input is the job's input."""
         self._require(fd, _STDIN)
-        memory.write(result, _U32.pack(0))
         spans = self._spans(memory, iovecs, count)
+        memory.read(result, _U32.size)  # a bad pointer is told before any input is taken
         total = 0
         for address, length in spans:
             piece = bytes(self._stdin[:length])
@@ -272,14 +272,15 @@ class Guest:
         total = sum(length for _, length in spans)
         if total > _U32_MAX:
             return Errno.INVAL
-        memory.write(result, _U32.pack(total))
+        memory.read(result, _U32.size)  # a bad pointer is told before anything is written
         if fd == _STDERR:
             self._write_log(memory, spans, total)
-            return Errno.SUCCESS
-        if len(self.stdout) + total > limits.OUTPUT_BYTES_MAX:
+        elif len(self.stdout) + total > limits.OUTPUT_BYTES_MAX:
             raise OutputLimitError
-        for address, length in spans:
-            self.stdout += memory.read(address, length)
+        else:
+            for address, length in spans:
+                self.stdout += memory.read(address, length)
+        memory.write(result, _U32.pack(total))
         return Errno.SUCCESS
 
     def _write_log(self, memory: Memory, spans: list[tuple[int, int]], total: int) -> None:

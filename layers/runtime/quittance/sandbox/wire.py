@@ -5,6 +5,7 @@ what it reads. The parent trusts nothing that a worker says: guests run in there
 """
 
 import mmap
+import operator
 import os
 import struct
 import time
@@ -24,8 +25,10 @@ _GREETING: Final = struct.Struct("<?")
 _JOB: Final = struct.Struct("<IIIQQQQ")  # bytes of the path, digest and seed that follow; the job's numbers
 _NO_EXIT_CODE: Final = -1
 _OUTCOMES: Final = tuple(Outcome)
-_COUNTS: Final = tuple(field.name for field in fields(Meter) if field.name != "fuel_exact")
-_REPORT: Final = struct.Struct(f"<B?qQ{len(_COUNTS)}Q")  # outcome, fuel_exact, exit code, resident bytes, counts; message
+_METER_FIELDS: Final = tuple(field.name for field in fields(Meter))
+_METER_FORM: Final = "".join("?" if name == "fuel_exact" else "Q" for name in _METER_FIELDS)
+_meter_of: Final = operator.attrgetter(*_METER_FIELDS)
+_REPORT: Final = struct.Struct(f"<BqQ{_METER_FORM}")  # outcome, exit code, resident bytes, meter; then the message
 
 _BEGAN: Final = struct.Struct("=QQ")  # when the guest began, and the CPU time that the worker had used by then
 _COUNT: Final = struct.Struct("=I")
@@ -151,21 +154,18 @@ def decode_job(header: bytes, body: bytes) -> Job:
 def encode_run(run: Run, resident_bytes: int) -> bytes:
     """Make the frame that reports a run. Standard error is not in it: both sides see it in shared memory."""
     exit_code = _NO_EXIT_CODE if run.exit_code is None else run.exit_code
-    counts = (getattr(run.meter, name) for name in _COUNTS)
-    numbers = _REPORT.pack(
-        _OUTCOMES.index(run.outcome), run.meter.fuel_exact, exit_code, resident_bytes, *counts
-    )
+    numbers = _REPORT.pack(_OUTCOMES.index(run.outcome), exit_code, resident_bytes, *_meter_of(run.meter))
     return encode(numbers + run.message.encode(), run.stdout)
 
 
 def decode_run(header: bytes, body: bytes, stderr: bytes) -> tuple[Run, int]:
     """Read the frame that reports a run; also gives the worker's resident memory."""
     try:
-        outcome, fuel_exact, exit_code, *counts = _REPORT.unpack_from(header)
+        outcome, exit_code, resident_bytes, *meter = _REPORT.unpack_from(header)
         run = Run(
             outcome=_OUTCOMES[outcome],
             message=_sane_text(header[_REPORT.size :]),
-            meter=Meter(fuel_exact=fuel_exact, **dict(zip(_COUNTS, counts[1:], strict=True))),
+            meter=Meter(*meter),
             exit_code=None if exit_code == _NO_EXIT_CODE else exit_code,
             stdout=body,
             stderr=stderr,
@@ -173,10 +173,10 @@ def decode_run(header: bytes, body: bytes, stderr: bytes) -> tuple[Run, int]:
     except (struct.error, IndexError, ValueError) as error:
         message = "a report that is none"
         raise CorruptFrameError(message) from error
-    if max(counts) > _NUMBER_MAX or exit_code < _NO_EXIT_CODE:
+    if max(resident_bytes, *meter) > _NUMBER_MAX or exit_code < _NO_EXIT_CODE:
         message = "a report of numbers that are no counts"
         raise CorruptFrameError(message)
-    return run, counts[0]
+    return run, resident_bytes
 
 
 def _sane_text(data: bytes) -> str:

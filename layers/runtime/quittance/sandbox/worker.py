@@ -2,8 +2,8 @@
 
     python -m quittance.sandbox.worker <socket> <log> <parent> <tied>
 
-`socket` and `log` are inherited descriptors: where jobs come from, and memory that is shared with the parent. `tied` is 1
-if the worker was started by the parent's main thread, so that the kernel can end it together with that thread.
+`socket` and `log` are inherited descriptors: where jobs come from, and memory shared with the parent. `tied` is 1 if
+the worker was started by the parent's main thread, so that the kernel can end it together with that thread.
 """
 
 import gc
@@ -21,7 +21,7 @@ from wasmtime import WasmtimeError
 
 from quittance import limits
 from quittance.run import Job, Meter, Outcome, Run
-from quittance.sandbox import process, wire
+from quittance.sandbox import process, seccomp, wire
 from quittance.sandbox.execution import Executor, Program
 
 _OTHER_FILES_MAX: Final = 16
@@ -141,7 +141,7 @@ def main(channel: int, log: int, parent: int, tied: int) -> None:
         if tied:
             process.die_with_parent(parent)
         gc.freeze()
-        worker.send(wire.encode_greeting(seccomp=False))
+        worker.send(wire.encode_greeting(seccomp=seccomp.restrict()))
         worker.serve()
     except (EOFError, ConnectionError):
         os._exit(0)

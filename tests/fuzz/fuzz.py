@@ -1,0 +1,306 @@
+"""Fuzzes validate → compile → run with mutated and generated modules.
+
+    python tests/fuzz/fuzz.py --modules 20000 --seed 1          # what `make fuzz` does
+    python tests/fuzz/fuzz.py --modules 1 --seed 1 --first 4711  # that one module again
+
+Module N of seed S is always the same. One that misbehaves is kept under .local/fuzz, and the command ends with
+status 1.
+
+Every module takes the production path: `compile_module` (which validates first), then `Sandbox.run`. One thing differs:
+the compiling child is forked from this process instead of started afresh, because starting a Python takes 20 times as
+long as compiling. The forked child runs the very `_main` of the compiler, confinement included; and one module in
+`REAL_COMPILER_EVERY` goes through a child that is started as in production too, and must come to the same artefact.
+"""
+
+import argparse
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import types
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, NoReturn
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
+
+import quittance.sandbox.compile as compiler
+from quittance import limits
+from quittance.run import Job, Outcome, Run
+from quittance.sandbox import (
+    ModuleRejectedError,
+    Sandbox,
+    compile_module,
+    engine,  # noqa: F401 - loaded before the compiler is forked, so that the child need not
+)
+from tests.fuzz.generate import generated
+from tests.fuzz.mutate import mutant
+from tests.hostile.corpus import CASES
+from tests.hostile.generated import command
+from tests.hostile.harness import EPOCH_NS, LATE_MS_MAX, lasting
+
+ROOT = Path(__file__).parents[2]
+
+REAL_COMPILER_EVERY = 200
+GENERATED_SHARE = 0.3
+SEED_BYTES_MAX = 64 * limits.KIB
+
+FUEL = 100_000
+MEMORY_BYTES = 4 * limits.MIB
+TIMEOUT_MS = 200
+STDIN = b"wordcount 10\n" * 8
+COMPILE_SECONDS = 20  # production allows six times as much, which would only make this take longer
+COMPILE_MEMORY_BYTES = 1024 * limits.MIB
+
+PLATFORM_FAULTS = {Outcome.WORKER_LOST, Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}
+
+
+def seeds() -> list[bytes]:
+    """Give the modules that mutants are made of: the hostile corpus and the example agents, the large ones left out."""
+    agents = [path.read_bytes() for path in sorted((ROOT / "examples" / "agents").glob("*/*.wasm"))]
+    corpus = [case.binary() for case in CASES if case.module != "generated"]
+    odd = [case.binary() for case in CASES if case.module == "generated" and case.group != "compile bombs"]
+    return [module for module in agents * 8 + corpus + odd if len(module) <= SEED_BYTES_MAX]
+
+
+@dataclass
+class Tally:
+    """What came out of the modules."""
+
+    modules: int = 0
+    compiled_as_in_production: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    latest_ms: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+
+class Fuzzer:
+    """Makes modules of a seed and takes them all the way."""
+
+    def __init__(self, seed: int, folder: Path, keep: Path) -> None:
+        self._seed = seed
+        self._path = folder / "artefact"
+        self._keep = keep
+        self._seeds = seeds()
+        self._sandbox = Sandbox()
+        self._trivial = folder / "trivial"
+        artefact = compile_module(command())
+        self._trivial.write_bytes(artefact.data)
+        self._trivial_job = _job(self._trivial, artefact.sha256)
+        self._reference = lasting(self._sandbox.run(self._trivial_job))
+        self.tally = Tally()
+
+    def close(self) -> None:
+        self._sandbox.close()
+
+    def module(self, number: int) -> bytes:
+        """Make the module of that number."""
+        random = Random(f"{self._seed}:{number}")
+        if random.random() >= GENERATED_SHARE:
+            return mutant(random, self._seeds)
+        made = generated(random)
+        return made if random.random() < 0.7 else mutant(random, [made])
+
+    def one(self, number: int) -> None:
+        """Take one module all the way, and note what is wrong."""
+        module = self.module(number)
+        try:
+            end = self._end(module, number)
+        except Exception as error:  # noqa: BLE001 - that nothing unforeseen comes out is what is tested
+            end = "crash"
+            self._fault(number, module, f"the parent met {error!r}")
+        self.tally.modules += 1
+        self.tally.ends[end] += 1
+
+    def _end(self, module: bytes, number: int) -> str:
+        try:
+            with _forking():
+                artefact = compile_module(module)
+        except ModuleRejectedError as refused:
+            if number % REAL_COMPILER_EVERY == 0:
+                self._compile_as_in_production(number, module, refused.code)
+            return refused.code
+        if number % REAL_COMPILER_EVERY == 0:
+            self._compile_as_in_production(number, module, artefact.sha256)
+        self._path.write_bytes(artefact.data)
+        job = _job(self._path, artefact.sha256)
+        run, took_ms = self._timed(job)
+        self.tally.latest_ms = max(self.tally.latest_ms, took_ms - TIMEOUT_MS)
+        for wrong in self._complaints(job, run, took_ms):
+            self._fault(number, module, wrong)
+        return run.outcome
+
+    def _compile_as_in_production(self, number: int, module: bytes, expected: str) -> None:
+        try:
+            came_out = compile_module(module).sha256
+        except ModuleRejectedError as refused:
+            came_out = refused.code
+        self.tally.compiled_as_in_production += 1
+        if came_out != expected:
+            self._fault(number, module, f"a fresh child came to {came_out}, a forked one to {expected}")
+
+    def _timed(self, job: Job) -> tuple[Run, float]:
+        """Run; once more if it came late, for other work on the machine can make it so."""
+        run, took_ms = self._once(job)
+        if took_ms > TIMEOUT_MS + LATE_MS_MAX:
+            self._sandbox.run(self._trivial_job)
+            run, took_ms = min((run, took_ms), self._once(job), key=lambda each: each[1])
+        return run, took_ms
+
+    def _once(self, job: Job) -> tuple[Run, float]:
+        began = time.monotonic()
+        run = self._sandbox.run(job)
+        return run, (time.monotonic() - began) * 1_000
+
+    def _complaints(self, job: Job, run: Run, took_ms: float) -> Iterator[str]:
+        if run.outcome in PLATFORM_FAULTS:
+            yield f"the platform failed: {run.outcome} {run.message}"
+        if took_ms > TIMEOUT_MS + LATE_MS_MAX:
+            yield f"it took {took_ms:.0f} ms"
+        if run.meter.fuel > FUEL or run.meter.memory_bytes > MEMORY_BYTES:
+            yield f"it took more than it may: {run.meter}"
+        if len(run.stdout) > limits.OUTPUT_BYTES_MAX or len(run.stderr) > limits.STDERR_BYTES_MAX:
+            yield "it wrote more than it may"
+        if run.outcome is Outcome.TIMEOUT:
+            if lasting(self._sandbox.run(self._trivial_job)) != self._reference:
+                yield "the next run was harmed"
+            return
+        again = self._sandbox.run(job)
+        if again.outcome is not Outcome.TIMEOUT and lasting(again) != lasting(run):
+            yield f"it ran differently the second time: {run!r:.500} {again!r:.500}"
+
+    def _fault(self, number: int, module: bytes, what: str) -> None:
+        self._keep.mkdir(parents=True, exist_ok=True)
+        (self._keep / f"{self._seed}-{number}.wasm").write_bytes(module)
+        self.tally.faults.append(f"seed {self._seed}, module {number}: {what}")
+
+
+def _job(path: Path, sha256: str) -> Job:
+    return Job(str(path), sha256, STDIN, FUEL, MEMORY_BYTES, TIMEOUT_MS, EPOCH_NS, b"fuzz")
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """Let the compiler's child be forked from here, with lower limits, for the sake of time."""
+    stand_in = types.SimpleNamespace(run=_run_forked, TimeoutExpired=subprocess.TimeoutExpired)
+    with (
+        mock.patch.object(compiler, "subprocess", stand_in),
+        mock.patch.object(limits, "COMPILE_SECONDS_MAX", COMPILE_SECONDS),
+        mock.patch.object(limits, "COMPILE_MEMORY_BYTES_MAX", COMPILE_MEMORY_BYTES),
+    ):
+        yield
+
+
+def _run_forked(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Stand in for `subprocess.run` of the compiler: the same program, forked."""
+    reader, writer = os.pipe()
+    with tempfile.TemporaryFile() as module:
+        module.write(options["input"])
+        module.seek(0)
+        child = os.fork()
+        if child == 0:
+            _be_the_compiler(module.fileno(), writer)
+    os.close(writer)
+    try:
+        output = _read_all(reader, time.monotonic() + options["timeout"])
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)  # if it has ended, it is not yet collected, so that the number is still its own
+        _, status, _ = os.wait4(child, 0)
+    if output is None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+    return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), output, b"")
+
+
+def _be_the_compiler(module: int, answer: int) -> NoReturn:
+    try:
+        os.setsid()
+        os.dup2(module, 0)
+        os.dup2(answer, 1)
+        sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - descriptors, and this process ends soon
+        compiler._main()
+    except BaseException:  # noqa: BLE001 - whatever it is, no child must go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(70)
+
+
+def _read_all(descriptor: int, deadline: float) -> bytes | None:
+    """Read to the end; none if that does not come in time."""
+    pieces: list[bytes] = []
+    while select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0]:
+        piece = os.read(descriptor, limits.MIB)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+    return None
+
+
+def fuzz(*, modules: int, seed: int, first: int = 0, seconds: float, keep: Path, every: int = 0) -> Tally:
+    """Take so many modules all the way, or as many as there is time for."""
+    until = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Fuzzer(seed, Path(folder), keep)) as fuzzer:
+        for number in range(first, first + modules):
+            if time.monotonic() > until:
+                break
+            fuzzer.one(number)
+            if every and fuzzer.tally.modules % every == 0:
+                _say(f"{fuzzer.tally.modules} modules, {len(fuzzer.tally.faults)} faults")
+        return fuzzer.tally
+
+
+def report(tally: Tally, seed: int, seconds: float) -> str:
+    """Tell what came out."""
+    runs = sum(count for end, count in tally.ends.items() if end in set(Outcome))
+    lines = [
+        f"seed {seed}: {tally.modules} modules in {seconds:.0f} s; {runs} were run",
+        f"{tally.compiled_as_in_production} were compiled by a fresh child too",
+        f"the latest run ended {tally.latest_ms:+.0f} ms from its deadline (at most {LATE_MS_MAX} ms after it)",
+        *(f"{count:8} {end}" for end, count in tally.ends.most_common()),
+        *tally.faults,
+        f"{len(tally.faults)} faults",
+    ]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Fuzz the sandbox with mutated and generated modules.")
+    parser.add_argument("--modules", type=int, default=20_000, help="how many modules")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="default: another one each time")
+    parser.add_argument("--first", type=int, default=0, help="number of the first module")
+    parser.add_argument("--seconds", type=float, default=3_600, help="give up after so long")
+    options = parser.parse_args()
+    _say(f"seed {options.seed}")
+    began = time.monotonic()
+    tally = fuzz(
+        modules=options.modules,
+        seed=options.seed,
+        first=options.first,
+        seconds=options.seconds,
+        keep=ROOT / ".local" / "fuzz",
+        every=1_000,
+    )
+    _say(report(tally, options.seed, time.monotonic() - began))
+    if tally.modules < options.modules:
+        _say(f"stopped after {options.seconds:.0f} s, before the end")
+    return int(bool(tally.faults) or tally.modules < options.modules)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+(module
+  (import "wasi_snapshot_preview1" "sched_yield" (func $sched_yield (result i32)))
+  (memory (export "memory") 1)
+  (start $first)
+  (func $first
+    (loop $again
+      (drop (call $sched_yield))
+      (br $again)))
+  (func $main (export "_start")))

@@ -1,0 +1,5 @@
+(module
+  (tag $oops)
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (throw $oops)))

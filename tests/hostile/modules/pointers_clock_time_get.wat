@@ -1,0 +1,26 @@
+(module
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $clock_time_get (param i32 i64 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 1)
+  (func $main (export "_start")
+    ;; result: the last place that fits
+    (if (i32.ne (call $clock_time_get (i32.const 0) (i64.const -1) (i32.const 65528)) (i32.const 0))
+      (then (call $proc_exit (i32.const 1))))
+    ;; result: one byte across the end
+    (if (i32.ne (call $clock_time_get (i32.const 0) (i64.const -1) (i32.const 65529)) (i32.const 21))
+      (then (call $proc_exit (i32.const 2))))
+    ;; result: the end
+    (if (i32.ne (call $clock_time_get (i32.const 0) (i64.const -1) (i32.const 65536)) (i32.const 21))
+      (then (call $proc_exit (i32.const 3))))
+    ;; result: 2^31
+    (if (i32.ne (call $clock_time_get (i32.const 0) (i64.const -1) (i32.const 2147483648)) (i32.const 21))
+      (then (call $proc_exit (i32.const 4))))
+    ;; result: wraps around to 0
+    (if (i32.ne (call $clock_time_get (i32.const 0) (i64.const -1) (i32.const -8)) (i32.const 21))
+      (then (call $proc_exit (i32.const 5))))
+    ;; result: the last address
+    (if (i32.ne (call $clock_time_get (i32.const 0) (i64.const -1) (i32.const -1)) (i32.const 21))
+      (then (call $proc_exit (i32.const 6))))
+    ;; a clock that is not there
+    (if (i32.ne (call $clock_time_get (i32.const 2) (i64.const 0) (i32.const 0)) (i32.const 28))
+      (then (call $proc_exit (i32.const 7))))))

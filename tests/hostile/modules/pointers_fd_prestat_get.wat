@@ -1,0 +1,11 @@
+(module
+  (import "wasi_snapshot_preview1" "fd_prestat_get" (func $fd_prestat_get (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 1)
+  (func $main (export "_start")
+    (if (i32.ne (call $fd_prestat_get (i32.const 3) (i32.const -1)) (i32.const 8))
+      (then (call $proc_exit (i32.const 1))))
+    (if (i32.ne (call $fd_prestat_get (i32.const 0) (i32.const 65536)) (i32.const 8))
+      (then (call $proc_exit (i32.const 2))))
+    (if (i32.ne (call $fd_prestat_get (i32.const -1) (i32.const -1)) (i32.const 8))
+      (then (call $proc_exit (i32.const 3))))))

@@ -1,0 +1,13 @@
+(module
+  (import "wasi_snapshot_preview1" "fd_close" (func $fd_close (param i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "\07\00\00\00\00\00\00\00\01\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00")
+  (func $main (export "_start")
+    (drop (call $fd_close (i32.const 0)))
+    (drop (call $fd_close (i32.const 1)))
+    (drop (call $fd_close (i32.const 2)))
+    (if (call $poll_oneoff (i32.const 0) (i32.const 256) (i32.const 1) (i32.const 512)) (then unreachable))
+    ;; the event says EBADF (8)
+    (call $proc_exit (i32.ne (i32.load16_u (i32.const 264)) (i32.const 8)))))

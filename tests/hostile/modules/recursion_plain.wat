@@ -1,0 +1,5 @@
+(module
+  (memory (export "memory") 1)
+  (func $main (export "_start")
+    (call $main)
+    (call $main)))

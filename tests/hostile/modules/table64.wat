@@ -1,0 +1,4 @@
+(module
+  (table i64 1 funcref)
+  (memory (export "memory") 1)
+  (func (export "_start")))

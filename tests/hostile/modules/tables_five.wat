@@ -1,0 +1,8 @@
+(module
+  (memory (export "memory") 1)
+  (table 1 funcref)
+  (table 1 funcref)
+  (table 1 funcref)
+  (table 1 funcref)
+  (table 1 funcref)
+  (func $main (export "_start")))

@@ -1,0 +1,4 @@
+(module
+  (memory (export "memory") 1)
+  (func $main (export "_start")
+    (drop (i32.div_u (i32.const 1) (i32.const 0)))))

@@ -19,10 +19,10 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status fuzz bench audit openapi logs demo token test unit e2e check lint format types build lock clean
+.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit openapi logs demo token test unit e2e check lint format types build lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## start the local cloud, deploy template.yaml, print ready calls (QUITTANCE_PORT=4700 to choose)
 	$(LOCAL) up
@@ -44,6 +44,15 @@ token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600
 
 fuzz: ## 20,000 mutated modules through the sandbox
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/fuzz/fuzz.py --modules 20000 $(ARGS)
+
+fuzz-ledger: ## 20,000 escrows under faults on a real engine (ARGS="--engine dynoxide" for the other)
+	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/fuzz.py --seeds 20 --escrows 1000 $(ARGS)
+
+interleavings: ## every order of store calls by two and three actors, the slow walks too
+	$(DEV) env QUITTANCE_LONG=1 pytest tests/ledger/test_interleavings.py
+
+mutants: ## takes each guard of the ledger away in turn: all must be missed
+	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)
 
 bench: ## what the sandbox costs, as ratios
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py

@@ -143,7 +143,7 @@ def test_execute_direct(scene: Scene) -> None:
 
 def test_sweep_schedule(scene: Scene) -> None:
     swept = scene.send("sweep-schedule", scene.speak_of(FILES["sweep-schedule"]))
-    assert (set(swept), swept["complete"]) == ({"expired", "credited", "complete"}, True)
+    assert (set(swept), swept["failed"], swept["complete"]) == ({"expired", "credited", "failed", "complete"}, 0, True)
 
 
 def test_authorizer_request(scene: Scene) -> None:

@@ -1,0 +1,171 @@
+"""What must be true of a ledger after whatever happened to it, computed from raw items and from a journal of writes.
+
+The auditor's equations come first (`auditing.run`). The rest is what they cannot see: that a fee is rounded as
+promised, which fence settled, that no fence was taken over twice, that answers and ledger agree, and that the order
+of the reputation's fold is the order of the sweep. Nothing here shares code with the ledger's writes.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quittance import auditing, receipt
+from quittance.models import TaskResult
+from tests.ledger.faults import Write
+from tests.ledger.world import Due, World, expected
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A task that a client sent, under an input of its own."""
+
+    payer: str
+    task_id: str
+    agent_id: str
+    budget: int
+    input_sha256: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result that a client got for what it sent."""
+
+    sent: Sent
+    result: TaskResult
+
+
+def violations(
+    world: World, items: Iterable[Mapping[str, Any]], writes: Iterable[Write] = (), answers: Iterable[Answer] = ()
+) -> list[str]:
+    """Everything that is wrong; empty if the ledger kept its promises. All escrows must have been settled and swept."""
+    audit = auditing.run(world)
+    found = [line for line in auditing.report(audit) if " at " in line]
+    escrows = _escrows(items)
+    for name, settled in escrows.items():
+        found += [f"{name}: {what}" for what in _escrow(settled)]
+    found += _reputation(world, escrows)
+    found += _journal(escrows, writes)
+    return found + list(_answers(escrows, answers))
+
+
+def answered(items: Iterable[Mapping[str, Any]], answers: Iterable[Answer]) -> list[str]:
+    """What is wrong with answers that clients got."""
+    return list(_answers(_escrows(items), answers))
+
+
+def step(before: Mapping[str, Any] | None, after: Mapping[str, Any], *, fence: int | None) -> list[str]:
+    """What is wrong with one change of an escrow, made by an actor that believed to hold `fence` (I5 to I8)."""
+    new = _plain(after)
+    if before is None:
+        wrong = "" if (new["state"], new["fence"]) == ("funded", 1) else "did not begin as funded"
+    else:
+        wrong = _change(_plain(before), new, fence)
+    return [f"{new['pk']}: {wrong}"] if wrong else []
+
+
+def _change(old: Mapping[str, Any], new: Mapping[str, Any], fence: int | None) -> str:
+    changed = {name for name in new.keys() | old.keys() if old.get(name) != new.get(name)}
+    if old["state"] != "funded":
+        right = changed == {"swept_ms", "seq", "work", "work_at"} and "swept_ms" not in old
+        return "" if right else f"was {old['state']}, then changed {changed}"
+    if new["state"] == "funded":
+        right = changed - {"runner", "lease_ms"} == {"fence"} and new["fence"] == old["fence"] + 1
+        return "" if right else f"was taken over with {changed}, fence {old['fence']} to {new['fence']}"
+    if new["state"] == "expired":
+        return "" if new["settled_ms"] >= old["expires_ms"] else "expired before its time"
+    right = fence == old["fence"] and new["settled_ms"] < old["expires_ms"]
+    return (
+        "" if right else f"settled by fence {fence} of {old['fence']}, {new['settled_ms'] - old['expires_ms']} ms late"
+    )
+
+
+def _escrows(items: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {item["pk"][4:]: item for item in map(_plain, items) if item["pk"].startswith("ESC#")}
+
+
+def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: int(value) if kind == "N" else value for name, typed in item.items() for kind, value in typed.items()}
+
+
+def _escrow(escrow: Mapping[str, Any]) -> Iterable[str]:
+    if escrow["state"] == "funded" or "swept_ms" not in escrow or "work" in escrow:
+        yield f"not settled and swept: {escrow['state']}"
+        return
+    split = tuple(escrow[name] for name in ("paid", "fee", "refunded"))
+    if escrow["state"] == "expired":
+        if escrow["settled_ms"] < escrow["expires_ms"]:
+            yield "expired before its time"
+        if split != (0, 0, escrow["budget"]):
+            yield f"expired, but split into {split}"
+        return
+    if escrow["settled_ms"] >= escrow["expires_ms"]:
+        yield "settled after its time"
+    due = expected(escrow["payer"], escrow["task_id"], escrow["agent_id"], escrow["budget"])
+    if escrow["outcome"] == "out_of_time":  # a takeover too late to run
+        due = Due("refunded", 0, 0, escrow["budget"])
+    if (escrow["state"], *split) != (due.state, due.paid, due.fee, due.refunded):
+        yield f"is {escrow['state']} {split}, due was {due}"
+
+
+def _reputation(world: World, escrows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """I16: the score is the fold of the outcomes in the sweep's order, and every outcome has one place in it."""
+    by_agent: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for escrow in escrows.values():
+        by_agent[escrow["agent_id"]].append(escrow)
+    for agent, mine in by_agent.items():
+        mine.sort(key=lambda escrow: escrow.get("seq", 0))
+        if [escrow.get("seq") for escrow in mine] != list(range(1, len(mine) + 1)):
+            yield f"{agent}: the sweep's numbers are not 1 to {len(mine)}"
+        score = 500
+        for escrow in mine:
+            score = min(1_000, max(0, score + escrow.get("reputation_tenths", 0)))
+        standing = world.ledger.reputation(agent)
+        wins = sum(escrow.get("outcome") == "succeeded" for escrow in mine)
+        faults = sum(escrow.get("outcome") == "exit_code" for escrow in mine)
+        told = (standing.score_tenths, standing.outcomes, standing.successes, standing.failures)
+        if told != (score, len(mine), wins, faults):
+            yield f"{agent}: reputation is {told}, due was {(score, len(mine), wins, faults)}"
+
+
+def _journal(escrows: Mapping[str, Mapping[str, Any]], writes: Iterable[Write]) -> Iterable[str]:
+    """I5, I7: each escrow was funded, settled and swept once; fences only moved on; the newest one settled."""
+    by_kind: dict[str, dict[str, list[Write]]] = defaultdict(lambda: defaultdict(list))
+    for write in writes:
+        by_kind[_kind(write)][write.escrow_id].append(write)
+    if by_kind and by_kind["fund"].keys() != escrows.keys():
+        yield f"funded but not there, or there but not funded: {by_kind['fund'].keys() ^ escrows.keys()}"
+    for name, escrow in escrows.items() if by_kind else ():
+        counts = [len(by_kind[kind][name]) for kind in ("fund", "leave", "sweep")]
+        if counts != [1, 1, 1]:
+            yield f"{name}: was funded, settled and swept {counts} times"
+        taken = sorted(int(write.values["fence"]) for write in by_kind["take over"][name])
+        if taken != list(range(2, escrow["fence"] + 1)):
+            yield f"{name}: its fences were {taken}, it stands at {escrow['fence']}"
+        settlers = [write.fence for write in by_kind["leave"][name] if write.values["outcome"] != "expired"]
+        if settlers not in ([], [escrow["fence"]]):
+            yield f"{name}: settled by the fences {settlers}, it stands at {escrow['fence']}"
+
+
+def _kind(write: Write) -> str:
+    marks = {"swept_ms": "sweep", "outcome": "leave", "payer": "fund"}
+    return next((kind for mark, kind in marks.items() if mark in write.values), "take over")
+
+
+def _answers(escrows: Mapping[str, Mapping[str, Any]], answers: Iterable[Answer]) -> Iterable[str]:
+    """I9, I12: whoever asked for a task was told of that very task, and everybody got the same receipt."""
+    for answer in answers:
+        sent, result = answer.sent, answer.result
+        escrow = escrows.get(result.escrow_id)
+        if escrow is None:
+            yield f"{result.escrow_id}: answered, but not in the ledger"
+            continue
+        if result.receipt != escrow["receipt"]:
+            yield f"{result.escrow_id}: the receipt that was answered is not the one in the ledger"
+        stated = receipt.read_claims(result.receipt)
+        told = Sent(stated["user"], stated["task"], stated["agent"], int(stated["budget"]), stated["input_sha256"])
+        if told != sent:
+            yield f"{result.escrow_id}: answered {told} to {sent}"
+        amounts = (result.amount_paid_micro, result.fee_micro, result.amount_refunded_micro)
+        if amounts != (escrow["paid"], escrow["fee"], escrow["refunded"]):
+            yield f"{result.escrow_id}: answered {amounts}"

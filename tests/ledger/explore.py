@@ -1,0 +1,243 @@
+"""Every interleaving of several actors, at the level of single store calls.
+
+An actor is a function over a `World`. It is stepped without threads: it runs from its beginning, is given again what
+it was answered before, makes one call more, and is stopped at the next one. So a state of the whole is a value (the
+table, and what each actor has seen), and a walk visits each state once, however many interleavings lead to it.
+
+Each actor has a clock of its own. Between two calls, and while its agent runs, it may jump to any later of the times
+of the walk: so actors sleep at any point, wake late, and disagree about the time as much as can be.
+
+An actor may also lose an answer; and it may die at any step, because the others go on without it in some of the
+interleavings, and because every table that was ever seen must recover if everybody dies there.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from unittest import mock
+
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+from quittance.errors import QuittanceError
+from quittance.models import TaskResult
+from quittance.run import Job, Run
+from quittance.sweeping import sweep
+from tests.ledger.checks import Answer, Sent, answered, step, violations
+from tests.ledger.memory import Item, Memory
+from tests.ledger.world import World, instant_run
+
+FOREVER_MS: Final = 60 * 60 * 1_000
+_WRITES: Final = frozenset({"transact_write_items", "update_item"})
+Table = Mapping[str, Item]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """What one actor does, and what it sends if it is a client."""
+
+    name: str
+    story: Callable[[World], Any]
+    sent: Sent | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """The whole: the table and what each actor has seen (both by number), and how many answers may still be lost."""
+
+    table: int
+    seen: tuple[tuple[int, ...], ...]
+    done: tuple[bool, ...]
+    losses: int
+
+
+@dataclass
+class Walked:
+    """How much was walked, and what was wrong."""
+
+    states: int
+    tables: int
+    interleavings: int
+    wrong: list[str]
+    results: set[tuple[str, ...]]
+
+
+class Paused(BaseException):
+    """The actor has reached its next step."""
+
+
+class _Numbered:
+    """Gives equal values equal numbers."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, value: Any) -> int:
+        name = repr(sorted(value.items()) if isinstance(value, dict) else value)
+        if name not in self._numbers:
+            self._numbers[name] = len(self.values)
+            self.values.append(value)
+        return self._numbers[name]
+
+
+class _Stepper:
+    """An actor's client, clock and sandbox: the past again, then one step, then a pause.
+
+    A step is a call, or the agent's run; both end with the time that the actor's clock then shows.
+    """
+
+    def __init__(self, memory: Memory, past: Sequence[Any], now_ms: int, *, loses: bool) -> None:
+        self.memory, self.loses = memory, loses
+        self.past, self.at, self.fresh = list(past), 0, True
+        self.fence: int | None = None
+        self.lost = False
+        self.timed = False  # whether anything followed the new step that looked at the clock
+        self._next_ms = now_ms
+        self._now_ms = 0
+        self._event(lambda: ("begin", None))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(**arguments: Any) -> Any:
+            kind, answer = self._event(lambda: self._call(name, arguments))
+            if kind == "refused":
+                raise ClientError(answer, name)
+            if kind == "lost":
+                raise ReadTimeoutError(endpoint_url="-")
+            return answer
+
+        return call
+
+    def now_ms(self) -> int:
+        self.timed = self.timed or not self.fresh
+        return self._now_ms
+
+    def run(self, job: Job) -> Run:
+        self._event(lambda: ("run", None))
+        return instant_run(job)
+
+    def _call(self, name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
+        try:
+            answer = ("answer", getattr(self.memory, name)(**arguments))
+        except ClientError as refused:
+            answer = ("refused", refused.response)
+        if self.loses and name in _WRITES:
+            self.lost = True
+            return "lost", None
+        return answer
+
+    def _event(self, make: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
+        if self.at == len(self.past):
+            if not self.fresh:
+                raise Paused
+            self.fresh = False
+            self.past.append((*make(), self._next_ms))
+        kind, answer, self._now_ms = self.past[self.at]
+        self.at += 1
+        return kind, answer
+
+
+class Walk:
+    """Walks every state that the actors can bring about, from a table, while their clocks move through `times`."""
+
+    def __init__(self, table: Table, actors: Sequence[Actor], times: Sequence[int], *, losses: int = 0) -> None:
+        self._actors, self._times = actors, times
+        self._tables, self._events = _Numbered(), _Numbered()
+        self._wrong: list[str] = []
+        self._results: set[tuple[str, ...]] = set()
+        nobody = tuple(() for _ in actors)
+        self._start = State(self._tables.number(dict(table)), nobody, tuple(False for _ in actors), losses)
+
+    def all(self) -> Walked:
+        """Walks; then lets every table that was seen recover by itself."""
+        paths: dict[State, int] = {}
+        stack: list[tuple[State, list[State] | None]] = [(self._start, None)]
+        with mock.patch("uuid.uuid4", self._uuid):
+            while stack:
+                state, following = stack.pop()
+                if following is not None:
+                    paths[state] = sum(paths[after] for after in following) or 1
+                elif state not in paths:
+                    following = list(self._following(state))
+                    stack.append((state, following))
+                    stack += [(after, None) for after in following if after not in paths]
+        for table in self._tables.values:
+            self._recover(table)
+        return Walked(len(paths), len(self._tables.values), paths[self._start], self._wrong, self._results)
+
+    def _uuid(self) -> uuid.UUID:
+        self._drawn += 1
+        return uuid.UUID(int=self._drawn)
+
+    def _following(self, state: State) -> Iterator[State]:
+        if all(state.done):
+            return
+        for number, done in enumerate(state.done):
+            if not done:
+                yield from self._steps(state, number)
+
+    def _steps(self, state: State, number: int) -> Iterator[State]:
+        seen = state.seen[number]
+        now_ms = self._events.values[seen[-1]][-1] if seen else self._times[0]
+        for loses in (False, True)[: 1 + bool(state.losses)]:
+            for later_ms in self._times:
+                if later_ms < now_ms:
+                    continue
+                after, stepper = self._step(state, number, later_ms, loses=loses)
+                if loses and not stepper.lost:
+                    break
+                yield replace(after, losses=state.losses - loses)
+                if not stepper.timed:
+                    break  # nobody looked: another time would lead to the same
+
+    def _step(self, state: State, number: int, now_ms: int, *, loses: bool) -> tuple[State, _Stepper]:
+        actor, before = self._actors[number], self._tables.values[state.table]
+        past = [self._events.values[event] for event in state.seen[number]]
+        stepper = _Stepper(Memory(before), past, now_ms, loses=loses)
+        self._drawn = (number + 1) * 1_000
+        done = False
+        try:
+            result = actor.story(World(stepper, now_ms=stepper.now_ms, run=stepper.run))
+        except Paused:
+            pass
+        except QuittanceError as exc:
+            done, result = True, exc
+        else:
+            done = True
+        table = stepper.memory.items
+        self._check(before, table, stepper.fence, actor)
+        if done:
+            self._check_result(actor, result, table)
+        after = State(
+            self._tables.number(table),
+            _put(state.seen, number, () if done else tuple(map(self._events.number, stepper.past))),
+            _put(state.done, number, done),
+            state.losses,
+        )
+        return after, stepper
+
+    def _check(self, before: Table, after: Table, fence: int | None, actor: Actor) -> None:
+        for pk, item in after.items():
+            if pk.startswith("ESC#") and item is not before.get(pk):
+                self._wrong += [f"{actor.name}: {what}" for what in step(before.get(pk), item, fence=fence)]
+        balances = [int(item["available"]["N"]) for pk, item in after.items() if pk.startswith("ACCT#")]
+        if min(balances, default=0) < 0:
+            self._wrong.append(f"{actor.name}: somebody owes")
+
+    def _check_result(self, actor: Actor, result: Any, table: Table) -> None:
+        what = result.escrow_status if isinstance(result, TaskResult) else type(result).__name__
+        self._results.add((actor.name, what))
+        if isinstance(result, TaskResult) and actor.sent:
+            self._wrong += [f"{actor.name}: {what}" for what in answered(table.values(), [Answer(actor.sent, result)])]
+
+    def _recover(self, table: Table) -> None:
+        """Everybody has died here: time and the sweep must bring it in order."""
+        memory = Memory(table)
+        world = World(memory, now_ms=lambda: self._times[-1] + FOREVER_MS)
+        while (swept := sweep(world, remaining_ms=lambda: FOREVER_MS)).expired or swept.credited:
+            pass
+        self._wrong += violations(world, memory.items.values())
+
+
+def _put(values: tuple[Any, ...], number: int, value: Any) -> tuple[Any, ...]:
+    return (*values[:number], value, *values[number + 1 :])

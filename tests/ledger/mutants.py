@@ -1,0 +1,209 @@
+"""Removes each guard of the ledger in turn and sees that the proofs notice.
+
+    python tests/ledger/mutants.py            # all; what `make mutants` does
+    python tests/ledger/mutants.py fee        # those whose name holds a word
+
+Each mutant is one edit of a scratch copy, against which the named tests run; the unharmed copy must pass them first.
+Exit status 1 if one survives, or if the code that a mutant edits is not there (any more).
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("layers/runtime/quittance", "tests/ledger", "local", "template.yaml", "pyproject.toml")
+SECONDS_MAX = 120
+LEDGER, TASKS, DYNAMO = "store/ledger.py", "tasks.py", "store/dynamo.py"
+MATRIX, WALK = "tests/ledger/test_matrix.py", "tests/ledger/test_interleavings.py"
+PAIR = f"{WALK}::test_two_actors_one_of_whom_may_lose_an_answer"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One guard that is taken away: in `file`, `old` becomes `new`; `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+SETTLE = 'condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now"'
+EXPIRE = 'condition="#state = :funded AND #expires_ms <= :now"'
+TAKE = 'condition="#state = :funded AND #fence = :seen_fence AND #lease_ms <= :now AND #expires_ms > :now"'
+MARK = '"#state = :seen_state AND attribute_exists(#work) AND attribute_not_exists(#swept_ms)"'
+
+
+def _without(condition: str, term: str) -> str:
+    """A condition that lacks one term."""
+    less = re.sub(rf"( AND )?{re.escape(term)}( AND )?", lambda cut: " AND " if cut[1] and cut[2] else "", condition)
+    assert less != condition
+    return less
+
+
+MUTANTS = (
+    Mutant("fund: uniqueness", DYNAMO, '"attribute_not_exists(pk)"', '"attribute_not_exists(x)"', MATRIX),
+    Mutant("fund: balance", LEDGER, '"available >= :amount"', '"attribute_exists(available)"', MATRIX),
+    Mutant(
+        "fund: the hold itself",
+        LEDGER,
+        '[{"Put": put}, self._take(escrow.payer, escrow.budget_micro)]',
+        '[{"Put": put}]',
+        MATRIX,
+    ),
+    Mutant("fund: the escrow's reason first", LEDGER, "if standing is None:", "if account is not None:", MATRIX),
+    Mutant("take over: state", LEDGER, TAKE, _without(TAKE, "#state = :funded"), MATRIX),
+    Mutant("take over: fence", LEDGER, TAKE, _without(TAKE, "#fence = :seen_fence"), MATRIX),
+    Mutant("take over: lease", LEDGER, TAKE, _without(TAKE, "#lease_ms <= :now"), MATRIX),
+    Mutant("take over: expiry", LEDGER, TAKE, _without(TAKE, "#expires_ms > :now"), MATRIX),
+    Mutant("take over: the fence moves", LEDGER, "fence=stale.fence + 1", "fence=stale.fence", MATRIX),
+    Mutant("settle: state", LEDGER, SETTLE, _without(SETTLE, "#state = :funded"), MATRIX),
+    Mutant("settle: fence", LEDGER, SETTLE, _without(SETTLE, "#fence = :my_fence"), MATRIX),
+    Mutant("settle: expiry", LEDGER, SETTLE, _without(SETTLE, "#expires_ms > :now"), MATRIX),
+    Mutant(
+        "settle: refund of what was not used",
+        LEDGER,
+        '[{"Update": write}, self._give(settled.payer, refunded_micro)]',
+        '[{"Update": write}]',
+        MATRIX,
+    ),
+    Mutant("settle: the receipt goes along", LEDGER, '"receipt": settlement.receipt', '"receipt": ""', MATRIX),
+    Mutant("settle: fee rounded down", "escrow.py", "* fee_bps // _BPS", "* fee_bps // _BPS + 1", MATRIX),
+    Mutant(
+        "settle: fee of the used, not of the budget",
+        "escrow.py",
+        "used_micro * fee_bps",
+        "budget_micro * fee_bps",
+        MATRIX,
+    ),
+    Mutant("expire: state", LEDGER, EXPIRE, _without(EXPIRE, "#state = :funded"), MATRIX),
+    Mutant("expire: time", LEDGER, EXPIRE, _without(EXPIRE, "#expires_ms <= :now"), MATRIX),
+    Mutant("sweep: mark", LEDGER, MARK, '"#state = :seen_state"', MATRIX),
+    Mutant("sweep: state as seen", LEDGER, MARK, _without(MARK, "#state = :seen_state"), MATRIX),
+    Mutant("sweep: leaves the index", LEDGER, 'remove=("work", "work_at")', "remove=()", MATRIX),
+    Mutant("sweep: failures too", LEDGER, 'f"SETTLED#{self._shard', 'f"{settlement.state}#{self._shard', MATRIX),
+    Mutant("sweep: the platform's credit", LEDGER, "amounts[self._platform_account] +=", "amounts[''] = 0 *", MATRIX),
+    Mutant("sweep: numbers go on", LEDGER, "standing.outcomes + n, now_ms", "n, now_ms", MATRIX),
+    Mutant("sweep: reputation unmoved", LEDGER, '"#outcomes = :seen" if', '"attribute_exists(#outcomes)" if', MATRIX),
+    Mutant(
+        "sweep: reputation not begun",
+        LEDGER,
+        'else "attribute_not_exists(#outcomes)"',
+        'else "attribute_not_exists(#x)"',
+        MATRIX,
+    ),
+    Mutant("sweep: drops what another took", LEDGER, "if taken is None]", "]", MATRIX),
+    Mutant(
+        "sweep: refunds the expired", "sweeping.py", "        _expire(platform, escrow_id, done)", "        pass", PAIR
+    ),
+    Mutant("movements: one amount an id", LEDGER, 'if earlier["amount"] != amount_micro:', "if False:", MATRIX),
+    Mutant(
+        "conflicts: never hide a refusal",
+        DYNAMO,
+        "if _REFUSED in codes and (codes[0] == _REFUSED or not _CONFLICTS.intersection(codes)):",
+        "if _REFUSED in codes:",
+        MATRIX,
+    ),
+    Mutant(
+        "conflicts: are tried again",
+        DYNAMO,
+        "        if _CONFLICTS.intersection(codes):\n            return",
+        "",
+        MATRIX,
+    ),
+    Mutant(
+        "request hash: of a settled task",
+        TASKS,
+        "if escrow.request_sha256 != _request_sha256(attempt):",
+        "if False:",
+        f"{PAIR} -k body",
+    ),
+    Mutant(
+        "request hash: at a takeover",
+        TASKS,
+        "escrow.request_sha256 == _request_sha256(attempt) and ",
+        "",
+        f"{PAIR} -k body",
+    ),
+    Mutant("runner: only its own escrow", TASKS, "if escrow.runner != attempt.runner:", "if False:", f"{PAIR} -k body"),
+)
+
+
+def survivors(mutants: tuple[Mutant, ...]) -> list[str]:
+    """Tries the mutants; prints a line for each; returns the names of those that lived."""
+    lived = []
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        for name in COPIED:
+            source, target = ROOT / name, home / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        shutil.copy(ROOT / "tests" / "support.py", home / "tests")
+        for tests in sorted({mutant.tests for mutant in mutants}):
+            if output := _failure(home, tests):
+                _say(f"the unharmed code fails {tests}:\n{output}")
+                return ["none"]
+        for mutant in mutants:
+            began = time.monotonic()
+            path = home / "layers/runtime/quittance" / mutant.file
+            whole = path.read_text()
+            if whole.count(mutant.old) != 1:
+                _say(f"| {mutant.name} | NOT FOUND once in {mutant.file} |")
+                lived.append(mutant.name)
+                continue
+            path.write_text(whole.replace(mutant.old, mutant.new))
+            output = _failure(home, mutant.tests)
+            path.write_text(whole)
+            caught = re.search(r"^(?:FAILED|ERROR) \S+::(\S+)", output, re.MULTILINE)
+            if not caught:
+                lived.append(mutant.name)
+            by = f"`{caught[1]}`" if caught else "NOTHING " + output[-300:]
+            _say(f"| {mutant.name} | {by} | {time.monotonic() - began:.0f} s |")
+    return lived
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _failure(home: Path, tests: str) -> str:
+    """What the tests print when they fail; nothing when they pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "--tb=no", "-p", "no:cacheprovider", "-rfE", *tests.split()]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTHONPATH", None)
+    try:
+        ran = subprocess.run(
+            command, cwd=home, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"FAILED {tests}::did-not-end"
+    return ran.stdout + ran.stderr if ran.returncode else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="See that no guard can be removed unnoticed.")
+    parser.add_argument("word", nargs="?", default="")
+    word = parser.parse_args().word
+    chosen = tuple(mutant for mutant in MUTANTS if word in mutant.name)
+    lived = survivors(chosen)
+    _say(f"{len(chosen) - len(lived)} of {len(chosen)} mutants caught")
+    for name in lived:
+        _say(f"survived: {name}")
+    return 1 if lived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""All interleavings of two and three actors on one escrow, each state checked, each table left to recover."""
+
+import hashlib
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from quittance import escrow as escrows
+from quittance import tasks
+from quittance.limits import ESCROW_GRACE_MS
+from quittance.run import Meter
+from quittance.sweeping import sweep
+from tests.ledger.checks import Sent
+from tests.ledger.explore import FOREVER_MS, Actor, Table, Walk, Walked
+from tests.ledger.memory import Memory
+from tests.ledger.world import FLAT, FLAT_MICRO, START_MS, TIMEOUT_S, World, ask, task_named
+
+LIFE_MS = 40_000
+LEASE = START_MS + LIFE_MS
+EXPIRY = START_MS + TIMEOUT_S * 1_000 + ESCROW_GRACE_MS
+PARTLY, FULLY = 2 * FLAT_MICRO, FLAT_MICRO
+WINS = task_named("t", payer="alice", state="released")
+FAILS = task_named("t", payer="alice", state="refunded")
+COUNTED: list[tuple[Any, ...]] = []
+RIVALS = ("retry", "other body", "sweep", "expiry", "credit", "reader", "stray expiry", "withdrawal")
+# Walks with a retry take minutes: `make interleavings` walks them too.
+ALL_TRIOS = (
+    ("retry", "expiry"),
+    ("retry", "credit"),
+    ("retry", "withdrawal"),
+    ("retry", "reader"),
+    ("expiry", "credit"),
+    ("expiry", "reader"),
+    ("expiry", "withdrawal"),
+    ("expiry", "second expiry"),
+    ("credit", "second credit"),
+    ("credit", "withdrawal"),
+    ("stray expiry", "expiry"),
+    ("sweep", "withdrawal"),
+)
+TRIOS = tuple(trio for trio in ALL_TRIOS if "retry" not in trio or "QUITTANCE_LONG" in os.environ)
+
+
+def client(name: str, task_id: str, budget: int, text: str = "in") -> Actor:
+    request = ask(task_id, budget=budget, text=text)
+    sent = Sent("alice", task_id, FLAT, budget, hashlib.sha256(text.encode()).hexdigest())
+    return Actor(name, lambda world: tasks.execute(world, "alice", request, remaining_ms=lambda: LIFE_MS), sent)
+
+
+def stray_expiry(world: World, escrow_id: str) -> Any:
+    """Somebody who would expire the escrow at any time, were it not for the ledger's condition."""
+    escrow = world.ledger.find(escrow_id)
+    if escrow is None:
+        return None
+    bare = replace(escrow, settlement=None)
+    end = escrows.expire(bare, now_ms=world.now_ms())
+    return world.ledger.expire(bare, tasks._signed(world, bare, end, Meter(), version=None))
+
+
+def withdraw(world: World) -> int:
+    return world.ledger.withdraw("alice", "w-1", 2 * FLAT_MICRO, now_ms=world.now_ms())
+
+
+def swept(world: World) -> Any:
+    return sweep(world, remaining_ms=lambda: FOREVER_MS)
+
+
+def expire_overdue(world: World) -> None:
+    for overdue in world.ledger.overdue(now_ms=world.now_ms()):
+        escrow = world.ledger.find(overdue)
+        assert escrow
+        tasks.expire_if_overdue(world, escrow)
+
+
+def credit(world: World) -> None:
+    for batch in world.ledger.credits():
+        world.ledger.credit(batch, now_ms=world.now_ms())
+
+
+def cast(task_id: str, budget: int) -> dict[str, Actor]:
+    """Who may meet at one escrow. The runner is the late runner wherever its clock jumps before it settles."""
+    escrow_id = escrows.escrow_id("alice", task_id)
+    actors = [
+        client("runner", task_id, budget),
+        client("retry", task_id, budget),
+        client("other body", task_id, budget, "other"),
+        Actor("sweep", swept),
+        Actor("expiry", expire_overdue),  # the two halves of a sweep
+        Actor("second expiry", expire_overdue),
+        Actor("credit", credit),
+        Actor("second credit", credit),
+        Actor("reader", lambda world: tasks.result(world, "alice", task_id)),
+        Actor("stray expiry", lambda world: stray_expiry(world, escrow_id)),
+        Actor("withdrawal", withdraw),
+    ]
+    return {actor.name: actor for actor in actors}
+
+
+def start() -> Table:
+    """A ledger in which alice has enough for the task or the withdrawal, not for both."""
+    memory = Memory()
+    world = World(memory, now_ms=lambda: START_MS)
+    world.ledger.deposit("alice", "start", 3 * FLAT_MICRO, now_ms=START_MS)
+    return memory.items
+
+
+def walk(names: tuple[str, ...], *, task_id: str = WINS, budget: int = PARTLY, losses: int = 0) -> Walked:
+    actors = [cast(task_id, budget)[name] for name in names]
+    walked = Walk(start(), actors, [START_MS, LEASE, EXPIRY], losses=losses).all()
+    assert walked.wrong == []
+    assert ("runner", "released" if task_id == WINS else "refunded") in walked.results
+    COUNTED.append((*names, walked.states, walked.interleavings))
+    return walked
+
+
+@pytest.mark.parametrize(("task_id", "budget"), [(WINS, PARTLY), (WINS, FULLY), (FAILS, PARTLY)])
+@pytest.mark.parametrize("rival", RIVALS)
+def test_two_actors_one_of_whom_may_lose_an_answer(rival: str, task_id: str, budget: int) -> None:
+    walked = walk(("runner", rival), task_id=task_id, budget=budget, losses=1)
+    assert walked.interleavings > walked.states > 1
+
+
+@pytest.mark.parametrize("rivals", TRIOS, ids="+".join)
+def test_three_actors(rivals: tuple[str, str]) -> None:
+    walked = walk(("runner", *rivals))
+    assert walked.interleavings > walked.states
+
+
+def test_how_much_was_walked(capsys: pytest.CaptureFixture[str]) -> None:
+    states, interleavings = sum(walked[-2] for walked in COUNTED), sum(walked[-1] for walked in COUNTED)
+    with capsys.disabled():
+        sys.stdout.write(f"\n  {len(COUNTED)} walks, {states:,} states, {interleavings:,} interleavings")

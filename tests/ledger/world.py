@@ -1,0 +1,263 @@
+"""A platform whose ledger is real and whose other parts are instant and deterministic.
+
+What a task comes to follows from its seed alone, so a checker can say beforehand what each escrow must be: see
+`expected`. Time is a clock that the tests hold.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from quittance import escrow as escrows
+from quittance.bootstrap import Platform
+from quittance.config import Settings
+from quittance.errors import NotFoundError
+from quittance.escrow import Escrow, Settlement
+from quittance.limits import KIB, MIB
+from quittance.models import TaskRequest
+from quittance.observability import logger
+from quittance.receipt import SigningKey
+from quittance.run import Job, Meter, Outcome, Run
+from quittance.sandbox import artefact_key
+from quittance.store.blobs import Outputs
+from quittance.store.keys import Keys
+from quittance.store.ledger import Ledger
+from quittance.store.registry import Agent, AgentState, Terms, Upload, Version
+
+TABLE = "LedgerTable"
+PLATFORM_ACCOUNT = "quittance:platform"
+FEE_BPS = 333  # of odd prices: every fee is rounded
+START_MS = 1_800_000_000_000
+TIMEOUT_S = 10
+FUEL = 10**9
+OUTPUT = b"done"
+METERED = {"base": 1_003, "per_million_fuel": 7_919, "per_kib_output": 11, "minimum": 5_003}
+FLAT_MICRO = 10_007
+MODULE = hashlib.sha256(b"module").hexdigest()
+
+
+def micro(amount: int) -> str:
+    """An amount as the API takes it."""
+    return f"{amount // 10**6}.{amount % 10**6:06}"
+
+
+def _agent(name: str, owner: str, tariff: str) -> Agent:
+    terms = Terms(tariff=tariff, memory_bytes=MIB, timeout_s=TIMEOUT_S, fuel=FUEL)
+    return Agent(
+        agent_id=name,
+        owner=owner,
+        name=name,
+        description="",
+        created_ms=0,
+        terms=terms,
+        upload=Upload(1, AgentState.ACTIVE, terms),
+        version=Version(MODULE, artefact_key(MODULE), "artefact", "engine", "config"),
+    )
+
+
+_FLAT = f'{{"type":"flat","price":"{micro(FLAT_MICRO)}"}}'
+_RATES = ",".join(f'"{name}":"{micro(rate)}"' for name, rate in METERED.items())
+HOT, FLAT, OWN = "agt_" + "h" * 26, "agt_" + "f" * 26, "agt_" + "o" * 26
+AGENTS = {
+    HOT: _agent(HOT, "olga", f'{{"type":"metered",{_RATES}}}'),
+    FLAT: _agent(FLAT, "oskar", _FLAT),
+    OWN: _agent(OWN, PLATFORM_ACCOUNT, _FLAT),
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without a log line for each outcome that a fault leaves unknown."""
+    level = logger.log_level
+    logger.setLevel("CRITICAL")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class Agents:
+    """The registry: three agents that are always ready."""
+
+    def get(self, agent_id: str) -> Agent:
+        if agent_id not in AGENTS:
+            raise NotFoundError(agent_id)
+        return AGENTS[agent_id]
+
+    get_cached = get
+
+
+class Kms:
+    """The root key, without a KMS."""
+
+    private = ec.generate_private_key(ec.SECP256R1())
+
+    def sign(self, *, Message: bytes, **_: Any) -> dict[str, bytes]:  # noqa: N803 - boto3's names
+        return {"Signature": self.private.sign(Message, ec.ECDSA(SHA256()))}
+
+    def get_public_key(self, **_: Any) -> dict[str, bytes]:
+        form, kind = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        return {"PublicKey": self.private.public_key().public_bytes(form, kind)}
+
+
+@dataclass(frozen=True)
+class OneKey:
+    """One signing key for everybody: equal settlements then have equal receipts."""
+
+    key: SigningKey
+    roots: dict[str, Any]
+
+    def signing_key(self, *, now_s: int) -> SigningKey:
+        return self.key
+
+    def jwks(self) -> dict[str, Any]:
+        return self.roots
+
+
+def new_keys() -> Keys:
+    """An environment's own receipt keys."""
+    return Keys(Kms(), root_key_ids=["alias/root"])  # type: ignore[arg-type]  # the two calls that Keys makes
+
+
+@cache
+def one_key() -> OneKey:
+    keys = new_keys()
+    return OneKey(keys.signing_key(now_s=START_MS // 1_000), keys.jwks())
+
+
+class Watched(Ledger):
+    """The ledger, telling its client which fence an actor settles with."""
+
+    def settle(self, escrow: Escrow, settlement: Settlement) -> Escrow:
+        self._client.fence = escrow.fence  # type: ignore[attr-defined]  # for whoever keeps a journal
+        return super().settle(escrow, settlement)
+
+
+class World(Platform):
+    """A platform over one DynamoDB client, which may be a real one, a faulty one or the stand-in."""
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        now_ms: Callable[[], int],
+        run: Callable[[Job], Run] | None = None,
+        keys: Any = None,
+        shards: int = 1,
+    ) -> None:
+        super().__init__(
+            Settings(
+                ledger_table=TABLE,
+                registry_table="-",
+                uploads_bucket="-",
+                binaries_bucket="-",
+                outputs_bucket="-",
+                ledger_shards=shards,
+                fee_bps=FEE_BPS,
+                platform_account=PLATFORM_ACCOUNT,
+                receipt_key_ids="alias/root",
+                receipt_issuer="urn:quittance:test",
+                issuer_url="-",
+                jwks_url="-",
+                audience="-",
+            )
+        )
+        parts = {
+            "_dynamodb": client,
+            "ledger": Watched(client, table=TABLE, shards=shards, platform_account=PLATFORM_ACCOUNT),
+            "registry": Agents(),
+            "keys": keys or one_key(),
+            "binaries": SimpleNamespace(local_artefact=lambda *_: Path("artefact"), forget=lambda *_: None),
+            "outputs": Outputs(None, bucket="-"),  # type: ignore[arg-type]  # small outputs stay inline
+            "sandbox": SimpleNamespace(run=run or instant_run),
+        }
+        vars(self).update(parts)  # before the properties that would make the real ones
+        self._now_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self._now_ms()
+
+
+def instant_run(job: Job) -> Run:
+    """A run without a guest: outcome and meter follow from the escrow's seed."""
+    return _run(job.seed, len(job.stdin))
+
+
+def _run(seed: bytes, input_bytes: int) -> Run:
+    draw = hashlib.sha256(seed).digest()
+    meter = Meter(
+        fuel=int.from_bytes(draw[:3]),
+        wall_ms=draw[4] * 8,
+        memory_bytes=KIB,
+        input_bytes=input_bytes,
+        output_bytes=len(OUTPUT),
+    )
+    if draw[5] < 190:
+        return Run(Outcome.SUCCEEDED, "", meter, 0, OUTPUT)
+    outcome = Outcome.EXIT_CODE if draw[5] < 230 else Outcome.WORKER_LOST
+    return Run(outcome, "It failed.", meter, 3)
+
+
+def ask(task_id: str, agent_id: str = FLAT, *, budget: int = 2 * FLAT_MICRO, text: str = "in") -> TaskRequest:
+    """A task's request."""
+    return TaskRequest.model_validate(
+        {"task_id": task_id, "agent_id": agent_id, "input": text, "budget": micro(budget)}
+    )
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a run comes to, computed apart from the code under test."""
+
+    state: str
+    paid: int
+    fee: int
+    refunded: int
+
+
+def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
+    """What the escrow of a task must be if its run is settled in time."""
+    run = _run(escrows.seed(escrows.escrow_id(payer, task_id)), 0)
+    if run.outcome is not Outcome.SUCCEEDED:
+        return Due("refunded", 0, 0, budget)
+    used = FLAT_MICRO
+    if agent_id == HOT:
+        million = 1_000_000
+        fuel = (run.meter.fuel * METERED["per_million_fuel"] + million - 1) // million
+        used = max(METERED["minimum"], METERED["base"] + fuel + METERED["per_kib_output"])
+    used = min(used, budget)
+    fee, rest = divmod(used * FEE_BPS, 10_000)
+    assert 0 <= rest < 10_000
+    return Due("released", used - fee, fee, budget - used)
+
+
+def task_named(prefix: str, *, payer: str, state: str) -> str:
+    """A task id whose run ends in `state`."""
+    number = 0
+    while expected(payer, f"{prefix}{number}", FLAT, 2 * FLAT_MICRO).state != state:
+        number += 1
+    return f"{prefix}{number}"
+
+
+@cache
+def table_properties() -> dict[str, Any]:
+    """The ledger's table as `template.yaml` declares it, for `create_table`."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("!", lambda *_: None)  # CloudFormation's own tags; the table's keys carry none
+    template = yaml.load((Path(__file__).parents[2] / "template.yaml").read_text(), Loader)  # a SafeLoader
+    declared = template["Resources"]["LedgerTable"]["Properties"]
+    wanted = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
+    return {"TableName": TABLE, **{name: declared[name] for name in wanted}}

@@ -35,6 +35,10 @@ class _OverdueError(Exception):
     """The guest did not end in time."""
 
 
+class _TooLateError(Exception):
+    """The guest did not even begin in time."""
+
+
 class Sandbox:
     """Runs jobs in a process of their own. Safe to use from many threads; the jobs run one after the other."""
 
@@ -105,6 +109,39 @@ class Sandbox:
         self._worker = None
 
 
+class _GuestTime:
+    """How long to wait for a guest. Its time begins when it begins, which its worker notes in the log.
+
+    A message would have both processes wake each other once more: that costs more than many a run.
+    """
+
+    def __init__(self, log: wire.Log, timeout: float, begin_by: float) -> None:
+        self._log = log
+        self._timeout = timeout
+        self._begin_by = begin_by
+        self._ordered = time.monotonic()
+        self._began: float | None = None
+
+    @property
+    def began(self) -> bool:
+        """Whether the guest has begun. The note counts as far as it can be true, and once: no later one gains time."""
+        if self._began is None and (noted_ns := self._log.began()[0]):
+            self._began = min(max(noted_ns / 1e9, self._ordered), time.monotonic())
+        return self._began is not None
+
+    def next_look(self) -> float:
+        """Give the deadline, or when to look for one; raises `_OverdueError` or `_TooLateError` when time is up."""
+        now = time.monotonic()
+        if self.began and self._began is not None:
+            deadline = self._began + self._timeout
+            if now >= deadline:
+                raise _OverdueError
+            return deadline
+        if now >= self._begin_by:
+            raise _TooLateError
+        return min(now + self._timeout, self._begin_by)
+
+
 class _Worker:
     """One worker process and the channel to it. It is `spent` when it must not be used again."""
 
@@ -138,7 +175,7 @@ class _Worker:
             run, resident_bytes = wire.decode_run(header, body, self._log.read())
         except _OverdueError:
             return self._timed_out(job)
-        except (wire.CorruptFrameError, EOFError, OSError) as error:
+        except (wire.CorruptFrameError, _TooLateError, EOFError, OSError) as error:
             _logger.warning("the worker was lost: %r; it said: %s", error, self._last_words())
             return _lost(job, "The sandbox failed during the run; the agent is not to blame.", self._log.read())
         if run.outcome is Outcome.WORKER_LOST:
@@ -174,38 +211,22 @@ class _Worker:
             raise self._not_started() from error
 
     def _report(self, job: Job, begin_by: float) -> wire.Frame:
-        """Wait for the end of the run. The guest's time begins with the guest: the worker notes when and sends nothing.
-
-        A message at that moment would have both processes wake each other twice, which costs more than many a run.
-        """
-        sent, timeout = time.monotonic(), job.timeout_ms / 1_000
-        began: float | None = None
+        """Wait for the end of the run."""
+        time_left = _GuestTime(self._log, job.timeout_ms / 1_000, begin_by)
 
         def read(count: int) -> bytes:
-            nonlocal began
             while True:
-                now = time.monotonic()
-                if began is None:
-                    began = self._began(sent, now)  # believed once: nothing that is noted later gains time
-                if began is None and now >= begin_by:
-                    raise TimeoutError
                 try:
-                    return self._read(count, min(now + timeout, begin_by) if began is None else began + timeout)
-                except TimeoutError as error:
-                    if began is not None:
-                        raise _OverdueError from error
+                    return self._read(count, time_left.next_look())
+                except TimeoutError:
+                    continue
 
         try:
             return wire.receive(read, limits.OUTPUT_BYTES_MAX)
         except (ConnectionError, EOFError) as error:
-            if self._began(sent, time.monotonic()) is None:
-                raise self._not_started() from error
-            raise
-
-    def _began(self, sent: float, now: float) -> float | None:
-        """Tell when the guest began, if it did; the worker's note counts as far as it can be true."""
-        noted_ns, _ = self._log.began()
-        return min(max(noted_ns / 1e9, sent), now) if noted_ns else None
+            if time_left.began:
+                raise
+            raise self._not_started() from error
 
     def _read(self, count: int, deadline: float) -> bytes:
         self._wait(select.POLLIN, deadline)

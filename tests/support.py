@@ -20,7 +20,7 @@ def wasm(name: str) -> bytes:
 
 
 def remaining() -> int:
-    """A Lambda invocation that has just begun."""
+    """What a Lambda invocation that has just begun may still live, in milliseconds."""
     return 40_000
 
 
@@ -28,6 +28,9 @@ class Cloud(Platform):
     """The platform of the tests: a clock that a test may move, a count of calls, and ready-made agents."""
 
     skew_ms = 0
+
+    def left_ms(self) -> int:
+        return remaining()
 
     def now_ms(self) -> int:
         return super().now_ms() + self.skew_ms

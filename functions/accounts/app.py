@@ -1,19 +1,23 @@
 """Shows and moves an account's credits: `/accounts`."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.openapi.params import Query
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import accounts
 from quittance.bootstrap import platform
 from quittance.errors import NotFoundError
 from quittance.http import PREFIX, answer, api, caller, responses
+from quittance.limits import PAGE_ITEMS_MAX
 from quittance.models import (
     AccountAnswer,
     AccountId,
     DepositAnswer,
     DepositRequest,
+    StatementPage,
     WithdrawalAnswer,
     WithdrawalRequest,
 )
@@ -33,7 +37,22 @@ _TAGS = ["accounts"]
 )
 def me() -> Response[str]:
     """What the caller has."""
-    return answer(accounts.balance(platform(), caller(app).account))
+    return answer(accounts.balance(platform(app.lambda_context), caller(app).account))
+
+
+@app.get(
+    f"{PREFIX}/accounts/me/statement",
+    summary="Read what moved one's credits",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, StatementPage)),
+)
+def statement(
+    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 50,
+    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+) -> Response[str]:
+    """Every movement of the caller's credits, newest first; the index behind it may lag by a second."""
+    account = caller(app).account
+    return answer(accounts.statement(platform(app.lambda_context), account, limit=limit, after=after))
 
 
 @app.post(
@@ -48,7 +67,7 @@ def deposit(account_id: AccountId, request: DepositRequest) -> Response[str]:
     bank = caller(app)
     bank.need(DEPOSIT_SCOPE)
     account = bank.account if account_id == _ME else account_id
-    return answer(accounts.deposit(platform(), account, request), HTTPStatus.CREATED)
+    return answer(accounts.deposit(platform(app.lambda_context), account, request), HTTPStatus.CREATED)
 
 
 @app.post(
@@ -63,10 +82,10 @@ def withdraw(account_id: AccountId, request: WithdrawalRequest) -> Response[str]
     if account_id not in {_ME, caller(app).account}:
         msg = "You can withdraw from your own account only."
         raise NotFoundError(msg)
-    return answer(accounts.withdraw(platform(), caller(app).account, request), HTTPStatus.CREATED)
+    return answer(accounts.withdraw(platform(app.lambda_context), caller(app).account, request), HTTPStatus.CREATED)
 
 
 @entry
-def handler(event: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - Lambda's context has no public type
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Query
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import publishing
 from quittance.bootstrap import platform
@@ -26,7 +27,7 @@ _TAGS = ["agents"]
 )
 def register(request: AgentRequest) -> Response[str]:
     """Registers an agent of the caller's and answers with the form to post its module with."""
-    return answer(publishing.register(platform(), caller(app).account, request), HTTPStatus.CREATED)
+    return answer(publishing.register(platform(app.lambda_context), caller(app).account, request), HTTPStatus.CREATED)
 
 
 @app.get(f"{PREFIX}/agents", summary="List agents", tags=_TAGS, responses=responses((HTTPStatus.OK, AgentPage)))
@@ -37,7 +38,7 @@ def page(
 ) -> Response[str]:
     """Agents that take tasks, newest first."""
     caller(app)
-    return answer(publishing.page(platform(), owner=owner, limit=limit, after=after))
+    return answer(publishing.page(platform(app.lambda_context), owner=owner, limit=limit, after=after))
 
 
 @app.get(
@@ -49,7 +50,7 @@ def page(
 def describe(agent_id: AgentId) -> Response[str]:
     """One agent with its terms and reputation."""
     caller(app)
-    return answer(publishing.describe(platform(), agent_id))
+    return answer(publishing.describe(platform(app.lambda_context), agent_id))
 
 
 @app.post(
@@ -61,7 +62,10 @@ def describe(agent_id: AgentId) -> Response[str]:
 )
 def open_version(agent_id: AgentId, request: VersionRequest) -> Response[str]:
     """Opens the upload of a new version, with new terms if there are any."""
-    return answer(publishing.open_version(platform(), caller(app).account, agent_id, request), HTTPStatus.CREATED)
+    return answer(
+        publishing.open_version(platform(app.lambda_context), caller(app).account, agent_id, request),
+        HTTPStatus.CREATED,
+    )
 
 
 @app.delete(
@@ -72,11 +76,11 @@ def open_version(agent_id: AgentId, request: VersionRequest) -> Response[str]:
 )
 def retire(agent_id: AgentId) -> Response[str]:
     """Takes an agent out of service for good; tasks that are settled stay answered."""
-    publishing.retire(platform(), caller(app).account, agent_id)
-    return answer(publishing.describe(platform(), agent_id))
+    publishing.retire(platform(app.lambda_context), caller(app).account, agent_id)
+    return answer(publishing.describe(platform(app.lambda_context), agent_id))
 
 
 @entry
-def handler(event: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - Lambda's context has no public type
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
 from quittance.config import settings
 from quittance.errors import UnauthenticatedError
 from quittance.identity import bearer_token, verify
@@ -9,7 +11,7 @@ from quittance.observability import entry
 
 
 @entry
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry: an IAM policy for the whole API, because the gateway caches it for all routes of a token.
 
     Scopes are checked by the functions. The gateway answers 401 to the exception's text "Unauthorized", and only to it.

@@ -4,6 +4,7 @@ from http import HTTPStatus
 from typing import Any
 
 from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import tasks
 from quittance.bootstrap import platform
@@ -22,15 +23,14 @@ app = api()
 )
 def execute(request: TaskRequest) -> Response[str]:
     """Runs one task. An agent that fails is an answered request: 200 with `success: false`, refunded in full."""
-    remaining_ms = app.lambda_context.get_remaining_time_in_millis
-    return task_answer(tasks.execute(platform(), caller(app).account, request, remaining_ms=remaining_ms))
+    return task_answer(tasks.execute(platform(app.lambda_context), caller(app).account, request))
 
 
 @entry
-def handler(event: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - Lambda's context has no public type
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry. A direct invocation gets the plain answer; a refusal raises, so that workflows can catch it."""
     if "httpMethod" in event:
         return app.resolve(event, context)
     request = read_direct(DirectTaskRequest, event)
-    done = tasks.execute(platform(), request.user_id, request, remaining_ms=context.get_remaining_time_in_millis)
+    done = tasks.execute(platform(context), request.user_id, request)
     return done.model_dump(mode="json", by_alias=True)

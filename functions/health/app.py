@@ -3,17 +3,20 @@
 import json
 from typing import Any
 
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
 from quittance.observability import entry
 
 
 @entry
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry. The shallow path imports nothing heavy: load balancers call it often and cold."""
     if not any(name.lower() == "authorization" for name in event.get("headers") or {}):
         return _answer(200, {"status": "ok"}, {})
     from quittance import health
+    from quittance.bootstrap import platform
 
-    return _answer(*health.examine(event["headers"]))
+    return _answer(*health.examine(platform(context), event["headers"]))
 
 
 def _answer(status: int, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:

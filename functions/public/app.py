@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import documentation
 from quittance.bootstrap import platform
@@ -18,7 +19,7 @@ _TAGS = ["public"]
 @app.get(f"{PREFIX}/.well-known/jwks.json", summary="Read the receipt keys", tags=_TAGS)
 def jwks() -> Response[str]:
     """The root keys under which receipts verify, for ever (RFC 7517)."""
-    return Response(200, "application/json", json.dumps(platform().keys.jwks()), headers=_CACHED)
+    return Response(200, "application/json", json.dumps(platform(app.lambda_context).keys.jwks()), headers=_CACHED)
 
 
 @app.get(f"{PREFIX}/openapi.json", summary="Read the API description", tags=_TAGS)
@@ -34,6 +35,6 @@ def docs() -> Response[str]:
 
 
 @entry
-def handler(event: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - Lambda's context has no public type
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

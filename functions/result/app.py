@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Query
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import tasks
 from quittance.bootstrap import platform
@@ -26,10 +27,10 @@ def result(
     user: Annotated[AccountId | None, Query(description="For the agent's owner: whose task it is.")] = None,
 ) -> Response[str]:
     """The outcome: whole for the user, without output and log for the agent's owner; 202 while it is not known."""
-    return task_answer(tasks.result(platform(), caller(app).account, task_id, user=user))
+    return task_answer(tasks.result(platform(app.lambda_context), caller(app).account, task_id, user=user))
 
 
 @entry
-def handler(event: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - Lambda's context has no public type
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

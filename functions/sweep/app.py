@@ -3,14 +3,16 @@
 from dataclasses import asdict
 from typing import Any
 
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
 from quittance.bootstrap import platform
 from quittance.observability import entry, logger
 from quittance.sweeping import sweep
 
 
 @entry
-def handler(_event: object, context: Any) -> dict[str, Any]:  # noqa: ANN401 - Lambda's context has no public type
+def handler(_event: object, context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
-    swept = asdict(sweep(platform(), remaining_ms=context.get_remaining_time_in_millis))
+    swept = asdict(sweep(platform(context)))
     logger.info("swept", **swept)
     return swept

@@ -66,9 +66,7 @@ def _total(items: list[Item]) -> int:
 
 def _entered(items: list[Item]) -> int:
     """All that ever came in, less what went out."""
-    return sum(
-        item["amount"] * {"IN": 1, "OUT": -1}.get(item["pk"].partition("#")[0], 0) for item in items if "amount" in item
-    )
+    return sum(item["amount"] for item in items if item["pk"].startswith(("IN#", "OUT#")))
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def assert_states(claims: dict[str, Any], item: Item) -> None:
     same = {
         "eid": item["pk"].removeprefix("ESC#"),
         "task": item["task_id"],
-        "user": item["payer"],
+        "user": item["account"],
         "agent": item["agent_id"],
         "owner": item["owner"],
         "module_sha256": item["module_sha256"],
@@ -139,7 +137,7 @@ def assert_states(claims: dict[str, Any], item: Item) -> None:
         "outcome": item["outcome"],
         "fee_bps": item["fee_bps"],
         "reputation_tenths": item["reputation_tenths"],
-        "funded_at": item["funded_ms"],
+        "funded_at": item["at"],
         "expires_at": item["expires_ms"],
         "settled_at": item["settled_ms"],
     } | {name: str(item[name]) for name in ("budget", "paid", "fee", "refunded")}

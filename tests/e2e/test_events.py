@@ -34,6 +34,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "agents-open-version": (201, {"state": "awaiting_upload", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
     "agents-retire": (200, {"state": "retired", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
     "accounts-me": (200, {"account_id": "alice"}),
+    "accounts-statement": (200, {"account_id": "alice"}),
     "accounts-deposit": (201, {"account_id": "alice", "amount": "2.5"}),
     "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25"}),
     "public-jwks": (200, {}),

@@ -51,7 +51,11 @@ def echo(publish: Callable[..., str]) -> str:
 def _unmoved(alice: User, echo: str, ledger: Ledger) -> Iterator[None]:
     """No refusal moves money: what she was given is all there, and nothing was ever held."""
     yield
-    hers = [item for item in ledger.items() if alice.name in {item["pk"].partition("#")[2], item.get("payer")}]
+    hers = [
+        item
+        for item in ledger.items()
+        if alice.name in {item["pk"].partition("#")[2], item.get("account")} and not item["pk"].startswith("IN#")
+    ]
     assert [(item["pk"], item["available"]) for item in hers] == [(f"ACCT#{alice.name}", CREDIT)]
 
 
@@ -353,6 +357,10 @@ OTHERS: list[tuple[str, str, Any, int, str, tuple[str, ...]]] = [
         "POST", "/agents", {"name": "x", "tariff": FLAT, "limits": {"memory_mib": 1025, "timeout": 0, "fuel": 0}},
         400, "invalid_request", ("limits.memory_mib", "limits.timeout", "limits.fuel"),
     ),
+    ("GET", "/accounts/me/statement?limit=0", None, 400, "invalid_request", ("limit",)),
+    ("GET", "/accounts/me/statement?limit=101", None, 400, "invalid_request", ("limit",)),
+    ("GET", "/accounts/me/statement?after=yesterday", None, 400, "invalid_request", ("after",)),
+    ("GET", f"/accounts/me/statement?after=1~task~{LONG}", None, 400, "invalid_request", ("after",)),
     ("POST", "/accounts/me/withdrawals", {}, 400, "invalid_request", ("withdrawal_id", "amount")),
     ("POST", "/accounts/me/withdrawals", {"withdrawal_id": "w", "amount": "-1"}, 400, "invalid_request", ("amount",)),
     ("POST", "/accounts/me/withdrawals", {"withdrawal_id": "w", "amount": "0"}, 400, "invalid_request", ("amount",)),

@@ -5,6 +5,7 @@ the ledger's table.
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from time import monotonic, sleep
 from typing import Any
 
@@ -96,6 +97,16 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
 
     seen = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
     assert seen == {"available": "0.039", "held": "0", "earned": "0"}
+    (earnings,) = olga.http.get("/accounts/me/statement").json()["lines"]
+    assert earnings | {"at": ...} == {
+        "at": ..., "kind": "earnings", "id": done["escrow_id"], "amount": "0.039", "agent_id": agent, "tasks": 1,
+        "escrow_status": None,
+    }  # fmt: skip
+    lines = alice.http.get("/accounts/me/statement").json()["lines"]
+    assert [(line["kind"], line["id"], line["amount"], line["escrow_status"]) for line in lines[:-1]] == [
+        ("task", done["task_id"], "-0.04", "released")
+    ]
+    assert sum(Decimal(line["amount"]) for line in lines) == Decimal(alice.http.get("/accounts/me").json()["available"])
     reputation = alice.http.get(f"/agents/{agent}").json()["reputation"]
     assert reputation == {"score": 50 + done["reputation_delta"], "outcomes": 1, "successes": 1, "failures": 0}
 
@@ -155,6 +166,14 @@ def test_failing_agent_earns_nothing_and_loses_standing(
     assert "exit code 3" in done["error"]["message"]
     credited(sweep, ledger)
     assert balance(olga.name) == 0
+    assert olga.http.get("/accounts/me/statement").json() == {"account_id": olga.name, "lines": [], "next": None}
+    line = alice.http.get("/accounts/me/statement?limit=1").json()["lines"][0]
+    assert (line["kind"], line["id"], line["amount"], line["escrow_status"]) == (
+        "task",
+        done["task_id"],
+        "0",
+        "refunded",
+    )
     reputation = alice.http.get(f"/agents/{agent}").json()["reputation"]
     assert reputation == {"score": 45, "outcomes": 1, "successes": 0, "failures": 1}
 
@@ -249,7 +268,7 @@ def test_sixteen_at_once_for_one_task_cost_it_once(
             assert answer.json()["type"] == "urn:quittance:problem:task_in_progress"
             assert int(answer.headers["Retry-After"]) > 0
     assert balance(alice.name) == CREDIT - 10_000
-    assert [item["fence"] for item in ledger.items("ESC#") if item["payer"] == alice.name] == [1]
+    assert [item["fence"] for item in ledger.items("ESC#") if item["account"] == alice.name] == [1]
     assert alice.execute(agent, **request).content == done[0].content
 
 
@@ -263,7 +282,7 @@ def test_twenty_at_once_on_a_balance_for_ten_are_ten(
     assert sorted(answer.status_code for answer in answers) == [200] * 10 + [402] * 10
     assert all(answer.json()["success"] for answer in answers if answer.status_code == 200)
     assert balance(alice.name) == 0
-    mine = [item for item in ledger.items("ESC#") if item["payer"] == alice.name]
+    mine = [item for item in ledger.items("ESC#") if item["account"] == alice.name]
     assert [(item["state"], item["paid"] + item["fee"]) for item in mine] == [("released", 100_000)] * 10
 
 

@@ -7,7 +7,7 @@ import pytest
 from quittance import auditing, tasks
 from quittance.models import TaskRequest
 from quittance.sweeping import sweep
-from tests.support import Cloud, remaining, wasm
+from tests.support import Cloud, wasm
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def busy(cloud: Cloud) -> Cloud:
     cloud.ledger.withdraw("alice", "w-1", 1_000_000, now_ms=1)
     echo, failing = cloud.publish(wasm("echo")), cloud.publish(wasm("failing"))
     ask(cloud, echo, "swept")
-    sweep(cloud, remaining_ms=remaining)
+    sweep(cloud)
     ask(cloud, echo, "paid")
     ask(cloud, failing, "refunded")
     ask(cloud, echo, "expired", dies=True)
@@ -34,7 +34,7 @@ def ask(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False) -> None:
         if dies:
             patch.setattr(tasks, "_run", lambda *_: (_ for _ in ()).throw(InterruptedError))
         try:
-            tasks.execute(cloud, "alice", TaskRequest.model_validate(fields), remaining_ms=remaining)
+            tasks.execute(cloud, "alice", TaskRequest.model_validate(fields))
         except InterruptedError:
             assert dies
 
@@ -62,11 +62,12 @@ def test_an_honest_ledger_has_no_difference(busy: Cloud) -> None:
     [
         ("ACCT#alice", {"available": {"N": "3899999"}}, {"I1", "I10/I11"}),
         ("ACCT#alice", {"available": {"N": "-1"}}, {"I1", "I2", "I10/I11"}),
-        ("ESC#", {"fee": {"N": "0"}, "paid": {"N": "10000"}}, {"I4", "I12", "I10/I11"}),
-        ("ESC#", {"paid": {"N": "10000"}}, {"form", "I1", "I10/I11"}),
+        ("ESC#", {"fee": {"N": "0"}, "paid": {"N": "10000"}}, {"I4", "I12", "I10", "I10/I11"}),
+        ("ESC#", {"paid": {"N": "10000"}}, {"form", "I1", "I10", "I10/I11"}),
         ("ESC#", {"receipt": {"S": "e30.e30.e30"}}, {"I12"}),
         ("ESC#", {"settled_ms": {"N": "99999999999999"}}, {"I8", "I12"}),
         ("IN#", {"amount": {"N": "5000001"}}, {"I1", "I10/I11"}),
+        ("EARN#", {"amount": {"N": "1"}}, {"I10", "I10/I11"}),
     ],
 )
 def test_what_was_tampered_with_is_named(

@@ -27,7 +27,7 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture
 def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    bootstrap.platform.cache_clear()
+    bootstrap._platform.cache_clear()
     monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
     monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
     cloud.deposit("alice", 1_000_000)
@@ -95,7 +95,7 @@ def test_a_pending_task_says_where_to_look(platform: Cloud, call: Call, monkeypa
     assert (headers["Location"], headers["Retry-After"]) == (f"{PREFIX}/tasks/t-1/result", "2")
     assert call("result", "GET", "/tasks/t-1/result")[0] == 202
     status, problem, headers = call("execute", "POST", "/tasks/execute", task(agent_id))
-    assert (status, problem["code"], headers["Retry-After"]) == (409, "task_in_progress", "40")
+    assert (status, problem["code"], headers["Retry-After"]) == (409, "task_in_progress", "18")
 
 
 def test_direct_invocation_answers_plainly_and_raises_refusals(platform: Cloud, context: Any) -> None:
@@ -123,6 +123,7 @@ def test_direct_invocation_answers_plainly_and_raises_refusals(platform: Cloud, 
         ("agents", "POST", "/agents/a/versions", {}),
         ("agents", "DELETE", "/agents/a", None),
         ("accounts", "GET", "/accounts/me", None),
+        ("accounts", "GET", "/accounts/me/statement", None),
         ("accounts", "POST", "/accounts/alice/deposits", {"deposit_id": "d", "amount": "1"}),
         ("accounts", "POST", "/accounts/me/withdrawals", {"withdrawal_id": "w", "amount": "1"}),
     ],
@@ -185,10 +186,10 @@ def test_health_shallow_asks_nobody_and_names_no_part(context: Any) -> None:
 def test_health_deep_tries_every_part(platform: Cloud) -> None:
     from quittance import health
 
-    parts = {name: health._works(name, check) for name, check in health._CHECKS.items()}
+    parts = {name: health._works(platform, name, check) for name, check in health._CHECKS.items()}
     assert all(parts.values()), parts
     platform._s3.delete_bucket(Bucket=platform.settings.outputs_bucket)
-    assert not health._works("outputs", health._outputs)
+    assert not health._works(platform, "outputs", health._outputs)
 
 
 def _raise(error: type[Exception], *args: str) -> Any:

@@ -1,15 +1,17 @@
 """The ledger's writes one by one: what each refuses, and that a refusal changes nothing. (Single-threaded: moto.)"""
 
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectTimeoutError
+from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsError, ReadTimeoutError
 
 from quittance import escrow as escrows
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.escrow import Escrow, Settlement, State
-from quittance.limits import TRANSACTION_TRIES_MAX
+from quittance.journal import Kind, Line
+from quittance.limits import CALL_MS_MAX, WALLET_PURSES
 from quittance.run import Meter, Outcome, Run
 from quittance.store import dynamo
 from quittance.store.ledger import CREDITED_ESCROWS_MAX
@@ -31,7 +33,6 @@ def hold(task_id: str = "t-1", **changes: Any) -> Escrow:
         owner="owner",
         module_sha256="m" * 64,
         input_sha256="i" * 64,
-        input_bytes=0,
         tariff='{"type":"flat","price":"0.4"}',
         budget_micro=BUDGET,
         fee_bps=250,
@@ -80,7 +81,7 @@ def test_a_replay_is_told_before_the_empty_account(rich: Cloud, monkeypatch: pyt
     def refuse(_: Any) -> None:
         raise dynamo.RefusedError([standing, account])
 
-    monkeypatch.setattr(rich.ledger, "_transact", refuse)
+    monkeypatch.setattr(rich.ledger, "_send", refuse)
     assert rich.ledger.fund(replace(escrow, runner="runner-2")) == escrow
 
 
@@ -207,24 +208,70 @@ def _cancelled(*codes: str) -> ClientError:
     return ClientError(response, "TransactWriteItems")
 
 
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    clock = Time()
+    monkeypatch.setattr(dynamo, "time", clock)
+    return clock
+
+
+CONFLICT = _cancelled("None", "TransactionConflict")
+THROTTLED = ClientError({"Error": {"Code": "ThrottlingException"}}, "x")
+
+
 @pytest.mark.parametrize(
-    ("failure", "tries", "error"),
+    "failure",
     [
-        (_cancelled("ConditionalCheckFailed", "None"), 1, dynamo.RefusedError),
-        (_cancelled("ConditionalCheckFailed", "TransactionConflict"), 1, dynamo.RefusedError),
-        (_cancelled("None", "ConditionalCheckFailed"), 1, dynamo.RefusedError),
-        (_cancelled("TransactionConflict", "ConditionalCheckFailed"), TRANSACTION_TRIES_MAX, PlatformUnavailableError),
-        (_cancelled("TransactionConflict", "None"), TRANSACTION_TRIES_MAX, PlatformUnavailableError),
-        (_cancelled("ValidationError", "None"), 1, ClientError),
-        (ClientError({"Error": {"Code": "ThrottlingException"}}, "x"), TRANSACTION_TRIES_MAX, PlatformUnavailableError),
-        (ClientError({"Error": {"Code": "ResourceNotFoundException"}}, "x"), 1, ClientError),
-        (ConnectTimeoutError(endpoint_url="x"), 1, PlatformUnavailableError),
+        _cancelled("TransactionConflict", "None"),
+        _cancelled("None", "ThrottlingError"),
+        ClientError({"Error": {"Code": "TransactionConflictException"}}, "x"),
+        ClientError({"Error": {"Code": "TransactionInProgressException"}}, "x"),
+        ClientError({"Error": {"Code": "InternalServerError"}}, "x"),
+        THROTTLED,
+        ConnectTimeoutError(endpoint_url="x"),
+        ReadTimeoutError(endpoint_url="x"),
     ],
 )
-def test_conflicts_are_tried_again_and_refusals_are_not(
-    failure: Exception, tries: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dynamo.time, "sleep", lambda _: None)
+def test_what_may_pass_is_tried_again_until_no_call_fits_the_time(failure: Exception, time: Time) -> None:
+    began_s, sent_s = time.now_s, []
+
+    def send() -> None:
+        sent_s.append(time.now_s)
+        raise failure
+
+    with pytest.raises(PlatformUnavailableError) as refused:
+        dynamo.answered(send, dynamo.Patience(12_000, keep_ms=3_000))
+    assert refused.value.retry_after_s
+    assert len(sent_s) > 5
+    assert 5 < sent_s[-1] - began_s <= 9 - CALL_MS_MAX / 1_000, "the last call, too, ends within the time"
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (_cancelled("ConditionalCheckFailed", "None"), dynamo.RefusedError),
+        (_cancelled("ConditionalCheckFailed", "TransactionConflict"), dynamo.RefusedError),
+        (_cancelled("TransactionConflict", "ConditionalCheckFailed"), dynamo.RefusedError),
+        (_cancelled("None", "ConditionalCheckFailed"), dynamo.RefusedError),
+        (_cancelled("ValidationError", "None"), ClientError),
+        (ClientError({"Error": {"Code": "ResourceNotFoundException"}}, "x"), ClientError),
+        (NoCredentialsError(), PlatformUnavailableError),
+    ],
+)
+def test_what_cannot_pass_is_sent_once(failure: Exception, error: type[Exception], time: Time) -> None:
     sent = 0
 
     def send() -> None:
@@ -233,24 +280,161 @@ def test_conflicts_are_tried_again_and_refusals_are_not(
         raise failure
 
     with pytest.raises(error):
-        dynamo.answered(send)
-    assert sent == tries
+        dynamo.answered(send, dynamo.Patience(12_000))
+    assert sent == 1
 
 
-def test_passing_conflict_is_not_seen_by_the_caller(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dynamo.time, "sleep", lambda _: None)
-    honest = rich._dynamodb.transact_write_items
-    failures = [_cancelled("TransactionConflict", "None"), _cancelled("None", "ThrottlingError")]
-    tokens = []
+def fails_first(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> list[set[str]]:
+    """Lets the first transactions fail; returns the keys that each one sent has touched."""
+    honest, left, sent = cloud._dynamodb.transact_write_items, list(failures), []
 
-    def contended(**call: Any) -> Any:
-        tokens.append(call["ClientRequestToken"])
-        if failures:
-            raise failures.pop()
+    def send(**call: Any) -> Any:
+        changes = [change for action in call["TransactItems"] for change in action.values()]
+        sent.append({(change.get("Item") or change["Key"])["pk"]["S"] for change in changes})
+        if left:
+            raise left.pop(0)
         return honest(**call)
 
-    monkeypatch.setattr(rich._dynamodb, "transact_write_items", contended)
+    monkeypatch.setattr(cloud._dynamodb, "transact_write_items", send)
+    return sent
+
+
+def purses(cloud: Cloud, account: str) -> list[int]:
+    return [int(item["available"]["N"]) for item in cloud.items(f"ACCT#{account}")]
+
+
+def test_a_throttle_is_not_seen_by_the_caller(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = fails_first(rich, monkeypatch, THROTTLED, THROTTLED)
     rich.ledger.fund(hold())
     assert rich.ledger.available_micro("alice") == 9 * BUDGET
-    assert len(tokens) == 3
-    assert len(set(tokens)) == 1, "a repeat with another token could fund twice"
+    assert sent == [{f"ESC#{hold().escrow_id}", "ACCT#alice"}] * 3, "an account that nobody hurries keeps one purse"
+
+
+def test_a_lost_answer_is_found_out_by_asking_again(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, lost = rich._dynamodb.transact_write_items, []
+
+    def loses_the_first(**call: Any) -> Any:
+        answer = honest(**call)
+        if not lost:
+            lost.append(1)
+            raise ReadTimeoutError(endpoint_url="x")
+        return answer
+
+    for operate in (
+        lambda: rich.ledger.deposit("alice", "d", 5, now_ms=1),
+        lambda: rich.ledger.withdraw("alice", "w", 5, now_ms=1),
+        lambda: rich.ledger.fund(hold()),
+        lambda: rich.ledger.settle(hold(), end(hold(), FAILED)),
+    ):
+        lost.clear()
+        monkeypatch.setattr(rich._dynamodb, "transact_write_items", loses_the_first)
+        operate()
+        assert lost
+    assert rich.ledger.available_micro("alice") == 10 * BUDGET
+
+
+def test_who_collides_spreads_a_wallet_that_is_worth_it(
+    cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.deposit("alice", 100 * BUDGET)
+    fails_first(cloud, monkeypatch, CONFLICT)
+    cloud.ledger.fund(hold())
+    assert len(purses(cloud, "alice")) == WALLET_PURSES
+    assert min(purses(cloud, "alice")) >= BUDGET
+    assert cloud.ledger.available_micro("alice") == 99 * BUDGET
+
+
+def test_who_collides_goes_to_another_purse(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds and refunds both; and the environment stays where it found room."""
+    cloud.deposit("alice", 100 * BUDGET)
+    with monkeypatch.context() as patch:
+        fails_first(cloud, patch, CONFLICT)
+        cloud.ledger.fund(hold("spreads"))
+    monkeypatch.setattr(random, "choice", lambda able: able[7])
+    monkeypatch.setattr(random, "randrange", lambda _: 9)
+    sent = fails_first(cloud, monkeypatch, CONFLICT)
+    escrow = cloud.ledger.fund(hold())
+    assert "ACCT#alice#7" in sent[-1]
+    cloud.ledger.fund(hold("next"))
+    assert "ACCT#alice#7" in sent[-1]
+    sent = fails_first(cloud, monkeypatch, CONFLICT)
+    cloud.ledger.settle(escrow, end(escrow, FAILED))
+    assert ["ACCT#alice#7" in sent[0], "ACCT#alice#9" in sent[-1]] == [True, True]
+    assert cloud.ledger.available_micro("alice") == 98 * BUDGET
+
+
+def test_a_spread_wallet_can_be_spent_to_the_last_credit(
+    cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task larger than any purse, then a withdrawal of everything; then nothing is left for either."""
+    cloud.deposit("alice", 40 * BUDGET)
+    fails_first(cloud, monkeypatch, CONFLICT)
+    cloud.ledger.fund(hold("spreads"))
+    cloud.ledger.fund(hold("large", budget_micro=10 * BUDGET))
+    assert cloud.ledger.available_micro("alice") == 29 * BUDGET
+    with pytest.raises(InsufficientFundsError) as refused:
+        cloud.ledger.withdraw("alice", "w", 29 * BUDGET + 1, now_ms=1)
+    assert refused.value.members == {"available": "29", "required": "29.000001"}
+    cloud.ledger.withdraw("alice", "w", 29 * BUDGET, now_ms=1)
+    assert set(purses(cloud, "alice")) == {0}
+    with pytest.raises(InsufficientFundsError):
+        cloud.ledger.fund(hold("one more"))
+    assert [item["pk"]["S"] for item in cloud.items("OUT#")] == ["OUT#alice#w"]
+
+
+def test_another_try_of_the_same_that_took_the_last_credit_is_no_lack(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other try commits after ours was refused and before ours looks at the purses."""
+    cloud.deposit("alice", BUDGET)
+    honest, met = cloud.ledger._plan, []
+
+    def overtaken(*asked: Any, **how: Any) -> Any:
+        if not met:
+            met.append(1)
+            cloud.ledger.deposit("alice", "more", BUDGET, now_ms=1)
+            cloud.ledger.withdraw("alice", "w", 2 * BUDGET, now_ms=2)
+        return honest(*asked, **how)
+
+    monkeypatch.setattr(cloud.ledger, "_plan", overtaken)
+    assert cloud.ledger.withdraw("alice", "w", 2 * BUDGET, now_ms=3) == 2
+    assert cloud.ledger.available_micro("alice") == 0
+
+
+def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> None:
+    cloud.ledger.deposit("alice", "d", 10 * BUDGET, now_ms=1)
+    paid = cloud.ledger.fund(hold("paid", funded_ms=2))
+    cloud.ledger.settle(paid, end(paid))
+    failed = cloud.ledger.fund(hold("failed", funded_ms=3))
+    cloud.ledger.settle(failed, end(failed, FAILED))
+    cloud.ledger.fund(hold("open", funded_ms=4))
+    cloud.ledger.withdraw("alice", "w", 7, now_ms=4)
+    (batch,) = cloud.ledger.credits()
+    cloud.ledger.credit(batch, now_ms=9)
+
+    def task(name: str, at_ms: int, amount: int, state: State) -> Line:
+        return Line("alice", Kind.TASK, name, at_ms, amount, "agt_1", 1, state)
+
+    lines, more = cloud.ledger.statement("alice", limit=10)
+    assert not more
+    assert sorted(lines, key=lambda line: (-line.at_ms, line.reference)) == [
+        task("open", 4, -BUDGET, State.FUNDED),
+        Line("alice", Kind.WITHDRAWAL, "w", 4, -7),
+        task("failed", 3, 0, State.REFUNDED),
+        task("paid", 2, -400_000, State.RELEASED),
+        Line("alice", Kind.DEPOSIT, "d", 1, 10 * BUDGET),
+    ]
+    assert sum(line.amount_micro for line in lines) == cloud.ledger.available_micro("alice")
+    first, after = batch[0].escrow_id, None
+    assert cloud.ledger.statement("owner", limit=9) == (
+        [Line("owner", Kind.EARNINGS, first, 9, 390_000, "agt_1", 2)],
+        False,
+    )
+    platform = Line("quittance:platform", Kind.FEES, first, 9, 10_000, "agt_1", 2)
+    assert cloud.ledger.statement("quittance:platform", limit=9) == ([platform], False)
+    pages = []
+    for _ in lines:
+        (line,), more = cloud.ledger.statement("alice", limit=1, after=after)
+        pages.append(line)
+        after = (line.at_ms, line.kind, line.reference)
+    assert (pages, more) == (lines, False)

@@ -102,7 +102,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name = escrows.escrow_id(payer, str(number))
         wanted = Escrow(
             escrow_id=name, payer=payer, task_id=str(number), request_sha256="r", agent_id=f"agt_{owner}",
-            owner=owner, module_sha256="m", input_sha256="i", input_bytes=0,
+            owner=owner, module_sha256="m", input_sha256="i",
             tariff=f'{{"type":"flat","price":"0.{price % 10**6:06}"}}', budget_micro=budget, fee_bps=250,
             timeout_ms=1_000, runner=f"runner-{self.now}", fence=1, funded_ms=self.now,
             lease_ms=self.now + LEASE_MS, expires_ms=self.now + LIFE_MS,

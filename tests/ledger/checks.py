@@ -101,7 +101,7 @@ def _escrow(escrow: Mapping[str, Any]) -> Iterable[str]:
         return
     if escrow["settled_ms"] >= escrow["expires_ms"]:
         yield "settled after its time"
-    due = expected(escrow["payer"], escrow["task_id"], escrow["agent_id"], escrow["budget"])
+    due = expected(escrow["account"], escrow["task_id"], escrow["agent_id"], escrow["budget"])
     if escrow["outcome"] == "out_of_time":  # a takeover too late to run
         due = Due("refunded", 0, 0, escrow["budget"])
     if (escrow["state"], *split) != (due.state, due.paid, due.fee, due.refunded):
@@ -148,7 +148,7 @@ def _journal(escrows: Mapping[str, Mapping[str, Any]], writes: Iterable[Write]) 
 
 
 def _kind(write: Write) -> str:
-    marks = {"swept_ms": "sweep", "outcome": "leave", "payer": "fund"}
+    marks = {"swept_ms": "sweep", "outcome": "leave", "account": "fund"}
     return next((kind for mark, kind in marks.items() if mark in write.values), "take over")
 
 

@@ -63,7 +63,7 @@ class Journal:
 
 
 class Faulty:
-    """The five calls that the ledger makes."""
+    """The calls that the ledger makes."""
 
     def __init__(self, client: Any, rates: Rates, journal: Journal, random: Random) -> None:
         self._client, self._rates, self._journal, self._random = client, rates, journal, random
@@ -81,10 +81,18 @@ class Faulty:
         self._before(0, plain_write=False)
         return self._client.get_item(**call)
 
+    def batch_get_item(self, **call: Any) -> Any:
+        self._before(0, plain_write=False)
+        return self._client.batch_get_item(**call)
+
+    def transact_get_items(self, **call: Any) -> Any:
+        self._before(len(call["TransactItems"]), plain_write=False)
+        return self._client.transact_get_items(**call)
+
     def query(self, **call: Any) -> Any:
         """The index follows later: now and then it shows what it showed the last time."""
         self._before(0, plain_write=False)
-        asked = repr(sorted(call["ExpressionAttributeValues"][":queue"].items()))
+        asked = repr(sorted(call["ExpressionAttributeValues"].items()))
         if asked in self._indexed and self._hit("old_index"):
             return self._indexed[asked]
         self._indexed[asked] = self._client.query(**call)

@@ -36,7 +36,7 @@ from quittance.errors import (
     QuittanceError,
     TaskConflictError,
 )
-from quittance.limits import ESCROW_GRACE_MS
+from quittance.limits import CALL_MS_MAX, ESCROW_GRACE_MS
 from quittance.models import TaskResult
 from quittance.run import Job, Meter, Run
 from quittance.sweeping import sweep
@@ -47,6 +47,8 @@ from tests.ledger.world import (
     FLAT,
     FLAT_MICRO,
     HOT,
+    LEASE_MS,
+    LIFE_MS,
     OWN,
     PLATFORM_ACCOUNT,
     START_MS,
@@ -60,15 +62,19 @@ from tests.ledger.world import (
 )
 
 SPEED = 100
-LIFE_MS = 40_000  # of one invocation, and so of a lease
 EXPIRY_MS = TIMEOUT_S * 1_000 + ESCROW_GRACE_MS
 SHARDS = 2
 PAIRS = 12
 TRIES_MAX = 6
 SKEW_MS = (-20_000, -3_000, 0, 0, 500, 3_000, 20_000)
-RATES = Rates(lease_s=LIFE_MS / SPEED / 1_000, expiry_s=EXPIRY_MS / SPEED / 1_000)
+RATES = Rates(lease_s=LEASE_MS / SPEED / 1_000, expiry_s=EXPIRY_MS / SPEED / 1_000)
 
 NO_FAULTS = Rates(**dict.fromkeys((rate.name for rate in fields(Rates)), 0.0))
+
+
+def _left_ms() -> int:
+    """How long the ledger tries again, in real time: a tenth of a second."""
+    return CALL_MS_MAX + 100
 
 
 class Clock:
@@ -118,7 +124,14 @@ class Round:
             faulty.may_crash_running()
             return instant_run(job)
 
-        world = World(faulty, now_ms=lambda: self.clock.now_ms() + skew_ms, run=run, keys=new_keys(), shards=SHARDS)
+        world = World(
+            faulty,
+            now_ms=lambda: self.clock.now_ms() + skew_ms,
+            run=run,
+            keys=new_keys(),
+            shards=SHARDS,
+            left_ms=_left_ms,
+        )
         return world, faulty, random
 
 
@@ -127,7 +140,11 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
     new_table(client)
     this = Round(client, seed, rates)
     honest = World(
-        Faulty(client, NO_FAULTS, this.journal, Random(seed)), now_ms=this.clock.now_ms, shards=SHARDS, keys=new_keys()
+        Faulty(client, NO_FAULTS, this.journal, Random(seed)),
+        now_ms=this.clock.now_ms,
+        shards=SHARDS,
+        keys=new_keys(),
+        left_ms=_left_ms,
     )
     _deposits(honest, escrow_count)
     plans = [_plan(Random(f"{seed} plan {pair}"), pair, -(-escrow_count // PAIRS)) for pair in range(PAIRS)]
@@ -147,22 +164,35 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
         for thread in helpers:
             thread.join()
     this.clock.jump(EXPIRY_MS + 2 * max(SKEW_MS))
-    while not (swept := sweep(honest, remaining_ms=lambda: 10**9)).complete or swept.expired or swept.credited:
+    while not (swept := sweep(honest)).complete or swept.expired or swept.credited:
         pass
     items = [item for page in client.get_paginator("scan").paginate(TableName=TABLE) for item in page["Items"]]
     found = violations(honest, items, this.journal.writes, this.answers)
+    found += _statements(honest)
     for account, amount in this.moved.items():
-        moved = sum(
-            (1 if item["pk"]["S"].startswith("IN#") else -1) * int(item["amount"]["N"])
-            for item in items
-            if item["pk"]["S"].startswith((f"IN#{account}#teller", f"OUT#{account}#teller"))
-        )
+        told = (f"IN#{account}#teller", f"OUT#{account}#teller")
+        moved = sum(int(item["amount"]["N"]) for item in items if item["pk"]["S"].startswith(told))
         if moved != amount:
             found.append(f"{account}: {amount} were told to be moved, {moved} are recorded")
     settled = [item for item in items if item["pk"]["S"].startswith("ESC#")]
     this.ends.update(item["state"]["S"] for item in settled)
     this.ends["taken over"] = sum(int(item["fence"]["N"]) > 1 for item in settled)
     return this, this.wrong + found, len(settled)
+
+
+def _statements(world: World) -> list[str]:
+    """Who has what the lines of the statement do not add up to."""
+    pairs = [f"{kind}-{pair}" for pair in range(PAIRS) for kind in ("payer", "poor")]
+    found = []
+    for account in ("hot", "olga", "oskar", PLATFORM_ACCOUNT, *pairs):
+        total, after, more = 0, None, True
+        while more:
+            lines, more = world.ledger.statement(account, limit=100, after=after)
+            total += sum(line.amount_micro for line in lines)
+            after = (lines[-1].at_ms, lines[-1].kind, lines[-1].reference) if lines else None
+        if total != (available := world.ledger.available_micro(account)):
+            found.append(f"{account}: has {available}, its statement says {total}")
+    return found
 
 
 def _deposits(world: World, escrow_count: int) -> None:
@@ -207,8 +237,9 @@ def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, 
     request = ask(sent.task_id, sent.agent_id, budget=sent.budget, text=task.texts[side])
     begun = world.now_ms()
     faulty.fence = None
+    world.begin(lambda: LIFE_MS - (world.now_ms() - begun))
     try:
-        answer = tasks.execute(world, task.payer, request, remaining_ms=lambda: LIFE_MS - (world.now_ms() - begun))
+        answer = tasks.execute(world, task.payer, request)
     except Crash:
         this.ends["crashed"] += 1
         return random.random() < 0.5
@@ -255,7 +286,8 @@ def _sweep_story(this: Round, number: int) -> None:
     while not this.over.wait(random.uniform(0.05, 0.4)):
         begun = world.now_ms()
         try:
-            sweep(world, remaining_ms=lambda begun=begun: 60_000 - (world.now_ms() - begun))
+            world.begin(lambda begun=begun: 60_000 - (world.now_ms() - begun))  # type: ignore[misc]  # bound now
+            sweep(world)
         except Crash:
             this.ends["sweep crashed"] += 1
         except PlatformUnavailableError:

@@ -45,7 +45,7 @@ class Memory:
         self.items[item["pk"]["S"]] = item
         return {}
 
-    def transact_write_items(self, *, TransactItems: list[Any], ClientRequestToken: str) -> dict[str, Any]:  # noqa: N803
+    def transact_write_items(self, *, TransactItems: list[Any], ClientRequestToken: str = "") -> dict[str, Any]:  # noqa: N803
         changes = [change for action in TransactItems for change in action.values()]
         keys = [_pk(change.get("Item") or change["Key"]) for change in changes]
         assert len(set(keys)) == len(keys) <= 100, "DynamoDB refuses such a transaction"
@@ -63,20 +63,31 @@ class Memory:
         response: Any = {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": reasons}
         raise ClientError(response, "TransactWriteItems")
 
+    def transact_get_items(self, *, TransactItems: list[Any]) -> dict[str, Any]:  # noqa: N803
+        return {"Responses": [_shown(self.items.get(_pk(get["Get"]["Key"]))) for get in TransactItems]}
+
+    def batch_get_item(self, *, RequestItems: dict[str, Any]) -> dict[str, Any]:  # noqa: N803
+        ((table, asked),) = RequestItems.items()
+        assert (table, asked["ConsistentRead"]) == (TABLE, True)
+        found = [self.items[pk] for key in asked["Keys"] if (pk := _pk(key)) in self.items]
+        return {"Responses": {TABLE: [dict(item) for item in found]}, "UnprocessedKeys": {}}
+
     def query(self, **call: Any) -> dict[str, Any]:
-        """The index `work`: a hash key, perhaps an upper bound, perhaps a filter; items as the index projects them."""
+        """An index: a hash key, perhaps an upper bound, perhaps a filter; items as the index projects them."""
         names, values = call["ExpressionAttributeNames"], call["ExpressionAttributeValues"]
         conditions = [call["KeyConditionExpression"], *filter(None, [call.get("FilterExpression")])]
-        (index,) = table_properties()["GlobalSecondaryIndexes"]
+        indexes = {index["IndexName"]: index for index in table_properties()["GlobalSecondaryIndexes"]}
+        index = indexes[call["IndexName"]]
         keys = [key["AttributeName"] for key in index["KeySchema"]]
-        shown = {"pk", *keys, *index["Projection"]["NonKeyAttributes"]}
+        shown = {"pk", *keys, *index["Projection"].get("NonKeyAttributes", ())}
         found = [
             {name: value for name, value in item.items() if name in shown}
             for item in self.items.values()
             if all(key in item for key in keys)
             and all(_holds(condition, item, names, values) for condition in conditions)
         ]
-        return {"Items": sorted(found, key=lambda item: int(item[keys[1]]["N"]))}
+        found.sort(key=lambda item: int(item[keys[1]]["N"]), reverse=not call.get("ScanIndexForward", True))
+        return {"Items": found}
 
     def scan(self, *, TableName: str, ConsistentRead: bool = True) -> dict[str, Any]:  # noqa: N803
         return {"Items": [dict(item) for item in self.items.values()]}

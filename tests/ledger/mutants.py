@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("layers/runtime/quittance", "tests/ledger", "local", "template.yaml", "pyproject.toml")
+COPIED = ("layers/runtime/quittance", "tests/ledger", "tests/unit", "local", "template.yaml", "pyproject.toml")
 SECONDS_MAX = 120
 LEDGER, TASKS, DYNAMO = "store/ledger.py", "tasks.py", "store/dynamo.py"
 MATRIX, WALK = "tests/ledger/test_matrix.py", "tests/ledger/test_interleavings.py"
+WALLET = "tests/unit/test_wallet.py"
 PAIR = f"{WALK}::test_two_actors_one_of_whom_may_lose_an_answer"
 
 
@@ -52,15 +53,10 @@ def _without(condition: str, term: str) -> str:
 
 MUTANTS = (
     Mutant("fund: uniqueness", DYNAMO, '"attribute_not_exists(pk)"', '"attribute_not_exists(x)"', MATRIX),
-    Mutant("fund: balance", LEDGER, '"available >= :amount"', '"attribute_exists(available)"', MATRIX),
-    Mutant(
-        "fund: the hold itself",
-        LEDGER,
-        '[{"Put": put}, self._take(escrow.payer, escrow.budget_micro)]',
-        '[{"Put": put}]',
-        MATRIX,
-    ),
-    Mutant("fund: the escrow's reason first", LEDGER, "if standing is None:", "if account is not None:", MATRIX),
+    Mutant("fund: balance", LEDGER, '"available >= :taken"', '"attribute_exists(available)"', MATRIX),
+    Mutant("fund: the hold itself", LEDGER, "for move in moves.items())", "for move in ())", MATRIX),
+    Mutant("fund: the escrow's reason first", LEDGER, "if refused.items[0] is not None:", "if False:", MATRIX),
+    Mutant("fund: the escrow once more before a lack", LEDGER, "if standing is None:\n", "if True:\n", MATRIX),
     Mutant("take over: state", LEDGER, TAKE, _without(TAKE, "#state = :funded"), MATRIX),
     Mutant("take over: fence", LEDGER, TAKE, _without(TAKE, "#fence = :seen_fence"), MATRIX),
     Mutant("take over: lease", LEDGER, TAKE, _without(TAKE, "#lease_ms <= :now"), MATRIX),
@@ -72,8 +68,8 @@ MUTANTS = (
     Mutant(
         "settle: refund of what was not used",
         LEDGER,
-        '[{"Update": write}, self._give(settled.payer, refunded_micro)]',
-        '[{"Update": write}]',
+        "self._give({settled.payer: refunded_micro}, ",
+        "self._give({}, ",
         MATRIX,
     ),
     Mutant("settle: the receipt goes along", LEDGER, '"receipt": settlement.receipt', '"receipt": ""', MATRIX),
@@ -91,7 +87,15 @@ MUTANTS = (
     Mutant("sweep: state as seen", LEDGER, MARK, _without(MARK, "#state = :seen_state"), MATRIX),
     Mutant("sweep: leaves the index", LEDGER, 'remove=("work", "work_at")', "remove=()", MATRIX),
     Mutant("sweep: failures too", LEDGER, 'f"SETTLED#{self._shard', 'f"{settlement.state}#{self._shard', MATRIX),
-    Mutant("sweep: the platform's credit", LEDGER, "amounts[self._platform_account] +=", "amounts[''] = 0 *", MATRIX),
+    Mutant("sweep: the platform's credit", LEDGER, "sum(credit.fee_micro for credit in batch)", "0", MATRIX),
+    Mutant("sweep: the owner's credit", LEDGER, "sum(credit.paid_micro for credit in batch)", "0", MATRIX),
+    Mutant(
+        "sweep: the journal",
+        LEDGER,
+        'actions += [{"Put": put_new(self._table, self._line_values(line))} for line in lines]',
+        "",
+        MATRIX,
+    ),
     Mutant("sweep: numbers go on", LEDGER, "standing.outcomes + n, now_ms", "n, now_ms", MATRIX),
     Mutant("sweep: reputation unmoved", LEDGER, '"#outcomes = :seen" if', '"attribute_exists(#outcomes)" if', MATRIX),
     Mutant(
@@ -105,18 +109,15 @@ MUTANTS = (
     Mutant(
         "sweep: refunds the expired", "sweeping.py", "        _expire(platform, escrow_id, done)", "        pass", PAIR
     ),
-    Mutant("movements: one amount an id", LEDGER, 'if earlier["amount"] != amount_micro:', "if False:", MATRIX),
-    Mutant(
-        "conflicts: never hide a refusal",
-        DYNAMO,
-        "if _REFUSED in codes and (codes[0] == _REFUSED or not _CONFLICTS.intersection(codes)):",
-        "if _REFUSED in codes:",
-        MATRIX,
-    ),
+    Mutant("movements: one amount an id", LEDGER, "if recorded.amount_micro != amount_micro:", "if False:", MATRIX),
+    Mutant("wallet: no purse below zero", "wallet.py", "min(purses[purse], missing_micro)", "missing_micro", WALLET),
+    Mutant("wallet: all that is there", "wallet.py", "if not able:", "if False:", WALLET),
+    Mutant("wallet: what is spread is taken", "wallet.py", "* (WALLET_PURSES - 1)", "* WALLET_PURSES", WALLET),
+    Mutant("wallet: lack is lack", "wallet.py", "if sum(purses) < amount_micro:", "if False:", WALLET),
     Mutant(
         "conflicts: are tried again",
         DYNAMO,
-        "        if _CONFLICTS.intersection(codes):\n            return",
+        "        if _CONFLICTS.intersection(codes):\n            raise ConflictError from exc",
         "",
         MATRIX,
     ),

@@ -14,12 +14,11 @@ from quittance.limits import ESCROW_GRACE_MS
 from quittance.run import Meter
 from quittance.sweeping import sweep
 from tests.ledger.checks import Sent
-from tests.ledger.explore import FOREVER_MS, Actor, Table, Walk, Walked
+from tests.ledger.explore import Actor, Table, Walk, Walked
 from tests.ledger.memory import Memory
-from tests.ledger.world import FLAT, FLAT_MICRO, START_MS, TIMEOUT_S, World, ask, task_named
+from tests.ledger.world import FLAT, FLAT_MICRO, LEASE_MS, START_MS, TIMEOUT_S, World, ask, task_named
 
-LIFE_MS = 40_000
-LEASE = START_MS + LIFE_MS
+LEASE = START_MS + LEASE_MS
 EXPIRY = START_MS + TIMEOUT_S * 1_000 + ESCROW_GRACE_MS
 PARTLY, FULLY = 2 * FLAT_MICRO, FLAT_MICRO
 WINS = task_named("t", payer="alice", state="released")
@@ -47,7 +46,7 @@ TRIOS = tuple(trio for trio in ALL_TRIOS if "retry" not in trio or "QUITTANCE_LO
 def client(name: str, task_id: str, budget: int, text: str = "in") -> Actor:
     request = ask(task_id, budget=budget, text=text)
     sent = Sent("alice", task_id, FLAT, budget, hashlib.sha256(text.encode()).hexdigest())
-    return Actor(name, lambda world: tasks.execute(world, "alice", request, remaining_ms=lambda: LIFE_MS), sent)
+    return Actor(name, lambda world: tasks.execute(world, "alice", request), sent)
 
 
 def stray_expiry(world: World, escrow_id: str) -> Any:
@@ -65,7 +64,7 @@ def withdraw(world: World) -> int:
 
 
 def swept(world: World) -> Any:
-    return sweep(world, remaining_ms=lambda: FOREVER_MS)
+    return sweep(world)
 
 
 def expire_overdue(world: World) -> None:

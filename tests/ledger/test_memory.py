@@ -59,7 +59,11 @@ def _outcome(client: Any, name: str, arguments: dict[str, Any]) -> tuple[str, An
         return "refused", {"Error": {"Code": code}, **item}
     kept = {key: value for key, value in answer.items() if key in ("Item", "Items") and value}
     if "Items" in answer:  # of equal times, the order is nobody's promise
-        kept["Items"] = sorted(answer["Items"], key=lambda item: (int(item["work_at"]["N"]), item["pk"]["S"]))
+        kept["Items"] = sorted(answer["Items"], key=lambda item: item["pk"]["S"])
+    if "Responses" in answer and isinstance(answer["Responses"], dict):  # nor is the order of a batch
+        kept["Responses"] = {TABLE: sorted(answer["Responses"][TABLE], key=lambda item: item["pk"]["S"])}
+    elif "Responses" in answer:
+        kept["Responses"] = [{"Item": each["Item"]} if each.get("Item") else {} for each in answer["Responses"]]
     return "answer", kept
 
 
@@ -85,6 +89,8 @@ def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
             lambda: ledger.expire(old, ended(world, old, None, now_ms)),
             lambda: list(ledger.overdue(now_ms=now_ms)),
             lambda: ledger.pending("oskar"),
+            lambda: ledger.available_micro("alice"),
+            lambda: ledger.statement("alice", limit=100),
             lambda: [ledger.credit(batch, now_ms=now_ms) for batch in ledger.credits()],
         ]
     random.choice(operations)()

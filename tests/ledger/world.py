@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from quittance import escrow as escrows
+from quittance import tasks
 from quittance.bootstrap import Platform
 from quittance.config import Settings
 from quittance.errors import NotFoundError
@@ -39,6 +40,8 @@ PLATFORM_ACCOUNT = "quittance:platform"
 FEE_BPS = 333  # of odd prices: every fee is rounded
 START_MS = 1_800_000_000_000
 TIMEOUT_S = 10
+LIFE_MS = 40_000  # of one invocation
+LEASE_MS = TIMEOUT_S * 1_000 + tasks._RUN_RESERVE_MS
 FUEL = 10**9
 OUTPUT = b"done"
 METERED = {"base": 1_003, "per_million_fuel": 7_919, "per_kib_output": 11, "minimum": 5_003}
@@ -154,7 +157,9 @@ class World(Platform):
         run: Callable[[Job], Run] | None = None,
         keys: Any = None,
         shards: int = 1,
+        left_ms: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`left_ms` is how long the ledger tries again; by default each call is sent once."""
         super().__init__(
             Settings(
                 ledger_table=TABLE,
@@ -174,7 +179,7 @@ class World(Platform):
         )
         parts = {
             "_dynamodb": client,
-            "ledger": Watched(client, table=TABLE, shards=shards, platform_account=PLATFORM_ACCOUNT),
+            "ledger": Watched(client, table=TABLE, shards=shards, platform_account=PLATFORM_ACCOUNT, left_ms=left_ms),
             "registry": Agents(),
             "keys": keys or one_key(),
             "binaries": SimpleNamespace(local_artefact=lambda *_: Path("artefact"), forget=lambda *_: None),
@@ -183,6 +188,7 @@ class World(Platform):
         }
         vars(self).update(parts)  # before the properties that would make the real ones
         self._now_ms = now_ms
+        self.begin(lambda: LIFE_MS)
 
     def now_ms(self) -> int:
         return self._now_ms()

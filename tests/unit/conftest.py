@@ -32,7 +32,6 @@ def new_escrow() -> Callable[..., Escrow]:
             "owner": "owner-1",
             "module_sha256": "bb" * 32,
             "input_sha256": "cc" * 32,
-            "input_bytes": 5,
             "tariff": '{"type":"flat","price":"0.4"}',
             "budget_micro": 1_000_000,
             "fee_bps": 250,

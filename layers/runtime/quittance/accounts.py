@@ -1,7 +1,25 @@
-"""Accounts: what one has, and the two ways in which credits enter and leave the platform."""
+"""Accounts: what one has, how that came, and the two ways in which credits enter and leave the platform."""
+
+import re
+from typing import Final
 
 from quittance.bootstrap import Platform
-from quittance.models import AccountAnswer, DepositAnswer, DepositRequest, WithdrawalAnswer, WithdrawalRequest
+from quittance.errors import InvalidRequestError
+from quittance.journal import Kind, Line
+from quittance.limits import PAGE_ITEMS_MAX
+from quittance.models import (
+    AccountAnswer,
+    DepositAnswer,
+    DepositRequest,
+    StatementLine,
+    StatementPage,
+    WithdrawalAnswer,
+    WithdrawalRequest,
+)
+
+_CURSOR: Final = re.compile(
+    rf"(?P<at_ms>[0-9]{{1,15}})~(?P<kind>{'|'.join(Kind)})~(?P<reference>[A-Za-z0-9._~-]{{1,128}})"
+)
 
 
 def balance(platform: Platform, account: str) -> AccountAnswer:
@@ -12,6 +30,22 @@ def balance(platform: Platform, account: str) -> AccountAnswer:
         available_micro=platform.ledger.available_micro(account),
         held_micro=pending.held_micro,
         earned_micro=pending.earned_micro,
+    )
+
+
+def statement(platform: Platform, account: str, *, limit: int, after: str | None) -> StatementPage:
+    """A page of what moved an account's credits, newest first.
+
+    Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    """
+    lines, more = platform.ledger.statement(
+        account, limit=min(limit, PAGE_ITEMS_MAX), after=_read_cursor(after) if after else None
+    )
+    last = lines[-1] if more and lines else None
+    return StatementPage(
+        account_id=account,
+        lines=[_line(line) for line in lines],
+        next=f"{last.at_ms}~{last.kind}~{last.reference}" if last else None,
     )
 
 
@@ -40,3 +74,22 @@ def withdraw(platform: Platform, account: str, request: WithdrawalRequest) -> Wi
         amount_micro=request.amount_micro,
         recorded_at=recorded_ms,
     )
+
+
+def _line(line: Line) -> StatementLine:
+    return StatementLine(
+        at=line.at_ms,
+        kind=line.kind,
+        id=line.reference,
+        amount_micro=line.amount_micro,
+        agent_id=line.agent_id,
+        tasks=line.tasks,
+        escrow_status=line.state,
+    )
+
+
+def _read_cursor(cursor: str) -> tuple[int, Kind, str]:
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
+        raise InvalidRequestError(("after", "must be the `next` of an earlier page"))
+    return int(match["at_ms"]), Kind(match["kind"]), match["reference"]

@@ -7,35 +7,19 @@ expiry, I10 and I11 balances, I12 receipts. The code shares nothing with the wri
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
 from quittance.escrow import Escrow, State
+from quittance.journal import Kind, Line
 from quittance.limits import EXPIRY_REFUND_MS_MAX
 from quittance.receipt import ReceiptError, verify
 
 _BPS: Final = 10_000
 
 
-class Way(StrEnum):
-    """Which way a movement crosses the platform's border."""
-
-    IN = "in"
-    OUT = "out"
-
-
-@dataclass(frozen=True, slots=True)
-class Movement:
-    """A deposit or a withdrawal."""
-
-    way: Way
-    account: str
-    amount_micro: int
-
-
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What an account has available."""
+    """What an account has available, or one of the purses that its credits lie in."""
 
     account: str
     available_micro: int
@@ -57,7 +41,7 @@ class Unreadable:
     reason: str
 
 
-Item = Movement | Balance | Entry | Unreadable
+Item = Line | Balance | Entry | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,43 +84,54 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
     result = Audit()
     expected: Counter[str] = Counter()
     available: Counter[str] = Counter()
+    credited: Counter[tuple[str, Kind]] = Counter()
+    journalled: Counter[tuple[str, Kind]] = Counter()
     for item in items:
         match item:
-            case Movement(Way.IN, account, amount_micro):
-                result.deposited_micro += amount_micro
-                expected[account] += amount_micro
-            case Movement(Way.OUT, account, amount_micro):
-                result.withdrawn_micro += amount_micro
-                expected[account] -= amount_micro
+            case Line(account, kind):
+                expected[account] += item.amount_micro
+                journalled[account, kind] += item.amount_micro
             case Balance(account, available_micro):
-                available[account] = available_micro
+                available[account] += available_micro
                 result.available_micro += available_micro
                 result.check("I2", account, expected=True, found=available_micro >= 0)
             case Entry(escrow, swept):
                 result.escrows += 1
                 _check_escrow(result, escrow, swept=swept, jwks=jwks, now_ms=now_ms)
-                _post(result, expected, escrow, swept=swept, platform_account=platform_account)
+                _post(result, expected, escrow, swept=swept)
+                if swept and escrow.settlement:
+                    credited[escrow.owner, Kind.EARNINGS] += escrow.settlement.split.paid_micro
+                    credited[platform_account, Kind.FEES] += escrow.settlement.split.fee_micro
             case Unreadable(at, reason):
                 result.check("form", at, "readable", reason)
     for account in sorted(expected.keys() | available.keys()):
         result.check("I10/I11", account, expected[account], available[account])
+    _check_journal(result, credited, journalled)
     outside = result.deposited_micro - result.withdrawn_micro
     result.check("I1", "all", outside, result.available_micro + result.held_micro + result.uncredited_micro)
     return result
 
 
-def _post(result: Audit, expected: Counter[str], escrow: Escrow, *, swept: bool, platform_account: str) -> None:
-    """What an escrow has moved: out of the payer, and into owner and platform once it is swept."""
+def _check_journal(result: Audit, credited: Counter[tuple[str, Kind]], journalled: Counter[tuple[str, Kind]]) -> None:
+    """What the journal says of owners and platform is what their swept escrows come to."""
+    for account, kind in sorted(credited.keys() | journalled.keys()):
+        if kind in {Kind.EARNINGS, Kind.FEES}:
+            result.check("I10", f"{account} {kind}", credited[account, kind], journalled[account, kind])
+        elif kind is Kind.DEPOSIT:
+            result.deposited_micro += journalled[account, kind]
+        else:
+            result.withdrawn_micro -= journalled[account, kind]
+
+
+def _post(result: Audit, expected: Counter[str], escrow: Escrow, *, swept: bool) -> None:
+    """What an escrow has moved out of its payer's account, and what still waits for the sweep."""
     expected[escrow.payer] -= escrow.budget_micro
     if escrow.settlement is None:
         result.held_micro += escrow.budget_micro
         return
     split = escrow.settlement.split
     expected[escrow.payer] += split.refunded_micro
-    if swept:
-        expected[escrow.owner] += split.paid_micro
-        expected[platform_account] += split.fee_micro
-    else:
+    if not swept:
         result.uncredited_micro += split.paid_micro + split.fee_micro
 
 

@@ -1,13 +1,15 @@
 """The one place where parts are put together: an environment's platform, each part made at its first use."""
 
 import time
+from collections.abc import Callable
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from quittance.config import Settings, settings
 from quittance.store import clients
 
 if TYPE_CHECKING:
+    from aws_lambda_powertools.utilities.typing import LambdaContext
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_s3 import S3Client
 
@@ -18,12 +20,23 @@ if TYPE_CHECKING:
     from quittance.store.publisher import Publisher
     from quittance.store.registry import Registry
 
+_LEFT_MS: Final = 30_000  # outside of Lambda: how long a call is tried again
+
 
 class Platform:
     """What the use cases work with. A function imports and connects only the parts that it touches."""
 
     def __init__(self, config: Settings) -> None:
         self.settings = config
+        self._remaining_ms: Callable[[], int] = lambda: _LEFT_MS
+
+    def begin(self, remaining_ms: Callable[[], int]) -> None:
+        """From now on serves an invocation that may live for so many milliseconds; one at a time."""
+        self._remaining_ms = remaining_ms
+
+    def left_ms(self) -> int:
+        """How many milliseconds the present invocation may still live."""
+        return self._remaining_ms()
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch, by this machine's clock."""
@@ -39,6 +52,7 @@ class Platform:
             table=self.settings.ledger_table,
             shards=self.settings.ledger_shards,
             platform_account=self.settings.platform_account,
+            left_ms=self.left_ms,
         )
 
     @cached_property
@@ -46,7 +60,7 @@ class Platform:
         """The agents."""
         from quittance.store.registry import Registry
 
-        return Registry(self._dynamodb, table=self.settings.registry_table)
+        return Registry(self._dynamodb, table=self.settings.registry_table, left_ms=self.left_ms)
 
     @cached_property
     def uploads(self) -> "Uploads":
@@ -99,7 +113,13 @@ class Platform:
         return clients.s3()
 
 
+def platform(context: "LambdaContext") -> Platform:
+    """This environment's platform, for the invocation of a context."""
+    made = _platform()
+    made.begin(context.get_remaining_time_in_millis)
+    return made
+
+
 @lru_cache(maxsize=1)
-def platform() -> Platform:
-    """This environment's platform."""
+def _platform() -> Platform:
     return Platform(settings())

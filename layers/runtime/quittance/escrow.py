@@ -86,7 +86,6 @@ class Escrow:
     owner: str
     module_sha256: str
     input_sha256: str
-    input_bytes: int
     tariff: str
     budget_micro: int
     fee_bps: int

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from quittance.bootstrap import Platform, platform
+from quittance.bootstrap import Platform
 from quittance.errors import QuittanceError, problem
 from quittance.identity import bearer_token, verify
 from quittance.observability import logger
@@ -19,26 +19,26 @@ _IDLE_TIMEOUT_MS: Final = 2_000
 _IDLE_MEMORY_BYTES: Final = 64 * 1024
 
 
-def examine(headers: Mapping[str, str]) -> tuple[int, dict[str, Any], dict[str, str]]:
+def examine(platform: Platform, headers: Mapping[str, str]) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers for a caller who shows a token: every part with the scope, else a problem."""
     try:
-        verify(bearer_token(headers) or "", platform().settings).need(HEALTH_SCOPE)
+        verify(bearer_token(headers) or "", platform.settings).need(HEALTH_SCOPE)
     except QuittanceError as refusal:
         return problem(refusal)
-    parts = {name: _works(name, check) for name, check in _CHECKS.items()}
+    parts = {name: _works(platform, name, check) for name, check in _CHECKS.items()}
     healthy = all(parts.values())
     body = {
         "status": "ok" if healthy else "degraded",
         "parts": {name: "ok" if works else "failing" for name, works in parts.items()},
         # A second wall around agents that some kernels do not allow; nothing fails without it.
-        "seccomp": platform().sandbox.seccomp,
+        "seccomp": platform.sandbox.seccomp,
     }
     return (200 if healthy else 503), body, {}
 
 
-def _works(name: str, check: Callable[[Platform], None]) -> bool:
+def _works(platform: Platform, name: str, check: Callable[[Platform], None]) -> bool:
     try:
-        check(platform())
+        check(platform)
     except Exception:  # noqa: BLE001 - whatever is wrong with a part is its answer
         logger.exception("unhealthy", part=name)
         return False
@@ -46,7 +46,7 @@ def _works(name: str, check: Callable[[Platform], None]) -> bool:
 
 
 def _ledger(parts: Platform) -> None:
-    parts.ledger.available_micro(parts.settings.platform_account)
+    parts.ledger.find("nobody's")
 
 
 def _registry(parts: Platform) -> None:

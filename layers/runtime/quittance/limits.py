@@ -44,15 +44,15 @@ UPLOAD_SECONDS_MAX: Final = 15 * 60
 
 # The clock of one task.
 EXPIRY_REFUND_MS_MAX: Final = 90_000  # no escrow is overdue for longer: the sweep runs every minute
-LEASE_MS_MAX: Final = 60_000
 ESCROW_GRACE_MS: Final = 90_000  # an escrow expires this long after the run must have ended: room for one takeover
-SETTLE_RESERVE_MS: Final = 2_000  # kept free at the end of an invocation, so that a run that ended can be settled
+CALL_MS_MAX: Final = 2_000  # of one call to DynamoDB, its time-outs together: none is begun later before the end
+SETTLE_RESERVE_MS: Final = CALL_MS_MAX  # kept free at the end of an invocation, so that a run that ended can be settled
 KILL_MARGIN_MS: Final = 200  # how long after its deadline a guest may still be alive before the parent kills it
 
 # The ledger.
 OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: the whole item is paid for at each write of it
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
-TRANSACTION_TRIES_MAX: Final = 6
+WALLET_PURSES: Final = 16  # items over which an account's credits may lie; see wallet.py
 
 # Modules: counts that bound what checking, compiling and loading one can cost (see docs/sandbox.md for the bombs).
 MODULE_FUNCTIONS_MAX: Final = 100_000

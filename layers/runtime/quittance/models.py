@@ -20,7 +20,8 @@ from pydantic import (
 from quittance import limits
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
-from quittance.money import CreditsIn, CreditsOut, between
+from quittance.journal import Kind
+from quittance.money import CreditsChange, CreditsIn, CreditsOut, between
 from quittance.pricing import Tariff
 from quittance.run import Outcome
 from quittance.store.registry import AgentState
@@ -279,6 +280,31 @@ class AccountAnswer(_Answer):
     earned_micro: CreditsOut = Field(
         alias="earned", description="From settled tasks; the next sweep makes it available."
     )
+
+
+class StatementLine(_Answer):
+    """One movement of an account's credits."""
+
+    at: Timestamp
+    kind: Kind
+    id: str = Field(
+        description="The deposit's, withdrawal's or task's; of the first escrow for what the sweep credits."
+    )
+    amount_micro: CreditsChange = Field(
+        alias="amount",
+        description="How far it changed what is available. A funded task's budget is out until it is settled.",
+    )
+    agent_id: str | None = None
+    tasks: int | None = Field(default=None, description="How many settled tasks were credited together.")
+    escrow_status: State | None = Field(default=None, description="Of a task.")
+
+
+class StatementPage(_Answer):
+    """Some movements, newest first. All amounts of all pages make what is available."""
+
+    account_id: str
+    lines: list[StatementLine]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
 
 
 class DepositAnswer(_Answer):

@@ -57,6 +57,9 @@ def between(low_micro: int, high_micro: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+_CHANGE_SCHEMA: Final = WithJsonSchema(
+    {"type": "string", "pattern": r"^-?[0-9]{1,16}(\.[0-9]{1,6})?$", "examples": ["-0.25"]}
+)
 _JSON_SCHEMA: Final = WithJsonSchema(
     {
         "type": "string",
@@ -71,3 +74,6 @@ CreditsIn = Annotated[int, BeforeValidator(parse_credits), PlainSerializer(forma
 
 CreditsOut = Annotated[int, PlainSerializer(format_credits), _JSON_SCHEMA]
 """An amount that we answer: micro-credits, shown as a decimal string."""
+
+CreditsChange = Annotated[int, PlainSerializer(format_credits), _CHANGE_SCHEMA]
+"""By how much something changed: micro-credits, negative for less, shown as a decimal string."""

@@ -4,7 +4,7 @@ Every step is idempotent, and several sweeps at the same time are harmless: the 
 that cannot be swept holds up no other: it is logged, counted and met again by the next sweep.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,18 +26,18 @@ class Swept:
     complete: bool = False
 
 
-def sweep(platform: Platform, *, remaining_ms: Callable[[], int]) -> Swept:
+def sweep(platform: Platform) -> Swept:
     """Refunds what expired and credits what settled, until nothing is left or the invocation's time runs out.
 
     Raises PlatformUnavailableError if the index itself does not answer; what was done by then is done.
     """
     done = Swept()
     for escrow_id in platform.ledger.overdue(now_ms=platform.now_ms()):
-        if remaining_ms() < _STOP_BEFORE_MS:
+        if platform.left_ms() < _STOP_BEFORE_MS:
             return done
         _expire(platform, escrow_id, done)
     for batch in platform.ledger.credits():
-        if remaining_ms() < _STOP_BEFORE_MS:
+        if platform.left_ms() < _STOP_BEFORE_MS:
             return done
         _credit(platform, batch, done)
     done.complete = True

@@ -9,7 +9,6 @@ until another attempt takes the task over, or until the escrow expires and is re
 import base64
 import hashlib
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -30,7 +29,6 @@ from quittance.escrow import Escrow, Settlement, StoredBytes
 from quittance.limits import (
     ESCROW_GRACE_MS,
     KILL_MARGIN_MS,
-    LEASE_MS_MAX,
     LOAD_MS_MAX,
     SETTLE_RESERVE_MS,
     TIMEOUT_S_SYNC_MAX,
@@ -49,28 +47,26 @@ _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One invocation's try at a task: who asks for what, which runner tries, and how long it may live."""
+    """One invocation's try at a task: who asks for what, and which runner tries."""
 
     user: str
     request: TaskRequest
     stdin: bytes
     runner: str
-    remaining_ms: Callable[[], int]
 
 
-def execute(
-    platform: Platform, user: str, request: TaskRequest, *, remaining_ms: Callable[[], int]
-) -> TaskResult | TaskPending:
+def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
     """Runs a task for a user and settles its escrow; the same request again gives the same answer.
 
-    `remaining_ms` tells how long this invocation may still live. A TaskPending means that the outcome is not known
-    yet and can be read later. Raises RequestError (no money moved) and PlatformUnavailableError (repeat the request).
+    A TaskPending means that the outcome is not known yet and can be read later. Raises RequestError (no money moved)
+    and PlatformUnavailableError (repeat the request).
     """
-    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, remaining_ms)
+    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex)
     try:
         agent, version = _check(platform, request)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
-        escrow = platform.ledger.fund(_hold(platform, attempt, agent, version))
+        hold = _hold(platform, attempt, agent, version)
+        escrow = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _RUN_RESERVE_MS)
     except RequestError:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
@@ -146,7 +142,6 @@ def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version)
         owner=agent.owner,
         module_sha256=version.module_sha256,
         input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
-        input_bytes=len(attempt.stdin),
         tariff=agent.terms.tariff,
         budget_micro=request.budget_micro,
         fee_bps=platform.settings.fee_bps,
@@ -154,7 +149,7 @@ def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version)
         runner=attempt.runner,
         fence=1,
         funded_ms=now_ms,
-        lease_ms=_lease_ms(attempt, now_ms),
+        lease_ms=_lease_ms(platform, now_ms, timeout_s * 1_000),
         expires_ms=now_ms + timeout_s * 1_000 + ESCROW_GRACE_MS,
     )
 
@@ -180,7 +175,7 @@ def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, version: Versio
     lapsed = escrow.settlement is None and escrow.lease_ms <= now_ms < escrow.expires_ms
     same_task = escrow.request_sha256 == _request_sha256(attempt) and escrow.module_sha256 == version.module_sha256
     if lapsed and same_task:
-        lease_ms = min(_lease_ms(attempt, now_ms), escrow.expires_ms)
+        lease_ms = min(_lease_ms(platform, now_ms, escrow.timeout_ms), escrow.expires_ms)
         escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
         if escrow.runner == attempt.runner and escrow.settlement is None:
             return escrow
@@ -198,7 +193,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
         return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
     except PlatformUnavailableError:
         return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
-    left_ms = min(attempt.remaining_ms(), escrow.expires_ms - platform.now_ms()) - _RUN_RESERVE_MS
+    left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - _RUN_RESERVE_MS
     if left_ms <= 0:
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)
@@ -338,6 +333,6 @@ def _request_sha256(attempt: _Attempt) -> str:
     )
 
 
-def _lease_ms(attempt: _Attempt, now_ms: int) -> int:
-    """Until when the runner may still be alive: after that another attempt may take the task over."""
-    return now_ms + min(attempt.remaining_ms(), LEASE_MS_MAX)
+def _lease_ms(platform: Platform, now_ms: int, timeout_ms: int) -> int:
+    """Until when the runner should have settled: after that another attempt may take the task over."""
+    return now_ms + min(platform.left_ms(), timeout_ms + _RUN_RESERVE_MS)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 from botocore.config import Config
 from botocore.session import Session
 
+from quittance.limits import CALL_MS_MAX
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_kms import KMSClient
@@ -14,15 +16,19 @@ if TYPE_CHECKING:
 
 _CONFIG: Final = Config(
     connect_timeout=1,
-    read_timeout=4,
-    retries={"mode": "standard", "total_max_attempts": 3},
+    read_timeout=3,
+    retries={"mode": "standard", "total_max_attempts": 2},
     s3={"addressing_style": "auto"},
+)
+# One try: the ledger itself tries again, because it knows how long it may, and where a conflict is to be avoided.
+_ONE_TRY: Final = Config(
+    connect_timeout=CALL_MS_MAX / 4_000, read_timeout=CALL_MS_MAX * 3 / 4_000, retries={"total_max_attempts": 1}
 )
 
 
 def dynamodb() -> "DynamoDBClient":
-    """A DynamoDB client."""
-    client: DynamoDBClient = _client("dynamodb")
+    """A DynamoDB client whose calls end within CALL_MS_MAX, and are sent once."""
+    client: DynamoDBClient = _client("dynamodb", _ONE_TRY)
     return client
 
 
@@ -44,8 +50,8 @@ def functions() -> "LambdaClient":
     return client
 
 
-def _client(service: str) -> Any:  # noqa: ANN401 - botocore makes its clients at run time; the callers name the type
-    return _session().create_client(service, config=_CONFIG)
+def _client(service: str, config: Config = _CONFIG) -> Any:  # noqa: ANN401 - botocore makes its clients at run time; the callers name the type
+    return _session().create_client(service, config=config)
 
 
 @lru_cache(maxsize=1)

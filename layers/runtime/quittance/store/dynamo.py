@@ -5,15 +5,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
+from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
 from quittance.errors import PlatformUnavailableError
-from quittance.limits import TRANSACTION_TRIES_MAX
-
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
+from quittance.limits import CALL_MS_MAX
 
 Value = str | int | bytes
 _T = TypeVar("_T")
@@ -22,7 +20,6 @@ _REFUSED: Final = "ConditionalCheckFailed"
 _CONFLICTS: Final = frozenset({"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError"})
 _PASSING: Final = frozenset(
     {
-        "TransactionConflictException",
         "TransactionInProgressException",
         "ProvisionedThroughputExceededException",
         "ThrottlingException",
@@ -31,7 +28,9 @@ _PASSING: Final = frozenset(
         "ServiceUnavailable",
     }
 )
+_LOST: Final = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
 _BACKOFF_S: Final = 0.025
+_BACKOFF_S_MAX: Final = 1.0
 _NAMED: Final = re.compile(r"#(\w+)")
 
 
@@ -41,6 +40,33 @@ class RefusedError(Exception):
     def __init__(self, items: Sequence[Mapping[str, Any] | None]) -> None:
         super().__init__()
         self.items = items
+
+
+class BusyError(Exception):
+    """DynamoDB was throttled, failing or out of reach: whether the call took effect is not known."""
+
+
+class ConflictError(BusyError):
+    """Another transaction, or too many of them, held an item of this one, which took no effect."""
+
+
+class Patience:
+    """How long one operation may be tried again: until the last call that still fits the invocation's time.
+
+    `left_ms` is what the invocation may still live, of which `keep_ms` are for what comes after the operation.
+    """
+
+    def __init__(self, left_ms: int, *, keep_ms: int = 0) -> None:
+        self._ends_s = time.monotonic() + (left_ms - keep_ms - CALL_MS_MAX) / 1_000
+        self._tries = 0
+
+    def wait(self, cause: BusyError) -> None:
+        """Sleeps before the next try, with full jitter. Raises PlatformUnavailableError if there is no time for one."""
+        self._tries += 1
+        pause_s = random.uniform(0, min(_BACKOFF_S_MAX, _BACKOFF_S * 2**self._tries))  # noqa: S311 - spreads load, hides nothing
+        if time.monotonic() + pause_s > self._ends_s:
+            raise PlatformUnavailableError from cause
+        time.sleep(pause_s)
 
 
 def attribute(value: Value) -> Any:  # noqa: ANN401 - botocore's union of attribute shapes
@@ -102,60 +128,64 @@ def update(
     }
 
 
-def answered(send: Callable[[], _T]) -> _T:
-    """The answer of one call, repeated with full jitter while DynamoDB is in conflict, throttled or failing.
+def attempt(send: Callable[[], _T]) -> _T:
+    """The answer of one call, sent once.
 
-    `send` must be safe to repeat. Raises RefusedError for a failed condition, and PlatformUnavailableError when there
-    is no answer: whether the call took effect is then unknown.
+    Raises RefusedError for a failed condition, ConflictError, BusyError, and PlatformUnavailableError where there is
+    nothing to wait for.
     """
-    for attempt in range(TRANSACTION_TRIES_MAX):
-        if attempt:
-            time.sleep(random.uniform(0, _BACKOFF_S * 2**attempt))  # noqa: S311 - spreads load, hides nothing
+    try:
+        return send()
+    except ClientError as exc:
+        _raise_typed(exc)
+    except _LOST as exc:
+        raise BusyError from exc
+    except BotoCoreError as exc:
+        raise PlatformUnavailableError from exc
+
+
+def answered(send: Callable[[], _T], patience: Patience) -> _T:
+    """The answer of one call, tried again while DynamoDB is busy. `send` must be safe to repeat.
+
+    Raises RefusedError for a failed condition, and PlatformUnavailableError when there is no answer: whether the call
+    took effect is then unknown.
+    """
+    while True:
         try:
-            return send()
-        except ClientError as exc:
-            _raise_unless_passing(exc)
-        except BotoCoreError as exc:
-            raise PlatformUnavailableError from exc
-    raise PlatformUnavailableError
+            return attempt(send)
+        except BusyError as busy:
+            patience.wait(busy)
 
 
-def items(client: "DynamoDBClient", query: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All items of a query, page after page. Raises PlatformUnavailableError."""
-    return _paged(client.query, query)
-
-
-def scanned(client: "DynamoDBClient", scan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All items of a scan, page after page. Raises PlatformUnavailableError."""
-    return _paged(client.scan, scan)
-
-
-def _paged(read: Callable[..., Mapping[str, Any]], asked: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def paged(
+    read: Callable[..., Mapping[str, Any]], asked: Mapping[str, Any], left_ms: Callable[[], int]
+) -> Iterator[Any]:
+    """All items of a query or a scan, page after page. Raises PlatformUnavailableError."""
     start: Mapping[str, Any] = {}
     while True:
-        page = answered(partial(read, **asked, **start))
+        page = answered(partial(read, **asked, **start), Patience(left_ms()))
         yield from page["Items"]
         if "LastEvaluatedKey" not in page:
             return
         start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
 
 
-def _raise_unless_passing(exc: ClientError) -> None:
+def _raise_typed(exc: ClientError) -> NoReturn:
     code = exc.response["Error"]["Code"]
     answer: Mapping[str, Any] = exc.response
     if code == "ConditionalCheckFailedException":
         raise RefusedError([answer.get("Item")]) from exc
+    if code == "TransactionConflictException":
+        raise ConflictError from exc
     if code == "TransactionCanceledException":
         reasons = answer["CancellationReasons"]
         codes = [reason.get("Code") for reason in reasons]
-        # A conflict may hide a refusal by the first action, which is the one that tells a replay: look again, unless
-        # the first action itself is refused.
-        if _REFUSED in codes and (codes[0] == _REFUSED or not _CONFLICTS.intersection(codes)):
+        if _REFUSED in codes:
             raise RefusedError(
                 [reason.get("Item") if reason.get("Code") == _REFUSED else None for reason in reasons]
             ) from exc
         if _CONFLICTS.intersection(codes):
-            return
+            raise ConflictError from exc
     elif code in _PASSING:
-        return
+        raise BusyError from exc
     raise exc

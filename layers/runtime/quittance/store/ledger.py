@@ -1,42 +1,52 @@
 """The ledger: every movement of money, as conditional writes on one DynamoDB table.
 
     pk                        attributes
-    ACCT#<account>            available
+    ACCT#<account>            available: what the home purse of the account has (see wallet.py)
+    ACCT#<account>#<purse>    available: what another of its purses has
     ESC#<escrow id>           the escrow; `work` and `work_at` while something is still to be done with it
-    IN#<account>#<id>         a deposit: amount, at
-    OUT#<account>#<id>        a withdrawal: amount, at
+    IN#<account>#<id>         a deposit: amount
+    OUT#<account>#<id>        a withdrawal: amount
+    EARN#<account>#<id>       what the sweep credited an owner for one agent's tasks: amount, tasks, agent_id
+    FEE#<account>#<id>        what it credited the platform for the same tasks
     REP#<agent>               score_tenths, outcomes, successes, failures
 
 The sparse index `work` finds what the sweep has to do: `OPEN#<shard>` by expiry while an escrow is funded, then
-`SETTLED#<shard>` by time until its owner and the platform are credited. The index only finds candidates: each
-condition is tested again on the item itself.
+`SETTLED#<shard>` by time until its owner and the platform are credited. The index `statement` orders what moved an
+account's credits by `account` and `at`. An index only finds candidates: items are read, and conditions tested, anew.
 
 The state machine is in the condition expressions. A refused write returns the item that refused it, so a replay, a
-lost race and a lost answer are told apart without a read.
+lost race and a lost answer are told apart without a read. Every write undoes its own condition: so each can be sent
+again after an answer that was lost, and is refused if it took effect the first time.
 """
 
-import uuid
+import random
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from quittance import reputation
-from quittance.audit import Balance, Entry, Item, Movement, Unreadable, Way
-from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
-from quittance.escrow import Escrow, Settlement, Split, State, StoredBytes
-from quittance.limits import TRANSACTION_ITEMS_MAX, TRANSACTION_TRIES_MAX
+from quittance import reputation, wallet
+from quittance.audit import Balance, Entry, Item, Unreadable
+from quittance.errors import InsufficientFundsError, MovementConflictError
+from quittance.escrow import Escrow, Settlement, Split, State, StoredBytes, escrow_id
+from quittance.journal import Kind, Line, task_line
+from quittance.limits import TRANSACTION_ITEMS_MAX, WALLET_PURSES
 from quittance.run import Outcome
 from quittance.store.dynamo import (
+    BusyError,
+    ConflictError,
+    Patience,
     RefusedError,
     Value,
     answered,
+    attempt,
     attribute,
     from_item,
-    items,
+    paged,
     put_new,
-    scanned,
     to_item,
     update,
 )
@@ -45,8 +55,12 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 WORK_INDEX: Final = "work"
-_WAYS: Final = {"IN": Way.IN, "OUT": Way.OUT}
-CREDITED_ESCROWS_MAX: Final = TRANSACTION_ITEMS_MAX - 3  # the owner, the platform and the reputation go along
+STATEMENT_INDEX: Final = "statement"
+# The owner, the platform, a line of the journal for each, and the reputation go along.
+CREDITED_ESCROWS_MAX: Final = TRANSACTION_ITEMS_MAX - 5
+_PREFIXES: Final = {Kind.DEPOSIT: "IN", Kind.WITHDRAWAL: "OUT", Kind.EARNINGS: "EARN", Kind.FEES: "FEE"}
+_KINDS: Final = {prefix: kind for kind, prefix in _PREFIXES.items()}
+_WALLETS_REMEMBERED_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,30 +102,33 @@ class Ledger:
     then unknown, and repeating the call finds it out.
     """
 
-    def __init__(self, client: "DynamoDBClient", *, table: str, shards: int, platform_account: str) -> None:
+    def __init__(
+        self,
+        client: "DynamoDBClient",
+        *,
+        table: str,
+        shards: int,
+        platform_account: str,
+        left_ms: Callable[[], int],
+    ) -> None:
         self._client = client
         self._table = table
         self._shards = shards
         self._platform_account = platform_account
+        self._left_ms = left_ms
+        # The purse of an account that this environment took from last, if it is not the home purse.
+        self._purse_in_use: dict[str, int] = {}
 
     # One task.
 
-    def fund(self, escrow: Escrow) -> Escrow:
+    def fund(self, escrow: Escrow, *, keep_ms: int = 0) -> Escrow:
         """Takes the budget from the payer into a new escrow; returns the escrow that stands.
 
         That is `escrow` if its runner holds it now. If the task was funded before, it is that earlier escrow, and no
-        money moved. Raises InsufficientFundsError.
+        money moved. `keep_ms` is the time that the run will need. Raises InsufficientFundsError.
         """
-        put = put_new(self._table, self._escrow_values(escrow))
-        try:
-            self._transact([{"Put": put}, self._take(escrow.payer, escrow.budget_micro)])
-        except RefusedError as refused:
-            # The escrow's reason comes first: on a replay, the first attempt may have taken the payer's last credit.
-            standing, account = refused.items
-            if standing is None:
-                raise _insufficient(account, escrow.budget_micro) from refused
-            return _escrow(standing)
-        return escrow
+        standing = self._take(escrow.payer, escrow.budget_micro, self._escrow_values(escrow), keep_ms=keep_ms)
+        return escrow if standing is None else _escrow(standing)
 
     def take_over(self, stale: Escrow, *, runner: str, now_ms: int, lease_ms: int) -> Escrow:
         """Makes `runner` the holder of a funded escrow whose lease has lapsed; returns the escrow that stands."""
@@ -153,25 +170,53 @@ class Ledger:
 
     def deposit(self, account: str, deposit_id: str, amount_micro: int, *, now_ms: int) -> int:
         """Adds to an account, once per `deposit_id`; returns when that was. Raises MovementConflictError."""
-        give = self._give(account, amount_micro)
-        return self._move(f"IN#{account}#{deposit_id}", deposit_id, amount_micro, now_ms, give)
+        record = self._line_values(Line(account, Kind.DEPOSIT, deposit_id, now_ms, amount_micro))
+        try:
+            self._give({account: amount_micro}, [{"Put": put_new(self._table, record)}])
+        except RefusedError as refused:
+            return _recorded_ms(refused.items[0], deposit_id, amount_micro)
+        return now_ms
 
     def withdraw(self, account: str, withdrawal_id: str, amount_micro: int, *, now_ms: int) -> int:
         """Takes from an account, once per `withdrawal_id`; returns when that was.
 
         Raises MovementConflictError if the id has another amount, InsufficientFundsError.
         """
-        take = self._take(account, amount_micro)
-        return self._move(f"OUT#{account}#{withdrawal_id}", withdrawal_id, amount_micro, now_ms, take)
+        record = self._line_values(Line(account, Kind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro))
+        recorded = self._take(account, amount_micro, record)
+        return now_ms if recorded is None else _recorded_ms(recorded, withdrawal_id, -amount_micro)
 
     def available_micro(self, account: str) -> int:
-        """What an account can spend now (consistent read); 0 for an account that never had anything."""
-        item = self._get(f"ACCT#{account}")
-        return from_item(item)["available"] if item else 0
+        """What an account can spend now: a snapshot of all its purses. 0 for an account that never had anything."""
+        return sum(self._snapshot(account))
+
+    def statement(
+        self, account: str, *, limit: int, after: tuple[int, Kind, str] | None = None
+    ) -> tuple[list[Line], bool]:
+        """Up to `limit` movements of an account, newest first, and whether more follow.
+
+        `after` (at_ms, kind, reference) is the line behind which they begin. The index may lag by a second; each line
+        is as its item stands now.
+        """
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": STATEMENT_INDEX,
+            "KeyConditionExpression": "#account = :account",
+            "ExpressionAttributeNames": {"#account": "account"},
+            "ExpressionAttributeValues": to_item({":account": account}),
+            "ScanIndexForward": False,
+            "Limit": limit + 1,
+        }
+        if after is not None:
+            at_ms, kind, reference = after
+            query["ExclusiveStartKey"] = to_item({"pk": _pk(account, kind, reference), "account": account, "at": at_ms})
+        keys = [item["pk"]["S"] for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
+        found = self._get_all(keys[:limit])
+        return [_line(found[pk]) for pk in keys[:limit] if pk in found], len(keys) > limit
 
     def pending(self, account: str) -> Pending:
         """What the index shows of an account; may lag by a second."""
-        held = sum(item["budget"] for item in self._work("OPEN", of=("payer", account)))
+        held = sum(item["budget"] for item in self._work("OPEN", of=("account", account)))
         earned = sum(item["paid"] for item in self._work("SETTLED", of=("owner", account)))
         return Pending(held, earned)
 
@@ -206,31 +251,33 @@ class Ledger:
         Each escrow is credited once, however many sweeps run: those that another sweep took are dropped, and the rest
         is tried again. Returns how many were credited.
         """
-        for _ in range(TRANSACTION_TRIES_MAX):
-            if not batch:
-                return 0
+        patience = Patience(self._left_ms())
+        while batch:
             standing = self.reputation(batch[0].agent_id)
-            amounts = Counter({batch[0].owner: sum(credit.paid_micro for credit in batch)})
-            amounts[self._platform_account] += sum(credit.fee_micro for credit in batch)
+            lines = self._credit_lines(batch, now_ms)
+            amounts: Counter[str] = Counter()
+            for line in lines:
+                amounts[line.account] += line.amount_micro
             actions = [self._mark_swept(credit, standing.outcomes + n, now_ms) for n, credit in enumerate(batch, 1)]
             actions.append(self._fold_reputation(standing, batch))
-            actions += [self._give(account, amount) for account, amount in amounts.items() if amount]
+            actions += [{"Put": put_new(self._table, self._line_values(line))} for line in lines]
             try:
-                self._transact(actions)
+                self._give(amounts, actions)
             except RefusedError as refused:
-                # If the reputation alone refused, another sweep moved it: all of the batch is tried again.
                 marks = refused.items[: len(batch)]
+                if not any(marks):  # the reputation alone refused: another sweep moved it
+                    patience.wait(ConflictError())
                 batch = [credit for credit, taken in zip(batch, marks, strict=True) if taken is None]
             else:
                 return len(batch)
-        raise PlatformUnavailableError
+        return 0
 
     # The audit.
 
     def everything(self) -> Iterator[Item]:
         """Every movement, balance and escrow of the table (consistent reads, but no snapshot)."""
         scan = {"TableName": self._table, "ConsistentRead": True}
-        for item in scanned(self._client, scan):
+        for item in paged(self._client.scan, scan, self._left_ms):
             try:
                 yield from _audited(item)
             except (KeyError, TypeError, ValueError) as exc:
@@ -255,51 +302,127 @@ class Ledger:
         if not refunded_micro:
             return self._write(write, settled)
         try:
-            self._transact([{"Update": write}, self._give(settled.payer, refunded_micro)])
+            self._give({settled.payer: refunded_micro}, [{"Update": write}])
         except RefusedError as refused:
             return _standing(refused)
         return settled
 
     def _write(self, write: dict[str, Any], written: Escrow) -> Escrow:
         try:
-            answered(lambda: self._client.update_item(**write))
+            answered(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
             return _standing(refused)
         return written
 
-    def _move(self, pk: str, movement_id: str, amount_micro: int, now_ms: int, change: dict[str, Any]) -> int:
-        record = put_new(self._table, {"pk": pk, "amount": amount_micro, "at": now_ms})
-        try:
-            self._transact([{"Put": record}, change])
-        except RefusedError as refused:
-            recorded, account = refused.items
-            if recorded is None:
-                raise _insufficient(account, amount_micro) from refused
-            earlier = from_item(recorded)
-            if earlier["amount"] != amount_micro:
-                raise MovementConflictError(movement_id, recorded_micro=earlier["amount"]) from refused
-            return int(earlier["at"])
-        return now_ms
+    # Wallets.
 
-    def _take(self, account: str, amount_micro: int) -> dict[str, Any]:
-        change = {
+    def _take(
+        self, account: str, amount_micro: int, record: Mapping[str, Value | None], *, keep_ms: int = 0
+    ) -> Mapping[str, Any] | None:
+        """Puts a record and takes an amount for it out of an account, in one transaction.
+
+        Returns the item that stood in the record's place, if one did: then nothing was taken. Raises
+        InsufficientFundsError.
+        """
+        put = {"Put": put_new(self._table, record)}
+        patience = self._patience(keep_ms=keep_ms)
+        moves: Mapping[int, int] = {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
+        planned = False
+        while True:
+            try:
+                attempt(partial(self._send, [put, *(self._move(account, *move) for move in moves.items())]))
+            except RefusedError as refused:
+                # The record's reason comes first: on a replay, the first attempt may have taken the last credit.
+                if refused.items[0] is not None:
+                    return refused.items[0]
+                if planned:  # what was there a moment ago is gone
+                    patience.wait(ConflictError())
+                contended = planned
+            except ConflictError as busy:
+                patience.wait(busy)
+                contended = True
+            except BusyError as busy:
+                patience.wait(busy)
+                continue
+            else:
+                self._remember(account, min(moves, key=moves.__getitem__))
+                return None
+            try:
+                moves, planned = self._plan(account, amount_micro, contended=contended), True
+            except InsufficientFundsError:
+                # Another try of the same may have put the record and taken the last credit since ours was refused.
+                standing = self._get(str(record["pk"]))
+                if standing is None:
+                    raise
+                return standing
+
+    def _plan(self, account: str, amount_micro: int, *, contended: bool) -> Mapping[int, int]:
+        found = self._get_all([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
+        seen = [_available_micro(found.get(_purse_pk(account, purse))) for purse in range(WALLET_PURSES)]
+        moves = wallet.taking(seen, amount_micro, contended=contended)
+        if moves is None:  # purses that are read one by one may miss what moves between them
+            seen = self._snapshot(account)
+            moves = wallet.taking(seen, amount_micro, contended=contended)
+        if moves is None:
+            raise InsufficientFundsError(available_micro=sum(seen), required_micro=amount_micro)
+        return moves
+
+    def _give(self, amounts: Mapping[str, int], actions: list[dict[str, Any]]) -> None:
+        """Sends actions together with credits to accounts; after a conflict into another purse."""
+        patience = self._patience()
+        purses = {account: self._purse_in_use.get(account, wallet.HOME) for account in amounts}
+        while True:
+            gifts = [self._move(account, purses[account], amount) for account, amount in amounts.items()]
+            try:
+                return attempt(partial(self._send, actions + gifts))
+            except ConflictError as busy:
+                patience.wait(busy)
+                purses = {account: random.randrange(WALLET_PURSES) for account in amounts}  # noqa: S311 - spreads load, hides nothing
+            except BusyError as busy:
+                patience.wait(busy)
+
+    def _move(self, account: str, purse: int, change_micro: int) -> dict[str, Any]:
+        change: dict[str, Any] = {
             "TableName": self._table,
-            "Key": to_item({"pk": f"ACCT#{account}"}),
-            "UpdateExpression": "SET available = available - :amount",
-            "ConditionExpression": "available >= :amount",
-            "ExpressionAttributeValues": {":amount": attribute(amount_micro)},
-            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            "Key": to_item({"pk": _purse_pk(account, purse)}),
+            "UpdateExpression": "ADD available :change",
+            "ExpressionAttributeValues": {":change": attribute(change_micro)},
         }
+        if change_micro < 0:
+            change["ConditionExpression"] = "available >= :taken"
+            change["ExpressionAttributeValues"][":taken"] = attribute(-change_micro)
         return {"Update": change}
 
-    def _give(self, account: str, amount_micro: int) -> dict[str, Any]:
-        change = {
-            "TableName": self._table,
-            "Key": to_item({"pk": f"ACCT#{account}"}),
-            "UpdateExpression": "ADD available :amount",
-            "ExpressionAttributeValues": {":amount": attribute(amount_micro)},
-        }
-        return {"Update": change}
+    def _remember(self, account: str, purse: int) -> None:
+        self._purse_in_use.pop(account, None)
+        if purse != wallet.HOME:
+            if len(self._purse_in_use) >= _WALLETS_REMEMBERED_MAX:
+                self._purse_in_use.clear()
+            self._purse_in_use[account] = purse
+
+    def _snapshot(self, account: str) -> list[int]:
+        """What each purse of an account has, all at one moment."""
+        gets: Any = [
+            {"Get": {"TableName": self._table, "Key": to_item({"pk": _purse_pk(account, purse)})}}
+            for purse in range(WALLET_PURSES)
+        ]
+        answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
+        return [_available_micro(response.get("Item")) for response in answer["Responses"]]
+
+    # The sweep's actions.
+
+    def _credit_lines(self, batch: Sequence[Credit], now_ms: int) -> list[Line]:
+        """What a batch of one agent's escrows adds to the journals of its owner and of the platform."""
+        first = batch[0]
+        earned = [
+            (first.owner, Kind.EARNINGS, sum(credit.paid_micro for credit in batch)),
+            (self._platform_account, Kind.FEES, sum(credit.fee_micro for credit in batch)),
+        ]
+        return [
+            Line(account, kind, first.escrow_id, now_ms, amount_micro, first.agent_id, len(batch))
+            for account, kind, amount_micro in earned
+            if amount_micro
+        ]
 
     def _mark_swept(self, credit: Credit, seq: int, now_ms: int) -> dict[str, Any]:
         write = update(
@@ -330,16 +453,35 @@ class Ledger:
         )
         return {"Update": write}
 
-    def _transact(self, actions: list[dict[str, Any]]) -> None:
-        # Repeats carry the same token: a lost answer does not become a second transaction.
-        token = str(uuid.uuid4())
-        answered(lambda: self._client.transact_write_items(TransactItems=actions, ClientRequestToken=token))  # type: ignore[arg-type]  # built as plain dicts
+    def _send(self, actions: list[dict[str, Any]]) -> None:
+        self._client.transact_write_items(TransactItems=actions)  # type: ignore[arg-type]  # built as plain dicts
+
+    def _patience(self, *, keep_ms: int = 0) -> Patience:
+        return Patience(self._left_ms(), keep_ms=keep_ms)
 
     # Reads.
 
     def _get(self, pk: str) -> Mapping[str, Any] | None:
         key = to_item({"pk": pk})
-        return answered(lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)).get("Item")
+        answer = answered(
+            lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
+        )
+        return answer.get("Item")
+
+    def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
+        found: dict[str, Mapping[str, Any]] = {}
+        missing: list[Any] = [to_item({"pk": pk}) for pk in pks]
+        patience = self._patience()
+        while missing:
+            asked: Any = {self._table: {"Keys": missing, "ConsistentRead": True}}
+            answer = answered(lambda: self._client.batch_get_item(RequestItems=asked), patience)  # noqa: B023 - called here
+            found |= {item["pk"]["S"]: item for item in answer["Responses"].get(self._table, [])}
+            unprocessed = answer.get("UnprocessedKeys", {})
+            missing = list(unprocessed[self._table]["Keys"]) if self._table in unprocessed else []
+            if missing:
+                patience.wait(BusyError())
+        return found
 
     def _work(
         self, queue: str, *, before_ms: int | None = None, of: tuple[str, str] | None = None
@@ -355,7 +497,7 @@ class Ledger:
         values = {":before": before_ms, ":of": wanted if of else None}
         for shard in range(self._shards):
             query["ExpressionAttributeValues"] = to_item({":queue": f"{queue}#{shard}", **values})
-            yield from map(from_item, items(self._client, query))
+            yield from map(from_item, paged(self._client.query, query, self._left_ms))
 
     # Items.
 
@@ -366,26 +508,76 @@ class Ledger:
         return {
             "pk": f"ESC#{escrow.escrow_id}",
             "state": escrow.state,
-            "payer": escrow.payer,
+            "account": escrow.payer,
+            "at": escrow.funded_ms,
             "task_id": escrow.task_id,
             "request_sha256": escrow.request_sha256,
             "agent_id": escrow.agent_id,
             "owner": escrow.owner,
             "module_sha256": escrow.module_sha256,
             "input_sha256": escrow.input_sha256,
-            "input_bytes": escrow.input_bytes,
             "tariff": escrow.tariff,
             "budget": escrow.budget_micro,
             "fee_bps": escrow.fee_bps,
             "timeout_ms": escrow.timeout_ms,
             "runner": escrow.runner,
             "fence": escrow.fence,
-            "funded_ms": escrow.funded_ms,
             "lease_ms": escrow.lease_ms,
             "expires_ms": escrow.expires_ms,
             "work": f"OPEN#{self._shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
         }
+
+    def _line_values(self, line: Line) -> dict[str, Value | None]:
+        return {
+            "pk": _pk(line.account, line.kind, line.reference),
+            "account": line.account,
+            "at": line.at_ms,
+            "amount": line.amount_micro,
+            "agent_id": line.agent_id,
+            "tasks": line.tasks,
+        }
+
+
+def _pk(account: str, kind: Kind, reference: str) -> str:
+    if kind is Kind.TASK:
+        return f"ESC#{escrow_id(account, reference)}"
+    return f"{_PREFIXES[kind]}#{account}#{reference}"
+
+
+def _purse_pk(account: str, purse: int) -> str:
+    return f"ACCT#{account}#{purse}" if purse != wallet.HOME else f"ACCT#{account}"
+
+
+def _available_micro(purse: Mapping[str, Any] | None) -> int:
+    return int(purse["available"]["N"]) if purse else 0
+
+
+def _line(item: Mapping[str, Any]) -> Line:
+    values = from_item(item)
+    prefix, _, rest = values["pk"].partition("#")
+    if prefix == "ESC":
+        return task_line(_escrow(item))
+    return Line(
+        account=values["account"],
+        kind=_KINDS[prefix],
+        reference=rest.removeprefix(values["account"] + "#"),
+        at_ms=values["at"],
+        amount_micro=values["amount"],
+        agent_id=values.get("agent_id"),
+        tasks=values.get("tasks"),
+    )
+
+
+def _recorded_ms(item: Mapping[str, Any] | None, movement_id: str, amount_micro: int) -> int:
+    """When a movement was recorded. Raises MovementConflictError if it was with another amount."""
+    if item is None:
+        msg = "only a record that stands refuses a movement"
+        raise LookupError(msg)
+    recorded = _line(item)
+    if recorded.amount_micro != amount_micro:
+        raise MovementConflictError(movement_id, recorded_micro=abs(recorded.amount_micro))
+    return recorded.at_ms
 
 
 def _settlement_values(settlement: Settlement) -> dict[str, Value | None]:
@@ -414,21 +606,20 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
     values = from_item(item)
     return Escrow(
         escrow_id=values["pk"].removeprefix("ESC#"),
-        payer=values["payer"],
+        payer=values["account"],
         task_id=values["task_id"],
         request_sha256=values["request_sha256"],
         agent_id=values["agent_id"],
         owner=values["owner"],
         module_sha256=values["module_sha256"],
         input_sha256=values["input_sha256"],
-        input_bytes=values["input_bytes"],
         tariff=values["tariff"],
         budget_micro=values["budget"],
         fee_bps=values["fee_bps"],
         timeout_ms=values["timeout_ms"],
         runner=values["runner"],
         fence=values["fence"],
-        funded_ms=values["funded_ms"],
+        funded_ms=values["at"],
         lease_ms=values["lease_ms"],
         expires_ms=values["expires_ms"],
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
@@ -461,9 +652,9 @@ def _audited(item: Mapping[str, Any]) -> Iterator[Item]:
     if kind == "ESC":
         yield Entry(_escrow(item), swept="swept_ms" in item)
     elif kind == "ACCT":
-        yield Balance(rest, from_item(item)["available"])
-    elif kind in _WAYS:
-        yield Movement(_WAYS[kind], rest.partition("#")[0], from_item(item)["amount"])
+        yield Balance(rest.partition("#")[0], from_item(item)["available"])
+    elif kind in _KINDS:
+        yield _line(item)
 
 
 def _credit(item: Mapping[str, Any]) -> Credit:
@@ -486,8 +677,3 @@ def _standing(refused: RefusedError) -> Escrow:
         msg = "the escrow is not in the ledger"
         raise LookupError(msg) from refused
     return _escrow(item)
-
-
-def _insufficient(account: Mapping[str, Any] | None, required_micro: int) -> InsufficientFundsError:
-    available_micro = from_item(account)["available"] if account else 0
-    return InsufficientFundsError(available_micro=available_micro, required_micro=required_micro)

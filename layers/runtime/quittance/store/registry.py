@@ -9,14 +9,25 @@ terms with it, so a late or repeated S3 event changes nothing. The index `listin
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import NotFoundError
-from quittance.store.dynamo import RefusedError, Value, answered, from_item, items, put_new, to_item, update
+from quittance.store.dynamo import (
+    Patience,
+    RefusedError,
+    Value,
+    answered,
+    from_item,
+    paged,
+    put_new,
+    to_item,
+    update,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -101,15 +112,18 @@ class Agent:
 class Registry:
     """Reads and conditional writes of agents. Methods raise PlatformUnavailableError when DynamoDB does not answer."""
 
-    def __init__(self, client: "DynamoDBClient", *, table: str) -> None:
+    def __init__(self, client: "DynamoDBClient", *, table: str, left_ms: Callable[[], int]) -> None:
         self._client = client
         self._table = table
+        self._left_ms = left_ms
         self._cache: OrderedDict[str, tuple[float, Agent]] = OrderedDict()
 
     def get(self, agent_id: str) -> Agent:
         """The agent as it stands now (consistent read). Raises NotFoundError."""
         key = to_item({"pk": f"AGENT#{agent_id}"})
-        answer = answered(lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True))
+        answer = answered(
+            lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
+        )
         if "Item" not in answer:
             msg = f"There is no agent {agent_id!r}."
             raise NotFoundError(msg)
@@ -150,7 +164,7 @@ class Registry:
             query["ExclusiveStartKey"] = to_item(
                 {"pk": f"AGENT#{agent_id}", "listing": _LISTING, "created_ms": created_ms}
             )
-        found = [_agent(item) for item in islice(items(self._client, query), limit + 1)]
+        found = [_agent(item) for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
         return found[:limit], len(found) > limit
 
     def create(self, agent: Agent) -> None:
@@ -165,7 +179,8 @@ class Registry:
             **_terms_values("", agent.terms),
             **_upload_values(agent.upload),
         }
-        answered(lambda: self._client.put_item(**put_new(self._table, values)))
+        with suppress(RefusedError):  # the id is random: what is there already is our own write, its answer lost
+            answered(lambda: self._client.put_item(**put_new(self._table, values)), self._patience())
 
     def open_upload(self, agent: Agent, terms: Terms) -> Agent:
         """Opens the next upload, which takes the place of the one that was newest; returns the agent that stands."""
@@ -248,13 +263,16 @@ class Registry:
         )
         self._cache.pop(written.agent_id, None)
         try:
-            answered(lambda: self._client.update_item(**write))
+            answered(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
             if refused.items[0] is None:
                 msg = f"There is no agent {written.agent_id!r}."
                 raise NotFoundError(msg) from refused
             return _agent(refused.items[0])
         return written
+
+    def _patience(self) -> Patience:
+        return Patience(self._left_ms())
 
 
 def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:

@@ -1,0 +1,152 @@
+"""What one payer's wallet bears, as one item and as purses: tasks of one account, at given rates and all at once.
+
+    python benchmarks/hot_wallet.py
+
+DynamoDB gives an item to one transaction at a time. The model here holds the items of each write transaction for 6 to
+12 ms and refuses another one that touches any of them with TransactionConflict, at once, as the service does; plain
+reads pass. It stands before the in-memory DynamoDB of the tests, so the ledger's own code runs: each task funds with a
+budget, runs for 50 ms, and settles in part, so the wallet is written twice. Environments are reused, the one used last
+first, as Lambda does. A task that is still refused when its time is up counts as failed (503).
+
+Printed for each: tasks, failed ones, write transactions sent for each task (2 is the least), and how long the two
+operations on money took together.
+"""
+
+import heapq
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from botocore.exceptions import ClientError
+
+from quittance.errors import PlatformUnavailableError
+from quittance.limits import CALL_MS_MAX, WALLET_PURSES
+from quittance.run import Meter, Outcome, Run
+from tests.ledger.memory import Memory
+from tests.ledger.test_matrix import ended, hold
+from tests.ledger.world import FLAT_MICRO, START_MS, World
+
+BUDGET = 2 * FLAT_MICRO
+RUN_S = 0.05
+PATIENCE_MS = CALL_MS_MAX + 5_800  # what `tasks.execute` leaves to funding before a run of 25 s
+SECONDS = 10
+BURST = 200
+DONE = Run(Outcome.SUCCEEDED, "", Meter(fuel=1, wall_ms=5))
+
+
+@dataclass
+class Contended:
+    """The stand-in behind items that a transaction holds."""
+
+    memory: Memory
+    random: Random = field(default_factory=lambda: Random(1))
+    sent: int = 0
+    _held: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __getattr__(self, name: str) -> Any:
+        def call(**arguments: Any) -> Any:
+            with self._lock:
+                return getattr(self.memory, name)(**arguments)
+
+        return call
+
+    def transact_write_items(self, *, TransactItems: list[Any]) -> Any:  # noqa: N803 - boto's names
+        keys = [(c.get("Item") or c["Key"])["pk"]["S"] for action in TransactItems for c in action.values()]
+        with self._lock:
+            self.sent += 1
+            if self._held.intersection(keys):
+                reasons = [{"Code": "TransactionConflict" if key in self._held else "None"} for key in keys]
+                answer: Any = {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": reasons}
+                raise ClientError(answer, "TransactWriteItems")
+            self._held.update(keys)
+            held_s = self.random.uniform(0.006, 0.012)
+        time.sleep(held_s)
+        with self._lock:
+            self._held.difference_update(keys)
+            return self.memory.transact_write_items(TransactItems=TransactItems)
+
+
+class Environments:
+    """Lambda's: one for each task at the same time, kept for the next."""
+
+    def __init__(self, client: Contended) -> None:
+        self._client, self._free, self._made = client, [], 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[World]:
+        with self._lock:
+            number, world = heapq.heappop(self._free) if self._free else (None, None)
+            if world is None:
+                self._made += 1
+                number = -self._made
+                world = World(self._client, now_ms=lambda: START_MS, left_ms=lambda: PATIENCE_MS)
+        try:
+            yield world
+        finally:
+            with self._lock:
+                heapq.heappush(self._free, (number, world))
+
+
+def task(environments: Environments, number: int, took_s: list[float], failed: list[int]) -> None:
+    with environments.one() as world:
+        escrow = hold(task_id=f"t{number}", budget=BUDGET)
+        began = time.monotonic()
+        try:
+            world.ledger.fund(escrow)
+            funded = time.monotonic()
+            time.sleep(RUN_S)
+            ran = time.monotonic()
+            world.ledger.settle(escrow, ended(world, escrow, DONE, START_MS + 1))
+        except PlatformUnavailableError:
+            failed.append(number)
+        else:
+            took_s.append(time.monotonic() - ran + funded - began)
+
+
+def measure(rate: int | None) -> str:
+    """One row: `rate` tasks a second, or BURST at once."""
+    memory = Memory()
+    client = Contended(memory)
+    count = BURST if rate is None else rate * SECONDS
+    World(memory, now_ms=lambda: START_MS).ledger.deposit("alice", "start", 2 * count * BUDGET, now_ms=START_MS)
+    environments, took_s, failed = Environments(client), list[float](), list[int]()
+    with ThreadPoolExecutor(max_workers=400) as pool:
+        began = time.monotonic()
+        for number in range(count):
+            if rate is not None:
+                time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            pool.submit(task, environments, number, took_s, failed)
+    settled = sum(item["state"]["S"] == "released" for pk, item in memory.items.items() if pk.startswith("ESC#"))
+    assert settled == len(took_s) == count - len(failed), "a task was lost"
+    took_s.sort()
+    middle, slow = (took_s[int(len(took_s) * part)] * 1_000 for part in (0.5, 0.99)) if took_s else (0, 0)
+    name = f"{count} at once" if rate is None else f"{rate}/s"
+    return f"{name:>12} {count:6} {len(failed):7} {client.sent / count:9.2f} {middle:8.0f} {slow:8.0f}"
+
+
+def main() -> None:
+    for purses in (1, WALLET_PURSES):
+        sys.stdout.write(f"\npurses: {purses}\n        rate  tasks  failed  sent/task  p50 ms   p99 ms\n")
+        with (
+            mock.patch("quittance.wallet.WALLET_PURSES", purses),
+            mock.patch("quittance.store.ledger.WALLET_PURSES", purses),
+        ):
+            for rate in (10, 25, 50, 100, 200, None):
+                sys.stdout.write(measure(rate) + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ budget, runs for 50 ms, and settles in part, so the wallet is written twice. Env
 first, as Lambda does. A task that is still refused when its time is up counts as failed (503).
 
 Printed for each: tasks, failed ones, write transactions sent for each task (2 is the least), and how long the two
-operations on money took together.
+operations on money took together. Exit status 1 if a task failed although the wallet had purses.
 """
 
 import heapq
@@ -115,8 +115,8 @@ def task(environments: Environments, number: int, took_s: list[float], failed: l
             took_s.append(time.monotonic() - ran + funded - began)
 
 
-def measure(rate: int | None) -> str:
-    """One row: `rate` tasks a second, or BURST at once."""
+def measure(rate: int | None) -> tuple[str, int]:
+    """One row, of `rate` tasks a second or BURST at once; and how many failed."""
     memory = Memory()
     client = Contended(memory)
     count = BURST if rate is None else rate * SECONDS
@@ -133,10 +133,12 @@ def measure(rate: int | None) -> str:
     took_s.sort()
     middle, slow = (took_s[int(len(took_s) * part)] * 1_000 for part in (0.5, 0.99)) if took_s else (0, 0)
     name = f"{count} at once" if rate is None else f"{rate}/s"
-    return f"{name:>12} {count:6} {len(failed):7} {client.sent / count:9.2f} {middle:8.0f} {slow:8.0f}"
+    row = f"{name:>12} {count:6} {len(failed):7} {client.sent / count:9.2f} {middle:8.0f} {slow:8.0f}"
+    return row, len(failed)
 
 
-def main() -> None:
+def main() -> int:
+    failures = 0
     for purses in (1, WALLET_PURSES):
         sys.stdout.write(f"\npurses: {purses}\n        rate  tasks  failed  sent/task  p50 ms   p99 ms\n")
         with (
@@ -144,9 +146,12 @@ def main() -> None:
             mock.patch("quittance.store.ledger.WALLET_PURSES", purses),
         ):
             for rate in (10, 25, 50, 100, 200, None):
-                sys.stdout.write(measure(rate) + "\n")
+                row, failed = measure(rate)
+                failures += failed if purses > 1 else 0
+                sys.stdout.write(row + "\n")
                 sys.stdout.flush()
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
@@ -11,11 +10,6 @@ from local.paths import Stack
 from quittance import receipt
 from tests.e2e.people import Item, Ledger, User, assert_states, credited
 from tests.support import wasm
-
-
-@pytest.fixture(scope="module")
-def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
-    return Ledger(aws("dynamodb"), stack.table)
 
 
 @pytest.fixture(scope="module")

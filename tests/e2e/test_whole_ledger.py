@@ -40,7 +40,7 @@ def escrows(items: list[Item]) -> list[Item]:
 
 def test_nothing_is_left_open(escrows: list[Item]) -> None:
     """I8: what the tests began has ended, and all of it is swept."""
-    assert {item["state"] for item in escrows} == {"released", "refunded"}
+    assert {item["state"] for item in escrows} <= {"released", "refunded", "expired"}
     assert not [item["task_id"] for item in escrows if "work" in item or "swept_ms" not in item]
 
 

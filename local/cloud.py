@@ -56,7 +56,7 @@ def start(state: State, port: int | None = None) -> Cloud:
     candidates = [former.port if former else 0] + [0] * _PORT_TRIES
     for number, candidate in enumerate(candidates):
         try:
-            return _start(state, _free(candidate) or _any_free())
+            return _start(state, _free(candidate) or free_port())
         except MendError:  # another program was quicker to take the port
             if number == len(candidates) - 1:
                 raise
@@ -74,6 +74,11 @@ def stop(state: State) -> bool:
     state.stack.unlink(missing_ok=True)
     shutil.rmtree(state.scratch, ignore_errors=True)
     return alive
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody has at this moment."""
+    return _free(0) or _refuse(0)
 
 
 def client_env(cloud: Cloud) -> dict[str, str]:
@@ -180,10 +185,6 @@ def _free(port: int) -> int | None:
         except OSError:
             return None
         return int(probe.getsockname()[1])
-
-
-def _any_free() -> int:
-    return _free(0) or _refuse(0)
 
 
 def _refuse(port: int) -> int:

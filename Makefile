@@ -39,10 +39,10 @@ logs: ## what the functions wrote to their logs
 demo: ## the story: publish an agent, pay for a task, verify the receipt
 	$(LOCAL) demo
 
-sam-local: ## the functions in containers, behind `sam local start-api`, on the local cloud (Ctrl-C ends it)
-	$(LOCAL) sam-local
+sam-local: ## the functions in containers, behind `sam local start-api` (ARGS="invoke HealthFunction -e FILE": one event)
+	$(LOCAL) sam-local $(ARGS)
 
-sam-smoke: ## every file in events/ by `sam local invoke`, and a paid task by `sam local start-api` (needs a container engine)
+sam-smoke: ## every file in events/ by `sam local invoke`, and a paid task by `sam local start-api`
 	$(DEV) env QUITTANCE_SAM_LOCAL=1 pytest tests/sam_local $(ARGS)
 
 token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600

@@ -66,7 +66,7 @@ def start(state: State, port: int | None = None) -> Cloud:
 def stop(state: State) -> bool:
     """End the cloud with its functions and their children. Was there anything to end?"""
     cloud = _recorded(state)
-    heads = processes.marked(_mark(state)) | ({cloud.process} if cloud else set())
+    heads = processes.marked(mark(state)) | ({cloud.process} if cloud else set())
     alive = bool(heads & processes.table().keys())
     processes.end(heads)
     for server in _SERVERS:
@@ -74,6 +74,11 @@ def stop(state: State) -> bool:
     state.stack.unlink(missing_ok=True)
     shutil.rmtree(state.scratch, ignore_errors=True)
     return alive
+
+
+def mark(state: State) -> str:
+    """NAME=value in the environment of all that must end with this cloud: itself, functions, tools that serve them."""
+    return f"QUITTANCE_LOCAL_CLOUD={state.root}"
 
 
 def free_port() -> int:
@@ -133,7 +138,7 @@ def _once_it_answers(state: State, server: subprocess.Popen[bytes], port: int) -
 
 
 def _server_env(state: State, port: int) -> dict[str, str]:
-    name, _, value = _mark(state).partition("=")
+    name, _, value = mark(state).partition("=")
     return {
         name: value,
         "PATH": os.environ.get("PATH", os.defpath),
@@ -150,11 +155,6 @@ def _server_env(state: State, port: int) -> dict[str, str]:
         "DOCKER_HOST": "unix:///nonexistent",  # it would tidy away containers of others
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _mark(state: State) -> str:
-    """What the cloud and the functions' processes carry in their environment."""
-    return f"QUITTANCE_LOCAL_CLOUD={state.root}"
 
 
 def _recorded(state: State) -> Cloud | None:

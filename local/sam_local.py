@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from local import deploy, venvs
-from local.cloud import client_env, free_port
+from local.cloud import client_env, free_port, mark
 from local.console import MendError, last_words, relative
 from local.paths import ROOT, Stack, write
 from local.relay import relay
@@ -44,6 +44,13 @@ class SamLocal:
     options: tuple[str, ...]
     env: Mapping[str, str]
     log: Path
+
+    def run(self, *words: str) -> None:
+        """`sam local` with these words, on the terminal, to its end. Raises MendError if it fails."""
+        with self._started(*words, stdout=None, shown=True) as sam:
+            if sam.wait():
+                msg = f"sam local {words[0]} ended with status {sam.returncode}"
+                raise MendError(msg)
 
     def invoke(self, function: str, event: object) -> Any:  # noqa: ANN401 - whatever the function answers
         """`sam local invoke`: one event to one function, in a container of its own; its answer or its error.
@@ -112,7 +119,8 @@ def ready(state: State, cloud: Cloud, engine: Engine) -> Iterator[SamLocal]:
             "--env-vars", str(variables), "--container-host", _HOST,
             "--parameter-overrides", f"PythonRuntime=python{PYTHON_VERSION} Architecture={deploy.machine()}",
         )  # fmt: skip
-        env = {**client_env(cloud), "DOCKER_HOST": engine.host}
+        marked = dict([mark(state).split("=", 1)])
+        env = {**client_env(cloud), **marked, "DOCKER_HOST": engine.host}
         try:
             yield SamLocal(url, options, env, state.log("sam-local"))
         finally:

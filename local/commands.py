@@ -101,11 +101,15 @@ def _up(options: argparse.Namespace, state: State) -> None:
 
 def _sam_local(options: argparse.Namespace, state: State) -> None:
     containers = engine.find()  # first of all: without one nothing is started
-    with _lent(state, seeded=True) as agent_id, sam_local.ready(state, _running(state), containers) as functions:
+    with (
+        _lent(state, seeded=True) as agent_id,
+        sam_local.ready(state, _running(state), containers) as functions,
+        suppress(KeyboardInterrupt),
+    ):
         if options.words:
             functions.run(*options.words)
             return
-        with functions.api(shown=True) as (url, sam), suppress(KeyboardInterrupt):
+        with functions.api(shown=True) as (url, sam):
             say(f"\nsam local: {url}  (Ctrl-C ends it)\n{_calls(url, agent_id)}\n")
             msg = f"sam local start-api ended by itself with status {sam.wait()}"
             raise MendError(msg)

@@ -36,6 +36,10 @@ _START_SECONDS = 60.0
 _END_SECONDS = 20.0
 
 
+class NoAnswerError(MendError):
+    """A function was ended before it answered: it was out of time, or out of memory."""
+
+
 @dataclass(frozen=True)
 class SamLocal:
     """The built template's functions, ready to be run in containers."""
@@ -55,7 +59,7 @@ class SamLocal:
     def invoke(self, function: str, event: object) -> Any:  # noqa: ANN401 - whatever the function answers
         """`sam local invoke`: one event to one function, in a container of its own; its answer or its error.
 
-        Raises MendError if it says neither.
+        Raises NoAnswerError if the function says neither, MendError if `sam local` fails.
         """
         start = self.log.stat().st_size if self.log.is_file() else 0
         with self._started("invoke", function, "--event", "-", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sam:
@@ -64,7 +68,7 @@ class SamLocal:
             return json.loads(said)
         except ValueError as error:
             msg = f"sam local invoke {function}: {last_words(self.log, start)} (all of it: {relative(self.log)})"
-            raise MendError(msg) from error
+            raise (MendError if sam.returncode else NoAnswerError)(msg) from error
 
     @contextmanager
     def api(self, *, shown: bool = False) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
@@ -136,15 +140,12 @@ def base_image() -> str:
 def _variables(cloud: Cloud, stack: Stack, url: str) -> dict[str, dict[str, str]]:
     """What the deployed functions have in their environment, by logical name, with the cloud at another URL."""
     client = deploy.aws(cloud, "lambda")
-    return {
-        name: {
-            variable: value.replace(cloud.url, url)
-            for variable, value in client.get_function_configuration(FunctionName=physical)["Environment"][
-                "Variables"
-            ].items()
-        }
-        for name, physical in stack.functions.items()
-    }
+
+    def variables(physical: str) -> dict[str, str]:
+        deployed = client.get_function_configuration(FunctionName=physical)["Environment"]["Variables"]
+        return {variable: value.replace(cloud.url, url) for variable, value in deployed.items()}
+
+    return {name: variables(physical) for name, physical in stack.functions.items()}
 
 
 def _listens(port: int) -> bool:

@@ -13,9 +13,14 @@ class Shouting(socketserver.StreamRequestHandler):
         self.wfile.write(self.rfile.read().upper())  # answers when the other side has said all
 
 
+class Target(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False  # a relay that fails must not hold the tests
+
+
 @pytest.fixture
 def target():
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Shouting) as server:
+    with Target(("127.0.0.1", 0), Shouting) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server.server_address
         server.shutdown()

@@ -24,6 +24,7 @@ import pytest
 from local import client, demo, issuer
 from local.cloud import CREDENTIALS
 from local.paths import LOCAL, ROOT, Stack
+from quittance.limits import WALLET_PURSES
 from tests.e2e.people import Ledger, User
 from tests.support import wasm
 
@@ -157,9 +158,10 @@ def balance(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str], int]:
     """`balance(account)` is what the ledger itself says is available, in micro-credits."""
 
     def read(account: str) -> int:
-        key = {"pk": {"S": f"ACCT#{account}"}}
-        found = aws("dynamodb").get_item(TableName=stack.table, Key=key, ConsistentRead=True)
-        return int(found["Item"]["available"]["N"]) if "Item" in found else 0
+        names = [f"ACCT#{account}", *(f"ACCT#{account}#{purse}" for purse in range(1, WALLET_PURSES))]
+        asked = {"Keys": [{"pk": {"S": name}} for name in names], "ConsistentRead": True}
+        found = aws("dynamodb").batch_get_item(RequestItems={stack.table: asked})["Responses"][stack.table]
+        return sum(int(item["available"]["N"]) for item in found)
 
     return read
 

@@ -438,7 +438,7 @@ class Ledger:
     def _fold_reputation(self, standing: Reputation, batch: Sequence[Credit]) -> dict[str, Any]:
         score = standing.score_tenths
         for credit in batch:
-            score = reputation.fold(score, credit.reputation_tenths)
+            score = reputation.moved_tenths(score, credit.reputation_tenths)
         write = update(
             self._table,
             f"REP#{batch[0].agent_id}",

@@ -45,8 +45,12 @@ class Flaw(StrEnum):
     TIMES = "times"
     AMOUNTS = "amounts"
     CONTRADICTION = "contradiction"
+    DIGEST = "digest"
+    REPLAY = "replay"
+    UNREPEATABLE = "unrepeatable"
     LOG = "log"
     HISTORY = "history"
+    NO_SANDBOX = "no_sandbox"
 
 
 class ProofError(Exception):

@@ -102,7 +102,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name = escrows.escrow_id(payer, str(number))
         wanted = Escrow(
             escrow_id=name, payer=payer, task_id=str(number), request_sha256="r", agent_id=f"agt_{owner}",
-            owner=owner, module_sha256="m", input_sha256="i",
+            owner=owner, module_sha256="bb" * 32, input_sha256="cc" * 32,
             tariff=f'{{"type":"flat","price":"0.{price % 10**6:06}"}}', budget_micro=budget, fee_bps=250,
             timeout_ms=1_000, runner=f"runner-{self.now}", fence=1, funded_ms=self.now,
             lease_ms=self.now + LEASE_MS, expires_ms=self.now + LIFE_MS,
@@ -136,6 +136,8 @@ class LedgerMachine(RuleBasedStateMachine):
         allowed = held.state is State.FUNDED and held.fence == attempt.fence and self.now < held.expires
         bare = replace(attempt, settlement=None)
         settlement = escrows.decide(bare, Run(outcome, "", Meter(wall_ms=1)), now_ms=self.now)
+        if outcome is Outcome.SUCCEEDED:
+            settlement = replace(settlement, output=escrows.StoredBytes("dd" * 32, 0, b""))
         standing = self.cloud.ledger.settle(bare, self.signed(bare, settlement))
         if allowed:
             split = settlement.split
@@ -197,7 +199,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
-        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), engine="", config_sha256="")
+        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

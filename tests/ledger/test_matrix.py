@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from quittance import escrow as escrows
 from quittance import tasks
 from quittance.errors import InsufficientFundsError, MovementConflictError
-from quittance.escrow import Escrow, Settlement, State
+from quittance.escrow import Escrow, Settlement, State, StoredBytes
 from quittance.run import Meter, Outcome, Run
 from tests.ledger.checks import violations
 from tests.ledger.memory import Memory
@@ -59,8 +59,8 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
         request_sha256="r",
         agent_id=FLAT,
         owner="oskar",
-        module_sha256="m",
-        input_sha256="i",
+        module_sha256="bb" * 32,
+        input_sha256="cc" * 32,
         tariff=f'{{"type":"flat","price":"0.{FLAT_MICRO:06}"}}',
         budget_micro=budget,
         fee_bps=FEE_BPS,
@@ -75,6 +75,8 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
 
 
 def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlement:
+    if settlement.outcome is Outcome.SUCCEEDED:
+        settlement = replace(settlement, output=StoredBytes("dd" * 32, 0, b""))
     return tasks._signed(case_world, escrow, settlement, Meter(), version=None)
 
 

@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from quittance import escrow as escrows
 from quittance import tasks
 from quittance.bootstrap import Platform
+from quittance.certified import SigningKey
 from quittance.config import Settings
 from quittance.errors import NotFoundError
 from quittance.escrow import Escrow, Settlement
 from quittance.limits import KIB, MIB
 from quittance.models import TaskRequest
 from quittance.observability import logger
-from quittance.receipt import SigningKey
 from quittance.run import Job, Meter, Outcome, Run
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs

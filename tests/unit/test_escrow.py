@@ -16,6 +16,7 @@ from quittance.run import Fault, Meter, Outcome, Run
 NewEscrow = Callable[..., Escrow]
 BUDGETS = st.integers(1, BUDGET_MICRO_MAX)
 BPS = st.integers(0, 10_000)
+LATER_MS = 1_800_000_000_007  # seven milliseconds after the funding
 NAMES = st.text(min_size=1, max_size=8)
 FAULTS = {
     Fault.NONE: {"succeeded"},
@@ -81,9 +82,14 @@ def test_success_is_paid_by_the_tariff_of_the_escrow(
 ) -> None:
     tariff = f'{{"type":"metered","base":"{_credits(base)}","per_million_fuel":"{_credits(rate)}"}}'
     escrow = new_escrow(budget_micro=budget, fee_bps=bps, tariff=tariff)
-    done = decide(escrow, Run(Outcome.SUCCEEDED, "ok", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=7)
+    done = decide(escrow, Run(Outcome.SUCCEEDED, "ok", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=LATER_MS)
     used = min(budget, base - (-fuel * rate // 10**6))
-    assert (done.state, done.outcome, done.message, done.settled_ms) == (State.RELEASED, Outcome.SUCCEEDED, "ok", 7)
+    assert (done.state, done.outcome, done.message, done.settled_ms) == (
+        State.RELEASED,
+        Outcome.SUCCEEDED,
+        "ok",
+        LATER_MS,
+    )
     assert done.split == Split(budget, used - used * bps // 10**4, used * bps // 10**4, budget - used)
     assert done.reputation_tenths == (25 if wall_ms < 1_000 else 20)
 
@@ -95,10 +101,16 @@ def test_anything_but_success_is_refunded_in_full(
 ) -> None:
     """I3: whatever was measured, and whosever fault it was."""
     escrow = new_escrow(budget_micro=budget, fee_bps=bps)
-    done = decide(escrow, Run(outcome, "why", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=7)
-    assert (done.state, done.outcome, done.message, done.settled_ms) == (State.REFUNDED, outcome, "why", 7)
+    done = decide(escrow, Run(outcome, "why", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=LATER_MS)
+    assert (done.state, done.outcome, done.message, done.settled_ms) == (State.REFUNDED, outcome, "why", LATER_MS)
     assert done.split == Split(budget, 0, 0, budget)
     assert done.reputation_tenths == (-50 if outcome.value in FAULTS[Fault.AGENT] else 0)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.TRAP_MEMORY])
+def test_a_clock_set_back_settles_nothing_before_its_funding(new_escrow: NewEscrow, outcome: Outcome) -> None:
+    escrow = new_escrow()
+    assert decide(escrow, Run(outcome, "why", Meter()), now_ms=escrow.funded_ms - 1).settled_ms == escrow.funded_ms
 
 
 @given(budget=BUDGETS, bps=BPS)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from quittance.certified import ProofError
 from quittance.escrow import Escrow, State
 from quittance.journal import Kind, Line
 from quittance.limits import EXPIRY_REFUND_MS_MAX
-from quittance.receipt import ReceiptError, verify
+from quittance.receipt import verify
 
 _BPS: Final = 10_000
 
@@ -151,7 +152,7 @@ def _check_escrow(result: Audit, escrow: Escrow, *, swept: bool, jwks: Mapping[s
     result.check("I8", at, settlement.state is not State.EXPIRED, in_time)
     try:
         stated = verify(settlement.receipt, jwks)
-    except ReceiptError as exc:
+    except ProofError as exc:
         result.check("I12", at, "a valid receipt", str(exc))
         return
     written = {

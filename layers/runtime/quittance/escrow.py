@@ -131,6 +131,7 @@ def split(*, budget_micro: int, used_micro: int, fee_bps: int) -> Split:
 
 def decide(escrow: Escrow, run: Run, *, now_ms: int) -> Settlement:
     """How a funded escrow settles after its run: success is paid by the tariff, anything else is refunded in full."""
+    now_ms = max(now_ms, escrow.funded_ms)  # clocks differ and are set back; a settlement is never before its funding
     if run.outcome is not Outcome.SUCCEEDED:
         return _refund(escrow, State.REFUNDED, run.outcome, run.message, run.meter, now_ms)
     tariff = pricing.parse_tariff(escrow.tariff)

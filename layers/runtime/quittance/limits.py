@@ -18,6 +18,11 @@ AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
 
+# What a verifier reads.
+TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
+JWKS_KEYS_MAX: Final = 1_000
+LOG_SIZE_MAX: Final = 2**53  # entries: JSON numbers are exact up to it
+
 # Money, in micro-credits.
 BUDGET_MICRO_MAX: Final = 10**12
 AMOUNT_MICRO_MAX: Final = 10**15  # of one deposit, withdrawal or tariff rate; DynamoDB numbers are exact far beyond

@@ -71,6 +71,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run was allowed: recorded in the receipt, because a repetition needs them to end the same way."""
+
+    fuel: int
+    memory_bytes: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Meter:
     """What the sandbox measured. `fuel_exact` is false where a hardware trap made the engine under-report."""
 
@@ -86,7 +95,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a run ended: outcome, a sentence for the agent's author, what it wrote, and the meter."""
+    """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began."""
 
     outcome: Outcome
     message: str
@@ -94,3 +103,4 @@ class Run:
     exit_code: int | None = None
     stdout: bytes = b""
     stderr: bytes = b""
+    limits: Limits | None = None

@@ -35,7 +35,7 @@ from quittance.limits import (
 )
 from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import logger
-from quittance.run import Job, Meter, Outcome, Run
+from quittance.run import Job, Limits, Meter, Outcome, Run
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
@@ -198,7 +198,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)
     run = platform.sandbox.run(
-        Job(
+        job := Job(
             artefact_path=str(path),
             artefact_sha256=version.artefact_sha256,
             stdin=attempt.stdin,
@@ -209,6 +209,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
             seed=escrows.seed(escrow.escrow_id),
         )
     )
+    run = replace(run, limits=Limits(job.fuel, job.memory_bytes, job.timeout_ms))
     if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
         platform.binaries.forget(version.artefact_sha256)
     if run.outcome is Outcome.TIMEOUT and left_ms < escrow.timeout_ms:
@@ -227,7 +228,7 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version) -> E
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message="The platform's storage did not take the output.")
     settlement = replace(escrows.decide(escrow, run, now_ms=platform.now_ms()), output=output, log=log)
     try:
-        signed = _signed(platform, escrow, settlement, run.meter, version=version)
+        signed = _signed(platform, escrow, settlement, run.meter, version=version, limits=run.limits)
         return expire_if_overdue(platform, platform.ledger.settle(escrow, signed))
     except PlatformUnavailableError:
         logger.warning("settlement unknown", escrow_id=escrow.escrow_id)
@@ -242,7 +243,13 @@ def _look_again(platform: Platform, escrow: Escrow) -> Escrow:
 
 
 def _signed(
-    platform: Platform, escrow: Escrow, settlement: Settlement, meter: Meter, *, version: Version | None
+    platform: Platform,
+    escrow: Escrow,
+    settlement: Settlement,
+    meter: Meter,
+    *,
+    version: Version | None,
+    limits: Limits | None = None,
 ) -> Settlement:
     """The settlement with its receipt. A receipt that loses the race to be stored is dropped unseen."""
     claims = receipt.claims(
@@ -250,6 +257,7 @@ def _signed(
         settlement,
         issuer=platform.settings.receipt_issuer,
         meter=meter,
+        limits=limits,
         engine=version.engine if version else "",
         config_sha256=version.config_sha256 if version else "",
     )

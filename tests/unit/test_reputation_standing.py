@@ -135,18 +135,25 @@ def test_what_is_stored_is_what_is_read(entries: list[Entry]) -> None:
     assert parse(serialise(standing)) == standing
 
 
+def test_equal_standings_have_the_same_text() -> None:
+    one, other = Payer(1, 2, 3), Payer(4, 5, 6)
+    these = Standing(periods={1: Period({"a": one, "b": other}), 2: Period()})
+    those = Standing(periods={2: Period(), 1: Period({"b": other, "a": one})})
+    assert (these, serialise(these)) == (those, serialise(those))
+
+
 def test_a_standing_of_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="version 2"):
         parse(serialise(Standing()).replace('"v":1', '"v":2'))
 
 
-@given(st.lists(tasks(), max_size=30))
-def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(entries: list[Entry]) -> None:
+@given(st.just(START_TENTHS) | st.sampled_from([0, 1_000]), st.lists(CROWD, max_size=30))
+def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: int, entries: list[Entry]) -> None:
     """I16."""
-    score = START_TENTHS
+    score = start
     for one in entries:
         score = min(1_000, max(0, score + one.reputation_tenths))
-    assert score_tenths(fold(Standing(), entries), "reference") == score
+    assert score_tenths(fold(Standing(start), entries), "reference") == score
 
 
 # What a receipt says.
@@ -176,10 +183,14 @@ def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escro
     assert fold(Standing(), [one]) == Standing(outcomes=1)
 
 
-@pytest.mark.parametrize("broken", [{}, {"outcome": "won"}])
-def test_claims_that_no_receipt_has_are_refused(broken: dict[str, Any]) -> None:
-    with pytest.raises((KeyError, ValueError)):
-        entry({"agent": "a", "user": "u", "owner": "o", **broken})
+def test_claims_that_no_receipt_has_are_refused(new_escrow: Callable[..., Escrow]) -> None:
+    escrow = new_escrow()
+    expired = expire(escrow, now_ms=1_800_000_100_001)
+    known = claims(escrow, expired, issuer="i", meter=Meter(), engine="e", config_sha256="c")
+    with pytest.raises(ValueError, match="won"):
+        entry(known | {"outcome": "won"})
+    with pytest.raises(KeyError):
+        entry({name: known[name] for name in known if name != "meter"})
 
 
 # Counts.

@@ -40,12 +40,12 @@ class Kms:
         self.calls = 0
         self._private = ec.generate_private_key(ec.SECP256R1())
 
-    def sign(self, *, Message: bytes, **_: Any) -> dict[str, bytes]:  # noqa: ANN401, N803 - as KMS names them
+    def sign(self, *, Message: bytes, **_: Any) -> dict[str, bytes]:  # noqa: N803 - as KMS names them
         """KMS's Sign."""
         self.calls += 1
         return {"Signature": self._private.sign(Message, ec.ECDSA(SHA256()))}
 
-    def get_public_key(self, **_: Any) -> dict[str, bytes]:  # noqa: ANN401 - as KMS takes them
+    def get_public_key(self, **_: Any) -> dict[str, bytes]:
         """KMS's GetPublicKey."""
         public = self._private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return {"PublicKey": public}

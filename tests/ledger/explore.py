@@ -234,7 +234,7 @@ class Walk:
         """Everybody has died here: time and the sweep must bring it in order."""
         memory = Memory(table)
         world = World(memory, now_ms=lambda: self._times[-1] + FOREVER_MS)
-        while (swept := sweep(world)).expired or swept.credited:
+        while (swept := sweep(world)).expired or swept.credited or swept.logged:
             pass
         self._wrong += violations(world, memory.items.values())
 

@@ -26,6 +26,7 @@ from quittance.config import Settings
 from quittance.errors import NotFoundError
 from quittance.escrow import Escrow, Settlement
 from quittance.limits import KIB, MIB
+from quittance.log import Tile
 from quittance.models import TaskRequest
 from quittance.observability import logger
 from quittance.run import Job, Meter, Outcome, Run
@@ -146,6 +147,26 @@ class Watched(Ledger):
         return super().settle(escrow, settlement)
 
 
+class Shelf:
+    """The log's bucket: what is kept once is never kept otherwise."""
+
+    def __init__(self) -> None:
+        self.tiles: dict[Tile, bytes] = {}
+        self.checkpoints: dict[int, str] = {}
+
+    def keep(self, tile: Tile, hashes: bytes) -> None:
+        assert self.tiles.setdefault(tile, hashes) == hashes, f"{tile.path} was published otherwise"
+
+    def read(self, tile: Tile) -> bytes:
+        return self.tiles[tile]
+
+    def keep_checkpoint(self, size: int, checkpoint: str) -> None:
+        self.checkpoints[size] = checkpoint
+
+    def checkpoint(self, size: int | None = None) -> str:
+        return self.checkpoints[max(self.checkpoints) if size is None else size]
+
+
 class World(Platform):
     """A platform over one DynamoDB client, which may be a real one, a faulty one or the stand-in."""
 
@@ -158,6 +179,7 @@ class World(Platform):
         keys: Any = None,
         shards: int = 1,
         left_ms: Callable[[], int] = lambda: 0,
+        tiles: "Shelf | None" = None,
     ) -> None:
         """`left_ms` is how long the ledger tries again; by default each call is sent once."""
         super().__init__(
@@ -167,6 +189,7 @@ class World(Platform):
                 uploads_bucket="-",
                 binaries_bucket="-",
                 outputs_bucket="-",
+                log_bucket="-",
                 ledger_shards=shards,
                 fee_bps=FEE_BPS,
                 platform_account=PLATFORM_ACCOUNT,
@@ -183,6 +206,7 @@ class World(Platform):
             "registry": Agents(),
             "keys": keys or one_key(),
             "binaries": SimpleNamespace(local_artefact=lambda *_: Path("artefact"), forget=lambda *_: None),
+            "tiles": tiles or Shelf(),
             "outputs": Outputs(None, bucket="-"),  # type: ignore[arg-type]  # small outputs stay inline
             "sandbox": SimpleNamespace(run=run or instant_run),
         }

@@ -109,9 +109,11 @@ def escrow_id(payer: str, task_id: str) -> str:
     return base64.b32encode(hashlib.sha256(named).digest()).decode().lower()[:26]
 
 
-def request_sha256(*, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None) -> str:
+def request_sha256(
+    *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, least_tenths: int | None
+) -> str:
     """The digest that tells a repeated request from another one under the same task_id."""
-    named = json.dumps([agent_id, input_sha256, budget_micro, timeout_s], separators=(",", ":"))
+    named = json.dumps([agent_id, input_sha256, budget_micro, timeout_s, least_tenths], separators=(",", ":"))
     return hashlib.sha256(named.encode()).hexdigest()
 
 

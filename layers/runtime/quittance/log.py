@@ -24,6 +24,7 @@ from quittance.limits import LOG_SIZE_MAX, TOKEN_CHARS_MAX
 CHECKPOINT: Final = Kind("quittance-checkpoint+jwt", "checkpoint")
 HASH_BYTES: Final = 32
 TILE_HASHES: Final = 256
+LOG_LEVEL_MAX: Final = LOG_SIZE_MAX.bit_length() // 8  # of tiles
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 _TILE_HEIGHT: Final = 8
 _VERSION: Final = 1

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from quittance import escrow as escrows
-from quittance import pricing, receipt
+from quittance import pricing, receipt, reputation
 from quittance.bootstrap import Platform
 from quittance.errors import (
     AgentNotReadyError,
     BudgetTooLowError,
     NotFoundError,
     PlatformUnavailableError,
+    ReputationTooLowError,
     RequestError,
     TaskConflictError,
     TaskInProgressError,
@@ -87,15 +88,19 @@ def result(platform: Platform, caller: str, task_id: str, *, user: str | None = 
 
     The owner names the `user` whose task it is. Raises NotFoundError, PlatformUnavailableError.
     """
-    payer = user or caller
-    escrow = platform.ledger.find(escrows.escrow_id(payer, task_id))
-    if escrow is None or caller not in {escrow.payer, escrow.owner}:
-        msg = f"You have no task {task_id!r}."
-        raise NotFoundError(msg)
-    escrow = expire_if_overdue(platform, escrow)
+    escrow = expire_if_overdue(platform, find(platform, caller, task_id, user=user))
     if caller != escrow.payer and escrow.settlement:
         escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
     return _answer(platform, escrow)
+
+
+def find(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> Escrow:
+    """The escrow of a task, for its user and for the agent's owner. Raises NotFoundError, PlatformUnavailableError."""
+    escrow = platform.ledger.find(escrows.escrow_id(user or caller, task_id))
+    if escrow is None or caller not in {escrow.payer, escrow.owner}:
+        msg = f"You have no task {task_id!r}."
+        raise NotFoundError(msg)
+    return escrow
 
 
 def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
@@ -122,6 +127,11 @@ def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
     least_micro = pricing.least_price_micro(pricing.parse_tariff(agent.terms.tariff))
     if request.budget_micro < least_micro:
         raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
+    if request.min_reputation is not None:
+        standing = platform.ledger.standing(agent.agent_id)
+        score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
+        if score_tenths < request.min_reputation:
+            raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
     return agent, version
 
 
@@ -338,6 +348,7 @@ def _request_sha256(attempt: _Attempt) -> str:
         input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
         budget_micro=attempt.request.budget_micro,
         timeout_s=attempt.request.timeout,
+        least_tenths=attempt.request.min_reputation,
     )
 
 

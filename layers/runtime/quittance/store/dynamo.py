@@ -122,7 +122,7 @@ def update(
         "Key": to_item({"pk": pk}),
         "UpdateExpression": expression,
         "ConditionExpression": condition,
-        "ExpressionAttributeNames": {f"#{name}": name for name in _NAMED.findall(expression + condition)},
+        "ExpressionAttributeNames": {f"#{name}": name for name in _NAMED.findall(f"{expression} {condition}")},
         "ExpressionAttributeValues": to_item({**new_values, **values}),
         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
     }

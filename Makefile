@@ -54,9 +54,10 @@ interleavings: ## every order of store calls by two and three actors, the slow w
 mutants: ## takes each guard of the ledger away in turn: all must be missed
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)
 
-bench: ## what the sandbox costs, as ratios
+bench: ## what the sandbox costs, as ratios, and receipts
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/receipts.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit

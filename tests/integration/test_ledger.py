@@ -182,7 +182,7 @@ def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
         cloud.ledger.settle(escrow, end(escrow, DONE if number % 2 else FAILED, now_ms=number))
     batches = list(cloud.ledger.settled())
     assert [len(batch) for batch in batches] == [CREDITED_ESCROWS_MAX, 3]
-    credited = [cloud.ledger.credit(batch, now_ms=1) for batch in [*batches, *batches]]
+    credited = [cloud.ledger.credit(batch, now_ms=now) for now, batch in enumerate([*batches, *batches])]
     assert credited == [CREDITED_ESCROWS_MAX, 3, 0, 0]
     successes = count // 2
     assert cloud.ledger.available_micro("owner") == successes * 390_000

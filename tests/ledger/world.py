@@ -65,7 +65,7 @@ def _agent(name: str, owner: str, tariff: str) -> Agent:
         created_ms=0,
         terms=terms,
         upload=Upload(1, AgentState.ACTIVE, terms),
-        version=Version(MODULE, artefact_key(MODULE), "artefact", "engine", "config"),
+        version=Version(MODULE, artefact_key(MODULE), "artefact", "engine", "c0" * 32),
     )
 
 

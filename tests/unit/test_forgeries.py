@@ -432,6 +432,18 @@ def test_a_root_key_that_is_none_proves_nothing(receipt: str, key: dict[str, Any
     assert refused(receipt, flaw=Flaw.FORM, jwks=jwks) == "the root key 'root-1' of the key set is no usable ES256 key"
 
 
+def test_a_root_is_of_the_curve_of_its_algorithm(receipt: str) -> None:
+    """A certificate that a P-384 key has signed with SHA-256 is no ES256."""
+    own = ec.generate_private_key(ec.SECP384R1())
+    numbers = own.public_key().public_numbers()
+    x, y = (encode(number.to_bytes(48)) for number in (numbers.x, numbers.y))
+    jwks = {"keys": [{"kty": "EC", "crv": "P-384", "x": x, "y": y, "kid": "root-1"}]}
+    content = KEY.certificate.rpartition(".")[0]
+    r, s = decode_dss_signature(own.sign(content.encode(), ec.ECDSA(SHA256())))
+    token = signed_with(statement_of(receipt), f"{content}.{encode(r.to_bytes(48) + s.to_bytes(48))}")
+    assert "is no usable ES256 key" in refused(token, flaw=Flaw.FORM, jwks=jwks)
+
+
 @pytest.mark.parametrize("jwks", [{"keys": 5}, {"keys": {"a": 1}}, {"keys": [{}] * 1_001}, {"kids": []}])
 def test_a_key_set_is_a_list_of_some_keys(receipt: str, jwks: dict[str, Any]) -> None:
     assert "the key set is no JWKS" in refused(receipt, flaw=Flaw.FORM, jwks=jwks)

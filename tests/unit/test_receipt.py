@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from joserfc.jwk import ECKey, OKPKey
 
 from quittance.certified import CERTIFICATE_SECONDS, ProofError
 from quittance.escrow import Escrow, Settlement, StoredBytes, decide, expire
-from quittance.receipt import claims, read_claims, sign
+from quittance.receipt import StatedLimits, StatedMeter, Statement, claims, read_claims, sign
 from quittance.receipt import verify as verify_receipt
 from quittance.run import Limits, Meter, Outcome, Run
 from tests.unit.roots import NOW_S, Root, decode, encode, parse, part
@@ -300,3 +301,14 @@ def test_every_environment_has_a_key_of_its_own_for_half_a_day() -> None:
     assert one.key_id != other.key_id
     assert one.expires_s == NOW_S + 12 * 60 * 60
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}", one.key_id)
+
+
+def test_the_page_names_every_claim_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
+    rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0]
+    first_cells = "".join(row.split("|")[1] for row in rows.splitlines()[2:])
+    assert re.findall("`([a-z0-9_]+)`", first_cells) == list(Statement.model_fields)
+    for inner in (StatedMeter, StatedLimits):
+        name = inner.__name__.removeprefix("Stated").lower()
+        (row,) = [row for row in rows.splitlines() if row.startswith(f"| `{name}`")]
+        assert re.findall("`([a-z0-9_]+)`", row)[1:] == list(inner.model_fields)

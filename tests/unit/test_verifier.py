@@ -33,7 +33,7 @@ from quittance.log import (
 )
 from quittance.receipt import claims, sign
 from quittance.run import Limits, Meter, Outcome, Run
-from quittance.verifier import EXITS, Given, Verdict, examine, main
+from quittance.verifier import EXITS, Given, Report, Verdict, examine, main
 from tests.unit.roots import NOW_S, Root, encode, parse, part
 
 ISSUER = "https://q.example"
@@ -316,6 +316,9 @@ def test_a_strangers_words_do_nothing_to_a_terminal(
     assert out.isascii()
     assert all(character.isprintable() or character == "\n" for character in out)
     assert r"'\x1b[2J\u202e\r\nok'" in out
+    report = Report()
+    report.note("replay", "the module imports \x1b[2J\né")
+    assert r"the module imports \x1b[2J\n\xe9" in verifier._as_text(report)
 
 
 # Hostile input: whatever it is, the verifier ends with a status and a report.

@@ -337,7 +337,12 @@ def _as_text(report: Report) -> str:
     failed = [check for check in report.checks if check.flaw]
     lines.append("")
     lines.append(f"Not proven: {failed[0].sentence}." if failed else "Proven, as far as it was checked.")
-    return "\n".join(lines).encode("ascii", "backslashreplace").decode()
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line that does nothing to a terminal, whoever's words are in it."""
+    return "".join(character if " " <= character <= "~" else ascii(character)[1:-1] for character in line)
 
 
 def _summary(stated: Statement) -> list[str]:

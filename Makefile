@@ -58,6 +58,8 @@ bench: ## what the sandbox, receipts and acceptance cost; what one payer's walle
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/hot_wallet.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/receipts.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import jwt
+
 from quittance import log, reputation
 from quittance.certified import ProofError
 from quittance.escrow import Escrow, State
@@ -192,7 +194,7 @@ def _check_log(result: Audit, logged: _Logged) -> None:
     for batch in sorted((batch for batch in logged.batches if batch.first is not None), key=lambda b: b.first or 0):
         result.check("I15", batch.batch_id, len(result.leaves), batch.first)
         _append(result, batch, logged)
-    result.check("I15", "log", len(result.leaves), result.log.size)
+    result.check("I15", "LOG", len(result.leaves), result.log.size)
     for agent_id in sorted(result.standings.keys() | logged.kept.keys()):
         due = reputation.serialise(result.standings.get(agent_id, Standing()))
         result.check("I16", agent_id, due, logged.kept.get(agent_id))
@@ -210,7 +212,7 @@ def _append(result: Audit, batch: Batch, logged: _Logged) -> None:
     try:
         entries = [reputation.entry(read_claims(receipt)) for receipt in receipts]
         result.standings[batch.agent_id] = reputation.fold(standing, entries)
-    except (KeyError, ValueError, ProofError) as exc:
+    except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
         result.check("I16", batch.batch_id, "receipts", repr(exc))
 
 

@@ -19,10 +19,10 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit openapi logs demo token test unit e2e check lint format types build lock clean
+.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit openapi logs demo sam-local sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## start the local cloud, deploy template.yaml, print ready calls (QUITTANCE_PORT=4700 to choose)
 	$(LOCAL) up
@@ -38,6 +38,12 @@ logs: ## what the functions wrote to their logs
 
 demo: ## the story: publish an agent, pay for a task, verify the receipt
 	$(LOCAL) demo
+
+sam-local: ## the functions in containers, behind `sam local start-api` (ARGS="invoke HealthFunction -e FILE": one event)
+	$(LOCAL) sam-local $(ARGS)
+
+sam-smoke: ## every file in events/ by `sam local invoke`, and a paid task by `sam local start-api`
+	$(DEV) env QUITTANCE_SAM_LOCAL=1 pytest tests/sam_local $(ARGS)
 
 token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600
 	$(LOCAL) token "$(SUBJECT)" --scope "$(SCOPE)" $(if $(TTL),--ttl $(TTL)) $(if $(AUDIENCE),--audience "$(AUDIENCE)")

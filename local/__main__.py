@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--no-seed", action="store_true", help="without example agent and credits")
     commands.add_parser("down", help="end it; nothing stays running")
     commands.add_parser("demo", help="the story of a paid task")
+    sam_local = commands.add_parser("sam-local", help="the functions in containers")
+    sam_local.add_argument("words", nargs=argparse.REMAINDER, help="of `sam local`; none: start-api")
     commands.add_parser("status", help="is it running, and where")
     commands.add_parser("audit", help="recompute the ledger's invariants")
     commands.add_parser("logs", help="what the functions wrote")

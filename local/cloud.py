@@ -56,7 +56,7 @@ def start(state: State, port: int | None = None) -> Cloud:
     candidates = [former.port if former else 0] + [0] * _PORT_TRIES
     for number, candidate in enumerate(candidates):
         try:
-            return _start(state, _free(candidate) or _any_free())
+            return _start(state, _free(candidate) or free_port())
         except MendError:  # another program was quicker to take the port
             if number == len(candidates) - 1:
                 raise
@@ -66,7 +66,7 @@ def start(state: State, port: int | None = None) -> Cloud:
 def stop(state: State) -> bool:
     """End the cloud with its functions and their children. Was there anything to end?"""
     cloud = _recorded(state)
-    heads = processes.marked(_mark(state)) | ({cloud.process} if cloud else set())
+    heads = processes.marked(mark(state)) | ({cloud.process} if cloud else set())
     alive = bool(heads & processes.table().keys())
     processes.end(heads)
     for server in _SERVERS:
@@ -74,6 +74,16 @@ def stop(state: State) -> bool:
     state.stack.unlink(missing_ok=True)
     shutil.rmtree(state.scratch, ignore_errors=True)
     return alive
+
+
+def mark(state: State) -> str:
+    """NAME=value in the environment of all that must end with this cloud: itself, functions, tools that serve them."""
+    return f"QUITTANCE_LOCAL_CLOUD={state.root}"
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody has at this moment."""
+    return _free(0) or _refuse(0)
 
 
 def client_env(cloud: Cloud) -> dict[str, str]:
@@ -128,7 +138,7 @@ def _once_it_answers(state: State, server: subprocess.Popen[bytes], port: int) -
 
 
 def _server_env(state: State, port: int) -> dict[str, str]:
-    name, _, value = _mark(state).partition("=")
+    name, _, value = mark(state).partition("=")
     return {
         name: value,
         "PATH": os.environ.get("PATH", os.defpath),
@@ -145,11 +155,6 @@ def _server_env(state: State, port: int) -> dict[str, str]:
         "DOCKER_HOST": "unix:///nonexistent",  # it would tidy away containers of others
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _mark(state: State) -> str:
-    """What the cloud and the functions' processes carry in their environment."""
-    return f"QUITTANCE_LOCAL_CLOUD={state.root}"
 
 
 def _recorded(state: State) -> Cloud | None:
@@ -180,10 +185,6 @@ def _free(port: int) -> int | None:
         except OSError:
             return None
         return int(probe.getsockname()[1])
-
-
-def _any_free() -> int:
-    return _free(0) or _refuse(0)
 
 
 def _refuse(port: int) -> int:

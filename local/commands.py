@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from local import cloud as clouds
-from local import deploy, issuer
+from local import deploy, engine, issuer, sam_local
 from local.client import PREFIX, Api, RefusedError
 from local.console import MendError, relative, say, step
 from local.demo import SEED_AGENT, invoke, seed, tell
@@ -14,7 +15,7 @@ from local.paths import Stack, locked
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from local.cloud import Cloud
     from local.paths import State
@@ -28,6 +29,7 @@ def run(options: argparse.Namespace, state: State) -> int:
         "up": _up,
         "down": lambda _, state: down(state),
         "demo": lambda _, state: demo(state),
+        "sam-local": _sam_local,
         "status": _status,
         "audit": _audit,
         "logs": _logs,
@@ -68,14 +70,20 @@ def down(state: State) -> None:
 
 def demo(state: State) -> None:
     """The story; what was not running before does not run after."""
-    was_up = clouds.running(state) is not None and state.stack.is_file()
-    try:
-        up(state, seeded=False)
+    with _lent(state, seeded=False):
         try:
             tell(Stack.read(state.stack), state, deploy.layer(deploy.build()))
         except RefusedError as error:
             msg = f"{error} (see {relative(state.log('cloud'))})"
             raise MendError(msg) from error
+
+
+@contextmanager
+def _lent(state: State, *, seeded: bool) -> Iterator[str]:
+    """A cloud for as long as it is needed: one that was not up before is not up after. The example agent's id."""
+    was_up = clouds.running(state) is not None and state.stack.is_file()
+    try:
+        yield up(state, seeded=seeded)
     finally:
         if not was_up:
             with step("ending the local cloud (make up keeps it)"):
@@ -89,6 +97,22 @@ def _up(options: argparse.Namespace, state: State) -> None:
         _show_ways_in(stack, agent_id)
     else:
         say(f"Quittance is up: {stack.endpoint_url}")
+
+
+def _sam_local(options: argparse.Namespace, state: State) -> None:
+    containers = engine.find()  # first of all: without one nothing is started
+    with (
+        _lent(state, seeded=True) as agent_id,
+        sam_local.ready(state, _running(state), containers) as functions,
+        suppress(KeyboardInterrupt),
+    ):
+        if options.words:
+            functions.run(*options.words)
+            return
+        with functions.api(shown=True) as (url, sam):
+            say(f"\nsam local: {url}  (Ctrl-C ends it)\n{_calls(url, agent_id)}\n")
+            msg = f"sam local start-api ended by itself with status {sam.wait()}"
+            raise MendError(msg)
 
 
 def _status(_: argparse.Namespace, state: State) -> None:
@@ -154,10 +178,13 @@ def _greet(stack: Stack) -> None:
 
 
 def _show_ways_in(stack: Stack, agent_id: str) -> None:
-    say(f"""
-Quittance is up: {stack.endpoint_url}  (make down ends it, make demo shows the story)
+    say(f"\nQuittance is up: {stack.endpoint_url}  (make down ends it, make demo shows the story)")
+    say(_calls(stack.api_url, agent_id))
 
-  API={stack.api_url}{PREFIX}
+
+def _calls(api_url: str, agent_id: str) -> str:
+    return f"""
+  API={api_url}{PREFIX}
   TOKEN=$(make -s token SUBJECT=alice)
   curl -s $API/health
   curl -s $API/accounts/me -H "Authorization: Bearer $TOKEN"
@@ -166,4 +193,4 @@ Quittance is up: {stack.endpoint_url}  (make down ends it, make demo shows the s
   curl -s $API/tasks/first/result -H "Authorization: Bearer $TOKEN"
   curl -s -X POST $API/accounts/alice/deposits -H "Content-Type: application/json" \\
     -H "Authorization: Bearer $(make -s token SUBJECT=alice SCOPE=ledger:deposit)" \\
-    -d '{{"deposit_id": "first", "amount": "5"}}'""")
+    -d '{{"deposit_id": "first", "amount": "5"}}'"""

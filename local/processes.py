@@ -59,7 +59,7 @@ def end(heads: set[Process], polite_seconds: float = _TERM_SECONDS) -> None:
     heads &= table().keys()
     doomed = family(heads)
     for process in heads:
-        _signal(process, signal.SIGTERM)
+        send(process, signal.SIGTERM)
     deadline = time.monotonic() + polite_seconds
     while heads & table().keys() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -67,12 +67,13 @@ def end(heads: set[Process], polite_seconds: float = _TERM_SECONDS) -> None:
     deadline = time.monotonic() + _KILL_SECONDS
     while (rest := family(doomed)) and time.monotonic() < deadline:
         for process in rest:
-            _signal(process, signal.SIGKILL)
+            send(process, signal.SIGKILL)
         doomed |= rest
         time.sleep(0.05)
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
+def send(process: Process, number: signal.Signals) -> None:
+    """Send a signal to this process, and to no other that got its number since."""
     with suppress(ProcessLookupError, PermissionError):
         if find(process.pid) == process:
             os.kill(process.pid, number)

@@ -24,6 +24,8 @@ import pytest
 from local import client, demo, issuer
 from local.cloud import CREDENTIALS
 from local.paths import LOCAL, ROOT, Stack
+from tests.e2e.people import Ledger, User
+from tests.support import wasm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -160,6 +162,24 @@ def balance(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str], int]:
         return int(found["Item"]["available"]["N"]) if "Item" in found else 0
 
     return read
+
+
+@pytest.fixture(scope="session")
+def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
+    """The ledger's table, read past the API."""
+    return Ledger(aws("dynamodb"), stack.table)
+
+
+@pytest.fixture(scope="module")
+def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> User:
+    """A user with one credit."""
+    return User.new(api, deposit)
+
+
+@pytest.fixture(scope="session")
+def echo(publish: Callable[..., str]) -> str:
+    """An agent that gives back what it is given."""
+    return publish(wasm("echo"))
 
 
 def _local(*words: str, stdout: Any = subprocess.DEVNULL, check: bool = False) -> None:

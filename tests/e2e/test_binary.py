@@ -11,27 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from local.paths import LOCAL, Stack
+from local.paths import LOCAL
 from quittance import certified, receipt
 from tests.e2e.people import Ledger, User, assert_states
 from tests.support import AGENTS, ROOT, wasm
 
 KIB, MIB = 2**10, 2**20
-
-
-@pytest.fixture(scope="module")
-def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
-    return Ledger(aws("dynamodb"), stack.table)
-
-
-@pytest.fixture(scope="module")
-def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> User:
-    return User.new(api, deposit)
-
-
-@pytest.fixture(scope="module")
-def echo(publish: Callable[..., str]) -> str:
-    return publish(wasm("echo"))
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,6 @@ CREDIT = 1_000_000
 PAYLOAD = (ROOT / "events" / "execute-direct.json").read_text()
 
 
-@pytest.fixture(scope="module")
-def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
-    return Ledger(aws("dynamodb"), stack.table)
-
-
 @pytest.fixture
 def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> User:
     return User.new(api, deposit)

@@ -1,6 +1,6 @@
 """Each file in `events/` is what AWS really sends one way in; here each is sent to the deployed function.
 
-They work with `sam local invoke <function> -e events/<file>` too. A file's name begins with its function's. What
+tests/sam_local sends them to the functions in containers. A file's name begins with its function's. What
 differs by stack is written as a placeholder: the user `alice`, agents `agt_aaaaaaaaaaaaaaaa` (anybody's, active) and
 `agt_bbbbbbbbbbbbbbbb` (hers), the bucket of uploads, and `TOKEN`.
 """
@@ -41,7 +41,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "public-openapi": (200, {"openapi": "3.1.0"}),
     "public-docs": (200, {}),
 }
-OTHERS = {"authorizer-request", "execute-direct", "publish-s3", "sweep-schedule"}
+OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule"}
 
 
 class Scene:
@@ -145,6 +145,11 @@ def test_execute_direct(scene: Scene) -> None:
 def test_sweep_schedule(scene: Scene) -> None:
     swept = scene.send("sweep-schedule", scene.speak_of(FILES["sweep-schedule"]))
     assert (set(swept), swept["failed"], swept["complete"]) == ({"expired", "credited", "failed", "complete"}, 0, True)
+
+
+def test_audit_schedule(scene: Scene) -> None:
+    audited = scene.send("audit-schedule", scene.speak_of(FILES["audit-schedule"]))
+    assert (set(audited), audited["differences"]) == ({"differences", "report"}, 0)
 
 
 def test_authorizer_request(scene: Scene) -> None:

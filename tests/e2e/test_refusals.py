@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from local import issuer
 from local.paths import Stack
 from tests.e2e.people import Ledger, User, task
-from tests.support import wasm
 
 MIB = 2**20
 CREDIT = 1_000_000
@@ -29,22 +28,6 @@ JSON = {"Content-Type": "application/json"}
 INSIDES = re.compile(
     r"traceback|exception|\.py\b|botocore|boto3|pydantic|dynamodb|arn:aws|ministack|/tmp/|ACCT#|ESC#", re.I
 )
-
-
-@pytest.fixture(scope="module")
-def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
-    return Ledger(aws("dynamodb"), stack.table)
-
-
-@pytest.fixture(scope="module")
-def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> User:
-    """A user who could pay."""
-    return User.new(api, deposit)
-
-
-@pytest.fixture(scope="module")
-def echo(publish: Callable[..., str]) -> str:
-    return publish(wasm("echo"))
 
 
 @pytest.fixture(autouse=True)

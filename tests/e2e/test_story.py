@@ -23,11 +23,6 @@ NO_START = bytes.fromhex("0061736d01000000")  # the smallest module there is
 REFRESH_SECONDS = 10  # how long an environment may go on with an agent as it was
 
 
-@pytest.fixture(scope="module")
-def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
-    return Ledger(aws("dynamodb"), stack.table)
-
-
 @pytest.fixture(autouse=True)
 def _conservation(ledger: Ledger) -> Iterator[None]:
     """Whatever a test does, no credit is made or lost."""
@@ -51,11 +46,6 @@ def alice(user: Callable[[], User]) -> User:
 def olga(api: Callable[..., httpx.Client]) -> User:
     """An owner of agents, who has nothing."""
     return User.new(api)
-
-
-@pytest.fixture
-def echo(publish: Callable[..., str]) -> str:
-    return publish(wasm("echo"))
 
 
 # Paid on success, returned on failure.

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
@@ -11,11 +10,6 @@ from local.paths import Stack
 from quittance import receipt
 from tests.e2e.people import Item, Ledger, User, assert_states, credited
 from tests.support import wasm
-
-
-@pytest.fixture(scope="module")
-def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
-    return Ledger(aws("dynamodb"), stack.table)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +40,7 @@ def escrows(items: list[Item]) -> list[Item]:
 
 def test_nothing_is_left_open(escrows: list[Item]) -> None:
     """I8: what the tests began has ended, and all of it is swept."""
-    assert {item["state"] for item in escrows} == {"released", "refunded"}
+    assert {item["state"] for item in escrows} <= {"released", "refunded", "expired"}
     assert not [item["task_id"] for item in escrows if "work" in item or "swept_ms" not in item]
 
 

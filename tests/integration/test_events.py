@@ -1,0 +1,65 @@
+"""Each file in `events/` sent to its function in process.
+
+tests/e2e sends it to the deployed one, tests/sam_local to a container: all look for the same answers.
+"""
+
+import json
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from local import issuer
+from quittance import bootstrap, identity, publishing
+from quittance.models import AgentRequest
+from tests.e2e.test_events import FILES, HTTP
+from tests.integration.test_handlers import load
+from tests.support import FLAT, Cloud, wasm
+
+ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.fixture
+def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    bootstrap.platform.cache_clear()
+    identity._jwks.cache_clear()
+    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
+    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
+    monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", lambda _: {"keys": [issuer.jwk(ISSUER_KEY)]})
+    cloud.deposit("alice", 1_000_000)
+    return cloud
+
+
+def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
+    hired = platform.publish(wasm("wordcount"))
+    own = publishing.register(platform, "alice", AgentRequest.model_validate({"name": "own", "tariff": FLAT})).agent_id
+    token = issuer.sign(ISSUER_KEY, issuer.claims("alice") | {"iss": platform.settings.issuer_url})
+    real = {"agt_aaaaaaaaaaaaaaaa": hired, "agt_bbbbbbbbbbbbbbbb": own, "TOKEN": token}
+    platform.post(own, 1, wasm("echo"))
+
+    def real_in(text: str) -> Any:
+        for placeholder, value in real.items():
+            text = text.replace(placeholder, value)
+        return json.loads(text)
+
+    def answer(name: str) -> Any:
+        function = load(name.partition("-")[0])
+        if name == "authorizer-request":
+            function.settings = lambda: platform.settings  # type: ignore[attr-defined]  # what it imported by name
+        return json.loads(json.dumps(function.handler(real_in(FILES[name]), context)))
+
+    assert answer("publish-s3") == ["active"]
+    for name, (status, fields) in HTTP.items():
+        said = answer(name)
+        assert said["statusCode"] == status, said
+        if name != "public-docs":
+            body, expected = json.loads(said["body"]), real_in(json.dumps(fields))
+            assert {field: body[field] for field in expected} == expected, name
+    done = answer("execute-direct")
+    assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
+    assert answer("sweep-schedule") == {"expired": 0, "credited": 2, "failed": 0, "complete": True}
+    assert answer("audit-schedule")["differences"] == 0
+    assert answer("authorizer-request")["context"] == {"sub": "alice", "scope": ""}
+    sent = {*HTTP, "publish-s3", "execute-direct", "sweep-schedule", "audit-schedule", "authorizer-request"}
+    assert sent == FILES.keys()

@@ -1,0 +1,77 @@
+"""The functions in containers, and the same functions deployed to a local cloud of their own for the session.
+
+Without a container engine the tests are skipped; `make sam-smoke`, which asks for them, fails instead.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local import cloud, engine, sam_local
+from local.cloud import Cloud
+from local.console import MendError
+from local.engine import Engine
+from local.paths import LOCAL, ROOT, Stack, State
+from local.sam_local import SamLocal
+
+STATE = State(LOCAL / "sam-local-cloud")
+ASKED_FOR = "QUITTANCE_SAM_LOCAL"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sockets are what these tests are about, whatever the unit tests forbid."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.enable_socket)
+
+
+@pytest.fixture(scope="session")
+def containers() -> Engine:
+    """The container engine."""
+    asked_for = ASKED_FOR in os.environ
+    try:
+        found = engine.find()
+    except MendError as error:
+        if asked_for:
+            pytest.exit(str(error), returncode=1)
+        pytest.skip(str(error))
+    if not asked_for and not found.has_image(sam_local.base_image()):
+        pytest.skip(f"the container engine has no image {sam_local.base_image()}: make sam-smoke fetches it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def deployed(containers: Engine, request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    """The local cloud, with the stack."""
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        sys.stderr.write("\n")
+        if _local("up", "--no-seed"):
+            pytest.exit("the local cloud for the tests did not start", returncode=1)
+    running = cloud.running(STATE)
+    assert running is not None
+    try:
+        yield running
+    finally:
+        _local("down")
+
+
+@pytest.fixture(scope="session")
+def stack(deployed: Cloud) -> Stack:
+    """What is deployed."""
+    return Stack.read(STATE.stack)
+
+
+@pytest.fixture(scope="session")
+def contained(containers: Engine, deployed: Cloud) -> Iterator[SamLocal]:
+    """The functions in containers."""
+    with sam_local.ready(STATE, deployed, containers) as functions:
+        yield functions
+
+
+def _local(*words: str) -> int:
+    command = [sys.executable, "-m", "local", "--state", str(STATE.root), *words]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode

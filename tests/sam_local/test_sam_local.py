@@ -1,0 +1,205 @@
+"""The smoke test of `sam local`: every file in `events/` by `sam local invoke`, and a paid task by `start-api`.
+
+Each event goes to the deployed function and to the one in a container, for two users alike; the answers must agree.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+import wasmtime
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from local import client, demo, deploy, issuer, sam_local
+from local.cloud import Cloud
+from local.engine import Engine
+from local.paths import Stack
+from local.sam_local import NoAnswerError, SamLocal
+from quittance.limits import MEMORY_BYTES_MAX, MIB
+from tests.e2e.people import User
+from tests.e2e.test_events import FILES, HTTP, Scene
+from tests.sam_local.conftest import STATE
+from tests.sandbox.wat import program
+from tests.support import wasm
+
+# In this order: an agent is published, then hired and changed, and retired at the end.
+ORDER = ["publish-s3", *HTTP, "execute-direct", "sweep-schedule", "audit-schedule", "authorizer-request"]
+FLAT = {"tariff": {"type": "flat", "price": "0.01"}}
+# What differs from run to run: when, how long, whose signature; what there was to sweep; what the whole ledger holds.
+VOLATILE = {
+    "timestamp",
+    "created_at",
+    "recorded_at",
+    "execution_time_ms",
+    "cpu_time_ms",
+    "escrow_id",
+    "receipt",
+    "upload",
+}
+VOLATILE |= {"credited", "expired", "report"}
+
+
+class Contained(Scene):
+    """Events go to containers. Each starts cold: on a busy machine that may be more than a function's time."""
+
+    functions: SamLocal
+
+    def send(self, name: str, event: Any) -> Any:
+        function = f"{name.partition('-')[0].capitalize()}Function"
+        for _try in range(2):
+            with suppress(NoAnswerError):
+                return self.functions.invoke(function, event)
+        return self.functions.invoke(function, event)
+
+
+@pytest.fixture(scope="module")
+def hired(stack: Stack) -> str:
+    return client.publish(demo.api(stack, STATE, "owner"), "wordcount", wasm("wordcount"), FLAT)
+
+
+@pytest.fixture(scope="module")
+def scenes(stack: Stack, deployed: Cloud, contained: SamLocal, hired: str) -> tuple[Scene, Scene]:
+    scenes = []
+    for kind in (Scene, Contained):
+        name = f"user-{uuid.uuid4().hex[:12]}"
+        api = demo.api(stack, STATE, name)
+        own = api.post("/agents", {"name": "own", **FLAT})["agent_id"]
+        demo.api(stack, STATE, "bank", demo.DEPOSIT_SCOPE).post(
+            f"/accounts/{name}/deposits", {"deposit_id": name, "amount": "1"}
+        )
+        alice = User(name, httpx.Client())
+        uploads, functions = stack.buckets["uploads"], deploy.aws(deployed, "lambda")
+        scenes.append(kind(alice, hired, own, uploads, api.token, functions, stack))
+    there, here = scenes
+    assert isinstance(here, Contained)
+    here.functions = contained
+    return there, here
+
+
+@pytest.fixture(scope="module")
+def url(contained: SamLocal) -> Iterator[str]:
+    with contained.api() as (url, _):
+        yield url
+
+
+def test_every_file_is_sent_and_every_function_gets_one(stack: Stack) -> None:
+    assert set(ORDER) == FILES.keys()
+    assert {f"{name.partition('-')[0].capitalize()}Function" for name in ORDER} == stack.functions.keys()
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_container_answers_as_the_deployed_function_does(
+    scenes: tuple[Scene, Scene], deployed: Cloud, name: str
+) -> None:
+    answers = []
+    for scene in scenes:
+        event = scene.speak_of(FILES[name])
+        if name == "publish-s3":
+            post_unseen(deployed, scene.bucket, event["Records"][0]["s3"]["object"]["key"], wasm("echo"))
+        answers.append(neutral(scene, scene.send(name, event)))
+    there, here = answers
+    assert here == there
+    if name in HTTP:
+        assert here["statusCode"] == HTTP[name][0]
+
+
+def neutral(scene: Scene, answer: Any) -> Any:
+    """An answer without what is this user's, this agent's or this moment's."""
+    if isinstance(answer, dict) and answer.get("body", "").startswith("{"):
+        answer["body"] = json.loads(answer["body"])
+    text = re.sub(r"agt_[a-z2-7]{16}", "agt", json.dumps(answer).replace(scene.alice.name, "alice"))
+
+    def without_volatile(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: "…" if name in VOLATILE else value for name, value in pairs}
+
+    return json.loads(text, object_pairs_hook=without_volatile)
+
+
+def post_unseen(deployed: Cloud, bucket: str, key: str, module: bytes) -> None:
+    """Posts a module of which S3 tells nobody: else the deployed function might publish it first."""
+    s3 = deploy.aws(deployed, "s3")
+    told = s3.get_bucket_notification_configuration(Bucket=bucket)["LambdaFunctionConfigurations"]
+    s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
+    s3.put_object(Bucket=bucket, Key=key, Body=module)
+    s3.put_bucket_notification_configuration(
+        Bucket=bucket, NotificationConfiguration={"LambdaFunctionConfigurations": told}
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in HTTP if '"authorizer"' in FILES[name]])
+def test_the_gateway_asks_for_a_token_on_every_route_that_needs_one(url: str, name: str) -> None:
+    event = json.loads(FILES[name])
+    answer = httpx.request(event["httpMethod"], url + event["path"], content=event["body"], trust_env=False)
+    assert (answer.status_code, answer.json()) == (401, {"message": "Unauthorized"}), "the function said it, not sam"
+
+
+@pytest.mark.parametrize("flaw", ["no token", "another issuer's", "expired"])
+def test_a_bad_token_is_refused_by_the_authorizer(url: str, stack: Stack, flaw: str) -> None:
+    """By 502: `sam local` does not know that REST APIs make 401 of an authorizer's "Unauthorized"."""
+    key = issuer.load_key(STATE.key) if flaw == "expired" else ec.generate_private_key(ec.SECP256R1())
+    claims = issuer.claims("alice", ttl=-60)
+    token = "no token" if flaw == "no token" else issuer.sign(key, claims)
+    me = f"{url}{client.PREFIX}/accounts/me"
+    answer = httpx.get(me, headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False)
+    assert (answer.status_code, answer.json()) == (502, {"message": "Internal server error"})
+
+
+def test_the_story_of_a_paid_task(url: str, stack: Stack) -> None:
+    """Through containers alone but for the upload's event; the deployed API sees what they did."""
+    alice, owner = (f"{role}-{uuid.uuid4().hex[:12]}" for role in ("alice", "owner"))
+    here = {name: replace(demo.api(stack, STATE, name, demo.DEPOSIT_SCOPE), url=url) for name in (alice, owner)}
+    agent_id = client.publish(here[owner], "wordcount", wasm("wordcount"), FLAT)
+    here[alice].post(f"/accounts/{alice}/deposits", {"deposit_id": "first", "amount": "1"})
+    task = {"task_id": "first", "agent_id": agent_id, "budget": "0.05", "input": {"text": "to be or not to be"}}
+    done = here[alice].post("/tasks/execute", task)
+    assert (done["success"], done["escrow_status"], done["amount_refunded"]) == (True, "released", "0.04")
+    assert here[alice].get("/tasks/first/result") == done
+    there = demo.api(stack, STATE, alice)
+    assert there.get("/tasks/first/result") == done
+    assert there.get("/accounts/me")["available"] == "0.99"
+
+
+def test_an_agent_gets_all_the_memory_it_may_have(url: str, stack: Stack) -> None:
+    """In a container with the function's own limit; every page of 1 GiB is touched."""
+    touch = """(drop (memory.grow (i32.const 16382))) (loop $again
+        (i32.store8 (i32.mul (local.get $i) (i32.const 4096)) (i32.const 1))
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br_if $again (i32.lt_u (local.get $i) (i32.const 262144))))"""
+    name = f"user-{uuid.uuid4().hex[:12]}"
+    api = replace(demo.api(stack, STATE, name, demo.DEPOSIT_SCOPE), url=url)
+    terms = {**FLAT, "limits": {"memory_mib": MEMORY_BYTES_MAX // MIB}}
+    agent_id = client.publish(api, "hungry", bytes(wasmtime.wat2wasm(program(touch))), terms)
+    api.post(f"/accounts/{name}/deposits", {"deposit_id": "first", "amount": "1"})
+    task = {"task_id": "first", "agent_id": agent_id, "budget": "0.05", "input": ""}
+    done = api.post("/tasks/execute", task)
+    assert (done["error"], done["resource_usage"]["memory_used_mb"]) == (None, 1024)
+
+
+def test_a_container_is_kept_for_the_next_call_and_none_stays_at_the_end(
+    contained: SamLocal, containers: Engine
+) -> None:
+    def running() -> set[str]:
+        return set(containers.lambda_containers(f"AWS_ENDPOINT_URL={contained.cloud_url}"))
+
+    before = running()
+    with contained.api() as (url, _):
+        for _call in range(2):
+            assert httpx.get(f"{url}{client.PREFIX}/health", timeout=60, trust_env=False).status_code == 200
+            assert len(running() - before) == 1
+    assert running() == before
+
+
+def test_what_sam_local_leaves_is_removed(deployed: Cloud, containers: Engine) -> None:
+    with sam_local.ready(STATE, deployed, containers) as functions:
+        variable = f"AWS_ENDPOINT_URL={functions.cloud_url}"
+        with functions.api() as (url, sam):
+            httpx.get(f"{url}{client.PREFIX}/health", timeout=60, trust_env=False)
+            sam.kill()
+        assert containers.lambda_containers(variable)
+    assert not containers.lambda_containers(variable)

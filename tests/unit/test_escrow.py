@@ -18,10 +18,10 @@ BUDGETS = st.integers(1, BUDGET_MICRO_MAX)
 BPS = st.integers(0, 10_000)
 NAMES = st.text(min_size=1, max_size=8)
 FAULTS = {
-    Fault.NONE: {"succeeded"},
+    Fault.NONE: {"succeeded", "rules_failed", "judge_failed"},
     Fault.AGENT: {
         *("exit_code", "trap_unreachable", "trap_memory", "trap_arithmetic", "trap_stack", "trap_table"),
-        *("fuel_exhausted", "timeout", "memory_limit", "output_limit"),
+        *("fuel_exhausted", "timeout", "memory_limit", "output_limit", "rejected"),
     },
     Fault.PLATFORM: {"worker_lost", "out_of_time", "artefact_missing", "artefact_tampered", "storage_down", "expired"},
 }

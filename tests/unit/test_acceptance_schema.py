@@ -213,6 +213,12 @@ DEFINITIONS = {
 @example({"anyOf": [{"required": ["a"], "properties": {"b": True}}, True], "unevaluatedProperties": False}, {"b": 1})
 @example({"if": {"prefixItems": [{"const": 1}]}, "then": True, "unevaluatedItems": False}, [1, 2])
 @example({"contains": {"type": "null"}, "unevaluatedItems": False}, [None, None, 1])
+@example({"contains": {"type": "null"}, "unevaluatedItems": False}, [None, None])
+@example({"anyOf": [{"properties": {"a": True}, "not": True}, True], "unevaluatedProperties": False}, {"a": 1})
+@example({"anyOf": [True, {"properties": {"a": True}}], "unevaluatedProperties": False}, {"a": 1})
+@example({"properties": {"a": True}, "patternProperties": {"b": True}, "additionalProperties": False}, {"a": 1, "b": 2})
+@example({"prefixItems": [{"type": "null"}], "items": {"type": "integer"}}, [None, 1, "a"])
+@example({"allOf": [{"unevaluatedProperties": True}], "unevaluatedProperties": False}, {"a": 1})
 @example({"not": {"not": {"properties": {"a": True}}}, "unevaluatedProperties": False}, {"a": 1})
 @example({"oneOf": [{"type": "integer"}, {"minimum": 2}]}, 3)
 @example({"enum": [[False]]}, [0])
@@ -446,6 +452,27 @@ def test_the_steps_of_a_verdict_repeat_and_are_enough_exactly_once(schema: Any, 
     Schema(exact(schema)).mismatch(value, Steps(needed))
     with pytest.raises(TooCostlyError):
         Schema(exact(schema)).mismatch(value, Steps(needed - 1))
+
+
+@pytest.mark.parametrize(
+    ("plain", "dear", "value"),
+    [
+        ({"multipleOf": 1}, {"multipleOf": Decimal("3e-399")}, 10**90),
+        ({"allOf": [{"items": True}]}, {"allOf": [{"contains": True}], "unevaluatedItems": False}, [1] * 1_000),
+        ({"pattern": "a"}, {"pattern": "a{500}"}, "b" * 1_000),
+        ({"type": "null"}, {"const": 1}, "b" * 10_000),
+        ({"type": "array"}, {"uniqueItems": True}, [[n] for n in range(1_000)]),
+    ],
+)
+def test_dear_work_draws_more_steps(plain: Any, dear: Any, value: object) -> None:
+    assert steps_of(dear, value) > steps_of(plain, value) + 15
+
+
+def test_names_that_have_been_seen_are_counted_when_they_are_put_together() -> None:
+    value = dict.fromkeys(map(str, range(1_000)))
+    inner: Any = {"additionalProperties": True}
+    nested = {"allOf": [{"allOf": [inner]}]}
+    assert steps_of({**nested, "unevaluatedProperties": False}, value) > steps_of(nested, value) + 3_000
 
 
 # Regular expressions.

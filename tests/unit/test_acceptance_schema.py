@@ -214,6 +214,7 @@ DEFINITIONS = {
 @example({"if": {"prefixItems": [{"const": 1}]}, "then": True, "unevaluatedItems": False}, [1, 2])
 @example({"contains": {"type": "null"}, "unevaluatedItems": False}, [None, None, 1])
 @example({"contains": {"type": "null"}, "unevaluatedItems": False}, [None, None])
+@example({"contains": {"type": "null"}, "maxContains": 1}, [None, 1])
 @example({"anyOf": [{"properties": {"a": True}, "not": True}, True], "unevaluatedProperties": False}, {"a": 1})
 @example({"anyOf": [True, {"properties": {"a": True}}], "unevaluatedProperties": False}, {"a": 1})
 @example({"properties": {"a": True}, "patternProperties": {"b": True}, "additionalProperties": False}, {"a": 1, "b": 2})

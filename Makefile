@@ -19,7 +19,7 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit openapi logs demo sam-local sam-smoke token test unit e2e check lint format types build lock clean
+.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit recompute-reputation openapi logs demo sam-local sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ audit: ## recompute the ledger's invariants from the running cloud's table
 
 openapi: ## write the API's description anew from the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
+
+recompute-reputation: ## every agent's scores, made anew from its receipts, and whether the kept ones are the same
+	$(LOCAL) reputation
 
 test: ## all tests, also against a local cloud of their own (ARGS="-k word" to choose)
 	$(DEV) pytest $(ARGS)

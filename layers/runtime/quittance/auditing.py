@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from quittance import log
+from quittance import log, reputation
 from quittance.audit import Audit, Difference, audit
 from quittance.bootstrap import Platform
 from quittance.certified import ProofError
@@ -11,6 +11,7 @@ from quittance.money import format_credits
 from quittance.store.blobs import BlobMissingError
 
 _PASSES: Final = 3
+STANDINGS_SHOWN_MAX: Final = 10_000  # a Lambda answer has room for them
 
 
 def run(platform: Platform) -> Audit:
@@ -48,6 +49,16 @@ def report(result: Audit) -> list[str]:
         f"{difference.invariant} at {difference.at}: expected {difference.expected}, found {difference.found}"
         for difference in result.differences
     ]
+
+
+def standings(result: Audit) -> list[str]:
+    """A line for each agent, at most STANDINGS_SHOWN_MAX: its scores as its receipts alone make them."""
+    lines = [f"{'agent':26} {'outcomes':>8} " + " ".join(f"{name:>9}" for name in reputation.ALGORITHMS)]
+    for agent_id, standing in sorted(result.standings.items())[:STANDINGS_SHOWN_MAX]:
+        scores = [reputation.score_tenths(standing, name) / 10 for name in reputation.ALGORITHMS]
+        lines.append(f"{agent_id:26} {standing.outcomes:8} " + " ".join(f"{score:9}" for score in scores))
+    wrong = sum(difference.invariant == "I16" for difference in result.differences)
+    return [*lines, f"{len(result.standings)} agents, {wrong} of them kept otherwise than their receipts say"]
 
 
 def _pass(platform: Platform) -> Audit:

@@ -103,6 +103,12 @@ class _StatedCheckpoint(Form):
     at: Annotated[int, Field(ge=0, le=2**53)]
 
 
+def tile_at(level: int, index: int, size: int) -> Tile:
+    """A tile as it is in a log of `size` entries; of no width if that log does not reach so far."""
+    width = (size >> (level * _TILE_HEIGHT)) - index * TILE_HASHES
+    return Tile(level, index, max(0, min(width, TILE_HASHES)))
+
+
 def leaf_hash(entry: bytes) -> bytes:
     """The hash of an entry."""
     return hashlib.sha256(b"\0" + entry).digest()
@@ -248,8 +254,7 @@ class _Tree:
             return _node(self.root(low, middle), self.root(middle, high))
         level, rise = divmod(count.bit_length() - 1, _TILE_HEIGHT)
         index, at = divmod(low >> (level * _TILE_HEIGHT), TILE_HASHES)
-        width = min((self._size >> (level * _TILE_HEIGHT)) - index * TILE_HASHES, TILE_HASHES)
-        return _root(self._tile(Tile(level, index, width))[at : at + (1 << rise)])
+        return _root(self._tile(tile_at(level, index, self._size))[at : at + (1 << rise)])
 
 
 def _hashes(read_tile: ReadTile, tile: Tile) -> list[bytes]:

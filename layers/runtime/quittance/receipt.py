@@ -177,7 +177,7 @@ def checks(statement: Statement, chain: Certified) -> Iterator[tuple[Flaw, Calla
 
 
 def read_claims(receipt: str) -> dict[str, Any]:
-    """The claims of a receipt that comes from our own ledger, unverified."""
+    """The claims of a receipt or a checkpoint that we have stored ourselves, unverified."""
     statement: dict[str, Any] = jwt.decode(receipt, options={"verify_signature": False})
     return statement
 

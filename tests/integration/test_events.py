@@ -22,7 +22,7 @@ ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
 
 @pytest.fixture
 def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    bootstrap.platform.cache_clear()
+    bootstrap._platform.cache_clear()
     identity._jwks.cache_clear()
     monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
     monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)

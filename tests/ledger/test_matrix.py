@@ -275,33 +275,6 @@ def test_credit(state: str) -> None:
     assert this.memory.items == before
 
 
-@pytest.mark.parametrize("race", ["credit", "append"])
-def test_a_sweep_that_another_overtakes_adds_nothing(race: str) -> None:
-    """Between what one sweep read and what it writes, another one does the same."""
-    this = case("partly")
-    ledger, name = this.world.ledger, this.escrow.escrow_id
-    if race == "append":
-        ledger.credit([name], now_ms=EXPIRY)
-    honest, met = this.memory.transact_write_items, list[int]()
-
-    def operate() -> int:
-        return ledger.credit([name], now_ms=EXPIRY) if race == "credit" else ledger.append(name)
-
-    def overtaken(**call: Any) -> Any:
-        if not met:
-            met.append(1)
-            assert operate() == 1
-            met.append(2)
-        return honest(**call)
-
-    this.memory.transact_write_items = overtaken  # type: ignore[method-assign]
-    assert operate() == 0
-    assert met == [1, 2]
-    if race == "credit":
-        assert ledger.append(name) == 1
-    assert violations_of_form(this) == []
-
-
 def settled_tasks(count: int) -> tuple[Memory, World]:
     """A ledger with so many settled tasks of one agent, every other one a failure."""
     memory = Memory()
@@ -313,6 +286,49 @@ def settled_tasks(count: int) -> tuple[Memory, World]:
     return memory, world
 
 
+def overtaken(memory: Memory, operate: Callable[[], int]) -> list[int]:
+    """Lets something happen after what is sent next was made and before it arrives; returns what it came to."""
+    honest, met = memory.transact_write_items, list[int]()
+
+    def send(**call: Any) -> Any:
+        if not met:
+            met.append(0)
+            met[0] = operate()
+        return honest(**call)
+
+    memory.transact_write_items = send  # type: ignore[method-assign]
+    return met
+
+
+@pytest.mark.parametrize("first_credited", [0, 1])
+def test_a_sweep_that_another_overtakes_credits_the_rest(first_credited: int) -> None:
+    """I10: the other one credits all of it, or a part, in a batch of its own."""
+    memory, world = settled_tasks(2)
+    (names,) = world.ledger.settled()
+    met = overtaken(memory, lambda: world.ledger.credit(names[first_credited:], now_ms=EXPIRY))
+    assert world.ledger.credit(names, now_ms=EXPIRY) == first_credited
+    assert met == [2 - first_credited]
+    logged = [world.ledger.append(batch_id) for batch_id in world.ledger.unlogged()]
+    assert sum(logged) == 2
+    escrow = world.ledger.find(names[0])
+    assert escrow
+    assert violations_of_form(Case(memory, world, escrow, "")) == []
+
+
+def test_a_batch_is_appended_once() -> None:
+    """I15: by two sweeps, one after the other and one in the other."""
+    memory, world = settled_tasks(2)
+    (names,) = world.ledger.settled()
+    world.ledger.credit(names, now_ms=EXPIRY)
+    met = overtaken(memory, lambda: world.ledger.append(names[0]))
+    assert world.ledger.append(names[0]) == 0
+    assert met == [2]
+    before = dict(memory.items)
+    assert world.ledger.append(names[0]) == 0
+    assert memory.items == before
+    assert list(world.ledger.unlogged()) == []
+
+
 @pytest.mark.parametrize("logged_before", [0, 1])
 def test_two_batches_fold_the_standing_one_after_the_other(logged_before: int) -> None:
     """I15, I16: between a sweep's read of the log's head and its write, another sweep appends another batch."""
@@ -322,16 +338,9 @@ def test_two_batches_fold_the_standing_one_after_the_other(logged_before: int) -
         world.ledger.credit([name], now_ms=EXPIRY)
     if logged_before:
         world.ledger.append(names[2])
-    honest, met = memory.transact_write_items, list[int]()
-
-    def overtaken(**call: Any) -> Any:
-        if not met:
-            met.append(1)
-            assert world.ledger.append(names[1]) == 1
-        return honest(**call)
-
-    memory.transact_write_items = overtaken  # type: ignore[method-assign]
+    met = overtaken(memory, lambda: world.ledger.append(names[1]))
     assert world.ledger.append(names[0]) == 1
+    assert met == [1]
     escrow = world.ledger.find(names[0])
     assert escrow
     assert violations_of_form(Case(memory, world, escrow, "")) == []

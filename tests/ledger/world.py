@@ -220,13 +220,13 @@ class World(Platform):
 
 def instant_run(job: Job) -> Run:
     """A run without a guest: outcome and meter follow from the escrow's seed."""
-    return _run(job.seed, len(job.stdin))
+    return _run(job.seed, len(job.stdin), job.fuel)
 
 
-def _run(seed: bytes, input_bytes: int) -> Run:
+def _run(seed: bytes, input_bytes: int, fuel_max: int) -> Run:
     draw = hashlib.sha256(seed).digest()
     meter = Meter(
-        fuel=int.from_bytes(draw[:3]),
+        fuel=min(int.from_bytes(draw[:3]), fuel_max),
         wall_ms=draw[4] * 8,
         memory_bytes=KIB,
         input_bytes=input_bytes,
@@ -257,7 +257,8 @@ class Due:
 
 def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
     """What the escrow of a task must be if its run is settled in time."""
-    run = _run(escrows.seed(escrows.escrow_id(payer, task_id)), 0)
+    bought = (budget - METERED["base"]) * 1_000_000 // METERED["per_million_fuel"] if agent_id == HOT else FUEL
+    run = _run(escrows.seed(escrows.escrow_id(payer, task_id)), 0, min(bought, FUEL))
     if run.outcome is not Outcome.SUCCEEDED:
         return Due("refunded", 0, 0, budget)
     used = FLAT_MICRO

@@ -477,8 +477,8 @@ class Ledger:
             f"ESC#{escrow.escrow_id}",
             set_={"swept_ms": now_ms, "batch": first.escrow_id, "place": place},
             remove=("work", "work_at"),
-            condition="#state = :seen_state AND attribute_exists(#work) AND attribute_not_exists(#swept_ms)",
-            values={":seen_state": escrow.state},
+            condition="attribute_not_exists(#swept_ms)",
+            values={},
         )
         return {"Update": write}
 
@@ -497,7 +497,7 @@ class Ledger:
             f"BATCH#{batch_id}",
             set_={"first": first},
             remove=("work", "work_at"),
-            condition="attribute_exists(#work) AND attribute_not_exists(#first)",
+            condition="attribute_not_exists(#first)",
             values={},
         )
         pointer = put_new(self._table, {"pk": f"LOG#{first}", "batch": batch_id})

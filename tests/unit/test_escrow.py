@@ -153,13 +153,16 @@ def test_the_id_and_the_seed_of_an_escrow_are_for_ever() -> None:
 
 
 def test_every_part_of_a_request_tells_it_from_another() -> None:
-    agents, inputs, budgets, timeouts = ("a", "ab"), ("c", "bc"), (1, 11, 2), (None, 0, 1, 11)
-    digests = {
-        request_sha256(agent_id=agent, input_sha256=given_input, budget_micro=budget, timeout_s=timeout)
-        for agent, given_input, budget, timeout in itertools.product(agents, inputs, budgets, timeouts)
+    parts = {
+        "agent_id": ("a", "ab"),
+        "input_sha256": ("c", "bc"),
+        "budget_micro": (1, 11, 2),
+        "timeout_s": (None, 0, 1, 11),
+        "least_tenths": (None, 0, 1, 11),
     }
-    assert len(digests) == len(agents) * len(inputs) * len(budgets) * len(timeouts)
-    one = {"agent_id": "a", "input_sha256": "c", "budget_micro": 1, "timeout_s": None}
+    requests = [dict(zip(parts, values, strict=True)) for values in itertools.product(*parts.values())]
+    assert len({request_sha256(**request) for request in requests}) == len(requests)
+    one = {"agent_id": "a", "input_sha256": "c", "budget_micro": 1, "timeout_s": None, "least_tenths": None}
     assert request_sha256(**one) == request_sha256(**one) == hashlib.sha256(b'["a","c",1,null]').hexdigest()
 
 

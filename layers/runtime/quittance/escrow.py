@@ -113,8 +113,11 @@ def request_sha256(
     *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, least_tenths: int | None
 ) -> str:
     """The digest that tells a repeated request from another one under the same task_id."""
-    named = json.dumps([agent_id, input_sha256, budget_micro, timeout_s, least_tenths], separators=(",", ":"))
-    return hashlib.sha256(named.encode()).hexdigest()
+    named: list[object] = [agent_id, input_sha256, budget_micro, timeout_s]
+    wishes = {"min_reputation": least_tenths}
+    if given := {name: value for name, value in wishes.items() if value is not None}:
+        named.append(given)  # only what was asked for: digests that are stored stay right when there is more to ask for
+    return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()
 
 
 def seed(escrow_id: str) -> bytes:

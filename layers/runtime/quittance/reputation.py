@@ -210,7 +210,7 @@ def fold(standing: Standing, entries: Iterable[Entry]) -> Standing:
     reference_tenths = standing.reference_tenths
     for moved in batch:
         reference_tenths = moved_tenths(reference_tenths, moved.reputation_tenths)
-    counted = [entry for entry in batch if entry.outcome.fault is not Fault.PLATFORM and entry.user != entry.owner]
+    counted = [entry for entry in batch if _is_decided(entry.outcome) and entry.user != entry.owner]
     paying = {_key(entry) for entry in counted if entry.paid_micro + entry.fee_micro}
     return Standing(
         reference_tenths=reference_tenths,
@@ -301,6 +301,11 @@ def parse(text: str) -> Standing:
 
 
 # The standing's parts.
+
+
+def _is_decided(outcome: Outcome) -> bool:
+    """Whether an outcome says anything of the agent's work."""
+    return outcome is Outcome.SUCCEEDED or outcome.fault is Fault.AGENT
 
 
 def _key(entry: Entry) -> str:

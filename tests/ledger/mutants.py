@@ -108,10 +108,6 @@ MUTANTS = (
         MATRIX,
     ),
     Mutant("sweep: leaves out what is credited", LEDGER, 'if "swept_ms" not in item and', "if", MATRIX),
-    Mutant("log: one order", LEDGER, '"#size = :seen" if first', '"attribute_exists(#size)" if first', MATRIX),
-    Mutant(
-        "log: one beginning", LEDGER, 'else "attribute_not_exists(#size)"', 'else "attribute_not_exists(#x)"', MATRIX
-    ),
     Mutant("log: places in order", LEDGER, "batch[0], place, now_ms)", "batch[0], 0, now_ms)", MATRIX),
     Mutant(
         "log: leaves the index",

@@ -30,7 +30,7 @@ LOG_SIZE = 100_000
 SIGN_MS_MAX = 0.2
 KMS_CALLS_MAX = 1
 NOW_S = 1_800_000_000
-METER = Meter(fuel=34_898, cpu_ms=1, wall_ms=2, memory_bytes=327_680, input_bytes=41, output_bytes=56, stderr_bytes=0)
+METER = Meter(fuel=34_898, cpu_ms=1, wall_ms=2, memory_bytes=327_680, output_bytes=56, stderr_bytes=0)
 
 
 class Kms:
@@ -56,7 +56,7 @@ def statement(number: int) -> dict[str, Any]:
     name, now_ms = f"task-{number}", (NOW_S + number) * 1_000
     escrow = Escrow(
         escrow_id=escrow_id("user", name), payer="user", task_id=name, request_sha256="", agent_id="agt_1",
-        owner="owner", module_sha256="bb" * 32, input_sha256="cc" * 32, input_bytes=41,
+        owner="owner", module_sha256="bb" * 32, input_sha256="cc" * 32,
         tariff='{"type":"flat","price":"0.4"}', budget_micro=1_000_000, fee_bps=250, timeout_ms=10_000, runner="r",
         fence=1, funded_ms=now_ms, lease_ms=now_ms, expires_ms=now_ms + 100_000,
     )  # fmt: skip

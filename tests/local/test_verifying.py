@@ -25,7 +25,7 @@ PLATFORM = Root()
 def receipt() -> str:
     escrow = Escrow(
         escrow_id=escrow_id("user", "task"), payer="user", task_id="task", request_sha256="", agent_id="agt",
-        owner="owner", module_sha256="bb" * 32, input_sha256="cc" * 32, input_bytes=0,
+        owner="owner", module_sha256="bb" * 32, input_sha256="cc" * 32,
         tariff='{"type":"flat","price":"0.4"}', budget_micro=10**6, fee_bps=250, timeout_ms=1_000, runner="r", fence=1,
         funded_ms=NOW_S * 1_000, lease_ms=NOW_S * 1_000, expires_ms=NOW_S * 1_000 + 90_000,
     )  # fmt: skip

@@ -66,7 +66,7 @@ def settled(make, sandbox):
         escrow = Escrow(
             escrow_id=EID, payer="user", task_id="task", request_sha256="", agent_id="agt", owner="owner",
             module_sha256=hashlib.sha256(module).hexdigest(), input_sha256=hashlib.sha256(stdin).hexdigest(),
-            input_bytes=len(stdin), tariff='{"type":"flat","price":"0.4"}', budget_micro=10**6, fee_bps=250,
+            tariff='{"type":"flat","price":"0.4"}', budget_micro=10**6, fee_bps=250,
             timeout_ms=limits.timeout_ms, runner="r", fence=1, funded_ms=NOW_S * 1_000, lease_ms=NOW_S * 1_000 + 1,
             expires_ms=NOW_S * 1_000 + 90_000,
         )  # fmt: skip

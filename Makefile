@@ -19,7 +19,7 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit openapi logs demo sam-local sam-smoke token test unit e2e check lint format types build lock clean
+.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit recompute-reputation openapi logs demo sam-local sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,16 +60,21 @@ interleavings: ## every order of store calls by two and three actors, the slow w
 mutants: ## takes each guard of the ledger away in turn: all must be missed
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)
 
-bench: ## what the sandbox costs, as ratios; what one payer's wallet bears
+bench: ## what the sandbox, receipts and acceptance cost; what one payer's wallet bears
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/hot_wallet.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/receipts.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit
 
 openapi: ## write the API's description anew from the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
+
+recompute-reputation: ## every agent's scores, made anew from its receipts, and whether the kept ones are the same
+	$(LOCAL) reputation
 
 test: ## all tests, also against a local cloud of their own (ARGS="-k word" to choose)
 	$(DEV) pytest $(ARGS)

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     sam_local.add_argument("words", nargs=argparse.REMAINDER, help="of `sam local`; none: start-api")
     commands.add_parser("status", help="is it running, and where")
     commands.add_parser("audit", help="recompute the ledger's invariants")
+    commands.add_parser("reputation", help="recompute every standing from the receipts")
     commands.add_parser("logs", help="what the functions wrote")
     token = commands.add_parser("token", help="print a bearer token")
     token.add_argument("subject")

@@ -32,6 +32,7 @@ def run(options: argparse.Namespace, state: State) -> int:
         "sam-local": _sam_local,
         "status": _status,
         "audit": _audit,
+        "reputation": _reputation,
         "logs": _logs,
         "token": _token,
         "build": _build,
@@ -128,6 +129,12 @@ def _audit(_: argparse.Namespace, state: State) -> None:
     if found["differences"]:
         msg = "the ledger's equations do not hold: docs/runbooks.md"
         raise MendError(msg)
+
+
+def _reputation(_: argparse.Namespace, state: State) -> None:
+    _running(state)
+    for line in invoke(Stack.read(state.stack), "AuditFunction", {"standings": True})["standings"]:
+        say(line)
 
 
 def _logs(_: argparse.Namespace, state: State) -> None:

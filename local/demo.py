@@ -19,7 +19,7 @@ from local.console import MendError, relative, say, step
 from local.paths import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from local.paths import Stack, State
@@ -75,8 +75,8 @@ def sweep(stack: Stack) -> None:
     invoke(stack, "SweepFunction")
 
 
-def invoke(stack: Stack, name: str) -> Any:  # noqa: ANN401 - whatever the function answers
-    """Call a function by its logical name with an empty event."""
+def invoke(stack: Stack, name: str, event: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - whatever the function answers
+    """Call a function by its logical name, with an empty event if there is none."""
     client = boto3.client(
         "lambda",
         endpoint_url=stack.endpoint_url,
@@ -84,7 +84,7 @@ def invoke(stack: Stack, name: str) -> Any:  # noqa: ANN401 - whatever the funct
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
     )
-    answer = client.invoke(FunctionName=stack.functions[name], Payload=b"{}")
+    answer = client.invoke(FunctionName=stack.functions[name], Payload=json.dumps(event or {}).encode())
     said = answer["Payload"].read().decode()
     if answer.get("FunctionError"):
         msg = f"{name} failed: {said}"

@@ -210,7 +210,7 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             region=REGION,
             table=outputs["LedgerTable"],
             registry_table=outputs["RegistryTable"],
-            buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs")},
+            buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
             functions={name: value for name, value in outputs.items() if name.endswith("Function")},
             platform_account=outputs["PlatformAccount"],
             issuer=issuer.ISSUER,

@@ -11,11 +11,11 @@ def main() -> None:
     """Verify what comes on standard input; a receipt that proves nothing ends with status 1."""
     layer, given = sys.argv[1], json.load(sys.stdin)
     sys.path.insert(0, layer)
-    from quittance import receipt
+    from quittance import certified, receipt
 
     try:
         json.dump(receipt.verify(given["receipt"], given["jwks"]), sys.stdout)
-    except receipt.ReceiptError as error:
+    except certified.ProofError as error:
         sys.exit(str(error))
 
 

@@ -11,7 +11,16 @@ from quittance import publishing
 from quittance.bootstrap import platform
 from quittance.http import PREFIX, answer, api, caller, responses
 from quittance.limits import PAGE_ITEMS_MAX
-from quittance.models import AccountId, AgentAnswer, AgentId, AgentPage, AgentRequest, AgentUpload, VersionRequest
+from quittance.models import (
+    AccountId,
+    AgentAnswer,
+    AgentId,
+    AgentPage,
+    AgentRequest,
+    AgentUpload,
+    PriceEstimate,
+    VersionRequest,
+)
 from quittance.observability import entry
 
 app = api()
@@ -51,6 +60,18 @@ def describe(agent_id: AgentId) -> Response[str]:
     """One agent with its terms and reputation."""
     caller(app)
     return answer(publishing.describe(platform(app.lambda_context), agent_id))
+
+
+@app.get(
+    f"{PREFIX}/agents/<agent_id>/estimate",
+    summary="Estimate the price of a task",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, PriceEstimate)),
+)
+def estimate(agent_id: AgentId) -> Response[str]:
+    """The least price by the agent's tariff, and what its paid runs of late cost and took."""
+    caller(app)
+    return answer(publishing.estimate(platform(app.lambda_context), agent_id))
 
 
 @app.post(

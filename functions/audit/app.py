@@ -11,10 +11,11 @@ from quittance.observability import entry, logger, metrics
 
 @entry
 @metrics.log_metrics
-def handler(_event: object, context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry: the equations with both sides, and every difference by its item."""
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Lambda's entry: the equations with both sides, every difference, and on `{"standings": true}` every standing."""
     result = auditing.run(platform(context))
     metrics.add_metric(name="AuditDifferences", unit="Count", value=len(result.differences))
     for difference in result.differences:
         logger.error("audit difference", invariant=difference.invariant, at=difference.at)
-    return {"differences": len(result.differences), "report": auditing.report(result)}
+    answer = {"differences": len(result.differences), "report": auditing.report(result)}
+    return answer | ({"standings": auditing.standings(result)} if event.get("standings") else {})

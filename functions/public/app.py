@@ -1,14 +1,19 @@
-"""What anyone may read: the receipt keys, the OpenAPI description and its page."""
+"""What anyone may read: the receipt keys, the log of receipts, the OpenAPI description and its page."""
 
 import json
-from typing import Any
+from http import HTTPStatus
+from typing import Annotated, Any
 
 from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import documentation
+from quittance import documentation, proving
 from quittance.bootstrap import platform
-from quittance.http import PREFIX, api
+from quittance.http import PREFIX, answer, api, responses
+from quittance.limits import LOG_SIZE_MAX
+from quittance.log import LOG_LEVEL_MAX, TILE_HASHES, Tile
+from quittance.models import LogTile
 from quittance.observability import entry
 
 app = api()
@@ -20,6 +25,33 @@ _TAGS = ["public"]
 def jwks() -> Response[str]:
     """The root keys under which receipts verify, for ever (RFC 7517)."""
     return Response(200, "application/json", json.dumps(platform(app.lambda_context).keys.jwks()), headers=_CACHED)
+
+
+@app.get(f"{PREFIX}/log/checkpoint", summary="Read the log's newest checkpoint", tags=_TAGS)
+def checkpoint(
+    size: Annotated[
+        int | None, Query(ge=0, le=LOG_SIZE_MAX, description="That of this size, if there was one.")
+    ] = None,
+) -> Response[str]:
+    """What the log of receipts commits itself to: its size and root, signed (compact JWS)."""
+    found = proving.checkpoint(platform(app.lambda_context), size)
+    return Response(200, "application/jose", found, headers=_CACHED)
+
+
+@app.get(
+    f"{PREFIX}/log/tile/<level>/<index>/<width>",
+    summary="Read a tile of the log",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, LogTile)),
+)
+def tile(
+    level: Annotated[int, Path(ge=0, le=LOG_LEVEL_MAX)],
+    index: Annotated[int, Path(ge=0, le=LOG_SIZE_MAX)],
+    width: Annotated[int, Path(ge=1, le=TILE_HASHES)],
+) -> Response[str]:
+    """Hashes of a level of the tree, for whoever watches the log."""
+    found = proving.tile(platform(app.lambda_context), Tile(level, index, width))
+    return answer(found, headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
 
 @app.get(f"{PREFIX}/openapi.json", summary="Read the API description", tags=_TAGS)

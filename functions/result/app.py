@@ -1,4 +1,4 @@
-"""Tells the outcome of a task: `GET /tasks/{task_id}/result`."""
+"""Tells the outcome of a task, and proves it: `GET /tasks/{task_id}/result`, `GET /tasks/{task_id}/proof`."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -7,9 +7,11 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import tasks
+from quittance import proving, tasks
 from quittance.bootstrap import platform
-from quittance.http import PREFIX, api, caller, responses, task_answer
+from quittance.http import PREFIX, answer, api, caller, responses, task_answer
+from quittance.limits import LOG_SIZE_MAX
+from quittance.log import Proof
 from quittance.models import AccountId, TaskPending, TaskResult
 from quittance.observability import entry
 
@@ -28,6 +30,23 @@ def result(
 ) -> Response[str]:
     """The outcome: whole for the user, without output and log for the agent's owner; 202 while it is not known."""
     return task_answer(tasks.result(platform(app.lambda_context), caller(app).account, task_id, user=user))
+
+
+@app.get(
+    f"{PREFIX}/tasks/<task_id>/proof",
+    summary="Prove that a task's receipt is in the log",
+    tags=["tasks"],
+    responses=responses((HTTPStatus.OK, Proof)),
+)
+def proof(
+    task_id: str,
+    user: Annotated[AccountId | None, Query(description="For the agent's owner: whose task it is.")] = None,
+    since: Annotated[
+        int | None, Query(ge=0, le=LOG_SIZE_MAX, description="Also prove that the log of this size is its beginning.")
+    ] = None,
+) -> Response[str]:
+    """An inclusion proof (RFC 9162) under a signed checkpoint, for `quittance-verify --proof`."""
+    return answer(proving.proof(platform(app.lambda_context), caller(app).account, task_id, user=user, since=since))
 
 
 @entry

@@ -31,6 +31,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "agents-register": (201, {"state": "awaiting_upload"}),
     "agents-list": (200, {"next": None}),
     "agents-describe": (200, {"state": "active", "agent_id": "agt_aaaaaaaaaaaaaaaa"}),
+    "agents-estimate": (200, {"agent_id": "agt_aaaaaaaaaaaaaaaa", "least_price": "0.01"}),
     "agents-open-version": (201, {"state": "awaiting_upload", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
     "agents-retire": (200, {"state": "retired", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
     "accounts-me": (200, {"account_id": "alice"}),
@@ -41,6 +42,13 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "public-openapi": (200, {"openapi": "3.1.0"}),
     "public-docs": (200, {}),
 }
+# What the sweep makes readable.
+LOGGED: dict[str, tuple[int, dict[str, Any]]] = {
+    "result-proof": (200, {"consistency": {"tree_size": 0, "path": []}}),
+    "public-checkpoint": (200, {}),
+    "public-tile": (200, {}),
+}
+NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
 OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule"}
 
 
@@ -105,8 +113,8 @@ def routes() -> dict[tuple[str, str], bool]:
 
 
 def test_every_file_is_used_and_every_route_has_one(routes: dict[tuple[str, str], bool]) -> None:
-    assert set(FILES) == HTTP.keys() | OTHERS
-    shown = {name: json.loads(FILES[name]) for name in HTTP}
+    assert set(FILES) == HTTP.keys() | LOGGED.keys() | OTHERS
+    shown = {name: json.loads(FILES[name]) for name in HTTP | LOGGED}
     assert {(event["httpMethod"], event["resource"]) for event in shown.values()} == routes.keys()
     for event in shown.values():
         assert ("authorizer" in event["requestContext"]) == routes[event["httpMethod"], event["resource"]]
@@ -124,17 +132,21 @@ def test_publish_s3(scene: Scene, aws: Callable[[str], Any]) -> None:
 @pytest.mark.parametrize("name", HTTP)
 def test_http(scene: Scene, name: str) -> None:
     """In the order of the table: the task is run before its result is read, the agent retired at the end."""
-    status, expected = HTTP[name]
-    answer = scene.send(name, scene.speak_of(FILES[name]))
-    assert answer["statusCode"] == status, answer
-    if name == "public-docs":
-        assert answer["body"].lower().startswith("<!doctype html")
-        return
-    body = json.loads(answer["body"])
-    expected = scene.speak_of(json.dumps(expected))
-    assert {field: body[field] for field in expected} == expected
+    body = answered(scene, name, *HTTP[name])
     if name == "agents-list":
         assert scene.own in {agent["agent_id"] for agent in body["agents"]}
+
+
+def answered(scene: Scene, name: str, status: int, fields: dict[str, Any]) -> Any:
+    """The body of the answer to an event, of which some fields are known."""
+    answer = scene.send(name, scene.speak_of(FILES[name]))
+    assert answer["statusCode"] == status, answer
+    if name in NO_JSON:
+        assert answer["body"].startswith(NO_JSON[name])
+        return None
+    body, expected = json.loads(answer["body"]), scene.speak_of(json.dumps(fields))
+    assert {field: body[field] for field in expected} == expected
+    return body
 
 
 def test_execute_direct(scene: Scene) -> None:
@@ -144,7 +156,13 @@ def test_execute_direct(scene: Scene) -> None:
 
 def test_sweep_schedule(scene: Scene) -> None:
     swept = scene.send("sweep-schedule", scene.speak_of(FILES["sweep-schedule"]))
-    assert (set(swept), swept["failed"], swept["complete"]) == ({"expired", "credited", "failed", "complete"}, 0, True)
+    assert set(swept) == {"expired", "credited", "logged", "published", "failed", "complete"}
+    assert (swept["failed"], swept["complete"]) == (0, True)
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_logged(scene: Scene, name: str) -> None:
+    answered(scene, name, *LOGGED[name])
 
 
 def test_audit_schedule(scene: Scene) -> None:

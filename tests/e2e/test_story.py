@@ -98,7 +98,13 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
     ]
     assert sum(Decimal(line["amount"]) for line in lines) == Decimal(alice.http.get("/accounts/me").json()["available"])
     reputation = alice.http.get(f"/agents/{agent}").json()["reputation"]
-    assert reputation == {"score": 50 + done["reputation_delta"], "outcomes": 1, "successes": 1, "failures": 0}
+    assert {name: reputation[name] for name in ("score", "outcomes", "successes", "failures")} == {
+        "score": 50 + done["reputation_delta"], "outcomes": 1, "successes": 1, "failures": 0,
+    }  # fmt: skip
+    assert (reputation["success_rate"], reputation["distinct_payers"], reputation["recent"]["runs"]) == (1, 1, 1)
+    price = alice.http.get(f"/agents/{agent}/estimate").json()
+    assert price["recent"] == reputation["recent"]
+    assert (price["least_price"], price["recent"]["price"]["p95"]) == ("0.04", "0.04")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,15 @@ def test_failing_agent_earns_nothing_and_loses_standing(
         "refunded",
     )
     reputation = alice.http.get(f"/agents/{agent}").json()["reputation"]
-    assert reputation == {"score": 45, "outcomes": 1, "successes": 0, "failures": 1}
+    assert (reputation["score"], reputation["outcomes"], reputation["failures"]) == (45, 1, 1)
+    assert (reputation["success_rate"], reputation["distinct_payers"], reputation["recent"]) == (0, 0, None)
+    refused = alice.execute(agent, min_reputation=45.1)
+    assert (refused.status_code, refused.json()["code"], refused.json()["reputation"]) == (
+        422,
+        "reputation_too_low",
+        45,
+    )
+    assert alice.run(agent, min_reputation=45)["error"]["code"] == "exit_code"
 
 
 # Once, whatever repeats.

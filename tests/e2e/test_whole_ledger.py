@@ -1,5 +1,6 @@
 """An audit of all that the other modules did to the ledger (hence last by name)."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import httpx
 import pytest
 
 from local.paths import Stack
-from quittance import receipt
+from quittance import log, receipt
 from tests.e2e.people import Item, Ledger, User, assert_states, credited
 from tests.support import wasm
 
@@ -82,10 +83,25 @@ def test_every_escrow_has_a_receipt_that_verifies_and_says_the_same(
         assert_states(receipt.verify(item["receipt"], jwks), item)
 
 
-def test_every_reputation_is_the_fold_of_the_agents_tasks(items: list[Item], escrows: list[Item]) -> None:
-    """I16: start at 50, add each outcome in the order of the sweep, stay within 0 and 100."""
+def test_every_escrow_has_one_place_in_the_log_and_the_checkpoint_says_so(
+    items: list[Item], escrows: list[Item], api: Callable[..., httpx.Client]
+) -> None:
+    """I15: the root, computed anew from the receipts, is the one that was published."""
+    public = api(None)
+    stated = log.verify_checkpoint(public.get("/log/checkpoint").text, public.get("/.well-known/jwks.json").json())
+    receipts = [item["receipt"].encode() for item in in_the_log(items, escrows)]
+    assert stated.size == len(receipts) == len(escrows)
+    leaves = [log.leaf_hash(receipt) for receipt in receipts]
+    nothing_stored: dict[log.Tile, bytes] = {}
+    assert stated.root == log.grow(0, leaves, nothing_stored.__getitem__).root
+    first = public.get(f"/log/tile/0/0/{min(len(receipts), 256)}").json()["hashes"]
+    assert first == [leaf.hex() for leaf in leaves[:256]]
+
+
+def test_every_reputation_is_the_fold_of_the_agents_receipts(items: list[Item], escrows: list[Item]) -> None:
+    """I16: start at 50, add each outcome in the order of the log, stay within 0 and 100."""
     histories = defaultdict(list)
-    for item in sorted(escrows, key=lambda item: item["seq"]):
+    for item in in_the_log(items, escrows):
         histories[item["agent_id"]].append(item)
     stored = {item["pk"].removeprefix("REP#"): item for item in items if item["pk"].startswith("REP#")}
     assert stored.keys() == histories.keys()
@@ -93,7 +109,14 @@ def test_every_reputation_is_the_fold_of_the_agents_tasks(items: list[Item], esc
         score = 500
         for item in history:
             score = min(max(score + item["reputation_tenths"], 0), 1_000)
-        found = stored[agent_id]
-        assert [item["seq"] for item in history] == list(range(1, len(history) + 1))
-        assert (found["score_tenths"], found["outcomes"]) == (score, len(history))
-        assert found["successes"] == sum(item["outcome"] == "succeeded" for item in history)
+        standing = json.loads(stored[agent_id]["standing"])
+        assert (standing["reference"], standing["outcomes"]) == (score, len(history))
+        assert standing["successes"] == sum(item["outcome"] == "succeeded" for item in history)
+
+
+def in_the_log(items: list[Item], escrows: list[Item]) -> list[Item]:
+    """The escrows in the log's order."""
+    first = {item["pk"].removeprefix("BATCH#"): item["first"] for item in items if item["pk"].startswith("BATCH#")}
+    placed = sorted(escrows, key=lambda item: first[item["batch"]] + item["place"])
+    assert [first[item["batch"]] + item["place"] for item in placed] == list(range(len(placed)))
+    return placed

@@ -50,7 +50,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
             if key in {"AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"}
         }
         session.create_client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
-    for name in ("uploads", "binaries", "outputs"):
+    for name in ("uploads", "binaries", "outputs", "log"):
         session.create_client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
     key = session.create_client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
     cloud = Cloud(
@@ -60,6 +60,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
             uploads_bucket="uploads",
             binaries_bucket="binaries",
             outputs_bucket="outputs",
+            log_bucket="log",
             ledger_shards=3,
             fee_bps=250,
             platform_account="quittance:platform",

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from quittance import auditing, tasks
+from quittance import auditing, reputation, tasks
 from quittance.models import TaskRequest
+from quittance.reputation import Standing
 from quittance.sweeping import sweep
 from tests.support import Cloud, wasm
 
@@ -63,8 +64,12 @@ def test_an_honest_ledger_has_no_difference(busy: Cloud) -> None:
         ("ACCT#alice", {"available": {"N": "3899999"}}, {"I1", "I10/I11"}),
         ("ACCT#alice", {"available": {"N": "-1"}}, {"I1", "I2", "I10/I11"}),
         ("ESC#", {"fee": {"N": "0"}, "paid": {"N": "10000"}}, {"I4", "I12", "I10", "I10/I11"}),
-        ("ESC#", {"paid": {"N": "10000"}}, {"form", "I1", "I10", "I10/I11"}),
-        ("ESC#", {"receipt": {"S": "e30.e30.e30"}}, {"I12"}),
+        ("ESC#", {"paid": {"N": "10000"}}, {"form", "I1", "I10", "I10/I11", "I15", "I16"}),
+        ("ESC#", {"receipt": {"S": "e30.e30.e30"}}, {"I12", "I15", "I16"}),
+        ("ESC#", {"place": {"N": "7"}}, {"I15"}),
+        ("BATCH#", {"first": {"N": "1"}}, {"I15"}),
+        ("REP#", {"standing": {"S": reputation.serialise(Standing(outcomes=9))}}, {"I16"}),
+        ("LOG", {"size": {"N": "9"}}, {"I15"}),
         ("ESC#", {"settled_ms": {"N": "99999999999999"}}, {"I8", "I12"}),
         ("IN#", {"amount": {"N": "5000001"}}, {"I1", "I10/I11"}),
         ("EARN#", {"amount": {"N": "1"}}, {"I10", "I10/I11"}),

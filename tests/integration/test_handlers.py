@@ -164,7 +164,10 @@ def test_agents(call: Call) -> None:
     status, agent, _ = call("agents", "GET", f"/agents/{registered['agent_id']}")
     assert (agent["name"], agent["owner"], agent["tariff"]) == ("mine", "alice", FLAT)
     assert agent["limits"] == {"memory_mib": 256, "timeout": 5, "fuel": 10**12}
-    assert agent["reputation"] == {"score": 50.0, "outcomes": 0, "successes": 0, "failures": 0}
+    assert agent["reputation"] == {
+        "score": 50.0, "algorithm": "reference", "scores": {"reference": 50.0, "robust": 0.0}, "outcomes": 0,
+        "successes": 0, "failures": 0, "success_rate": None, "distinct_payers": 0, "recent": None,
+    }  # fmt: skip
     listed = call("agents", "GET", "/agents", query={"owner": "alice", "limit": "1"})[1]
     assert [entry["agent_id"] for entry in listed["agents"]] == [registered["agent_id"]]
     assert call("agents", "GET", "/agents", query={"limit": "101"})[1]["errors"][0]["field"] == "limit"

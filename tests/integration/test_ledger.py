@@ -4,10 +4,13 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import jwt
 import pytest
 from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsError, ReadTimeoutError
 
 from quittance import escrow as escrows
+from quittance import receipt
+from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.escrow import Escrow, Settlement, State
 from quittance.journal import Kind, Line
@@ -47,7 +50,13 @@ def hold(task_id: str = "t-1", **changes: Any) -> Escrow:
 
 
 def end(escrow: Escrow, run: Run = DONE, *, now_ms: int = 10) -> Settlement:
-    return replace(escrows.decide(escrow, run, now_ms=now_ms), receipt="a.b.c")
+    return stated(escrow, escrows.decide(escrow, run, now_ms=now_ms))
+
+
+def stated(escrow: Escrow, settlement: Settlement) -> Settlement:
+    """With a receipt that can be read; whether it verifies is not the ledger's affair."""
+    claims = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
+    return replace(settlement, receipt=jwt.encode(claims, "k" * 32))
 
 
 @pytest.fixture
@@ -113,7 +122,7 @@ def test_only_the_newest_fence_settles_and_only_before_expiry(
 def test_expiry_refunds_at_its_time_and_not_before(rich: Cloud, now_ms: int, expires: bool) -> None:
     """I8."""
     escrow = rich.ledger.fund(hold())
-    standing = rich.ledger.expire(escrow, replace(escrows.expire(escrow, now_ms=now_ms), receipt="a.b.c"))
+    standing = rich.ledger.expire(escrow, stated(escrow, escrows.expire(escrow, now_ms=now_ms)))
     assert (standing.state is State.EXPIRED) == expires
     assert rich.ledger.available_micro("alice") == (10 if expires else 9) * BUDGET
 
@@ -126,7 +135,7 @@ def test_an_escrow_leaves_funded_once(rich: Cloud, first: Run | None, second: Ru
 
     def leave(run: Run | None) -> Escrow:
         if run is None:
-            return rich.ledger.expire(escrow, replace(escrows.expire(escrow, now_ms=EXPIRY), receipt="e.e.e"))
+            return rich.ledger.expire(escrow, stated(escrow, escrows.expire(escrow, now_ms=EXPIRY)))
         return rich.ledger.settle(escrow, end(escrow, run))
 
     stands = leave(first)
@@ -165,30 +174,37 @@ def test_movements_count_once_by_their_id(cloud: Cloud) -> None:
 
 
 def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
-    """I10: more than fits one transaction, by two sweeps that saw the same index."""
+    """I10, I15: more than fits one transaction, by two sweeps that saw the same index."""
     count = CREDITED_ESCROWS_MAX + 3
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
         escrow = cloud.ledger.fund(hold(f"t-{number}"))
         cloud.ledger.settle(escrow, end(escrow, DONE if number % 2 else FAILED, now_ms=number))
-    batches = list(cloud.ledger.credits())
+    batches = list(cloud.ledger.settled())
     assert [len(batch) for batch in batches] == [CREDITED_ESCROWS_MAX, 3]
-    credited = [cloud.ledger.credit(batch, now_ms=1) for batch in [*batches, *batches]]
+    credited = [cloud.ledger.credit(batch, now_ms=now) for now, batch in enumerate([*batches, *batches])]
     assert credited == [CREDITED_ESCROWS_MAX, 3, 0, 0]
     successes = count // 2
     assert cloud.ledger.available_micro("owner") == successes * 390_000
     assert cloud.ledger.available_micro("quittance:platform") == successes * 10_000
-    standing = cloud.ledger.reputation("agt_1")
-    assert (standing.outcomes, standing.successes, standing.failures) == (count, successes, count - successes)
-    assert list(cloud.ledger.credits()) == []
+    assert list(cloud.ledger.settled()) == []
     assert cloud.total_micro() == count * BUDGET
+    unlogged = list(cloud.ledger.unlogged())
+    assert [cloud.ledger.append(name) for name in [*unlogged, *unlogged]] == [CREDITED_ESCROWS_MAX, 3, 0, 0]
+    standing = cloud.ledger.standing("agt_1")
+    assert (standing.outcomes, standing.successes, standing.failures) == (count, successes, count - successes)
+    assert cloud.ledger.log_head() == LogHead(count, 0)
+    logged = cloud.ledger.logged(0) + cloud.ledger.logged(CREDITED_ESCROWS_MAX)
+    settled = [escrow for batch in batches for name in batch if (escrow := cloud.ledger.find(name))]
+    assert [cloud.ledger.log_place(escrow) for escrow in settled] == list(range(count))
+    assert logged == [escrow.settlement.receipt for escrow in settled if escrow.settlement]
 
 
-def test_sweep_drops_what_another_sweep_took_and_credits_the_rest(rich: Cloud) -> None:
+def test_sweep_leaves_out_what_another_sweep_took_and_credits_the_rest(rich: Cloud) -> None:
     for number in range(3):
         escrow = rich.ledger.fund(hold(f"t-{number}"))
         rich.ledger.settle(escrow, end(escrow, now_ms=number))
-    (batch,) = rich.ledger.credits()
+    (batch,) = rich.ledger.settled()
     assert rich.ledger.credit(batch[:1], now_ms=1) == 1
     assert rich.ledger.credit(batch, now_ms=2) == 2
     assert rich.ledger.available_micro("owner") == 3 * 390_000
@@ -197,7 +213,7 @@ def test_sweep_drops_what_another_sweep_took_and_credits_the_rest(rich: Cloud) -
 def test_platform_as_owner_is_credited_in_one_action(rich: Cloud) -> None:
     escrow = rich.ledger.fund(hold(owner="quittance:platform"))
     rich.ledger.settle(escrow, end(escrow))
-    (batch,) = rich.ledger.credits()
+    (batch,) = rich.ledger.settled()
     assert rich.ledger.credit(batch, now_ms=1) == 1
     assert rich.ledger.available_micro("quittance:platform") == 400_000
 
@@ -409,7 +425,7 @@ def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> 
     cloud.ledger.settle(failed, end(failed, FAILED))
     cloud.ledger.fund(hold("open", funded_ms=4))
     cloud.ledger.withdraw("alice", "w", 7, now_ms=4)
-    (batch,) = cloud.ledger.credits()
+    (batch,) = cloud.ledger.settled()
     cloud.ledger.credit(batch, now_ms=9)
 
     def task(name: str, at_ms: int, amount: int, state: State) -> Line:
@@ -425,7 +441,7 @@ def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> 
         Line("alice", Kind.DEPOSIT, "d", 1, 10 * BUDGET),
     ]
     assert sum(line.amount_micro for line in lines) == cloud.ledger.available_micro("alice")
-    first, after = batch[0].escrow_id, None
+    first, after = batch[0], None
     assert cloud.ledger.statement("owner", limit=9) == (
         [Line("owner", Kind.EARNINGS, first, 9, 390_000, "agt_1", 2)],
         False,

@@ -25,7 +25,6 @@ from quittance import escrow as escrows
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, State
 from quittance.run import Meter, Outcome, Run
-from quittance.store.ledger import Credit
 from tests.support import Cloud
 
 USERS = st.sampled_from(["alice", "bob"])
@@ -55,7 +54,7 @@ class Held:
 class LedgerMachine(RuleBasedStateMachine):
     cloud: ClassVar[Cloud]
     seen: Bundle[Escrow] = Bundle("seen")
-    batches: Bundle[list[Credit]] = Bundle("batches")
+    batches: Bundle[list[str]] = Bundle("batches")
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +65,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.balances: dict[str, int] = {}
         self.held: dict[str, Held] = {}
         self.moved: dict[tuple[str, str, str], int] = {}
+        self.unlogged: list[tuple[str, int]] = []
 
     def add(self, account: str, amount: int) -> None:
         self.balances[account] = self.balances.get(account, 0) + amount
@@ -102,7 +102,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name = escrows.escrow_id(payer, str(number))
         wanted = Escrow(
             escrow_id=name, payer=payer, task_id=str(number), request_sha256="r", agent_id=f"agt_{owner}",
-            owner=owner, module_sha256="m", input_sha256="i",
+            owner=owner, module_sha256="bb" * 32, input_sha256="cc" * 32,
             tariff=f'{{"type":"flat","price":"0.{price % 10**6:06}"}}', budget_micro=budget, fee_bps=250,
             timeout_ms=1_000, runner=f"runner-{self.now}", fence=1, funded_ms=self.now,
             lease_ms=self.now + LEASE_MS, expires_ms=self.now + LIFE_MS,
@@ -136,6 +136,8 @@ class LedgerMachine(RuleBasedStateMachine):
         allowed = held.state is State.FUNDED and held.fence == attempt.fence and self.now < held.expires
         bare = replace(attempt, settlement=None)
         settlement = escrows.decide(bare, Run(outcome, "", Meter(wall_ms=1)), now_ms=self.now)
+        if outcome is Outcome.SUCCEEDED:
+            settlement = replace(settlement, output=escrows.StoredBytes("dd" * 32, 0, b""))
         standing = self.cloud.ledger.settle(bare, self.signed(bare, settlement))
         if allowed:
             split = settlement.split
@@ -157,18 +159,32 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(target=batches)
     def look_for_credits(self) -> Any:
-        return multiple(*self.cloud.ledger.credits())
+        return multiple(*self.cloud.ledger.settled())
 
     @rule(batch=batches)
-    def credit(self, batch: list[Credit]) -> None:
-        """By a sweep that may be late: the same batch can be credited by several."""
-        fresh = [credit for credit in batch if not self.held[credit.escrow_id].swept]
+    def credit(self, batch: list[str]) -> None:
+        """By a sweep that may be late: the same escrows can be credited by several."""
+        fresh = [name for name in batch if not self.held[name].swept]
         assert self.cloud.ledger.credit(batch, now_ms=self.now) == len(fresh)
-        for credit in fresh:
-            held = self.held[credit.escrow_id]
+        if fresh:
+            self.unlogged.append((fresh[0], len(fresh)))
+        for name in fresh:
+            held = self.held[name]
             held.swept = True
             self.add(held.owner, held.paid)
             self.add("quittance:platform", held.fee)
+
+    @rule()
+    def append(self) -> None:
+        """The log takes what the index shows, once."""
+        shown = list(self.cloud.ledger.unlogged())
+        assert sorted(shown) == sorted(name for name, _ in self.unlogged)
+        for name in shown[:1] * 2:
+            size = self.cloud.ledger.log_head().size
+            count = dict(self.unlogged).get(name, 0)
+            assert self.cloud.ledger.append(name) == count
+            assert self.cloud.ledger.log_head().size == size + count
+            self.unlogged = [batch for batch in self.unlogged if batch[0] != name]
 
     @rule(step=st.sampled_from([1, LEASE_MS - 1, LEASE_MS, LIFE_MS - 1, LIFE_MS]))
     def time_passes(self, step: int) -> None:
@@ -197,7 +213,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
-        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), engine="", config_sha256="")
+        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

@@ -94,7 +94,7 @@ def test_failure_refunds_everything_and_lowers_the_reputation(
     assert rich.ledger.available_micro("alice") == START
     sweep(rich)
     assert rich.ledger.available_micro("owner") == 0
-    assert rich.ledger.reputation(agent).score_tenths == 450
+    assert rich.ledger.standing(agent).reference_tenths == 450
 
 
 def test_failing_agent_shows_its_log(rich: Cloud) -> None:
@@ -259,7 +259,7 @@ def test_crash_after_funding_is_refunded_when_the_escrow_expires(rich: Cloud, mo
     assert rich.ledger.available_micro("alice") == START
     assert receipt.verify(looked.receipt, rich.keys.jwks())["outcome"] == "expired"
     assert sweep(rich) == sweep(rich)
-    assert rich.ledger.reputation(agent).score_tenths == 500
+    assert rich.ledger.standing(agent).reference_tenths == 500
 
 
 def test_one_escrow_that_cannot_be_swept_holds_up_no_other(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

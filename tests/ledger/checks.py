@@ -67,7 +67,7 @@ def step(before: Mapping[str, Any] | None, after: Mapping[str, Any], *, fence: i
 def _change(old: Mapping[str, Any], new: Mapping[str, Any], fence: int | None) -> str:
     changed = {name for name in new.keys() | old.keys() if old.get(name) != new.get(name)}
     if old["state"] != "funded":
-        right = changed == {"swept_ms", "seq", "work", "work_at"} and "swept_ms" not in old
+        right = changed == {"swept_ms", "batch", "place", "work", "work_at"} and "swept_ms" not in old
         return "" if right else f"was {old['state']}, then changed {changed}"
     if new["state"] == "funded":
         right = changed - {"runner", "lease_ms"} == {"fence"} and new["fence"] == old["fence"] + 1
@@ -109,21 +109,26 @@ def _escrow(escrow: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _reputation(world: World, escrows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """I16: the score is the fold of the outcomes in the sweep's order, and every outcome has one place in it."""
-    by_agent: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for escrow in escrows.values():
-        by_agent[escrow["agent_id"]].append(escrow)
-    for agent, mine in by_agent.items():
-        mine.sort(key=lambda escrow: escrow.get("seq", 0))
-        if [escrow.get("seq") for escrow in mine] != list(range(1, len(mine) + 1)):
-            yield f"{agent}: the sweep's numbers are not 1 to {len(mine)}"
+    """I16: the score is the fold of the outcomes in the log's order, and every outcome has one place in the log."""
+    by_agent: dict[str, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
+    places = []
+    for name, escrow in escrows.items():
+        if (found := world.ledger.find(name)) is None or (place := world.ledger.log_place(found)) is None:
+            yield f"{name}: not in the log"
+            continue
+        places.append(place)
+        by_agent[escrow["agent_id"]].append((place, escrow))
+    if sorted(places) != list(range(world.ledger.log_head().size)):
+        yield f"the places in the log are not 0 to {world.ledger.log_head().size}"
+    for agent, placed in by_agent.items():
+        mine = [escrow for _, escrow in sorted(placed, key=lambda each: each[0])]
         score = 500
         for escrow in mine:
-            score = min(1_000, max(0, score + escrow.get("reputation_tenths", 0)))
-        standing = world.ledger.reputation(agent)
-        wins = sum(escrow.get("outcome") == "succeeded" for escrow in mine)
-        faults = sum(escrow.get("outcome") == "exit_code" for escrow in mine)
-        told = (standing.score_tenths, standing.outcomes, standing.successes, standing.failures)
+            score = min(1_000, max(0, score + escrow["reputation_tenths"]))
+        standing = world.ledger.standing(agent)
+        wins = sum(escrow["outcome"] == "succeeded" for escrow in mine)
+        faults = sum(escrow["outcome"] == "exit_code" for escrow in mine)
+        told = (standing.reference_tenths, standing.outcomes, standing.successes, standing.failures)
         if told != (score, len(mine), wins, faults):
             yield f"{agent}: reputation is {told}, due was {(score, len(mine), wins, faults)}"
 

@@ -19,13 +19,15 @@ from unittest import mock
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
+from quittance import log
 from quittance.errors import QuittanceError
+from quittance.log import Tile
 from quittance.models import TaskResult
 from quittance.run import Job, Run
 from quittance.sweeping import sweep
 from tests.ledger.checks import Answer, Sent, answered, step, violations
 from tests.ledger.memory import Item, Memory
-from tests.ledger.world import World, instant_run
+from tests.ledger.world import START_MS, Shelf, World, instant_run, one_key
 
 FOREVER_MS: Final = 60 * 60 * 1_000
 _WRITES: Final = frozenset({"transact_write_items", "update_item"})
@@ -39,6 +41,40 @@ class Actor:
     name: str
     story: Callable[[World], Any]
     sent: Sent | None = None
+
+
+class Derived(Shelf):
+    """A log's bucket that holds what the table says it must: so the table alone is the state of the whole."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def keep(self, tile: Tile, hashes: bytes) -> None:
+        assert hashes == self.read(tile), f"{tile.path} is published otherwise than the log is"
+
+    def read(self, tile: Tile) -> bytes:
+        assert (tile.level, tile.index) == (0, 0), "logs are small here"
+        return b"".join(self._leaves()[: tile.width])
+
+    def keep_checkpoint(self, size: int, checkpoint: str) -> None:
+        stated = log.verify_checkpoint(checkpoint, one_key().jwks())
+        assert (stated.size, stated.root) == (size, self._root(size)), "a checkpoint of another log"
+
+    def checkpoint(self, size: int | None = None) -> str:
+        assert size is not None
+        key = one_key().key
+        return log.sign_checkpoint(log.Checkpoint("urn:quittance:test", size, self._root(size), START_MS), key)
+
+    def _root(self, size: int) -> bytes:
+        return log.grow(0, self._leaves()[:size], self.read).root
+
+    def _leaves(self) -> list[bytes]:
+        items = self._memory.items
+        batches = [item for pk, item in items.items() if pk.startswith("BATCH#") and "first" in item]
+        batches.sort(key=lambda batch: int(batch["first"]["N"]))
+        names = [name for batch in batches for name in batch["escrows"]["S"].split(",")]
+        return [log.leaf_hash(items[f"ESC#{name}"]["receipt"]["S"].encode()) for name in names]
 
 
 @dataclass(frozen=True)
@@ -197,7 +233,8 @@ class Walk:
         self._drawn = (number + 1) * 1_000
         done = False
         try:
-            result = actor.story(World(stepper, now_ms=stepper.now_ms, run=stepper.run))
+            world = World(stepper, now_ms=stepper.now_ms, run=stepper.run, tiles=Derived(stepper.memory))
+            result = actor.story(world)
         except Paused:
             pass
         except QuittanceError as exc:
@@ -233,8 +270,8 @@ class Walk:
     def _recover(self, table: Table) -> None:
         """Everybody has died here: time and the sweep must bring it in order."""
         memory = Memory(table)
-        world = World(memory, now_ms=lambda: self._times[-1] + FOREVER_MS)
-        while (swept := sweep(world)).expired or swept.credited:
+        world = World(memory, now_ms=lambda: self._times[-1] + FOREVER_MS, tiles=Derived(memory))
+        while (swept := sweep(world)).expired or swept.credited or swept.logged:
             pass
         self._wrong += violations(world, memory.items.values())
 

@@ -54,6 +54,7 @@ from tests.ledger.world import (
     START_MS,
     TABLE,
     TIMEOUT_S,
+    Shelf,
     World,
     ask,
     instant_run,
@@ -113,6 +114,7 @@ class Round:
     wrong: list[str] = field(default_factory=list)
     moved: Counter[str] = field(default_factory=Counter)
     over: threading.Event = field(default_factory=threading.Event)
+    shelf: Shelf = field(default_factory=Shelf)
 
     def actor(self, name: str) -> tuple[World, Faulty, Random]:
         """An environment of its own: client, clock, keys."""
@@ -131,6 +133,7 @@ class Round:
             keys=new_keys(),
             shards=SHARDS,
             left_ms=_left_ms,
+            tiles=self.shelf,
         )
         return world, faulty, random
 
@@ -145,6 +148,7 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
         shards=SHARDS,
         keys=new_keys(),
         left_ms=_left_ms,
+        tiles=this.shelf,
     )
     _deposits(honest, escrow_count)
     plans = [_plan(Random(f"{seed} plan {pair}"), pair, -(-escrow_count // PAIRS)) for pair in range(PAIRS)]
@@ -164,7 +168,7 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
         for thread in helpers:
             thread.join()
     this.clock.jump(EXPIRY_MS + 2 * max(SKEW_MS))
-    while not (swept := sweep(honest)).complete or swept.expired or swept.credited:
+    while not (swept := sweep(honest)).complete or swept.expired or swept.credited or swept.logged:
         pass
     items = [item for page in client.get_paginator("scan").paginate(TableName=TABLE) for item in page["Items"]]
     found = violations(honest, items, this.journal.writes, this.answers)

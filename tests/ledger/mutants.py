@@ -41,7 +41,6 @@ class Mutant:
 SETTLE = 'condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now"'
 EXPIRE = 'condition="#state = :funded AND #expires_ms <= :now"'
 TAKE = 'condition="#state = :funded AND #fence = :seen_fence AND #lease_ms <= :now AND #expires_ms > :now"'
-MARK = '"#state = :seen_state AND attribute_exists(#work) AND attribute_not_exists(#swept_ms)"'
 
 
 def _without(condition: str, term: str) -> str:
@@ -83,12 +82,24 @@ MUTANTS = (
     ),
     Mutant("expire: state", LEDGER, EXPIRE, _without(EXPIRE, "#state = :funded"), MATRIX),
     Mutant("expire: time", LEDGER, EXPIRE, _without(EXPIRE, "#expires_ms <= :now"), MATRIX),
-    Mutant("sweep: mark", LEDGER, MARK, '"#state = :seen_state"', MATRIX),
-    Mutant("sweep: state as seen", LEDGER, MARK, _without(MARK, "#state = :seen_state"), MATRIX),
-    Mutant("sweep: leaves the index", LEDGER, 'remove=("work", "work_at")', "remove=()", MATRIX),
+    Mutant("sweep: mark", LEDGER, '"attribute_not_exists(#swept_ms)"', '"attribute_exists(pk)"', MATRIX),
+    Mutant(
+        "sweep: only what is settled",
+        LEDGER,
+        "and (escrow := _escrow(item)).settlement]",
+        "and (escrow := _escrow(item))]",
+        MATRIX,
+    ),
+    Mutant(
+        "sweep: leaves the index",
+        LEDGER,
+        'remove=("work", "work_at"),\n            condition="attribute_not_exists(#swept_ms)"',
+        'condition="attribute_not_exists(#swept_ms)"',
+        MATRIX,
+    ),
     Mutant("sweep: failures too", LEDGER, 'f"SETTLED#{self._shard', 'f"{settlement.state}#{self._shard', MATRIX),
-    Mutant("sweep: the platform's credit", LEDGER, "sum(credit.fee_micro for credit in batch)", "0", MATRIX),
-    Mutant("sweep: the owner's credit", LEDGER, "sum(credit.paid_micro for credit in batch)", "0", MATRIX),
+    Mutant("sweep: the platform's credit", LEDGER, "sum(split.fee_micro for split in splits)", "0", MATRIX),
+    Mutant("sweep: the owner's credit", LEDGER, "sum(split.paid_micro for split in splits)", "0", MATRIX),
     Mutant(
         "sweep: the journal",
         LEDGER,
@@ -96,16 +107,24 @@ MUTANTS = (
         "",
         MATRIX,
     ),
-    Mutant("sweep: numbers go on", LEDGER, "standing.outcomes + n, now_ms", "n, now_ms", MATRIX),
-    Mutant("sweep: reputation unmoved", LEDGER, '"#outcomes = :seen" if', '"attribute_exists(#outcomes)" if', MATRIX),
+    Mutant("sweep: leaves out what is credited", LEDGER, 'if "swept_ms" not in item and', "if", MATRIX),
+    Mutant("log: places in order", LEDGER, "batch[0], place, now_ms)", "batch[0], 0, now_ms)", MATRIX),
     Mutant(
-        "sweep: reputation not begun",
+        "log: leaves the index",
         LEDGER,
-        'else "attribute_not_exists(#outcomes)"',
-        'else "attribute_not_exists(#x)"',
+        'set_={"first": first},\n            remove=("work", "work_at"),',
+        'set_={"first": first},',
         MATRIX,
     ),
-    Mutant("sweep: drops what another took", LEDGER, "if taken is None]", "]", MATRIX),
+    Mutant("log: a batch once", LEDGER, 'or "first" in batch:', "or False:", MATRIX),
+    Mutant("log: checkpoints go on", LEDGER, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
+    Mutant(
+        "log: standings are folded",
+        LEDGER,
+        "reputation.fold(self.standing(agent_id), entries)",
+        "reputation.fold(Standing(), entries)",
+        MATRIX,
+    ),
     Mutant(
         "sweep: refunds the expired", "sweeping.py", "        _expire(platform, escrow_id, done)", "        pass", PAIR
     ),

@@ -75,8 +75,10 @@ def expire_overdue(world: World) -> None:
 
 
 def credit(world: World) -> None:
-    for batch in world.ledger.credits():
+    for batch in world.ledger.settled():
         world.ledger.credit(batch, now_ms=world.now_ms())
+    for batch_id in world.ledger.unlogged():
+        world.ledger.append(batch_id)
 
 
 def cast(task_id: str, budget: int) -> dict[str, Actor]:

@@ -91,7 +91,9 @@ def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
             lambda: ledger.pending("oskar"),
             lambda: ledger.available_micro("alice"),
             lambda: ledger.statement("alice", limit=100),
-            lambda: [ledger.credit(batch, now_ms=now_ms) for batch in ledger.credits()],
+            lambda: [ledger.credit(batch, now_ms=now_ms) for batch in ledger.settled()],
+            lambda: [ledger.append(batch_id) for batch_id in ledger.unlogged()],
+            lambda: ledger.set_published(ledger.log_head().size),
         ]
     random.choice(operations)()
 

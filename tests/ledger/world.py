@@ -21,13 +21,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from quittance import escrow as escrows
 from quittance import tasks
 from quittance.bootstrap import Platform
+from quittance.certified import SigningKey
 from quittance.config import Settings
 from quittance.errors import NotFoundError
 from quittance.escrow import Escrow, Settlement
 from quittance.limits import KIB, MIB
+from quittance.log import Tile
 from quittance.models import TaskRequest
 from quittance.observability import logger
-from quittance.receipt import SigningKey
 from quittance.run import Job, Meter, Outcome, Run
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs
@@ -64,7 +65,7 @@ def _agent(name: str, owner: str, tariff: str) -> Agent:
         created_ms=0,
         terms=terms,
         upload=Upload(1, AgentState.ACTIVE, terms),
-        version=Version(MODULE, artefact_key(MODULE), "artefact", "engine", "config"),
+        version=Version(MODULE, artefact_key(MODULE), "artefact", "engine", "c0" * 32),
     )
 
 
@@ -146,6 +147,26 @@ class Watched(Ledger):
         return super().settle(escrow, settlement)
 
 
+class Shelf:
+    """The log's bucket: what is kept once is never kept otherwise."""
+
+    def __init__(self) -> None:
+        self.tiles: dict[Tile, bytes] = {}
+        self.checkpoints: dict[int, str] = {}
+
+    def keep(self, tile: Tile, hashes: bytes) -> None:
+        assert self.tiles.setdefault(tile, hashes) == hashes, f"{tile.path} was published otherwise"
+
+    def read(self, tile: Tile) -> bytes:
+        return self.tiles[tile]
+
+    def keep_checkpoint(self, size: int, checkpoint: str) -> None:
+        self.checkpoints[size] = checkpoint
+
+    def checkpoint(self, size: int | None = None) -> str:
+        return self.checkpoints[max(self.checkpoints) if size is None else size]
+
+
 class World(Platform):
     """A platform over one DynamoDB client, which may be a real one, a faulty one or the stand-in."""
 
@@ -158,6 +179,7 @@ class World(Platform):
         keys: Any = None,
         shards: int = 1,
         left_ms: Callable[[], int] = lambda: 0,
+        tiles: "Shelf | None" = None,
     ) -> None:
         """`left_ms` is how long the ledger tries again; by default each call is sent once."""
         super().__init__(
@@ -167,6 +189,7 @@ class World(Platform):
                 uploads_bucket="-",
                 binaries_bucket="-",
                 outputs_bucket="-",
+                log_bucket="-",
                 ledger_shards=shards,
                 fee_bps=FEE_BPS,
                 platform_account=PLATFORM_ACCOUNT,
@@ -183,6 +206,7 @@ class World(Platform):
             "registry": Agents(),
             "keys": keys or one_key(),
             "binaries": SimpleNamespace(local_artefact=lambda *_: Path("artefact"), forget=lambda *_: None),
+            "tiles": tiles or Shelf(),
             "outputs": Outputs(None, bucket="-"),  # type: ignore[arg-type]  # small outputs stay inline
             "sandbox": SimpleNamespace(run=run or instant_run),
         }
@@ -196,13 +220,13 @@ class World(Platform):
 
 def instant_run(job: Job) -> Run:
     """A run without a guest: outcome and meter follow from the escrow's seed."""
-    return _run(job.seed, len(job.stdin))
+    return _run(job.seed, len(job.stdin), job.fuel)
 
 
-def _run(seed: bytes, input_bytes: int) -> Run:
+def _run(seed: bytes, input_bytes: int, fuel_max: int) -> Run:
     draw = hashlib.sha256(seed).digest()
     meter = Meter(
-        fuel=int.from_bytes(draw[:3]),
+        fuel=min(int.from_bytes(draw[:3]), fuel_max),
         wall_ms=draw[4] * 8,
         memory_bytes=KIB,
         input_bytes=input_bytes,
@@ -233,7 +257,8 @@ class Due:
 
 def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
     """What the escrow of a task must be if its run is settled in time."""
-    run = _run(escrows.seed(escrows.escrow_id(payer, task_id)), 0)
+    bought = (budget - METERED["base"]) * 1_000_000 // METERED["per_million_fuel"] if agent_id == HOT else FUEL
+    run = _run(escrows.seed(escrows.escrow_id(payer, task_id)), 0, min(bought, FUEL))
     if run.outcome is not Outcome.SUCCEEDED:
         return Due("refunded", 0, 0, budget)
     used = FLAT_MICRO

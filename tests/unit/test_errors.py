@@ -14,9 +14,11 @@ from quittance.errors import (
     MissingScopeError,
     MovementConflictError,
     NotFoundError,
+    NotLoggedError,
     PayloadTooLargeError,
     PlatformUnavailableError,
     QuittanceError,
+    ReputationTooLowError,
     RequestError,
     TaskConflictError,
     TaskInProgressError,
@@ -54,6 +56,8 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (PayloadTooLargeError("input", bytes_max=5), 413, {"bytes_max": 5}),
     (UnsupportedMediaTypeError(), 415, {}),
     (BudgetTooLowError(budget_micro=1, least_micro=2), 422, {"least_price": "0.000002"}),
+    (NotLoggedError(), 404, {"code": "not_logged"}),
+    (ReputationTooLowError(score_tenths=451, least_tenths=500), 422, {"reputation": 45.1}),
     (TimeoutTooLongError(timeout_s_max=25, reason="tasks over HTTP are synchronous"), 422, {}),
     (PlatformUnavailableError(), 503, {}),
 ]
@@ -106,6 +110,7 @@ def test_a_field_that_is_over_a_limit_is_named() -> None:
     for error, field in (
         (PayloadTooLargeError("input_base64", bytes_max=1), "input_base64"),
         (BudgetTooLowError(budget_micro=1, least_micro=2), "budget"),
+        (ReputationTooLowError(score_tenths=451, least_tenths=500), "min_reputation"),
         (TimeoutTooLongError(timeout_s_max=1, reason="so"), "timeout"),
     ):
         assert [wrong["field"] for wrong in problem(error)[1]["errors"]] == [field]

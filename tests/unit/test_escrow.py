@@ -16,12 +16,13 @@ from quittance.run import Fault, Meter, Outcome, Run
 NewEscrow = Callable[..., Escrow]
 BUDGETS = st.integers(1, BUDGET_MICRO_MAX)
 BPS = st.integers(0, 10_000)
+LATER_MS = 1_800_000_000_007  # seven milliseconds after the funding
 NAMES = st.text(min_size=1, max_size=8)
 FAULTS = {
-    Fault.NONE: {"succeeded"},
+    Fault.NONE: {"succeeded", "rules_failed", "judge_failed"},
     Fault.AGENT: {
         *("exit_code", "trap_unreachable", "trap_memory", "trap_arithmetic", "trap_stack", "trap_table"),
-        *("fuel_exhausted", "timeout", "memory_limit", "output_limit"),
+        *("fuel_exhausted", "timeout", "memory_limit", "output_limit", "rejected"),
     },
     Fault.PLATFORM: {"worker_lost", "out_of_time", "artefact_missing", "artefact_tampered", "storage_down", "expired"},
 }
@@ -81,9 +82,14 @@ def test_success_is_paid_by_the_tariff_of_the_escrow(
 ) -> None:
     tariff = f'{{"type":"metered","base":"{_credits(base)}","per_million_fuel":"{_credits(rate)}"}}'
     escrow = new_escrow(budget_micro=budget, fee_bps=bps, tariff=tariff)
-    done = decide(escrow, Run(Outcome.SUCCEEDED, "ok", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=7)
+    done = decide(escrow, Run(Outcome.SUCCEEDED, "ok", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=LATER_MS)
     used = min(budget, base - (-fuel * rate // 10**6))
-    assert (done.state, done.outcome, done.message, done.settled_ms) == (State.RELEASED, Outcome.SUCCEEDED, "ok", 7)
+    assert (done.state, done.outcome, done.message, done.settled_ms) == (
+        State.RELEASED,
+        Outcome.SUCCEEDED,
+        "ok",
+        LATER_MS,
+    )
     assert done.split == Split(budget, used - used * bps // 10**4, used * bps // 10**4, budget - used)
     assert done.reputation_tenths == (25 if wall_ms < 1_000 else 20)
 
@@ -95,10 +101,16 @@ def test_anything_but_success_is_refunded_in_full(
 ) -> None:
     """I3: whatever was measured, and whosever fault it was."""
     escrow = new_escrow(budget_micro=budget, fee_bps=bps)
-    done = decide(escrow, Run(outcome, "why", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=7)
-    assert (done.state, done.outcome, done.message, done.settled_ms) == (State.REFUNDED, outcome, "why", 7)
+    done = decide(escrow, Run(outcome, "why", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=LATER_MS)
+    assert (done.state, done.outcome, done.message, done.settled_ms) == (State.REFUNDED, outcome, "why", LATER_MS)
     assert done.split == Split(budget, 0, 0, budget)
     assert done.reputation_tenths == (-50 if outcome.value in FAULTS[Fault.AGENT] else 0)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.TRAP_MEMORY])
+def test_a_clock_set_back_settles_nothing_before_its_funding(new_escrow: NewEscrow, outcome: Outcome) -> None:
+    escrow = new_escrow()
+    assert decide(escrow, Run(outcome, "why", Meter()), now_ms=escrow.funded_ms - 1).settled_ms == escrow.funded_ms
 
 
 @given(budget=BUDGETS, bps=BPS)
@@ -141,13 +153,16 @@ def test_the_id_and_the_seed_of_an_escrow_are_for_ever() -> None:
 
 
 def test_every_part_of_a_request_tells_it_from_another() -> None:
-    agents, inputs, budgets, timeouts = ("a", "ab"), ("c", "bc"), (1, 11, 2), (None, 0, 1, 11)
-    digests = {
-        request_sha256(agent_id=agent, input_sha256=given_input, budget_micro=budget, timeout_s=timeout)
-        for agent, given_input, budget, timeout in itertools.product(agents, inputs, budgets, timeouts)
+    parts = {
+        "agent_id": ("a", "ab"),
+        "input_sha256": ("c", "bc"),
+        "budget_micro": (1, 11, 2),
+        "timeout_s": (None, 0, 1, 11),
+        "least_tenths": (None, 0, 1, 11),
     }
-    assert len(digests) == len(agents) * len(inputs) * len(budgets) * len(timeouts)
-    one = {"agent_id": "a", "input_sha256": "c", "budget_micro": 1, "timeout_s": None}
+    requests = [dict(zip(parts, values, strict=True)) for values in itertools.product(*parts.values())]
+    assert len({request_sha256(**request) for request in requests}) == len(requests)
+    one = {"agent_id": "a", "input_sha256": "c", "budget_micro": 1, "timeout_s": None, "least_tenths": None}
     assert request_sha256(**one) == request_sha256(**one) == hashlib.sha256(b'["a","c",1,null]').hexdigest()
 
 

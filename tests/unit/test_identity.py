@@ -33,6 +33,7 @@ SETTINGS = Settings(
     uploads_bucket="u",
     binaries_bucket="b",
     outputs_bucket="o",
+    log_bucket="l",
     ledger_shards=1,
     fee_bps=250,
     platform_account="platform",

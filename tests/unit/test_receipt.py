@@ -1,17 +1,14 @@
-import base64
 import hashlib
 import hmac
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -19,66 +16,19 @@ from joserfc import jws
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OKPKey
 
+from quittance.certified import CERTIFICATE_SECONDS, ProofError
 from quittance.escrow import Escrow, Settlement, StoredBytes, decide, expire
-from quittance.receipt import CERTIFICATE_SECONDS, ReceiptError, SigningKey, certified_key, claims, read_claims, sign
+from quittance.receipt import StatedLimits, StatedMeter, Statement, claims, read_claims, sign
 from quittance.receipt import verify as verify_receipt
-from quittance.run import Meter, Outcome, Run
+from quittance.run import Limits, Meter, Outcome, Run
+from tests.unit.roots import NOW_S, Root, decode, encode, parse, part
 
 NewEscrow = Callable[..., Escrow]
-NOW_S = 1_800_000_000
 METER = Meter(
     fuel=5, fuel_exact=False, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11
 )
+LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
 JSON_VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8) | st.just([]) | st.just({})
-
-
-class Root:
-    """A root key as KMS would hold it: it signs bytes and shows its public half."""
-
-    def __init__(self, key_id: str = "root-1") -> None:
-        self.key_id = key_id
-        self._private = ec.generate_private_key(ec.SECP256R1())
-        self.public = self._private.public_key()
-
-    def sign(self, data: bytes) -> bytes:
-        r, s = decode_dss_signature(self._private.sign(data, ec.ECDSA(SHA256())))
-        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
-
-    def jwks(self) -> dict[str, Any]:
-        numbers = self.public.public_numbers()
-        x, y = (_encode(part.to_bytes(32, "big")) for part in (numbers.x, numbers.y))
-        return {"keys": [{"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": self.key_id, "alg": "ES256"}]}
-
-    def certify(self, now_s: int = NOW_S) -> SigningKey:
-        return certified_key(now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
-
-
-class Token(NamedTuple):
-    """The parts of a compact JWS, to be changed one by one."""
-
-    header: dict[str, Any]
-    payload: dict[str, Any]
-    signature: str
-
-    def __str__(self) -> str:
-        return f"{_part(self.header)}.{_part(self.payload)}.{self.signature}"
-
-
-def _encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _decode(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-def _part(value: object) -> str:
-    return _encode(json.dumps(value, separators=(",", ":"), sort_keys=True).encode())
-
-
-def _token(text: str) -> Token:
-    header, payload, signature = text.split(".")
-    return Token(json.loads(_decode(header)), json.loads(_decode(payload)), signature)
 
 
 ROOT = Root()
@@ -94,7 +44,9 @@ def paid(new_escrow: NewEscrow) -> tuple[Escrow, Settlement]:
 
 @pytest.fixture(scope="session")
 def statement(paid: tuple[Escrow, Settlement]) -> dict[str, Any]:
-    return claims(*paid, issuer="https://q.example", meter=METER, engine="wasmtime 50", config_sha256="ff" * 32)
+    return claims(
+        *paid, issuer="https://q.example", meter=METER, limits=LIMITS, engine="50.0.1", config_sha256="ff" * 32
+    )
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +89,8 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
             "output_bytes": 10,
             "stderr_bytes": 11,
         },
-        "engine": "wasmtime 50",
+        "limits": {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70},
+        "engine": "50.0.1",
         "config_sha256": "ff" * 32,
         "epoch_ns": "1800000000000000000",
         "seed": hashlib.sha256(b"quittance seed pt7fxmrlpdhb4aqyxxot3tnqg5").hexdigest(),
@@ -149,7 +102,9 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
 
 def test_a_refund_states_that_nobody_was_paid(new_escrow: NewEscrow) -> None:
     escrow = new_escrow()
-    stated = claims(escrow, expire(escrow, now_ms=1), issuer="i", meter=Meter(), engine="e", config_sha256="")
+    stated = claims(
+        escrow, expire(escrow, now_ms=1), issuer="i", meter=Meter(), limits=None, engine="", config_sha256=""
+    )
     assert (stated["paid"], stated["fee"], stated["refunded"], stated["state"]) == ("0", "0", "1000000", "expired")
     assert (stated["outcome"], stated["fault"], stated["output_sha256"]) == ("expired", "platform", None)
 
@@ -164,7 +119,7 @@ def test_an_independent_library_verifies_the_chain(statement: dict[str, Any], re
     """Nothing of ours, and not the library that signed, from the published JWKS to the claims."""
     registry = jws.JWSRegistry(algorithms=["ES256", "EdDSA"], strict_check_header=False)
     registry.max_header_length = 2_048  # joserfc's own bound, 512 bytes, leaves no room for a certificate
-    header = _token(receipt).header
+    header = parse(receipt).header
     root = ECKey.import_key(ROOT.jwks()["keys"][0])
     certificate = jws.deserialize_compact(header["cert"], root, registry=registry)
     assert certificate.headers() == {"alg": "ES256", "kid": "root-1", "typ": "quittance-key+jwt"}
@@ -183,8 +138,8 @@ def test_an_independent_library_verifies_the_chain(statement: dict[str, Any], re
 @pytest.mark.parametrize("part", ["header", "payload"])
 @pytest.mark.parametrize("of", ["receipt", "certificate"])
 def test_no_single_field_can_be_changed(receipt: str, of: str, part: str, data: st.DataObject) -> None:
-    outer = _token(receipt)
-    token = _token(outer.header["cert"]) if of == "certificate" else outer
+    outer = parse(receipt)
+    token = parse(outer.header["cert"]) if of == "certificate" else outer
     before = str(token)
     members = getattr(token, part)
     name = data.draw(st.sampled_from(sorted(members)))
@@ -198,22 +153,22 @@ def test_no_single_field_can_be_changed(receipt: str, of: str, part: str, data: 
     assume(str(token) != before)
     if of == "certificate":
         outer.header["cert"] = str(token)
-    with pytest.raises(ReceiptError, match=r"receipt|key certificate"):
+    with pytest.raises(ProofError, match=r"receipt|key certificate"):
         verify_receipt(str(outer), ROOT.jwks())
 
 
 @given(data=st.data())
 @pytest.mark.parametrize("of", ["receipt", "certificate"])
 def test_no_bit_of_a_signature_can_be_changed(receipt: str, of: str, data: st.DataObject) -> None:
-    outer = _token(receipt)
-    token = _token(outer.header["cert"]) if of == "certificate" else outer
-    signature = bytearray(_decode(token.signature))
+    outer = parse(receipt)
+    token = parse(outer.header["cert"]) if of == "certificate" else outer
+    signature = bytearray(decode(token.signature))
     signature[data.draw(st.integers(0, len(signature) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    forged = str(token._replace(signature=_encode(bytes(signature))))
+    forged = str(token._replace(signature=encode(bytes(signature))))
     if of == "certificate":
         outer.header["cert"] = forged
         forged = str(outer)
-    with pytest.raises(ReceiptError, match="does not fit"):
+    with pytest.raises(ProofError, match="does not fit"):
         verify_receipt(forged, ROOT.jwks())
 
 
@@ -221,28 +176,28 @@ def test_no_bit_of_a_signature_can_be_changed(receipt: str, of: str, data: st.Da
 def test_half_a_receipt_is_none(receipt: str, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(receipt) - 1))
     for torn in (receipt[:cut], receipt[cut + 1 :], receipt[:cut] + receipt[cut + 1 :]):
-        with pytest.raises(ReceiptError):
+        with pytest.raises(ProofError):
             verify_receipt(torn, ROOT.jwks())
 
 
 @given(st.text() | st.text(st.sampled_from('ey.J{}"=-_ ')))
 def test_anything_else_is_no_receipt(text: str) -> None:
-    with pytest.raises(ReceiptError):
+    with pytest.raises(ProofError):
         verify_receipt(text, ROOT.jwks())
 
 
 def _resigned(receipt: str, *, alg: str, of: str, secret: bytes | None) -> str:
     """The receipt with one of its two signatures made by another algorithm: none, or HMAC with a public key."""
-    outer = _token(receipt)
-    token = _token(outer.header["cert"]) if of == "certificate" else outer
+    outer = parse(receipt)
+    token = parse(outer.header["cert"]) if of == "certificate" else outer
     token.header["alg"] = alg
-    signed = f"{_part(token.header)}.{_part(token.payload)}"
-    signature = "" if secret is None else _encode(hmac.digest(secret, signed.encode(), "sha256"))
+    signed = f"{part(token.header)}.{part(token.payload)}"
+    signature = "" if secret is None else encode(hmac.digest(secret, signed.encode(), "sha256"))
     if of == "receipt":
         return f"{signed}.{signature}"
     outer.header["cert"] = f"{signed}.{signature}"
-    content = f"{_part(outer.header)}.{_part(outer.payload)}"
-    return f"{content}.{_encode(KEY.private.sign(content.encode()))}"
+    content = f"{part(outer.header)}.{part(outer.payload)}"
+    return f"{content}.{encode(KEY.private.sign(content.encode()))}"
 
 
 @pytest.mark.parametrize("of", ["receipt", "certificate"])
@@ -251,42 +206,45 @@ def test_the_algorithms_are_ours_to_choose(receipt: str, of: str, alg: str) -> N
     raw = KEY.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     pem = ROOT.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     for secret in (None, b"", raw, pem):
-        with pytest.raises(ReceiptError, match=r"does not fit|unknown root"):
+        with pytest.raises(ProofError, match="is signed by the algorithm"):
             verify_receipt(_resigned(receipt, alg=alg, of=of, secret=secret), ROOT.jwks())
 
 
 def test_a_key_that_the_root_did_not_certify_signs_nothing(statement: dict[str, Any]) -> None:
     forged = replace(KEY, private=Ed25519PrivateKey.generate())
     borrowed = replace(ROOT.certify(), certificate=KEY.certificate)
-    for key in (forged, borrowed):
-        with pytest.raises(ReceiptError, match="signature of the receipt does not fit"):
-            verify_receipt(sign(statement, key), ROOT.jwks())
+    with pytest.raises(ProofError, match="signature of the receipt does not fit"):
+        verify_receipt(sign(statement, forged), ROOT.jwks())
+    with pytest.raises(ProofError, match=f"names the key '{borrowed.key_id}', its certificate {KEY.key_id}"):
+        verify_receipt(sign(statement, borrowed), ROOT.jwks())
+    with pytest.raises(ProofError, match="signature of the receipt does not fit"):
+        verify_receipt(sign(statement, replace(borrowed, key_id=KEY.key_id)), ROOT.jwks())
 
 
 def test_a_certificate_of_a_foreign_root_certifies_nothing(statement: dict[str, Any], receipt: str) -> None:
     namesake = sign(statement, Root(ROOT.key_id).certify())
-    with pytest.raises(ReceiptError, match="signature of the key certificate does not fit"):
+    with pytest.raises(ProofError, match="signature of the key certificate does not fit"):
         verify_receipt(namesake, ROOT.jwks())
-    with pytest.raises(ReceiptError, match="unknown root key 'root-2'"):
+    with pytest.raises(ProofError, match="unknown root key 'root-2'"):
         verify_receipt(sign(statement, Root("root-2").certify()), ROOT.jwks())
-    with pytest.raises(ReceiptError, match="unknown root key 'root-1'"):
+    with pytest.raises(ProofError, match="unknown root key 'root-1'"):
         verify_receipt(receipt, Root("root-2").jwks())
 
 
 @pytest.mark.parametrize("jwks", [{"keys": []}, {}, {"keys": [{"kty": "unheard-of", "kid": "root-1"}]}])
 def test_without_a_usable_root_nothing_is_proven(receipt: str, jwks: dict[str, Any]) -> None:
-    with pytest.raises(ReceiptError):
+    with pytest.raises(ProofError):
         verify_receipt(receipt, jwks)
 
 
 def test_a_receipt_is_no_certificate_and_a_certificate_no_receipt(statement: dict[str, Any], receipt: str) -> None:
-    with pytest.raises(ReceiptError, match="the receipt is not of the type"):
+    with pytest.raises(ProofError, match="the receipt is not of the type quittance-receipt"):
         verify_receipt(KEY.certificate, ROOT.jwks())
-    with pytest.raises(ReceiptError, match="the key certificate is not of the type"):
+    with pytest.raises(ProofError, match="the key certificate is not of the type quittance-key"):
         verify_receipt(sign(statement, replace(KEY, certificate=receipt)), ROOT.jwks())
-    bare = _token(receipt)
+    bare = parse(receipt)
     del bare.header["cert"]
-    with pytest.raises(ReceiptError, match="carries no key certificate"):
+    with pytest.raises(ProofError, match="the receipt's header lacks 'cert'"):
         verify_receipt(str(bare), ROOT.jwks())
 
 
@@ -302,11 +260,12 @@ def test_a_receipt_is_no_certificate_and_a_certificate_no_receipt(statement: dic
 def test_a_key_signs_only_while_its_certificate_is_valid(
     statement: dict[str, Any], settled_ms: int, covered: bool
 ) -> None:
-    receipt = sign({**statement, "settled_at": settled_ms}, KEY)
+    around = {"funded_at": settled_ms, "epoch_ns": f"{settled_ms}000000", "expires_at": settled_ms + 1}
+    receipt = sign({**statement, **around, "settled_at": settled_ms}, KEY)
     if covered:
         assert verify_receipt(receipt, ROOT.jwks())["settled_at"] == settled_ms
     else:
-        with pytest.raises(ReceiptError, match="outside the validity"):
+        with pytest.raises(ProofError, match="outside the validity"):
             verify_receipt(receipt, ROOT.jwks())
 
 
@@ -314,13 +273,13 @@ def test_a_key_signs_only_while_its_certificate_is_valid(
 @pytest.mark.parametrize("change", [1, -1])
 def test_a_signed_sum_that_is_wrong_is_still_wrong(statement: dict[str, Any], name: str, change: int) -> None:
     wrong = {**statement, name: str(int(statement[name]) + change)}
-    with pytest.raises(ReceiptError, match="do not add up"):
+    with pytest.raises(ProofError, match="do not add up"):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
 
 def test_a_negative_part_cannot_make_the_sum_right(statement: dict[str, Any]) -> None:
     wrong = {**statement, "paid": "-1", "fee": "0", "refunded": "1000001"}
-    with pytest.raises(ReceiptError):
+    with pytest.raises(ProofError):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
 
@@ -333,7 +292,7 @@ def test_a_signed_statement_without_sense_is_refused_with_a_sentence(
     statement: dict[str, Any], change: dict[str, Any]
 ) -> None:
     wrong = {name: value for name, value in (statement | change).items() if value is not None}
-    with pytest.raises(ReceiptError):
+    with pytest.raises(ProofError):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
 
@@ -342,3 +301,14 @@ def test_every_environment_has_a_key_of_its_own_for_half_a_day() -> None:
     assert one.key_id != other.key_id
     assert one.expires_s == NOW_S + 12 * 60 * 60
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}", one.key_id)
+
+
+def test_the_page_names_every_claim_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
+    rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0]
+    first_cells = "".join(row.split("|")[1] for row in rows.splitlines()[2:])
+    assert re.findall("`([a-z0-9_]+)`", first_cells) == list(Statement.model_fields)
+    for inner in (StatedMeter, StatedLimits):
+        name = inner.__name__.removeprefix("Stated").lower()
+        (row,) = [row for row in rows.splitlines() if row.startswith(f"| `{name}`")]
+        assert re.findall("`([a-z0-9_]+)`", row)[1:] == list(inner.model_fields)

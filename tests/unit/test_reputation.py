@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quittance.reputation import SCORE_TENTHS_MAX, START_TENTHS, delta_tenths, fold
+from quittance.reputation import SCORE_TENTHS_MAX, START_TENTHS, delta_tenths, moved_tenths
 from quittance.run import Fault, Outcome
 
 DELTAS = st.sampled_from([25, 20, 0, -50])
@@ -24,7 +24,7 @@ def test_only_a_failure_of_the_agents_own_costs_it(outcome: Outcome, wall_ms: in
 @given(st.integers(0, SCORE_TENTHS_MAX), st.lists(DELTAS))
 def test_the_score_stays_on_its_scale_whatever_happens(start: int, deltas: list[int]) -> None:
     """I16: the score is a fold of the outcomes, and nothing else."""
-    scores = list(accumulate(deltas, fold, initial=start))
+    scores = list(accumulate(deltas, moved_tenths, initial=start))
     assert all(0 <= score <= SCORE_TENTHS_MAX for score in scores)
     assert all(
         abs(after - before) <= abs(delta) for (before, after), delta in zip(pairwise(scores), deltas, strict=True)
@@ -34,14 +34,14 @@ def test_the_score_stays_on_its_scale_whatever_happens(start: int, deltas: list[
 @given(st.integers(0, SCORE_TENTHS_MAX), DELTAS)
 def test_away_from_the_ends_an_outcome_counts_in_full(score: int, delta: int) -> None:
     expected = score + delta
-    assert fold(score, delta) == (0 if expected < 0 else 1_000 if expected > 1_000 else expected)
+    assert moved_tenths(score, delta) == (0 if expected < 0 else 1_000 if expected > 1_000 else expected)
 
 
 def test_the_scale_and_its_start() -> None:
     assert (START_TENTHS, SCORE_TENTHS_MAX) == (500, 1_000)
-    assert fold(990, 25) == 1_000
-    assert fold(30, -50) == 0
+    assert moved_tenths(990, 25) == 1_000
+    assert moved_tenths(30, -50) == 0
 
 
 def test_at_the_ends_the_order_counts() -> None:
-    assert fold(fold(1_000, 20), -50) != fold(fold(1_000, -50), 20)
+    assert moved_tenths(moved_tenths(1_000, 20), -50) != moved_tenths(moved_tenths(1_000, -50), 20)

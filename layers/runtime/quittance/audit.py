@@ -1,7 +1,7 @@
 """The auditor's equations: the invariants of the ledger, recomputed from every item of the table. Pure.
 
-Numbers of invariants are those of the README's promises: I1 conservation, I2 no debt, I3 split, I4 fee, I6 states, I8
-expiry, I10 and I11 balances, I12 receipts. The code shares nothing with the writes that it audits but the items.
+I1 conservation, I2 no debt, I3 split, I4 fee, I6 states, I8 expiry, I10 and I11 balances, I12 receipts, I15 the log,
+I16 standings. The code shares nothing with the writes that it audits but the items.
 """
 
 from collections import Counter
@@ -9,10 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import jwt
+
+from quittance import log, reputation
+from quittance.certified import ProofError
 from quittance.escrow import Escrow, State
 from quittance.journal import Kind, Line
 from quittance.limits import EXPIRY_REFUND_MS_MAX
-from quittance.receipt import ReceiptError, verify
+from quittance.receipt import read_claims, verify
+from quittance.reputation import Standing
 
 _BPS: Final = 10_000
 
@@ -27,10 +32,42 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An escrow, and whether the sweep has credited it."""
+    """An escrow; and in which batch, and where in it, the sweep has credited it."""
 
     escrow: Escrow
-    swept: bool
+    batch: str | None
+    place: int | None
+
+    @property
+    def swept(self) -> bool:
+        """Whether the sweep has credited it."""
+        return self.batch is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Escrows of one agent that were credited together, in order; and their place in the log, once they have one."""
+
+    batch_id: str
+    agent_id: str
+    escrow_ids: tuple[str, ...]
+    first: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """How many receipts the log has, and of how many the newest checkpoint tells."""
+
+    size: int = 0
+    published: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An agent's standing as the sweep left it."""
+
+    agent_id: str
+    standing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +78,7 @@ class Unreadable:
     reason: str
 
 
-Item = Line | Balance | Entry | Unreadable
+Item = Line | Balance | Entry | Batch | LogHead | Kept | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +109,11 @@ class Audit:
     held_micro: int = 0
     uncredited_micro: int = 0
     differences: list[Difference] = field(default_factory=list)
+    log: LogHead = LogHead()
+    leaves: list[bytes] = field(default_factory=list)
+    """Hashes of the log's entries, in order."""
+    standings: dict[str, Standing] = field(default_factory=dict)
+    """Of each agent, folded from its receipts in the log's order."""
 
     def check(self, invariant: str, at: str, expected: object, found: object) -> None:
         """Records a difference unless both sides are equal."""
@@ -86,6 +128,7 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
     available: Counter[str] = Counter()
     credited: Counter[tuple[str, Kind]] = Counter()
     journalled: Counter[tuple[str, Kind]] = Counter()
+    logged = _Logged()
     for item in items:
         match item:
             case Line(account, kind):
@@ -95,21 +138,82 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
                 available[account] += available_micro
                 result.available_micro += available_micro
                 result.check("I2", account, expected=True, found=available_micro >= 0)
-            case Entry(escrow, swept):
+            case Entry(escrow):
                 result.escrows += 1
-                _check_escrow(result, escrow, swept=swept, jwks=jwks, now_ms=now_ms)
-                _post(result, expected, escrow, swept=swept)
-                if swept and escrow.settlement:
+                _check_escrow(result, escrow, swept=item.swept, jwks=jwks, now_ms=now_ms)
+                _post(result, expected, escrow, swept=item.swept)
+                logged.add(item)
+                if item.swept and escrow.settlement:
                     credited[escrow.owner, Kind.EARNINGS] += escrow.settlement.split.paid_micro
                     credited[platform_account, Kind.FEES] += escrow.settlement.split.fee_micro
+            case Batch() | LogHead() | Kept():
+                logged.add(item)
             case Unreadable(at, reason):
                 result.check("form", at, "readable", reason)
     for account in sorted(expected.keys() | available.keys()):
         result.check("I10/I11", account, expected[account], available[account])
     _check_journal(result, credited, journalled)
+    _check_log(result, logged)
     outside = result.deposited_micro - result.withdrawn_micro
     result.check("I1", "all", outside, result.available_micro + result.held_micro + result.uncredited_micro)
     return result
+
+
+@dataclass(slots=True)
+class _Logged:
+    """What the log and the standings are recomputed from."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    batches: list[Batch] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    head: LogHead = LogHead()
+
+    def add(self, item: Entry | Batch | LogHead | Kept) -> None:
+        match item:
+            case Entry(escrow):
+                self.entries[escrow.escrow_id] = item
+            case Batch():
+                self.batches.append(item)
+            case LogHead():
+                self.head = item
+            case Kept(agent_id, standing):
+                self.kept[agent_id] = standing
+
+
+def _check_log(result: Audit, logged: _Logged) -> None:
+    """I15: each credited escrow has one place in one batch, each logged batch its own in the log. I16: standings."""
+    result.log = logged.head
+    places = {
+        escrow_id: (batch.batch_id, place)
+        for batch in logged.batches
+        for place, escrow_id in enumerate(batch.escrow_ids)
+    }
+    result.check("I15", "batches", len(places), sum(len(batch.escrow_ids) for batch in logged.batches))
+    for escrow_id, entry in logged.entries.items():
+        result.check("I15", escrow_id, places.get(escrow_id, (None, None)), (entry.batch, entry.place))
+    for batch in sorted((batch for batch in logged.batches if batch.first is not None), key=lambda b: b.first or 0):
+        result.check("I15", batch.batch_id, len(result.leaves), batch.first)
+        _append(result, batch, logged)
+    result.check("I15", "LOG", len(result.leaves), result.log.size)
+    for agent_id in sorted(result.standings.keys() | logged.kept.keys()):
+        due = reputation.serialise(result.standings.get(agent_id, Standing()))
+        result.check("I16", agent_id, due, logged.kept.get(agent_id))
+
+
+def _append(result: Audit, batch: Batch, logged: _Logged) -> None:
+    receipts = []
+    for escrow_id in batch.escrow_ids:
+        entry = logged.entries.get(escrow_id)
+        settlement = entry.escrow.settlement if entry else None
+        result.check("I15", escrow_id, expected=True, found=settlement is not None)
+        receipts.append(settlement.receipt if settlement else "")
+    result.leaves += [log.leaf_hash(receipt.encode()) for receipt in receipts]
+    standing = result.standings.get(batch.agent_id, Standing())
+    try:
+        entries = [reputation.entry(read_claims(receipt)) for receipt in receipts]
+        result.standings[batch.agent_id] = reputation.fold(standing, entries)
+    except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
+        result.check("I16", batch.batch_id, "receipts", repr(exc))
 
 
 def _check_journal(result: Audit, credited: Counter[tuple[str, Kind]], journalled: Counter[tuple[str, Kind]]) -> None:
@@ -151,7 +255,7 @@ def _check_escrow(result: Audit, escrow: Escrow, *, swept: bool, jwks: Mapping[s
     result.check("I8", at, settlement.state is not State.EXPIRED, in_time)
     try:
         stated = verify(settlement.receipt, jwks)
-    except ReceiptError as exc:
+    except ProofError as exc:
         result.check("I12", at, "a valid receipt", str(exc))
         return
     written = {

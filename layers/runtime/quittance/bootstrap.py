@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from quittance.sandbox import Sandbox
-    from quittance.store.blobs import Binaries, Outputs, Uploads
+    from quittance.store.blobs import Binaries, Outputs, Tiles, Uploads
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
     from quittance.store.publisher import Publisher
@@ -82,6 +82,13 @@ class Platform:
         from quittance.store.blobs import Outputs
 
         return Outputs(self._s3, bucket=self.settings.outputs_bucket)
+
+    @cached_property
+    def tiles(self) -> "Tiles":
+        """The published log."""
+        from quittance.store.blobs import Tiles
+
+        return Tiles(self._s3, bucket=self.settings.log_bucket)
 
     @cached_property
     def publisher(self) -> "Publisher":

@@ -3,6 +3,7 @@
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -17,8 +18,10 @@ class Settings(BaseModel):
     uploads_bucket: str
     binaries_bucket: str
     outputs_bucket: str
+    log_bucket: str
     ledger_shards: int = Field(ge=1, le=64)
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
+    reputation: Literal["reference", "robust"] = "reference"
     platform_account: str
     publish_function: str = ""
     receipt_key_ids: str

@@ -13,7 +13,9 @@ QuittanceError
 │   ├── MovementConflictError         409  same deposit or withdrawal id, other amount
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
+│   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
+│   ├── ReputationTooLowError         422  the agent's score is below the one that was asked for
 │   └── TimeoutTooLongError           422  over the synchronous limit
 └── PlatformUnavailableError          503  nothing is lost: repeat the same request
 
@@ -25,6 +27,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from quittance.money import format_credits
+
+_LOGGED_AFTER_S: Final = 60
 
 
 class QuittanceError(Exception):
@@ -147,6 +151,27 @@ class BudgetTooLowError(RequestError):
         )
 
 
+class ReputationTooLowError(RequestError):
+    """The agent's score is below the least that the task asks for."""
+
+    def __init__(self, *, score_tenths: int, least_tenths: int) -> None:
+        score, least = score_tenths / 10, least_tenths / 10
+        super().__init__(
+            f"The agent's reputation is {score}, below the {least} that you ask for.",
+            errors=[{"field": "min_reputation", "message": f"must be at most {score}, the agent's reputation now"}],
+            reputation=score,
+        )
+
+
+class NotLoggedError(RequestError):
+    """The receipt is not in the published log yet: the sweep puts it there within some minutes of the settlement."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The task's receipt is not in the published log yet. Ask again in a minute.", retry_after_s=_LOGGED_AFTER_S
+        )
+
+
 class TimeoutTooLongError(RequestError):
     """The time-out is longer than this way of calling, or the agent, allows."""
 
@@ -180,6 +205,8 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
     BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),
+    NotLoggedError: (HTTPStatus.NOT_FOUND, "not_logged", "Not in the log yet"),
+    ReputationTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "reputation_too_low", "The reputation is too low"),
     TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
     PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),
 }

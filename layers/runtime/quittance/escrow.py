@@ -109,10 +109,15 @@ def escrow_id(payer: str, task_id: str) -> str:
     return base64.b32encode(hashlib.sha256(named).digest()).decode().lower()[:26]
 
 
-def request_sha256(*, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None) -> str:
+def request_sha256(
+    *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, least_tenths: int | None
+) -> str:
     """The digest that tells a repeated request from another one under the same task_id."""
-    named = json.dumps([agent_id, input_sha256, budget_micro, timeout_s], separators=(",", ":"))
-    return hashlib.sha256(named.encode()).hexdigest()
+    named: list[object] = [agent_id, input_sha256, budget_micro, timeout_s]
+    wishes = {"min_reputation": least_tenths}
+    if given := {name: value for name, value in wishes.items() if value is not None}:
+        named.append(given)  # only what was asked for: digests that are stored stay right when there is more to ask for
+    return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()
 
 
 def seed(escrow_id: str) -> bytes:
@@ -131,6 +136,7 @@ def split(*, budget_micro: int, used_micro: int, fee_bps: int) -> Split:
 
 def decide(escrow: Escrow, run: Run, *, now_ms: int) -> Settlement:
     """How a funded escrow settles after its run: success is paid by the tariff, anything else is refunded in full."""
+    now_ms = max(now_ms, escrow.funded_ms)  # clocks differ and are set back; a settlement is never before its funding
     if run.outcome is not Outcome.SUCCEEDED:
         return _refund(escrow, State.REFUNDED, run.outcome, run.message, run.meter, now_ms)
     tariff = pricing.parse_tariff(escrow.tariff)

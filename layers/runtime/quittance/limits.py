@@ -18,6 +18,11 @@ AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
 
+# What a verifier reads.
+TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
+JWKS_KEYS_MAX: Final = 1_000
+LOG_SIZE_MAX: Final = 2**53  # entries: JSON numbers are exact up to it
+
 # Money, in micro-credits.
 BUDGET_MICRO_MAX: Final = 10**12
 AMOUNT_MICRO_MAX: Final = 10**15  # of one deposit, withdrawal or tariff rate; DynamoDB numbers are exact far beyond
@@ -76,3 +81,14 @@ MESSAGE_CHARS_MAX: Final = 2_000  # of the sentence, with backtrace, that tells 
 RANDOM_BYTES_MAX: Final = 64 * KIB  # of one `random_get`, as for getRandomValues on the Web
 POLL_SUBSCRIPTIONS_MAX: Final = 64
 IOVECS_MAX: Final = 1_024
+
+# What the rules of an output may be, and what it may cost to hold an output against them (see docs/acceptance.md).
+SCHEMA_BYTES_MAX: Final = 16 * KIB  # in canonical JSON; the other rules are small by their form
+ACCEPTANCE_STEPS_MAX: Final = 600_000  # of one side's rules: at most half a second of the platform's time
+SCHEMA_DEPTH_MAX: Final = 200  # schemas applied inside one another; each takes up to 3 frames of the stack's 1,000
+PATTERN_WEIGHT_MAX: Final = 1_000  # of all regular expressions of one schema, counted repetitions written out
+PATTERN_BYTES_PER_STEP: Final = 64  # text times weight that the regular expression engine gets through in one step
+NUMBER_CHARS_MAX: Final = 100  # of one JSON number that is read exactly
+NUMBER_EXPONENT_MAX: Final = 400  # of one, when it is written with one digit before the point; a double's end at 308
+SCORE_BYTES_MAX: Final = 64  # of what a judge prints
+JUDGE_INPUT_BYTES_MAX: Final = 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX) + 64  # JSON spells no byte with more than two

@@ -3,10 +3,12 @@
 import base64
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -55,6 +57,24 @@ Points = Annotated[
 """Tenths of a reputation point inside, a number with one decimal in JSON."""
 
 
+def _tenths(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        msg = "must be a number from 0 to 100"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns ValueError, not TypeError, into a named field
+    if not 0 <= value <= 100 or Decimal(value) * 10 % 1:
+        msg = "must be from 0 to 100, with at most one decimal"
+        raise ValueError(msg)
+    return int(value * 10)
+
+
+Score = Annotated[
+    int,
+    BeforeValidator(_tenths),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100, "multipleOf": 0.1}),
+]
+"""Tenths of a reputation point inside, a JSON number with one decimal in requests."""
+
+
 class _Request(BaseModel):
     # By alias only: a client that wrote `budget_micro` would be taken to mean credits.
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,6 +101,9 @@ class TaskRequest(_Request):
     budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
     timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = Field(
         default=None, description="Whole seconds; the agent's own limit if absent."
+    )
+    min_reputation: Score | None = Field(
+        default=None, description="Refuse the task if the agent's score is lower. From 0 to 100, one decimal."
     )
 
     @field_validator("input")
@@ -222,13 +245,56 @@ class AgentRejection(_Answer):
     message: str
 
 
-class AgentReputation(_Answer):
-    """An agent's standing, a function of its settled tasks alone."""
+class CreditsSpread(_Answer):
+    """How amounts are spread: p50 and p95 are exact or up to 1/16 too high."""
 
-    score: Points
+    least_micro: CreditsOut = Field(alias="least")
+    p50_micro: CreditsOut = Field(alias="p50")
+    p95_micro: CreditsOut = Field(alias="p95")
+    greatest_micro: CreditsOut = Field(alias="greatest")
+
+
+class TimeSpread(_Answer):
+    """How times are spread, in milliseconds: p50 and p95 are exact or up to 1/16 too high."""
+
+    least: int
+    p50: int
+    p95: int
+    greatest: int
+
+
+class AgentEstimate(_Answer):
+    """What the paid runs of the newest one or two months cost their users, fee included, and how long they took."""
+
+    runs: int
+    price: CreditsSpread
+    execution_time_ms: TimeSpread
+
+
+class AgentReputation(_Answer):
+    """An agent's standing, a function of its receipts alone."""
+
+    score: Points = Field(description="By the platform's algorithm.")
+    algorithm: str = Field(description="Which of `scores` the platform goes by.")
+    scores: dict[str, Points]
     outcomes: int
     successes: int
-    failures: int
+    failures: int = Field(description="By the agent's own fault.")
+    success_rate: float | None = Field(description="Successes among successes and failures; null before the first.")
+    distinct_payers: int = Field(description="Other users who have paid; an estimate from 128 on.")
+    recent: AgentEstimate | None = Field(
+        description="What its paid runs cost and took of late; null if there are none."
+    )
+
+
+class PriceEstimate(_Answer):
+    """What a task of an agent may cost: by its tariff at least, and by its history."""
+
+    agent_id: str
+    tariff: Tariff
+    tariff_sha256: str = Field(description="By this the receipts name the tariff.")
+    least_price_micro: CreditsOut = Field(alias="least_price", description="No task is taken with a smaller budget.")
+    recent: AgentEstimate | None = Field(description="Null if it has had no paid run of late.")
 
 
 class AgentAnswer(_Answer):
@@ -252,6 +318,12 @@ class AgentPage(_Answer):
 
     agents: list[AgentAnswer]
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+class LogTile(_Answer):
+    """A tile of the log's Merkle tree: roots of subtrees of height 8 · level, in order."""
+
+    hashes: list[str] = Field(description="SHA-256, in hexadecimal.")
 
 
 # Accounts.

@@ -6,23 +6,28 @@ import re
 import secrets
 from typing import Final
 
-from quittance import pricing
+from quittance import pricing, reputation
 from quittance.bootstrap import Platform
 from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
 from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
 from quittance.models import (
     AgentAnswer,
+    AgentEstimate,
     AgentLimits,
     AgentPage,
     AgentRejection,
     AgentReputation,
     AgentRequest,
     AgentUpload,
+    CreditsSpread,
+    PriceEstimate,
+    TimeSpread,
     UploadForm,
     VersionRequest,
 )
 from quittance.observability import logger
 from quittance.pricing import Tariff
+from quittance.reputation import Standing
 from quittance.store.blobs import BlobMissingError
 from quittance.store.registry import Agent, AgentState, Rejection, Terms, Upload, Version
 
@@ -67,14 +72,33 @@ def retire(platform: Platform, owner: str, agent_id: str) -> None:
 def describe(platform: Platform, agent_id: str) -> AgentAnswer:
     """An agent with its reputation. Raises NotFoundError, PlatformUnavailableError."""
     agent = platform.registry.get(agent_id)
-    standing = platform.ledger.reputation(agent_id)
-    reputation = AgentReputation(
-        score=standing.score_tenths,
+    standing = platform.ledger.standing(agent_id)
+    scores = {name: reputation.score_tenths(standing, name) for name in reputation.ALGORITHMS}
+    shown = AgentReputation(
+        score=scores[platform.settings.reputation],
+        algorithm=platform.settings.reputation,
+        scores=scores,
         outcomes=standing.outcomes,
         successes=standing.successes,
         failures=standing.failures,
+        success_rate=None if standing.success_permille is None else standing.success_permille / 1_000,
+        distinct_payers=standing.distinct_payers,
+        recent=_recent(standing),
     )
-    return _answer(agent).model_copy(update={"reputation": reputation})
+    return _answer(agent).model_copy(update={"reputation": shown})
+
+
+def estimate(platform: Platform, agent_id: str) -> PriceEstimate:
+    """What a task of an agent may cost, by terms and history. Raises NotFoundError, PlatformUnavailableError."""
+    agent = platform.registry.get(agent_id)
+    tariff = pricing.parse_tariff(agent.terms.tariff)
+    return PriceEstimate(
+        agent_id=agent_id,
+        tariff=tariff,
+        tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
+        least_price_micro=pricing.least_price_micro(tariff),
+        recent=_recent(platform.ledger.standing(agent_id)),
+    )
 
 
 def page(platform: Platform, *, owner: str | None, limit: int, after: str | None) -> AgentPage:
@@ -198,6 +222,20 @@ def _answer(agent: Agent) -> AgentAnswer:
         tariff=pricing.parse_tariff(agent.terms.tariff),
         limits=_limits(agent.terms),
         created_at=agent.created_ms,
+    )
+
+
+def _recent(standing: Standing) -> AgentEstimate | None:
+    known = reputation.estimate(standing)
+    if known is None:
+        return None
+    price, wall = known.price_micro, known.wall_ms
+    return AgentEstimate(
+        runs=known.runs,
+        price=CreditsSpread(
+            least_micro=price.least, p50_micro=price.p50, p95_micro=price.p95, greatest_micro=price.greatest
+        ),
+        execution_time_ms=TimeSpread(least=wall.least, p50=wall.p50, p95=wall.p95, greatest=wall.greatest),
     )
 
 

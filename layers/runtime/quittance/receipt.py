@@ -1,53 +1,98 @@
-"""Receipts: signed statements of an outcome that anyone can check offline. Pure: keys and times come from the caller.
+"""Receipts: signed statements of an outcome that anyone can check offline. Pure. See docs/receipts.md."""
 
-A receipt is a compact JWS (RFC 7515). Its key is an Ed25519 key (RFC 8037) that one environment made for itself; the
-header carries that key's certificate, a compact JWS signed by a root key (ECDSA P-256) whose public half is in the
-platform's JWKS for ever. So one root signature serves thousands of receipts, and no receipt needs a call to KMS.
-"""
-
-import base64
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from jwt.algorithms import OKPAlgorithm
+from pydantic import Field
 
+from quittance import certified, reputation
 from quittance import escrow as escrows
-from quittance.escrow import Escrow, Settlement
+from quittance.certified import Certified, Flaw, Form, Kind, ProofError, SigningKey, shown
+from quittance.escrow import Escrow, Settlement, State
+from quittance.limits import ACCOUNT_ID_CHARS_MAX, BUDGET_MICRO_MAX, FEE_BPS_MAX, TASK_ID_CHARS_MAX
 from quittance.pricing import tariff_sha256
-from quittance.run import Meter
+from quittance.run import Fault, Limits, Meter, Outcome
 
-RECEIPT_TYPE: Final = "quittance-receipt+jwt"
-CERTIFICATE_TYPE: Final = "quittance-key+jwt"
-CERTIFICATE_SECONDS: Final = 12 * 60 * 60
-_RECEIPT_ALGORITHM: Final = "EdDSA"
-_ROOT_ALGORITHM: Final = "ES256"
+RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt")
 _VERSION: Final = 1
-_BACKDATED_S: Final = 300  # a clock that is set back does not make receipts older than their key
+_BPS: Final = 10_000
+_NS_PER_MS: Final = 1_000_000
+
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+_Amount = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,15})$")]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Account = Annotated[str, Field(min_length=1, max_length=ACCOUNT_ID_CHARS_MAX)]
 
 
-class ReceiptError(Exception):
-    """The receipt does not prove what it says; the message tells why."""
+class StatedMeter(Form):
+    """What the run used; all zero where nothing ran."""
+
+    fuel: _Count
+    fuel_exact: bool
+    cpu_ms: _Count
+    wall_ms: _Count
+    memory_bytes: _Count
+    input_bytes: _Count
+    output_bytes: _Count
+    stderr_bytes: _Count
 
 
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """An environment's own key: made at first use, certified by the root, good until `expires_s`."""
+class StatedLimits(Form):
+    """What the run was allowed."""
 
-    private: Ed25519PrivateKey
-    key_id: str
-    certificate: str
-    expires_s: int
+    fuel: _Count
+    memory_bytes: _Count
+    timeout_ms: _Count
+
+
+class Statement(Form):
+    """The claims of a receipt: amounts are strings of micro-credits, times are milliseconds since the epoch."""
+
+    v: Annotated[int, Field(ge=_VERSION, le=_VERSION)]
+    iss: Annotated[str, Field(max_length=1_000)]
+    eid: Annotated[str, Field(pattern=r"^[a-z2-7]{26}$")]
+    task: Annotated[str, Field(min_length=1, max_length=TASK_ID_CHARS_MAX)]
+    user: _Account
+    agent: Annotated[str, Field(min_length=1, max_length=100)]
+    owner: _Account
+    module_sha256: _Digest
+    input_sha256: _Digest
+    output_sha256: _Digest | None
+    stderr_sha256: _Digest | None
+    asset: Literal["credit/6"]
+    budget: _Amount
+    paid: _Amount
+    fee: _Amount
+    refunded: _Amount
+    fee_bps: Annotated[int, Field(ge=0, le=FEE_BPS_MAX)]
+    tariff_sha256: _Digest
+    state: Annotated[State, Field(strict=False)]
+    outcome: Annotated[Outcome, Field(strict=False)]
+    fault: Annotated[Fault, Field(strict=False)]
+    reputation_tenths: Annotated[int, Field(ge=-1_000, le=1_000)]
+    meter: StatedMeter
+    limits: StatedLimits | None
+    engine: Annotated[str, Field(max_length=100)]
+    config_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    epoch_ns: Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,21})$")]
+    seed: _Digest
+    funded_at: _Count
+    expires_at: _Count
+    settled_at: _Count
 
 
 def claims(
-    escrow: Escrow, settlement: Settlement, *, issuer: str, meter: Meter, engine: str, config_sha256: str
+    escrow: Escrow,
+    settlement: Settlement,
+    *,
+    issuer: str,
+    meter: Meter,
+    limits: Limits | None,
+    engine: str,
+    config_sha256: str,
 ) -> dict[str, Any]:
-    """What a receipt states. Amounts are strings of micro-credits, times are milliseconds since the epoch."""
+    """What a receipt states, in the form that `Statement` describes. `limits` is None where nothing ran."""
     return {
         "v": _VERSION,
         "iss": issuer,
@@ -81,9 +126,16 @@ def claims(
             "output_bytes": meter.output_bytes,
             "stderr_bytes": meter.stderr_bytes,
         },
+        "limits": {
+            "fuel": limits.fuel,
+            "memory_bytes": limits.memory_bytes,
+            "timeout_ms": limits.timeout_ms,
+        }
+        if limits
+        else None,
         "engine": engine,
         "config_sha256": config_sha256,
-        "epoch_ns": str(escrow.funded_ms * 1_000_000),
+        "epoch_ns": str(escrow.funded_ms * _NS_PER_MS),
         "seed": escrows.seed(escrow.escrow_id).hex(),
         "funded_at": escrow.funded_ms,
         "expires_at": escrow.expires_ms,
@@ -91,115 +143,103 @@ def claims(
     }
 
 
-def certified_key(*, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]) -> SigningKey:
-    """A new signing key, certified by one signature of the root.
-
-    `root_sign` returns the raw ES256 signature (r ‖ s, RFC 7518 §3.4) of the bytes that it is given.
-    """
-    private = Ed25519PrivateKey.generate()
-    public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
-    key_id = _thumbprint(public)
-    expires_s = now_s + CERTIFICATE_SECONDS
-    payload = {"iat": now_s - _BACKDATED_S, "exp": expires_s, "jwk": {**public, "kid": key_id}}
-    header = {"alg": _ROOT_ALGORITHM, "kid": root_key_id, "typ": CERTIFICATE_TYPE}
-    signing_input = _part(header) + b"." + _part(payload)
-    certificate = (signing_input + b"." + _base64url(root_sign(signing_input))).decode()
-    return SigningKey(private, key_id, certificate, expires_s)
-
-
 def sign(statement: Mapping[str, Any], key: SigningKey) -> str:
     """The receipt: the claims as a compact JWS under an environment's key, its certificate in the header."""
-    headers = {"typ": RECEIPT_TYPE, "kid": key.key_id, "cert": key.certificate}
-    return jwt.encode(dict(statement), key.private, algorithm=_RECEIPT_ALGORITHM, headers=headers)
+    return certified.sign(statement, key, RECEIPT)
 
 
 def verify(receipt: str, jwks: Mapping[str, Any]) -> dict[str, Any]:
-    """The claims of a receipt whose chain leads to a root key of `jwks`. Raises ReceiptError with the reason."""
-    header = _header(receipt, RECEIPT_TYPE, "receipt")
-    certificate = header.get("cert")
-    if not isinstance(certificate, str):
-        msg = "the receipt carries no key certificate"
-        raise ReceiptError(msg)
-    root_id = _header(certificate, CERTIFICATE_TYPE, "key certificate").get("kid")
-    try:
-        roots = {key.key_id: key for key in jwt.PyJWKSet.from_dict(dict(jwks)).keys}
-    except jwt.PyJWKSetError as exc:
-        msg = "the key set holds no usable key"
-        raise ReceiptError(msg) from exc
-    if root_id not in roots:
-        msg = f"the key certificate is signed by an unknown root key {root_id!r}"
-        raise ReceiptError(msg)
-    certified = _decode(certificate, roots[root_id].key, _ROOT_ALGORITHM, "key certificate")
-    key = jwt.PyJWK.from_dict(certified["jwk"])
-    statement = _decode(receipt, key.key, _RECEIPT_ALGORITHM, "receipt")
-    try:
-        if not certified["iat"] * 1_000 <= statement["settled_at"] < certified["exp"] * 1_000:
-            msg = "the receipt was settled outside the validity of its key certificate"
-            raise ReceiptError(msg)
-        _check_amounts(statement)
-    except (KeyError, TypeError, ValueError) as exc:
-        msg = "the receipt lacks a claim, or one has a wrong form"
-        raise ReceiptError(msg) from exc
-    return statement
+    """The claims of a receipt whose chain leads to a root key of `jwks`, and which hold together.
+
+    Raises ProofError with the first reason that speaks against it.
+    """
+    statement, chain = authenticate(receipt, jwks)
+    for _, check in checks(statement, chain):
+        check()
+    return statement.model_dump(mode="json")
+
+
+def authenticate(receipt: str, jwks: Mapping[str, Any]) -> tuple[Statement, Certified]:
+    """What a receipt states and who certified it; whether it holds together is not checked. Raises ProofError."""
+    chain = certified.verify(receipt, jwks, RECEIPT)
+    version = chain.claims.get("v")
+    if version != _VERSION:
+        sentence = f"the receipt is of version {shown(version)}; this verifier knows version {_VERSION}"
+        raise ProofError(Flaw.FORM, sentence)
+    return certified.read(Statement, chain.claims, "receipt"), chain
+
+
+def checks(statement: Statement, chain: Certified) -> Iterator[tuple[Flaw, Callable[[], None]]]:
+    """All that a receipt carries in itself to be checked by: each check raises ProofError of its flaw, or passes."""
+    yield Flaw.TIMES, lambda: _check_times(statement, chain)
+    yield Flaw.AMOUNTS, lambda: _check_amounts(statement)
+    yield Flaw.CONTRADICTION, lambda: _check_consistency(statement)
 
 
 def read_claims(receipt: str) -> dict[str, Any]:
-    """The claims of a receipt that comes from our own ledger, unverified."""
+    """The claims of a receipt or a checkpoint that we have stored ourselves, unverified."""
     statement: dict[str, Any] = jwt.decode(receipt, options={"verify_signature": False})
     return statement
 
 
-def _check_amounts(statement: Mapping[str, Any]) -> None:
-    """The arithmetic of a settlement (invariants I3 and I4), which a receipt carries in itself."""
-    amounts = {name: int(statement[name]) for name in ("budget", "paid", "fee", "refunded")}
-    used = amounts["paid"] + amounts["fee"]
-    if min(amounts.values()) < 0 or used + amounts["refunded"] != amounts["budget"]:
-        msg = "paid, fee and refunded do not add up to the budget"
-        raise ReceiptError(msg)
-    if amounts["fee"] != used * statement["fee_bps"] // 10_000:
-        msg = "the fee is not the part of what was used that fee_bps states"
-        raise ReceiptError(msg)
-    if used and statement["state"] != "released":
-        msg = "something was paid although the escrow was not released"
-        raise ReceiptError(msg)
+def _check_times(stated: Statement, chain: Certified) -> None:
+    """A settlement has its place in time: after funding, before or after expiry (I8), while its key was valid."""
+    chain.check_time(stated.settled_at, "settled_at")
+    if stated.settled_at < stated.funded_at:
+        sentence = f"settled_at {stated.settled_at} is before funded_at {stated.funded_at}"
+        raise ProofError(Flaw.TIMES, sentence)
+    in_time = stated.settled_at < stated.expires_at
+    if in_time == (stated.state is State.EXPIRED):
+        when = "before" if in_time else "not before"
+        sentence = f"the escrow is {stated.state}, but settled_at {stated.settled_at} is {when} {stated.expires_at}"
+        raise ProofError(Flaw.TIMES, sentence)
 
 
-def _header(token: str, expected_type: str, name: str) -> dict[str, Any]:
-    try:
-        header: dict[str, Any] = jwt.get_unverified_header(token)
-    except jwt.InvalidTokenError as exc:
-        msg = f"the {name} is not a compact JWS"
-        raise ReceiptError(msg) from exc
-    if header.get("typ") != expected_type:
-        msg = f"the {name} is not of the type {expected_type}"
-        raise ReceiptError(msg)
-    return header
+def _check_amounts(stated: Statement) -> None:
+    """The arithmetic of a settlement (I3 and I4)."""
+    budget, paid, fee, refunded = map(int, (stated.budget, stated.paid, stated.fee, stated.refunded))
+    if paid + fee + refunded != budget:
+        sentence = f"paid {paid}, fee {fee} and refunded {refunded} do not add up to the budget {budget}"
+        raise ProofError(Flaw.AMOUNTS, sentence)
+    if fee != (due := (paid + fee) * stated.fee_bps // _BPS):
+        sentence = f"the fee {fee} is not the part of what was used that fee_bps states, {due}"
+        raise ProofError(Flaw.AMOUNTS, sentence)
+    if paid + fee and stated.state is not State.RELEASED:
+        sentence = f"{paid + fee} was paid although the escrow is {stated.state}, not released"
+        raise ProofError(Flaw.AMOUNTS, sentence)
+    if not 0 < budget <= BUDGET_MICRO_MAX:
+        sentence = f"the budget {budget} is not between 1 and {BUDGET_MICRO_MAX}"
+        raise ProofError(Flaw.AMOUNTS, sentence)
 
 
-def _decode(token: str, key: Any, algorithm: str, name: str) -> dict[str, Any]:  # noqa: ANN401 - PyJWT's key union
-    # Times are checked against the settlement, not against today: a receipt stays good for ever.
-    options: Any = {"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_aud": False}
-    try:
-        decoded: dict[str, Any] = jwt.decode(token, key, algorithms=[algorithm], options=options)
-    except jwt.InvalidTokenError as exc:
-        msg = f"the signature of the {name} does not fit"
-        raise ReceiptError(msg) from exc
-    return decoded
+def _check_consistency(stated: Statement) -> None:
+    """What follows from the other claims must be what follows from them."""
+    for name, found, due in (
+        ("eid", stated.eid, escrows.escrow_id(stated.user, stated.task)),
+        ("seed", stated.seed, escrows.seed(stated.eid).hex()),
+        ("epoch_ns", stated.epoch_ns, str(stated.funded_at * _NS_PER_MS)),
+        ("state", stated.state.value, _STATES.get(stated.outcome, State.REFUNDED).value),
+        ("fault", stated.fault.value, stated.outcome.fault.value),
+        (
+            "reputation_tenths",
+            stated.reputation_tenths,
+            reputation.delta_tenths(stated.outcome, wall_ms=stated.meter.wall_ms),
+        ),
+        ("output_sha256", "given" if stated.output_sha256 else None, _output_due(stated)),
+    ):
+        if found != due:
+            sentence = f"{name} is {shown(found)}, but the other claims ask for {shown(due)}"
+            raise ProofError(Flaw.CONTRADICTION, sentence)
+    if stated.limits and stated.meter.fuel > stated.limits.fuel:
+        sentence = f"the run took {stated.meter.fuel} fuel, over its limit {stated.limits.fuel}"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
+    if stated.limits and stated.meter.memory_bytes > stated.limits.memory_bytes:
+        sentence = f"the run took {stated.meter.memory_bytes} bytes of memory, over its limit"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
 
 
-def _thumbprint(public: Mapping[str, Any]) -> str:
-    """The key's RFC 7638 thumbprint (RFC 8037 appendix A.3 names the members of an OKP key)."""
-    members = {name: public[name] for name in ("crv", "kty", "x")}
-    return _base64url(hashlib.sha256(_json(members)).digest()).decode()
+_STATES: Final = {Outcome.SUCCEEDED: State.RELEASED, Outcome.EXPIRED: State.EXPIRED}
 
 
-def _part(value: Mapping[str, Any]) -> bytes:
-    return _base64url(_json(value))
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
-
-
-def _base64url(data: bytes) -> bytes:
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
+def _output_due(stated: Statement) -> str | None:
+    return "given" if stated.outcome is Outcome.SUCCEEDED else None

@@ -26,6 +26,9 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     MEMORY_LIMIT = "memory_limit"
     OUTPUT_LIMIT = "output_limit"
+    REJECTED = "rejected"
+    RULES_FAILED = "rules_failed"
+    JUDGE_FAILED = "judge_failed"
     WORKER_LOST = "worker_lost"
     OUT_OF_TIME = "out_of_time"
     ARTEFACT_MISSING = "artefact_missing"
@@ -36,11 +39,13 @@ class Outcome(StrEnum):
     @property
     def fault(self) -> Fault:
         """Whose fault this end is."""
-        if self is Outcome.SUCCEEDED:
+        if self in _NOBODYS_FAULTS:
             return Fault.NONE
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
+# Besides success: a task's own rules, or a judge, did not come to a verdict, so nothing is known of the agent's work.
+_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
         Outcome.WORKER_LOST,
@@ -71,6 +76,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run was allowed: recorded in the receipt, because a repetition needs them to end the same way."""
+
+    fuel: int
+    memory_bytes: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Meter:
     """What the sandbox measured. `fuel_exact` is false where a hardware trap made the engine under-report."""
 
@@ -86,7 +100,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a run ended: outcome, a sentence for the agent's author, what it wrote, and the meter."""
+    """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began."""
 
     outcome: Outcome
     message: str
@@ -94,3 +108,4 @@ class Run:
     exit_code: int | None = None
     stdout: bytes = b""
     stderr: bytes = b""
+    limits: Limits | None = None

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from quittance import escrow as escrows
-from quittance import pricing, receipt
+from quittance import pricing, receipt, reputation
 from quittance.bootstrap import Platform
 from quittance.errors import (
     AgentNotReadyError,
     BudgetTooLowError,
     NotFoundError,
     PlatformUnavailableError,
+    ReputationTooLowError,
     RequestError,
     TaskConflictError,
     TaskInProgressError,
@@ -35,7 +36,7 @@ from quittance.limits import (
 )
 from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import logger
-from quittance.run import Job, Meter, Outcome, Run
+from quittance.run import Job, Limits, Meter, Outcome, Run
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
@@ -87,15 +88,19 @@ def result(platform: Platform, caller: str, task_id: str, *, user: str | None = 
 
     The owner names the `user` whose task it is. Raises NotFoundError, PlatformUnavailableError.
     """
-    payer = user or caller
-    escrow = platform.ledger.find(escrows.escrow_id(payer, task_id))
-    if escrow is None or caller not in {escrow.payer, escrow.owner}:
-        msg = f"You have no task {task_id!r}."
-        raise NotFoundError(msg)
-    escrow = expire_if_overdue(platform, escrow)
+    escrow = expire_if_overdue(platform, find(platform, caller, task_id, user=user))
     if caller != escrow.payer and escrow.settlement:
         escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
     return _answer(platform, escrow)
+
+
+def find(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> Escrow:
+    """The escrow of a task, for its user and for the agent's owner. Raises NotFoundError, PlatformUnavailableError."""
+    escrow = platform.ledger.find(escrows.escrow_id(user or caller, task_id))
+    if escrow is None or caller not in {escrow.payer, escrow.owner}:
+        msg = f"You have no task {task_id!r}."
+        raise NotFoundError(msg)
+    return escrow
 
 
 def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
@@ -122,6 +127,11 @@ def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
     least_micro = pricing.least_price_micro(pricing.parse_tariff(agent.terms.tariff))
     if request.budget_micro < least_micro:
         raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
+    if request.min_reputation is not None:
+        standing = platform.ledger.standing(agent.agent_id)
+        score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
+        if score_tenths < request.min_reputation:
+            raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
     return agent, version
 
 
@@ -198,7 +208,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)
     run = platform.sandbox.run(
-        Job(
+        job := Job(
             artefact_path=str(path),
             artefact_sha256=version.artefact_sha256,
             stdin=attempt.stdin,
@@ -209,6 +219,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
             seed=escrows.seed(escrow.escrow_id),
         )
     )
+    run = replace(run, limits=Limits(job.fuel, job.memory_bytes, job.timeout_ms))
     if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
         platform.binaries.forget(version.artefact_sha256)
     if run.outcome is Outcome.TIMEOUT and left_ms < escrow.timeout_ms:
@@ -227,7 +238,7 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version) -> E
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message="The platform's storage did not take the output.")
     settlement = replace(escrows.decide(escrow, run, now_ms=platform.now_ms()), output=output, log=log)
     try:
-        signed = _signed(platform, escrow, settlement, run.meter, version=version)
+        signed = _signed(platform, escrow, settlement, run.meter, version=version, limits=run.limits)
         return expire_if_overdue(platform, platform.ledger.settle(escrow, signed))
     except PlatformUnavailableError:
         logger.warning("settlement unknown", escrow_id=escrow.escrow_id)
@@ -242,7 +253,13 @@ def _look_again(platform: Platform, escrow: Escrow) -> Escrow:
 
 
 def _signed(
-    platform: Platform, escrow: Escrow, settlement: Settlement, meter: Meter, *, version: Version | None
+    platform: Platform,
+    escrow: Escrow,
+    settlement: Settlement,
+    meter: Meter,
+    *,
+    version: Version | None,
+    limits: Limits | None = None,
 ) -> Settlement:
     """The settlement with its receipt. A receipt that loses the race to be stored is dropped unseen."""
     claims = receipt.claims(
@@ -250,6 +267,7 @@ def _signed(
         settlement,
         issuer=platform.settings.receipt_issuer,
         meter=meter,
+        limits=limits,
         engine=version.engine if version else "",
         config_sha256=version.config_sha256 if version else "",
     )
@@ -330,6 +348,7 @@ def _request_sha256(attempt: _Attempt) -> str:
         input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
         budget_micro=attempt.request.budget_micro,
         timeout_s=attempt.request.timeout,
+        least_tenths=attempt.request.min_reputation,
     )
 
 

@@ -11,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from quittance.errors import PlatformUnavailableError
 from quittance.escrow import StoredBytes
 from quittance.limits import ARTEFACT_BYTES_MAX, MIB, MODULE_BYTES_MAX, OUTPUT_INLINE_BYTES_MAX, UPLOAD_SECONDS_MAX
+from quittance.log import Tile
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -164,6 +165,43 @@ class Outputs:
     def check(self) -> None:
         """Raises PlatformUnavailableError unless the bucket answers a read."""
         _check(self._client, self._bucket)
+
+
+class Tiles:
+    """The log's bucket: tiles and checkpoints, written by the sweep, never changed, never deleted."""
+
+    def __init__(self, client: "S3Client", *, bucket: str) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    def keep(self, tile: Tile, hashes: bytes) -> None:
+        """Stores a tile. Raises PlatformUnavailableError."""
+        self._keep(tile.path, hashes)
+
+    def read(self, tile: Tile) -> bytes:
+        """A tile. Raises BlobMissingError, PlatformUnavailableError."""
+        return self._read(tile.path)
+
+    def keep_checkpoint(self, size: int, checkpoint: str) -> None:
+        """Stores the checkpoint of a size, and makes it the one that is read first. Raises PlatformUnavailableError."""
+        self._keep(f"checkpoint/{size}", checkpoint.encode())
+        self._keep("checkpoint", checkpoint.encode())
+
+    def checkpoint(self, size: int | None = None) -> str:
+        """The checkpoint of a size, or the newest. Raises BlobMissingError, PlatformUnavailableError."""
+        return self._read("checkpoint" if size is None else f"checkpoint/{size}").decode()
+
+    def _keep(self, key: str, data: bytes) -> None:
+        try:
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
+        except (ClientError, BotoCoreError) as exc:
+            raise PlatformUnavailableError from exc
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        except (ClientError, BotoCoreError) as exc:
+            raise _fault(exc) from exc
 
 
 def _module_key(sha256: str) -> str:

@@ -8,11 +8,15 @@
     OUT#<account>#<id>        a withdrawal: amount
     EARN#<account>#<id>       what the sweep credited an owner for one agent's tasks: amount, tasks, agent_id
     FEE#<account>#<id>        what it credited the platform for the same tasks
-    REP#<agent>               score_tenths, outcomes, successes, failures
+    BATCH#<id>                escrows of one agent that were credited together; `first`: where they are in the log
+    LOG                       size: how many receipts the log has; published: how many of them a checkpoint tells of
+    LOG#<first>               which batch begins at that place of the log
+    REP#<agent>               standing: the fold of the agent's receipts in the log's order (see reputation.py)
 
 The sparse index `work` finds what the sweep has to do: `OPEN#<shard>` by expiry while an escrow is funded, then
-`SETTLED#<shard>` by time until its owner and the platform are credited. The index `statement` orders what moved an
-account's credits by `account` and `at`. An index only finds candidates: items are read, and conditions tested, anew.
+`SETTLED#<shard>` by time until its owner and the platform are credited, and `BATCH` until a batch is in the log. The
+index `statement` orders what moved an account's credits by `account` and `at`. An index only finds candidates: items
+are read, and conditions tested, anew.
 
 The state machine is in the condition expressions. A refused write returns the item that refused it, so a replay, a
 lost race and a lost answer are told apart without a read. Every write undoes its own condition: so each can be sent
@@ -23,17 +27,19 @@ import random
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from quittance import reputation, wallet
-from quittance.audit import Balance, Entry, Item, Unreadable
+from quittance import receipt, reputation, wallet
+from quittance.audit import Balance, Batch, Entry, Item, Kept, LogHead, Unreadable
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Settlement, Split, State, StoredBytes, escrow_id
 from quittance.journal import Kind, Line, task_line
 from quittance.limits import TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.reputation import Standing
 from quittance.run import Outcome
 from quittance.store.dynamo import (
     BusyError,
@@ -56,35 +62,11 @@ if TYPE_CHECKING:
 
 WORK_INDEX: Final = "work"
 STATEMENT_INDEX: Final = "statement"
-# The owner, the platform, a line of the journal for each, and the reputation go along.
+# The owner, the platform, a line of the journal for each, and the batch go along.
 CREDITED_ESCROWS_MAX: Final = TRANSACTION_ITEMS_MAX - 5
 _PREFIXES: Final = {Kind.DEPOSIT: "IN", Kind.WITHDRAWAL: "OUT", Kind.EARNINGS: "EARN", Kind.FEES: "FEE"}
 _KINDS: Final = {prefix: kind for kind, prefix in _PREFIXES.items()}
 _WALLETS_REMEMBERED_MAX: Final = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """A settled escrow that waits for the sweep, as the index shows it."""
-
-    escrow_id: str
-    state: State
-    owner: str
-    agent_id: str
-    paid_micro: int
-    fee_micro: int
-    outcome: Outcome
-    reputation_tenths: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reputation:
-    """An agent's standing as the sweep left it."""
-
-    score_tenths: int = reputation.START_TENTHS
-    outcomes: int = 0
-    successes: int = 0
-    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,61 +198,121 @@ class Ledger:
 
     def pending(self, account: str) -> Pending:
         """What the index shows of an account; may lag by a second."""
-        held = sum(item["budget"] for item in self._work("OPEN", of=("account", account)))
-        earned = sum(item["paid"] for item in self._work("SETTLED", of=("owner", account)))
+        held = sum(item["budget"] for item in self._work(*self._shards_of("OPEN"), of=("account", account)))
+        earned = sum(item["paid"] for item in self._work(*self._shards_of("SETTLED"), of=("owner", account)))
         return Pending(held, earned)
 
-    def reputation(self, agent_id: str) -> Reputation:
+    def standing(self, agent_id: str) -> Standing:
         """An agent's standing (consistent read)."""
         item = self._get(f"REP#{agent_id}")
-        if not item:
-            return Reputation()
-        values = from_item(item)
-        return Reputation(values["score_tenths"], values["outcomes"], values["successes"], values["failures"])
+        return reputation.parse(item["standing"]["S"]) if item else Standing()
 
     # The sweep.
 
     def overdue(self, *, now_ms: int) -> Iterator[str]:
         """Ids of escrows that the index shows as funded and expired, the longest overdue first in each shard."""
-        for item in self._work("OPEN", before_ms=now_ms):
+        for item in self._work(*self._shards_of("OPEN"), before_ms=now_ms):
             yield item["pk"].removeprefix("ESC#")
 
-    def credits(self) -> Iterator[list[Credit]]:
-        """Settled escrows that wait to be credited, in batches of one agent each that fit one transaction."""
-        batches: dict[str, list[Credit]] = defaultdict(list)
-        for item in self._work("SETTLED"):
+    def settled(self) -> Iterator[list[str]]:
+        """Ids of settled escrows that wait to be credited, in batches of one agent each that fit one transaction."""
+        batches: dict[str, list[str]] = defaultdict(list)
+        for item in self._work(*self._shards_of("SETTLED")):
             batch = batches[item["agent_id"]]
-            batch.append(_credit(item))
+            batch.append(item["pk"].removeprefix("ESC#"))
             if len(batch) == CREDITED_ESCROWS_MAX:
                 yield batches.pop(item["agent_id"])
         yield from batches.values()
 
-    def credit(self, batch: Sequence[Credit], *, now_ms: int) -> int:
-        """Credits owner, platform and reputation for settled escrows of one agent, and marks them as swept.
+    def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> int:
+        """Credits owner and platform for settled escrows of one agent, and makes a batch of them for the log.
 
-        Each escrow is credited once, however many sweeps run: those that another sweep took are dropped, and the rest
-        is tried again. Returns how many were credited.
+        Each escrow is credited once, however many sweeps run: those that are credited already are left out. Returns
+        how many were credited.
         """
-        patience = Patience(self._left_ms())
-        while batch:
-            standing = self.reputation(batch[0].agent_id)
+        patience = self._patience()
+        while batch := self._uncredited(escrow_ids):
             lines = self._credit_lines(batch, now_ms)
             amounts: Counter[str] = Counter()
             for line in lines:
                 amounts[line.account] += line.amount_micro
-            actions = [self._mark_swept(credit, standing.outcomes + n, now_ms) for n, credit in enumerate(batch, 1)]
-            actions.append(self._fold_reputation(standing, batch))
+            actions = [self._mark_swept(escrow, batch[0], place, now_ms) for place, escrow in enumerate(batch)]
             actions += [{"Put": put_new(self._table, self._line_values(line))} for line in lines]
+            actions.append({"Put": put_new(self._table, _batch_values(batch, now_ms))})
             try:
                 self._give(amounts, actions)
-            except RefusedError as refused:
-                marks = refused.items[: len(batch)]
-                if not any(marks):  # the reputation alone refused: another sweep moved it
-                    patience.wait(ConflictError())
-                batch = [credit for credit, taken in zip(batch, marks, strict=True) if taken is None]
+            except RefusedError:  # another sweep took some of them
+                patience.wait(ConflictError())
             else:
                 return len(batch)
         return 0
+
+    # The log.
+
+    def unlogged(self) -> Iterator[str]:
+        """Ids of batches that the index shows as not yet in the log, the oldest first."""
+        for item in self._work("BATCH"):
+            yield item["pk"].removeprefix("BATCH#")
+
+    def append(self, batch_id: str) -> int:
+        """Gives a batch its place in the log, and folds its receipts into the agent's standing; once.
+
+        All appending goes through one item, so the log has one order, and standings are folded in it. Returns how
+        many receipts were appended.
+        """
+        patience = self._patience()
+        while True:
+            batch = self._get(f"BATCH#{batch_id}")
+            if batch is None or "first" in batch:
+                return 0
+            first, receipts = self.log_head().size, self._receipts(batch)
+            agent_id = batch["agent_id"]["S"]
+            entries = [reputation.entry(receipt.read_claims(signed)) for signed in receipts]
+            standing = reputation.fold(self.standing(agent_id), entries)
+            try:
+                attempt(partial(self._send, self._append_actions(batch_id, agent_id, first, len(receipts), standing)))
+            except RefusedError:  # another batch went first
+                patience.wait(ConflictError())
+            except BusyError as busy:
+                patience.wait(busy)
+            else:
+                return len(receipts)
+
+    def log_head(self) -> LogHead:
+        """How long the log is, and how much of it is published (consistent read)."""
+        item = self._get("LOG")
+        return _log_head(item) if item else LogHead()
+
+    def logged(self, first: int) -> list[str]:
+        """The receipts of the batch that begins at a place of the log, in order."""
+        pointer = self._get(f"LOG#{first}")
+        batch = self._get(f"BATCH#{pointer['batch']['S']}") if pointer else None
+        if batch is None:
+            msg = f"no batch begins at {first}"
+            raise LookupError(msg)
+        return self._receipts(batch)
+
+    def set_published(self, size: int) -> None:
+        """Records that a checkpoint of this size can be read; a smaller one than the newest changes nothing."""
+        write = update(
+            self._table,
+            "LOG",
+            set_={"published": size},
+            condition="#published < :size",
+            values={":size": size},
+        )
+        with suppress(RefusedError):
+            answered(lambda: self._client.update_item(**write), self._patience())
+
+    def log_place(self, escrow: Escrow) -> int | None:
+        """Where an escrow's receipt is in the log; None if it is not there yet."""
+        item = self._get(f"ESC#{escrow.escrow_id}")
+        if item is None or "batch" not in item:
+            return None
+        batch = self._get(f"BATCH#{item['batch']['S']}")
+        if batch is None or "first" not in batch:
+            return None
+        return int(batch["first"]["N"]) + int(item["place"]["N"])
 
     # The audit.
 
@@ -411,12 +453,12 @@ class Ledger:
 
     # The sweep's actions.
 
-    def _credit_lines(self, batch: Sequence[Credit], now_ms: int) -> list[Line]:
+    def _credit_lines(self, batch: Sequence[Escrow], now_ms: int) -> list[Line]:
         """What a batch of one agent's escrows adds to the journals of its owner and of the platform."""
-        first = batch[0]
+        first, splits = batch[0], [escrow.settlement.split for escrow in batch if escrow.settlement]
         earned = [
-            (first.owner, Kind.EARNINGS, sum(credit.paid_micro for credit in batch)),
-            (self._platform_account, Kind.FEES, sum(credit.fee_micro for credit in batch)),
+            (first.owner, Kind.EARNINGS, sum(split.paid_micro for split in splits)),
+            (self._platform_account, Kind.FEES, sum(split.fee_micro for split in splits)),
         ]
         return [
             Line(account, kind, first.escrow_id, now_ms, amount_micro, first.agent_id, len(batch))
@@ -424,34 +466,53 @@ class Ledger:
             if amount_micro
         ]
 
-    def _mark_swept(self, credit: Credit, seq: int, now_ms: int) -> dict[str, Any]:
+    def _uncredited(self, escrow_ids: Sequence[str]) -> list[Escrow]:
+        found = self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids])
+        items = [found[pk] for escrow_id in escrow_ids if (pk := f"ESC#{escrow_id}") in found]
+        return [escrow for item in items if "swept_ms" not in item and (escrow := _escrow(item)).settlement]
+
+    def _mark_swept(self, escrow: Escrow, first: Escrow, place: int, now_ms: int) -> dict[str, Any]:
         write = update(
             self._table,
-            f"ESC#{credit.escrow_id}",
-            set_={"swept_ms": now_ms, "seq": seq},
+            f"ESC#{escrow.escrow_id}",
+            set_={"swept_ms": now_ms, "batch": first.escrow_id, "place": place},
             remove=("work", "work_at"),
-            condition="#state = :seen_state AND attribute_exists(#work) AND attribute_not_exists(#swept_ms)",
-            values={":seen_state": credit.state},
+            condition="attribute_not_exists(#swept_ms)",
+            values={},
         )
         return {"Update": write}
 
-    def _fold_reputation(self, standing: Reputation, batch: Sequence[Credit]) -> dict[str, Any]:
-        score = standing.score_tenths
-        for credit in batch:
-            score = reputation.fold(score, credit.reputation_tenths)
-        write = update(
+    def _append_actions(
+        self, batch_id: str, agent_id: str, first: int, count: int, standing: Standing
+    ) -> list[dict[str, Any]]:
+        head = update(
             self._table,
-            f"REP#{batch[0].agent_id}",
-            set_={
-                "score_tenths": score,
-                "outcomes": standing.outcomes + len(batch),
-                "successes": standing.successes + sum(credit.outcome is Outcome.SUCCEEDED for credit in batch),
-                "failures": standing.failures + sum(credit.reputation_tenths < 0 for credit in batch),
-            },
-            condition="#outcomes = :seen" if standing.outcomes else "attribute_not_exists(#outcomes)",
-            values={":seen": standing.outcomes} if standing.outcomes else {},
+            "LOG",
+            set_={"size": first + count} | ({} if first else {"published": 0}),
+            condition="#size = :seen" if first else "attribute_not_exists(#size)",
+            values={":seen": first} if first else {},
         )
-        return {"Update": write}
+        placed = update(
+            self._table,
+            f"BATCH#{batch_id}",
+            set_={"first": first},
+            remove=("work", "work_at"),
+            condition="attribute_not_exists(#first)",
+            values={},
+        )
+        pointer = put_new(self._table, {"pk": f"LOG#{first}", "batch": batch_id})
+        # The head's condition is the guard of this one too: whoever read an older standing read an older head.
+        kept = {
+            "TableName": self._table,
+            "Item": to_item({"pk": f"REP#{agent_id}", "standing": reputation.serialise(standing)}),
+        }
+        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, {"Put": kept}]
+
+    def _receipts(self, batch: Mapping[str, Any]) -> list[str]:
+        """The receipts of a batch's escrows, in order."""
+        pks = [f"ESC#{escrow_id}" for escrow_id in batch["escrows"]["S"].split(",")]
+        found = self._get_all(pks)
+        return [found[pk]["receipt"]["S"] for pk in pks]
 
     def _send(self, actions: list[dict[str, Any]]) -> None:
         self._client.transact_write_items(TransactItems=actions)  # type: ignore[arg-type]  # built as plain dicts
@@ -484,9 +545,9 @@ class Ledger:
         return found
 
     def _work(
-        self, queue: str, *, before_ms: int | None = None, of: tuple[str, str] | None = None
+        self, *queues: str, before_ms: int | None = None, of: tuple[str, str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """What the index holds of one queue, shard by shard, oldest first; `of` keeps one attribute's value only."""
+        """What the index holds of some queues, one by one, oldest first; `of` keeps one attribute's value only."""
         name, wanted = of or ("", "")
         query: dict[str, Any] = {
             "TableName": self._table,
@@ -495,9 +556,12 @@ class Ledger:
             "ExpressionAttributeNames": {"#work": "work"} | ({"#of": name} if of else {}),
         } | ({"FilterExpression": "#of = :of"} if of else {})
         values = {":before": before_ms, ":of": wanted if of else None}
-        for shard in range(self._shards):
-            query["ExpressionAttributeValues"] = to_item({":queue": f"{queue}#{shard}", **values})
+        for queue in queues:
+            query["ExpressionAttributeValues"] = to_item({":queue": queue, **values})
             yield from map(from_item, paged(self._client.query, query, self._left_ms))
+
+    def _shards_of(self, queue: str) -> list[str]:
+        return [f"{queue}#{shard}" for shard in range(self._shards)]
 
     # Items.
 
@@ -650,24 +714,35 @@ def _stored(values: Mapping[str, Any], name: str) -> StoredBytes | None:
 def _audited(item: Mapping[str, Any]) -> Iterator[Item]:
     kind, _, rest = item["pk"]["S"].partition("#")
     if kind == "ESC":
-        yield Entry(_escrow(item), swept="swept_ms" in item)
+        values = from_item(item)
+        yield Entry(_escrow(item), batch=values.get("batch"), place=values.get("place"))
     elif kind == "ACCT":
         yield Balance(rest.partition("#")[0], from_item(item)["available"])
     elif kind in _KINDS:
         yield _line(item)
+    elif kind == "BATCH":
+        values = from_item(item)
+        yield Batch(rest, values["agent_id"], tuple(values["escrows"].split(",")), values.get("first"))
+    elif kind == "LOG" and not rest:
+        yield _log_head(item)
+    elif kind == "REP":
+        yield Kept(rest, item["standing"]["S"])
 
 
-def _credit(item: Mapping[str, Any]) -> Credit:
-    return Credit(
-        escrow_id=item["pk"].removeprefix("ESC#"),
-        state=State(item["state"]),
-        owner=item["owner"],
-        agent_id=item["agent_id"],
-        paid_micro=item["paid"],
-        fee_micro=item["fee"],
-        outcome=Outcome(item["outcome"]),
-        reputation_tenths=item["reputation_tenths"],
-    )
+def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | None]:
+    first = batch[0]
+    return {
+        "pk": f"BATCH#{first.escrow_id}",
+        "agent_id": first.agent_id,
+        "escrows": ",".join(escrow.escrow_id for escrow in batch),
+        "work": "BATCH",
+        "work_at": now_ms,
+    }
+
+
+def _log_head(item: Mapping[str, Any]) -> LogHead:
+    values = from_item(item)
+    return LogHead(values["size"], values["published"])
 
 
 def _standing(refused: RefusedError) -> Escrow:

@@ -1,0 +1,271 @@
+"""What an output must be for its agent to be paid: rules that an agent publishes, and rules that a task adds. Pure.
+
+The verdict depends on the rules and the bytes alone, and costs a bounded number of steps, not a bounded time: it is the
+same on every machine, so anybody who holds a receipt, the rules and the output can come to it again.
+
+A judge, another agent that scores the output, is run by the caller; here are what it reads, what it may print, and what
+follows from it.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+
+from quittance import exact_json
+from quittance.limits import (
+    ACCEPTANCE_STEPS_MAX,
+    BUDGET_MICRO_MAX,
+    MESSAGE_CHARS_MAX,
+    OUTPUT_BYTES_MAX,
+    SCHEMA_BYTES_MAX,
+    SCORE_BYTES_MAX,
+)
+from quittance.money import CreditsIn, between, format_credits, parse_credits
+from quittance.run import Outcome
+from quittance.schema import Schema, Steps, TooCostlyError, shorten
+
+SCORE_MICRO_MAX: Final = 1_000_000
+_POINTER_CHARS_MAX: Final = 200
+_JSON: Final = "application/json"
+_TEXT: Final = "text/plain; charset=utf-8"
+_SIGNATURES: Final = {  # of these the beginning is checked, not the whole
+    "application/pdf": b"%PDF-",
+    "image/jpeg": b"\xff\xd8\xff",
+    "image/png": b"\x89PNG\r\n\x1a\n",
+}
+_SCORE: Final = re.compile(rb"[ \t\r\n]*(?P<score>0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?)[ \t\r\n]*")
+_NO_TEXT: Final = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
+
+MediaType = Literal["application/json", "text/plain; charset=utf-8", "application/pdf", "image/jpeg", "image/png"]
+Size = Annotated[int, Field(strict=True, ge=0, le=OUTPUT_BYTES_MAX)]
+Score = Annotated[
+    int,
+    BeforeValidator(parse_credits),
+    between(0, SCORE_MICRO_MAX),
+    PlainSerializer(format_credits),
+    WithJsonSchema({"type": "string", "pattern": r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", "examples": ["0.9"]}),
+]
+"""A score from 0 to 1: an `int` of millionths inside, a decimal string with up to six places in JSON."""
+
+
+class _Rules(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Judge(_Rules):
+    """Another agent, which reads the input and the output and prints a score."""
+
+    agent_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
+    threshold_micro: Score = Field(alias="threshold", description="The least score that is accepted.")
+    budget_micro: Annotated[CreditsIn, between(1, BUDGET_MICRO_MAX)] = Field(
+        alias="budget", description="The most that the judge may cost; part of what the task holds."
+    )
+
+
+class Acceptance(_Rules):
+    """Rules for an output; all that are given must hold. An instance is well-formed: its schema has been compiled."""
+
+    media_type: MediaType | None = Field(
+        default=None, description="JSON and text are checked throughout, the others by their signature."
+    )
+    min_bytes: Size | None = None
+    max_bytes: Size | None = None
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="The digest of the only output that is accepted."
+    )
+    json_schema: Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "null"]})] = Field(
+        default=None, description="JSON Schema 2020-12, without references to other documents. Implies JSON."
+    )
+    judge: Judge | None = None
+
+    @field_validator("max_bytes")
+    @classmethod
+    def _check_sizes(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value is not None and value < (others.data.get("min_bytes") or 0):
+            msg = "must be at least min_bytes"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _check_schema(cls, value: object, others: ValidationInfo) -> Any:  # noqa: ANN401 - any JSON value
+        if value is None:
+            return None
+        if others.data.get("media_type") in _SIGNATURES:
+            msg = f"is for JSON, which {others.data['media_type']} is not"
+            raise ValueError(msg)
+        value = exact_json.exact(value)
+        if len(exact_json.canonical(value).encode()) > SCHEMA_BYTES_MAX:
+            msg = f"must have at most {SCHEMA_BYTES_MAX} bytes"
+            raise ValueError(msg)
+        Schema(value)
+        return value
+
+
+class Side(StrEnum):
+    """Whose rules they are."""
+
+    AGENT = "agent"
+    TASK = "task"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows for a run that ended well: SUCCEEDED, REJECTED, RULES_FAILED or JUDGE_FAILED.
+
+    `side` tells whose rules decided, and `message` why; both say nothing for an output that is accepted.
+    """
+
+    outcome: Outcome = Outcome.SUCCEEDED
+    side: Side | None = None
+    message: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the agent is to be paid."""
+        return self.outcome is Outcome.SUCCEEDED
+
+
+def rules_json(rules: Acceptance) -> str:
+    """The canonical JSON of rules: equal rules have equal texts, however they were spelt."""
+    plain = rules.model_dump(by_alias=True, exclude={"json_schema"}, exclude_none=True)
+    return exact_json.canonical(plain if rules.json_schema is None else {**plain, "json_schema": rules.json_schema})
+
+
+def parse_rules(text: str) -> Acceptance:
+    """The rules of their canonical JSON."""
+    return Acceptance.model_validate(exact_json.read(text.encode()))
+
+
+def rules_sha256(text: str) -> str:
+    """The digest by which a receipt names rules, from their canonical JSON."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verdict(output: bytes, *, agent: Acceptance | None, task: Acceptance | None) -> Verdict:
+    """Whether an output meets the agent's rules and the task's, their judges left aside.
+
+    The agent's come first. If they take too many steps, the agent is to blame, who published them; if the task's do,
+    nobody is. Each side has its own budget of steps, so neither can use up the other's.
+    """
+    read = cache(lambda: exact_json.read(output))
+    for side, rules in ((Side.AGENT, agent), (Side.TASK, task)):
+        if rules is None:
+            continue
+        try:
+            reason = _mismatch(rules, output, read)
+        except TooCostlyError as exc:
+            message = f"The {side}'s rules for the output {exc}."
+            return Verdict(Outcome.REJECTED if side is Side.AGENT else Outcome.RULES_FAILED, side, message)
+        if reason:
+            message = f"The output does not meet the {side}'s rules: {reason}."
+            return Verdict(Outcome.REJECTED, side, message[:MESSAGE_CHARS_MAX])
+    return Verdict()
+
+
+def judged(judge: Judge, output: bytes | None, *, side: Side) -> Verdict:
+    """What follows from a judge's run: `output` is what it printed, or None if it did not end well."""
+    score = None if output is None else score_micro(output)
+    if score is None:
+        message = f"The judge {judge.agent_id} of the {side}'s rules gave no score from 0 to 1."
+        return Verdict(Outcome.JUDGE_FAILED, side, message)
+    if score >= judge.threshold_micro:
+        return Verdict()
+    needed, given = format_credits(judge.threshold_micro), format_credits(score)
+    message = f"The judge {judge.agent_id} of the {side}'s rules gave the output {given}; it needs {needed}."
+    return Verdict(Outcome.REJECTED, side, message)
+
+
+def score_micro(output: bytes) -> int | None:
+    """The score that a judge printed, in millionths; None if it printed anything but one.
+
+    A score is a decimal from 0 to 1 with at most six places, alone, with or without white space around it: what every
+    language prints with one call, and nobody can read in two ways. `.5`, `1e-1` and `+1` are none.
+    """
+    match = _SCORE.fullmatch(output) if len(output) <= SCORE_BYTES_MAX else None
+    return None if match is None else parse_credits(match["score"].decode())
+
+
+def judge_input(task_input: bytes, output: bytes) -> bytes:
+    """What a judge reads: compact JSON with `input` and `output`, each as text, or as `…_base64` if it is none.
+
+    Text is UTF-8 without control characters other than white space, so no byte of it takes more than two bytes here,
+    and the whole always fits `JUDGE_INPUT_BYTES_MAX`.
+    """
+    members = dict([_as_member("input", task_input), _as_member("output", output)])
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _as_member(name: str, data: bytes) -> tuple[str, str]:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if _NO_TEXT.search(text):
+        return f"{name}_base64", base64.b64encode(data).decode()
+    return name, text
+
+
+def _mismatch(rules: Acceptance, output: bytes, read: Callable[[], Any]) -> str | None:
+    """Why an output does not meet the rules; None if it does. Cheap rules come first. Raises TooCostlyError."""
+    return _size_mismatch(rules, len(output)) or _bytes_mismatch(rules, output) or _json_mismatch(rules, read)
+
+
+def _size_mismatch(rules: Acceptance, size: int) -> str | None:
+    if rules.min_bytes is not None and size < rules.min_bytes:
+        return f"it has {size} bytes, and must have at least {rules.min_bytes} (min_bytes)"
+    if rules.max_bytes is not None and size > rules.max_bytes:
+        return f"it has {size} bytes, and must have at most {rules.max_bytes} (max_bytes)"
+    return None
+
+
+def _bytes_mismatch(rules: Acceptance, output: bytes) -> str | None:
+    if rules.sha256 is not None and hashlib.sha256(output).hexdigest() != rules.sha256:
+        return "it is not the one with the expected digest (sha256)"
+    if rules.media_type in _SIGNATURES and not output.startswith(_SIGNATURES[rules.media_type]):
+        return f"it does not begin like {rules.media_type} (media_type)"
+    if rules.media_type == _TEXT and not _is_utf8(output):
+        return "it must be text in UTF-8 (media_type)"
+    return None
+
+
+def _json_mismatch(rules: Acceptance, read: Callable[[], Any]) -> str | None:
+    if rules.media_type != _JSON and rules.json_schema is None:
+        return None
+    try:
+        value = read()
+    except exact_json.JsonError as exc:
+        return f"it {exc}"
+    if rules.json_schema is None:
+        return None
+    mismatch = Schema(rules.json_schema).mismatch(value, Steps(ACCEPTANCE_STEPS_MAX))
+    if mismatch is None:
+        return None
+    place = shorten(mismatch.pointer, _POINTER_CHARS_MAX)
+    return f"{f'at {place} it' if place else 'it'} {mismatch.sentence} (json_schema)"
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

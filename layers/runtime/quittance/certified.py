@@ -1,0 +1,291 @@
+"""Certified statements: compact JWS (RFC 7515) under a key that a root key has certified. Pure: keys and times come in.
+
+The signing key is an Ed25519 key (RFC 8037) that one environment made for itself. The header of all that it signs
+carries its certificate: another compact JWS, signed by a root key (ECDSA P-256) whose public half is in the platform's
+JWKS for ever. So one root signature serves thousands of statements, and none of them needs a call to KMS.
+
+Of each token there is exactly one spelling: base64url without padding or spare bits, no header member but ours, no
+member twice. What is verified here can therefore be named by the digest of its bytes.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quittance.limits import JWKS_KEYS_MAX, TOKEN_CHARS_MAX
+
+CERTIFICATE_TYPE: Final = "quittance-key+jwt"
+CERTIFICATE_SECONDS: Final = 12 * 60 * 60
+_ALGORITHM: Final = "EdDSA"
+_ROOT_ALGORITHM: Final = "ES256"
+_CERTIFICATE: Final = "key certificate"
+_BACKDATED_S: Final = 300  # a clock that is set back does not make statements older than their key
+_COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
+_SHOWN_CHARS: Final = 60  # of a stranger's words in a sentence of ours
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Flaw(StrEnum):
+    """Why something does not prove what it says, as a class of reasons."""
+
+    FORM = "form"
+    SIGNATURE = "signature"
+    TIMES = "times"
+    AMOUNTS = "amounts"
+    CONTRADICTION = "contradiction"
+    DIGEST = "digest"
+    REPLAY = "replay"
+    UNREPEATABLE = "unrepeatable"
+    LOG = "log"
+    HISTORY = "history"
+    NO_SANDBOX = "no_sandbox"
+
+
+class ProofError(Exception):
+    """Something does not prove what it says: the class of the reason, and a sentence that tells it."""
+
+    def __init__(self, flaw: Flaw, sentence: str) -> None:
+        super().__init__(sentence)
+        self.flaw = flaw
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """An environment's own key: made at first use, certified by the root, good until `expires_s`."""
+
+    private: Ed25519PrivateKey
+    key_id: str
+    certificate: str
+    expires_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of statement: the `typ` of its header, and its name in sentences."""
+
+    typ: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """The claims of a statement whose chain of signatures holds, and when its key was certified to sign."""
+
+    claims: dict[str, Any]
+    valid_from_s: int
+    valid_until_s: int
+    root_key_id: str
+
+    def check_time(self, moment_ms: int, name: str) -> None:
+        """Raises ProofError if a moment of the statement is outside the validity of its key certificate."""
+        if not self.valid_from_s * 1_000 <= moment_ms < self.valid_until_s * 1_000:
+            span = f"{self.valid_from_s * 1_000} to {self.valid_until_s * 1_000} ms"
+            sentence = f"{name} {moment_ms} is outside the validity of the key certificate, {span}"
+            raise ProofError(Flaw.TIMES, sentence)
+
+
+class Form(BaseModel):
+    """A JSON object with exactly the members that are declared, each of exactly its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+_KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+_Seconds = Annotated[int, Field(ge=0, le=2**40)]
+
+
+class _PublicKey(Form):
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    x: _KeyId
+    kid: _KeyId
+
+
+class _Validity(Form):
+    iat: _Seconds
+    exp: _Seconds
+    jwk: _PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    header: dict[str, Any]
+    payload: dict[str, Any]
+    signed: bytes
+    signature: bytes
+
+
+def certified_key(*, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]) -> SigningKey:
+    """A new signing key, certified by one signature of the root.
+
+    `root_sign` returns the raw ES256 signature (r ‖ s, RFC 7518 §3.4) of the bytes that it is given.
+    """
+    private = Ed25519PrivateKey.generate()
+    public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
+    key_id = _thumbprint(public)
+    expires_s = now_s + CERTIFICATE_SECONDS
+    payload = {"iat": now_s - _BACKDATED_S, "exp": expires_s, "jwk": {**public, "kid": key_id}}
+    header = {"alg": _ROOT_ALGORITHM, "kid": root_key_id, "typ": CERTIFICATE_TYPE}
+    signing_input = _part(header) + b"." + _part(payload)
+    certificate = (signing_input + b"." + _base64url(root_sign(signing_input))).decode()
+    return SigningKey(private, key_id, certificate, expires_s)
+
+
+def sign(claims: Mapping[str, Any], key: SigningKey, kind: Kind) -> str:
+    """The claims as a compact JWS under an environment's key, its certificate in the header."""
+    headers = {"typ": kind.typ, "kid": key.key_id, "cert": key.certificate}
+    return jwt.encode(dict(claims), key.private, algorithm=_ALGORITHM, headers=headers)
+
+
+def verify(token: str, jwks: Mapping[str, Any], kind: Kind) -> Certified:
+    """The claims of a statement whose chain leads to a root key of `jwks`; their form is for the caller to read.
+
+    Raises ProofError: `Flaw.FORM` for what is not such a token at all, `Flaw.SIGNATURE` for a chain that does not hold.
+    """
+    outer = _parse(token, kind.name, kind.typ, {"alg", "typ", "kid", "cert"})
+    inner = _parse(outer.header["cert"], _CERTIFICATE, CERTIFICATE_TYPE, {"alg", "typ", "kid"})
+    _check_algorithm(outer, _ALGORITHM, kind.name)
+    _check_algorithm(inner, _ROOT_ALGORITHM, _CERTIFICATE)
+    root = _root(jwks, inner.header["kid"])
+    if not ECAlgorithm(ECAlgorithm.SHA256).verify(inner.signed, root, inner.signature):
+        raise _unsigned(_CERTIFICATE)
+    certificate = read(_Validity, inner.payload, _CERTIFICATE)
+    if outer.header["kid"] != certificate.jwk.kid:
+        sentence = f"the {kind.name} names the key {shown(outer.header['kid'])}, its certificate {certificate.jwk.kid}"
+        raise ProofError(Flaw.SIGNATURE, sentence)
+    public = Ed25519PublicKey.from_public_bytes(_decode(certificate.jwk.x, _CERTIFICATE))
+    if not OKPAlgorithm().verify(outer.signed, public, outer.signature):
+        raise _unsigned(kind.name)
+    return Certified(outer.payload, certificate.iat, certificate.exp, inner.header["kid"])
+
+
+def read(model: type[_Model], value: object, name: str) -> _Model:
+    """A JSON value as the model that describes it. Raises ProofError naming the first member that is wrong."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as exc:
+        error = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = shown(".".join(map(str, error["loc"]))) if error["loc"] else "the whole"
+        sentence = f"the {name} has a wrong form: {place}: {error['msg']}"
+        raise ProofError(Flaw.FORM, sentence) from exc
+
+
+def read_json(text: bytes, name: str) -> dict[str, Any]:
+    """A JSON object in which no member stands twice. Raises ProofError. The caller bounds the length."""
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as exc:
+        sentence = f"the {name} is not plain JSON in UTF-8, each member once"
+        raise ProofError(Flaw.FORM, sentence) from exc
+    if not isinstance(value, dict):
+        sentence = f"the {name} is not a JSON object"
+        raise ProofError(Flaw.FORM, sentence)
+    return value
+
+
+def shown(value: object) -> str:
+    """A stranger's value, fit to stand in a sentence: short, in quotes, and of printable ASCII."""
+    text = ascii(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+def _parse(token: object, name: str, typ: str, members: set[str]) -> _Token:
+    match = _COMPACT.fullmatch(token) if isinstance(token, str) and len(token) <= TOKEN_CHARS_MAX else None
+    if match is None:
+        sentence = f"the {name} is not a compact JWS: three parts of base64url, at most {TOKEN_CHARS_MAX} characters"
+        raise ProofError(Flaw.FORM, sentence)
+    header, payload, signature = (_decode(part, name) for part in match.groups())
+    fields = read_json(header, f"{name}'s header")
+    if fields.get("typ") != typ:
+        sentence = f"the {name} is not of the type {typ}, but {shown(fields.get('typ'))}"
+        raise ProofError(Flaw.FORM, sentence)
+    if odd := sorted(fields.keys() ^ members):
+        what = "lacks" if odd[0] in members else "has the unknown member"
+        sentence = f"the {name}'s header {what} {shown(odd[0])}"
+        raise ProofError(Flaw.FORM, sentence)
+    return _Token(fields, read_json(payload, f"{name}'s payload"), match[0].rpartition(".")[0].encode(), signature)
+
+
+def _decode(text: str, name: str) -> bytes:
+    """The bytes of base64url in its one canonical spelling (RFC 4648 §3.5): no padding, spare bits zero."""
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        data = b""
+    if _base64url(data).decode() != text:
+        sentence = f"the {name} is not in canonical base64url"
+        raise ProofError(Flaw.FORM, sentence)
+    return data
+
+
+def _check_algorithm(token: _Token, algorithm: str, name: str) -> None:
+    if token.header["alg"] != algorithm:
+        sentence = f"the {name} is signed by the algorithm {shown(token.header['alg'])}, not {algorithm}"
+        raise ProofError(Flaw.SIGNATURE, sentence)
+
+
+def _root(jwks: Mapping[str, Any], key_id: object) -> EllipticCurvePublicKey:
+    keys = jwks.get("keys")
+    if not isinstance(keys, list) or len(keys) > JWKS_KEYS_MAX:
+        sentence = f"the key set is no JWKS of at most {JWKS_KEYS_MAX} keys"
+        raise ProofError(Flaw.FORM, sentence)
+    named = [key for key in keys if isinstance(key, dict) and key.get("kid") == key_id]
+    if not named:
+        sentence = f"the key certificate is signed by an unknown root key {shown(key_id)}"
+        raise ProofError(Flaw.SIGNATURE, sentence)
+    members = {name: named[0].get(name) for name in ("kty", "crv", "x", "y")}
+    if not all(isinstance(member, str) for member in members.values()) or members["crv"] != "P-256":
+        raise _unusable(key_id)
+    try:
+        key = ECAlgorithm.from_jwk(members)
+    except (jwt.PyJWTError, ValueError) as exc:
+        raise _unusable(key_id) from exc
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise _unusable(key_id)
+    return key
+
+
+def _unusable(key_id: object) -> ProofError:
+    return ProofError(Flaw.FORM, f"the root key {shown(key_id)} of the key set is no usable ES256 key")
+
+
+def _unsigned(name: str) -> ProofError:
+    return ProofError(Flaw.SIGNATURE, f"the signature of the {name} does not fit")
+
+
+def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) != len(members):
+        message = "a member stands twice"
+        raise ValueError(message)
+    return found
+
+
+def _thumbprint(public: Mapping[str, Any]) -> str:
+    """The key's RFC 7638 thumbprint (RFC 8037 appendix A.3 names the members of an OKP key)."""
+    members = {name: public[name] for name in ("crv", "kty", "x")}
+    return _base64url(hashlib.sha256(_json(members)).digest()).decode()
+
+
+def _part(value: Mapping[str, Any]) -> bytes:
+    return _base64url(_json(value))
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def _base64url(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")

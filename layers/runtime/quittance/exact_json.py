@@ -1,0 +1,181 @@
+"""JSON that means the same everywhere: exact numbers, one canonical text per value, nothing that readers differ on.
+
+A value is None, a bool, a str, an int or a Decimal, a list or a dict of such. Numbers are never floats: 19.99 is a
+multiple of 0.01 here, on every machine.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from json.encoder import encode_basestring
+from typing import Any, Final
+
+from quittance.limits import JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX
+
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_NUMBER_STEPS: Final = 3
+_ZEROS_SPELT_MAX: Final = 20  # beyond it a number is written with an exponent
+
+
+class JsonError(ValueError):
+    """The bytes are no JSON that every reader takes alike; the message says what they must be."""
+
+
+def read(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a JSON text. Raises JsonError.
+
+    Beyond RFC 8259, names are unique in their object, nesting is at most `JSON_DEPTH_MAX` levels deep, a number has at
+    most `NUMBER_CHARS_MAX` characters and an exponent within ±`NUMBER_EXPONENT_MAX`, and no string holds half of a
+    surrogate pair. There is no byte order mark.
+    """
+    try:
+        value = json.loads(
+            data.decode(),
+            parse_int=_read_int,
+            parse_float=_read_decimal,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_object,
+        )
+    except JsonError:
+        raise
+    except RecursionError as exc:
+        raise _too_deep() from exc
+    except ValueError as exc:
+        msg = "must be JSON in UTF-8 (RFC 8259)"
+        raise JsonError(msg) from exc
+    _check_depth(value)
+    if _SURROGATE.search(data):
+        _check_surrogates(value)
+    return value
+
+
+def canonical(value: object, spend: Callable[[int], None] = lambda _: None) -> str:
+    """The one JSON text of a value: equal values, and only they, have equal texts.
+
+    Members are sorted by name, nothing is indented, and a number has one spelling, so 1, 1.0 and 1e0 are equal. `spend`
+    is told how much is about to be done: one for each value, more for a long text or a number.
+    """
+    if isinstance(value, str):
+        spend(1 + len(value) // 64)
+        return encode_basestring(value)
+    if isinstance(value, dict):
+        spend(1 + len(value))
+        members = (f"{canonical(name, spend)}:{canonical(value[name], spend)}" for name in sorted(value))
+        return "{" + ",".join(members) + "}"
+    if isinstance(value, list):
+        spend(1)
+        return "[" + ",".join([canonical(item, spend) for item in value]) + "]"
+    if value is None or isinstance(value, bool):
+        spend(1)
+        return json.dumps(value)
+    if isinstance(value, int | Decimal | float):
+        spend(_NUMBER_STEPS)
+        return _number_text(value)
+    msg = f"a {type(value).__name__} has no place in JSON"
+    raise TypeError(msg)
+
+
+def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
+    """A value that came through another reader, as `read` would give it. Raises JsonError."""
+    try:
+        return read(canonical(value).encode())
+    except RecursionError as exc:
+        raise _too_deep() from exc
+    except UnicodeEncodeError as exc:
+        raise _half_pair() from exc
+
+
+def _number_text(number: float | Decimal) -> str:
+    if isinstance(number, int):
+        digits, exponent = str(abs(number)), 0
+    else:
+        number = Decimal(repr(number)) if isinstance(number, float) else number
+        if not number.is_finite():
+            msg = "must not hold NaN or infinity, which are not JSON"
+            raise JsonError(msg)
+        mantissa, _, power = f"{number.copy_abs():E}".partition("E")
+        digits = mantissa.replace(".", "")
+        exponent = int(power) - len(digits) + 1
+    significant = digits.rstrip("0")
+    if not significant:
+        return "0"
+    text = _spelt(significant, exponent + len(digits) - len(digits.rstrip("0")))
+    return f"-{text}" if number < 0 else text
+
+
+def _spelt(significant: str, exponent: int) -> str:
+    """The number significant · 10^exponent, with an exponent only if it would take many zeros without."""
+    if 0 <= exponent <= _ZEROS_SPELT_MAX:
+        return significant + "0" * exponent
+    if -_ZEROS_SPELT_MAX <= exponent < 0:
+        padded = significant.rjust(1 - exponent, "0")
+        return f"{padded[:exponent]}.{padded[exponent:]}"
+    return f"{significant}e{exponent}"
+
+
+def _read_int(text: str) -> int:
+    if len(text) > NUMBER_CHARS_MAX:
+        raise _number_too_long()
+    return int(text)
+
+
+def _read_decimal(text: str) -> Decimal:
+    if len(text) > NUMBER_CHARS_MAX:
+        raise _number_too_long()
+    try:
+        number = Decimal(text)
+    except ArithmeticError as exc:  # an exponent beyond the type's own bounds
+        raise _number_too_long() from exc
+    if abs(number.adjusted()) > NUMBER_EXPONENT_MAX:
+        raise _number_too_long()
+    return number
+
+
+def _refuse_constant(name: str) -> None:
+    msg = f"must not hold {name}, which is not JSON"
+    raise JsonError(msg)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        msg = "must not name a member of an object twice"
+        raise JsonError(msg)
+    return members
+
+
+def _check_depth(value: object) -> None:
+    level: list[Any] = [value]
+    for _ in range(JSON_DEPTH_MAX + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _check_surrogates(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as exc:
+        raise _half_pair() from exc
+
+
+def _too_deep() -> JsonError:
+    return JsonError(f"must not be nested deeper than {JSON_DEPTH_MAX} levels")
+
+
+def _half_pair() -> JsonError:
+    return JsonError("must not hold half of a surrogate pair, which UTF-8 cannot carry")
+
+
+def _number_too_long() -> JsonError:
+    return JsonError(
+        f"must hold numbers of at most {NUMBER_CHARS_MAX} characters, "
+        f"with exponents from -{NUMBER_EXPONENT_MAX} to {NUMBER_EXPONENT_MAX}"
+    )

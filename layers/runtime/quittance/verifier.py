@@ -1,0 +1,392 @@
+"""The verifier: whether a receipt proves what it says, checked by anyone, offline. See docs/receipts.md.
+
+    quittance-verify receipt.jws --keys jwks.json [--module m.wasm --input in --output out] [--replay]
+
+It needs nothing of AWS, and the engine only to replay. Whatever it is handed is bounded and may be hostile.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from pydantic import ValidationError
+
+from quittance import limits, log, pricing, receipt
+from quittance.certified import Flaw, ProofError, read, read_json, shown
+from quittance.money import format_credits
+from quittance.receipt import Statement
+from quittance.run import Meter
+
+_USAGE: Final = 2
+_DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
+
+
+EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
+    Flaw.FORM: (3, "the receipt, the key set, the checkpoint or the proof is malformed"),
+    Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set"),
+    Flaw.TIMES: (5, "a time does not fit the others or the validity of the key"),
+    Flaw.AMOUNTS: (6, "the amounts do not add up, or do not follow from the tariff"),
+    Flaw.CONTRADICTION: (7, "the claims contradict one another"),
+    Flaw.DIGEST: (8, "a file is not the one that the receipt names"),
+    Flaw.REPLAY: (9, "the replay ended in another way than the receipt says"),
+    Flaw.UNREPEATABLE: (10, "the run of this receipt cannot be repeated"),
+    Flaw.LOG: (11, "the receipt is not proven to be in the log"),
+    Flaw.HISTORY: (12, "the log is not proven to continue the older checkpoint: its history may have been changed"),
+    Flaw.NO_SANDBOX: (13, "the replay could not be carried out on this machine"),
+}
+"""The exit status of each class of failure. 0 is success, 2 is a wrong call or a file that cannot be read."""
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOTED = "noted"
+    NOT_DONE = "not done"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: its name, how it ended, a sentence, and of what class a failure is."""
+
+    name: str
+    verdict: Verdict
+    sentence: str
+    flaw: Flaw | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """All that a verification is given. What is None is not checked."""
+
+    receipt: str
+    keys: bytes
+    module: bytes | None = None
+    input: bytes | None = None
+    output: bytes | None = None
+    tariff: bytes | None = None
+    proof: bytes | None = None
+    older: str | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What a receipt states, and every check of it in order."""
+
+    statement: Statement | None = None
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """0 if nothing failed, else the status of the first failure."""
+        return next((EXITS[check.flaw][0] for check in self.checks if check.flaw), 0)
+
+    def check(self, name: str, passed: str, test: Callable[[], str | None]) -> bool:
+        """Runs a test and records how it ended; a test may return a better sentence than `passed`."""
+        try:
+            self.checks.append(Check(name, Verdict.PASSED, test() or passed))
+        except ProofError as error:
+            self.checks.append(Check(name, Verdict.FAILED, str(error), error.flaw))
+        return not self.checks[-1].flaw
+
+    def skip(self, name: str, sentence: str) -> None:
+        """Records that a check was not done."""
+        self.checks.append(Check(name, Verdict.NOT_DONE, sentence))
+
+    def note(self, name: str, sentence: str) -> None:
+        """Records what a reader should know, although it is no failure."""
+        self.checks.append(Check(name, Verdict.NOTED, sentence))
+
+
+def examine(given: Given) -> Report:
+    """Checks a receipt against all that is given; only a receipt whose signatures hold is looked at further."""
+    report = Report()
+    keys: dict[str, Any] = {}
+
+    def chain_holds() -> str:
+        keys.update(read_json(given.keys, "key set"))
+        report.statement, chain = receipt.authenticate(given.receipt, keys)
+        checks.extend(receipt.checks(report.statement, chain))
+        return f"the chain leads to the root key {shown(chain.root_key_id)}"
+
+    checks: list[tuple[Flaw, Callable[[], None]]] = []
+    if not report.check("signature", "", chain_holds) or report.statement is None:
+        return report
+    for flaw, check in checks:
+        name, sentence = _SELF_CHECKS[flaw]
+        report.check(name, sentence, check)
+    _check_files(report, report.statement, given)
+    _check_log(report, report.statement, given, keys)
+    return report
+
+
+_SELF_CHECKS: Final = {
+    Flaw.TIMES: ("times", "funded, settled and expiry are in order, and the key was valid"),
+    Flaw.AMOUNTS: ("amounts", "paid, fee and refunded add up to the budget, the fee is as stated"),
+    Flaw.CONTRADICTION: ("claims", "state, outcome, fault, reputation, seed and escrow id follow from one another"),
+}
+
+
+def _check_files(report: Report, stated: Statement, given: Given) -> None:
+    for name, data, digest in (
+        ("module", given.module, stated.module_sha256),
+        ("input", given.input, stated.input_sha256),
+        ("output", given.output, stated.output_sha256),
+    ):
+        if data is None:
+            report.skip(name, f"no --{name} was given")
+        else:
+            report.check(name, f"its SHA-256 is {digest}", partial(_check_digest, name, data, digest))
+    if given.tariff is None:
+        report.skip("tariff", "no --tariff was given, so the price was not computed")
+    else:
+        tariff = given.tariff
+        report.check("tariff", "the price follows from the tariff and the meter", lambda: _check_price(stated, tariff))
+
+
+def _check_digest(name: str, data: bytes, digest: str | None) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if digest is None:
+        raise ProofError(Flaw.DIGEST, f"the receipt names no {name}, but one is given")
+    if found != digest:
+        raise ProofError(Flaw.DIGEST, f"the {name} has the SHA-256 {found}, the receipt names {digest}")
+
+
+def _check_price(stated: Statement, tariff: bytes) -> None:
+    """What a success costs by the tariff, which is given in its canonical JSON or in any other spelling of it."""
+    try:
+        terms = pricing.parse_tariff(tariff.decode())
+    except (ValidationError, ValueError) as exc:
+        raise ProofError(Flaw.DIGEST, "the tariff file holds no tariff") from exc
+    _check_digest("tariff", pricing.tariff_json(terms).encode(), stated.tariff_sha256)
+    if stated.state != "released":
+        return
+    measured = Meter(**stated.meter.model_dump())
+    due = pricing.price_micro(terms, measured, budget_micro=int(stated.budget))
+    used = int(stated.paid) + int(stated.fee)
+    if used != due:
+        raise ProofError(Flaw.AMOUNTS, f"paid and fee are {used} together, by the tariff the run costs {due}")
+
+
+def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
+    if given.proof is None:
+        report.skip("log", "no --proof was given")
+        report.skip("history", "no --proof was given" if given.older else "no --checkpoint was given")
+        return
+    parts: list[tuple[log.Proof, log.Checkpoint]] = []
+    document, token = given.proof, given.older
+
+    def included() -> str:
+        proof = read(log.Proof, read_json(document, "proof"), "proof")
+        checkpoint = log.verify_checkpoint(proof.checkpoint, keys)
+        _check_issuer(checkpoint, stated)
+        if checkpoint.size != proof.tree_size:
+            sentence = f"the proof is for {proof.tree_size} entries, its checkpoint for {checkpoint.size}"
+            raise ProofError(Flaw.LOG, sentence)
+        leaf = log.leaf_hash(given.receipt.encode())
+        log.check_inclusion(leaf, proof.leaf_index, proof.tree_size, _hashes(proof.path), checkpoint.root)
+        parts.append((proof, checkpoint))
+        return f"it is entry {proof.leaf_index} of {proof.tree_size}, in the log as of {_when(checkpoint.at_ms)}"
+
+    if not report.check("log", "", included):
+        report.skip("history", "the proof did not hold")
+    elif token is None:
+        report.skip("history", "no --checkpoint was given")
+    else:
+        report.check("history", "", lambda: _check_history(*parts[0], token, stated, keys))
+
+
+def _check_history(
+    proof: log.Proof, newer: log.Checkpoint, token: str, stated: Statement, keys: Mapping[str, Any]
+) -> str:
+    older = log.verify_checkpoint(token, keys)
+    _check_issuer(older, stated)
+    path: list[bytes] = []
+    if 0 < older.size < newer.size:
+        if proof.consistency is None:
+            sentence = f"the proof says nothing of the log at {older.size} entries: ask for it with that size"
+            raise ProofError(Flaw.HISTORY, sentence)
+        if proof.consistency.tree_size != older.size:
+            asked = proof.consistency.tree_size
+            sentence = f"the proof is of the log at {asked} entries, the older checkpoint is at {older.size}"
+            raise ProofError(Flaw.HISTORY, sentence)
+        path = _hashes(proof.consistency.path)
+    log.check_consistency(older.size, older.root, newer.size, newer.root, path)
+    return f"the log of {newer.size} entries continues the one of {older.size}"
+
+
+def _check_issuer(checkpoint: log.Checkpoint, stated: Statement) -> None:
+    if checkpoint.issuer != stated.iss:
+        sentence = f"the checkpoint is of {shown(checkpoint.issuer)}, the receipt of {shown(stated.iss)}"
+        raise ProofError(Flaw.LOG, sentence)
+
+
+def _hashes(path: Sequence[str]) -> list[bytes]:
+    return [bytes.fromhex(node) for node in path]
+
+
+def _when(moment_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(moment_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"{moment_ms} ms"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `quittance-verify`; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        given = _read_all(options)
+    except _UnreadableError as error:
+        print(f"quittance-verify: {error}", file=sys.stderr)
+        return _USAGE
+    report = examine(given)
+    if options.replay:
+        _replay(report, given)
+    else:
+        report.skip("replay", "no --replay was given")
+    print(_as_json(report) if options.json else _as_text(report))
+    return report.exit_status
+
+
+def _replay(report: Report, given: Given) -> None:
+    if report.statement is None or report.exit_status:
+        report.skip("replay", "what failed above comes first")
+        return
+    if given.module is None or given.input is None:
+        report.skip("replay", "a replay needs --module and --input")
+        return
+    report.check("replay", "", partial(_replayed, report, report.statement, given.module, given.input))
+
+
+def _replayed(report: Report, stated: Statement, module: bytes, stdin: bytes) -> str:
+    try:
+        from quittance import replaying
+    except ImportError as exc:
+        raise ProofError(Flaw.NO_SANDBOX, f"the sandbox cannot be loaded: {exc}") from exc
+    done = replaying.replay(stated, module, stdin)
+    if done.same_engine:
+        fuel = f"{done.run.meter.fuel} fuel" if stated.meter.fuel_exact else "the fuel not compared, it is not exact"
+        return f"the module ran again: {done.run.outcome}, the same output and log, {fuel}"
+    report.note("engine", f"the receipt is of engine {shown(stated.engine)} in another configuration than here")
+    return f"the module ran again: {done.run.outcome}, the same output and log; counts were not compared"
+
+
+class _UnreadableError(Exception):
+    """A file cannot be read, or is larger than what it should be can be."""
+
+
+def _read_all(options: argparse.Namespace) -> Given:
+    if options.replay and (options.module is None or options.input is None):
+        message = "--replay needs --module and --input"
+        raise _UnreadableError(message)
+    return Given(
+        receipt=_read_token(options.receipt),
+        keys=_read(options.keys, _DOCUMENT_BYTES_MAX),
+        module=options.module and _read(options.module, limits.MODULE_BYTES_MAX),
+        input=options.input and _read(options.input, limits.INPUT_BYTES_MAX),
+        output=options.output and _read(options.output, limits.OUTPUT_BYTES_MAX),
+        tariff=options.tariff and _read(options.tariff, _DOCUMENT_BYTES_MAX),
+        proof=options.proof and _read(options.proof, _DOCUMENT_BYTES_MAX),
+        older=options.checkpoint and _read_token(options.checkpoint),
+    )
+
+
+def _read_token(path: Path) -> str:
+    """A token from a file, without the line end that an editor leaves."""
+    return _read(path, 2 * limits.TOKEN_CHARS_MAX).decode(errors="replace").strip()
+
+
+def _read(path: Path, bytes_max: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except (OSError, ValueError) as exc:
+        message = f"{shown(str(path))} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}"
+        raise _UnreadableError(message) from exc
+    if len(data) > bytes_max:
+        message = f"{shown(str(path))} has more than {bytes_max} bytes, more than any such file"
+        raise _UnreadableError(message)
+    return data
+
+
+def _as_json(report: Report) -> str:
+    checks = [
+        {"name": check.name, "verdict": check.verdict, "flaw": check.flaw, "sentence": check.sentence}
+        for check in report.checks
+    ]
+    claims = report.statement.model_dump(mode="json") if report.statement else None
+    return json.dumps({"exit_status": report.exit_status, "claims": claims, "checks": checks}, indent=2)
+
+
+_MARKS: Final = {Verdict.PASSED: "ok", Verdict.FAILED: "FAILED", Verdict.NOTED: "note", Verdict.NOT_DONE: "not done"}
+
+
+def _as_text(report: Report) -> str:
+    lines = _summary(report.statement) if report.statement else []
+    lines += [f"{_MARKS[check.verdict]:<9} {check.name:<10} {check.sentence}" for check in report.checks]
+    failed = [check for check in report.checks if check.flaw]
+    lines.append("")
+    lines.append(f"Not proven: {failed[0].sentence}." if failed else "Proven, as far as it was checked.")
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line that does nothing to a terminal, whoever's words are in it."""
+    return "".join(character if " " <= character <= "~" else ascii(character)[1:-1] for character in line)
+
+
+def _summary(stated: Statement) -> list[str]:
+    budget, paid, fee, refunded = (
+        format_credits(int(amount)) for amount in (stated.budget, stated.paid, stated.fee, stated.refunded)
+    )
+    fault = "" if stated.fault == "none" else f", the fault of the {stated.fault}"
+    return [
+        f"{stated.iss!a}: escrow {stated.eid}",
+        f"  task {stated.task!a} of {stated.user!a}, by agent {stated.agent!a} of {stated.owner!a}",
+        f"  {stated.state}: {stated.outcome}{fault}",
+        f"  budget {budget} credits: {paid} to the owner, {fee} fee, {refunded} back",
+        f"  funded {_when(stated.funded_at)}, settled {_when(stated.settled_at)}",
+        "",
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    statuses = "\n".join(f"  {status:>2}  {meaning}" for status, meaning in sorted(EXITS.values()))
+    parser = argparse.ArgumentParser(
+        prog="quittance-verify",
+        description="Checks a receipt offline: signatures, times, amounts, and whatever else is given.",
+        epilog=f"exit status:\n   0  nothing failed\n   2  wrong call, or a file cannot be read\n{statuses}\n\n"
+        "If several checks fail, the status is that of the first. See docs/receipts.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("receipt", type=Path, metavar="receipt.jws", help="the receipt, a compact JWS")
+    add("--keys", type=Path, required=True, metavar="jwks.json", help="the platform's key set")
+    add("--module", type=Path, metavar="m.wasm", help="the agent's module: is it the one that ran?")
+    add("--input", type=Path, metavar="file", help="the bytes of the agent's standard input")
+    add("--output", type=Path, metavar="file", help="the bytes of its standard output")
+    add("--tariff", type=Path, metavar="file", help="the agent's tariff as JSON: does the price follow from it?")
+    add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
+    add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
+    add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")
+    add("--json", action="store_true", help="report for machines")
+    return parser
+
+
+def run() -> NoReturn:
+    """The entry point of the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,62 @@
+"""A root key as KMS would hold it, and the parts of a compact JWS, to be changed one by one."""
+
+import base64
+import json
+from typing import Any, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from quittance.certified import SigningKey, certified_key
+
+NOW_S = 1_800_000_000
+
+
+class Root:
+    """A root key as KMS would hold it: it signs bytes and shows its public half."""
+
+    def __init__(self, key_id: str = "root-1") -> None:
+        self.key_id = key_id
+        self.private = ec.generate_private_key(ec.SECP256R1())
+        self.public = self.private.public_key()
+
+    def sign(self, data: bytes) -> bytes:
+        r, s = decode_dss_signature(self.private.sign(data, ec.ECDSA(SHA256())))
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+    def jwks(self) -> dict[str, Any]:
+        numbers = self.public.public_numbers()
+        x, y = (encode(part.to_bytes(32, "big")) for part in (numbers.x, numbers.y))
+        return {"keys": [{"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": self.key_id, "alg": "ES256"}]}
+
+    def certify(self, now_s: int = NOW_S) -> SigningKey:
+        return certified_key(now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
+
+
+class Token(NamedTuple):
+    """The parts of a compact JWS, to be changed one by one."""
+
+    header: dict[str, Any]
+    payload: dict[str, Any]
+    signature: str
+
+    def __str__(self) -> str:
+        return f"{part(self.header)}.{part(self.payload)}.{self.signature}"
+
+
+def encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def part(value: object) -> str:
+    return encode(json.dumps(value, separators=(",", ":"), sort_keys=True).encode())
+
+
+def parse(text: str) -> Token:
+    header, payload, signature = text.split(".")
+    return Token(json.loads(decode(header)), json.loads(decode(payload)), signature)

@@ -35,9 +35,18 @@ class Cloud(Platform):
     def now_ms(self) -> int:
         return super().now_ms() + self.skew_ms
 
-    def publish(self, module: bytes, *, tariff: dict[str, Any] = FLAT, owner: str = "owner", **limits: Any) -> str:
+    def publish(
+        self,
+        module: bytes,
+        *,
+        tariff: dict[str, Any] = FLAT,
+        owner: str = "owner",
+        acceptance: dict[str, Any] | None = None,
+        **limits: Any,
+    ) -> str:
         """Publishes an agent through the use cases; returns its id."""
-        request = AgentRequest.model_validate({"name": "test", "tariff": tariff, "limits": AgentLimits(**limits)})
+        terms = {"tariff": tariff, "limits": AgentLimits(**limits), "acceptance": acceptance}
+        request = AgentRequest.model_validate({"name": "test", **terms})
         agent_id = publishing.register(self, owner, request).agent_id
         self.post(agent_id, 1, module)
         assert publishing.publish(self, f"uploads/{agent_id}/1") == "active"

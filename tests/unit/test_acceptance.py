@@ -242,7 +242,7 @@ def test_rules_have_one_json_however_they_are_spelt(spelt: str, text: str | None
     assert rules_json(made) == text
     assert parse_rules(text) == made
     assert rules_json(parse_rules(text)) == text
-    assert rules_sha256(text) == hashlib.sha256(text.encode()).hexdigest()
+    assert rules_sha256(text) == (None if text == "{}" else hashlib.sha256(text.encode()).hexdigest())
 
 
 @given(st.permutations(["a", "b", "c"]))

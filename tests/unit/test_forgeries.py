@@ -30,6 +30,11 @@ KEY = ROOT.certify()
 METER = Meter(fuel=5, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11)
 LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
 METER_JSON = asdict(METER)
+RULES = {"agent_sha256": None, "task_sha256": "ab" * 32, "accepted": True}
+REJECTED = {
+    "state": "refunded", "outcome": "rejected", "fault": "agent", "reputation_tenths": -50, "output_sha256": None,
+    "paid": "0", "fee": "0", "refunded": "1000000",
+}  # fmt: skip
 OTHER_VALUES = (None, True, 0, 1, -1, 2**70, 1.5, "", "x", "0", "\ud800", [], [1], {}, {"a": 1})
 
 
@@ -167,6 +172,12 @@ def judged(token: str) -> str | None:
         ({"output_sha256": None}, Flaw.CONTRADICTION, "output_sha256 is None"),
         ({"meter": {**METER_JSON, "fuel": 51}}, Flaw.CONTRADICTION, "took 51 fuel, over its limit 50"),
         ({"meter": {**METER_JSON, "memory_bytes": 61}}, Flaw.CONTRADICTION, "61 bytes of memory, over its limit"),
+        ({"acceptance": RULES | {"accepted": False}}, Flaw.CONTRADICTION, "acceptance.accepted is False"),
+        ({"acceptance": RULES | {"task_sha256": None}}, Flaw.CONTRADICTION, "acceptance is stated, but names no rules"),
+        (REJECTED, Flaw.CONTRADICTION, "the outcome is rejected, but acceptance names no rules"),
+        (REJECTED | {"acceptance": RULES}, Flaw.CONTRADICTION, "acceptance.accepted is True"),
+        ({"acceptance": {}}, Flaw.FORM, "wrong form: 'acceptance"),
+        ({"acceptance": RULES | {"score": 1}}, Flaw.FORM, "wrong form: 'acceptance"),
         ({"v": 2}, Flaw.FORM, "of version 2; this verifier knows version 1"),
         ({"v": True}, Flaw.FORM, "wrong form: 'v'"),
         ({"outcome": "fine"}, Flaw.FORM, "wrong form: 'outcome'"),

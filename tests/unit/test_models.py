@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from quittance import models
+from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
 from quittance.http import read_json
@@ -43,6 +44,55 @@ def task(**members: Any) -> TaskRequest:
     """The request as it arrives: through JSON."""
     members = {"input": "x"} | members if "input_base64" not in members else members
     return TaskRequest.model_validate(read_json(json.dumps(PLAIN | members)))
+
+
+# Rules for outputs.
+
+
+def agent(acceptance: str) -> AgentRequest:
+    body = f'{{"name":"a","tariff":{{"type":"flat","price":"0.01"}},"acceptance":{acceptance}}}'
+    return AgentRequest.model_validate(read_json(body))
+
+
+HOSTILE = [
+    ('{"judge": {"agent_id": "agt_1", "threshold": "0.9", "budget": "0.05"}}', "acceptance.judge"),
+    ('{"min_bytes": 1.0}', "acceptance.min_bytes"),
+    ('{"min_bytes": 3, "max_bytes": 2}', "acceptance.max_bytes"),
+    ('{"sha256": "00"}', "acceptance.sha256"),
+    ('{"media_type": "text/html"}', "acceptance.media_type"),
+    ('{"json_schema": {"pattern": "(?=a)"}}', "acceptance.json_schema"),
+    ('{"json_schema": {"$ref": "#"}}', "acceptance.json_schema"),
+    ('{"json_schema": {"$ref": "https://example.com/"}}', "acceptance.json_schema"),
+    ('{"json_schema": {"type": "thing"}}', "acceptance.json_schema"),
+    (f'{{"json_schema": {{"title": "{"x" * 17_000}"}}}}', "acceptance.json_schema"),
+    ('{"json_schema": "{}"}', "acceptance.json_schema"),
+    ("[]", "acceptance"),
+]
+
+
+@pytest.mark.parametrize(("rules", "field"), HOSTILE)
+def test_rules_that_nothing_can_be_held_to_are_refused_by_name(rules: str, field: str) -> None:
+    for sent in (lambda: agent(rules), lambda: task(acceptance=json.loads(rules))):
+        with pytest.raises(ValidationError) as refused:
+            sent()
+        (error,) = refused.value.errors()
+        assert ".".join(map(str, error["loc"])) == field
+
+
+def test_published_rules_are_shown_as_they_were_sent() -> None:
+    sent = '{"max_bytes":9,"json_schema":{"multipleOf":0.01,"maximum":12345678901234567890,"const":1e2}}'
+    rules = agent(sent).acceptance
+    shown = json.loads(AgentRequest.model_dump_json(agent(sent), include={"acceptance"}))["acceptance"]
+    assert shown == json.loads(sent)
+    assert rules_json(Rules.model_validate(shown)) == rules_json(rules or Rules())
+
+
+@pytest.mark.parametrize("number", ["0.12345678901234567891", "12345678901234567890.5", "1e350"])
+def test_published_rules_have_no_number_that_most_readers_change(number: str) -> None:
+    with pytest.raises(ValidationError, match="must"):
+        agent(f'{{"json_schema":{{"maximum":{number}}}}}')
+    body = json.dumps(PLAIN | {"input": ""})[:-1] + f', "acceptance": {{"json_schema": {{"maximum": {number}}}}}}}'
+    assert TaskRequest.model_validate(read_json(body)).acceptance, "nobody else reads a task's"
 
 
 # What the agent reads.

@@ -18,7 +18,7 @@ from joserfc.jwk import ECKey, OKPKey
 
 from quittance.certified import CERTIFICATE_SECONDS, ProofError
 from quittance.escrow import Escrow, Settlement, StoredBytes, decide, expire
-from quittance.receipt import StatedLimits, StatedMeter, Statement, claims, read_claims, sign
+from quittance.receipt import StatedAcceptance, StatedLimits, StatedMeter, Statement, claims, read_claims, sign
 from quittance.receipt import verify as verify_receipt
 from quittance.run import Limits, Meter, Outcome, Run
 from tests.unit.roots import NOW_S, Root, decode, encode, parse, part
@@ -78,6 +78,7 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
         "state": "released",
         "outcome": "succeeded",
         "fault": "none",
+        "acceptance": None,
         "reputation_tenths": 25,
         "meter": {
             "fuel": 5,
@@ -98,6 +99,20 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
         "expires_at": 1_800_000_100_000,
         "settled_at": 1_800_000_000_005,
     }
+
+
+@pytest.mark.parametrize(("agent", "task"), [("aa" * 32, None), (None, "bb" * 32), ("aa" * 32, "bb" * 32)])
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.EXIT_CODE])
+def test_rules_are_stated_by_digest_and_whether_they_were_met(
+    new_escrow: NewEscrow, agent: str | None, task: str | None, outcome: Outcome
+) -> None:
+    escrow = new_escrow(agent_rules_sha256=agent, task_rules_sha256=task)
+    accepted = outcome is Outcome.SUCCEEDED
+    settled = decide(escrow, Run(outcome, "", METER), now_ms=NOW_S * 1_000 + 5)
+    settled = replace(settled, output=StoredBytes("dd" * 32, 10, b"") if accepted else None)
+    stated = claims(escrow, settled, issuer="i", meter=METER, limits=LIMITS, engine="", config_sha256="")
+    assert stated["acceptance"] == {"agent_sha256": agent, "task_sha256": task, "accepted": accepted}
+    assert verify_receipt(sign(stated, KEY), ROOT.jwks()) == stated
 
 
 def test_a_refund_states_that_nobody_was_paid(new_escrow: NewEscrow) -> None:
@@ -308,7 +323,7 @@ def test_the_page_names_every_claim_and_no_other() -> None:
     rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0]
     first_cells = "".join(row.split("|")[1] for row in rows.splitlines()[2:])
     assert re.findall("`([a-z0-9_]+)`", first_cells) == list(Statement.model_fields)
-    for inner in (StatedMeter, StatedLimits):
+    for inner in (StatedAcceptance, StatedMeter, StatedLimits):
         name = inner.__name__.removeprefix("Stated").lower()
         (row,) = [row for row in rows.splitlines() if row.startswith(f"| `{name}`")]
         assert re.findall("`([a-z0-9_]+)`", row)[1:] == list(inner.model_fields)

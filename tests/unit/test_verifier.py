@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quittance import verifier
+from quittance.acceptance import parse_rules, rules_json, rules_sha256
 from quittance.certified import Flaw
 from quittance.escrow import Escrow, StoredBytes, decide, expire
 from quittance.limits import INPUT_BYTES_MAX
@@ -207,6 +208,43 @@ def test_a_log_that_forgets_is_found_out(receipt: str, logged: Log) -> None:
         assert said in sentence
     assert failures(receipt, logged.proof(consistency=None), logged.checkpoint(SIZE)) == []
     assert failures(receipt, logged.proof(consistency=None), logged.checkpoint(0)) == []
+
+
+ABIDES, OFFENDS = b'{"min_bytes": 11}', b'{ "max_bytes": 10 }'
+
+
+@pytest.mark.parametrize(
+    ("agent", "task", "output", "verdict", "flaw"),
+    [
+        (ABIDES, b"{}", OUTPUT, Verdict.PASSED, None),
+        (ABIDES, ABIDES, OUTPUT, Verdict.PASSED, None),
+        (OFFENDS, ABIDES, OUTPUT, Verdict.FAILED, Flaw.RULES),
+        (ABIDES, OFFENDS, OUTPUT, Verdict.FAILED, Flaw.RULES),
+        (ABIDES, OFFENDS, None, Verdict.NOT_DONE, None),
+    ],
+)
+def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
+    statement: dict[str, Any], agent: bytes, task: bytes, output: bytes | None, verdict: Verdict, flaw: Flaw | None
+) -> None:
+    named = [rules_sha256(rules_json(parse_rules(text.decode()))) for text in (agent, task)]
+    acceptance = {"agent_sha256": named[0], "task_sha256": named[1], "accepted": True}
+    receipt = sign({**statement, "acceptance": acceptance}, KEY)
+    given = Given(receipt, KEYS, output=output, agent_rules=agent, task_rules=task if named[1] else None)
+    found = {check.name: check for check in examine(given).checks}["acceptance"]
+    assert (found.verdict, found.flaw) == (verdict, flaw)
+    lacking = {check.name: check for check in examine(replace(given, agent_rules=None)).checks}
+    assert lacking["acceptance"].verdict is lacking["agent rules"].verdict is Verdict.NOT_DONE
+
+
+@pytest.mark.parametrize(
+    "rules", [b"{", b"\xff", b"[]", b'{"min_bytes": "1"}', OFFENDS, b'{"json_schema": {"$ref": "#"}}']
+)
+def test_other_rules_than_the_receipt_names_are_told(statement: dict[str, Any], rules: bytes) -> None:
+    acceptance = {"agent_sha256": None, "task_sha256": rules_sha256('{"min_bytes":11}'), "accepted": True}
+    for stated, side in (({**statement, "acceptance": acceptance}, "task_rules"), (statement, "agent_rules")):
+        report = examine(Given(sign(stated, KEY), KEYS, output=OUTPUT, **{side: rules}))
+        (failed,) = [check for check in report.checks if check.flaw]
+        assert (failed.name, failed.flaw) == (side.replace("_", " "), Flaw.DIGEST)
 
 
 @pytest.fixture

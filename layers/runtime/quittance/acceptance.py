@@ -43,6 +43,7 @@ from quittance.run import Outcome
 from quittance.schema import Schema, Steps, TooCostlyError, shorten
 
 SCORE_MICRO_MAX: Final = 1_000_000
+NO_RULES: Final = "{}"
 _POINTER_CHARS_MAX: Final = 200
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -66,11 +67,11 @@ Score = Annotated[
 """A score from 0 to 1: an `int` of millionths inside, a decimal string with up to six places in JSON."""
 
 
-class _Rules(BaseModel):
+class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Judge(_Rules):
+class Judge(_Form):
     """Another agent, which reads the input and the output and prints a score."""
 
     agent_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
@@ -80,7 +81,7 @@ class Judge(_Rules):
     )
 
 
-class Acceptance(_Rules):
+class Rules(_Form):
     """Rules for an output; all that are given must hold. An instance is well-formed: its schema has been compiled."""
 
     media_type: MediaType | None = Field(
@@ -91,10 +92,9 @@ class Acceptance(_Rules):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         default=None, description="The digest of the only output that is accepted."
     )
-    json_schema: Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "null"]})] = Field(
-        default=None, description="JSON Schema 2020-12, without references to other documents. Implies JSON."
-    )
-    judge: Judge | None = None
+    json_schema: Annotated[
+        Any, WithJsonSchema({"anyOf": [{"type": name} for name in ("object", "boolean", "null")]})
+    ] = Field(default=None, description="JSON Schema 2020-12, without references to other documents. Implies JSON.")
 
     @field_validator("max_bytes")
     @classmethod
@@ -118,6 +118,12 @@ class Acceptance(_Rules):
             raise ValueError(msg)
         Schema(value)
         return value
+
+
+class Acceptance(Rules):
+    """Rules of which one may be that a judge is content."""
+
+    judge: Judge | None = None
 
 
 class Side(StrEnum):
@@ -144,7 +150,7 @@ class Verdict:
         return self.outcome is Outcome.SUCCEEDED
 
 
-def rules_json(rules: Acceptance) -> str:
+def rules_json(rules: Rules) -> str:
     """The canonical JSON of rules: equal rules have equal texts, however they were spelt."""
     plain = rules.model_dump(by_alias=True, exclude={"json_schema"}, exclude_none=True)
     return exact_json.canonical(plain if rules.json_schema is None else {**plain, "json_schema": rules.json_schema})
@@ -155,12 +161,12 @@ def parse_rules(text: str) -> Acceptance:
     return Acceptance.model_validate(exact_json.read(text.encode()))
 
 
-def rules_sha256(text: str) -> str:
-    """The digest by which a receipt names rules, from their canonical JSON."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def rules_sha256(text: str) -> str | None:
+    """The digest by which a receipt names rules, from their canonical JSON; None if there are none."""
+    return None if text == NO_RULES else hashlib.sha256(text.encode()).hexdigest()
 
 
-def verdict(output: bytes, *, agent: Acceptance | None, task: Acceptance | None) -> Verdict:
+def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdict:
     """Whether an output meets the agent's rules and the task's, their judges left aside.
 
     The agent's come first. If they take too many steps, the agent is to blame, who published them; if the task's do,
@@ -224,12 +230,12 @@ def _as_member(name: str, data: bytes) -> tuple[str, str]:
     return name, text
 
 
-def _mismatch(rules: Acceptance, output: bytes, read: Callable[[], Any]) -> str | None:
+def _mismatch(rules: Rules, output: bytes, read: Callable[[], Any]) -> str | None:
     """Why an output does not meet the rules; None if it does. Cheap rules come first. Raises TooCostlyError."""
     return _size_mismatch(rules, len(output)) or _bytes_mismatch(rules, output) or _json_mismatch(rules, read)
 
 
-def _size_mismatch(rules: Acceptance, size: int) -> str | None:
+def _size_mismatch(rules: Rules, size: int) -> str | None:
     if rules.min_bytes is not None and size < rules.min_bytes:
         return f"it has {size} bytes, and must have at least {rules.min_bytes} (min_bytes)"
     if rules.max_bytes is not None and size > rules.max_bytes:
@@ -237,7 +243,7 @@ def _size_mismatch(rules: Acceptance, size: int) -> str | None:
     return None
 
 
-def _bytes_mismatch(rules: Acceptance, output: bytes) -> str | None:
+def _bytes_mismatch(rules: Rules, output: bytes) -> str | None:
     if rules.sha256 is not None and hashlib.sha256(output).hexdigest() != rules.sha256:
         return "it is not the one with the expected digest (sha256)"
     if rules.media_type in _SIGNATURES and not output.startswith(_SIGNATURES[rules.media_type]):
@@ -247,7 +253,7 @@ def _bytes_mismatch(rules: Acceptance, output: bytes) -> str | None:
     return None
 
 
-def _json_mismatch(rules: Acceptance, read: Callable[[], Any]) -> str | None:
+def _json_mismatch(rules: Rules, read: Callable[[], Any]) -> str | None:
     if rules.media_type != _JSON and rules.json_schema is None:
         return None
     try:

@@ -51,6 +51,7 @@ class Flaw(StrEnum):
     LOG = "log"
     HISTORY = "history"
     NO_SANDBOX = "no_sandbox"
+    RULES = "rules"
 
 
 class ProofError(Exception):

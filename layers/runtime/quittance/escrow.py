@@ -75,7 +75,8 @@ class Escrow:
     """The hold on a user's budget for one task, and for ever the record of that task.
 
     `request_sha256` names the request, so that a replay is told from a conflict; `tariff` is the agent's terms at
-    funding; `runner` and `fence` name the attempt that may settle; times are milliseconds since the epoch.
+    funding; `runner` and `fence` name the attempt that may settle; times are milliseconds since the epoch. The
+    rules for the output are named by the digests of their canonical JSON, None where there are none.
     """
 
     escrow_id: str
@@ -95,6 +96,8 @@ class Escrow:
     funded_ms: int
     lease_ms: int
     expires_ms: int
+    agent_rules_sha256: str | None = None
+    task_rules_sha256: str | None = None
     settlement: Settlement | None = None
 
     @property
@@ -110,11 +113,17 @@ def escrow_id(payer: str, task_id: str) -> str:
 
 
 def request_sha256(
-    *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, least_tenths: int | None
+    *,
+    agent_id: str,
+    input_sha256: str,
+    budget_micro: int,
+    timeout_s: int | None,
+    least_tenths: int | None,
+    rules_sha256: str | None,
 ) -> str:
     """The digest that tells a repeated request from another one under the same task_id."""
     named: list[object] = [agent_id, input_sha256, budget_micro, timeout_s]
-    wishes = {"min_reputation": least_tenths}
+    wishes = {"min_reputation": least_tenths, "acceptance": rules_sha256}
     if given := {name: value for name, value in wishes.items() if value is not None}:
         named.append(given)  # only what was asked for: digests that are stored stay right when there is more to ask for
     return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()

@@ -85,6 +85,7 @@ IOVECS_MAX: Final = 1_024
 # What the rules of an output may be, and what it may cost to hold an output against them (see docs/acceptance.md).
 SCHEMA_BYTES_MAX: Final = 16 * KIB  # in canonical JSON; the other rules are small by their form
 ACCEPTANCE_STEPS_MAX: Final = 600_000  # of one side's rules: at most half a second of the platform's time
+VERDICT_MS_MAX: Final = 3_000  # both sides' rules, compiled, and the output read: see the table of docs/acceptance.md
 SCHEMA_DEPTH_MAX: Final = 200  # schemas applied inside one another; each takes up to 3 frames of the stack's 1,000
 PATTERN_WEIGHT_MAX: Final = 1_000  # of all regular expressions of one schema, counted repetitions written out
 PATTERN_BYTES_PER_STEP: Final = 64  # text times weight that the regular expression engine gets through in one step

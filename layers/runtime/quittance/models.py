@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,7 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from quittance import limits
+from quittance import exact_json, limits
+from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
 from quittance.journal import Kind
@@ -75,6 +77,21 @@ Score = Annotated[
 """Tenths of a reputation point inside, a JSON number with one decimal in requests."""
 
 
+def _as_doubles(rules: Rules) -> Rules:
+    text = rules_json(rules)
+    if exact_json.canonical(json.loads(text)) != text:
+        msg = "must hold numbers that a double carries exactly as they are spelt, because anyone may read them"
+        raise ValueError(msg)
+    return rules
+
+
+# The serializer has no return type, for the schema of an answer would be that type's.
+PublishedRules = Annotated[
+    Rules, AfterValidator(_as_doubles), PlainSerializer(lambda rules: json.loads(rules_json(rules)))
+]
+"""Rules that anyone may read: shown as they were sent, to any reader that takes numbers for doubles."""
+
+
 class _Request(BaseModel):
     # By alias only: a client that wrote `budget_micro` would be taken to mean credits.
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,6 +118,9 @@ class TaskRequest(_Request):
     budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
     timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = Field(
         default=None, description="Whole seconds; the agent's own limit if absent."
+    )
+    acceptance: Rules | None = Field(
+        default=None, description="Rules that the output must meet, beside the agent's own; else it is not paid for."
     )
     min_reputation: Score | None = Field(
         default=None, description="Refuse the task if the agent's score is lower. From 0 to 100, one decimal."
@@ -212,6 +232,9 @@ class AgentRequest(_Request):
     description: Annotated[str, StringConstraints(max_length=limits.AGENT_DESCRIPTION_CHARS_MAX)] = ""
     tariff: Tariff
     limits: AgentLimits = AgentLimits()
+    acceptance: PublishedRules | None = Field(
+        default=None, description="Rules that each output must meet for the agent to be paid."
+    )
 
 
 class VersionRequest(_Request):
@@ -219,6 +242,7 @@ class VersionRequest(_Request):
 
     tariff: Tariff | None = None
     limits: AgentLimits | None = None
+    acceptance: PublishedRules | None = Field(default=None, description="`{}` takes all rules away.")
 
 
 class UploadForm(_Answer):
@@ -309,6 +333,9 @@ class AgentAnswer(_Answer):
     rejection: AgentRejection | None = None
     tariff: Tariff
     limits: AgentLimits
+    acceptance: PublishedRules | None = Field(
+        default=None, description="The rules for its outputs, `{}` if there are none; only when one agent is read."
+    )
     reputation: AgentReputation | None = Field(default=None, description="Only when one agent is read.")
     created_at: Timestamp
 

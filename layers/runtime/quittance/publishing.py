@@ -7,6 +7,7 @@ import secrets
 from typing import Final
 
 from quittance import pricing, reputation
+from quittance.acceptance import Rules, parse_rules, rules_json
 from quittance.bootstrap import Platform
 from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
 from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
@@ -37,7 +38,7 @@ _CURSOR: Final = re.compile(r"(?P<created_ms>[0-9]{1,15})~(?P<agent_id>[A-Za-z0-
 
 def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUpload:
     """Registers an agent, and answers with a form for its module. Raises PlatformUnavailableError."""
-    terms = _terms(request.tariff, request.limits)
+    terms = _terms(request.tariff, request.limits, request.acceptance or Rules())
     agent = Agent(
         agent_id="agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(),
         owner=owner,
@@ -58,7 +59,8 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     """
     agent = _own(platform, owner, agent_id)
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
-    opened = platform.registry.open_upload(agent, _terms(tariff, request.limits or _limits(agent.terms)))
+    rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
+    opened = platform.registry.open_upload(agent, _terms(tariff, request.limits or _limits(agent.terms), rules))
     if opened.retired_ms is not None:
         raise AgentNotReadyError(agent_id, opened.state)
     return _upload_form(platform, opened)
@@ -85,7 +87,7 @@ def describe(platform: Platform, agent_id: str) -> AgentAnswer:
         distinct_payers=standing.distinct_payers,
         recent=_recent(standing),
     )
-    return _answer(agent).model_copy(update={"reputation": shown})
+    return _answer(agent).model_copy(update={"acceptance": parse_rules(agent.terms.rules), "reputation": shown})
 
 
 def estimate(platform: Platform, agent_id: str) -> PriceEstimate:
@@ -196,12 +198,13 @@ def _upload_form(platform: Platform, agent: Agent) -> AgentUpload:
     return AgentUpload(agent_id=agent.agent_id, state=agent.upload.state, upload=form)
 
 
-def _terms(tariff: Tariff, limits: AgentLimits) -> Terms:
+def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules) -> Terms:
     return Terms(
         tariff=pricing.tariff_json(tariff),
         memory_bytes=limits.memory_mib * MIB,
         timeout_s=limits.timeout,
         fuel=limits.fuel,
+        rules=rules_json(rules),
     )
 
 

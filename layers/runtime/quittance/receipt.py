@@ -12,7 +12,7 @@ from quittance.certified import Certified, Flaw, Form, Kind, ProofError, Signing
 from quittance.escrow import Escrow, Settlement, State
 from quittance.limits import ACCOUNT_ID_CHARS_MAX, BUDGET_MICRO_MAX, FEE_BPS_MAX, TASK_ID_CHARS_MAX
 from quittance.pricing import tariff_sha256
-from quittance.run import Fault, Limits, Meter, Outcome
+from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome
 
 RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt")
 _VERSION: Final = 1
@@ -46,6 +46,14 @@ class StatedLimits(Form):
     timeout_ms: _Count
 
 
+class StatedAcceptance(Form):
+    """The rules that the output had to meet, whose canonical JSON is named by digest, and whether it did."""
+
+    agent_sha256: _Digest | None
+    task_sha256: _Digest | None
+    accepted: bool
+
+
 class Statement(Form):
     """The claims of a receipt: amounts are strings of micro-credits, times are milliseconds since the epoch."""
 
@@ -70,6 +78,7 @@ class Statement(Form):
     state: Annotated[State, Field(strict=False)]
     outcome: Annotated[Outcome, Field(strict=False)]
     fault: Annotated[Fault, Field(strict=False)]
+    acceptance: StatedAcceptance | None
     reputation_tenths: Annotated[int, Field(ge=-1_000, le=1_000)]
     meter: StatedMeter
     limits: StatedLimits | None
@@ -115,6 +124,7 @@ def claims(
         "state": settlement.state,
         "outcome": settlement.outcome,
         "fault": settlement.outcome.fault,
+        "acceptance": _acceptance(escrow, settlement),
         "reputation_tenths": settlement.reputation_tenths,
         "meter": {
             "fuel": meter.fuel,
@@ -140,6 +150,16 @@ def claims(
         "funded_at": escrow.funded_ms,
         "expires_at": escrow.expires_ms,
         "settled_at": settlement.settled_ms,
+    }
+
+
+def _acceptance(escrow: Escrow, settlement: Settlement) -> dict[str, Any] | None:
+    if escrow.agent_rules_sha256 is None and escrow.task_rules_sha256 is None:
+        return None
+    return {
+        "agent_sha256": escrow.agent_rules_sha256,
+        "task_sha256": escrow.task_rules_sha256,
+        "accepted": settlement.state is State.RELEASED,
     }
 
 
@@ -214,6 +234,7 @@ def _check_amounts(stated: Statement) -> None:
 
 def _check_consistency(stated: Statement) -> None:
     """What follows from the other claims must be what follows from them."""
+    rules = stated.acceptance
     for name, found, due in (
         ("eid", stated.eid, escrows.escrow_id(stated.user, stated.task)),
         ("seed", stated.seed, escrows.seed(stated.eid).hex()),
@@ -226,10 +247,16 @@ def _check_consistency(stated: Statement) -> None:
             reputation.delta_tenths(stated.outcome, wall_ms=stated.meter.wall_ms),
         ),
         ("output_sha256", "given" if stated.output_sha256 else None, _output_due(stated)),
+        ("acceptance.accepted", rules and rules.accepted, rules and stated.state is State.RELEASED),
     ):
         if found != due:
             sentence = f"{name} is {shown(found)}, but the other claims ask for {shown(due)}"
             raise ProofError(Flaw.CONTRADICTION, sentence)
+    if rules and rules.agent_sha256 is None and rules.task_sha256 is None:
+        raise ProofError(Flaw.CONTRADICTION, "acceptance is stated, but names no rules")
+    if stated.outcome in OF_THE_RULES and rules is None:
+        sentence = f"the outcome is {stated.outcome}, but acceptance names no rules"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
     if stated.limits and stated.meter.fuel > stated.limits.fuel:
         sentence = f"the run took {stated.meter.fuel} fuel, over its limit {stated.limits.fuel}"
         raise ProofError(Flaw.CONTRADICTION, sentence)

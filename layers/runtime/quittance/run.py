@@ -46,6 +46,8 @@ class Outcome(StrEnum):
 
 # Besides success: a task's own rules, or a judge, did not come to a verdict, so nothing is known of the agent's work.
 _NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
+# The run itself ended well; what decided is what its output was held to.
+OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
         Outcome.WORKER_LOST,

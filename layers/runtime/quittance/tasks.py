@@ -1,6 +1,6 @@
 """The story of one task, from the request to the answer. Nothing else decides about money.
 
-    check → fund → run → decide → settle → answer
+    check → fund → run → accept → decide → settle → answer
 
 A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays held
 until another attempt takes the task over, or until the escrow expires and is refunded.
@@ -12,8 +12,9 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Final
 
+from quittance import acceptance, pricing, receipt, reputation
 from quittance import escrow as escrows
-from quittance import pricing, receipt, reputation
+from quittance.acceptance import Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
 from quittance.errors import (
     AgentNotReadyError,
@@ -33,6 +34,7 @@ from quittance.limits import (
     LOAD_MS_MAX,
     SETTLE_RESERVE_MS,
     TIMEOUT_S_SYNC_MAX,
+    VERDICT_MS_MAX,
 )
 from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import logger
@@ -42,7 +44,7 @@ from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
 
 _RECOMPILE_S: Final = 5
-# The most that a run takes beside its timeout.
+# The most that a run without rules takes beside its timeout.
 _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
 
@@ -55,6 +57,12 @@ class _Attempt:
     stdin: bytes
     runner: str
 
+    @property
+    def rules_sha256(self) -> str | None:
+        """The digest of the task's own rules for the output."""
+        rules = self.request.acceptance
+        return rules_sha256(rules_json(rules)) if rules else None
+
 
 def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
     """Runs a task for a user and settles its escrow; the same request again gives the same answer.
@@ -65,9 +73,10 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
     attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex)
     try:
         agent, version = _check(platform, request)
+        agent_rules = parse_rules(agent.terms.rules)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold = _hold(platform, attempt, agent, version)
-        escrow = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _RUN_RESERVE_MS)
+        escrow = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _reserve_ms(hold))
     except RequestError:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
@@ -75,10 +84,10 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
             raise
         return _answer(platform, _join_settled(platform, earlier, attempt))
     if escrow.runner != attempt.runner:
-        escrow = _join(platform, escrow, attempt, version)
+        escrow = _join(platform, escrow, attempt, agent, version)
     if escrow.settlement:
         return _answer(platform, escrow)
-    run = _run(platform, escrow, attempt, agent, version)
+    run = _held_to(agent_rules, request.acceptance, _run(platform, escrow, attempt, agent, version))
     settled = _settle(platform, escrow, run, version)
     return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
 
@@ -143,7 +152,7 @@ def _is_current(version: Version) -> bool:
 def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version) -> Escrow:
     request, now_ms = attempt.request, platform.now_ms()
     timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, TIMEOUT_S_SYNC_MAX)
-    return Escrow(
+    hold = Escrow(
         escrow_id=escrows.escrow_id(attempt.user, request.task_id),
         payer=attempt.user,
         task_id=request.task_id,
@@ -159,9 +168,12 @@ def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version)
         runner=attempt.runner,
         fence=1,
         funded_ms=now_ms,
-        lease_ms=_lease_ms(platform, now_ms, timeout_s * 1_000),
+        lease_ms=now_ms,
         expires_ms=now_ms + timeout_s * 1_000 + ESCROW_GRACE_MS,
+        agent_rules_sha256=rules_sha256(agent.terms.rules),
+        task_rules_sha256=attempt.rules_sha256,
     )
+    return replace(hold, lease_ms=_lease_ms(platform, now_ms, hold))
 
 
 def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escrow:
@@ -175,17 +187,18 @@ def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escr
     return escrow
 
 
-def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, version: Version) -> Escrow:
+def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, version: Version) -> Escrow:
     """What stands of an earlier attempt: settled, or ours because its lease has lapsed.
 
-    A task keeps the version that it was funded for. If that is not the active one any more, nobody can take it over,
-    and it is refunded when it expires. Raises TaskConflictError, TaskInProgressError.
+    A task keeps the version and the agent's rules that it was funded for. If those are not the active ones any more,
+    nobody can take it over, and it is refunded when it expires. Raises TaskConflictError, TaskInProgressError.
     """
     now_ms = platform.now_ms()
     lapsed = escrow.settlement is None and escrow.lease_ms <= now_ms < escrow.expires_ms
-    same_task = escrow.request_sha256 == _request_sha256(attempt) and escrow.module_sha256 == version.module_sha256
-    if lapsed and same_task:
-        lease_ms = min(_lease_ms(platform, now_ms, escrow.timeout_ms), escrow.expires_ms)
+    funded_for = (escrow.module_sha256, escrow.agent_rules_sha256)
+    same_terms = funded_for == (version.module_sha256, rules_sha256(agent.terms.rules))
+    if escrow.request_sha256 == _request_sha256(attempt) and lapsed and same_terms:
+        lease_ms = min(_lease_ms(platform, now_ms, escrow), escrow.expires_ms)
         escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
         if escrow.runner == attempt.runner and escrow.settlement is None:
             return escrow
@@ -203,7 +216,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
         return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
     except PlatformUnavailableError:
         return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
-    left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - _RUN_RESERVE_MS
+    left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - _reserve_ms(escrow)
     if left_ms <= 0:
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)
@@ -225,6 +238,14 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
     if run.outcome is Outcome.TIMEOUT and left_ms < escrow.timeout_ms:
         return replace(run, outcome=Outcome.OUT_OF_TIME, message="The platform had to end the run before its timeout.")
     return run
+
+
+def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
+    """The run, or how it ends because its output does not meet the agent's rules and the task's."""
+    if run.outcome is not Outcome.SUCCEEDED:
+        return run
+    verdict = acceptance.verdict(run.stdout, agent=agent, task=task)
+    return run if verdict.accepted else replace(run, outcome=verdict.outcome, message=verdict.message)
 
 
 def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version) -> Escrow:
@@ -349,9 +370,16 @@ def _request_sha256(attempt: _Attempt) -> str:
         budget_micro=attempt.request.budget_micro,
         timeout_s=attempt.request.timeout,
         least_tenths=attempt.request.min_reputation,
+        rules_sha256=attempt.rules_sha256,
     )
 
 
-def _lease_ms(platform: Platform, now_ms: int, timeout_ms: int) -> int:
+def _lease_ms(platform: Platform, now_ms: int, escrow: Escrow) -> int:
     """Until when the runner should have settled: after that another attempt may take the task over."""
-    return now_ms + min(platform.left_ms(), timeout_ms + _RUN_RESERVE_MS)
+    return now_ms + min(platform.left_ms(), escrow.timeout_ms + _reserve_ms(escrow))
+
+
+def _reserve_ms(escrow: Escrow) -> int:
+    """The most that a task takes beside its timeout."""
+    has_rules = escrow.agent_rules_sha256 or escrow.task_rules_sha256
+    return _RUN_RESERVE_MS + (VERDICT_MS_MAX if has_rules else 0)

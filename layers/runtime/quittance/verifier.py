@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,11 +19,11 @@ from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
-from quittance import limits, log, pricing, receipt
+from quittance import acceptance, limits, log, pricing, receipt
 from quittance.certified import Flaw, ProofError, read, read_json, shown
 from quittance.money import format_credits
 from quittance.receipt import Statement
-from quittance.run import Meter
+from quittance.run import Meter, Outcome
 
 _USAGE: Final = 2
 _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
@@ -41,6 +41,7 @@ EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
     Flaw.LOG: (11, "the receipt is not proven to be in the log"),
     Flaw.HISTORY: (12, "the log is not proven to continue the older checkpoint: its history may have been changed"),
     Flaw.NO_SANDBOX: (13, "the replay could not be carried out on this machine"),
+    Flaw.RULES: (14, "the rules come to another verdict on the output than the receipt states"),
 }
 """The exit status of each class of failure. 0 is success, 2 is a wrong call or a file that cannot be read."""
 
@@ -74,6 +75,8 @@ class Given:
     input: bytes | None = None
     output: bytes | None = None
     tariff: bytes | None = None
+    agent_rules: bytes | None = None
+    task_rules: bytes | None = None
     proof: bytes | None = None
     older: str | None = None
 
@@ -151,6 +154,7 @@ def _check_files(report: Report, stated: Statement, given: Given) -> None:
     else:
         tariff = given.tariff
         report.check("tariff", "the price follows from the tariff and the meter", lambda: _check_price(stated, tariff))
+    _check_rules(report, stated, given)
 
 
 def _check_digest(name: str, data: bytes, digest: str | None) -> None:
@@ -175,6 +179,63 @@ def _check_price(stated: Statement, tariff: bytes) -> None:
     used = int(stated.paid) + int(stated.fee)
     if used != due:
         raise ProofError(Flaw.AMOUNTS, f"paid and fee are {used} together, by the tariff the run costs {due}")
+
+
+def _check_rules(report: Report, stated: Statement, given: Given) -> None:
+    """The rules are those that the receipt names, and the output meets them."""
+    for side, data, digest in _rules_of(stated, given):
+        if data is not None:
+            passed = f"their SHA-256 is {digest}"
+            report.check(f"{side} rules", passed, partial(_check_rules_digest, side, data, digest))
+        elif digest:
+            report.skip(f"{side} rules", f"no --{side}-rules was given")
+    if stated.acceptance is None:
+        return
+    untried = _why_untried(stated, given)
+    if report.exit_status:
+        report.skip("acceptance", "what failed above comes first")
+    elif untried or given.output is None:
+        report.skip("acceptance", untried or "no --output was given")
+    else:
+        report.check("acceptance", "", partial(_check_verdict, stated, given, given.output))
+
+
+def _rules_of(stated: Statement, given: Given) -> Iterator[tuple[str, bytes | None, str | None]]:
+    """Each side, its rules as given, and the digest by which the receipt names them."""
+    named = stated.acceptance
+    yield "agent", given.agent_rules, named.agent_sha256 if named else None
+    yield "task", given.task_rules, named.task_sha256 if named else None
+
+
+def _why_untried(stated: Statement, given: Given) -> str:
+    """What keeps the rules from being tried on any output; empty if nothing does."""
+    if stated.acceptance is None:
+        return "the receipt names no rules"
+    if stated.outcome not in {Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.RULES_FAILED}:
+        return f"the outcome {stated.outcome} does not come from the rules"
+    lacking = [f"--{side}-rules" for side, data, digest in _rules_of(stated, given) if digest and data is None]
+    return f"no {' and no '.join(lacking)} was given" if lacking else ""
+
+
+def _check_rules_digest(side: str, data: bytes, digest: str | None) -> None:
+    _check_digest(f"rules of the {side}", acceptance.rules_json(_read_rules(data)).encode(), digest)
+
+
+def _read_rules(data: bytes) -> acceptance.Rules:
+    """Rules in their canonical JSON or in any other spelling of it. Raises ProofError."""
+    try:
+        return acceptance.parse_rules(data.decode())
+    except ValueError as exc:
+        raise ProofError(Flaw.DIGEST, "a file of rules holds none that could be published") from exc
+
+
+def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
+    agent, task = (_read_rules(data) if data else None for data in (given.agent_rules, given.task_rules))
+    found = acceptance.verdict(output, agent=agent, task=task)
+    if found.outcome is not stated.outcome:
+        sentence = f"by the rules the outcome is {found.outcome}, the receipt states {stated.outcome}. {found.message}"
+        raise ProofError(Flaw.RULES, sentence.rstrip())
+    return found.message or "the output meets the rules"
 
 
 def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
@@ -265,15 +326,17 @@ def _replay(report: Report, given: Given) -> None:
     if given.module is None or given.input is None:
         report.skip("replay", "a replay needs --module and --input")
         return
-    report.check("replay", "", partial(_replayed, report, report.statement, given.module, given.input))
+    report.check("replay", "", partial(_replayed, report, report.statement, given, given.module, given.input))
 
 
-def _replayed(report: Report, stated: Statement, module: bytes, stdin: bytes) -> str:
+def _replayed(report: Report, stated: Statement, given: Given, module: bytes, stdin: bytes) -> str:
     try:
         from quittance import replaying
     except ImportError as exc:
         raise ProofError(Flaw.NO_SANDBOX, f"the sandbox cannot be loaded: {exc}") from exc
     done = replaying.replay(stated, module, stdin)
+    if not _why_untried(stated, given):
+        report.note("verdict", _check_verdict(stated, given, done.run.stdout))
     if done.same_engine:
         fuel = f"{done.run.meter.fuel} fuel" if stated.meter.fuel_exact else "the fuel not compared, it is not exact"
         return f"the module ran again: {done.run.outcome}, the same output and log, {fuel}"
@@ -296,6 +359,8 @@ def _read_all(options: argparse.Namespace) -> Given:
         input=options.input and _read(options.input, limits.INPUT_BYTES_MAX),
         output=options.output and _read(options.output, limits.OUTPUT_BYTES_MAX),
         tariff=options.tariff and _read(options.tariff, _DOCUMENT_BYTES_MAX),
+        agent_rules=options.agent_rules and _read(options.agent_rules, _DOCUMENT_BYTES_MAX),
+        task_rules=options.task_rules and _read(options.task_rules, _DOCUMENT_BYTES_MAX),
         proof=options.proof and _read(options.proof, _DOCUMENT_BYTES_MAX),
         older=options.checkpoint and _read_token(options.checkpoint),
     )
@@ -354,9 +419,22 @@ def _summary(stated: Statement) -> list[str]:
         f"{stated.iss!a}: escrow {stated.eid}",
         f"  task {stated.task!a} of {stated.user!a}, by agent {stated.agent!a} of {stated.owner!a}",
         f"  {stated.state}: {stated.outcome}{fault}",
+        *_rules_line(stated),
         f"  budget {budget} credits: {paid} to the owner, {fee} fee, {refunded} back",
         f"  funded {_when(stated.funded_at)}, settled {_when(stated.settled_at)}",
         "",
+    ]
+
+
+def _rules_line(stated: Statement) -> list[str]:
+    rules = stated.acceptance
+    if rules is None:
+        return []
+    sides = " and ".join(
+        side for side, digest in (("agent", rules.agent_sha256), ("task", rules.task_sha256)) if digest
+    )
+    return [
+        f"  rules of the {sides} for the output: {'met' if rules.accepted else 'not met, or nothing to hold to them'}"
     ]
 
 
@@ -376,6 +454,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--input", type=Path, metavar="file", help="the bytes of the agent's standard input")
     add("--output", type=Path, metavar="file", help="the bytes of its standard output")
     add("--tariff", type=Path, metavar="file", help="the agent's tariff as JSON: does the price follow from it?")
+    add("--agent-rules", type=Path, metavar="file", help="the agent's rules as JSON: does the output meet them?")
+    add("--task-rules", type=Path, metavar="file", help="the task's own rules as JSON, likewise")
     add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
     add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
     add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")

@@ -588,6 +588,8 @@ class Ledger:
             "fence": escrow.fence,
             "lease_ms": escrow.lease_ms,
             "expires_ms": escrow.expires_ms,
+            "agent_rules_sha256": escrow.agent_rules_sha256,
+            "task_rules_sha256": escrow.task_rules_sha256,
             "work": f"OPEN#{self._shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
         }
@@ -686,6 +688,8 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         funded_ms=values["at"],
         lease_ms=values["lease_ms"],
         expires_ms=values["expires_ms"],
+        agent_rules_sha256=values.get("agent_rules_sha256"),
+        task_rules_sha256=values.get("task_rules_sha256"),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
     )
 

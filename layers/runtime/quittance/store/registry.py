@@ -16,6 +16,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from quittance.acceptance import NO_RULES
 from quittance.errors import NotFoundError
 from quittance.store.dynamo import (
     Patience,
@@ -50,12 +51,16 @@ class AgentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an agent asks and is allowed: its tariff (canonical JSON) and the limits of a run."""
+    """What an agent asks and is allowed: its tariff, the limits of a run, and the rules for its output.
+
+    Tariff and rules are canonical JSON.
+    """
 
     tariff: str
     memory_bytes: int
     timeout_s: int
     fuel: int
+    rules: str = NO_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +286,7 @@ def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:
         f"{prefix}memory_bytes": terms.memory_bytes,
         f"{prefix}timeout_s": terms.timeout_s,
         f"{prefix}fuel": terms.fuel,
+        f"{prefix}rules": terms.rules,
     }
 
 
@@ -308,6 +314,7 @@ def _terms(values: Mapping[str, Any], prefix: str) -> Terms:
         memory_bytes=values[f"{prefix}memory_bytes"],
         timeout_s=values[f"{prefix}timeout_s"],
         fuel=values[f"{prefix}fuel"],
+        rules=values.get(f"{prefix}rules", NO_RULES),
     )
 
 

@@ -1,0 +1,109 @@
+"""Rules for outputs over HTTP: published with an agent, sent with a task, met, not met, and refused."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from local import client
+from local.paths import Stack
+from quittance import receipt
+from tests.e2e.people import Ledger, User
+from tests.support import wasm
+
+CENTS = {"json_schema": {"type": "object", "required": ["total"], "properties": {"total": {"multipleOf": 0.01}}}}
+
+
+@pytest.fixture(scope="module")
+def strict(stack: Stack, token: Callable[..., str]) -> str:
+    """An echo that is paid for totals in whole cents only."""
+    terms = {"tariff": {"type": "flat", "price": "0.01"}, "acceptance": CENTS}
+    return client.publish(client.Api(stack.api_url, token("owner")), "strict", wasm("echo"), terms)
+
+
+def test_published_rules_are_shown_to_anybody(strict: str, echo: str, alice: User) -> None:
+    assert alice.http.get(f"/agents/{strict}").json()["acceptance"] == CENTS
+    assert alice.http.get(f"/agents/{echo}").json()["acceptance"] == {}
+
+
+def test_work_that_meets_the_rules_is_paid_for(strict: str, alice: User) -> None:
+    done = alice.run(strict, input={"total": 19.99}, acceptance={"max_bytes": 100})
+    assert (done["success"], done["output"], done["escrow_status"]) == (True, '{"total":19.99}', "released")
+    rules = receipt.read_claims(done["receipt"])["acceptance"]
+    assert rules["accepted"] is True
+    assert len(rules["agent_sha256"]) == len(rules["task_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("task", "side", "reason"),
+    [
+        ({"input": {"total": 0.005}}, "agent", "at /total it must be a multiple of 0.01 (json_schema)"),
+        ({"input": "no JSON"}, "agent", "it must be JSON in UTF-8 (RFC 8259)"),
+        (
+            {"input": {"total": 1}, "acceptance": {"max_bytes": 3}},
+            "task",
+            "it has 11 bytes, and must have at most 3 (max_bytes)",
+        ),
+    ],
+)
+def test_work_that_does_not_is_not_paid_for_and_not_shown(
+    strict: str,
+    alice: User,
+    ledger: Ledger,
+    balance: Callable[[str], int],
+    task: dict[str, Any],
+    side: str,
+    reason: str,
+) -> None:
+    before = balance(alice.name)
+    done = alice.run(strict, task_id=(name := uuid.uuid4().hex), **task)
+    assert (done["success"], done["output"], done["output_base64"]) == (False, None, None)
+    assert (done["escrow_status"], done["amount_paid"], done["amount_refunded"]) == ("refunded", "0", "0.05")
+    sentence = f"The output does not meet the {side}'s rules: {reason}."
+    assert (done["error"], done["reputation_delta"]) == ({"code": "rejected", "message": sentence}, -5)
+    assert balance(alice.name) == before
+    item = ledger.escrow(alice.name, name)
+    assert item is not None
+    rules = receipt.read_claims(done["receipt"])["acceptance"]
+    assert rules == {
+        "agent_sha256": item["agent_rules_sha256"],
+        "task_sha256": item.get("task_rules_sha256"),
+        "accepted": False,
+    }
+    assert alice.http.get(f"/tasks/{name}/result").json() == done
+
+
+def test_the_same_task_with_other_rules_is_a_conflict(strict: str, alice: User) -> None:
+    name = uuid.uuid4().hex
+    alice.run(strict, task_id=name, input={"total": 1}, acceptance={"min_bytes": 1})
+    again = alice.execute(strict, task_id=name, input={"total": 1}, acceptance={"min_bytes": 2})
+    assert (again.status_code, again.json()["type"]) == (409, "urn:quittance:problem:task_conflict")
+
+
+@pytest.mark.parametrize(
+    ("rules", "field", "words"),
+    [
+        ({"judge": {"agent_id": "agt_1", "threshold": "0.9", "budget": "0.01"}}, "acceptance.judge", "not a known"),
+        ({"json_schema": {"properties": {"a": {"type": "money"}}}}, "acceptance.json_schema", "/properties/a/type"),
+        ({"json_schema": {"pattern": "(?=a)"}}, "acceptance.json_schema", "/pattern"),
+        ({"json_schema": {"allOf": [{"$ref": "#"}]}}, "acceptance.json_schema", "leads back to itself"),
+        ({"json_schema": {"$ref": "https://example.com/s"}}, "acceptance.json_schema", "in the same schema"),
+        ({"json_schema": {"title": "x" * 17_000}}, "acceptance.json_schema", "16384"),
+        ({"min_bytes": 2, "max_bytes": 1}, "acceptance.max_bytes", "min_bytes"),
+        ({"sha256": "ABC"}, "acceptance.sha256", "pattern"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_rules_that_cannot_be_held_to_anything_are_refused_wherever_they_are_sent(
+    strict: str, alice: User, rules: dict[str, Any], field: str, words: str
+) -> None:
+    before = alice.http.get("/accounts/me").json()["available"]
+    agent = {"name": "a", "tariff": {"type": "flat", "price": "0.01"}, "acceptance": rules}
+    for answer in (alice.http.post("/agents", json=agent), alice.execute(strict, acceptance=rules)):
+        problem = answer.json()
+        assert (answer.status_code, problem["type"]) == (400, "urn:quittance:problem:invalid_request"), answer.text
+        (error,) = problem["errors"]
+        assert error["field"] == field
+        assert words in error["message"]
+    assert alice.http.get("/accounts/me").json()["available"] == before

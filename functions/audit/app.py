@@ -6,15 +6,14 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import auditing
 from quittance.bootstrap import platform
-from quittance.observability import entry, logger, metrics
+from quittance.observability import Metric, entry, logger, measure
 
 
 @entry
-@metrics.log_metrics
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry: the equations with both sides, every difference, and on `{"standings": true}` every standing."""
     result = auditing.run(platform(context))
-    metrics.add_metric(name="AuditDifferences", unit="Count", value=len(result.differences))
+    measure(Metric.AUDIT_DIFFERENCES, len(result.differences))
     for difference in result.differences:
         logger.error("audit difference", invariant=difference.invariant, at=difference.at)
     answer = {"differences": len(result.differences), "report": auditing.report(result)}

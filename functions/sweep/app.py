@@ -6,13 +6,26 @@ from typing import Any
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance.bootstrap import platform
-from quittance.observability import entry, logger
-from quittance.sweeping import sweep
+from quittance.observability import Metric, count, entry, logger, measure
+from quittance.sweeping import Swept, sweep
 
 
 @entry
 def handler(_event: object, context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
-    swept = asdict(sweep(platform(context)))
-    logger.info("swept", **swept)
-    return swept
+    swept = sweep(platform(context))
+    _note(swept)
+    logger.info("swept", **asdict(swept))
+    return asdict(swept)
+
+
+def _note(swept: Swept) -> None:
+    count(Metric.SWEPT_EXPIRED, swept.expired)
+    count(Metric.SWEPT_CREDITED, swept.credited)
+    count(Metric.SWEPT_LOGGED, swept.logged)
+    count(Metric.SWEEP_FAILURES, swept.failed)
+    measure(Metric.SWEEP_COMPLETE, int(swept.complete))
+    measure(Metric.SWEEP_LAG, swept.lag_ms)
+    measure(Metric.OLDEST_OVERDUE, swept.oldest_overdue_ms)
+    if swept.published is not None:
+        measure(Metric.LOG_SIZE, swept.published)

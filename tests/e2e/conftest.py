@@ -39,11 +39,12 @@ MICRO = 1_000_000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sockets are what these tests are about, whatever the unit tests forbid."""
+    """Sockets are what these tests are about, whatever the unit tests forbid. The logs are read after all of them."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.enable_socket)
+    items.sort(key=lambda item: item.path == here / "test_logs.py")
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def test_execute_direct(scene: Scene) -> None:
 
 def test_sweep_schedule(scene: Scene) -> None:
     swept = scene.send("sweep-schedule", scene.speak_of(FILES["sweep-schedule"]))
-    assert set(swept) == {"expired", "credited", "logged", "published", "failed", "complete"}
+    assert set(swept) >= {"expired", "credited", "logged", "published", "failed", "complete"}
     assert (swept["failed"], swept["complete"]) == (0, True)
 
 

@@ -42,7 +42,7 @@ VOLATILE = {
     "receipt",
     "upload",
 }
-VOLATILE |= {"credited", "expired", "logged", "published", "report", "recent"}
+VOLATILE |= {"credited", "expired", "logged", "published", "report", "recent", "lag_ms", "oldest_overdue_ms"}
 VOLATILE |= {"leaf_index", "tree_size", "path", "checkpoint", "hashes"}
 
 

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 from quittance.config import Settings, settings
+from quittance.observability import Metric, count
 from quittance.store import clients
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Platform:
         """The worker that runs agents."""
         from quittance.sandbox import Sandbox
 
-        return Sandbox()
+        return Sandbox(started=partial(count, Metric.WORKER_STARTS), killed=partial(count, Metric.WORKER_KILLS))
 
     @cached_property
     def _dynamodb(self) -> "DynamoDBClient":

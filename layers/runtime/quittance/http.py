@@ -103,7 +103,7 @@ def read_direct(model: type[_Model], payload: object) -> _Model:
         # Once more through JSON: Lambda has read the payload's decimals as floats.
         return model.model_validate(read_json(json.dumps(payload)))
     except ValidationError as exc:
-        raise _invalid(exc.errors()) from exc
+        raise _invalid(exc.errors()) from None  # pydantic's text quotes the input, and Lambda logs what is raised
 
 
 def responses(*models: tuple[HTTPStatus, type[BaseModel]]) -> Any:  # noqa: ANN401 - Powertools' nested TypedDicts

@@ -24,7 +24,9 @@ _PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds 
 class Swept:
     """How many escrows one sweep refunded as expired, credited, logged and failed at, and whether it got to the end.
 
-    `published` is how many receipts the newest checkpoint tells of, if the sweep made one.
+    `published` is how many receipts the newest checkpoint tells of, if the sweep made one. `oldest_overdue_ms` is how
+    long past its expiry the oldest escrow was that was still funded, and `lag_ms` how long the oldest settled one had
+    waited to be credited; 0 if there was none.
     """
 
     expired: int = 0
@@ -33,6 +35,8 @@ class Swept:
     published: int | None = None
     failed: int = 0
     complete: bool = False
+    oldest_overdue_ms: int = 0
+    lag_ms: int = 0
 
 
 def sweep(platform: Platform) -> Swept:
@@ -45,6 +49,7 @@ def sweep(platform: Platform) -> Swept:
         if platform.left_ms() < _STOP_BEFORE_MS:
             return done
         _expire(platform, escrow_id, done)
+    done.lag_ms = _age_ms(platform, platform.ledger.uncredited_since_ms())
     for escrow_ids in platform.ledger.settled():
         if platform.left_ms() < _STOP_BEFORE_MS:
             return done
@@ -82,10 +87,15 @@ def publish_log(platform: Platform) -> int | None:
     return growth.size
 
 
+def _age_ms(platform: Platform, since_ms: int | None) -> int:
+    return 0 if since_ms is None else max(platform.now_ms() - since_ms, 0)
+
+
 def _expire(platform: Platform, escrow_id: str, done: Swept) -> None:
     try:
         escrow = platform.ledger.find(escrow_id)
         if escrow is not None and escrow.settlement is None:
+            done.oldest_overdue_ms = max(done.oldest_overdue_ms, _age_ms(platform, escrow.expires_ms))
             done.expired += expire_if_overdue(platform, escrow).settlement is not None
     except Exception:  # noqa: BLE001 - whatever is wrong with one escrow must not keep others' money
         logger.exception("not refunded", escrow_id=escrow_id)

@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, pricing, receipt, reputation
+from quittance import acceptance, observability, pricing, receipt, reputation
 from quittance import escrow as escrows
 from quittance.acceptance import Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
@@ -37,7 +37,7 @@ from quittance.limits import (
     VERDICT_MS_MAX,
 )
 from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
-from quittance.observability import logger
+from quittance.observability import Metric, logger
 from quittance.run import Job, Limits, Meter, Outcome, Run
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
@@ -76,7 +76,9 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
         agent_rules = parse_rules(agent.terms.rules)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold = _hold(platform, attempt, agent, version)
-        escrow = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _reserve_ms(hold))
+        observability.about(hold)
+        standing = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _reserve_ms(hold))
+        escrow = observability.funded(standing, by=attempt.runner)
     except RequestError:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
@@ -109,6 +111,7 @@ def find(platform: Platform, caller: str, task_id: str, *, user: str | None = No
     if escrow is None or caller not in {escrow.payer, escrow.owner}:
         msg = f"You have no task {task_id!r}."
         raise NotFoundError(msg)
+    observability.about(escrow)
     return escrow
 
 
@@ -118,7 +121,8 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
     if escrow.settlement or escrow.expires_ms > now_ms:
         return escrow
     settlement = escrows.expire(escrow, now_ms=now_ms)
-    return platform.ledger.expire(escrow, _signed(platform, escrow, settlement, Meter(), version=None))
+    signed = _signed(platform, escrow, settlement, Meter(), version=None)
+    return observability.settled(platform.ledger.expire(escrow, signed), signed)
 
 
 def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
@@ -232,6 +236,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
             seed=escrows.seed(escrow.escrow_id),
         )
     )
+    observability.measure(Metric.SANDBOX, run.meter.wall_ms)
     run = replace(run, limits=Limits(job.fuel, job.memory_bytes, job.timeout_ms))
     if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
         platform.binaries.forget(version.artefact_sha256)
@@ -260,9 +265,9 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version) -> E
     settlement = replace(escrows.decide(escrow, run, now_ms=platform.now_ms()), output=output, log=log)
     try:
         signed = _signed(platform, escrow, settlement, run.meter, version=version, limits=run.limits)
-        return expire_if_overdue(platform, platform.ledger.settle(escrow, signed))
+        return expire_if_overdue(platform, observability.settled(platform.ledger.settle(escrow, signed), signed))
     except PlatformUnavailableError:
-        logger.warning("settlement unknown", escrow_id=escrow.escrow_id)
+        logger.warning("settlement unknown")
         return _look_again(platform, escrow)
 
 

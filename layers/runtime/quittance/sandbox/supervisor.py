@@ -12,6 +12,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -40,10 +42,21 @@ class _TooLateError(Exception):
 
 
 class Sandbox:
-    """Runs jobs in a process of their own. Safe to use from many threads; the jobs run one after the other."""
+    """Runs jobs in a process of their own. Safe to use from many threads; the jobs run one after the other.
 
-    def __init__(self, *, python: str = sys.executable) -> None:
+    `started` is called for each worker that was started, `killed` for each that died or had to be killed.
+    """
+
+    def __init__(
+        self,
+        *,
+        python: str = sys.executable,
+        started: Callable[[], None] = lambda: None,
+        killed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._python = python
+        self._started = started
+        self._killed = killed
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._seccomp: bool | None = None
@@ -94,13 +107,17 @@ class Sandbox:
                 self._seccomp = worker.seccomp
             if worker.spent:
                 self._discard()
+                if not worker.worn:
+                    self._killed()
 
     def _ready(self) -> "_Worker":
         if self._worker and not self._worker.alive:
             self._discard()
+            self._killed()
         if not self._worker:
             process.hide()
             self._worker = _Worker(self._python)
+            self._started()
         return self._worker
 
     def _discard(self) -> None:
@@ -143,10 +160,11 @@ class _GuestTime:
 
 
 class _Worker:
-    """One worker process and the channel to it. It is `spent` when it must not be used again."""
+    """One worker process and the channel to it. It is `spent` when it must not be used again: worn, or not in order."""
 
     def __init__(self, python: str) -> None:
         self.spent = False
+        self.worn = False
         self.seccomp: bool | None = None  # until it has greeted
         self._runs = 0
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
@@ -181,8 +199,8 @@ class _Worker:
         if run.outcome is Outcome.WORKER_LOST:
             _logger.warning("the worker gave up; it said: %s", self._last_words())
         self._runs += 1
-        worn = self._runs >= limits.WORKER_RUNS_MAX or resident_bytes > limits.WORKER_RSS_BYTES_MAX
-        self.spent = worn or run.outcome is Outcome.WORKER_LOST
+        self.worn = self._runs >= limits.WORKER_RUNS_MAX or resident_bytes > limits.WORKER_RSS_BYTES_MAX
+        self.spent = self.worn or run.outcome is Outcome.WORKER_LOST
         return run
 
     def kill(self) -> resource.struct_rusage | None:
@@ -303,7 +321,7 @@ def _check(job: Job) -> None:
         and 0 <= job.epoch_ns <= CLOCK_NS_MAX
     )
     if not sane:
-        message = f"a job beyond the platform's limits: {job!r:.500}"
+        message = f"a job beyond the platform's limits: {replace(job, stdin=b'')!r:.500}"  # logs hold no input
         raise ValueError(message)
 
 

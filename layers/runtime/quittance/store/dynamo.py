@@ -12,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from quittance.errors import PlatformUnavailableError
 from quittance.limits import CALL_MS_MAX
+from quittance.observability import Metric, count
 
 Value = str | int | bytes
 _T = TypeVar("_T")
@@ -63,6 +64,7 @@ class Patience:
     def wait(self, cause: BusyError) -> None:
         """Sleeps before the next try, with full jitter. Raises PlatformUnavailableError if there is no time for one."""
         self._tries += 1
+        count(Metric.CONFLICTS if isinstance(cause, ConflictError) else Metric.RETRIES)
         pause_s = random.uniform(0, min(_BACKOFF_S_MAX, _BACKOFF_S * 2**self._tries))  # noqa: S311 - spreads load, hides nothing
         if time.monotonic() + pause_s > self._ends_s:
             raise PlatformUnavailableError from cause

@@ -224,6 +224,11 @@ class Ledger:
                 yield batches.pop(item["agent_id"])
         yield from batches.values()
 
+    def uncredited_since_ms(self) -> int | None:
+        """When the oldest escrow that waits to be credited was settled, as the index shows it; None if none waits."""
+        oldest = (item["work_at"] for queue in self._shards_of("SETTLED") for item in islice(self._work(queue), 1))
+        return min(oldest, default=None)
+
     def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> int:
         """Credits owner and platform for settled escrows of one agent, and makes a batch of them for the log.
 

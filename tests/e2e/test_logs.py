@@ -1,0 +1,96 @@
+"""No secret and no payload in any log: the whole session's logs are searched, after all other tests (conftest.py)."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import pytest
+import wasmtime
+
+from local.paths import Stack
+from quittance.escrow import escrow_id
+from tests.e2e.people import User, task
+from tests.sandbox.wat import call, program
+
+# Copies its input to the output and to the log; traps if the input begins with "!".
+TALKATIVE = program(
+    f"""(i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 60000))
+        (drop {call("fd_read", 0, 0, 1, 8)})
+        (i32.store (i32.const 4) (i32.load (i32.const 8)))
+        (drop {call("fd_write", 1, 0, 1, 12)}) (drop {call("fd_write", 2, 0, 1, 12)})
+        (if (i32.eq (i32.load8_u (i32.const 1024)) (i32.const 33)) (then unreachable))""",
+    "fd_read",
+    "fd_write",
+)
+PAYLOAD = "marked-payload"
+CLAIM = "marked-claim"
+LARGE = 4_096  # bytes: over what an escrow holds inline
+WAIT_SECONDS = 20
+JWT = re.compile(r"eyJ[\w-]{8,}\.[\w-]*\.?")
+KEYS = re.compile(r"PRIVATE KEY|\"d\": ?\"[\w-]{40,}|X-Amz-Signature|Bearer ")
+
+
+def lines(aws: Callable[[str], Any]) -> Iterator[str]:
+    logs = aws("logs")
+    for group in logs.describe_log_groups()["logGroups"]:
+        for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group["logGroupName"]):
+            for event in page["events"]:
+                yield event["message"]
+
+
+@pytest.fixture(scope="module")
+def told(
+    stack: Stack,
+    aws: Callable[[str], Any],
+    api: Callable[..., httpx.Client],
+    token: Callable[..., str],
+    deposit: Callable[..., None],
+    publish: Callable[..., str],
+) -> list[str]:
+    """All logs, after stories that hand marked words to every way in, good and bad."""
+    user = User.new(api, deposit)
+    agent = publish(bytes(wasmtime.wat2wasm(TALKATIVE)))
+    done = user.run(agent, task_id="good", input=PAYLOAD)
+    assert done["output"] == PAYLOAD
+    assert done["log"] == PAYLOAD
+    assert not user.run(agent, input=f"!{PAYLOAD}")["success"]
+    user.run(agent, input=PAYLOAD * (LARGE // len(PAYLOAD)))
+    user.execute(agent, task_id="good", input=f"{PAYLOAD} again")
+    user.execute(agent, input=PAYLOAD, budget=PAYLOAD)
+    user.execute(agent, input=PAYLOAD, **{PAYLOAD: PAYLOAD})
+    user.http.post("/tasks/execute", content=f'{{"input": "{PAYLOAD}', headers={"Content-Type": "application/json"})
+    user.http.get("/tasks/good/result")
+    user.http.post("/accounts/me/withdrawals", json={"withdrawal_id": PAYLOAD, "amount": PAYLOAD})
+    for body in ({"user_id": user.name, **task(agent, input=PAYLOAD)}, {"input": PAYLOAD, "budget": PAYLOAD}):
+        aws("lambda").invoke(FunctionName=stack.functions["ExecuteFunction"], Payload=json.dumps(body).encode())
+    for claims in ({"aud": CLAIM}, {"exp": 1, "jti": CLAIM}):
+        refused = {"Authorization": f"Bearer {token(user.name, CLAIM, **claims)}"}
+        assert httpx.get(f"{user.http.base_url}accounts/me", headers=refused, trust_env=False).status_code == 401
+    last = escrow_id(user.name, "last")
+    user.run(agent, task_id="last", input=PAYLOAD)
+    waits_until = monotonic() + WAIT_SECONDS
+    while last not in "".join(found := list(lines(aws))):
+        assert monotonic() < waits_until, "the logs do not tell of the last task"
+        sleep(0.2)
+    return found
+
+
+def test_a_settlement_can_be_followed_by_its_ids(told: list[str]) -> None:
+    settled = [json.loads(line) for line in told if '"message":"settled"' in line]
+    assert {"task_id", "escrow_id", "agent_id", "outcome", "paid_micro", "correlation_id"} <= settled[-1].keys()
+    assert settled[-1]["task_id"] == "last"
+
+
+@pytest.mark.parametrize("word", [PAYLOAD, CLAIM])
+def test_no_payload_is_in_any_log(told: list[str], word: str) -> None:
+    assert [line for line in told if word in line] == []
+
+
+def test_no_token_receipt_or_key_is_in_any_log(told: list[str], stack: Stack) -> None:
+    secret = [line for line in Path(stack.issuer_key).read_text().splitlines() if "-----" not in line]
+    assert [line for line in told if JWT.search(line) or KEYS.search(line)] == []
+    assert [line for line in told if any(part in line for part in secret)] == []

@@ -237,6 +237,24 @@ def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
 
 
 @pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        (None, "  rules of the agent for the output: met"),
+        ("cd" * 32, "  rules of the agent and task for the output: met"),
+    ],
+)
+def test_a_person_is_told_of_rules(
+    statement: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str], task: str | None, line: str
+) -> None:
+    acceptance = {"agent_sha256": "ab" * 32, "task_sha256": task, "accepted": True}
+    files["receipt"].write_text(sign({**statement, "acceptance": acceptance}, KEY))
+    assert main(command(files)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert line in lines
+    assert [told for told in lines if told.startswith("not done  acceptance no --agent-rules")]
+
+
+@pytest.mark.parametrize(
     "rules", [b"{", b"\xff", b"[]", b'{"min_bytes": "1"}', OFFENDS, b'{"json_schema": {"$ref": "#"}}']
 )
 def test_other_rules_than_the_receipt_names_are_told(statement: dict[str, Any], rules: bytes) -> None:

@@ -433,9 +433,7 @@ def _rules_line(stated: Statement) -> list[str]:
     sides = " and ".join(
         side for side, digest in (("agent", rules.agent_sha256), ("task", rules.task_sha256)) if digest
     )
-    return [
-        f"  rules of the {sides} for the output: {'met' if rules.accepted else 'not met, or nothing to hold to them'}"
-    ]
+    return [f"  rules of the {sides} for the output: {'met' if rules.accepted else 'no accepted output'}"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -41,8 +41,9 @@ class Engine:
             raise MendError(msg) from error
 
     def has_image(self, name: str) -> bool:
-        """Is this image there already?"""
-        return "Id" in self._ask("GET", f"/images/{name}/json")
+        """Is an image of this name and tag there already, wherever it comes from?"""
+        tags = [tag for image in self._ask("GET", "/images/json") for tag in image["RepoTags"] or ()]
+        return any(f"/{tag}".endswith(f"/{name}") for tag in tags)
 
     def lambda_containers(self, variable: str) -> list[str]:
         """The ids of containers of `sam local` that have this NAME=value in their environment."""

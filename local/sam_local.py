@@ -133,8 +133,8 @@ def ready(state: State, cloud: Cloud, engine: Engine) -> Iterator[SamLocal]:
 
 
 def base_image() -> str:
-    """The image that the containers are made from."""
-    return f"public.ecr.aws/lambda/python:{PYTHON_VERSION}-{deploy.machine()}"
+    """The image that the containers are made from; SAM knows where it is to be had."""
+    return f"lambda/python:{PYTHON_VERSION}-{deploy.machine()}"
 
 
 def _variables(cloud: Cloud, stack: Stack, url: str) -> dict[str, dict[str, str]]:

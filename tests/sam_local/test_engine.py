@@ -68,8 +68,10 @@ def test_only_containers_with_the_variable_are_ours(engine_with):
 
 
 def test_an_image_is_there_or_not(engine_with):
-    engine_with({"/networks/bridge": BRIDGE, "/images/here:1/json": {"Id": "sha256:0"}})
-    assert [engine.find().has_image(name) for name in ("here:1", "gone:1")] == [True, False]
+    images = [{"RepoTags": None}, {"RepoTags": ["far.example/some/here:1", "plain:2"]}]
+    engine_with({"/networks/bridge": BRIDGE, "/images/json": images})
+    found = [engine.find().has_image(name) for name in ("some/here:1", "here:1", "plain:2", "ere:1", "here:2")]
+    assert found == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize(

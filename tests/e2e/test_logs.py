@@ -57,6 +57,8 @@ def told(
     done = user.run(agent, task_id="good", input=PAYLOAD)
     assert done["output"] == PAYLOAD
     assert done["log"] == PAYLOAD
+    assert JWT.search(done["receipt"]), "what is looked for must look like this"
+    assert JWT.search(user.http.headers["Authorization"]), "and like this"
     assert not user.run(agent, input=f"!{PAYLOAD}")["success"]
     user.run(agent, input=PAYLOAD * (LARGE // len(PAYLOAD)))
     user.execute(agent, task_id="good", input=f"{PAYLOAD} again")
@@ -81,8 +83,8 @@ def told(
 
 def test_a_settlement_can_be_followed_by_its_ids(told: list[str]) -> None:
     settled = [json.loads(line) for line in told if '"message":"settled"' in line]
-    assert {"task_id", "escrow_id", "agent_id", "outcome", "paid_micro", "correlation_id"} <= settled[-1].keys()
-    assert settled[-1]["task_id"] == "last"
+    line = next(line for line in settled if line["task_id"] == "last")
+    assert {"escrow_id", "agent_id", "outcome", "paid_micro", "correlation_id"} <= line.keys()
 
 
 @pytest.mark.parametrize("word", [PAYLOAD, CLAIM])

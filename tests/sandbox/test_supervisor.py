@@ -52,6 +52,25 @@ def test_a_worker_that_died_while_idle_is_replaced_in_silence(make):
         assert pid_of(own) != first
 
 
+def test_workers_are_told_of_as_they_start_and_die_but_not_when_they_are_worn(make, monkeypatch):
+    told = []
+    with Sandbox(started=lambda: told.append("started"), killed=lambda: told.append("killed")) as own:
+        own.run(make(TRIVIAL))
+        os.kill(pid_of(own), signal.SIGKILL)
+        os.waitid(os.P_PID, pid_of(own), os.WEXITED | os.WNOWAIT)
+        own.run(make(TRIVIAL))
+        monkeypatch.setattr(limits, "WORKER_RUNS_MAX", 2)
+        own.run(make(TRIVIAL))
+        own.run(make(TRIVIAL))
+    assert told == ["started", "killed", "started", "started"]
+
+
+def test_a_job_beyond_the_limits_is_refused_without_a_word_of_its_input(make):
+    with Sandbox() as own, pytest.raises(ValueError, match="beyond the platform's limits") as refused:
+        own.run(make(TRIVIAL, stdin=b"secret", fuel=limits.FUEL_MAX + 1))
+    assert "secret" not in str(refused.value)
+
+
 def test_a_worker_that_dies_unseen_before_it_reads_the_job_is_replaced_too(make, monkeypatch):
     with Sandbox() as own:
         own.run(make(TRIVIAL))

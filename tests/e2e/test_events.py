@@ -104,7 +104,7 @@ def routes() -> dict[tuple[str, str], bool]:
     events = [
         event["Properties"]
         for resource in template["Resources"].values()
-        for event in resource["Properties"].get("Events", {}).values()
+        for event in resource.get("Properties", {}).get("Events", {}).values()
         if resource["Type"] == "AWS::Serverless::Function" and event["Type"] == "Api"
     ]
     return {

@@ -22,7 +22,7 @@ export QUITTANCE_PORT
 .PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit recompute-reputation openapi logs demo sam-local sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## start the local cloud, deploy template.yaml, print ready calls (QUITTANCE_PORT=4700 to choose)
 	$(LOCAL) up
@@ -65,6 +65,7 @@ bench: ## what the sandbox, receipts and acceptance cost; what one payer's walle
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/hot_wallet.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/receipts.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/acceptance.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table

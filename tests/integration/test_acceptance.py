@@ -203,7 +203,8 @@ def test_a_takeover_waits_for_the_verdict_and_comes_to_the_same(
     with pytest.raises(TaskInProgressError) as running:
         run(rich, agent, **again)
     lease_ms = 10_000 + tasks._RUN_RESERVE_MS + VERDICT_MS_MAX
-    assert running.value.retry_after_s == -(-lease_ms // 1_000)
+    lease_s = -(-lease_ms // 1_000)
+    assert running.value.retry_after_s in range(lease_s - 5, lease_s + 1), "what is left of the lease"
     rich.skew_ms = lease_ms + 1
     done = run(rich, agent, **again)
     assert done.error is not None

@@ -95,7 +95,8 @@ def test_a_pending_task_says_where_to_look(platform: Cloud, call: Call, monkeypa
     assert (headers["Location"], headers["Retry-After"]) == (f"{PREFIX}/tasks/t-1/result", "2")
     assert call("result", "GET", "/tasks/t-1/result")[0] == 202
     status, problem, headers = call("execute", "POST", "/tasks/execute", task(agent_id))
-    assert (status, problem["code"], headers["Retry-After"]) == (409, "task_in_progress", "18")
+    assert (status, problem["code"]) == (409, "task_in_progress")
+    assert headers["Retry-After"] in {"16", "17", "18"}, "what is left of the lease"
 
 
 def test_direct_invocation_answers_plainly_and_raises_refusals(platform: Cloud, context: Any) -> None:

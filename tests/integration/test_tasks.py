@@ -236,7 +236,8 @@ def test_crash_after_funding_is_taken_over_when_the_lease_lapses(rich: Cloud, mo
     assert isinstance(tasks.result(rich, "alice", "t-1"), TaskPending)
     with pytest.raises(TaskInProgressError) as running:
         run(rich, agent)
-    assert running.value.retry_after_s == 18, "the agent's 10 s, and what it takes beside them to load and settle"
+    # The agent's 10 s, and what it takes beside them to load and settle, less what has passed.
+    assert running.value.retry_after_s in {16, 17, 18}
     rich.skew_ms = 18_001
     assert run(rich, agent).success
     assert rich.ledger.available_micro("alice") == START - 10_000

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 from quittance import exact_json
-from quittance.acceptance import Acceptance, verdict
+from quittance.acceptance import Rules, verdict
 from quittance.limits import ACCEPTANCE_STEPS_MAX, OUTPUT_BYTES_MAX
 from quittance.schema import Schema, Steps, TooCostlyError
 
@@ -148,7 +148,7 @@ def measure(case: Case) -> tuple[float, int | None, str]:
     """Give the least CPU milliseconds, the steps (None: all were used up) and how it ended."""
     least = float("inf")
     for _ in range(ROUNDS):
-        rules = Acceptance(json_schema=case.schema)
+        rules = Rules(json_schema=case.schema)
         began = time.thread_time()
         found = verdict(case.output, agent=rules, task=None)
         least = min(least, time.thread_time() - began)

@@ -2,15 +2,9 @@
 
 The verdict depends on the rules and the bytes alone, and costs a bounded number of steps, not a bounded time: it is the
 same on every machine, so anybody who holds a receipt, the rules and the output can come to it again.
-
-A judge, another agent that scores the output, is run by the caller; here are what it reads, what it may print, and what
-follows from it.
 """
 
-import base64
 import hashlib
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,10 +13,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
@@ -32,17 +24,13 @@ from pydantic import (
 from quittance import exact_json
 from quittance.limits import (
     ACCEPTANCE_STEPS_MAX,
-    BUDGET_MICRO_MAX,
     MESSAGE_CHARS_MAX,
     OUTPUT_BYTES_MAX,
     SCHEMA_BYTES_MAX,
-    SCORE_BYTES_MAX,
 )
-from quittance.money import CreditsIn, between, format_credits, parse_credits
 from quittance.run import Outcome
 from quittance.schema import Schema, Steps, TooCostlyError, shorten
 
-SCORE_MICRO_MAX: Final = 1_000_000
 NO_RULES: Final = "{}"
 _POINTER_CHARS_MAX: Final = 200
 _JSON: Final = "application/json"
@@ -52,37 +40,15 @@ _SIGNATURES: Final = {  # of these the beginning is checked, not the whole
     "image/jpeg": b"\xff\xd8\xff",
     "image/png": b"\x89PNG\r\n\x1a\n",
 }
-_SCORE: Final = re.compile(rb"[ \t\r\n]*(?P<score>0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?)[ \t\r\n]*")
-_NO_TEXT: Final = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 
 MediaType = Literal["application/json", "text/plain; charset=utf-8", "application/pdf", "image/jpeg", "image/png"]
 Size = Annotated[int, Field(strict=True, ge=0, le=OUTPUT_BYTES_MAX)]
-Score = Annotated[
-    int,
-    BeforeValidator(parse_credits),
-    between(0, SCORE_MICRO_MAX),
-    PlainSerializer(format_credits),
-    WithJsonSchema({"type": "string", "pattern": r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", "examples": ["0.9"]}),
-]
-"""A score from 0 to 1: an `int` of millionths inside, a decimal string with up to six places in JSON."""
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Judge(_Form):
-    """Another agent, which reads the input and the output and prints a score."""
-
-    agent_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
-    threshold_micro: Score = Field(alias="threshold", description="The least score that is accepted.")
-    budget_micro: Annotated[CreditsIn, between(1, BUDGET_MICRO_MAX)] = Field(
-        alias="budget", description="The most that the judge may cost; part of what the task holds."
-    )
-
-
-class Rules(_Form):
+class Rules(BaseModel):
     """Rules for an output; all that are given must hold. An instance is well-formed: its schema has been compiled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     media_type: MediaType | None = Field(
         default=None, description="JSON and text are checked throughout, the others by their signature."
@@ -120,12 +86,6 @@ class Rules(_Form):
         return value
 
 
-class Acceptance(Rules):
-    """Rules of which one may be that a judge is content."""
-
-    judge: Judge | None = None
-
-
 class Side(StrEnum):
     """Whose rules they are."""
 
@@ -135,7 +95,7 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows for a run that ended well: SUCCEEDED, REJECTED, RULES_FAILED or JUDGE_FAILED.
+    """What follows for a run that ended well: SUCCEEDED, REJECTED or RULES_FAILED.
 
     `side` tells whose rules decided, and `message` why; both say nothing for an output that is accepted.
     """
@@ -156,9 +116,9 @@ def rules_json(rules: Rules) -> str:
     return exact_json.canonical(plain if rules.json_schema is None else {**plain, "json_schema": rules.json_schema})
 
 
-def parse_rules(text: str) -> Acceptance:
+def parse_rules(text: str) -> Rules:
     """The rules of their canonical JSON."""
-    return Acceptance.model_validate(exact_json.read(text.encode()))
+    return Rules.model_validate(exact_json.read(text.encode()))
 
 
 def rules_sha256(text: str) -> str | None:
@@ -167,7 +127,7 @@ def rules_sha256(text: str) -> str | None:
 
 
 def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdict:
-    """Whether an output meets the agent's rules and the task's, their judges left aside.
+    """Whether an output meets the agent's rules and the task's.
 
     The agent's come first. If they take too many steps, the agent is to blame, who published them; if the task's do,
     nobody is. Each side has its own budget of steps, so neither can use up the other's.
@@ -185,49 +145,6 @@ def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdic
             message = f"The output does not meet the {side}'s rules: {reason}."
             return Verdict(Outcome.REJECTED, side, message[:MESSAGE_CHARS_MAX])
     return Verdict()
-
-
-def judged(judge: Judge, output: bytes | None, *, side: Side) -> Verdict:
-    """What follows from a judge's run: `output` is what it printed, or None if it did not end well."""
-    score = None if output is None else score_micro(output)
-    if score is None:
-        message = f"The judge {judge.agent_id} of the {side}'s rules gave no score from 0 to 1."
-        return Verdict(Outcome.JUDGE_FAILED, side, message)
-    if score >= judge.threshold_micro:
-        return Verdict()
-    needed, given = format_credits(judge.threshold_micro), format_credits(score)
-    message = f"The judge {judge.agent_id} of the {side}'s rules gave the output {given}; it needs {needed}."
-    return Verdict(Outcome.REJECTED, side, message)
-
-
-def score_micro(output: bytes) -> int | None:
-    """The score that a judge printed, in millionths; None if it printed anything but one.
-
-    A score is a decimal from 0 to 1 with at most six places, alone, with or without white space around it: what every
-    language prints with one call, and nobody can read in two ways. `.5`, `1e-1` and `+1` are none.
-    """
-    match = _SCORE.fullmatch(output) if len(output) <= SCORE_BYTES_MAX else None
-    return None if match is None else parse_credits(match["score"].decode())
-
-
-def judge_input(task_input: bytes, output: bytes) -> bytes:
-    """What a judge reads: compact JSON with `input` and `output`, each as text, or as `…_base64` if it is none.
-
-    Text is UTF-8 without control characters other than white space, so no byte of it takes more than two bytes here,
-    and the whole always fits `JUDGE_INPUT_BYTES_MAX`.
-    """
-    members = dict([_as_member("input", task_input), _as_member("output", output)])
-    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _as_member(name: str, data: bytes) -> tuple[str, str]:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if _NO_TEXT.search(text):
-        return f"{name}_base64", base64.b64encode(data).decode()
-    return name, text
 
 
 def _mismatch(rules: Rules, output: bytes, read: Callable[[], Any]) -> str | None:

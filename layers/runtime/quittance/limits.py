@@ -91,5 +91,3 @@ PATTERN_WEIGHT_MAX: Final = 1_000  # of all regular expressions of one schema, c
 PATTERN_BYTES_PER_STEP: Final = 64  # text times weight that the regular expression engine gets through in one step
 NUMBER_CHARS_MAX: Final = 100  # of one JSON number that is read exactly
 NUMBER_EXPONENT_MAX: Final = 400  # of one, when it is written with one digit before the point; a double's end at 308
-SCORE_BYTES_MAX: Final = 64  # of what a judge prints
-JUDGE_INPUT_BYTES_MAX: Final = 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX) + 64  # JSON spells no byte with more than two

@@ -28,7 +28,6 @@ class Outcome(StrEnum):
     OUTPUT_LIMIT = "output_limit"
     REJECTED = "rejected"
     RULES_FAILED = "rules_failed"
-    JUDGE_FAILED = "judge_failed"
     WORKER_LOST = "worker_lost"
     OUT_OF_TIME = "out_of_time"
     ARTEFACT_MISSING = "artefact_missing"
@@ -44,10 +43,10 @@ class Outcome(StrEnum):
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
-# Besides success: a task's own rules, or a judge, did not come to a verdict, so nothing is known of the agent's work.
-_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
+# Besides success: a task's own rules did not come to a verdict, so nothing is known of the agent's work.
+_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED})
 # The run itself ended well; what decided is what its output was held to.
-OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
+OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
         Outcome.WORKER_LOST,

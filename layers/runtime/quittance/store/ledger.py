@@ -226,8 +226,8 @@ class Ledger:
 
     def uncredited_since_ms(self) -> int | None:
         """When the oldest escrow that waits to be credited was settled, as the index shows it; None if none waits."""
-        oldest = (item["work_at"] for queue in self._shards_of("SETTLED") for item in islice(self._work(queue), 1))
-        return min(oldest, default=None)
+        oldest = (islice(self._work(queue, page_items=1), 1) for queue in self._shards_of("SETTLED"))
+        return min((item["work_at"] for items in oldest for item in items), default=None)
 
     def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> int:
         """Credits owner and platform for settled escrows of one agent, and makes a batch of them for the log.
@@ -550,7 +550,11 @@ class Ledger:
         return found
 
     def _work(
-        self, *queues: str, before_ms: int | None = None, of: tuple[str, str] | None = None
+        self,
+        *queues: str,
+        before_ms: int | None = None,
+        of: tuple[str, str] | None = None,
+        page_items: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """What the index holds of some queues, one by one, oldest first; `of` keeps one attribute's value only."""
         name, wanted = of or ("", "")
@@ -560,6 +564,8 @@ class Ledger:
             "KeyConditionExpression": "#work = :queue" + ("" if before_ms is None else " AND work_at <= :before"),
             "ExpressionAttributeNames": {"#work": "work"} | ({"#of": name} if of else {}),
         } | ({"FilterExpression": "#of = :of"} if of else {})
+        if page_items is not None:
+            query["Limit"] = page_items
         values = {":before": before_ms, ":of": wanted if of else None}
         for queue in queues:
             query["ExpressionAttributeValues"] = to_item({":queue": queue, **values})

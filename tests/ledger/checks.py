@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quittance import auditing, receipt
+from quittance.escrow import escrow_id, judge_task_id
 from quittance.models import TaskResult
+from quittance.run import Side
 from tests.ledger.faults import Write
 from tests.ledger.world import Due, World, expected
 
@@ -43,7 +45,7 @@ def violations(
     found = [line for line in auditing.report(audit) if " at " in line]
     escrows = _escrows(items)
     for name, settled in escrows.items():
-        found += [f"{name}: {what}" for what in _escrow(settled)]
+        found += [f"{name}: {what}" for what in _escrow(settled, escrows)]
     found += _reputation(world, escrows)
     found += _journal(escrows, writes)
     return found + list(_answers(escrows, answers))
@@ -88,7 +90,7 @@ def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
     return {name: int(value) if kind == "N" else value for name, typed in item.items() for kind, value in typed.items()}
 
 
-def _escrow(escrow: Mapping[str, Any]) -> Iterable[str]:
+def _escrow(escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     if escrow["state"] == "funded" or "swept_ms" not in escrow or "work" in escrow:
         yield f"not settled and swept: {escrow['state']}"
         return
@@ -102,10 +104,22 @@ def _escrow(escrow: Mapping[str, Any]) -> Iterable[str]:
     if escrow["settled_ms"] >= escrow["expires_ms"]:
         yield "settled after its time"
     due = expected(escrow["account"], escrow["task_id"], escrow["agent_id"], escrow["budget"])
+    if escrow["outcome"] == "judge_failed" and _judge_of(escrow, others)["outcome"] in {"out_of_time", "expired"}:
+        due = Due("refunded", 0, 0, escrow["budget"])
+    if escrow["outcome"] == "not_needed" and _judged_by(escrow, others)["outcome"] in {"out_of_time", "expired"}:
+        due = Due("refunded", 0, 0, escrow["budget"])
     if escrow["outcome"] == "out_of_time":  # a takeover too late to run
         due = Due("refunded", 0, 0, escrow["budget"])
     if (escrow["state"], *split) != (due.state, due.paid, due.fee, due.refunded):
         yield f"is {escrow['state']} {split}, due was {due}"
+
+
+def _judge_of(escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    return others[escrow_id(escrow["account"], judge_task_id(escrow["task_id"], Side.AGENT))]
+
+
+def _judged_by(escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    return others[escrow_id(escrow["account"], escrow["task_id"].partition("#")[0])]
 
 
 def _reputation(world: World, escrows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
@@ -127,7 +141,7 @@ def _reputation(world: World, escrows: Mapping[str, Mapping[str, Any]]) -> Itera
             score = min(1_000, max(0, score + escrow["reputation_tenths"]))
         standing = world.ledger.standing(agent)
         wins = sum(escrow["outcome"] == "succeeded" for escrow in mine)
-        faults = sum(escrow["outcome"] == "exit_code" for escrow in mine)
+        faults = sum(escrow["outcome"] in {"exit_code", "rejected"} for escrow in mine)
         told = (standing.reference_tenths, standing.outcomes, standing.successes, standing.failures)
         if told != (score, len(mine), wins, faults):
             yield f"{agent}: reputation is {told}, due was {(score, len(mine), wins, faults)}"
@@ -168,7 +182,8 @@ def _answers(escrows: Mapping[str, Mapping[str, Any]], answers: Iterable[Answer]
         if result.receipt != escrow["receipt"]:
             yield f"{result.escrow_id}: the receipt that was answered is not the one in the ledger"
         stated = receipt.read_claims(result.receipt)
-        told = Sent(stated["user"], stated["task"], stated["agent"], int(stated["budget"]), stated["input_sha256"])
+        budget = int(stated["budget"]) + sum(judge.budget_micro for judge in result.judges)
+        told = Sent(stated["user"], stated["task"], stated["agent"], budget, stated["input_sha256"])
         if told != sent:
             yield f"{result.escrow_id}: answered {told} to {sent}"
         amounts = (result.amount_paid_micro, result.fee_micro, result.amount_refunded_micro)

@@ -48,6 +48,8 @@ from tests.ledger.world import (
     FLAT,
     FLAT_MICRO,
     HOT,
+    JUDGE_MICRO,
+    JUDGED,
     LEASE_MS,
     LIFE_MS,
     OWN,
@@ -211,8 +213,9 @@ def _plan(random: Random, pair: int, count: int) -> list[Task]:
     plan = []
     for number in range(count + count // 8):  # some will not find the money
         payer = random.choices((f"payer-{pair}", "hot", f"poor-{pair}"), (45, 45, 10))[0]
-        agent = random.choices((HOT, FLAT, OWN), (80, 15, 5))[0]
+        agent = random.choices((HOT, FLAT, OWN, JUDGED), (70, 12, 4, 14))[0]
         budget = FLAT_MICRO + random.choice((0, 1, 4_999, FLAT_MICRO, 80_000))
+        budget += JUDGE_MICRO if agent == JUDGED else 0
         texts = ("in", "other" if random.random() < 0.1 else "in")
         sent = [
             Sent(payer, f"p{pair}-t{number}", agent, budget, hashlib.sha256(text.encode()).hexdigest())

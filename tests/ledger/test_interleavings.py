@@ -10,12 +10,24 @@ import pytest
 
 from quittance import escrow as escrows
 from quittance import tasks
-from quittance.limits import ESCROW_GRACE_MS
+from quittance.limits import ESCROW_GRACE_MS, VERDICT_MS_MAX
 from quittance.sweeping import sweep
 from tests.ledger.checks import Sent
 from tests.ledger.explore import Actor, Table, Walk, Walked
 from tests.ledger.memory import Memory
-from tests.ledger.world import FLAT, FLAT_MICRO, LEASE_MS, START_MS, TIMEOUT_S, World, ask, task_named
+from tests.ledger.world import (
+    FLAT,
+    FLAT_MICRO,
+    JUDGE_MICRO,
+    JUDGED,
+    LEASE_MS,
+    START_MS,
+    TIMEOUT_S,
+    World,
+    ask,
+    judged_task_named,
+    task_named,
+)
 
 LEASE = START_MS + LEASE_MS
 EXPIRY = START_MS + TIMEOUT_S * 1_000 + ESCROW_GRACE_MS
@@ -42,9 +54,9 @@ ALL_TRIOS = (
 TRIOS = tuple(trio for trio in ALL_TRIOS if "retry" not in trio or "QUITTANCE_LONG" in os.environ)
 
 
-def client(name: str, task_id: str, budget: int, text: str = "in") -> Actor:
-    request = ask(task_id, budget=budget, text=text)
-    sent = Sent("alice", task_id, FLAT, budget, hashlib.sha256(text.encode()).hexdigest())
+def client(name: str, task_id: str, budget: int, text: str = "in", *, agent: str = FLAT) -> Actor:
+    request = ask(task_id, agent, budget=budget, text=text)
+    sent = Sent("alice", task_id, agent, budget, hashlib.sha256(text.encode()).hexdigest())
     return Actor(name, lambda world: tasks.execute(world, "alice", request), sent)
 
 
@@ -127,6 +139,26 @@ def test_two_actors_one_of_whom_may_lose_an_answer(rival: str, task_id: str, bud
 def test_three_actors(rivals: tuple[str, str]) -> None:
     walked = walk(("runner", *rivals))
     assert walked.interleavings > walked.states
+
+
+JUDGED_LEASE = LEASE + TIMEOUT_S * 1_000 + tasks._RUN_RESERVE_MS + 2 * VERDICT_MS_MAX
+JUDGED_EXPIRY = EXPIRY + TIMEOUT_S * 1_000
+
+
+@pytest.mark.skipif("QUITTANCE_LONG" not in os.environ, reason="takes minutes: make interleavings walks it")
+@pytest.mark.parametrize("rival", ["retry", "sweep", "reader"])
+@pytest.mark.parametrize(
+    ("own", "judge", "score", "state"),
+    [(True, True, "0.5", "released"), (True, True, "0.4", "refunded"), (False, True, "0.5", "refunded")],
+)
+def test_a_task_and_its_judge_under_a_rival(rival: str, own: bool, judge: bool, score: str, state: str) -> None:
+    task_id = judged_task_named("t", payer="alice", own=own, judge=judge, score=score)
+    budget = FLAT_MICRO + JUDGE_MICRO + 5
+    actors = cast(task_id, budget) | {name: client(name, task_id, budget, agent=JUDGED) for name in ("runner", "retry")}
+    walked = Walk(start(), [actors["runner"], actors[rival]], [START_MS, JUDGED_LEASE, JUDGED_EXPIRY]).all()
+    assert walked.wrong == []
+    assert ("runner", state) in walked.results
+    COUNTED.append(("runner", rival, walked.states, walked.interleavings))
 
 
 def test_how_much_was_walked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from quittance.limits import KIB, MIB
 from quittance.log import Tile
 from quittance.models import TaskRequest
 from quittance.observability import logger
-from quittance.run import Job, Meter, Outcome, Run
+from quittance.run import Job, Meter, Outcome, Run, Side
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs
 from quittance.store.keys import Keys
@@ -41,7 +42,7 @@ PLATFORM_ACCOUNT = "quittance:platform"
 FEE_BPS = 333  # of odd prices: every fee is rounded
 START_MS = 1_800_000_000_000
 TIMEOUT_S = 10
-LIFE_MS = 40_000  # of one invocation
+LIFE_MS = 60_000  # of one invocation
 LEASE_MS = TIMEOUT_S * 1_000 + tasks._RUN_RESERVE_MS
 FUEL = 10**9
 OUTPUT = b"done"
@@ -55,8 +56,8 @@ def micro(amount: int) -> str:
     return f"{amount // 10**6}.{amount % 10**6:06}"
 
 
-def _agent(name: str, owner: str, tariff: str) -> Agent:
-    terms = Terms(tariff=tariff, memory_bytes=MIB, timeout_s=TIMEOUT_S, fuel=FUEL)
+def _agent(name: str, owner: str, tariff: str, *, rules: str = "{}", artefact: str = "artefact") -> Agent:
+    terms = Terms(tariff=tariff, memory_bytes=MIB, timeout_s=TIMEOUT_S, fuel=FUEL, rules=rules)
     return Agent(
         agent_id=name,
         owner=owner,
@@ -65,17 +66,22 @@ def _agent(name: str, owner: str, tariff: str) -> Agent:
         created_ms=0,
         terms=terms,
         upload=Upload(1, AgentState.ACTIVE, terms),
-        version=Version(MODULE, artefact_key(MODULE), "artefact", "engine", "c0" * 32),
+        version=Version(MODULE, artefact_key(MODULE), artefact, "engine", "c0" * 32),
     )
 
 
 _FLAT = f'{{"type":"flat","price":"{micro(FLAT_MICRO)}"}}'
 _RATES = ",".join(f'"{name}":"{micro(rate)}"' for name, rate in METERED.items())
 HOT, FLAT, OWN = "agt_" + "h" * 26, "agt_" + "f" * 26, "agt_" + "o" * 26
+JUDGED, JUDGE = "agt_" + "d" * 26, "agt_" + "j" * 26
+JUDGE_MICRO = FLAT_MICRO + 3  # what is held for the judge
+_JUDGED_RULES = f'{{"judge":{{"agent_id":"{JUDGE}","budget":"{micro(JUDGE_MICRO)}","threshold":"0.5"}}}}'
 AGENTS = {
     HOT: _agent(HOT, "olga", f'{{"type":"metered",{_RATES}}}'),
     FLAT: _agent(FLAT, "oskar", _FLAT),
     OWN: _agent(OWN, PLATFORM_ACCOUNT, _FLAT),
+    JUDGED: _agent(JUDGED, "olga", _FLAT, rules=_JUDGED_RULES),
+    JUDGE: _agent(JUDGE, "judith", _FLAT, artefact="judge"),
 }
 
 
@@ -219,21 +225,22 @@ class World(Platform):
 
 
 def instant_run(job: Job) -> Run:
-    """A run without a guest: outcome and meter follow from the escrow's seed."""
-    return _run(job.seed, len(job.stdin), job.fuel)
+    """A run without a guest: outcome, output and meter follow from the escrow's seed."""
+    return _run(job.seed, len(job.stdin), job.fuel, judges=job.artefact_sha256 == "judge")
 
 
-def _run(seed: bytes, input_bytes: int, fuel_max: int) -> Run:
+def _run(seed: bytes, input_bytes: int, fuel_max: int, *, judges: bool = False) -> Run:
     draw = hashlib.sha256(seed).digest()
+    output = OUTPUT if not judges else b"0.5" if draw[6] < 128 else b"0.4"
     meter = Meter(
         fuel=min(int.from_bytes(draw[:3]), fuel_max),
         wall_ms=draw[4] * 8,
         memory_bytes=KIB,
         input_bytes=input_bytes,
-        output_bytes=len(OUTPUT),
+        output_bytes=len(output),
     )
     if draw[5] < 190:
-        return Run(Outcome.SUCCEEDED, "", meter, 0, OUTPUT)
+        return Run(Outcome.SUCCEEDED, "", meter, 0, output)
     outcome = Outcome.EXIT_CODE if draw[5] < 230 else Outcome.WORKER_LOST
     return Run(outcome, "It failed.", meter, 3)
 
@@ -255,8 +262,21 @@ class Due:
     refunded: int
 
 
+def judged_run(payer: str, task_id: str) -> tuple[Run, Run]:
+    """How a judged task's own run ends, and its judge's, if that is asked."""
+    names = task_id, escrows.judge_task_id(task_id, Side.AGENT)
+    seeds = [escrows.seed(escrows.escrow_id(payer, name)) for name in names]
+    return _run(seeds[0], 0, FUEL), _run(seeds[1], 0, FUEL, judges=True)
+
+
 def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
     """What the escrow of a task must be if its run is settled in time."""
+    if agent_id in {JUDGED, JUDGE}:
+        own, judge = judged_run(payer, task_id.partition("#")[0])
+        paid = own.outcome is judge.outcome is Outcome.SUCCEEDED
+        if agent_id == JUDGED:
+            paid = paid and judge.stdout == b"0.5"
+        return _due(FLAT_MICRO, budget) if paid else Due("refunded", 0, 0, budget)
     bought = (budget - METERED["base"]) * 1_000_000 // METERED["per_million_fuel"] if agent_id == HOT else FUEL
     run = _run(escrows.seed(escrows.escrow_id(payer, task_id)), 0, min(bought, FUEL))
     if run.outcome is not Outcome.SUCCEEDED:
@@ -266,7 +286,10 @@ def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
         million = 1_000_000
         fuel = (run.meter.fuel * METERED["per_million_fuel"] + million - 1) // million
         used = max(METERED["minimum"], METERED["base"] + fuel + METERED["per_kib_output"])
-    used = min(used, budget)
+    return _due(min(used, budget), budget)
+
+
+def _due(used: int, budget: int) -> Due:
     fee, rest = divmod(used * FEE_BPS, 10_000)
     assert 0 <= rest < 10_000
     return Due("released", used - fee, fee, budget - used)
@@ -274,10 +297,19 @@ def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
 
 def task_named(prefix: str, *, payer: str, state: str) -> str:
     """A task id whose run ends in `state`."""
-    number = 0
-    while expected(payer, f"{prefix}{number}", FLAT, 2 * FLAT_MICRO).state != state:
-        number += 1
-    return f"{prefix}{number}"
+    names = (f"{prefix}{number}" for number in count())
+    return next(name for name in names if expected(payer, name, FLAT, 2 * FLAT_MICRO).state == state)
+
+
+def judged_task_named(prefix: str, *, payer: str, own: bool, judge: bool, score: str) -> str:
+    """A task id of the judged agent: whether its run succeeds, whether its judge's does, and what that one says."""
+
+    def fits(name: str) -> bool:
+        runs = judged_run(payer, name)
+        ended = tuple(run.outcome is Outcome.SUCCEEDED for run in runs)
+        return ended == (own, judge) and (not judge or runs[1].stdout.decode() == score)
+
+    return next(filter(fits, (f"{prefix}{number}" for number in count())))
 
 
 @cache

@@ -117,7 +117,7 @@ def claims(
     limits: Limits | None,
     engine: str,
     config_sha256: str,
-    scores_micro: Mapping[Side, int] | None = None,
+    scores_micro: Mapping[Side, int | None] | None = None,
 ) -> dict[str, Any]:
     """What a receipt states, in the form that `Statement` describes. `limits` is None where nothing ran."""
     return {
@@ -171,10 +171,12 @@ def claims(
     }
 
 
-def _acceptance(escrow: Escrow, settlement: Settlement, scores_micro: Mapping[Side, int]) -> dict[str, Any] | None:
+def _acceptance(
+    escrow: Escrow, settlement: Settlement, scores_micro: Mapping[Side, int | None]
+) -> dict[str, Any] | None:
     if escrow.agent_rules_sha256 is None and escrow.task_rules_sha256 is None:
         return None
-    scores = {side: format_credits(score_micro) for side, score_micro in scores_micro.items()}
+    scores = {side: format_credits(score) for side, score in scores_micro.items() if score is not None}
     return {
         "agent_sha256": escrow.agent_rules_sha256,
         "task_sha256": escrow.task_rules_sha256,

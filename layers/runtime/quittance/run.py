@@ -114,7 +114,7 @@ class Meter:
 class Run:
     """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began.
 
-    `scores_micro` are those that judges gave its output, in millionths.
+    `scores_micro` are those that judges gave its output, in millionths, None for a judge who was asked and gave none.
     """
 
     outcome: Outcome
@@ -124,4 +124,4 @@ class Run:
     stdout: bytes = b""
     stderr: bytes = b""
     limits: Limits | None = None
-    scores_micro: Mapping[Side, int] = field(default_factory=dict)
+    scores_micro: Mapping[Side, int | None] = field(default_factory=dict)

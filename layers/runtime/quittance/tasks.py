@@ -131,6 +131,7 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
     if judged is None:  # whether a judge was paid is not known, and so not what follows from it
         return _answer(platform, _look_again(platform, escrow))
     settled = _settle(platform, escrow, judged, ready.version)
+    _dismiss(platform, settled, attempt, [seat for seat in seats if seat.side not in judged.scores_micro])
     return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
 
 
@@ -328,24 +329,22 @@ def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
 
 
 def _judge(platform: Platform, escrow: Escrow, attempt: _Attempt, seats: list[_Seat], run: Run) -> Run | None:
-    """The run with its judges' scores, or how it ends because one is not content.
+    """The run with its judges' scores, or how it ends because one is not content: then the others are not asked.
 
     None if it is not known whether a judge was paid: what is not known must not decide about the task.
     """
     read = acceptance.judge_input(attempt.stdin, run.stdout) if seats else b""
     for place, seat in enumerate(seats):
-        standing = _seated(platform, escrow, attempt, seat)
         if run.outcome is not Outcome.SUCCEEDED:
-            _dismiss(platform, standing, attempt)
-            continue
+            break
+        standing = _seated(platform, escrow, attempt, seat)
         if standing.settlement is None and standing.runner == attempt.runner:
             keep_ms = _span_ms(escrow, seats[place:]) - escrow.timeout_ms - standing.timeout_ms
             standing = _ask(platform, standing, seat, read, keep_ms=keep_ms)
         if standing.settlement is None:
             return None
         score_micro = judging.score_micro(standing, read)
-        if score_micro is not None:
-            run = replace(run, scores_micro={**run.scores_micro, seat.side: score_micro})
+        run = replace(run, scores_micro={**run.scores_micro, seat.side: score_micro})
         verdict = acceptance.judged(seat.rule, score_micro, side=seat.side)
         if not verdict.accepted:
             run = replace(run, outcome=verdict.outcome, message=verdict.message)
@@ -377,10 +376,17 @@ def _ask(platform: Platform, escrow: Escrow, seat: _Seat, read: bytes, *, keep_m
     return _settle(platform, escrow, run, seat.ready.version)
 
 
-def _dismiss(platform: Platform, escrow: Escrow, attempt: _Attempt) -> None:
-    """Refunds what was held for a judge; if that fails, its expiry does."""
-    if escrow.settlement is None and escrow.runner == attempt.runner:
-        _settle(platform, escrow, Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter()), None)
+def _dismiss(platform: Platform, settled: Escrow, attempt: _Attempt, seats: list[_Seat]) -> None:
+    """Refunds what was held for judges who were not asked; if that fails, their expiry does.
+
+    Only once the task is settled, and by this attempt: one that was overtaken may not send away another's judges.
+    """
+    if settled.settlement is None or settled.runner != attempt.runner:
+        return
+    for seat in seats:
+        standing = _seated(platform, settled, attempt, seat)
+        if standing.settlement is None and standing.runner == attempt.runner:
+            _settle(platform, standing, Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter()), None)
 
 
 def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None) -> Escrow:

@@ -37,7 +37,10 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Right:
-    """One action on one resource that a function's role allows; `resource` is a pattern, `written` its source."""
+    """One action on one resource that a function's role allows; `resource` is a pattern, `written` its source.
+
+    A condition is not read here: the local cloud enforces it, and tests try it.
+    """
 
     function: str
     action: str

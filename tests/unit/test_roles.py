@@ -97,11 +97,15 @@ def test_what_is_not_understood_is_not_guessed() -> None:
 
 
 def test_calls_that_no_role_allows_are_told() -> None:
-    rights = deployed(allow("s3:GetObject", {"Fn::Sub": "${Bucket.Arn}/out?uts/*"})).rights()
+    rights = deployed(
+        allow("s3:GetObject", [{"Fn::Sub": "${Bucket.Arn}/out?uts/*"}, {"Fn::Sub": "${Bucket.Arn}/one.p"}]),
+    ).rights()
     lawful = call("s3:GetObject", f"{BUCKET}/outputs/a/b")
     others = [
         call("s3:GetObject", f"{BUCKET}/outputs"),
         call("s3:GetObject", f"{BUCKET}x/outputs/a"),
+        call("s3:GetObject", f"{BUCKET}/one.p/more"),
+        call("s3:GetObject", f"{BUCKET}/one-p"),
         call("s3:PutObject", f"{BUCKET}/outputs/a"),
         call("s3:GetObject", f"{BUCKET}/outputs/a", function="Idle"),
         call("s3:GetObject", f"{BUCKET}/outputs/a", allowed=False),

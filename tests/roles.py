@@ -24,6 +24,11 @@ _ARNS = {
     "AWS::Serverless::StateMachine": "arn:{AWS::Partition}:states:{AWS::Region}:{AWS::AccountId}:stateMachine:{id}",
     FUNCTION: "arn:{AWS::Partition}:lambda:{AWS::Region}:{AWS::AccountId}:function:{id}",
 }
+# What Lambda asks with a function's role, to feed it: by the kind of the event and the property that names its source.
+_FEEDING = {
+    "SQS": ("Queue", {"ReceiveMessage", "DeleteMessage", "GetQueueAttributes", "ChangeMessageVisibility"}),
+    "DynamoDB": ("Stream", {"DescribeStream", "GetRecords", "GetShardIterator", "ListStreams"}),
+}
 
 
 class Call(NamedTuple):
@@ -120,6 +125,20 @@ class Deployed:
                 ]
         return found
 
+    def feeds(self, right: Right) -> bool:
+        """Is this what Lambda itself needs, to read the source of one of the function's events?
+
+        The local cloud reads it without asking.
+        """
+        events = self.template["Resources"][right.function]["Properties"].get("Events", {}).values()
+        for event in events:
+            source, actions = _FEEDING.get(event["Type"], ("", set()))
+            if right.action.partition(":")[2] in actions:
+                found = self.value(event["Properties"][source])
+                if right.resource in (found, "*"):
+                    return True
+        return False
+
     def value(self, written: Any) -> Any:
         """What CloudFormation makes of a value in the template."""
         if isinstance(written, list):
@@ -148,6 +167,12 @@ class Deployed:
 
     def _attribute(self, name: str, attribute: str) -> str:
         kind, found = dict(self._kinds())[name], self.ids[name]
+        if (kind, attribute) == (FUNCTION, "Alias"):
+            shared = self.template.get("Globals", {}).get("Function", {})
+            properties = {**shared, **self.template["Resources"][name]["Properties"]}
+            return self.ids[f"{name}Alias{properties['AutoPublishAlias']}"]
+        if (kind, attribute) == ("AWS::DynamoDB::Table", "StreamArn"):
+            return f"{self._attribute(name, 'Arn')}/stream/*"
         if attribute != "Arn" or kind not in _ARNS:
             msg = f"{kind}.{attribute} is not read here: add it to tests/roles.py"
             raise ValueError(msg)

@@ -80,12 +80,37 @@ def test_a_condition_is_decided_by_the_parameters() -> None:
     assert patterns(deployed(allow("kms:Sign", keys), former="arn:old")) == [KEY, "arn:old"]
 
 
+def test_what_lambda_asks_to_feed_a_function_is_known_by_the_functions_events() -> None:
+    queue, stream = {"Fn::GetAtt": ["Queue", "Arn"]}, {"Fn::GetAtt": ["Table", "StreamArn"]}
+    found = deployed(
+        allow(["sqs:ReceiveMessage", "sqs:SendMessage"], queue),
+        allow("dynamodb:GetRecords", stream),
+        allow("dynamodb:ListStreams", "*"),
+        allow("sqs:DeleteMessage", "arn:other"),
+    )
+    assert not any(map(found.feeds, found.rights()))
+    found.template["Resources"]["Worker"]["Properties"]["Events"] = {
+        "Due": {"Type": "SQS", "Properties": {"Queue": queue}},
+        "Changed": {"Type": "DynamoDB", "Properties": {"Stream": stream}},
+        "Asked": {"Type": "Api", "Properties": {}},
+    }
+    feeding = [right.action for right in found.rights() if found.feeds(right)]
+    assert feeding == ["sqs:ReceiveMessage", "dynamodb:GetRecords", "dynamodb:ListStreams"]
+
+
+def test_an_alias_is_the_one_that_is_published() -> None:
+    found = deployed(allow("lambda:InvokeFunction", {"Ref": "Idle.Alias"}))
+    found.template["Globals"] = {"Function": {"AutoPublishAlias": "live"}}
+    named = Deployed(found.template, found.parameters, {**found.ids, "IdleAliaslive": "arn:alias"})
+    assert patterns(named) == ["arn:alias"]
+
+
 def test_what_is_not_understood_is_not_guessed() -> None:
     table = {"Fn::GetAtt": ["Table", "Arn"]}
     for statement in (
         {**allow("a:One", table), "Effect": "Deny"},
         {"Effect": "Allow", "NotAction": "a:One", "Resource": table},
-        allow("a:One", {"Fn::GetAtt": ["Table", "StreamArn"]}),
+        allow("a:One", {"Fn::GetAtt": ["Queue", "QueueName"]}),
         allow("a:One", {"Fn::ImportValue": "x"}),
     ):
         with pytest.raises(ValueError, match="not read here"):

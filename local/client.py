@@ -86,5 +86,5 @@ def _send(request: urllib.request.Request) -> bytes:
             return bytes(answer.read())
     except urllib.error.HTTPError as error:
         said = error.read(2000).decode(errors="replace")
-        msg = f"{request.method} {request.selector} answered {error.code}: {said}"
+        msg = f"{request.get_method()} {request.selector} answered {error.code}: {said}"
         raise RefusedError(msg) from error

@@ -149,6 +149,8 @@ def _server_env(state: State, port: int) -> dict[str, str]:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         **CREDENTIALS,
+        "AUTH": "true",  # a function may do what its role allows, and no more; CREDENTIALS are the account's own
+        "QUITTANCE_CALLS": str(state.calls),
         "BIND_HOST": _HOST,
         "GATEWAY_PORT": str(port),
         "IOT_MTLS_ENABLED": "0",

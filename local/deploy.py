@@ -104,7 +104,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
     if state.stack.is_file() and (stack := Stack.read(state.stack)).deployed == deployed:
         return stack
     state.stack.unlink(missing_ok=True)
-    _object(cloud, _ISSUER_BUCKET, "jwks.json", json.dumps({"keys": [issuer.jwk(key)]}).encode())
+    _publish_keys(cloud, {"keys": [issuer.jwk(key)]})
     aws(cloud, "s3").create_bucket(Bucket=_ARTIFACTS_BUCKET)
     command = [
         str(venvs.ensure("sam") / "sam"), "deploy", "--config-env", "local",
@@ -162,10 +162,19 @@ def functions_log(cloud: Cloud) -> list[str]:
     ]
 
 
-def _object(cloud: Cloud, bucket: str, key: str, body: bytes) -> None:
+def _publish_keys(cloud: Cloud, jwks: dict[str, Any]) -> None:
+    """The issuer's keys, where anyone can read them: an issuer's web site asks nobody who they are."""
     s3 = aws(cloud, "s3")
-    s3.create_bucket(Bucket=bucket)
-    s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json")
+    s3.create_bucket(Bucket=_ISSUER_BUCKET)
+    s3.delete_public_access_block(Bucket=_ISSUER_BUCKET)
+    anyone = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{_ISSUER_BUCKET}/*",
+    }
+    s3.put_bucket_policy(Bucket=_ISSUER_BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [anyone]}))
+    s3.put_object(Bucket=_ISSUER_BUCKET, Key="jwks.json", Body=json.dumps(jwks), ContentType="application/json")
 
 
 def _outputs(cloud: Cloud) -> dict[str, str]:

@@ -1,23 +1,34 @@
-"""ministack as it comes, but for one thing: a layer is unpacked once, not again for every worker.
+"""ministack, with policies enforced (AUTH), and five things that it does not do by itself.
 
-Each concurrent call has a worker of its own, and each would unpack 80 MB of the same files: more
-than a second of every cold start, and gigabytes of disk for a test of races. Lambda shares a layer
-too, read-only. ministack.core.lambda_runtime unpacks with `zipfile.ZipFile(...).extractall(...)`;
-should a release do it otherwise, this does nothing and tests/local/test_cloud.py says so.
+- A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
+  unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
+  Lambda shares a layer too, read-only.
+- Every call that a role makes is recorded (`QUITTANCE_CALLS`): tests compare them with the roles in template.yaml.
+- S3 tells that an object is missing to those alone who may list its bucket; others are denied. So it is on AWS.
+- `dynamodb:LeadingKeys` is known where a request names its keys (not in transactions).
+- The loopback counts as TLS: else the buckets, which refuse everybody without it, would refuse everybody here.
+
+Each takes a function of ministack's pinned release and wraps it. Should a release do it otherwise, they do nothing, or
+cannot start, and tests/local/test_cloud.py says which.
 """
 
 import hashlib
+import json
+import os
 import tempfile
 import threading
 import zipfile
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
-from ministack.app import main  # type: ignore[import-not-found]  # in the cloud's environment only
-from ministack.core import lambda_runtime  # type: ignore[import-not-found]
+from ministack import app  # type: ignore[import-not-found]  # in the cloud's environment only
+from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]
+from ministack.services import sts  # type: ignore[import-not-found]
 
 _UNPACKING = threading.Lock()
+_MISSING = 404
 
 
 class _SharedLayers(zipfile.ZipFile):
@@ -37,6 +48,56 @@ class _SharedLayers(zipfile.ZipFile):
         Path(path).symlink_to(shared, target_is_directory=True)
 
 
-if __name__ == "__main__":
+def _recorded(enforce: Callable[..., Any], sink: TextIO) -> Callable[..., Any]:
+    """One line for each different call of a role: who (its session), the action, the resource, was it allowed."""
+    told = set()
+
+    def recording(key: str, action: str, *where: str, resource_arn: str = "*", **context: Any) -> Any:  # noqa: ANN401
+        denied = enforce(key, action, *where, resource_arn=resource_arn, **context)
+        if session := sts._sessions.get(key):  # noqa: SLF001 - a role's keys; all others are the account's own
+            call = {"caller": session["Arn"], "action": action, "resource": resource_arn, "allowed": denied is None}
+            if (line := json.dumps(call)) not in told:
+                told.add(line)
+                print(line, file=sink, flush=True)
+        return denied
+
+    return recording
+
+
+def _missing_denied(s3: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def answer(method: str, path: str, headers: Any, body: bytes, query: Any) -> Any:  # noqa: ANN401
+        answered = await s3(method, path, headers, body, query)
+        bucket, _, key = path.strip("/").partition("/")
+        if answered[0] != _MISSING or method not in ("GET", "HEAD") or not key:
+            return answered
+        listed = f"arn:aws:s3:::{bucket}"
+        denied = app._enforce_data_plane("s3", "s3:ListBucket", headers, query, "", resource_arn=listed)  # noqa: SLF001
+        return denied or answered
+
+    return answer
+
+
+def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[bytes], dict[str, Any]]:
+    def context(body: bytes) -> dict[str, Any]:
+        request = json.loads(body or b"{}")
+        keys = [request["Key"]] if "Key" in request else []
+        keys += [key for asked in request.get("RequestItems", {}).values() if "Keys" in asked for key in asked["Keys"]]
+        # All tables here have a partition key alone: a key's one attribute is it.
+        leading = [value for key in keys for typed in key.values() for value in typed.values()]
+        return {**known(body), **({"dynamodb:LeadingKeys": leading} if leading else {})}
+
+    return context
+
+
+def _prepare(env: Mapping[str, str]) -> None:
     lambda_runtime.zipfile = SimpleNamespace(**{**vars(zipfile), "ZipFile": _SharedLayers})
-    main()
+    sink = Path(env["QUITTANCE_CALLS"]).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the cloud runs
+    iam_evaluator.enforce = _recorded(iam_evaluator.enforce, sink)
+    app.SERVICE_HANDLERS["s3"] = _missing_denied(app.SERVICE_HANDLERS["s3"])
+    app.pin_request_origin = lambda address, _secure: iam_evaluator.pin_request_origin(address, secure_transport=True)
+    iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
+
+
+if __name__ == "__main__":
+    _prepare(os.environ)
+    app.main()

@@ -42,6 +42,11 @@ class State:
         return self.root / "scratch"
 
     @property
+    def calls(self) -> Path:
+        """What the functions asked of AWS since the cloud began: a line of JSON for each different call."""
+        return self.root / "calls.jsonl"
+
+    @property
     def key(self) -> Path:
         """The private key of the local issuer."""
         return self.root / "issuer.pem"

@@ -36,15 +36,37 @@ TEST_STATE = LOCAL / "test-cloud"
 ANSWER_SECONDS = 60
 DEFAULT_TARIFF: Mapping[str, Any] = {"type": "flat", "price": "0.01"}
 MICRO = 1_000_000
+HERE = Path(__file__).parent
+# After all others, in this order: the logs are read, and then what was asked of AWS.
+LAST = ["test_logs.py", "test_privilege.py"]
+DESELECTED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sockets are what these tests are about, whatever the unit tests forbid. The logs are read after all of them."""
-    here = Path(__file__).parent
+    """Sockets are what these tests are about, whatever the unit tests forbid. Some look back at all the others."""
     for item in items:
-        if here in item.path.parents:
+        if HERE in item.path.parents:
             item.add_marker(pytest.mark.enable_socket)
-    items.sort(key=lambda item: item.path == here / "test_logs.py")
+    items.sort(
+        key=lambda item: LAST.index(item.path.name) if item.path.parent == HERE and item.path.name in LAST else -1
+    )
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Remembers that some of these tests were not chosen."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.config.stash[DESELECTED] = True
+
+
+@pytest.fixture
+def left_out(request: pytest.FixtureRequest) -> str:
+    """Why the session does not tell all that these tests make the functions do; empty if it does."""
+    chosen = {item.path for item in request.session.items}
+    named = any("::" in word for word in request.config.invocation_params.args)
+    if named or request.config.stash.get(DESELECTED, False) or not chosen.issuperset(HERE.glob("test_*.py")):
+        return "only some of the tests were chosen"
+    return "some tests failed" if request.session.testsfailed else ""
 
 
 @pytest.fixture(scope="session")

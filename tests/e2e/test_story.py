@@ -20,6 +20,7 @@ from tests.support import wasm
 CREDIT = 1_000_000
 FLAT = {"type": "flat", "price": "0.04"}
 NO_START = bytes.fromhex("0061736d01000000")  # the smallest module there is
+COMPILE_SECONDS = 60
 REFRESH_SECONDS = 10  # how long an environment may go on with an agent as it was
 
 
@@ -409,6 +410,27 @@ def test_new_version_takes_over_whole_and_the_old_one_serves_until_then(
         sleep(0.5)
     assert now in seen
     assert seen <= {was, now}, "never one version's module at the other's price"
+
+
+def test_agent_that_another_engine_compiled_is_compiled_anew_at_first_need(
+    alice: User, olga: User, publish: Callable[..., str], stack: Stack, aws: Callable[[str], Any]
+) -> None:
+    agent = publish(wasm("echo"), owner=olga.name)
+    entry: dict[str, Any] = {"TableName": stack.registry_table, "Key": {"pk": {"S": f"AGENT#{agent}"}}}
+    older = {":older": {"S": "by an older engine"}}
+    written = aws("dynamodb").update_item(
+        **entry, UpdateExpression="SET artefact_key = :older", ExpressionAttributeValues=older, ReturnValues="ALL_OLD"
+    )
+    refused = alice.execute(agent)
+    assert (refused.status_code, refused.json()["code"]) == (409, "agent_not_ready")
+    assert int(refused.headers["Retry-After"]) > 0
+    until = monotonic() + COMPILE_SECONDS
+    while (again := alice.execute(agent)).status_code == 409:
+        assert monotonic() < until, "it is never compiled"
+        sleep(0.2)
+    assert again.json()["success"]
+    kept = aws("dynamodb").get_item(**entry, ConsistentRead=True)["Item"]
+    assert kept["artefact_key"] == written["Attributes"]["artefact_key"]
 
 
 def test_only_the_owner_changes_an_agent(alice: User, publish: Callable[..., str], echo: str) -> None:

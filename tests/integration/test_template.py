@@ -1,7 +1,9 @@
 """What `template.yaml` promises: who may do what, which routes are open, and that code and template name the same."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from quittance import tasks
 from quittance.config import Settings
 from quittance.limits import CALL_MS_MAX, TIMEOUT_S_SYNC_MAX, VERDICT_MS_MAX
+from tests.roles import statements
 from tests.support import ROOT
 
 FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
@@ -18,13 +21,25 @@ def resources(template: dict[str, Any], kind: str) -> dict[str, Any]:
     return {name: found["Properties"] for name, found in template["Resources"].items() if found["Type"] == kind}
 
 
-def actions(properties: dict[str, Any]) -> set[str]:
-    found: set[str] = set()
-    for policy in properties.get("Policies", []):
-        for statement in policy["Statement"]:
-            named = statement["Action"]
-            found.update([named] if isinstance(named, str) else named)
-    return found
+def allowing(node: Any) -> Iterator[dict[str, Any]]:
+    """Every statement that allows something, wherever it is in a part of the template."""
+    if isinstance(node, dict) and node.get("Effect") == "Allow":
+        yield node
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from allowing(part)
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def holders(template: dict[str, Any], resource: str, *actions: str) -> set[str]:
+    """The functions that may do one of these to a resource or a part of it; without actions, anything."""
+    return {
+        function
+        for function, statement in statements(template)
+        if resource in str(statement["Resource"]) and (not actions or {*actions} & {*listed(statement["Action"])})
+    }
 
 
 def test_every_folder_is_a_function_and_every_function_a_folder(template: dict[str, Any]) -> None:
@@ -47,16 +62,53 @@ def test_every_route_needs_a_token_but_health_keys_and_documentation(template: d
     }  # fmt: skip
 
 
+# Actions for which AWS knows no resource to name.
+UNSCOPED = re.compile(
+    r"dynamodb:ListStreams|xray:Put\w+|logs:\w+(LogDelivery|LogDeliveries|ResourcePolicy|ResourcePolicies|LogGroups)"
+)
+# Statements that allow all actions or all resources: where, and why that must be.
+BROAD = {"ReceiptKey": "a key's policy speaks of the key alone, and makes the account's own policies hold for it"}
+
+
+def test_no_role_allows_more_than_it_names(template: dict[str, Any]) -> None:
+    for name, resource in template["Resources"].items():
+        for statement in allowing(resource):
+            if name in BROAD or statement.get("Action") == "sts:AssumeRole":
+                continue
+            assert {"Action", "Resource"} <= statement.keys(), name
+            assert not [action for action in listed(statement["Action"]) if "*" in action], name
+            unscoped = all(UNSCOPED.fullmatch(action) for action in listed(statement["Action"]))
+            assert unscoped or "*" not in listed(statement["Resource"]), name
+
+
+def test_no_role_deletes_anything_or_changes_a_policy(template: dict[str, Any]) -> None:
+    """Nothing of the ledger or the log is ever deleted; a version of an object that is overwritten stays."""
+    changing = re.compile(
+        r"(dynamodb|s3|kms):.*(Delete|Policy|Batch(Write|Execute)|PartiQL|Restore|Disable|Version)|iam:"
+    )
+    for name, resource in template["Resources"].items():
+        if name not in BROAD:
+            for statement in allowing(resource):
+                assert not [action for action in listed(statement["Action"]) if changing.match(action)], name
+
+
 def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str, Any]) -> None:
-    functions = resources(template, "AWS::Serverless::Function")
-    for name, properties in functions.items():
-        allowed = actions(properties)
-        assert not any("*" in action or "Delete" in action for action in allowed), name
-    execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
-    writes = [statement["Resource"] for statement in execute if "s3:PutObject" in statement["Action"]]
-    assert [str(resource) for resource in writes] == ["{'Fn::Sub': '${OutputsBucket.Arn}/outputs/*'}"]
-    assert "LedgerTable" not in str(functions["PublishFunction"]["Policies"])
-    assert actions(functions["AuthorizerFunction"]) == set()
+    writes = ("dynamodb:PutItem", "dynamodb:UpdateItem")
+    assert holders(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
+    assert holders(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
+    assert holders(template, "RegistryTable", *writes) == {"AgentsFunction", "PublishFunction"}
+    assert holders(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
+    assert not holders(template, "LedgerTable", *writes) & {"AgentsFunction", "AuditFunction", "HealthFunction"}
+    assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction"}
+    assert not holders(template, "") & {"AuthorizerFunction"}
+
+
+def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[str, Any]) -> None:
+    """`dynamodb:LeadingKeys`, where a request names one key: local/launch.py tells it, tests/e2e tries it."""
+    for function, statement in statements(template):
+        if "Condition" in statement:
+            keys = [key for test in statement["Condition"].values() for key in test]
+            assert (statement["Action"], keys) == ("dynamodb:GetItem", ["dynamodb:LeadingKeys"]), function
 
 
 def test_the_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None:

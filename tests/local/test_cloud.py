@@ -6,14 +6,26 @@ import os
 import signal
 import socket
 import urllib.request
+import uuid
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
+import httpx
 import pytest
+from botocore.exceptions import ClientError
 
 from local import cloud, deploy, processes, venvs
 from local.console import MendError
 from local.paths import State
+
+IAM = "arn:aws:iam::000000000000"
+TRUST = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+TABLE = "arn:aws:dynamodb:us-east-1:000000000000:table/table"
+KEY = {"pk": {"S": "k"}}
+READS = {"Effect": "Allow", "Action": ["dynamodb:GetItem", "dynamodb:PutItem"], "Resource": TABLE}
+READS_BUCKET = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::bucket/*"}
 
 
 @pytest.fixture
@@ -65,9 +77,10 @@ def test_one_that_was_killed_is_started_again_on_its_port(state):
 
 
 def test_workers_share_one_unpacked_layer(state):
-    """launch.py's one repair: two functions run, and the layer is on the disk once."""
+    """Two functions run, and the layer is on the disk once."""
     running = cloud.start(state)
     client = deploy.aws(running, "lambda")
+    deploy.aws(running, "iam").create_role(RoleName="role", AssumeRolePolicyDocument=policy(TRUST))
     files = {"python/shared.py": "ANSWER = __file__"}
     layer = client.publish_layer_version(LayerName="shared", Content={"ZipFile": zipped(files)})
     answers = []
@@ -75,7 +88,7 @@ def test_workers_share_one_unpacked_layer(state):
         code = "import shared\ndef handler(event, context):\n    return shared.ANSWER\n"
         client.create_function(
             FunctionName=name, Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler",
-            Role="arn:aws:iam::000000000000:role/r", Code={"ZipFile": zipped({"app.py": code})},
+            Role=f"{IAM}:role/role", Code={"ZipFile": zipped({"app.py": code})},
             Layers=[layer["LayerVersionArn"]],
         )  # fmt: skip
         answers.append(json.loads(client.invoke(FunctionName=name)["Payload"].read()))
@@ -83,6 +96,136 @@ def test_workers_share_one_unpacked_layer(state):
     places = {Path(answer).resolve() for answer in answers}
     assert len(set(answers)) == 2
     assert len(places) == 1, "ministack unpacks layers in another way now: see local/launch.py"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A cloud with a table and a bucket, and clients of its owner."""
+    venvs.ensure("cloud")
+    state = State(tmp_path_factory.mktemp("shared"))
+    running = cloud.start(state)
+    own = {name: deploy.aws(running, name) for name in ("iam", "sts", "dynamodb", "s3", "lambda")}
+    own["dynamodb"].create_table(
+        TableName="table", KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}], BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "other")],
+        GlobalSecondaryIndexes=[{"IndexName": "index", "KeySchema": [{"AttributeName": "other", "KeyType": "HASH"}],
+                                 "Projection": {"ProjectionType": "ALL"}}],
+    )  # fmt: skip
+    own["s3"].create_bucket(Bucket="bucket")
+    yield state, running.url, own
+    cloud.stop(state)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Somebody with a role of their own on the shared cloud."""
+
+    state: State
+    url: str
+    own: dict
+    name: str
+
+    def may(self, *statements):
+        """Clients with the role, which from now on allows this and no more."""
+        self.own["iam"].put_role_policy(RoleName=self.name, PolicyName="p", PolicyDocument=policy(*statements))
+        keys = self.own["sts"].assume_role(RoleArn=f"{IAM}:role/{self.name}", RoleSessionName=self.name)["Credentials"]
+        session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
+        return {name: session.client(name, endpoint_url=self.url) for name in ("dynamodb", "s3")}
+
+    def asked(self):
+        """What was recorded of them: action, resource, and whether it was allowed."""
+        calls = [json.loads(line) for line in self.state.calls.read_text().splitlines()]
+        mine = [call for call in calls if call["caller"].endswith(f":assumed-role/{self.name}/{self.name}")]
+        return [(call["action"], call["resource"], call["allowed"]) for call in mine]
+
+
+@pytest.fixture
+def tenant(shared):
+    state, url, own = shared
+    tenant = Tenant(state, url, own, f"tenant-{uuid.uuid4().hex[:8]}")
+    own["iam"].create_role(RoleName=tenant.name, AssumeRolePolicyDocument=policy(TRUST))
+    return tenant
+
+
+def policy(*statements):
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
+
+
+def refusal(call, **arguments):
+    with pytest.raises(ClientError) as refused:
+        call(**arguments)
+    return refused.value.response["Error"]["Code"]
+
+
+def test_a_role_is_enforced_and_each_different_call_of_it_recorded_once(tenant):
+    """A transaction as the actions that it is made of, a query with its index, a form as the write that it allows."""
+    clients = tenant.may(READS, {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::bucket/up/*"})
+    dynamodb = clients["dynamodb"]
+    for _ in range(2):
+        dynamodb.get_item(TableName="table", Key=KEY)
+    assert refusal(dynamodb.delete_item, TableName="table", Key=KEY) == "AccessDeniedException"
+    actions = [
+        {"Put": {"TableName": "table", "Item": KEY}},
+        {"Delete": {"TableName": "table", "Key": {"pk": {"S": "l"}}}},
+    ]
+    assert refusal(dynamodb.transact_write_items, TransactItems=actions) == "AccessDeniedException"
+    assert tenant.own["dynamodb"].scan(TableName="table")["Items"] == []
+    query = {"KeyConditionExpression": "other = :o", "ExpressionAttributeValues": {":o": {"S": "o"}}}
+    assert refusal(dynamodb.query, TableName="table", IndexName="index", **query) == "AccessDeniedException"
+    for key, status in (("up/x", 204), ("x", 403)):
+        form = clients["s3"].generate_presigned_post("bucket", key)
+        assert httpx.post(form["url"], data=form["fields"], files={"file": b"x"}).status_code == status
+
+    assert tenant.asked() == [
+        ("dynamodb:GetItem", TABLE, True),
+        ("dynamodb:DeleteItem", TABLE, False),
+        ("dynamodb:PutItem", TABLE, True),
+        ("dynamodb:Query", f"{TABLE}/index/index", False),
+        ("s3:PutObject", "arn:aws:s3:::bucket/up/x", True),
+        ("s3:PutObject", "arn:aws:s3:::bucket/x", False),
+    ]
+
+
+def test_a_function_has_its_role_and_a_session_of_its_name(tenant):
+    tenant.may(READS)
+    code = f"""import boto3
+def handler(event, context):
+    boto3.client("dynamodb", endpoint_url="{tenant.url}").get_item(TableName="table", Key={KEY})
+    return "done"
+"""
+    tenant.own["lambda"].create_function(
+        FunctionName=tenant.name, Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler", Timeout=30,
+        Role=f"{IAM}:role/{tenant.name}", Code={"ZipFile": zipped({"app.py": code})},
+    )  # fmt: skip
+    assert json.loads(tenant.own["lambda"].invoke(FunctionName=tenant.name)["Payload"].read()) == "done"
+    assert tenant.asked() == [("dynamodb:GetItem", TABLE, True)]
+
+
+def test_a_missing_object_is_told_to_those_alone_who_may_list_the_bucket(tenant):
+    assert refusal(tenant.may(READS_BUCKET)["s3"].get_object, Bucket="bucket", Key="x") == "AccessDenied"
+    lists = {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::bucket"}
+    assert refusal(tenant.may(READS_BUCKET, lists)["s3"].get_object, Bucket="bucket", Key="x") == "NoSuchKey"
+    assert [call for call in tenant.asked() if "ListBucket" in call[0]] == [
+        ("s3:ListBucket", "arn:aws:s3:::bucket", False),
+        ("s3:ListBucket", "arn:aws:s3:::bucket", True),
+    ]
+
+
+def test_a_role_may_be_kept_to_keys(tenant):
+    kept = {**READS, "Condition": {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["k*"]}}}
+    dynamodb = tenant.may(kept)["dynamodb"]
+    dynamodb.get_item(TableName="table", Key=KEY)
+    assert refusal(dynamodb.get_item, TableName="table", Key={"pk": {"S": "l"}}) == "AccessDeniedException"
+
+
+def test_the_loopback_counts_as_tls(tenant):
+    tls_only = {
+        "Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::bucket/*",
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    }  # fmt: skip
+    tenant.own["s3"].put_bucket_policy(Bucket="bucket", Policy=policy(tls_only))
+    tenant.own["s3"].put_object(Bucket="bucket", Key="x", Body=b"x")
+    assert tenant.may(READS_BUCKET)["s3"].get_object(Bucket="bucket", Key="x")["Body"].read() == b"x"
 
 
 def zipped(files):

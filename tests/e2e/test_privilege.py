@@ -1,0 +1,160 @@
+"""Each role allows what its function does, and no more: tried with the roles, and held against all that was recorded.
+
+These tests come last (conftest.py): what all others made the functions ask of AWS was recorded by the local cloud,
+which enforces the roles (local/launch.py), and is compared with the template here, both ways.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from cfnlint.decode import cfn_yaml
+
+from local.deploy import STACK_NAME
+from local.paths import Stack, State
+from tests.e2e.conftest import TEST_STATE
+from tests.roles import FUNCTION, Call, Deployed, read_calls, unlawful, unused
+from tests.support import ROOT
+
+TEMPLATE: dict[str, Any] = cfn_yaml.load(str(ROOT / "template.yaml"))
+FUNCTIONS = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == FUNCTION]
+BUCKETS = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == "AWS::S3::Bucket"]
+TABLES = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == "AWS::DynamoDB::Table"]
+KEY = {"pk": {"S": "ESC#x"}}
+
+# Rights that these tests need not use: function, action and resource as template.yaml writes it, and why it is there.
+NOT_TRIED: dict[tuple[str, str, str], str] = {}
+
+AsRole = Callable[[str, str], Any]
+
+
+@pytest.fixture(scope="module")
+def deployed(aws: Callable[[str], Any]) -> Deployed:
+    """The template with what became of it."""
+    cloudformation = aws("cloudformation")
+    (stack,) = cloudformation.describe_stacks(StackName=STACK_NAME)["Stacks"]
+    pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=STACK_NAME)
+    resources = [resource for page in pages for resource in page["StackResourceSummaries"]]
+    _, partition, _, region, account, _ = stack["StackId"].split(":", 5)
+    parameters = {given["ParameterKey"]: given["ParameterValue"] for given in stack["Parameters"]} | {
+        "AWS::Partition": partition,
+        "AWS::Region": region,
+        "AWS::AccountId": account,
+        "AWS::StackName": STACK_NAME,
+    }
+    ids = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in resources}
+    return Deployed(TEMPLATE, parameters, ids)
+
+
+@pytest.fixture(scope="module")
+def as_role(stack: Stack, aws: Callable[[str], Any], deployed: Deployed) -> AsRole:
+    """`as_role(function, service)`: a client with the role of a function; its session is not the function's."""
+
+    @cache
+    def keys(function: str) -> dict[str, str]:
+        role = aws("lambda").get_function_configuration(FunctionName=deployed.functions[function])["Role"]
+        given: dict[str, str] = aws("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
+        return given
+
+    @cache
+    def client(function: str, service: str) -> Any:
+        given = keys(function)
+        session = boto3.Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], stack.region)
+        return session.client(service, endpoint_url=stack.endpoint_url)  # type: ignore[call-overload]
+
+    return client
+
+
+@pytest.fixture(scope="module")
+def calls(deployed: Deployed) -> list[Call]:
+    """All that the functions asked of AWS in this session."""
+    named = os.environ.get("QUITTANCE_STACK")
+    recorded = State((ROOT / named).parent if named else TEST_STATE).calls
+    if not recorded.is_file():
+        pytest.skip("calls are recorded by the local cloud alone")
+    return read_calls(recorded, deployed.functions)
+
+
+def denied(call: Callable[..., Any], **arguments: Any) -> None:
+    with pytest.raises(ClientError) as refused:
+        call(**arguments)
+    assert refused.value.response["Error"]["Code"] in {"AccessDenied", "AccessDeniedException"}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_nobody_deletes(function: str, as_role: AsRole, deployed: Deployed) -> None:
+    dynamodb, s3 = as_role(function, "dynamodb"), as_role(function, "s3")
+    for table in (deployed.ids[name] for name in TABLES):
+        denied(dynamodb.delete_item, TableName=table, Key=KEY)
+        denied(dynamodb.batch_write_item, RequestItems={table: [{"DeleteRequest": {"Key": KEY}}]})
+        denied(dynamodb.transact_write_items, TransactItems=[{"Delete": {"TableName": table, "Key": KEY}}])
+        denied(dynamodb.delete_table, TableName=table)
+    for bucket in (deployed.ids[name] for name in BUCKETS):
+        denied(s3.delete_object, Bucket=bucket, Key="outputs/x")
+        denied(s3.delete_bucket, Bucket=bucket)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_only_the_publisher_writes_binaries_and_only_the_sweep_writes_the_log(
+    function: str, as_role: AsRole, deployed: Deployed
+) -> None:
+    s3 = as_role(function, "s3")
+    for key in ("artefacts/x", "modules/x") if function != "PublishFunction" else ("health", "x"):
+        denied(s3.put_object, Bucket=deployed.ids["BinariesBucket"], Key=key, Body=b"")
+    if function != "SweepFunction":
+        denied(s3.put_object, Bucket=deployed.ids["LogBucket"], Key="checkpoint", Body=b"")
+
+
+def test_the_publisher_cannot_touch_the_ledger(as_role: AsRole, deployed: Deployed) -> None:
+    dynamodb, ledger = as_role("PublishFunction", "dynamodb"), deployed.ids["LedgerTable"]
+    for call in (dynamodb.get_item, dynamodb.update_item):
+        denied(call, TableName=ledger, Key=KEY)
+    denied(dynamodb.put_item, TableName=ledger, Item=KEY)
+    denied(dynamodb.scan, TableName=ledger)
+    denied(dynamodb.batch_get_item, RequestItems={ledger: {"Keys": [KEY]}})
+    denied(dynamodb.transact_get_items, TransactItems=[{"Get": {"TableName": ledger, "Key": KEY}}])
+    denied(dynamodb.transact_write_items, TransactItems=[{"Put": {"TableName": ledger, "Item": KEY}}])
+    for index in ("work", "statement"):
+        denied(dynamodb.query, TableName=ledger, IndexName=index, KeyConditionExpression="work = :x",
+               ExpressionAttributeValues={":x": {"S": "x"}})  # fmt: skip
+    assert "Item" not in dynamodb.get_item(TableName=deployed.ids["RegistryTable"], Key=KEY), "the role itself works"
+
+
+@pytest.mark.parametrize(
+    ("function", "own"), [("AgentsFunction", "REP#agt_x"), ("HealthFunction", "ESC#nobody's")]
+)  # fmt: skip
+def test_agents_and_health_see_neither_accounts_nor_escrows(
+    function: str, own: str, as_role: AsRole, deployed: Deployed
+) -> None:
+    dynamodb, ledger = as_role(function, "dynamodb"), deployed.ids["LedgerTable"]
+    assert "Item" not in dynamodb.get_item(TableName=ledger, Key={"pk": {"S": own}})
+    for other in ("ACCT#alice", "ESC#x", "LOG", "REP", f"x{own}"):
+        denied(dynamodb.get_item, TableName=ledger, Key={"pk": {"S": other}})
+
+
+def test_every_call_is_allowed_by_the_template(calls: list[Call], deployed: Deployed) -> None:
+    wrong = [
+        f"{call.function} asks for {call.action} on {call.resource}" for call in unlawful(deployed.rights(), calls)
+    ]
+    assert not wrong, "its role in template.yaml does not allow it:\n  " + "\n  ".join(wrong)
+
+
+def test_every_right_is_used(calls: list[Call], deployed: Deployed, left_out: str) -> None:
+    if left_out:
+        pytest.skip(f"{left_out}: what is unused is told by the whole suite alone")
+    rights = deployed.rights()
+    known = {(right.function, right.action, right.written) for right in rights}
+    assert NOT_TRIED.keys() <= known, "no longer in template.yaml: take it out of NOT_TRIED"
+    superfluous = [
+        f"{right.function}: {right.action} on {right.written}"
+        for right in unused(rights, calls)
+        if not deployed.feeds(right) and (right.function, right.action, right.written) not in NOT_TRIED
+    ]
+    assert not superfluous, (
+        "no test made the function use this right. Take it out of its role in template.yaml, or test what needs it, or "
+        "name it in NOT_TRIED (tests/e2e/test_privilege.py) with the reason:\n  " + "\n  ".join(superfluous)
+    )

@@ -1,0 +1,228 @@
+"""Who may do what by `template.yaml`, in our own reading of it, and what of that the functions really did.
+
+The local cloud reads the template too, and is lenient here and there: so the calls that it recorded (`launch.py`) are
+held against this reading. A new function is compared like all others, with nothing to be written here.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Template = dict[str, Any]
+
+FUNCTION = "AWS::Serverless::Function"
+_ARNS = {
+    "AWS::DynamoDB::Table": "arn:{AWS::Partition}:dynamodb:{AWS::Region}:{AWS::AccountId}:table/{id}",
+    "AWS::Events::EventBus": "arn:{AWS::Partition}:events:{AWS::Region}:{AWS::AccountId}:event-bus/{id}",
+    "AWS::KMS::Key": "arn:{AWS::Partition}:kms:{AWS::Region}:{AWS::AccountId}:key/{id}",
+    "AWS::S3::Bucket": "arn:{AWS::Partition}:s3:::{id}",
+    "AWS::SQS::Queue": "arn:{AWS::Partition}:sqs:{AWS::Region}:{AWS::AccountId}:{id}",
+    "AWS::StepFunctions::StateMachine": "arn:{AWS::Partition}:states:{AWS::Region}:{AWS::AccountId}:stateMachine:{id}",
+    "AWS::Serverless::StateMachine": "arn:{AWS::Partition}:states:{AWS::Region}:{AWS::AccountId}:stateMachine:{id}",
+    FUNCTION: "arn:{AWS::Partition}:lambda:{AWS::Region}:{AWS::AccountId}:function:{id}",
+}
+# What Lambda asks with a function's role, to feed it: by the kind of the event and the property that names its source.
+_FEEDING = {
+    "SQS": ("Queue", {"ReceiveMessage", "DeleteMessage", "GetQueueAttributes", "ChangeMessageVisibility"}),
+    "DynamoDB": ("Stream", {"DescribeStream", "GetRecords", "GetShardIterator", "ListStreams"}),
+}
+
+
+class Call(NamedTuple):
+    """What a function asked of AWS, and whether the local cloud let it."""
+
+    function: str
+    action: str
+    resource: str
+    allowed: bool
+
+
+@dataclass(frozen=True, order=True)
+class Right:
+    """One action on one resource that a function's role allows; `resource` is a pattern, `written` its source.
+
+    A condition is not read here: the local cloud enforces it, and tests try it.
+    """
+
+    function: str
+    action: str
+    written: str
+    resource: str
+
+    def covers(self, call: Call) -> bool:
+        """Does it allow this call?"""
+        return (self.function, self.action) == (call.function, call.action) and _like(self.resource, call.resource)
+
+
+def unlawful(rights: Iterable[Right], calls: Iterable[Call]) -> list[Call]:
+    """Calls that no role in the template allows, and those that the cloud denied."""
+    held = list(rights)
+    return [call for call in calls if not call.allowed or not any(right.covers(call) for right in held)]
+
+
+def unused(rights: Iterable[Right], calls: Iterable[Call]) -> list[Right]:
+    """Rights that no call ever needed."""
+    made = list(calls)
+    return sorted(right for right in rights if not any(right.covers(call) for call in made))
+
+
+def read_calls(path: Path, functions: Mapping[str, str]) -> list[Call]:
+    """What the functions asked, as the local cloud recorded it; `functions` are physical names by logical ones.
+
+    A function's session has the function's name. Who takes a role on in another way, as a test does, is left out.
+    """
+    names = {physical[:64]: logical for logical, physical in functions.items()}
+    told = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    sessions = [(call["caller"].rpartition("/")[2], call) for call in told]
+    return [
+        Call(names[session], call["action"], call["resource"], call["allowed"])
+        for session, call in sessions
+        if session in names
+    ]
+
+
+def statements(template: Template) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every statement of every function's role, with the function's logical name."""
+    for name, function in template["Resources"].items():
+        if function["Type"] == FUNCTION:
+            for policy in function["Properties"].get("Policies", []):
+                if not isinstance(policy, dict) or "Statement" not in policy:
+                    msg = f"{name}: say what it may do in statements, not by a policy of others: {policy}"
+                    raise ValueError(msg)
+                for statement in policy["Statement"]:
+                    yield name, statement
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A template with what became of it: the values of its parameters, and the physical ids of its resources."""
+
+    template: Template
+    parameters: Mapping[str, str]
+    ids: Mapping[str, str]
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """Physical names by logical ones."""
+        return {name: self.ids[name] for name, kind in self._kinds() if kind == FUNCTION and name in self.ids}
+
+    def rights(self) -> list[Right]:
+        """All that the functions' roles allow."""
+        found = []
+        for function, statement in statements(self.template):
+            if statement["Effect"] != "Allow" or not {"Action", "Resource"} <= statement.keys():
+                msg = f"{function}: a statement that is not read here: {statement}"
+                raise ValueError(msg)
+            for written in _list(statement["Resource"]):
+                chosen = self._chosen(written)
+                found += [
+                    Right(function, action, _shown(chosen), pattern)
+                    for action in _list(statement["Action"])
+                    for pattern in _list(self.value(chosen))
+                ]
+        return found
+
+    def feeds(self, right: Right) -> bool:
+        """Is this what Lambda itself needs, to read the source of one of the function's events?
+
+        The local cloud reads it without asking.
+        """
+        events = self.template["Resources"][right.function]["Properties"].get("Events", {}).values()
+        for event in events:
+            source, actions = _FEEDING.get(event["Type"], ("", set()))
+            if right.action.partition(":")[2] in actions:
+                found = self.value(event["Properties"][source])
+                if right.resource in (found, "*"):
+                    return True
+        return False
+
+    def value(self, written: Any) -> Any:
+        """What CloudFormation makes of a value in the template."""
+        if isinstance(written, list):
+            return [self.value(part) for part in written]
+        if not isinstance(written, dict):
+            return written
+        ((function, argument),) = written.items()
+        read = {
+            "Ref": self._named,
+            "Fn::GetAtt": lambda name: self._named(name if isinstance(name, str) else ".".join(name)),
+            "Fn::Sub": lambda text: re.sub(r"\$\{([^}]+)\}", lambda found: self._named(found[1]), text),
+            "Fn::Split": lambda both: self.value(both[1]).split(both[0]),
+            "Fn::If": lambda _: self.value(self._chosen(written)),
+        }
+        if function not in read:
+            msg = f"{function} is not read here: {written}"
+            raise ValueError(msg)
+        return read[function](argument)
+
+    def _named(self, name: str) -> str:
+        """A parameter's value, a resource's id (`Name`) or its ARN (`Name.Arn`)."""
+        if name in self.parameters:
+            return self.parameters[name]
+        resource, _, attribute = name.partition(".")
+        return self._attribute(resource, attribute) if attribute else self.ids[name]
+
+    def _attribute(self, name: str, attribute: str) -> str:
+        kind, found = dict(self._kinds())[name], self.ids[name]
+        if (kind, attribute) == (FUNCTION, "Alias"):
+            shared = self.template.get("Globals", {}).get("Function", {})
+            properties = {**shared, **self.template["Resources"][name]["Properties"]}
+            return self.ids[f"{name}Alias{properties['AutoPublishAlias']}"]
+        if (kind, attribute) == ("AWS::DynamoDB::Table", "StreamArn"):
+            return f"{self._attribute(name, 'Arn')}/stream/*"
+        if attribute != "Arn" or kind not in _ARNS:
+            msg = f"{kind}.{attribute} is not read here: add it to tests/roles.py"
+            raise ValueError(msg)
+        # A queue's id is its URL, a state machine's its ARN.
+        return found if found.startswith("arn:") else self._arn(_ARNS[kind], found.rpartition("/")[2])
+
+    def _arn(self, form: str, resource_id: str) -> str:
+        return re.sub(r"\{([^}]+)\}", lambda found: {"id": resource_id, **self.parameters}[found[1]], form)
+
+    def _chosen(self, written: Any) -> Any:
+        if not isinstance(written, dict) or "Fn::If" not in written:
+            return written
+        condition, then, otherwise = written["Fn::If"]
+        return self._chosen(then if self._holds(self.template["Conditions"][condition]) else otherwise)
+
+    def _holds(self, condition: Mapping[str, Any]) -> bool:
+        ((function, argument),) = condition.items()
+        if function == "Fn::Equals":
+            one, other = argument
+            return str(self.value(one)) == str(self.value(other))
+        if function == "Fn::Not":
+            return not self._holds(argument[0])
+        if function == "Condition":
+            return self._holds(self.template["Conditions"][argument])
+        if function in ("Fn::And", "Fn::Or"):
+            return (all if function == "Fn::And" else any)(self._holds(part) for part in argument)
+        msg = f"{function} is not read here: {condition}"
+        raise ValueError(msg)
+
+    def _kinds(self) -> Iterator[tuple[str, str]]:
+        return ((name, resource["Type"]) for name, resource in self.template["Resources"].items())
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _shown(written: Any) -> str:
+    """A resource in the words of the template: `LedgerTable.Arn`, `${LogBucket.Arn}/*`."""
+    if isinstance(written, dict):
+        ((function, argument),) = written.items()
+        if function == "Fn::GetAtt":
+            return argument if isinstance(argument, str) else ".".join(argument)
+        if function in ("Ref", "Fn::Sub") and isinstance(argument, str):
+            return argument
+        return json.dumps(written)
+    return str(written)
+
+
+def _like(pattern: str, value: str) -> bool:
+    """IAM's wildcards, in a resource: `*` for any characters, `?` for one."""
+    parts = (".*" if part == "*" else "." if part == "?" else re.escape(part) for part in re.split(r"([*?])", pattern))
+    return re.fullmatch("".join(parts), value, re.DOTALL) is not None

@@ -1,0 +1,164 @@
+"""Our own reading of the roles in a template, and the comparison with recorded calls: `tests/roles.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.roles import Call, Deployed, Right, read_calls, unlawful, unused
+
+TABLE = "arn:aws:dynamodb:eu-central-1:123456789012:table/stack-Table-1"
+BUCKET = "arn:aws:s3:::stack-bucket-2"
+QUEUE = "arn:aws:sqs:eu-central-1:123456789012:stack-Queue-3"
+KEY = "arn:aws:kms:eu-central-1:123456789012:key/4"
+
+
+def deployed(*statements: dict[str, Any], former: str = "") -> Deployed:
+    kinds = {"Table": "DynamoDB::Table", "Bucket": "S3::Bucket", "Queue": "SQS::Queue", "Key": "KMS::Key"}
+    function = {"Type": "AWS::Serverless::Function", "Properties": {"Policies": [{"Statement": list(statements)}]}}
+    resources: dict[str, Any] = {name: {"Type": f"AWS::{kind}"} for name, kind in kinds.items()}
+    template = {
+        "Conditions": {"HasFormer": {"Fn::Not": [{"Fn::Equals": [{"Ref": "Former"}, ""]}]}},
+        "Resources": {**resources, "Worker": function, "Idle": {"Type": function["Type"], "Properties": {}}},
+    }
+    parameters = {
+        "Former": former,
+        "AWS::Partition": "aws",
+        "AWS::Region": "eu-central-1",
+        "AWS::AccountId": "123456789012",
+    }
+    ids = {
+        "Table": "stack-Table-1",
+        "Bucket": "stack-bucket-2",
+        "Queue": "https://sqs.eu-central-1.amazonaws.com/123456789012/stack-Queue-3",
+        "Key": "4",
+        "Worker": "stack-Worker-5",
+        "Idle": "stack-Idle-6",
+    }
+    return Deployed(template, parameters, ids)
+
+
+def allow(action: Any, resource: Any) -> dict[str, Any]:
+    return {"Effect": "Allow", "Action": action, "Resource": resource}
+
+
+def call(action: str, resource: str, *, function: str = "Worker", allowed: bool = True) -> Call:
+    return Call(function, action, resource, allowed)
+
+
+def patterns(found: Deployed) -> list[str]:
+    return [right.resource for right in found.rights()]
+
+
+def test_resources_are_what_cloudformation_makes_of_them() -> None:
+    written = [
+        {"Fn::GetAtt": ["Table", "Arn"]},
+        {"Fn::GetAtt": "Queue.Arn"},
+        {"Fn::Sub": "${Table.Arn}/index/*"},
+        {"Fn::Sub": "arn:${AWS::Partition}:s3:::${Bucket}/x"},
+    ]
+    found = deployed(allow(["a:One", "a:Two"], written))
+    assert patterns(found) == [
+        resource for one in (TABLE, QUEUE, f"{TABLE}/index/*", f"{BUCKET}/x") for resource in [one] * 2
+    ]
+    assert {right.action for right in found.rights()} == {"a:One", "a:Two"}
+    assert [right.written for right in found.rights()][::2] == [
+        "Table.Arn", "Queue.Arn", "${Table.Arn}/index/*", "arn:${AWS::Partition}:s3:::${Bucket}/x",
+    ]  # fmt: skip
+
+
+def test_a_condition_is_decided_by_the_parameters() -> None:
+    keys = {
+        "Fn::If": [
+            "HasFormer",
+            {"Fn::Split": [",", {"Fn::Sub": "${Key.Arn},${Former}"}]},
+            {"Fn::GetAtt": ["Key", "Arn"]},
+        ]
+    }
+    assert patterns(deployed(allow("kms:Sign", keys))) == [KEY]
+    assert patterns(deployed(allow("kms:Sign", keys), former="arn:old")) == [KEY, "arn:old"]
+
+
+def test_what_lambda_asks_to_feed_a_function_is_known_by_the_functions_events() -> None:
+    queue, stream = {"Fn::GetAtt": ["Queue", "Arn"]}, {"Fn::GetAtt": ["Table", "StreamArn"]}
+    found = deployed(
+        allow(["sqs:ReceiveMessage", "sqs:SendMessage"], queue),
+        allow("dynamodb:GetRecords", stream),
+        allow("dynamodb:ListStreams", "*"),
+        allow("sqs:DeleteMessage", "arn:other"),
+    )
+    assert not any(map(found.feeds, found.rights()))
+    found.template["Resources"]["Worker"]["Properties"]["Events"] = {
+        "Due": {"Type": "SQS", "Properties": {"Queue": queue}},
+        "Changed": {"Type": "DynamoDB", "Properties": {"Stream": stream}},
+        "Asked": {"Type": "Api", "Properties": {}},
+    }
+    feeding = [right.action for right in found.rights() if found.feeds(right)]
+    assert feeding == ["sqs:ReceiveMessage", "dynamodb:GetRecords", "dynamodb:ListStreams"]
+
+
+def test_an_alias_is_the_one_that_is_published() -> None:
+    found = deployed(allow("lambda:InvokeFunction", {"Ref": "Idle.Alias"}))
+    found.template["Globals"] = {"Function": {"AutoPublishAlias": "live"}}
+    named = Deployed(found.template, found.parameters, {**found.ids, "IdleAliaslive": "arn:alias"})
+    assert patterns(named) == ["arn:alias"]
+
+
+def test_what_is_not_understood_is_not_guessed() -> None:
+    table = {"Fn::GetAtt": ["Table", "Arn"]}
+    for statement in (
+        {**allow("a:One", table), "Effect": "Deny"},
+        {"Effect": "Allow", "NotAction": "a:One", "Resource": table},
+        allow("a:One", {"Fn::GetAtt": ["Queue", "QueueName"]}),
+        allow("a:One", {"Fn::ImportValue": "x"}),
+    ):
+        with pytest.raises(ValueError, match="not read here"):
+            deployed(statement).rights()
+    ready_made = deployed()
+    ready_made.template["Resources"]["Worker"]["Properties"]["Policies"] = ["AmazonS3FullAccess"]
+    with pytest.raises(ValueError, match="Worker: say what it may do"):
+        ready_made.rights()
+
+
+def test_calls_that_no_role_allows_are_told() -> None:
+    rights = deployed(
+        allow("s3:GetObject", [{"Fn::Sub": "${Bucket.Arn}/out?uts/*"}, {"Fn::Sub": "${Bucket.Arn}/one.p"}]),
+    ).rights()
+    lawful = call("s3:GetObject", f"{BUCKET}/outputs/a/b")
+    others = [
+        call("s3:GetObject", f"{BUCKET}/outputs"),
+        call("s3:GetObject", f"{BUCKET}x/outputs/a"),
+        call("s3:GetObject", f"{BUCKET}/one.p/more"),
+        call("s3:GetObject", f"{BUCKET}/one-p"),
+        call("s3:PutObject", f"{BUCKET}/outputs/a"),
+        call("s3:GetObject", f"{BUCKET}/outputs/a", function="Idle"),
+        call("s3:GetObject", f"{BUCKET}/outputs/a", allowed=False),
+    ]
+    assert unlawful(rights, [lawful, *others]) == others
+
+
+def test_rights_that_no_call_needed_are_told() -> None:
+    rights = deployed(
+        allow(["dynamodb:GetItem", "dynamodb:PutItem"], {"Fn::GetAtt": ["Table", "Arn"]}),
+        allow("dynamodb:Query", [{"Fn::Sub": "${Table.Arn}/index/a"}, {"Fn::Sub": "${Table.Arn}/index/b"}]),
+    ).rights()
+    calls = [
+        call("dynamodb:GetItem", TABLE),
+        call("dynamodb:PutItem", TABLE, function="Idle"),
+        call("dynamodb:Query", f"{TABLE}/index/b"),
+    ]
+    assert unused(rights, calls) == [
+        Right("Worker", "dynamodb:PutItem", "Table.Arn", TABLE),
+        Right("Worker", "dynamodb:Query", "${Table.Arn}/index/a", f"{TABLE}/index/a"),
+    ]
+
+
+def test_a_call_is_a_functions_if_its_session_has_the_functions_name(tmp_path: Path) -> None:
+    callers = ["stack-Role/stack-Worker-5", "stack-Role/test", "stack-Worker-5/other"]
+    told = [
+        {"caller": f"arn:aws:sts::1:assumed-role/{caller}", "action": "a:One", "resource": "*", "allowed": True}
+        for caller in callers
+    ]
+    (tmp_path / "calls").write_text("".join(f"{json.dumps(line)}\n" for line in told))
+    assert read_calls(tmp_path / "calls", deployed().functions) == [call("a:One", "*")]

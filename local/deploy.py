@@ -98,6 +98,8 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "JwksUrl": f"{cloud.url}/{_ISSUER_BUCKET}/jwks.json",
         "Audience": issuer.AUDIENCE,
         "DeletionProtection": "false",
+        "WorkConcurrency": "6",
+        "QueueVisibility": "20",  # AWS would ask for more: here nobody wants to wait for it
     }
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(seal.encode()).hexdigest()
@@ -212,6 +214,7 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             registry_table=outputs["RegistryTable"],
             buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
             functions={name: value for name, value in outputs.items() if name.endswith("Function")},
+            queues={"tasks": outputs["TaskQueue"], "dead_letters": outputs["TaskDeadLetters"]},
             platform_account=outputs["PlatformAccount"],
             issuer=issuer.ISSUER,
             audience=issuer.AUDIENCE,

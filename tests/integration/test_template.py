@@ -9,6 +9,7 @@ import pytest
 from quittance.config import Settings
 from tests.support import ROOT
 
+CONSUME = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"]
 FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
 
 
@@ -49,17 +50,32 @@ def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str
     functions = resources(template, "AWS::Serverless::Function")
     for name, properties in functions.items():
         allowed = actions(properties)
-        assert not any("*" in action or "Delete" in action for action in allowed), name
+        deletes = {action for action in allowed if "Delete" in action} - {"sqs:DeleteMessage"}
+        assert not deletes | {action for action in allowed if "*" in action}, name
     execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
     writes = [statement["Resource"] for statement in execute if "s3:PutObject" in statement["Action"]]
-    assert [str(resource) for resource in writes] == ["{'Fn::Sub': '${OutputsBucket.Arn}/outputs/*'}"]
+    assert writes == [{"Fn::Sub": f"${{OutputsBucket.Arn}}/{folder}/*"} for folder in ("outputs", "inputs")]
+    assert {action for action in actions(functions["ExecuteFunction"]) if action.startswith("sqs:")} == {
+        "sqs:SendMessage"
+    }
+    work = functions["WorkFunction"]["Policies"][0]["Statement"]
+    shared = [statement for statement in execute if statement in work]
+    ours = [statement for statement in work if statement not in execute]
+    assert [statement["Action"] for statement in execute if statement not in shared] == [
+        "s3:PutObject",
+        "sqs:SendMessage",
+    ]
+    assert ours == [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": {"Fn::Sub": "${OutputsBucket.Arn}/inputs/*"}},
+        {"Effect": "Allow", "Action": CONSUME, "Resource": {"Fn::GetAtt": ["TaskQueue", "Arn"]}},
+    ]
     assert "LedgerTable" not in str(functions["PublishFunction"]["Policies"])
     assert actions(functions["AuthorizerFunction"]) == set()
 
 
 def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:
     declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
-    defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION"}
+    defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "TASK_QUEUE_URL", "DEAD_LETTERS_URL"}
     assert {name.upper() for name in Settings.model_fields} - defaulted <= declared
 
 

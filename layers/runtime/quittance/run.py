@@ -34,6 +34,8 @@ class Outcome(StrEnum):
     ARTEFACT_TAMPERED = "artefact_tampered"
     STORAGE_DOWN = "storage_down"
     EXPIRED = "expired"
+    UNDELIVERED = "undelivered"
+    SUPERSEDED = "superseded"
 
     @property
     def fault(self) -> Fault:
@@ -43,8 +45,8 @@ class Outcome(StrEnum):
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
-# Besides success: a task's own rules did not come to a verdict, so nothing is known of the agent's work.
-_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED})
+# Besides success: a task's own rules came to no verdict, or its agent is not the one any more that it was funded for.
+_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED, Outcome.SUPERSEDED})
 # The run itself ended well; what decided is what its output was held to.
 OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED})
 _PLATFORM_FAULTS = frozenset(
@@ -55,6 +57,7 @@ _PLATFORM_FAULTS = frozenset(
         Outcome.ARTEFACT_TAMPERED,
         Outcome.STORAGE_DOWN,
         Outcome.EXPIRED,
+        Outcome.UNDELIVERED,
     }
 )
 

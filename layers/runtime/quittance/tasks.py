@@ -9,10 +9,11 @@ until another attempt takes the task over, or until the escrow expires and is re
 import base64
 import hashlib
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, observability, pricing, receipt, reputation
+from quittance import acceptance, messages, observability, pricing, receipt, reputation
 from quittance import escrow as escrows
 from quittance.acceptance import Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
@@ -32,7 +33,9 @@ from quittance.limits import (
     ESCROW_GRACE_MS,
     KILL_MARGIN_MS,
     LOAD_MS_MAX,
+    QUEUE_WAIT_MS_MAX,
     SETTLE_RESERVE_MS,
+    TIMEOUT_S_ASYNC_MAX,
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
 )
@@ -44,54 +47,121 @@ from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
 
 _RECOMPILE_S: Final = 5
+_SUPERSEDED: Final = "The agent is not the one any more that the task was funded for; the budget was refunded."
 # The most that a run without rules takes beside its timeout.
 _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One invocation's try at a task: who asks for what, and which runner tries."""
+    """One invocation's try at a task: who asks for what, which runner tries, and how long a run it can bear."""
 
     user: str
     request: TaskRequest
     stdin: bytes
     runner: str
+    timeout_s_max: int
 
     @property
     def rules_sha256(self) -> str | None:
         """The digest of the task's own rules for the output."""
-        rules = self.request.acceptance
-        return rules_sha256(rules_json(rules)) if rules else None
+        return _rules_sha256(self.request)
 
 
-def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
+def execute(
+    platform: Platform,
+    user: str,
+    request: TaskRequest,
+    *,
+    timeout_s_max: int = TIMEOUT_S_SYNC_MAX,
+    leased: Callable[[Escrow], None] = lambda _: None,
+) -> TaskResult | TaskPending:
     """Runs a task for a user and settles its escrow; the same request again gives the same answer.
 
-    A TaskPending means that the outcome is not known yet and can be read later. Raises RequestError (no money moved)
-    and PlatformUnavailableError (repeat the request).
+    `timeout_s_max` is for how long this way in can wait for a run; `leased` is told, before the run, of the escrow and
+    how long it is ours. A TaskPending means that the outcome is not known yet and can be read later. Raises
+    RequestError (no money moved) and PlatformUnavailableError (repeat the request).
     """
-    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex)
+    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, timeout_s_max)
     try:
-        agent, version = _check(platform, request)
+        agent, version = _check(platform, attempt)
         agent_rules = parse_rules(agent.terms.rules)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold = _hold(platform, attempt, agent, version)
         observability.about(hold)
         standing = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _reserve_ms(hold))
         escrow = observability.funded(standing, by=attempt.runner)
-    except RequestError:
+    except RequestError as refusal:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
         if earlier is None:
             raise
-        return _answer(platform, _join_settled(platform, earlier, attempt))
+        return _answer(platform, _join_refused(platform, earlier, attempt, refusal))
     if escrow.runner != attempt.runner:
         escrow = _join(platform, escrow, attempt, agent, version)
     if escrow.settlement:
         return _answer(platform, escrow)
+    leased(escrow)
     run = _held_to(agent_rules, request.acceptance, _run(platform, escrow, attempt, agent, version))
     settled = _settle(platform, escrow, run, version)
     return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
+
+
+def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
+    """Funds a task and puts it into the queue; one that is settled already is answered with its result.
+
+    Every refusal comes now, not from the queue. The same request again puts it there again, unless it runs: whoever
+    works on it second finds it taken. Raises RequestError (no money moved), PlatformUnavailableError (repeat the
+    request; if nobody does, the escrow expires).
+    """
+    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, TIMEOUT_S_ASYNC_MAX)
+    try:
+        agent, version = _check(platform, attempt)
+        platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
+        hold = _hold(platform, attempt, agent, version)
+        # A lease that has lapsed: it is nobody's yet, and whoever gets the message takes it over.
+        hold = replace(hold, lease_ms=hold.funded_ms, expires_ms=hold.expires_ms + QUEUE_WAIT_MS_MAX)
+        observability.about(hold)
+        escrow = observability.funded(platform.ledger.fund(hold), by=attempt.runner)
+    except RequestError:
+        earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
+        if earlier is None:
+            raise
+        escrow = earlier
+    if escrow.request_sha256 != _request_sha256(attempt):
+        raise TaskConflictError(escrow.task_id)
+    escrow = expire_if_overdue(platform, escrow)
+    # Clocks differ: one that nobody ever ran is in nobody's hands, even if it seems to be of the future.
+    if escrow.settlement is None and escrow.lease_ms <= max(platform.now_ms(), escrow.funded_ms):
+        messages.send(platform, user, request, attempt.stdin)
+    return _answer(platform, escrow)
+
+
+def refund(platform: Platform, escrow: Escrow, outcome: Outcome, message: str) -> Escrow:
+    """Refunds a funded escrow without a run, once nobody holds it; returns the escrow as it is settled.
+
+    Raises TaskInProgressError while somebody holds it, PlatformUnavailableError.
+    """
+    runner, now_ms = uuid.uuid4().hex, platform.now_ms()
+    lease_ms = min(now_ms + _RUN_RESERVE_MS, escrow.expires_ms)
+    escrow = platform.ledger.take_over(escrow, runner=runner, now_ms=now_ms, lease_ms=lease_ms)
+    if escrow.runner == runner and escrow.settlement is None:
+        settlement = escrows.decide(escrow, Run(outcome, message, Meter()), now_ms=platform.now_ms())
+        signed = _signed(platform, escrow, settlement, Meter(), version=None)
+        escrow = observability.settled(platform.ledger.settle(escrow, signed), signed)
+    return _settled(platform, escrow)
+
+
+def request_sha256(request: TaskRequest, input_sha256: str) -> str:
+    """The digest that tells a repeated request from another one under the same task_id."""
+    return escrows.request_sha256(
+        agent_id=request.agent_id,
+        input_sha256=input_sha256,
+        budget_micro=request.budget_micro,
+        timeout_s=request.timeout,
+        least_tenths=request.min_reputation,
+        rules_sha256=_rules_sha256(request),
+    )
 
 
 def result(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> TaskResult | TaskPending:
@@ -125,7 +195,8 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
     return observability.settled(platform.ledger.expire(escrow, signed), signed)
 
 
-def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
+def _check(platform: Platform, attempt: _Attempt) -> tuple[Agent, Version]:
+    request = attempt.request
     agent = platform.registry.get_cached(request.agent_id)
     if agent.version is not None and not _is_current(agent.version):
         agent = platform.registry.get(request.agent_id)  # it may have been compiled meanwhile
@@ -135,8 +206,8 @@ def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
     if not _is_current(version):
         platform.publisher.recompile(agent.agent_id)
         raise AgentNotReadyError(agent.agent_id, "being compiled for a new engine", retry_after_s=_RECOMPILE_S)
-    if request.timeout is not None and request.timeout > TIMEOUT_S_SYNC_MAX:
-        raise TimeoutTooLongError(timeout_s_max=TIMEOUT_S_SYNC_MAX, reason="the caller waits for the answer")
+    if request.timeout is not None and request.timeout > attempt.timeout_s_max:
+        raise TimeoutTooLongError(timeout_s_max=attempt.timeout_s_max, reason="the caller waits for the answer")
     least_micro = pricing.least_price_micro(pricing.parse_tariff(agent.terms.tariff))
     if request.budget_micro < least_micro:
         raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
@@ -155,7 +226,7 @@ def _is_current(version: Version) -> bool:
 
 def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version) -> Escrow:
     request, now_ms = attempt.request, platform.now_ms()
-    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, TIMEOUT_S_SYNC_MAX)
+    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, attempt.timeout_s_max)
     hold = Escrow(
         escrow_id=escrows.escrow_id(attempt.user, request.task_id),
         payer=attempt.user,
@@ -184,6 +255,31 @@ def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escr
     """The escrow of an earlier attempt, once it is settled. Raises TaskConflictError, TaskInProgressError."""
     if escrow.request_sha256 != _request_sha256(attempt):
         raise TaskConflictError(escrow.task_id)
+    return _settled(platform, escrow)
+
+
+def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal: RequestError) -> Escrow:
+    """The escrow of an earlier attempt, once it is settled, though the same request would be refused today.
+
+    If nobody holds it, nobody will run it any more, and it is refunded; unless the refusal passes by itself, or is only
+    of this way in. Raises RequestError, PlatformUnavailableError.
+    """
+    if _is_ours_to_take(platform, escrow, attempt):
+        if refusal.retry_after_s is not None:
+            raise refusal
+        if not isinstance(refusal, TimeoutTooLongError):
+            return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)
+    return _join_settled(platform, escrow, attempt)
+
+
+def _is_ours_to_take(platform: Platform, escrow: Escrow, attempt: _Attempt) -> bool:
+    """Whether the escrow is of the same request and still funded, and in nobody's hands."""
+    in_time = escrow.lease_ms <= platform.now_ms() < escrow.expires_ms
+    return escrow.settlement is None and in_time and escrow.request_sha256 == _request_sha256(attempt)
+
+
+def _settled(platform: Platform, escrow: Escrow) -> Escrow:
+    """The escrow, refunded if it is overdue. Raises TaskInProgressError if it is still funded then."""
     escrow = expire_if_overdue(platform, escrow)
     if escrow.settlement is None:
         wait_ms = max(escrow.lease_ms - platform.now_ms(), 1_000)
@@ -195,13 +291,16 @@ def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, v
     """What stands of an earlier attempt: settled, or ours because its lease has lapsed.
 
     A task keeps the version and the agent's rules that it was funded for. If those are not the active ones any more,
-    nobody can take it over, and it is refunded when it expires. Raises TaskConflictError, TaskInProgressError.
+    it is refunded. One that may run for longer than this way in can wait is left to the queue. Raises
+    TaskConflictError, TaskInProgressError.
     """
     now_ms = platform.now_ms()
-    lapsed = escrow.settlement is None and escrow.lease_ms <= now_ms < escrow.expires_ms
     funded_for = (escrow.module_sha256, escrow.agent_rules_sha256)
-    same_terms = funded_for == (version.module_sha256, rules_sha256(agent.terms.rules))
-    if escrow.request_sha256 == _request_sha256(attempt) and lapsed and same_terms:
+    if _is_ours_to_take(platform, escrow, attempt):
+        if funded_for != (version.module_sha256, rules_sha256(agent.terms.rules)):
+            return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)
+        if escrow.timeout_ms > attempt.timeout_s_max * 1_000:
+            return _join_settled(platform, escrow, attempt)
         lease_ms = min(_lease_ms(platform, now_ms, escrow), escrow.expires_ms)
         escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
         if escrow.runner == attempt.runner and escrow.settlement is None:
@@ -369,14 +468,12 @@ def _as_text(data: bytes | None) -> tuple[str | None, str | None]:
 
 
 def _request_sha256(attempt: _Attempt) -> str:
-    return escrows.request_sha256(
-        agent_id=attempt.request.agent_id,
-        input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
-        budget_micro=attempt.request.budget_micro,
-        timeout_s=attempt.request.timeout,
-        least_tenths=attempt.request.min_reputation,
-        rules_sha256=attempt.rules_sha256,
-    )
+    return request_sha256(attempt.request, hashlib.sha256(attempt.stdin).hexdigest())
+
+
+def _rules_sha256(request: TaskRequest) -> str | None:
+    rules = request.acceptance
+    return rules_sha256(rules_json(rules)) if rules else None
 
 
 def _lease_ms(platform: Platform, now_ms: int, escrow: Escrow) -> int:

@@ -123,6 +123,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
             raise MendError(_refusal(cloud) or str(error)) from error
         outputs = _outputs(cloud)
         _gateway_responses(cloud, outputs["ApiId"], outputs["StageName"])
+        _concurrency(cloud, outputs["WorkFunction"], int(parameters["WorkConcurrency"]))
     stack = _stack(cloud, outputs, parameters["JwksUrl"], state, deployed)
     stack.write(state.stack)
     return stack
@@ -202,6 +203,13 @@ def _gateway_responses(cloud: Cloud, api_id: str, stage: str) -> None:
         told = {name: response[name] for name in known if name in response}
         gateway.put_gateway_response(restApiId=api_id, responseType=kind, **told)
     gateway.create_deployment(restApiId=api_id, stageName=stage)
+
+
+def _concurrency(cloud: Cloud, function: str, number: int) -> None:
+    """CloudFormation's parameters are text, and AWS reads numbers out of them; ministack compares the text."""
+    client = aws(cloud, "lambda")
+    for source in client.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]:
+        client.update_event_source_mapping(UUID=source["UUID"], ScalingConfig={"MaximumConcurrency": number})
 
 
 def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, deployed: str) -> Stack:

@@ -78,8 +78,9 @@ def test_a_message_is_a_payload_or_an_event(around: Any) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "", "{", "[1]", "7", "null", '"text"', "{}", json.dumps(TASK | {"user_id": "#"}), json.dumps({"detail-type": "x"}),
-        json.dumps({"detail-type": "x", "detail": [TASK]}), json.dumps(TASK | {"input_sha256": DIGEST}),
+        "", "{", "[1]", "7", "null", '"text"', "{}", json.dumps(TASK | {"user_id": "#"}),
+        json.dumps({"detail-type": "x"}), json.dumps({"detail-type": "x", "detail": [TASK]}),
+        json.dumps(TASK | {"input_sha256": DIGEST}),
         json.dumps({k: v for k, v in TASK.items() if k != "input"} | {"input_sha256": DIGEST.upper()}),
         json.dumps({k: v for k, v in TASK.items() if k != "input"} | {"input_sha256": DIGEST + "\n"}),
         json.dumps({k: v for k, v in TASK.items() if k != "input"} | {"input_sha256": 7}),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -167,8 +168,8 @@ def test_a_repeated_request_is_sent_again_until_somebody_holds_it(
     submit(rich, agent)
     assert bench.receive() == [], "it runs, as far as anyone knows"
     with pytest.raises(NotDoneError):
-        work(rich, second)
-    assert bench.hidden[-1] in {17, 18}, "until the lease of the other lapses"
+        work(rich, replace(second, number=3))
+    assert bench.hidden[-1] in {15, 16, 17, 18}, "until the lease of the other lapses, however often it has come"
     rich.skew_ms = 18_001
     submit(rich, agent)
     for delivery in (*bench.receive(), second, first):

@@ -245,7 +245,9 @@ def test_the_worker_lives_long_enough_for_the_longest_run(template: dict[str, An
     resources = template["Resources"]
     worker = resources["WorkFunction"]["Properties"]
     assert worker["Timeout"] == WORK_SECONDS_MAX
-    assert WORK_SECONDS_MAX >= TIMEOUT_S_ASYNC_MAX + (tasks._RUN_RESERVE_MS + VERDICT_MS_MAX) / 1_000 + 40
+    assert WORK_SECONDS_MAX >= TIMEOUT_S_ASYNC_MAX + 3 * (tasks._RUN_RESERVE_MS + VERDICT_MS_MAX) / 1_000 + 25, (
+        "judges too"
+    )
     assert template["Parameters"]["QueueVisibility"]["Default"] >= WORK_SECONDS_MAX, "AWS asks for it"
     assert resources["TaskQueue"]["Properties"]["VisibilityTimeout"] == {"Ref": "QueueVisibility"}
     assert resources["TaskQueueAgeAlarm"]["Properties"]["Threshold"] > WORK_SECONDS_MAX
@@ -414,6 +416,21 @@ def test_a_dead_letter_waits_for_a_worker_that_may_be_alive(
     assert outcome(rich) == "undelivered"
 
 
+def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: Cloud, bench: Bench) -> None:
+    agent, judge = rich.publish(wasm("echo")), rich.publish(wasm("coverage"), owner="judith")
+    wanted = {"judge": {"agent_id": judge, "threshold": "0.5", "budget": "0.05"}}
+    for task_id in ("t-1", "t-2"):
+        submit(rich, agent, task_id=task_id, budget="0.5", acceptance=wanted)
+    assert rich.ledger.available_micro("alice") == START - 1_000_000
+    done, dead = bench.receive()
+    work(rich, done)
+    assert [outcome(rich, task_id) for task_id in ("t-1", "t-1#judge-task")] == ["succeeded", "succeeded"]
+    dead_letters.bury(rich, dead)
+    assert [outcome(rich, task_id) for task_id in ("t-2", "t-2#judge-task")] == ["undelivered", "not_needed"]
+    assert rich.ledger.available_micro("alice") == START - 2 * 10_000
+    assert rich.total_micro() == START
+
+
 def test_an_overdue_dead_letter_expires(rich: Cloud, bench: Bench) -> None:
     submit(rich, rich.publish(wasm("echo")))
     rich.skew_ms = stands(rich).expires_ms - rich.now_ms()
@@ -443,7 +460,8 @@ def test_a_platform_that_is_away_keeps_the_letter(rich: Cloud, grave: Bench, mon
             patch.setattr(rich.ledger, method, _raise(PlatformUnavailableError))
             with pytest.raises(NotDoneError):
                 dead_letters.bury(rich, letter(ask(agent)))
-    assert grave.hidden == [2, 2, 2]
+    assert grave.hidden[:2] == [2, 2]
+    assert grave.hidden[2] in {7, 8}, "taken over for a moment: nobody else may meanwhile"
     rich.skew_ms = 18_001
     dead_letters.bury(rich, letter(ask(agent)))
     assert outcome(rich) == "undelivered"

@@ -20,8 +20,16 @@ SCHEMAS = st.fixed_dictionaries(
     {},
     optional={"type": st.sampled_from(["string", "number"]), "title": st.text(max_size=20), "minimum": st.integers()},
 )
+JUDGES = st.fixed_dictionaries(
+    {
+        "agent_id": st.just("agt_bbbbbbbbbbbbbbbb"),
+        "threshold": st.integers(0, 10**6 - 1).map(lambda micro: f"0.{micro:06}"),
+        "budget": st.integers(1, 10**6).map(lambda micro: f"0.{micro:06}" if micro < 10**6 else "1"),
+    }
+)
 RULES = st.fixed_dictionaries(
-    {}, optional={"min_bytes": st.integers(0, 9), "max_bytes": st.integers(9, 99), "json_schema": SCHEMAS}
+    {},
+    optional={"min_bytes": st.integers(0, 9), "max_bytes": st.integers(9, 99), "json_schema": SCHEMAS, "judge": JUDGES},
 )
 REQUESTS = st.fixed_dictionaries(
     {

@@ -98,6 +98,8 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "JwksUrl": f"{cloud.url}/{_ISSUER_BUCKET}/jwks.json",
         "Audience": issuer.AUDIENCE,
         "DeletionProtection": "false",
+        "WorkConcurrency": "6",
+        "QueueVisibility": "20",  # AWS would ask for more: here nobody wants to wait for it
     }
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(seal.encode()).hexdigest()
@@ -121,6 +123,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
             raise MendError(_refusal(cloud) or str(error)) from error
         outputs = _outputs(cloud)
         _gateway_responses(cloud, outputs["ApiId"], outputs["StageName"])
+        _concurrency(cloud, outputs["WorkFunction"], int(parameters["WorkConcurrency"]))
     stack = _stack(cloud, outputs, parameters["JwksUrl"], state, deployed)
     stack.write(state.stack)
     return stack
@@ -211,6 +214,13 @@ def _gateway_responses(cloud: Cloud, api_id: str, stage: str) -> None:
     gateway.create_deployment(restApiId=api_id, stageName=stage)
 
 
+def _concurrency(cloud: Cloud, function: str, number: int) -> None:
+    """CloudFormation's parameters are text, and AWS reads numbers out of them; ministack compares the text."""
+    client = aws(cloud, "lambda")
+    for source in client.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]:
+        client.update_event_source_mapping(UUID=source["UUID"], ScalingConfig={"MaximumConcurrency": number})
+
+
 def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, deployed: str) -> Stack:
     try:
         return Stack(
@@ -221,6 +231,7 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             registry_table=outputs["RegistryTable"],
             buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
             functions={name: value for name, value in outputs.items() if name.endswith("Function")},
+            queues={"tasks": outputs["TaskQueue"], "dead_letters": outputs["TaskDeadLetters"]},
             platform_account=outputs["PlatformAccount"],
             issuer=issuer.ISSUER,
             audience=issuer.AUDIENCE,

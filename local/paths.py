@@ -67,6 +67,7 @@ class Stack:
     registry_table: str
     buckets: dict[str, str]
     functions: dict[str, str]
+    queues: dict[str, str]
     platform_account: str
     issuer: str
     audience: str

@@ -1,9 +1,10 @@
 """Runs a task and settles its escrow: `POST /tasks/execute`, or a direct invocation with `user_id` in the payload."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.openapi.params import Header
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import tasks
@@ -11,6 +12,7 @@ from quittance.bootstrap import platform
 from quittance.http import PREFIX, api, caller, read_direct, responses, task_answer
 from quittance.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
 from quittance.observability import entry
+from quittance.preferences import wants_async
 
 app = api()
 
@@ -21,9 +23,20 @@ app = api()
     tags=["tasks"],
     responses=responses((HTTPStatus.OK, TaskResult), (HTTPStatus.ACCEPTED, TaskPending)),
 )
-def execute(request: TaskRequest) -> Response[str]:
-    """Runs one task. An agent that fails is an answered request: 200 with `success: false`, refunded in full."""
-    return task_answer(tasks.execute(platform(app.lambda_context), caller(app).account, request))
+def execute(
+    request: TaskRequest,
+    prefer: Annotated[
+        list[str] | None, Header(description="`respond-async`: 202 as soon as the task is funded (RFC 7240).")
+    ] = None,
+) -> Response[str]:
+    """Runs one task. An agent that fails is an answered request: 200 with `success: false`, refunded in full.
+
+    With `Prefer: respond-async` it is only checked and funded, then queued, and may run for up to ten minutes.
+    """
+    user = caller(app).account
+    if wants_async(prefer or []):
+        return task_answer(tasks.submit(platform(app.lambda_context), user, request), queued=True)
+    return task_answer(tasks.execute(platform(app.lambda_context), user, request))
 
 
 @entry

@@ -26,6 +26,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
         200,
         {"task_id": "task-1", "success": True, "escrow_status": "released", "amount_paid": "0.00975"},
     ),
+    "execute-async": (202, {"task_id": "task-3", "escrow_status": "funded"}),
     "result-http": (200, {"task_id": "task-1", "output": '{"words":6,"unique":4,"top":[["be",2]]}\n'}),
     "health-http": (200, {"status": "ok"}),
     "agents-register": (201, {"state": "awaiting_upload"}),
@@ -49,7 +50,9 @@ LOGGED: dict[str, tuple[int, dict[str, Any]]] = {
     "public-tile": (200, {}),
 }
 NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
-OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule"}
+# Of messages, none is to stay in its queue: the tasks are settled, the dead one was refused before money moved.
+MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs")
+OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule", *MESSAGES}
 
 
 class Scene:
@@ -59,6 +62,7 @@ class Scene:
         self.alice, self.own, self.bucket = alice, own, bucket
         self._real = {
             '"alice"': f'"{alice.name}"',
+            '\\"alice\\"': f'\\"{alice.name}\\"',
             "/alice/": f"/{alice.name}/",
             "agt_aaaaaaaaaaaaaaaa": hired,
             "agt_bbbbbbbbbbbbbbbb": own,
@@ -114,6 +118,7 @@ def routes() -> dict[tuple[str, str], bool]:
 
 def test_every_file_is_used_and_every_route_has_one(routes: dict[tuple[str, str], bool]) -> None:
     assert set(FILES) == HTTP.keys() | LOGGED.keys() | OTHERS
+    assert {name.partition("-")[0] for name in MESSAGES} == {"work", "deadletter"}
     shown = {name: json.loads(FILES[name]) for name in HTTP | LOGGED}
     assert {(event["httpMethod"], event["resource"]) for event in shown.values()} == routes.keys()
     for event in shown.values():
@@ -152,6 +157,14 @@ def answered(scene: Scene, name: str, status: int, fields: dict[str, Any]) -> An
 def test_execute_direct(scene: Scene) -> None:
     done = scene.send("execute-direct", scene.speak_of(FILES["execute-direct"]))
     assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages(scene: Scene, name: str) -> None:
+    assert scene.send(name, scene.speak_of(FILES[name])) == {"batchItemFailures": []}
+    sent = json.loads(json.loads(FILES[name])["Records"][0]["body"])
+    found = scene.alice.http.get(f"/tasks/{sent.get('detail', sent)['task_id']}/result")
+    assert found.status_code == (404 if name == "deadletter-sqs" else 200)
 
 
 def test_sweep_schedule(scene: Scene) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -103,7 +103,18 @@ BLOWS = [
 class Storm:
     """Strikes the environments of one stack: children of its cloud's process, and nothing else on this machine."""
 
-    def __init__(self, cloud: Process, functions: dict[str, str], random: Random) -> None:
+    def __init__(
+        self,
+        cloud: Process,
+        functions: dict[str, str],
+        random: Random,
+        *,
+        runner: str = RUNNER,
+        lasts_s: float = STORM_S,
+    ) -> None:
+        self._runner = runner
+        self._lasts_s = lasts_s
+        self._blows = [replace(blow, function=runner) if blow.function == RUNNER else blow for blow in BLOWS]
         self.struck: Counter[str] = Counter()
         self._cloud = cloud
         self._functions = functions
@@ -112,12 +123,12 @@ class Storm:
 
     def rage(self, stop: Event) -> None:
         """Strikes at random moments until told to stop, and leaves nothing stalled."""
-        calm = monotonic() + STORM_S
-        blows, gap_s = BLOWS, GAP_S
+        calm = monotonic() + self._lasts_s
+        blows, gap_s = self._blows, GAP_S
         try:
             while not stop.wait(self._random.expovariate(1 / gap_s)):
                 if monotonic() > calm:
-                    blows, gap_s = [blow for blow in BLOWS if blow.function != RUNNER], CALM_GAP_S
+                    blows, gap_s = [blow for blow in blows if blow.function != self._runner], CALM_GAP_S
                 self._wake(monotonic())
                 self._strike(self._random.choices(blows, [blow.weight for blow in blows])[0])
         finally:
@@ -142,7 +153,7 @@ class Storm:
             self._stalled.append((monotonic() + self._random.uniform(*STALL_S), victim))
 
     def _victims(self, blow: Blow) -> list[Process]:
-        if blow.function != RUNNER:
+        if blow.function != self._runner:
             return self._environments(blow.function)
         # Not before it has run something: where one cold start fails, ministack ends all the function's others.
         workers = self._workers()
@@ -152,7 +163,7 @@ class Storm:
 
     def _workers(self) -> dict[Process, Process]:
         """The sandbox workers with their runners, but for stalled ones."""
-        runners = {process.pid: process for process in self._environments(RUNNER)}
+        runners = {process.pid: process for process in self._environments(self._runner)}
         return {process: runners[parent] for process, parent in processes.table().items() if parent in runners}
 
     def _environments(self, function: str) -> list[Process]:

@@ -53,6 +53,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
     for name in ("uploads", "binaries", "outputs", "log"):
         session.create_client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
     key = session.create_client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
+    sqs = session.create_client("sqs")
     cloud = Cloud(
         Settings(
             ledger_table="LedgerTable",
@@ -61,6 +62,8 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
             binaries_bucket="binaries",
             outputs_bucket="outputs",
             log_bucket="log",
+            task_queue_url=sqs.create_queue(QueueName="tasks")["QueueUrl"],
+            dead_letters_url=sqs.create_queue(QueueName="dead-letters")["QueueUrl"],
             ledger_shards=3,
             fee_bps=250,
             platform_account="quittance:platform",

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from local import issuer
 from quittance import bootstrap, identity, publishing
 from quittance.models import AgentRequest
-from tests.e2e.test_events import FILES, HTTP, LOGGED, NO_JSON
+from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, NO_JSON
 from tests.integration.test_handlers import load
 from tests.support import FLAT, Cloud, wasm
 
@@ -64,12 +64,23 @@ def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
         check(name, *expected)
     done = answer("execute-direct")
     assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
+    for name in MESSAGES:
+        assert answer(name) == {"batchItemFailures": []}
     swept = answer("sweep-schedule")
-    expected_sweep = {"expired": 0, "credited": 2, "logged": 2, "published": 2, "failed": 0, "complete": True}
+    expected_sweep = {"expired": 0, "credited": 4, "logged": 4, "published": 4, "failed": 0, "complete": True}
     assert {name: swept[name] for name in expected_sweep} == expected_sweep
     for name, expected in LOGGED.items():
         check(name, *expected)
     assert answer("audit-schedule")["differences"] == 0
     assert answer("authorizer-request")["context"] == {"sub": "alice", "scope": ""}
-    sent = {*HTTP, *LOGGED, "publish-s3", "execute-direct", "sweep-schedule", "audit-schedule", "authorizer-request"}
+    sent = {
+        *HTTP,
+        *LOGGED,
+        *MESSAGES,
+        "publish-s3",
+        "execute-direct",
+        "sweep-schedule",
+        "audit-schedule",
+        "authorizer-request",
+    }
     assert sent == FILES.keys()

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from quittance import bootstrap, observability, tasks
+from quittance import bootstrap, messages, observability, tasks
 from quittance.bootstrap import Platform
 from quittance.errors import PlatformUnavailableError
 from quittance.escrow import escrow_id
 from quittance.observability import NAMESPACE, SERVICE, Metric
 from quittance.run import Fault, Outcome
 from tests.integration.test_handlers import _raise, load, task
+from tests.integration.test_tasks import ask
 from tests.support import ROOT, Cloud, wasm
 
-OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "Quittance/${AWS::StackName}"}
+OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "Quittance/${AWS::StackName}"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,22 @@ def busy(platform: Cloud, monkeypatch: pytest.MonkeyPatch, *codes: str) -> None:
     monkeypatch.setattr(platform.ledger, "_send", refuse)
 
 
+def letters(agent_id: str) -> list[tuple[str, str]]:
+    """Dead letters: of a task that is funded, and of one that never was."""
+    return [
+        ("deadletter", messages.write("alice", ask(agent_id, task_id=name), input_base64="aGVsbG8="))
+        for name in ("lost", "never-funded")
+    ]
+
+
+def batch_of(body: str) -> dict[str, Any]:
+    record = {"messageId": "m", "receiptHandle": "gone", "body": body, "attributes": {"ApproximateReceiveCount": "5"}}
+    return {"Records": [record]}
+
+
 @pytest.fixture
 def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitted: Callable[[], Emitted]) -> Emitted:
-    """All that the functions emit over a success, a failure, a time-out, an expiry, a sweep and an audit."""
+    """All that the functions emit over a success, a failure, a time-out, an expiry, messages, a sweep and an audit."""
     execute = load("execute").handler
     echo, looping = platform.publish(wasm("echo")), platform.publish(wasm("misbehave"), timeout=1)
     user = {"user_id": "alice"}
@@ -125,6 +139,9 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     with monkeypatch.context() as patch:
         patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
         execute(task(echo, task_id="stuck") | user, context)
+    tasks.submit(platform, "alice", ask(echo, task_id="lost"))
+    for function, body in (("work", "no JSON"), ("deadletter", "no JSON"), *letters(echo)):
+        load(function).handler(batch_of(body), context)
     stuck = platform.ledger.find(escrow_id("alice", "stuck"))
     assert stuck is not None
     platform.skew_ms = stuck.expires_ms - platform.now_ms() + 5_000
@@ -134,21 +151,23 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
 
 
 def test_a_story_is_told_in_numbers(story: Emitted) -> None:
-    assert story.of(Metric.FUNDED) == [50_000, 900_000, 50_000]
+    assert sum(story.of(Metric.FUNDED)) == 50_000 + 900_000 + 50_000 + 50_000
+    of_the_queue = (Metric.QUEUED, Metric.POSTPONED, Metric.DEAD_REFUNDED, Metric.DEAD_REFUSED, Metric.DEAD_UNREADABLE)
+    assert [sum(story.of(metric)) for metric in of_the_queue] == [1, 1, 1, 1, 1]
     assert sum(story.of(Metric.PAID)) == 9_750
     assert sum(story.of(Metric.FEES)) == 250
-    assert sum(story.of(Metric.REFUNDED)) == 40_000 + 900_000 + 50_000
-    assert [len(story.of(metric)) for metric in (Metric.SETTLEMENT, Metric.SANDBOX)] == [2, 3]
+    assert sum(story.of(Metric.REFUNDED)) == 40_000 + 900_000 + 50_000 + 50_000
+    assert [len(story.of(metric)) for metric in (Metric.SETTLEMENT, Metric.SANDBOX)] == [3, 3]
     assert story.of(Metric.SANDBOX)[1] == 1_000
     assert (sum(story.of(Metric.WORKER_STARTS)), sum(story.of(Metric.WORKER_KILLS))) == (2, 1)
     assert (sum(story.of(Metric.CONFLICTS)), sum(story.of(Metric.RETRIES))) == (1, 1)
-    assert (story.of(Metric.SWEPT_EXPIRED), story.of(Metric.SWEPT_CREDITED)) == ([1], [3])
+    assert (story.of(Metric.SWEPT_EXPIRED), story.of(Metric.SWEPT_CREDITED)) == ([1], [4])
     assert (story.of(Metric.SWEEP_COMPLETE), story.of(Metric.SWEEP_FAILURES)) == ([1], [0])
     assert 5_000 <= story.of(Metric.OLDEST_OVERDUE)[0] < 10_000
     assert story.of(Metric.SWEEP_LAG)[0] >= 5_000
     assert story.of(Metric.AUDIT_DIFFERENCES) == [0]
-    assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 3
-    assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.EXPIRED}
+    assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 4
+    assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.UNDELIVERED, Outcome.EXPIRED}
     assert story.settings["service"] == {SERVICE}
     assert sum(story.values[Series(Metric.COLD_STARTS, frozenset({"service", "function"}))]) == 1
 
@@ -156,14 +175,17 @@ def test_a_story_is_told_in_numbers(story: Emitted) -> None:
 def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) -> None:
     lines = [line for line in story.log if line["message"] == "settled"]
     assert [(line["task_id"], line["outcome"], line["paid_micro"], line["refunded_micro"]) for line in lines] == [
-        ("paid", "succeeded", 9_750, 40_000), ("late", "timeout", 0, 900_000), ("stuck", "expired", 0, 50_000),
+        ("paid", "succeeded", 9_750, 40_000), ("late", "timeout", 0, 900_000), ("lost", "undelivered", 0, 50_000),
+        ("stuck", "expired", 0, 50_000),
     ]  # fmt: skip
     assert all(line["escrow_id"] and line["agent_id"] for line in lines)
 
 
 def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
-    assert [line.get("task_id") for line in answered] == ["paid", "paid", "late", "paid", "stuck", None, None]
+    assert [line.get("task_id") for line in answered] == [
+        *("paid", "paid", "late", "paid", "stuck", None, None, "lost", None, None, None)
+    ]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 
 
@@ -264,6 +286,7 @@ def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -
                 "ApiName": [{"Ref": "AWS::StackName"}],
                 "Stage": [{"Ref": "Stage"}],
                 "fault": [*Fault],
+                "QueueName": [{"Fn::GetAtt": [name, "QueueName"]} for name in resources(template, "AWS::SQS::Queue")],
                 "FunctionName": [{"Ref": name} for name in resources(template, "AWS::Serverless::Function")],
             }
             assert dimension["Value"] in expected[dimension["Name"]]

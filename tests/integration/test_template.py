@@ -14,6 +14,7 @@ from quittance.limits import CALL_MS_MAX, TIMEOUT_S_SYNC_MAX, VERDICT_MS_MAX
 from tests.roles import statements
 from tests.support import ROOT
 
+CONSUME = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"]
 FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
 
 
@@ -111,6 +112,20 @@ def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[s
             assert (statement["Action"], keys) == ("dynamodb:GetItem", ["dynamodb:LeadingKeys"]), function
 
 
+def test_whoever_works_on_the_queue_may_do_what_execute_may_and_read_the_queue(template: dict[str, Any]) -> None:
+    functions = resources(template, "AWS::Serverless::Function")
+    execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
+    work = functions["WorkFunction"]["Policies"][0]["Statement"]
+    assert [statement["Action"] for statement in execute if statement not in work] == [
+        "s3:PutObject",
+        "sqs:SendMessage",
+    ]
+    assert [statement for statement in work if statement not in execute] == [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": {"Fn::Sub": "${OutputsBucket.Arn}/inputs/*"}},
+        {"Effect": "Allow", "Action": CONSUME, "Resource": {"Fn::GetAtt": ["TaskQueue", "Arn"]}},
+    ]
+
+
 def test_the_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None:
     """Agent and two judges share the time that a caller waits; each is loaded, judged and settled at its slowest."""
     runs = 3
@@ -120,7 +135,7 @@ def test_the_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> 
 
 def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:
     declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
-    defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION"}
+    defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "TASK_QUEUE_URL", "DEAD_LETTERS_URL"}
     assert {name.upper() for name in Settings.model_fields} - defaulted <= declared
 
 

@@ -23,13 +23,22 @@ from local.paths import Stack
 from local.sam_local import NoAnswerError, SamLocal
 from quittance.limits import MEMORY_BYTES_MAX, MIB
 from tests.e2e.people import User
-from tests.e2e.test_events import FILES, HTTP, LOGGED, Scene
+from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, Scene
 from tests.sam_local.conftest import STATE
 from tests.sandbox.wat import program
 from tests.support import wasm
 
 # In this order: an agent is published, then hired and changed, and retired at the end.
-ORDER = ["publish-s3", *HTTP, "execute-direct", "sweep-schedule", *LOGGED, "audit-schedule", "authorizer-request"]
+ORDER = [
+    "publish-s3",
+    *HTTP,
+    "execute-direct",
+    *MESSAGES,
+    "sweep-schedule",
+    *LOGGED,
+    "audit-schedule",
+    "authorizer-request",
+]
 FLAT = {"tariff": {"type": "flat", "price": "0.01"}}
 # What differs from run to run: when, how long, whose signature; what there was to sweep; what the whole ledger holds.
 VOLATILE = {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
     from quittance.store.publisher import Publisher
+    from quittance.store.queue import Queue
     from quittance.store.registry import Registry
 
 _LEFT_MS: Final = 30_000  # outside of Lambda: how long a call is tried again
@@ -79,7 +80,7 @@ class Platform:
 
     @cached_property
     def outputs(self) -> "Outputs":
-        """What agents wrote."""
+        """What agents wrote, and what they are given by the queue."""
         from quittance.store.blobs import Outputs
 
         return Outputs(self._s3, bucket=self.settings.outputs_bucket)
@@ -97,6 +98,20 @@ class Platform:
         from quittance.store.publisher import Publisher
 
         return Publisher(clients.functions(), function=self.settings.publish_function)
+
+    @cached_property
+    def queue(self) -> "Queue":
+        """The tasks that wait for a worker."""
+        from quittance.store.queue import Queue
+
+        return Queue(clients.sqs(), url=self.settings.task_queue_url)
+
+    @cached_property
+    def dead_letters(self) -> "Queue":
+        """The messages that no worker could do."""
+        from quittance.store.queue import Queue
+
+        return Queue(clients.sqs(), url=self.settings.dead_letters_url)
 
     @cached_property
     def keys(self) -> "Keys":

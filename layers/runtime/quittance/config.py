@@ -24,6 +24,8 @@ class Settings(BaseModel):
     reputation: Literal["reference", "robust"] = "reference"
     platform_account: str
     publish_function: str = ""
+    task_queue_url: str = ""
+    dead_letters_url: str = ""
     receipt_key_ids: str
     receipt_issuer: str
     issuer_url: str

@@ -1,6 +1,7 @@
 """HTTP for all functions: routes by Powertools, exact JSON, the authorizer's identity, errors as problem+json."""
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,8 @@ from quittance.errors import (
 )
 from quittance.identity import Caller
 from quittance.limits import JSON_DEPTH_MAX
-from quittance.models import TaskPending, TaskResult
+from quittance.messages import Message
+from quittance.models import DirectTaskRequest, TaskPending, TaskResult
 from quittance.observability import logger
 
 PREFIX: Final = "/api/v1/economic"
@@ -30,6 +32,7 @@ _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
 _SHOULD: Final = re.compile(r"^\w+ should")
+_SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
 _RETRY_AFTER_S: Final = 2
 _SENTENCES: Final = {
     "extra_forbidden": "is not a known field",
@@ -89,19 +92,51 @@ def answer(
     )
 
 
-def task_answer(outcome: TaskResult | TaskPending) -> Response[str]:
-    """200 with a settled task; 202 with the place to look again for one whose outcome is not known yet."""
+def task_answer(outcome: TaskResult | TaskPending, *, queued: bool = False) -> Response[str]:
+    """200 with a settled task; 202 with the place to look again for one whose outcome is not known yet.
+
+    `queued` tells a client that preferred not to wait that it was not made to (RFC 7240 §3).
+    """
     if isinstance(outcome, TaskResult):
         return answer(outcome)
-    location = f"{PREFIX}/tasks/{outcome.task_id}/result"
-    return answer(outcome, HTTPStatus.ACCEPTED, {"Location": location, "Retry-After": str(_RETRY_AFTER_S)})
+    headers: dict[str, str | list[str]] = {
+        "Location": f"{PREFIX}/tasks/{outcome.task_id}/result",
+        "Retry-After": str(_RETRY_AFTER_S),
+    }
+    if queued:
+        headers["Preference-Applied"] = "respond-async"
+    return answer(outcome, HTTPStatus.ACCEPTED, headers)
 
 
 def read_direct(model: type[_Model], payload: object) -> _Model:
     """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
+    return _validated(model, read_json(json.dumps(payload)))  # Lambda has read the payload's decimals as floats
+
+
+def read_message(body: str) -> Message:
+    """The task of a message of the queue, which may be a whole event of EventBridge: then it is the event's detail.
+
+    Here alone an input may be named by its digest: who may write to the queue is a matter of IAM. Raises
+    InvalidRequestError, PayloadTooLargeError.
+    """
+    payload = read_json(body)
+    if isinstance(payload, dict) and "detail-type" in payload:
+        payload = payload.get("detail")
+    digest = payload.get("input_sha256") if isinstance(payload, dict) else None
+    if digest is None:
+        request = _validated(DirectTaskRequest, payload)
+        return Message(request, hashlib.sha256(request.stdin()).hexdigest(), by_digest=False)
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise InvalidRequestError(("input_sha256", f"must match the pattern {_SHA256.pattern}"))
+    if {"input", "input_base64"} & payload.keys():
+        raise InvalidRequestError(("input_sha256", "stands in for the input: send one of them"))
+    rest = {name: value for name, value in payload.items() if name != "input_sha256"}
+    return Message(_validated(DirectTaskRequest, {**rest, "input": ""}), digest, by_digest=True)
+
+
+def _validated(model: type[_Model], payload: object) -> _Model:
     try:
-        # Once more through JSON: Lambda has read the payload's decimals as floats.
-        return model.model_validate(read_json(json.dumps(payload)))
+        return model.model_validate(payload)
     except ValidationError as exc:
         raise _invalid(exc.errors()) from None  # pydantic's text quotes the input, and Lambda logs what is raised
 

@@ -54,7 +54,13 @@ EXPIRY_REFUND_MS_MAX: Final = 90_000  # no escrow is overdue for longer: the swe
 ESCROW_GRACE_MS: Final = 90_000  # an escrow expires this long after the run must have ended: room for one takeover
 CALL_MS_MAX: Final = 2_000  # of one call to DynamoDB, its time-outs together: none is begun later before the end
 SETTLE_RESERVE_MS: Final = CALL_MS_MAX  # kept free at the end of an invocation, so that a run that ended can be settled
+QUEUE_WAIT_MS_MAX: Final = 15 * 60_000  # of a task in the queue, beyond the time that its run may take
+WORK_SECONDS_MAX: Final = 660  # of one invocation of the worker: the longest run, what goes with it, and a slow start
 KILL_MARGIN_MS: Final = 200  # how long after its deadline a guest may still be alive before the parent kills it
+
+# The queue of tasks.
+QUEUE_MESSAGE_BYTES_MAX: Final = 128 * KIB  # a larger input goes to S3; SQS takes 256 KiB, EventBridge adds its own
+DEAD_LETTER_HIDDEN_S: Final = 15 * 60  # until a dead letter that nobody can read is tried, and told, once more
 
 # The ledger.
 OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: the whole item is paid for at each write of it

@@ -53,6 +53,11 @@ class Metric(StrEnum):
     SWEEP_COMPLETE = "SweepComplete"
     SWEEP_LAG = "SweepLagMs"
     OLDEST_OVERDUE = "OldestOverdueMs"
+    QUEUED = "TasksQueued"
+    POSTPONED = "TasksPostponed"
+    DEAD_REFUNDED = "DeadLettersRefunded"
+    DEAD_REFUSED = "DeadLettersRefused"
+    DEAD_UNREADABLE = "DeadLettersUnreadable"
     AUDIT_DIFFERENCES = "AuditDifferences"
 
     @property

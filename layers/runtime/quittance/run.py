@@ -37,6 +37,8 @@ class Outcome(StrEnum):
     ARTEFACT_TAMPERED = "artefact_tampered"
     STORAGE_DOWN = "storage_down"
     EXPIRED = "expired"
+    UNDELIVERED = "undelivered"
+    SUPERSEDED = "superseded"
 
     @property
     def fault(self) -> Fault:
@@ -47,8 +49,16 @@ class Outcome(StrEnum):
 
 
 # Besides success: a task's own rules, or a judge, did not come to a verdict, so nothing is known of the agent's work;
-# or it is a judge that was not asked.
-_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED, Outcome.NOT_NEEDED})
+# or it is a judge that was not asked, or an agent that is not the one any more that the task was funded for.
+_NOBODYS_FAULTS = frozenset(
+    {
+        Outcome.SUCCEEDED,
+        Outcome.RULES_FAILED,
+        Outcome.JUDGE_FAILED,
+        Outcome.NOT_NEEDED,
+        Outcome.SUPERSEDED,
+    }
+)
 # The run itself ended well; what decided is what its output was held to.
 OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
@@ -59,6 +69,7 @@ _PLATFORM_FAULTS = frozenset(
         Outcome.ARTEFACT_TAMPERED,
         Outcome.STORAGE_DOWN,
         Outcome.EXPIRED,
+        Outcome.UNDELIVERED,
     }
 )
 

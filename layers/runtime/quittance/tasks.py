@@ -12,10 +12,11 @@ the task that it is for, paid for its work whatever its score is.
 import base64
 import hashlib
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, judging, observability, pricing, receipt, reputation
+from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation
 from quittance import escrow as escrows
 from quittance.acceptance import SCORE_RULES, Judge, Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
@@ -36,7 +37,9 @@ from quittance.limits import (
     ESCROW_GRACE_MS,
     KILL_MARGIN_MS,
     LOAD_MS_MAX,
+    QUEUE_WAIT_MS_MAX,
     SETTLE_RESERVE_MS,
+    TIMEOUT_S_ASYNC_MAX,
     TIMEOUT_S_MIN,
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
@@ -49,24 +52,25 @@ from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
 
 _RECOMPILE_S: Final = 5
+_SUPERSEDED: Final = "The agent is not the one any more that the task was funded for; the budget was refunded."
 # The most that a run without rules takes beside its timeout.
 _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One invocation's try at a task: who asks for what, and which runner tries."""
+    """One invocation's try at a task: who asks for what, which runner tries, and how long a run it can bear."""
 
     user: str
     request: TaskRequest
     stdin: bytes
     runner: str
+    timeout_s_max: int
 
     @property
     def rules_sha256(self) -> str | None:
         """The digest of the task's own rules for the output."""
-        rules = self.request.acceptance
-        return rules_sha256(rules_json(rules)) if rules else None
+        return _rules_sha256(self.request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +105,39 @@ class _Seat:
         return judging.hold(task, self.side, self.rule, self.ready.agent, self.ready.version)
 
 
-def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
+def execute(
+    platform: Platform,
+    user: str,
+    request: TaskRequest,
+    *,
+    timeout_s_max: int = TIMEOUT_S_SYNC_MAX,
+    leased: Callable[[Escrow], None] = lambda _: None,
+) -> TaskResult | TaskPending:
     """Runs a task for a user and settles its escrow; the same request again gives the same answer.
 
-    A TaskPending means that the outcome is not known yet and can be read later. Raises RequestError (no money moved)
-    and PlatformUnavailableError (repeat the request).
+    `timeout_s_max` is for how long this way in can wait for a run; `leased` is told, before the run, of the escrow and
+    how long it is ours. A TaskPending means that the outcome is not known yet and can be read later. Raises
+    RequestError (no money moved) and PlatformUnavailableError (repeat the request).
     """
-    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex)
+    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, timeout_s_max)
     try:
-        ready, seats = _check(platform, request)
+        ready, seats = _check(platform, attempt)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold = _hold(platform, attempt, ready, seats)
         observability.about(hold)
         standing = platform.ledger.fund(hold, *(seat.hold(hold) for seat in seats), keep_ms=_span_ms(hold, seats))
         escrow = observability.funded(standing, by=attempt.runner)
-    except RequestError:
+    except RequestError as refusal:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
         if earlier is None:
             raise
-        return _answer(platform, _join_settled(platform, earlier, attempt))
+        return _answer(platform, _join_refused(platform, earlier, attempt, refusal))
     if escrow.runner != attempt.runner:
         escrow = _join(platform, escrow, attempt, ready, seats)
     if escrow.settlement:
         return _answer(platform, escrow)
+    leased(escrow)
     run = _run(platform, escrow, ready, attempt.stdin, keep_ms=_span_ms(escrow, seats) - escrow.timeout_ms)
     run = _held_to(ready.rules, request.acceptance, run)
     judged = _judge(platform, escrow, attempt, seats, run)
@@ -133,6 +146,68 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
     settled = _settle(platform, escrow, judged, ready.version)
     _dismiss(platform, settled, attempt, [seat for seat in seats if seat.side not in judged.scores_micro])
     return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
+
+
+def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
+    """Funds a task and puts it into the queue; one that is settled already is answered with its result.
+
+    Every refusal comes now, not from the queue. The same request again puts it there again, unless it runs: whoever
+    works on it second finds it taken. Raises RequestError (no money moved), PlatformUnavailableError (repeat the
+    request; if nobody does, the escrow expires).
+    """
+    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, TIMEOUT_S_ASYNC_MAX)
+    try:
+        ready, seats = _check(platform, attempt)
+        platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
+        hold = _hold(platform, attempt, ready, seats)
+        # A lease that has lapsed: it is nobody's yet, and whoever gets the message takes it over.
+        hold = replace(hold, lease_ms=hold.funded_ms, expires_ms=hold.expires_ms + QUEUE_WAIT_MS_MAX)
+        observability.about(hold)
+        standing = platform.ledger.fund(hold, *(seat.hold(hold) for seat in seats))
+        escrow = observability.funded(standing, by=attempt.runner)
+    except RequestError:
+        earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
+        if earlier is None:
+            raise
+        escrow = earlier
+    if escrow.request_sha256 != _request_sha256(attempt):
+        raise TaskConflictError(escrow.task_id)
+    escrow = expire_if_overdue(platform, escrow)
+    # Clocks differ: one that nobody ever ran is in nobody's hands, even if it seems to be of the future.
+    if escrow.settlement is None and escrow.lease_ms <= max(platform.now_ms(), escrow.funded_ms):
+        messages.send(platform, user, request, attempt.stdin)
+    return _answer(platform, escrow)
+
+
+def refund(platform: Platform, escrow: Escrow, outcome: Outcome, message: str) -> Escrow:
+    """Refunds a funded escrow and its judges' without a run, once nobody holds it; returns it as it is settled.
+
+    Raises TaskInProgressError while somebody holds it, PlatformUnavailableError.
+    """
+    runner, now_ms = uuid.uuid4().hex, platform.now_ms()
+    lease_ms = min(now_ms + _RUN_RESERVE_MS, escrow.expires_ms)
+    escrow = platform.ledger.take_over(escrow, runner=runner, now_ms=now_ms, lease_ms=lease_ms)
+    if escrow.runner == runner and escrow.settlement is None:
+        escrow = _settle(platform, escrow, Run(outcome, message, Meter()), None)
+        for hire in escrow.judges if escrow.settlement and escrow.runner == runner else ():
+            task_id = escrows.judge_task_id(escrow.task_id, hire.side)
+            judge = platform.ledger.find(escrows.escrow_id(escrow.payer, task_id))
+            if judge and judge.settlement is None:
+                judge = platform.ledger.take_over(judge, runner=runner, now_ms=now_ms, lease_ms=lease_ms)
+                _send_away(platform, judge, runner)
+    return _settled(platform, escrow)
+
+
+def request_sha256(request: TaskRequest, input_sha256: str) -> str:
+    """The digest that tells a repeated request from another one under the same task_id."""
+    return escrows.request_sha256(
+        agent_id=request.agent_id,
+        input_sha256=input_sha256,
+        budget_micro=request.budget_micro,
+        timeout_s=request.timeout,
+        least_tenths=request.min_reputation,
+        rules_sha256=_rules_sha256(request),
+    )
 
 
 def result(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> TaskResult | TaskPending:
@@ -166,10 +241,11 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
     return observability.settled(platform.ledger.expire(escrow, signed), signed)
 
 
-def _check(platform: Platform, request: TaskRequest) -> tuple[_Ready, list[_Seat]]:
+def _check(platform: Platform, attempt: _Attempt) -> tuple[_Ready, list[_Seat]]:
+    request = attempt.request
     ready = _ready(platform, request.agent_id)
     seats = _seats(platform, request, ready)
-    most_s = TIMEOUT_S_SYNC_MAX - sum(seat.timeout_s for seat in seats)
+    most_s = attempt.timeout_s_max - sum(seat.timeout_s for seat in seats)
     if (request.timeout or TIMEOUT_S_MIN) > most_s:
         reason = "the caller waits for the answer" + (", and for the judges" if seats else "")
         raise TimeoutTooLongError(timeout_s_max=most_s, reason=reason)
@@ -228,7 +304,7 @@ def _seat(platform: Platform, side: Side, rule: Judge) -> _Seat:
 def _hold(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Seat]) -> Escrow:
     agent, request, now_ms = ready.agent, attempt.request, platform.now_ms()
     judging_s = sum(seat.timeout_s for seat in seats)
-    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, TIMEOUT_S_SYNC_MAX - judging_s)
+    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, attempt.timeout_s_max - judging_s)
     hold = Escrow(
         escrow_id=escrows.escrow_id(attempt.user, request.task_id),
         payer=attempt.user,
@@ -258,6 +334,31 @@ def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escr
     """The escrow of an earlier attempt, once it is settled. Raises TaskConflictError, TaskInProgressError."""
     if escrow.request_sha256 != _request_sha256(attempt):
         raise TaskConflictError(escrow.task_id)
+    return _settled(platform, escrow)
+
+
+def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal: RequestError) -> Escrow:
+    """The escrow of an earlier attempt, once it is settled, though the same request would be refused today.
+
+    If nobody holds it, nobody will run it any more, and it is refunded; unless the refusal passes by itself, or is only
+    of this way in. Raises RequestError, PlatformUnavailableError.
+    """
+    if _is_ours_to_take(platform, escrow, attempt):
+        if refusal.retry_after_s is not None:
+            raise refusal
+        if not isinstance(refusal, TimeoutTooLongError):
+            return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)
+    return _join_settled(platform, escrow, attempt)
+
+
+def _is_ours_to_take(platform: Platform, escrow: Escrow, attempt: _Attempt) -> bool:
+    """Whether the escrow is of the same request and still funded, and in nobody's hands."""
+    in_time = escrow.lease_ms <= platform.now_ms() < escrow.expires_ms
+    return escrow.settlement is None and in_time and escrow.request_sha256 == _request_sha256(attempt)
+
+
+def _settled(platform: Platform, escrow: Escrow) -> Escrow:
+    """The escrow, refunded if it is overdue. Raises TaskInProgressError if it is still funded then."""
     escrow = expire_if_overdue(platform, escrow)
     if escrow.settlement is None:
         wait_ms = max(escrow.lease_ms - platform.now_ms(), 1_000)
@@ -269,11 +370,15 @@ def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, ready: _Ready, 
     """What stands of an earlier attempt: settled, or ours because its lease has lapsed.
 
     A task keeps the version and the agent's rules that it was funded for. If those are not the active ones any more,
-    nobody can take it over, and it is refunded when it expires. Raises TaskConflictError, TaskInProgressError.
+    it is refunded. One that may run for longer than this way in can wait is left to the queue. Raises
+    TaskConflictError, TaskInProgressError.
     """
     now_ms = platform.now_ms()
-    lapsed = escrow.settlement is None and escrow.lease_ms <= now_ms < escrow.expires_ms
-    if escrow.request_sha256 == _request_sha256(attempt) and lapsed and ready.may_do(escrow):
+    if _is_ours_to_take(platform, escrow, attempt):
+        if not ready.may_do(escrow):
+            return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)
+        if escrow.timeout_ms > (attempt.timeout_s_max - sum(seat.timeout_s for seat in seats)) * 1_000:
+            return _join_settled(platform, escrow, attempt)
         lease_ms = min(_lease_ms(platform, now_ms, escrow, seats), escrow.expires_ms)
         escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
         if escrow.runner == attempt.runner and escrow.settlement is None:
@@ -381,12 +486,14 @@ def _dismiss(platform: Platform, settled: Escrow, attempt: _Attempt, seats: list
 
     Only once the task is settled, and by this attempt: one that was overtaken may not send away another's judges.
     """
-    if settled.settlement is None or settled.runner != attempt.runner:
-        return
-    for seat in seats:
-        standing = _seated(platform, settled, attempt, seat)
-        if standing.settlement is None and standing.runner == attempt.runner:
-            _settle(platform, standing, Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter()), None)
+    if settled.settlement and settled.runner == attempt.runner:
+        for seat in seats:
+            _send_away(platform, _seated(platform, settled, attempt, seat), attempt.runner)
+
+
+def _send_away(platform: Platform, judge: Escrow, runner: str) -> None:
+    if judge.settlement is None and judge.runner == runner:
+        _settle(platform, judge, Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter()), None)
 
 
 def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None) -> Escrow:
@@ -516,14 +623,12 @@ def _as_text(data: bytes | None) -> tuple[str | None, str | None]:
 
 
 def _request_sha256(attempt: _Attempt) -> str:
-    return escrows.request_sha256(
-        agent_id=attempt.request.agent_id,
-        input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
-        budget_micro=attempt.request.budget_micro,
-        timeout_s=attempt.request.timeout,
-        least_tenths=attempt.request.min_reputation,
-        rules_sha256=attempt.rules_sha256,
-    )
+    return request_sha256(attempt.request, hashlib.sha256(attempt.stdin).hexdigest())
+
+
+def _rules_sha256(request: TaskRequest) -> str | None:
+    rules = request.acceptance
+    return rules_sha256(rules_json(rules)) if rules else None
 
 
 def _lease_ms(platform: Platform, now_ms: int, escrow: Escrow, seats: list[_Seat]) -> int:

@@ -139,7 +139,10 @@ class Binaries:
 
 
 class Outputs:
-    """What agents wrote: inline in the escrow while small, else in the outputs bucket, always named by digest."""
+    """What agents wrote: inline in the escrow while small, else in the outputs bucket, always named by digest.
+
+    The bucket also holds what they are given, where it is too large for a message of the queue.
+    """
 
     def __init__(self, client: "S3Client", *, bucket: str) -> None:
         self._client = client
@@ -161,6 +164,19 @@ class Outputs:
         if stored.inline is not None:
             return stored.inline
         return _load(self._client, self._bucket, _output_key(stored.sha256), stored.sha256)
+
+    def keep_input(self, data: bytes) -> str:
+        """Stores an input that is too large for a message; returns its digest. Raises PlatformUnavailableError."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            self._client.put_object(Bucket=self._bucket, Key=_input_key(sha256), Body=data)
+        except (ClientError, BotoCoreError) as exc:
+            raise PlatformUnavailableError from exc
+        return sha256
+
+    def load_input(self, sha256: str) -> bytes:
+        """An input that was stored. Raises BlobMissingError, BlobTamperedError, PlatformUnavailableError."""
+        return _load(self._client, self._bucket, _input_key(sha256), sha256)
 
     def check(self) -> None:
         """Raises PlatformUnavailableError unless the bucket answers a read."""
@@ -233,6 +249,10 @@ def _check(client: "S3Client", bucket: str) -> None:
 
 def _output_key(sha256: str) -> str:
     return f"outputs/{sha256}"
+
+
+def _input_key(sha256: str) -> str:
+    return f"inputs/{sha256}"
 
 
 def _fault(exc: ClientError | BotoCoreError) -> Exception:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
     from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sqs import SQSClient
 
 _CONFIG: Final = Config(
     connect_timeout=1,
@@ -20,7 +21,7 @@ _CONFIG: Final = Config(
     retries={"mode": "standard", "total_max_attempts": 2},
     s3={"addressing_style": "auto"},
 )
-# One try: the ledger itself tries again, because it knows how long it may, and where a conflict is to be avoided.
+# One try: who calls tries again, because he knows how long he may, and where a conflict is to be avoided.
 _ONE_TRY: Final = Config(
     connect_timeout=CALL_MS_MAX / 4_000, read_timeout=CALL_MS_MAX * 3 / 4_000, retries={"total_max_attempts": 1}
 )
@@ -47,6 +48,12 @@ def kms() -> "KMSClient":
 def functions() -> "LambdaClient":
     """A Lambda client."""
     client: LambdaClient = _client("lambda")
+    return client
+
+
+def sqs() -> "SQSClient":
+    """An SQS client whose calls end within CALL_MS_MAX: a lease may run while one is made."""
+    client: SQSClient = _client("sqs", _ONE_TRY)
     return client
 
 

@@ -1,0 +1,59 @@
+"""Messages that could not be worked on: whoever paid gets the budget back at once, and nothing is forgotten.
+
+its task is funded        → taken over as soon as its lease has lapsed, and refunded
+its task is settled       → nothing is left to do
+there is no such task     → the request was refused before money moved: told in the log
+nobody can read it        → it stays in the queue of the dead letters, and wakes a person
+"""
+
+from quittance import escrow as escrows
+from quittance import observability, tasks
+from quittance.bootstrap import Platform
+from quittance.errors import QuittanceError, RequestError
+from quittance.http import read_message
+from quittance.limits import DEAD_LETTER_HIDDEN_S
+from quittance.messages import Message
+from quittance.observability import Metric, count, logger
+from quittance.run import Outcome
+from quittance.store.queue import Delivery
+from quittance.working import NotDoneError, wait_s
+
+_UNDELIVERED = "The platform could not get the task done; the budget was refunded."
+
+
+def bury(platform: Platform, delivery: Delivery) -> None:
+    """Sets right what a dead letter left behind. Raises NotDoneError: it comes again, or waits for a person."""
+    try:
+        message = read_message(delivery.body)
+    except RequestError as exc:
+        count(Metric.DEAD_UNREADABLE)
+        logger.error("dead letter unreadable", message_id=delivery.message_id)
+        platform.dead_letters.hide(delivery, seconds=DEAD_LETTER_HIDDEN_S)
+        raise NotDoneError from exc
+    try:
+        _set_right(platform, message)
+    except QuittanceError as exc:  # its runner may still be alive, or the platform is away
+        platform.dead_letters.hide(delivery, seconds=wait_s(exc, delivery) or DEAD_LETTER_HIDDEN_S)
+        raise NotDoneError from exc
+
+
+def _set_right(platform: Platform, message: Message) -> None:
+    escrow = platform.ledger.find(escrows.escrow_id(message.request.user_id, message.request.task_id))
+    if escrow is None or escrow.request_sha256 != tasks.request_sha256(message.request, message.input_sha256):
+        _tell_refused(message)
+        return
+    observability.about(escrow)
+    if escrow.settlement is None:
+        tasks.refund(platform, escrow, Outcome.UNDELIVERED, _UNDELIVERED)
+        count(Metric.DEAD_REFUNDED)
+
+
+def _tell_refused(message: Message) -> None:
+    """Tells that a request never became a task: no money moved, and nobody waits for an answer."""
+    count(Metric.DEAD_REFUSED)
+    logger.warning(
+        "task refused",
+        user_id=message.request.user_id,
+        task_id=message.request.task_id,
+        agent_id=message.request.agent_id,
+    )

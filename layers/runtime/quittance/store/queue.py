@@ -1,0 +1,49 @@
+"""SQS: the queue of tasks, and the one of the messages that nobody could work on."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from quittance.errors import PlatformUnavailableError
+from quittance.observability import logger
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message in the hands of a consumer. `receipt` is good for this delivery; `number` counts them from one."""
+
+    message_id: str
+    body: str
+    receipt: str
+    number: int
+
+
+class Queue:
+    """A queue by its URL."""
+
+    def __init__(self, client: "SQSClient", *, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    def send(self, body: str) -> None:
+        """Puts a message into the queue. Raises PlatformUnavailableError: it may be there nevertheless."""
+        try:
+            self._client.send_message(QueueUrl=self._url, MessageBody=body)
+        except (ClientError, BotoCoreError) as exc:
+            raise PlatformUnavailableError from exc
+
+    def hide(self, delivery: Delivery, *, seconds: int) -> None:
+        """Lets the message come back in so many seconds, unless it is deleted by then.
+
+        If that fails, it comes back when the queue's own time is over: later, but it comes.
+        """
+        try:
+            self._client.change_message_visibility(
+                QueueUrl=self._url, ReceiptHandle=delivery.receipt, VisibilityTimeout=seconds
+            )
+        except (ClientError, BotoCoreError):
+            logger.warning("visibility not changed", message_id=delivery.message_id)

@@ -1,0 +1,280 @@
+"""Asynchronous tasks: funded at once, worked on by the queue, settled once whatever becomes of messages and workers."""
+
+import base64
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import pytest
+
+from local import cloud as clouds
+from local.paths import Stack
+from quittance import receipt
+from tests.e2e.people import Item, Ledger, User, assert_states, credited, task
+from tests.e2e.test_kills import Storm, audit, available, micro, state_of, weather
+from tests.support import wasm
+
+SEED = int(os.environ.get("QUITTANCE_FUZZ_SEED", "7"))
+PREFER = {"Prefer": "respond-async"}
+CREDIT = 1_000_000
+SETTLED_S = 60.0
+TASKS, TAMPERED, POISON, REFUSED, SENDERS = 200, 6, 5, 5, 8
+STORM_S = 30.0
+BATCH_S = 240.0
+
+
+class Queues:
+    """The two queues, seen from outside."""
+
+    def __init__(self, stack: Stack, aws: Callable[[str], Any]) -> None:
+        self._sqs, self._lambda, self._urls = aws("sqs"), aws("lambda"), stack.queues
+        self._worker = stack.functions["WorkFunction"]
+
+    def send(self, body: str) -> None:
+        self._sqs.send_message(QueueUrl=self._urls["tasks"], MessageBody=body)
+
+    def held(self, queue: str) -> int:
+        """How many messages a queue holds, hidden ones too."""
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        found = self._sqs.get_queue_attributes(QueueUrl=self._urls[queue], AttributeNames=names)["Attributes"]
+        return sum(int(found[name]) for name in names)
+
+    def purge_dead_letters(self) -> None:
+        self._sqs.purge_queue(QueueUrl=self._urls["dead_letters"])
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Nobody works on the queue meanwhile."""
+        (source,) = self._lambda.list_event_source_mappings(FunctionName=self._worker)["EventSourceMappings"]
+        self._lambda.update_event_source_mapping(UUID=source["UUID"], Enabled=False)
+        try:
+            yield
+        finally:
+            self._lambda.update_event_source_mapping(UUID=source["UUID"], Enabled=True)
+
+
+@pytest.fixture
+def queues(stack: Stack, aws: Callable[[str], Any]) -> Iterator[Queues]:
+    queues = Queues(stack, aws)
+    yield queues
+    queues.purge_dead_letters()
+
+
+def submit(user: User, body: dict[str, Any]) -> httpx.Response:
+    return user.http.post("/tasks/execute", json=body, headers=PREFER)
+
+
+def settled(user: User, task_id: str, within_s: float = SETTLED_S) -> dict[str, Any]:
+    """The result, asked for until it is there: the storm strikes whoever tells it, too."""
+    deadline = monotonic() + within_s
+    while (answer := user.http.get(f"/tasks/{task_id}/result")).status_code in {202, 500, 502, 503}:
+        assert monotonic() < deadline, f"{task_id} is not settled"
+        sleep(0.1)
+    assert answer.status_code == 200, answer.text
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+def until(done: Callable[[], bool], within_s: float = SETTLED_S) -> None:
+    deadline = monotonic() + within_s
+    while not done():
+        assert monotonic() < deadline
+        sleep(0.1)
+
+
+def test_a_task_is_accepted_worked_on_and_answered(alice: User, echo: str) -> None:
+    body = task(echo)
+    accepted = submit(alice, body)
+    assert accepted.status_code == 202, accepted.text
+    assert accepted.headers["Preference-Applied"] == "respond-async"
+    assert int(accepted.headers["Retry-After"]) > 0
+    assert accepted.headers["Location"].endswith(f"/tasks/{body['task_id']}/result")
+    done = settled(alice, body["task_id"])
+    assert (done["output"], done["amount_paid"], done["amount_refunded"]) == ("hello", "0.00975", "0.04")
+    again = submit(alice, body)
+    assert (again.status_code, again.json()) == (200, done)
+    assert "Preference-Applied" not in again.headers
+    assert alice.execute(echo, **body).json() == done, "whichever way it is asked for"
+
+
+def test_refusals_come_at_once(alice: User, echo: str) -> None:
+    for changes, code in (({"budget": "5"}, "insufficient_funds"), ({"budget": "0.001"}, "budget_too_low")):
+        answer = submit(alice, task(echo, **changes))
+        assert answer.json()["code"] == code
+    assert alice.http.get("/tasks/never/result").status_code == 404
+
+
+def test_a_large_input_goes_through_the_bucket(stack: Stack, alice: User, echo: str, aws: Callable[[str], Any]) -> None:
+    data = Random(SEED).randbytes(600_000)
+    body = task(echo, input=None, input_base64=base64.b64encode(data).decode())
+    assert submit(alice, body).status_code == 202
+    done = settled(alice, body["task_id"])
+    assert base64.b64decode(done["output_base64"]) == data
+    aws("s3").head_object(Bucket=stack.buckets["outputs"], Key=f"inputs/{sha256(data).hexdigest()}")
+
+
+def test_ten_minutes_are_allowed_only_to_whom_nobody_waits_for(
+    alice: User, publish: Callable[..., str], ledger: Ledger
+) -> None:
+    slow = publish(wasm("echo"), limits={"timeout": 600})
+    for timeout in (600, None):
+        body = task(slow, timeout=timeout)
+        assert submit(alice, body).status_code == 202
+        assert settled(alice, body["task_id"])["success"]
+        item = ledger.escrow(alice.name, body["task_id"])
+        assert item is not None
+        assert item["timeout_ms"] == 600_000
+    assert alice.execute(slow, timeout=600).json()["code"] == "timeout_too_long"
+
+
+def test_other_workflows_send_tasks_themselves(alice: User, echo: str, queues: Queues) -> None:
+    direct = task(echo, user_id=alice.name)
+    queues.send(json.dumps(direct))
+    assert settled_soon(alice, direct["task_id"])["success"]
+    event = task(echo, user_id=alice.name)
+    queues.send(json.dumps({"version": "0", "detail-type": "Order", "source": "shop", "detail": event}))
+    assert settled_soon(alice, event["task_id"])["success"]
+
+
+def settled_soon(user: User, task_id: str) -> dict[str, Any]:
+    until(lambda: user.http.get(f"/tasks/{task_id}/result").status_code != 404)
+    return settled(user, task_id)
+
+
+@dataclass
+class Batch:
+    """All tasks of the batch with their users; of the `lost` ones the inputs are spoilt before a worker sees them."""
+
+    users: list[User]
+    mine: list[tuple[User, dict[str, Any]]]
+    lost: list[tuple[User, dict[str, Any]]]
+    owner: User
+
+    @property
+    def everyones(self) -> list[tuple[User, dict[str, Any]]]:
+        return self.mine + self.lost
+
+    def send(self, queues: Queues, random: Random) -> None:
+        """Submits each task, many of them twice by either way, and messages that are no task or nobody's."""
+        with ThreadPoolExecutor(SENDERS) as pool:
+            twice = self.everyones + random.sample(self.mine, TASKS // 4)
+            for answer in pool.map(lambda one: submit(*one), twice):
+                assert answer.status_code == 202, answer.text
+        for user, body in random.choices(self.mine, k=TASKS // 2):
+            queues.send(json.dumps(body | {"user_id": user.name}))
+        for number in range(POISON):
+            queues.send(["no JSON", "{", "[1]", '{"user_id": 7}', "\ud7ff"][number % 5])
+        for _ in range(REFUSED):
+            queues.send(json.dumps(self.mine[0][1] | {"user_id": "nobody-with-money"}))
+
+
+@pytest.fixture
+def batch(
+    stack: Stack,
+    api: Callable[..., httpx.Client],
+    deposit: Callable[..., None],
+    publish: Callable[..., str],
+) -> Batch:
+    random, owner = Random(SEED), User.new(api)
+    users = [User.new(api, deposit) for _ in range(SENDERS)]
+    in_part = {"type": "metered", "base": "0.001", "per_million_fuel": "0.00001", "per_kib_output": "0.0001"}
+    sieve = publish(wasm("sieve"), tariff=in_part, owner=owner.name)
+    echo = publish(wasm("echo"), owner=owner.name)
+    mine = []
+    for number in range(TASKS):
+        agent, data = (sieve, "30000000") if random.random() < 0.5 else (echo, "hello")
+        body = task(agent, task_id=f"t{number}", input=data, timeout=3, budget="0.03")
+        mine.append((users[number % SENDERS], body))
+    lost = [(users[number % SENDERS], large(echo, number)) for number in range(TAMPERED)]
+    return Batch(users, mine, lost, owner)
+
+
+@pytest.fixture
+def storm(stack: Stack) -> Storm:
+    cloud = clouds.running(state_of(stack))
+    if cloud is None or not Path("/proc/self/cmdline").exists():
+        pytest.skip("workers can be told apart and killed only in a local cloud on Linux")
+    return Storm(cloud.process, stack.functions, Random(SEED), runner="WorkFunction", lasts_s=STORM_S)
+
+
+def test_a_batch_survives_duplicates_poison_and_killed_workers(
+    stack: Stack,
+    queues: Queues,
+    storm: Storm,
+    batch: Batch,
+    api: Callable[..., httpx.Client],
+    aws: Callable[[str], Any],
+    sweep: Callable[[], None],
+    ledger: Ledger,
+) -> None:
+    credited(sweep, ledger)
+    platform_before, began = available(api, stack.platform_account), monotonic()
+    with queues.at_rest():
+        batch.send(queues, Random(SEED))
+        spoil(batch.lost, aws("s3"), stack.buckets["outputs"])
+        assert len([item for item in ledger.items("ESC#") if item["state"] == "funded"]) >= TASKS + TAMPERED
+
+    def finish() -> None:
+        for user, body in batch.everyones:
+            settled(user, body["task_id"], BATCH_S - (monotonic() - began))
+        until(lambda: queues.held("tasks") == 0 and queues.held("dead_letters") == POISON, BATCH_S)
+
+    lost_sweeps = weather(storm, sweep, finish)
+    took_s = monotonic() - began
+    credited(sweep, ledger)
+
+    items = {(item["account"], item["task_id"]): item for item in ledger.items("ESC#")}
+    ours = [items[user.name, body["task_id"]] for user, body in batch.everyones]
+    ends, fences = (Counter(item[name] for item in ours) for name in ("outcome", "fence"))
+    told = f"seed {SEED}, {dict(storm.struck)}, lost sweeps {lost_sweeps}, ends {dict(ends)}, fences {dict(fences)}"
+    sys.__stdout__.write(f"\n  batch: {told}, {took_s:.0f} s\n")  # type: ignore[union-attr]  # a test has one
+
+    jwks = api(None).get("/.well-known/jwks.json").json()
+    for (user, body), item in zip(batch.everyones, ours, strict=True):
+        assert_settled_once(submit(user, body), item, jwks)
+    assert {items[user.name, body["task_id"]]["outcome"] for user, body in batch.lost} == {"undelivered"}
+    assert any(item["fence"] > 2 for item in ours), f"no worker was killed in time: {told}"
+    assert ends["succeeded"] > TASKS // 2, told
+    assert "nobody-with-money" not in {account for account, _ in items}
+
+    for user in batch.users:
+        spent = sum(item["budget"] - item["refunded"] for item in ours if item["account"] == user.name)
+        assert available(api, user.name) == CREDIT - spent
+    assert available(api, batch.owner.name) == sum(item["paid"] for item in ours)
+    assert available(api, stack.platform_account) == platform_before + sum(item["fee"] for item in ours)
+    assert "differences  0\n" in audit(stack)
+
+
+def assert_settled_once(answer: httpx.Response, item: Item, jwks: dict[str, Any]) -> None:
+    """The escrow is closed and credited, and a repetition is answered from it."""
+    assert item["state"] != "funded"
+    assert "swept_ms" in item
+    assert_states(receipt.verify(item["receipt"], jwks), item)
+    assert (answer.status_code, answer.json()["receipt"]) == (200, item["receipt"])
+    assert micro(answer.json()["amount_refunded"]) == item["refunded"]
+
+
+def large(agent: str, number: int) -> dict[str, Any]:
+    """A task whose input is too large for a message, and like no other."""
+    return task(agent, task_id=f"large{number}", input=f"{number:03}" + "x" * 200_000, timeout=3, budget="0.02")
+
+
+def spoil(tasks: list[tuple[User, dict[str, Any]]], s3: Any, bucket: str) -> None:
+    """Every second input is gone, the others are not what they were."""
+    for number, (_, body) in enumerate(tasks):
+        key = f"inputs/{sha256(body['input'].encode()).hexdigest()}"
+        if number % 2:
+            s3.delete_object(Bucket=bucket, Key=key)
+        else:
+            s3.put_object(Bucket=bucket, Key=key, Body=b"another")

@@ -98,6 +98,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "JwksUrl": f"{cloud.url}/{_ISSUER_BUCKET}/jwks.json",
         "Audience": issuer.AUDIENCE,
         "DeletionProtection": "false",
+        "WebhookPrivateTargets": "true",
     }
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(seal.encode()).hexdigest()

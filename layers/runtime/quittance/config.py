@@ -24,6 +24,9 @@ class Settings(BaseModel):
     reputation: Literal["reference", "robust"] = "reference"
     platform_account: str
     publish_function: str = ""
+    event_bus: str = ""
+    webhook_queue_url: str = ""
+    webhook_private_targets: bool = False
     receipt_key_ids: str
     receipt_issuer: str
     issuer_url: str

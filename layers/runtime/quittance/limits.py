@@ -91,3 +91,13 @@ PATTERN_WEIGHT_MAX: Final = 1_000  # of all regular expressions of one schema, c
 PATTERN_BYTES_PER_STEP: Final = 64  # text times weight that the regular expression engine gets through in one step
 NUMBER_CHARS_MAX: Final = 100  # of one JSON number that is read exactly
 NUMBER_EXPONENT_MAX: Final = 400  # of one, when it is written with one digit before the point; a double's end at 308
+
+# Webhooks.
+WEBHOOK_URL_CHARS_MAX: Final = 2_000
+WEBHOOK_CONNECT_MS_MAX: Final = 3_000
+WEBHOOK_MS_MAX: Final = 10_000  # from the connection to the answer's status; then the connection is cut
+WEBHOOK_TRIES_MAX: Final = 15  # the queue's maxReceiveCount: crashes count too
+WEBHOOK_WAIT_S_MIN: Final = 5  # before the second try; doubles with each
+WEBHOOK_WAIT_S_MAX: Final = 60 * 60
+WEBHOOK_AGE_MS_MAX: Final = 5 * 60 * 1_000  # how far a receiver's clock may be from the signature's time
+EVENT_BYTES_MAX: Final = 256 * KIB  # EventBridge's own limit of one entry

@@ -54,6 +54,10 @@ class Metric(StrEnum):
     SWEEP_LAG = "SweepLagMs"
     OLDEST_OVERDUE = "OldestOverdueMs"
     AUDIT_DIFFERENCES = "AuditDifferences"
+    EVENTS_TOLD = "EventsTold"
+    WEBHOOKS_DELIVERED = "WebhooksDelivered"
+    WEBHOOKS_FAILED = "WebhooksFailed"
+    WEBHOOKS_GIVEN_UP = "WebhooksGivenUp"
 
     @property
     def unit(self) -> MetricUnit:

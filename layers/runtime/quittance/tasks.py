@@ -12,13 +12,14 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, observability, pricing, receipt, reputation
+from quittance import acceptance, observability, pricing, receipt, reputation, webhook
 from quittance import escrow as escrows
 from quittance.acceptance import Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
 from quittance.errors import (
     AgentNotReadyError,
     BudgetTooLowError,
+    InvalidRequestError,
     NotFoundError,
     PlatformUnavailableError,
     ReputationTooLowError,
@@ -126,6 +127,7 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
 
 
 def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
+    _check_webhook(platform, request)
     agent = platform.registry.get_cached(request.agent_id)
     if agent.version is not None and not _is_current(agent.version):
         agent = platform.registry.get(request.agent_id)  # it may have been compiled meanwhile
@@ -146,6 +148,12 @@ def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
         if score_tenths < request.min_reputation:
             raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
     return agent, version
+
+
+def _check_webhook(platform: Platform, request: TaskRequest) -> None:
+    private = platform.settings.webhook_private_targets
+    if request.webhook and not private and (refused := webhook.why_refused(request.webhook)):
+        raise InvalidRequestError(("webhook", refused))
 
 
 def _is_current(version: Version) -> bool:
@@ -176,6 +184,7 @@ def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version)
         expires_ms=now_ms + timeout_s * 1_000 + ESCROW_GRACE_MS,
         agent_rules_sha256=rules_sha256(agent.terms.rules),
         task_rules_sha256=attempt.rules_sha256,
+        webhook=request.webhook,
     )
     return replace(hold, lease_ms=_lease_ms(platform, now_ms, hold))
 
@@ -376,6 +385,7 @@ def _request_sha256(attempt: _Attempt) -> str:
         timeout_s=attempt.request.timeout,
         least_tenths=attempt.request.min_reputation,
         rules_sha256=attempt.rules_sha256,
+        webhook=attempt.request.webhook,
     )
 
 

@@ -10,9 +10,11 @@ from quittance.limits import CALL_MS_MAX
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_kms import KMSClient
     from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sqs import SQSClient
 
 _CONFIG: Final = Config(
     connect_timeout=1,
@@ -47,6 +49,18 @@ def kms() -> "KMSClient":
 def functions() -> "LambdaClient":
     """A Lambda client."""
     client: LambdaClient = _client("lambda")
+    return client
+
+
+def events() -> "EventBridgeClient":
+    """An EventBridge client."""
+    client: EventBridgeClient = _client("events")
+    return client
+
+
+def queues() -> "SQSClient":
+    """An SQS client."""
+    client: SQSClient = _client("sqs")
     return client
 
 

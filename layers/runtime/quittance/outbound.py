@@ -22,6 +22,7 @@ from quittance.limits import WEBHOOK_CONNECT_MS_MAX, WEBHOOK_MS_MAX
 
 _Resolve = Callable[[str, int], list[str]]
 _CHARS_SHOWN: Final = 200
+_TOO_LATE: Final = "the answer took too long"
 
 
 class UndeliveredError(Exception):
@@ -81,14 +82,18 @@ def post(
     except OSError as exc:
         msg = f"cannot be connected to: {type(exc).__name__}"
         raise UndeliveredError(msg) from exc
+    connected.settimeout(WEBHOOK_MS_MAX / 1_000)
     with connected, _Cut(connected, WEBHOOK_MS_MAX / 1_000) as cut:
         try:
             if parts.scheme == "https":
                 connected = (trust or _public_trust()).wrap_socket(connected, server_hostname=host)
-            return _exchange(connected, path, body, {**headers, "Host": parts.netloc.removesuffix(":")})
+            status = _exchange(connected, path, body, {**headers, "Host": parts.netloc.removesuffix(":")})
         except (OSError, http.client.HTTPException, ValueError) as exc:
-            msg = "the answer took too long" if cut.happened else f"{type(exc).__name__}: {exc}"[:_CHARS_SHOWN]
+            msg = _TOO_LATE if cut.happened else f"{type(exc).__name__}: {exc}"[:_CHARS_SHOWN]
             raise UndeliveredError(msg) from exc
+        if cut.happened:  # http.client takes headers that are cut off for whole
+            raise UndeliveredError(_TOO_LATE)
+        return status
 
 
 def _exchange(connected: socket.socket, path: str, body: bytes, headers: Mapping[str, str]) -> int:

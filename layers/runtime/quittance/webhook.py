@@ -26,7 +26,11 @@ _URL: Final = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a h
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
 _PORTS: Final = {"https": 443, "http": 80}
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-_TUNNELS: Final = (ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32"))  # 6to4 and Teredo
+# What `is_global` lets through in one version of Python or another: protocol assignments (with Teredo), 6to4 and its
+# relays, documentation.
+_SPECIAL: Final = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"))
+)
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052; the last 32 bits are the IPv4 address
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -110,8 +114,10 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(inner)
-        if address not in _GLOBAL_UNICAST or any(address in tunnel for tunnel in _TUNNELS):
+        if address not in _GLOBAL_UNICAST:
             return False
+    if any(address in special for special in _SPECIAL):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 

@@ -6,6 +6,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from time import monotonic, sleep, time
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from local.deploy import STACK_NAME
 from local.openapi import PREFIX
 from local.paths import Stack
 from quittance import receipt, webhook
+from quittance.escrow import escrow_id
 from quittance.limits import WEBHOOK_WAIT_S_MIN
 from tests.e2e.people import Ledger, User
 from tests.support import FLAT, wasm
@@ -99,7 +101,7 @@ def outputs(aws: Callable[[str], Any]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def told(outputs: dict[str, str], aws: Callable[[str], Any]) -> Iterator[Told]:
-    """`told(**detail)` gives the events on the bus whose details are so, once there is one, and some time after that."""
+    """`told(**detail)` gives the events whose details are so, once there is one, and some time after that."""
     sqs, events, name = aws("sqs"), aws("events"), f"listener-{uuid.uuid4().hex}"
     queue = sqs.create_queue(QueueName=name)["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
@@ -181,8 +183,6 @@ def test_a_task_that_the_sweep_refunds_is_told(
         "batch",
         "place",
     }
-    from quittance.escrow import escrow_id
-
     eid, now_ms = escrow_id(user.name, "overdue"), int(time() * 1_000)
     overdue = {name: value for name, value in item.items() if name not in settled} | {
         "pk": {"S": f"ESC#{eid}"}, "task_id": {"S": "overdue"}, "state": {"S": "funded"}, "work": {"S": "OPEN#0"},
@@ -247,7 +247,7 @@ def test_a_receiver_that_fails_twice_is_tried_three_times(user: User, echo: str,
     assert len(came) == 3
     assert len({one.body for one in came}) == len({one.headers["Quittance-Event-Id"] for one in came}) == 1
     assert len({one.headers["Quittance-Signature"] for one in came}) == 3, "each is signed at its own time"
-    first, second = (later.at - earlier.at for earlier, later in zip(came, came[1:], strict=False))
+    first, second = (later.at - earlier.at for earlier, later in pairwise(came))
     assert first >= WEBHOOK_WAIT_S_MIN / 2
     assert second >= WEBHOOK_WAIT_S_MIN
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from local import issuer
 from quittance import bootstrap, identity, publishing
 from quittance.models import AgentRequest
-from tests.e2e.test_events import FILES, HTTP, LOGGED, NO_JSON
+from tests.e2e.test_events import FILES, HTTP, LOGGED, NO_JSON, NOTHING_FAILED, UNREACHABLE
 from tests.integration.test_handlers import load
 from tests.support import FLAT, Cloud, wasm
 
@@ -70,6 +70,8 @@ def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
     for name, expected in LOGGED.items():
         check(name, *expected)
     assert answer("audit-schedule")["differences"] == 0
+    assert answer("notify-stream") == NOTHING_FAILED
+    assert answer("webhook-sqs") == UNREACHABLE
     assert answer("authorizer-request")["context"] == {"sub": "alice", "scope": ""}
-    sent = {*HTTP, *LOGGED, "publish-s3", "execute-direct", "sweep-schedule", "audit-schedule", "authorizer-request"}
-    assert sent == FILES.keys()
+    others = {"publish-s3", "execute-direct", "sweep-schedule", "audit-schedule", "authorizer-request"}
+    assert {*HTTP, *LOGGED, *others, "notify-stream", "webhook-sqs"} == FILES.keys()

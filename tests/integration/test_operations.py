@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from quittance import bootstrap, observability, tasks
+from quittance import bootstrap, observability, outbound, tasks
 from quittance.bootstrap import Platform
 from quittance.errors import PlatformUnavailableError
 from quittance.escrow import escrow_id
 from quittance.observability import NAMESPACE, SERVICE, Metric
 from quittance.run import Fault, Outcome
 from tests.integration.test_handlers import _raise, load, task
-from tests.support import ROOT, Cloud, wasm
+from tests.integration.test_notify import HOOK, waiting
+from tests.support import ROOT, Cloud, stream_record, wasm
 
-OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "Quittance/${AWS::StackName}"}
+OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "Quittance/${AWS::StackName}"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,21 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     platform.skew_ms = stuck.expires_ms - platform.now_ms() + 5_000
     load("sweep").handler({}, context)
     load("audit").handler({}, context)
+    notify_and_deliver(platform, context, monkeypatch)
     return emitted()
+
+
+def notify_and_deliver(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paid task is told, and its webhook delivered at the third try; the last task's receiver is gone."""
+    (paid,) = (item for item in platform.items("ESC#") if item["task_id"]["S"] == "paid")
+    funded = {**paid, "state": {"S": "funded"}}
+    load("notify").handler({"Records": [stream_record(1, funded, paid | {"webhook": {"S": HOOK}})]}, context)
+    statuses = [500, 500, 200, 410]
+    monkeypatch.setattr(outbound, "post", lambda *_, **__: statuses.pop(0))
+    for tries, message in enumerate([waiting(platform)] * 4, 1):
+        load("webhook").handler(
+            {"Records": [message | {"attributes": {"ApproximateReceiveCount": str(tries)}}]}, context
+        )
 
 
 def test_a_story_is_told_in_numbers(story: Emitted) -> None:
@@ -147,6 +162,9 @@ def test_a_story_is_told_in_numbers(story: Emitted) -> None:
     assert 5_000 <= story.of(Metric.OLDEST_OVERDUE)[0] < 10_000
     assert story.of(Metric.SWEEP_LAG)[0] >= 5_000
     assert story.of(Metric.AUDIT_DIFFERENCES) == [0]
+    assert sum(story.of(Metric.EVENTS_TOLD)) == 1
+    assert [sum(story.of(metric)) for metric in (Metric.WEBHOOKS_DELIVERED, Metric.WEBHOOKS_FAILED)] == [1, 2]
+    assert sum(story.of(Metric.WEBHOOKS_GIVEN_UP)) == 1
     assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 3
     assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.EXPIRED}
     assert story.settings["service"] == {SERVICE}
@@ -163,7 +181,17 @@ def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) 
 
 def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
-    assert [line.get("task_id") for line in answered] == ["paid", "paid", "late", "paid", "stuck", None, None]
+    assert [line.get("task_id") for line in answered] == [
+        "paid",
+        "paid",
+        "late",
+        "paid",
+        "stuck",
+        None,
+        None,
+        "paid",
+        *[None] * 4,
+    ]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 
 
@@ -264,6 +292,7 @@ def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -
                 "ApiName": [{"Ref": "AWS::StackName"}],
                 "Stage": [{"Ref": "Stage"}],
                 "fault": [*Fault],
+                "QueueName": [{"Fn::GetAtt": [name, "QueueName"]} for name in resources(template, "AWS::SQS::Queue")],
                 "FunctionName": [{"Ref": name} for name in resources(template, "AWS::Serverless::Function")],
             }
             assert dimension["Value"] in expected[dimension["Name"]]

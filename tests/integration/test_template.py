@@ -1,5 +1,6 @@
 """What `template.yaml` promises: who may do what, which routes are open, and that code and template name the same."""
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -7,6 +8,15 @@ from typing import Any
 import pytest
 
 from quittance.config import Settings
+from quittance.escrow import State
+from quittance.limits import (
+    WEBHOOK_CONNECT_MS_MAX,
+    WEBHOOK_MS_MAX,
+    WEBHOOK_TRIES_MAX,
+    WEBHOOK_WAIT_S_MAX,
+    WEBHOOK_WAIT_S_MIN,
+)
+from quittance.store.registry import AgentState
 from tests.support import ROOT
 
 FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
@@ -49,7 +59,7 @@ def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str
     functions = resources(template, "AWS::Serverless::Function")
     for name, properties in functions.items():
         allowed = actions(properties)
-        assert not any("*" in action or "Delete" in action for action in allowed), name
+        assert not any("*" in action or "Delete" in action for action in allowed - {"sqs:DeleteMessage"}), name
     execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
     writes = [statement["Resource"] for statement in execute if "s3:PutObject" in statement["Action"]]
     assert [str(resource) for resource in writes] == ["{'Fn::Sub': '${OutputsBucket.Arn}/outputs/*'}"]
@@ -59,7 +69,7 @@ def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str
 
 def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:
     declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
-    defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION"}
+    defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "EVENT_BUS", "WEBHOOK_QUEUE_URL"}
     assert {name.upper() for name in Settings.model_fields} - defaulted <= declared
 
 
@@ -103,3 +113,47 @@ def test_shallow_health_and_the_authorizer_import_nothing_heavy() -> None:
             check=False,
         )
         assert found.returncode == 0, f"{function} imports {found.stderr}"
+
+
+def test_neither_who_tells_nor_who_delivers_can_touch_money(template: dict[str, Any]) -> None:
+    functions = resources(template, "AWS::Serverless::Function")
+    notify, deliver = functions["NotifyFunction"], functions["WebhookFunction"]
+    assert {action for action in actions(notify) if action.startswith("dynamodb:")} == {
+        "dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams",
+    }  # fmt: skip
+    assert "Table" not in str(deliver["Policies"])
+    assert {action.partition(":")[0] for action in actions(deliver)} == {"sqs", "kms"}
+    assert actions(notify) >= {"events:PutEvents", "sqs:SendMessage"}
+
+
+def test_a_webhook_is_tried_as_often_as_the_code_counts(template: dict[str, Any]) -> None:
+    queue, failures = (template["Resources"][name]["Properties"] for name in ("WebhookQueue", "WebhookFailures"))
+    assert queue["RedrivePolicy"]["maxReceiveCount"] == WEBHOOK_TRIES_MAX
+    waits_s = sum(min(WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN * 2**number) for number in range(WEBHOOK_TRIES_MAX))
+    assert waits_s < queue["MessageRetentionPeriod"] < failures["MessageRetentionPeriod"]
+    function = template["Resources"]["WebhookFunction"]["Properties"]
+    assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
+    assert function["Timeout"] * 1_000 > WEBHOOK_CONNECT_MS_MAX + WEBHOOK_MS_MAX + 10_000, "and a slow resolver"
+
+
+def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: dict[str, Any]) -> None:
+    mappings = resources(template, "AWS::Lambda::EventSourceMapping")
+    ledger, registry = (
+        [json.loads(one["Pattern"])["dynamodb"] for one in mappings[name]["FilterCriteria"]["Filters"]]
+        for name in ("NotifyOfLedger", "NotifyOfRegistry")
+    )
+    (settled,) = ledger
+    assert settled["OldImage"]["state"]["S"] == [State.FUNDED]
+    assert {*settled["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
+    for pattern, state in zip(registry, (AgentState.ACTIVE, AgentState.REJECTED), strict=True):
+        assert pattern["NewImage"]["upload_state"]["S"] == [state]
+        assert pattern["OldImage"]["upload_state"]["S"] == [{"anything-but": [state]}]
+    for name in ("NotifyOfLedger", "NotifyOfRegistry"):
+        assert mappings[name]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert mappings[name]["BisectBatchOnFunctionError"]
+        assert mappings[name]["DestinationConfig"]["OnFailure"]["Destination"]
+
+
+def test_webhooks_are_public_unless_the_operator_says_otherwise(template: dict[str, Any]) -> None:
+    assert template["Parameters"]["WebhookPrivateTargets"]["Default"] == "false"
+    assert not Settings.model_fields["webhook_private_targets"].default

@@ -30,6 +30,7 @@ from tests.support import wasm
 
 # In this order: an agent is published, then hired and changed, and retired at the end.
 ORDER = ["publish-s3", *HTTP, "execute-direct", "sweep-schedule", *LOGGED, "audit-schedule", "authorizer-request"]
+ORDER += ["notify-stream", "webhook-sqs"]
 FLAT = {"tariff": {"type": "flat", "price": "0.01"}}
 # What differs from run to run: when, how long, whose signature; what there was to sweep; what the whole ledger holds.
 VOLATILE = {

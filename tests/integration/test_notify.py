@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import threading
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from quittance.models import TaskRequest
 from quittance.outbound import UndeliveredError
 from quittance.store import clients
 from tests.integration.test_handlers import load
-from tests.support import Cloud, stream_record, wasm
+from tests.support import ROOT, Cloud, stream_record, wasm
 
 HOOK = "https://receiver.example/hook?key=secret"
 SQS_MESSAGE = {"messageId": "m", "receiptHandle": "r", "eventSource": "aws:sqs", "messageAttributes": {}}
@@ -291,6 +293,35 @@ def test_neither_url_nor_signature_is_logged(
     text = "".join(capsys.readouterr())
     assert "secret" not in text
     assert "eyJ" not in text
+
+
+def test_the_receiver_of_the_howto_takes_what_is_its_own_and_nothing_else(platform: Cloud) -> None:
+    page = (ROOT / "docs" / "howto" / "webhooks.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    jwks, serve = (re.search(line, code, re.MULTILINE) for line in ("^JWKS = .*$", "^HTTPServer.*$"))
+    assert jwks
+    assert serve
+    names: dict[str, Any] = {"given": platform.keys.jwks()}
+    exec(code.replace(jwks[0], "JWKS = given").replace(serve[0], ""), names)
+    with names["HTTPServer"](("127.0.0.1", 0), names["Receiver"]) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+
+        def sent(body: bytes, signed: bytes, url: str) -> int:
+            now_ms = platform.now_ms()
+            key = platform.keys.signing_key(now_s=now_ms // 1_000)
+            signature = webhook.sign(signed, url=url, event_id="e", issuer="i", now_ms=now_ms, key=key)
+            headers = {"Quittance-Signature": signature}
+            return outbound.post(f"http://127.0.0.1:{server.server_port}/", body, headers, private=True)
+
+        try:
+            body = b'{"outcome":"succeeded"}'
+            assert sent(body, body, names["URL"]) == 204
+            assert sent(body + b" ", body, names["URL"]) == 401
+            assert sent(body, body, "https://elsewhere.example/") == 401
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # The request.

@@ -11,7 +11,7 @@ import pytest
 
 from local.openapi import EVENTS, event_schemas
 from quittance import events
-from quittance.errors import InsufficientFundsError
+from quittance.errors import InsufficientFundsError, problem
 from quittance.escrow import Escrow, StoredBytes, decide, expire
 from quittance.run import Meter, Outcome, Run
 from quittance.store.registry import Agent, AgentState, Rejection, Terms, Upload, Version
@@ -56,10 +56,13 @@ def test_an_expired_task_is_told_as_the_same_thing_each_time(new_escrow: NewEscr
 
 @pytest.mark.parametrize("user", ["alice", None])
 def test_a_refusal_carries_its_problem(user: str | None) -> None:
-    error = InsufficientFundsError(available_micro=1, required_micro=2)
+    _, problem_json, _ = problem(InsufficientFundsError(available_micro=1, required_micro=2))
+    problem_of = {name: problem_json[name] for name in ("code", "detail")}
 
     def refused(request_id: str) -> events.TaskRefused:
-        return events.task_refused(error, request_id=request_id, user=user, task_id="t", agent_id="agt_1", at_ms=NOW_MS)
+        return events.task_refused(
+            **problem_of, request_id=request_id, user=user, task_id="t", agent_id="agt_1", at_ms=NOW_MS
+        )
 
     shown = checked(refused("m-1"))
     assert (shown["code"], shown["user"], shown["task_id"]) == ("insufficient_funds", user, "t")

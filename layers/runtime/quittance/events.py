@@ -9,7 +9,6 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from quittance import escrow as escrows
-from quittance.errors import QuittanceError, problem
 from quittance.escrow import Escrow, Settlement, State
 from quittance.models import Timestamp
 from quittance.money import CreditsOut
@@ -124,28 +123,29 @@ def task_settled(escrow: Escrow, settlement: Settlement) -> TaskSettled:
 
 
 def task_refused(
-    error: QuittanceError,
     *,
+    code: str,
+    detail: str,
     request_id: str,
     user: str | None,
     task_id: str | None,
     agent_id: str | None,
     at_ms: int,
 ) -> TaskRefused:
-    """The event of a refusal. `request_id` names the one request that was refused, such as its message's id.
+    """The event of a refusal: `code` and `detail` are its problem's.
 
-    The same task may be asked for again, and refused again: that is another event.
+    `request_id` names the one request that was refused, such as its message's id: the same task may be asked for again,
+    and refused again, and that is another event.
     """
     named = escrows.escrow_id(user, task_id) if user and task_id else "unnamed"
-    _, body, _ = problem(error)
     return TaskRefused(
         event_id=f"task.{named}.refused.{request_id}",
         at=at_ms,
         user=user,
         task_id=task_id,
         agent_id=agent_id,
-        code=body["code"],
-        detail=error.detail,
+        code=code,
+        detail=detail,
     )
 
 

@@ -16,6 +16,7 @@ from quittance.models import TaskRequest
 from quittance.outbound import UndeliveredError
 from quittance.store import clients
 from tests.integration.test_handlers import load
+from tests.integration.test_judges import judged_by, saying
 from tests.support import ROOT, Cloud, stream_record, wasm
 
 HOOK = "https://receiver.example/hook?key=secret"
@@ -184,6 +185,17 @@ def test_uploads_are_told_when_they_are_decided(platform: Cloud, bus: Bus, conte
     again = rejected | {"upload_number": {"N": "3"}}
     assert notify(context, stream_record(5, rejected, again)) == []
     assert bus.details[-1]["upload"] == 3
+
+
+def test_a_judges_escrow_is_told_of_as_its_own_task_but_calls_nobody(platform: Cloud, bus: Bus, context: Any) -> None:
+    judge, agent_id = platform.publish(saying("1")), platform.publish(wasm("echo"))
+    run(platform, agent_id, "t", webhook=HOOK, acceptance=judged_by(judge, budget="0.02"))
+    escrows = sorted(platform.items("ESC#"), key=lambda one: one["task_id"]["S"])
+    assert [("webhook" in one, one["task_id"]["S"]) for one in escrows] == [(True, "t"), (False, "t#judge-task")]
+    funded = [one | {"state": {"S": "funded"}} for one in escrows]
+    assert notify(context, *(stream_record(n, *pair) for n, pair in enumerate(zip(funded, escrows, strict=True)))) == []
+    assert [detail["task_id"] for detail in bus.details] == ["t", "t#judge-task"]
+    assert json.loads(json.loads(waiting(platform)["body"])["body"])["task_id"] == "t"
 
 
 # Deliveries.

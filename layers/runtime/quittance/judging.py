@@ -52,6 +52,7 @@ def hold(task: Escrow, side: Side, rule: Judge, agent: Agent, version: Version) 
         agent_rules_sha256=rules_sha256(agent.terms.rules),
         task_rules_sha256=_SCORE_RULES_SHA256,
         judges=(),
+        webhook=None,  # it is the task that is waited for
     )
 
 

@@ -15,6 +15,7 @@ from quittance.limits import EVENT_BYTES_MAX, WEBHOOK_TRIES_MAX, WEBHOOK_WAIT_S_
 from quittance.models import TaskRequest
 from quittance.outbound import UndeliveredError
 from quittance.store import clients
+from quittance.store.ledger import left_funded
 from tests.integration.test_handlers import load
 from tests.integration.test_judges import judged_by, saying
 from tests.support import ROOT, Cloud, stream_record, wasm
@@ -101,6 +102,7 @@ def test_only_leaving_funded_is_told_of(platform: Cloud, bus: Bus, context: Any)
     silent += [(purse, purse | {"available": {"N": "1"}}) for purse in purses]
     assert notify(context, *(stream_record(number, *change) for number, change in enumerate(silent))) == []
     assert bus.details == []
+    assert left_funded(funded, taken_over) is None
     assert notify(context, stream_record(7, taken_over, settled)) == []
     (detail,) = bus.details
     assert (detail["task_id"], detail["amount_paid"], detail["owner"]) == ("t", "0.00975", "owner")

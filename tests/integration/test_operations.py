@@ -179,19 +179,16 @@ def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) 
     assert all(line["escrow_id"] and line["agent_id"] for line in lines)
 
 
+def test_what_is_told_is_a_line_with_its_ids(story: Emitted) -> None:
+    (line,) = [line for line in story.log if line["message"] == "told"]
+    assert (line["task_id"], line["escrow_id"]) == ("paid", escrow_id("alice", "paid"))
+    assert line["event_id"] == f"task.{line['escrow_id']}.released"
+
+
 def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
-    assert [line.get("task_id") for line in answered] == [
-        "paid",
-        "paid",
-        "late",
-        "paid",
-        "stuck",
-        None,
-        None,
-        "paid",
-        *[None] * 4,
-    ]
+    of_tasks = ["paid", "paid", "late", "paid", "stuck"]
+    assert [line.get("task_id") for line in answered] == [*of_tasks, *[None] * 7]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 
 

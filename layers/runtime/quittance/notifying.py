@@ -11,7 +11,7 @@ from quittance import events
 from quittance.bootstrap import Platform
 from quittance.delivering import Delivery
 from quittance.events import Event
-from quittance.observability import Metric, about, count, logger
+from quittance.observability import Metric, count, logger
 from quittance.store.ledger import left_funded
 from quittance.store.registry import upload_moved
 
@@ -25,9 +25,9 @@ def tell(platform: Platform, record: Mapping[str, Any]) -> Event | None:
     before, after = change.get("OldImage", {}), change.get("NewImage", {})
     escrow = left_funded(before, after)
     if escrow and escrow.settlement:
-        about(escrow)
         settled = events.task_settled(escrow, escrow.settlement)
-        put(platform, settled)
+        with logger.append_context_keys(task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id):
+            put(platform, settled)
         if escrow.webhook:
             platform.webhooks.send(Delivery.of(settled, escrow.webhook).model_dump_json(), of=escrow.payer)
         return settled

@@ -71,7 +71,7 @@ bench: ## what the sandbox, receipts and acceptance cost; what one payer's walle
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit
 
-openapi: ## write the API's description anew from the code
+openapi: ## write the API's description and the events' schemas anew from the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
 
 recompute-reputation: ## every agent's scores, made anew from its receipts, and whether the kept ones are the same

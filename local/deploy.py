@@ -100,6 +100,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "DeletionProtection": "false",
         "WorkConcurrency": "6",
         "QueueVisibility": "20",  # AWS would ask for more: here nobody wants to wait for it
+        "WebhookPrivateTargets": "true",
     }
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(seal.encode()).hexdigest()

@@ -1,4 +1,7 @@
-"""Writes the OpenAPI description from the routes of all functions; `--check` fails if the committed one differs."""
+"""Writes what is generated from the code: the OpenAPI description from the routes, and the events' JSON Schemas.
+
+`--check` fails if a committed one differs.
+"""
 
 import importlib.util
 import json
@@ -9,11 +12,13 @@ from typing import Any, Final
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.merge import OpenAPIMerge
 
+from quittance import events
 from quittance.errors import PROBLEM_TYPE_PREFIX
 from quittance.http import PREFIX, api
 
 ROOT: Final = Path(__file__).parents[1]
 COMMITTED: Final = ROOT / "layers" / "runtime" / "quittance" / "openapi.json"
+EVENTS: Final = ROOT / "docs" / "events"
 _OPEN: Final = ("/health", "/openapi.json", "/docs", "/.well-known/jwks.json")
 _PROBLEM: Final[dict[str, Any]] = {
     "description": "A refusal (RFC 9457)",
@@ -92,16 +97,29 @@ def _health() -> APIGatewayRestResolver:
     return app
 
 
+def event_schemas() -> dict[Path, str]:
+    """The JSON Schema (2020-12) of each event, by its file."""
+    found = {}
+    for event in events.ALL:
+        version = event.model_fields["schema_version"].default
+        head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+        schema = head | event.model_json_schema(by_alias=True, mode="serialization")
+        found[EVENTS / f"{event.__name__}.v{version}.json"] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return found
+
+
 def main() -> int:
     """Writes, or with --check compares."""
-    wanted = describe()
+    wanted = {COMMITTED: describe(), **event_schemas()}
     if "--check" not in sys.argv[1:]:
-        COMMITTED.write_text(wanted)
+        EVENTS.mkdir(exist_ok=True)
+        for path, text in wanted.items():
+            path.write_text(text)
         return 0
-    if COMMITTED.exists() and COMMITTED.read_text() == wanted:
-        return 0
-    print("openapi.json is not what the code says: make openapi")
-    return 1
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} is not what the code says: make openapi")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What several test suites share: the example agents, and a platform that a test can look into."""
 
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,18 @@ class Cloud(Platform):
             elif "work" in item:
                 total += number(item, "paid") + number(item, "fee")
         return total
+
+
+def stream_record(number: int, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """A change of an item as Lambda gets it from a table's stream."""
+    change = {
+        "ApproximateCreationDateTime": 1_800_000_000,
+        "Keys": {"pk": after["pk"]},
+        "NewImage": after,
+        "OldImage": before,
+        "SequenceNumber": str(number),
+        "StreamViewType": "NEW_AND_OLD_IMAGES",
+    }
+    record = {"eventID": str(number), "eventName": "MODIFY", "eventSource": "aws:dynamodb", "dynamodb": change}
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=lambda data: base64.b64encode(data).decode()))
+    return plain

@@ -53,6 +53,10 @@ NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
 # Of messages, none is to stay in its queue: the tasks are settled, the dead one was refused before money moved.
 MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs")
 OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule", *MESSAGES}
+OTHERS |= {"notify-stream", "webhook-sqs"}
+NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
+# Its receiver's name is one that nobody has (RFC 6761), so the message must stay in the queue.
+UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
 
 
 class Scene:
@@ -181,6 +185,14 @@ def test_logged(scene: Scene, name: str) -> None:
 def test_audit_schedule(scene: Scene) -> None:
     audited = scene.send("audit-schedule", scene.speak_of(FILES["audit-schedule"]))
     assert (set(audited), audited["differences"]) == ({"differences", "report"}, 0)
+
+
+def test_notify_stream(scene: Scene) -> None:
+    assert scene.send("notify-stream", scene.speak_of(FILES["notify-stream"])) == NOTHING_FAILED
+
+
+def test_webhook_sqs(scene: Scene) -> None:
+    assert scene.send("webhook-sqs", scene.speak_of(FILES["webhook-sqs"])) == UNREACHABLE
 
 
 def test_authorizer_request(scene: Scene) -> None:

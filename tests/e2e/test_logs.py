@@ -60,6 +60,7 @@ def told(
     assert JWT.search(done["receipt"]), "what is looked for must look like this"
     assert JWT.search(user.http.headers["Authorization"]), "and like this"
     assert not user.run(agent, input=f"!{PAYLOAD}")["success"]
+    user.run(agent, input="a", webhook=f"http://127.0.0.1:1/{PAYLOAD}")
     user.run(agent, input=PAYLOAD * (LARGE // len(PAYLOAD)))
     user.execute(agent, task_id="good", input=f"{PAYLOAD} again")
     user.execute(agent, input=PAYLOAD, budget=PAYLOAD)

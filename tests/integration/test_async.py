@@ -47,9 +47,9 @@ class Bench:
         self.hidden: list[int] = []
         hide = queue.hide
 
-        def note(delivery: Delivery, *, seconds: int) -> None:
+        def note(receipt: str, *, seconds: int) -> None:
             self.hidden.append(seconds)
-            hide(delivery, seconds=seconds)
+            hide(receipt, seconds=seconds)
 
         queue.hide = note  # type: ignore[method-assign]
 

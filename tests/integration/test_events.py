@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from local import issuer
 from quittance import bootstrap, identity, publishing
 from quittance.models import AgentRequest
-from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, NO_JSON
+from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, NO_JSON, NOTHING_FAILED, UNREACHABLE
 from tests.integration.test_handlers import load
 from tests.support import FLAT, Cloud, wasm
 
@@ -72,11 +72,15 @@ def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
     for name, expected in LOGGED.items():
         check(name, *expected)
     assert answer("audit-schedule")["differences"] == 0
+    assert answer("notify-stream") == NOTHING_FAILED
+    assert answer("webhook-sqs") == UNREACHABLE
     assert answer("authorizer-request")["context"] == {"sub": "alice", "scope": ""}
     sent = {
         *HTTP,
         *LOGGED,
         *MESSAGES,
+        "notify-stream",
+        "webhook-sqs",
         "publish-s3",
         "execute-direct",
         "sweep-schedule",

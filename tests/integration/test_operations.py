@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from quittance import bootstrap, messages, observability, tasks
+from quittance import bootstrap, messages, observability, outbound, tasks
 from quittance.bootstrap import Platform
 from quittance.errors import PlatformUnavailableError
 from quittance.escrow import escrow_id
 from quittance.observability import NAMESPACE, SERVICE, Metric
 from quittance.run import Fault, Outcome
 from tests.integration.test_handlers import _raise, load, task
+from tests.integration.test_notify import HOOK, waiting
 from tests.integration.test_tasks import ask
-from tests.support import ROOT, Cloud, wasm
+from tests.support import ROOT, Cloud, stream_record, wasm
 
 OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "Quittance/${AWS::StackName}"}
 
@@ -147,7 +148,21 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     platform.skew_ms = stuck.expires_ms - platform.now_ms() + 5_000
     load("sweep").handler({}, context)
     load("audit").handler({}, context)
+    notify_and_deliver(platform, context, monkeypatch)
     return emitted()
+
+
+def notify_and_deliver(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paid task is told, and its webhook delivered at the third try; the last task's receiver is gone."""
+    (paid,) = (item for item in platform.items("ESC#") if item["task_id"]["S"] == "paid")
+    funded = {**paid, "state": {"S": "funded"}}
+    load("notify").handler({"Records": [stream_record(1, funded, paid | {"webhook": {"S": HOOK}})]}, context)
+    statuses = [500, 500, 200, 410]
+    monkeypatch.setattr(outbound, "post", lambda *_, **__: statuses.pop(0))
+    for tries, message in enumerate([waiting(platform)] * 4, 1):
+        load("webhook").handler(
+            {"Records": [message | {"attributes": {"ApproximateReceiveCount": str(tries)}}]}, context
+        )
 
 
 def test_a_story_is_told_in_numbers(story: Emitted) -> None:
@@ -168,6 +183,9 @@ def test_a_story_is_told_in_numbers(story: Emitted) -> None:
     assert story.of(Metric.AUDIT_DIFFERENCES) == [0]
     assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 4
     assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.UNDELIVERED, Outcome.EXPIRED}
+    assert sum(story.of(Metric.EVENTS_TOLD)) == 2
+    assert [sum(story.of(metric)) for metric in (Metric.WEBHOOKS_DELIVERED, Metric.WEBHOOKS_FAILED)] == [1, 2]
+    assert sum(story.of(Metric.WEBHOOKS_GIVEN_UP)) == 1
     assert story.settings["service"] == {SERVICE}
     assert sum(story.values[Series(Metric.COLD_STARTS, frozenset({"service", "function"}))]) == 1
 
@@ -181,10 +199,17 @@ def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) 
     assert all(line["escrow_id"] and line["agent_id"] for line in lines)
 
 
+def test_what_is_told_is_a_line_with_its_ids(story: Emitted) -> None:
+    refused, line = [line for line in story.log if line["message"] == "told"]
+    assert refused["event_type"] == "TaskRefused"
+    assert (line["task_id"], line["escrow_id"]) == ("paid", escrow_id("alice", "paid"))
+    assert line["event_id"] == f"task.{line['escrow_id']}.released"
+
+
 def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
     assert [line.get("task_id") for line in answered] == [
-        *("paid", "paid", "late", "paid", "stuck", None, None, "lost", None, None, None)
+        *("paid", "paid", "late", "paid", "stuck", None, None, "lost", *[None] * 8)
     ]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 
@@ -315,7 +340,7 @@ def test_every_alarm_wakes_somebody_who_finds_a_runbook(template: dict[str, Any]
 
 def test_every_metric_and_alarm_is_described(template: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    described = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    described = set(re.findall(r"^\| `([A-Z]\w+)` \|", page, re.MULTILINE))
     assert described == {*Metric, *alarms(template)}
 
 

@@ -1,5 +1,6 @@
 """What `template.yaml` promises: who may do what, which routes are open, and that code and template name the same."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,18 @@ import pytest
 
 from quittance import tasks
 from quittance.config import Settings
-from quittance.limits import CALL_MS_MAX, TIMEOUT_S_SYNC_MAX, VERDICT_MS_MAX
+from quittance.escrow import State
+from quittance.limits import (
+    CALL_MS_MAX,
+    TIMEOUT_S_SYNC_MAX,
+    VERDICT_MS_MAX,
+    WEBHOOK_CONNECT_MS_MAX,
+    WEBHOOK_MS_MAX,
+    WEBHOOK_TRIES_MAX,
+    WEBHOOK_WAIT_S_MAX,
+    WEBHOOK_WAIT_S_MIN,
+)
+from quittance.store.registry import AgentState
 from tests.roles import statements
 from tests.support import ROOT
 
@@ -112,6 +124,10 @@ def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[s
             assert (statement["Action"], keys) == ("dynamodb:GetItem", ["dynamodb:LeadingKeys"]), function
 
 
+def actions(template: dict[str, Any], function: str) -> set[str]:
+    return {action for name, stated in statements(template) if name == function for action in listed(stated["Action"])}
+
+
 def test_whoever_works_on_the_queue_may_do_what_execute_may_and_read_the_queue(template: dict[str, Any]) -> None:
     functions = resources(template, "AWS::Serverless::Function")
     execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
@@ -136,6 +152,7 @@ def test_the_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> 
 def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:
     declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
     defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "TASK_QUEUE_URL", "DEAD_LETTERS_URL"}
+    defaulted |= {"EVENT_BUS", "WEBHOOK_QUEUE_URL"}
     assert {name.upper() for name in Settings.model_fields} - defaulted <= declared
 
 
@@ -179,3 +196,46 @@ def test_shallow_health_and_the_authorizer_import_nothing_heavy() -> None:
             check=False,
         )
         assert found.returncode == 0, f"{function} imports {found.stderr}"
+
+
+def test_neither_who_tells_nor_who_delivers_can_touch_money(template: dict[str, Any]) -> None:
+    deliver = resources(template, "AWS::Serverless::Function")["WebhookFunction"]
+    assert {action for action in actions(template, "NotifyFunction") if action.startswith("dynamodb:")} == {
+        "dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams",
+    }  # fmt: skip
+    assert "Table" not in str(deliver["Policies"])
+    assert {action.partition(":")[0] for action in actions(template, "WebhookFunction")} == {"sqs", "kms"}
+    assert actions(template, "NotifyFunction") >= {"events:PutEvents", "sqs:SendMessage"}
+
+
+def test_a_webhook_is_tried_as_often_as_the_code_counts(template: dict[str, Any]) -> None:
+    queue, failures = (template["Resources"][name]["Properties"] for name in ("WebhookQueue", "WebhookFailures"))
+    assert queue["RedrivePolicy"]["maxReceiveCount"] == WEBHOOK_TRIES_MAX
+    waits_s = sum(min(WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN * 2**number) for number in range(WEBHOOK_TRIES_MAX))
+    assert waits_s < queue["MessageRetentionPeriod"] < failures["MessageRetentionPeriod"]
+    function = template["Resources"]["WebhookFunction"]["Properties"]
+    assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
+    assert function["Timeout"] * 1_000 > WEBHOOK_CONNECT_MS_MAX + WEBHOOK_MS_MAX + 10_000, "and a slow resolver"
+
+
+def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: dict[str, Any]) -> None:
+    mappings = resources(template, "AWS::Lambda::EventSourceMapping")
+    ledger, registry = (
+        [json.loads(one["Pattern"])["dynamodb"] for one in mappings[name]["FilterCriteria"]["Filters"]]
+        for name in ("NotifyOfLedger", "NotifyOfRegistry")
+    )
+    (settled,) = ledger
+    assert settled["OldImage"]["state"]["S"] == [State.FUNDED]
+    assert {*settled["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
+    for pattern, state in zip(registry, (AgentState.ACTIVE, AgentState.REJECTED), strict=True):
+        assert pattern["NewImage"]["upload_state"]["S"] == [state]
+        assert pattern["OldImage"]["upload_state"]["S"] == [{"anything-but": [state]}]
+    for name in ("NotifyOfLedger", "NotifyOfRegistry"):
+        assert mappings[name]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert mappings[name]["BisectBatchOnFunctionError"]
+        assert mappings[name]["DestinationConfig"]["OnFailure"]["Destination"]
+
+
+def test_webhooks_are_public_unless_the_operator_says_otherwise(template: dict[str, Any]) -> None:
+    assert template["Parameters"]["WebhookPrivateTargets"]["Default"] == "false"
+    assert not Settings.model_fields["webhook_private_targets"].default

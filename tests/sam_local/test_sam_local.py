@@ -39,6 +39,7 @@ ORDER = [
     "audit-schedule",
     "authorizer-request",
 ]
+ORDER += ["notify-stream", "webhook-sqs"]
 FLAT = {"tariff": {"type": "flat", "price": "0.01"}}
 # What differs from run to run: when, how long, whose signature; what there was to sweep; what the whole ledger holds.
 VOLATILE = {

@@ -169,6 +169,7 @@ def test_every_part_of_a_request_tells_it_from_another() -> None:
         "timeout_s": (None, 0, 1, 11),
         "least_tenths": (None, 0, 1),
         "rules_sha256": (None, "c", "d"),
+        "webhook": (None, "c", "d"),
     }
     every = list(itertools.product(*parts.values()))
     digests = {request_sha256(**dict(zip(parts, values, strict=True))) for values in every}

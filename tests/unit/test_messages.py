@@ -71,7 +71,7 @@ def test_a_message_names_the_task_it_was_written_for(fields: dict[str, Any], use
 def test_every_field_of_a_request_is_carried() -> None:
     request = TaskRequest.model_validate(
         {key: value for key, value in TASK.items() if key != "user_id"}
-        | {"timeout": 1, "min_reputation": 50, "acceptance": {"max_bytes": 1}}
+        | {"timeout": 1, "min_reputation": 50, "acceptance": {"max_bytes": 1}, "webhook": "https://example.com/"}
     )
     names = {field.alias or name for name, field in TaskRequest.model_fields.items()} - {"input"}
     assert json.loads(messages.write("alice", request, input_base64="")).keys() == names | {"user_id"}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from quittance.sandbox import Sandbox
     from quittance.store.blobs import Binaries, Outputs, Tiles, Uploads
+    from quittance.store.bus import Bus
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
     from quittance.store.publisher import Publisher
@@ -119,6 +120,20 @@ class Platform:
         from quittance.store.keys import Keys
 
         return Keys(clients.kms(), root_key_ids=self.settings.receipt_key_ids.split(","))
+
+    @cached_property
+    def bus(self) -> "Bus":
+        """Where events are told."""
+        from quittance.store.bus import Bus
+
+        return Bus(clients.events(), name=self.settings.event_bus)
+
+    @cached_property
+    def webhooks(self) -> "Queue":
+        """What waits to be delivered to webhooks."""
+        from quittance.store.queue import Queue
+
+        return Queue(clients.sqs(), url=self.settings.webhook_queue_url)
 
     @cached_property
     def sandbox(self) -> "Sandbox":

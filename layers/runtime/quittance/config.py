@@ -26,6 +26,9 @@ class Settings(BaseModel):
     publish_function: str = ""
     task_queue_url: str = ""
     dead_letters_url: str = ""
+    event_bus: str = ""
+    webhook_queue_url: str = ""
+    webhook_private_targets: bool = False
     receipt_key_ids: str
     receipt_issuer: str
     issuer_url: str

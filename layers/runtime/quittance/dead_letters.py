@@ -2,23 +2,27 @@
 
 its task is funded        → taken over as soon as its lease has lapsed, and refunded
 its task is settled       → nothing is left to do
-there is no such task     → the request was refused before money moved: told in the log
+there is no such task     → the request was refused before money moved: told on the bus
 nobody can read it        → it stays in the queue of the dead letters, and wakes a person
 """
 
+from typing import Final
+
 from quittance import escrow as escrows
-from quittance import observability, tasks
+from quittance import events, notifying, observability, tasks
 from quittance.bootstrap import Platform
 from quittance.errors import QuittanceError, RequestError
 from quittance.http import read_message
 from quittance.limits import DEAD_LETTER_HIDDEN_S
 from quittance.messages import Message
+from quittance.models import DirectTaskRequest
 from quittance.observability import Metric, count, logger
 from quittance.run import Outcome
 from quittance.store.queue import Delivery
 from quittance.working import NotDoneError, wait_s
 
-_UNDELIVERED = "The platform could not get the task done; the budget was refunded."
+_REFUSED: Final = "not_taken"
+_UNDELIVERED: Final = "The platform could not get the task done; the budget was refunded."
 
 
 def bury(platform: Platform, delivery: Delivery) -> None:
@@ -28,19 +32,19 @@ def bury(platform: Platform, delivery: Delivery) -> None:
     except RequestError as exc:
         count(Metric.DEAD_UNREADABLE)
         logger.error("dead letter unreadable", message_id=delivery.message_id)
-        platform.dead_letters.hide(delivery, seconds=DEAD_LETTER_HIDDEN_S)
+        platform.dead_letters.hide(delivery.receipt, seconds=DEAD_LETTER_HIDDEN_S)
         raise NotDoneError from exc
     try:
-        _set_right(platform, message)
+        _set_right(platform, message, delivery)
     except QuittanceError as exc:  # its runner may still be alive, or the platform is away
-        platform.dead_letters.hide(delivery, seconds=wait_s(exc, delivery) or DEAD_LETTER_HIDDEN_S)
+        platform.dead_letters.hide(delivery.receipt, seconds=wait_s(exc, delivery) or DEAD_LETTER_HIDDEN_S)
         raise NotDoneError from exc
 
 
-def _set_right(platform: Platform, message: Message) -> None:
+def _set_right(platform: Platform, message: Message, delivery: Delivery) -> None:
     escrow = platform.ledger.find(escrows.escrow_id(message.request.user_id, message.request.task_id))
     if escrow is None or escrow.request_sha256 != tasks.request_sha256(message.request, message.input_sha256):
-        _tell_refused(message)
+        _tell_refused(platform, message.request, delivery)
         return
     observability.about(escrow)
     if escrow.settlement is None:
@@ -48,12 +52,17 @@ def _set_right(platform: Platform, message: Message) -> None:
         count(Metric.DEAD_REFUNDED)
 
 
-def _tell_refused(message: Message) -> None:
+def _tell_refused(platform: Platform, request: DirectTaskRequest, delivery: Delivery) -> None:
     """Tells that a request never became a task: no money moved, and nobody waits for an answer."""
-    count(Metric.DEAD_REFUSED)
-    logger.warning(
-        "task refused",
-        user_id=message.request.user_id,
-        task_id=message.request.task_id,
-        agent_id=message.request.agent_id,
+    refused = events.task_refused(
+        code=_REFUSED,
+        detail="Every try of the queue was refused. Ask for the task directly to learn why.",
+        request_id=delivery.message_id,
+        user=request.user_id,
+        task_id=request.task_id,
+        agent_id=request.agent_id,
+        at_ms=platform.now_ms(),
     )
+    notifying.put(platform, refused)
+    count(Metric.DEAD_REFUSED)
+    logger.warning("task refused", user_id=request.user_id, task_id=request.task_id, agent_id=request.agent_id)

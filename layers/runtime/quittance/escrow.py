@@ -88,6 +88,7 @@ class Escrow:
     funding; `runner` and `fence` name the attempt that may settle; times are milliseconds since the epoch. The
     rules for the output are named by the digests of their canonical JSON, None where there are none. What is held for
     its `judges` is not part of the task's own budget. A judge's own escrow names what it reads only once it is settled.
+    `webhook` is the URL that is told of the settlement.
     """
 
     escrow_id: str
@@ -110,6 +111,7 @@ class Escrow:
     agent_rules_sha256: str | None = None
     task_rules_sha256: str | None = None
     judges: tuple[Hire, ...] = ()
+    webhook: str | None = None
     settlement: Settlement | None = None
 
     @property
@@ -142,10 +144,11 @@ def request_sha256(
     timeout_s: int | None,
     least_tenths: int | None,
     rules_sha256: str | None,
+    webhook: str | None,
 ) -> str:
     """The digest that tells a repeated request from another one under the same task_id."""
     named: list[object] = [agent_id, input_sha256, budget_micro, timeout_s]
-    wishes = {"min_reputation": least_tenths, "acceptance": rules_sha256}
+    wishes = {"min_reputation": least_tenths, "acceptance": rules_sha256, "webhook": webhook}
     if given := {name: value for name, value in wishes.items() if value is not None}:
         named.append(given)  # only what was asked for: digests that are stored stay right when there is more to ask for
     return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()

@@ -53,6 +53,7 @@ def hold(task: Escrow, side: Side, rule: Judge, agent: Agent, version: Version) 
         task_rules_sha256=_SCORE_RULES_SHA256,
         judges=(),
         settlement=None,
+        webhook=None,  # it is the task that is waited for
     )
 
 

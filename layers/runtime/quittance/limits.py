@@ -102,3 +102,13 @@ NUMBER_EXPONENT_MAX: Final = 400  # of one, when it is written with one digit be
 SCORE_BYTES_MAX: Final = 64  # of what a judge prints
 JUDGE_INPUT_BYTES_MAX: Final = 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX) + 64  # JSON spells no byte with more than two
 STDIN_BYTES_MAX: Final = JUDGE_INPUT_BYTES_MAX  # of any run: a task's input is smaller
+
+# Webhooks.
+WEBHOOK_URL_CHARS_MAX: Final = 2_000
+WEBHOOK_CONNECT_MS_MAX: Final = 3_000
+WEBHOOK_MS_MAX: Final = 10_000  # from the connection to the answer's status; then the connection is cut
+WEBHOOK_TRIES_MAX: Final = 15  # the queue's maxReceiveCount: crashes count too
+WEBHOOK_WAIT_S_MIN: Final = 5  # before the second try; doubles with each
+WEBHOOK_WAIT_S_MAX: Final = 60 * 60
+WEBHOOK_AGE_MS_MAX: Final = 5 * 60 * 1_000  # how far a receiver's clock may be from the signature's time
+EVENT_BYTES_MAX: Final = 256 * KIB  # EventBridge's own limit of one entry

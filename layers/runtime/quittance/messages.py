@@ -38,7 +38,7 @@ def send(platform: "Platform", user: str, request: TaskRequest, stdin: bytes) ->
     body = write(user, request, input_base64=base64.b64encode(stdin).decode())
     if len(body) > QUEUE_MESSAGE_BYTES_MAX:
         body = write(user, request, input_sha256=platform.outputs.keep_input(stdin))
-    platform.queue.send(body)
+    platform.queue.send(body, of=user)
     count(Metric.QUEUED)
 
 
@@ -52,6 +52,7 @@ def write(user: str, request: TaskRequest, **its_input: str) -> str:
         "budget": format_credits(request.budget_micro),
         "timeout": request.timeout,
         "acceptance": None if rules is None else exact_json.read(rules_json(rules).encode()),
+        "webhook": request.webhook,
         "min_reputation": None if least_tenths is None else Decimal(least_tenths) / 10,
         **its_input,
     }

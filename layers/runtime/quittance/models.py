@@ -29,6 +29,7 @@ from quittance.money import CreditsChange, CreditsIn, CreditsOut, between
 from quittance.pricing import Tariff
 from quittance.run import Outcome, Side
 from quittance.store.registry import AgentState
+from quittance.webhook import WebhookUrl
 
 _ABSENT: Final = object()
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
@@ -124,6 +125,10 @@ class TaskRequest(_Request):
     )
     min_reputation: Score | None = Field(
         default=None, description="Refuse the task if the agent's score is lower. From 0 to 100, one decimal."
+    )
+    webhook: WebhookUrl | None = Field(
+        default=None,
+        description="Where to POST the event TaskSettled once the task is settled, signed. Public https only.",
     )
 
     @field_validator("input")

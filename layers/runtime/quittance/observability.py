@@ -59,6 +59,10 @@ class Metric(StrEnum):
     DEAD_REFUSED = "DeadLettersRefused"
     DEAD_UNREADABLE = "DeadLettersUnreadable"
     AUDIT_DIFFERENCES = "AuditDifferences"
+    EVENTS_TOLD = "EventsTold"
+    WEBHOOKS_DELIVERED = "WebhooksDelivered"
+    WEBHOOKS_FAILED = "WebhooksFailed"
+    WEBHOOKS_GIVEN_UP = "WebhooksGivenUp"
 
     @property
     def unit(self) -> MetricUnit:

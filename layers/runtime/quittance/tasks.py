@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation
+from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation, webhook
 from quittance import escrow as escrows
 from quittance.acceptance import SCORE_RULES, Judge, Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
@@ -207,6 +207,7 @@ def request_sha256(request: TaskRequest, input_sha256: str) -> str:
         timeout_s=request.timeout,
         least_tenths=request.min_reputation,
         rules_sha256=_rules_sha256(request),
+        webhook=request.webhook,
     )
 
 
@@ -243,6 +244,7 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
 
 def _check(platform: Platform, attempt: _Attempt) -> tuple[_Ready, list[_Seat]]:
     request = attempt.request
+    _check_webhook(platform, request)
     ready = _ready(platform, request.agent_id)
     seats = _seats(platform, request, ready)
     most_s = attempt.timeout_s_max - sum(seat.timeout_s for seat in seats)
@@ -272,6 +274,12 @@ def _ready(platform: Platform, agent_id: str) -> _Ready:
         platform.publisher.recompile(agent.agent_id)
         raise AgentNotReadyError(agent.agent_id, "being compiled for a new engine", retry_after_s=_RECOMPILE_S)
     return _Ready(agent, version, parse_rules(agent.terms.rules))
+
+
+def _check_webhook(platform: Platform, request: TaskRequest) -> None:
+    private = platform.settings.webhook_private_targets
+    if request.webhook and not private and (refused := webhook.why_refused(request.webhook)):
+        raise InvalidRequestError(("webhook", refused))
 
 
 def _is_current(version: Version) -> bool:
@@ -326,6 +334,7 @@ def _hold(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Sea
         agent_rules_sha256=rules_sha256(agent.terms.rules),
         task_rules_sha256=attempt.rules_sha256,
         judges=tuple(Hire(seat.side, seat.rule.agent_id, seat.rule.budget_micro) for seat in seats),
+        webhook=request.webhook,
     )
     return replace(hold, lease_ms=_lease_ms(platform, now_ms, hold, seats))
 

@@ -1,6 +1,7 @@
 """The verifier: whether a receipt proves what it says, checked by anyone, offline. See docs/receipts.md.
 
     quittance-verify receipt.jws --keys jwks.json [--module m.wasm --input in --output out] [--replay]
+    quittance-verify --webhook body.json --signature s.jws --url https://... --keys jwks.json
 
 It needs nothing of AWS, and the engine only to replay. Whatever it is handed is bounded and may be hostile.
 """
@@ -19,7 +20,7 @@ from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
-from quittance import acceptance, limits, log, pricing, receipt
+from quittance import acceptance, limits, log, pricing, receipt, webhook
 from quittance.certified import Flaw, ProofError, read, read_json, shown
 from quittance.escrow import judge_task_id
 from quittance.money import format_credits, parse_credits
@@ -31,7 +32,7 @@ _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
 
 
 EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
-    Flaw.FORM: (3, "the receipt, the key set, the checkpoint or the proof is malformed"),
+    Flaw.FORM: (3, "the receipt, the webhook, the key set, the checkpoint or the proof is malformed"),
     Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set"),
     Flaw.TIMES: (5, "a time does not fit the others or the validity of the key"),
     Flaw.AMOUNTS: (6, "the amounts do not add up, or do not follow from the tariff"),
@@ -357,8 +358,15 @@ def _when(moment_ms: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `quittance-verify`; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.receipt is None) == (options.webhook is None):
+        parser.error("give a receipt or --webhook")
+    if options.webhook and not (options.signature and options.url):
+        parser.error("--webhook needs --signature and --url")
     try:
+        if options.webhook:
+            return _verify_webhook(options)
         given = _read_all(options)
     except _UnreadableError as error:
         print(f"quittance-verify: {error}", file=sys.stderr)
@@ -368,6 +376,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _replay(report, given)
     else:
         report.skip("replay", "no --replay was given")
+    print(_as_json(report) if options.json else _as_text(report))
+    return report.exit_status
+
+
+def _verify_webhook(options: argparse.Namespace) -> int:
+    """Whether a body that came to a URL is the platform's, whenever that was: `webhook.verify` in the receiver knows
+    the time, this one is for what was kept.
+    """
+    body, signature = _read(options.webhook, _DOCUMENT_BYTES_MAX), _read_token(options.signature)
+    keys = _read(options.keys, _DOCUMENT_BYTES_MAX)
+    report = Report()
+
+    def signed() -> str:
+        jwks = read_json(keys, "key set")
+        stated = webhook.verify(body, signature, url=options.url, jwks=jwks, now_ms=None)
+        return f"{stated.iss!a} sent {shown(stated.event_id)} to this URL, {_when(stated.at)}"
+
+    report.check("webhook", "", signed)
     print(_as_json(report) if options.json else _as_text(report))
     return report.exit_status
 
@@ -503,7 +529,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("receipt", type=Path, metavar="receipt.jws", help="the receipt, a compact JWS")
+    add("receipt", type=Path, nargs="?", metavar="receipt.jws", help="the receipt, a compact JWS")
     add("--keys", type=Path, required=True, metavar="jwks.json", help="the platform's key set")
     add("--module", type=Path, metavar="m.wasm", help="the agent's module: is it the one that ran?")
     add("--input", type=Path, metavar="file", help="the bytes of the agent's standard input")
@@ -516,6 +542,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
     add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
     add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")
+    add("--webhook", type=Path, metavar="body.json", help="instead of a receipt: the body that a webhook was sent")
+    add("--signature", type=Path, metavar="file", help="the value of its header Quittance-Signature")
+    add("--url", help="the URL that the task was given")
     add("--json", action="store_true", help="report for machines")
     return parser
 

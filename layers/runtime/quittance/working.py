@@ -32,7 +32,7 @@ def work(platform: Platform, delivery: Delivery) -> None:
 
     def hide_until_it_lapses(escrow: Escrow) -> None:
         lease_ms = escrow.lease_ms - platform.now_ms()
-        platform.queue.hide(delivery, seconds=max(-(-lease_ms // 1_000), 0))
+        platform.queue.hide(delivery.receipt, seconds=max(-(-lease_ms // 1_000), 0))
 
     try:
         request = _whole(platform, read_message(delivery.body))
@@ -43,7 +43,7 @@ def work(platform: Platform, delivery: Delivery) -> None:
         again_s = wait_s(exc, delivery)
         count(Metric.POSTPONED)
         logger.warning("not done", message_id=delivery.message_id, reason=type(exc).__name__, again_s=again_s)
-        platform.queue.hide(delivery, seconds=again_s or 0)
+        platform.queue.hide(delivery.receipt, seconds=again_s or 0)
         raise NotDoneError from exc
     if isinstance(done, TaskPending):
         count(Metric.POSTPONED)

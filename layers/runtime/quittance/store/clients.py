@@ -10,6 +10,7 @@ from quittance.limits import CALL_MS_MAX
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_kms import KMSClient
     from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_s3 import S3Client
@@ -54,6 +55,12 @@ def functions() -> "LambdaClient":
 def sqs() -> "SQSClient":
     """An SQS client whose calls end within CALL_MS_MAX: a lease may run while one is made."""
     client: SQSClient = _client("sqs", _ONE_TRY)
+    return client
+
+
+def events() -> "EventBridgeClient":
+    """An EventBridge client."""
+    client: EventBridgeClient = _client("events")
     return client
 
 

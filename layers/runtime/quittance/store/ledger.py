@@ -606,6 +606,7 @@ class Ledger:
             "agent_rules_sha256": escrow.agent_rules_sha256,
             "task_rules_sha256": escrow.task_rules_sha256,
             "judges": _judges_json(escrow.judges),
+            "webhook": escrow.webhook,
             "work": f"OPEN#{self._shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
         }
@@ -619,6 +620,16 @@ class Ledger:
             "agent_id": line.agent_id,
             "tasks": line.tasks,
         }
+
+
+def left_funded(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow | None:
+    """The escrow that a change of the table has settled; None for any other change, such as the sweep's later mark.
+
+    The images are those of a stream record. Of output and log only the digests are read.
+    """
+    if "state" not in after or before.get("state", {}).get("S") != State.FUNDED or after["state"] == before["state"]:
+        return None
+    return _escrow({name: value for name, value in after.items() if "B" not in value})
 
 
 def _pk(account: str, kind: Kind, reference: str) -> str:
@@ -707,6 +718,7 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         agent_rules_sha256=values.get("agent_rules_sha256"),
         task_rules_sha256=values.get("task_rules_sha256"),
         judges=tuple(Hire(Side(side), *hired) for side, *hired in json.loads(values.get("judges", "[]"))),
+        webhook=values.get("webhook"),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
     )
 

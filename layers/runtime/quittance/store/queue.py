@@ -1,5 +1,6 @@
-"""SQS: the queue of tasks, and the one of the messages that nobody could work on."""
+"""SQS: the queues of tasks, of messages that nobody could work on, and of events that wait for webhooks."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,21 +30,23 @@ class Queue:
         self._client = client
         self._url = url
 
-    def send(self, body: str) -> None:
-        """Puts a message into the queue. Raises PlatformUnavailableError: it may be there nevertheless."""
+    def send(self, body: str, *, of: str) -> None:
+        """Puts a message of somebody's into the queue: one account's many do not delay others' (SQS fair queues).
+
+        Raises PlatformUnavailableError: it may be there nevertheless.
+        """
+        group = hashlib.sha256(of.encode()).hexdigest()  # a group's name has fewer characters than an account's
         try:
-            self._client.send_message(QueueUrl=self._url, MessageBody=body)
+            self._client.send_message(QueueUrl=self._url, MessageBody=body, MessageGroupId=group)
         except (ClientError, BotoCoreError) as exc:
             raise PlatformUnavailableError from exc
 
-    def hide(self, delivery: Delivery, *, seconds: int) -> None:
+    def hide(self, receipt: str, *, seconds: int) -> None:
         """Lets the message come back in so many seconds, unless it is deleted by then.
 
         If that fails, it comes back when the queue's own time is over: later, but it comes.
         """
         try:
-            self._client.change_message_visibility(
-                QueueUrl=self._url, ReceiptHandle=delivery.receipt, VisibilityTimeout=seconds
-            )
+            self._client.change_message_visibility(QueueUrl=self._url, ReceiptHandle=receipt, VisibilityTimeout=seconds)
         except (ClientError, BotoCoreError):
-            logger.warning("visibility not changed", message_id=delivery.message_id)
+            logger.warning("visibility not changed")

@@ -318,6 +318,16 @@ def _terms(values: Mapping[str, Any], prefix: str) -> Terms:
     )
 
 
+def upload_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Agent | None:
+    """The agent whose newest upload a change of the table has moved to another state; None for any other change.
+
+    The images are those of a stream record.
+    """
+    upload = ("upload_number", "upload_state")
+    moved = "upload_state" in after and any(before.get(name) != after[name] for name in upload)
+    return _agent(after) if moved else None
+
+
 def _agent(item: Mapping[str, Any]) -> Agent:
     values = from_item(item)
     rejected = "rejection_code" in values

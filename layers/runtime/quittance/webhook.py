@@ -1,0 +1,187 @@
+"""Webhooks: which URLs may be told, and how a delivery proves who sent it. Pure. See docs/howto/webhooks.md.
+
+A delivery carries `Quittance-Signature`: a certified statement (see certified.py) of the body's digest, the URL that it
+is sent to and the time. There is no shared secret: who has the platform's public key set can verify, nobody else can
+sign, and what one receiver was sent proves nothing to another one, nor later.
+"""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, Field, WithJsonSchema
+
+from quittance import certified
+from quittance.certified import Flaw, Form, Kind, ProofError, SigningKey, shown
+from quittance.limits import WEBHOOK_AGE_MS_MAX, WEBHOOK_URL_CHARS_MAX
+
+SIGNATURE_HEADER: Final = "Quittance-Signature"
+EVENT_ID_HEADER: Final = "Quittance-Event-Id"
+WEBHOOK: Final = Kind("quittance-webhook+jwt", "webhook signature")
+_VERSION: Final = 1
+_URL: Final = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header or be read in two ways
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
+_PORTS: Final = {"https": 443, "http": 80}
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+# What `is_global` lets through in one version of Python or another: protocol assignments (with Teredo), 6to4 and its
+# relays, documentation.
+_SPECIAL: Final = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"))
+)
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052; the last 32 bits are the IPv4 address
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Signed(Form):
+    """What a signature states."""
+
+    v: Annotated[int, Field(ge=_VERSION, le=_VERSION)]
+    iss: Annotated[str, Field(max_length=1_000)]
+    event_id: Annotated[str, Field(max_length=1_000)]
+    url: Annotated[str, Field(max_length=WEBHOOK_URL_CHARS_MAX)]
+    body_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    at: Annotated[int, Field(ge=0, le=2**53)]
+
+
+# The target.
+
+
+def parse_url(url: str) -> SplitResult:
+    """The parts of a URL that can be sent to. Raises ValueError with a sentence that says what is wrong.
+
+    There is no other parser: what is checked here is what is connected to.
+    """
+    if len(url) > WEBHOOK_URL_CHARS_MAX:
+        msg = f"must have at most {WEBHOOK_URL_CHARS_MAX} characters"
+        raise ValueError(msg)
+    if not _URL.fullmatch(url) or "\\" in url:
+        msg = "must be of visible ASCII; spell other characters with % and other hosts in Punycode"
+        raise ValueError(msg)
+    if "#" in url:
+        msg = "must have no fragment: it would never reach the server"
+        raise ValueError(msg)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        msg = "must be a URL with a valid host and port"
+        raise ValueError(msg) from exc
+    if parts.scheme not in _PORTS:
+        msg = "must begin with https://"
+        raise ValueError(msg)
+    if "@" in parts.netloc:
+        msg = "must have no user or password: put a secret into the path or the query, or verify the signature"
+        raise ValueError(msg)
+    host = parts.netloc if port is None else parts.netloc.rpartition(":")[0]
+    if not _HOST.fullmatch(host.removesuffix(":")) or port == 0:
+        msg = "must name a host, such as https://example.com/hook"
+        raise ValueError(msg)
+    return parts
+
+
+def port_of(parts: SplitResult) -> int:
+    """The port to connect to."""
+    return parts.port or _PORTS[parts.scheme]
+
+
+def why_refused(url: str) -> str | None:
+    """Why a well-formed URL may not be a target by its form alone; None if only its name's addresses can tell."""
+    parts = parse_url(url)
+    if parts.scheme != "https":
+        return "must begin with https://"
+    if port_of(parts) != _PORTS["https"]:
+        return "must be on port 443"
+    try:
+        address = ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        return None
+    return None if is_public(address) else "must not be a private address"
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the public Internet and of nothing else: not ours, not a link's, not a tunnel's.
+
+    An IPv6 address that stands for an IPv4 one (RFC 4291 §2.5.5.2, RFC 6052) is what that one is. Stricter than
+    `is_global`, which calls global what is merely not registered, and follows no tunnel.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            return is_public(inner)
+        if address not in _GLOBAL_UNICAST:
+            return False
+    if any(address in special for special in _SPECIAL):
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _well_formed(url: str) -> str:
+    parse_url(url)
+    return url
+
+
+WebhookUrl = Annotated[
+    str,
+    AfterValidator(_well_formed),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "uri",
+            "pattern": "^https://",
+            "maxLength": WEBHOOK_URL_CHARS_MAX,
+            "examples": ["https://example.com/quittance"],
+        }
+    ),
+]
+"""A URL to be told when a task is settled."""
+
+
+# The signature.
+
+
+def sign(body: bytes, *, url: str, event_id: str, issuer: str, now_ms: int, key: SigningKey) -> str:
+    """The value of `Quittance-Signature` for a body that is sent to a URL now."""
+    claims = Signed(
+        v=_VERSION,
+        iss=issuer,
+        event_id=event_id,
+        url=url,
+        body_sha256=hashlib.sha256(body).hexdigest(),
+        at=now_ms,
+    )
+    return certified.sign(claims.model_dump(), key, WEBHOOK)
+
+
+def verify(
+    body: bytes,
+    signature: str,
+    *,
+    url: str,
+    jwks: Mapping[str, Any],
+    now_ms: int | None,
+    age_ms_max: int = WEBHOOK_AGE_MS_MAX,
+) -> Signed:
+    """What the platform of a key set states of a body that came to a URL of ours.
+
+    `body` is the request's body byte for byte, `url` the one that the task was given. `now_ms` is the receiver's time,
+    from which the signature's may differ by `age_ms_max`; None for one that was kept, of any age. Raises ProofError.
+    """
+    chain = certified.verify(signature, jwks, WEBHOOK)
+    stated = certified.read(Signed, chain.claims, WEBHOOK.name)
+    chain.check_time(stated.at, "at")
+    if stated.url != url:
+        sentence = f"the webhook was sent to {shown(stated.url)}, not to {shown(url)}"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
+    if (found := hashlib.sha256(body).hexdigest()) != stated.body_sha256:
+        sentence = f"the body has the SHA-256 {found}, the signature is of {stated.body_sha256}"
+        raise ProofError(Flaw.DIGEST, sentence)
+    if now_ms is not None and abs(now_ms - stated.at) > age_ms_max:
+        sentence = f"the webhook was signed {abs(now_ms - stated.at)} ms away from now, more than {age_ms_max}"
+        raise ProofError(Flaw.TIMES, sentence)
+    return stated

@@ -1,0 +1,282 @@
+"""What the deployed stack tells when something has happened: events by a rule on its bus, and signed webhooks."""
+
+import json
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from time import monotonic, sleep, time
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from local import client
+from local.deploy import STACK_NAME
+from local.openapi import PREFIX
+from local.paths import Stack
+from quittance import receipt, webhook
+from quittance.escrow import escrow_id
+from quittance.limits import WEBHOOK_WAIT_S_MIN
+from tests.e2e.people import Ledger, User
+from tests.support import FLAT, wasm
+
+WAIT_SECONDS = 60
+QUIET_SECONDS = 3
+Told = Callable[..., list[dict[str, Any]]]
+
+
+class Came(NamedTuple):
+    """One request that a receiver got."""
+
+    at: float
+    headers: dict[str, str]
+    body: bytes
+
+
+class Receiver(ThreadingHTTPServer):
+    """A server of somebody's on 127.0.0.1: each path answers with the statuses that it was told to, then with 200."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.came: dict[str, list[Came]] = defaultdict(list)
+        self.statuses: dict[str, list[int]] = {}
+
+    def url(self, *statuses: int) -> str:
+        """A URL that nobody else has, and its answers."""
+        path = f"/{uuid.uuid4().hex}?key=secret"
+        self.statuses[path] = list(statuses)
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+    def got(self, url: str, number: int = 1) -> list[Came]:
+        """What came to a URL, once it is so many requests, and some time after that."""
+        path = url.removeprefix(f"http://127.0.0.1:{self.server_port}")
+        ends = monotonic() + WAIT_SECONDS
+        while len(self.came[path]) < number:
+            assert monotonic() < ends, f"{len(self.came[path])} of {number} requests came"
+            sleep(0.05)
+        sleep(QUIET_SECONDS)
+        return self.came[path]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.came[self.path].append(Came(time(), dict(self.headers), body))
+        statuses = self.server.statuses.get(self.path, [])
+        self.send_response(statuses.pop(0) if statuses else 200)
+        self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/redirected")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.server.came[self.path].append(Came(time(), dict(self.headers), b""))
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def outputs(aws: Callable[[str], Any]) -> dict[str, str]:
+    described = aws("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"][0]
+    return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+
+
+@pytest.fixture(scope="module")
+def told(outputs: dict[str, str], aws: Callable[[str], Any]) -> Iterator[Told]:
+    """`told(**detail)` gives the events whose details are so, once there is one, and some time after that."""
+    sqs, events, name = aws("sqs"), aws("events"), f"listener-{uuid.uuid4().hex}"
+    queue = sqs.create_queue(QueueName=name)["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    rule = {"Name": name, "EventBusName": outputs["EventBus"]}
+    events.put_rule(**rule, EventPattern=json.dumps({"source": ["quittance"]}))
+    events.put_targets(Rule=name, EventBusName=outputs["EventBus"], Targets=[{"Id": "q", "Arn": arn}])
+    seen: list[dict[str, Any]] = []
+
+    def listen(**detail: str) -> list[dict[str, Any]]:
+        ends = monotonic() + WAIT_SECONDS
+        while True:
+            got = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=1).get("Messages", [])
+            for message in got:
+                seen.append(json.loads(message["Body"]))
+                sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+            found = [event for event in seen if detail.items() <= event["detail"].items()]
+            if found and not got:
+                return found
+            assert monotonic() < ends, f"of {detail} nothing was told"
+
+    yield listen
+    events.remove_targets(Rule=name, EventBusName=outputs["EventBus"], Ids=["q"])
+    events.delete_rule(**rule)
+    sqs.delete_queue(QueueUrl=queue)
+
+
+@pytest.fixture(scope="module")
+def jwks(stack: Stack) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{stack.api_url}{PREFIX}/.well-known/jwks.json", trust_env=False).json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def user(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> User:
+    return User.new(api, deposit)
+
+
+# The bus.
+
+
+def test_a_paid_and_a_refunded_task_are_told_once_each(
+    user: User, echo: str, publish: Callable[..., str], told: Told, jwks: dict[str, Any], sweep: Callable[[], None]
+) -> None:
+    paid = user.run(echo, task_id="paid", input="the secret input")
+    refunded = user.run(publish(wasm("failing")), task_id="refunded")
+    sweep()  # whose mark changes the escrows again
+    for done in (paid, refunded):
+        (event,) = told(escrow_id=done["escrow_id"])
+        detail = event["detail"]
+        assert (event["source"], event["detail-type"]) == ("quittance", "TaskSettled")
+        same = ("task_id", "agent_id", "success", "escrow_status", "amount_paid", "amount_refunded", "fee", "receipt")
+        assert {name: detail[name] for name in same} == {name: done[name] for name in same}
+        assert (detail["user"], detail["at"]) == (user.name, done["timestamp"])
+        assert receipt.verify(detail["receipt"], jwks)["eid"] == done["escrow_id"]
+        assert "the secret input" not in json.dumps(event)
+
+
+def test_a_task_that_the_sweep_refunds_is_told(
+    user: User,
+    echo: str,
+    told: Told,
+    sweep: Callable[[], None],
+    aws: Callable[[str], Any],
+    stack: Stack,
+    ledger: Ledger,
+) -> None:
+    """As nobody waits until a real escrow has expired, one is put that has."""
+    done = user.run(echo, task_id="model")
+    item = aws("dynamodb").get_item(TableName=stack.table, Key={"pk": {"S": f"ESC#{done['escrow_id']}"}})["Item"]
+    settled = {"paid", "fee", "refunded", "outcome", "message", "reputation_tenths", "settled_ms", "receipt"}
+    settled |= {
+        "output",
+        "output_sha256",
+        "output_bytes",
+        "log",
+        "log_sha256",
+        "log_bytes",
+        "swept_ms",
+        "batch",
+        "place",
+    }
+    eid, now_ms = escrow_id(user.name, "overdue"), int(time() * 1_000)
+    overdue = {name: value for name, value in item.items() if name not in settled} | {
+        "pk": {"S": f"ESC#{eid}"}, "task_id": {"S": "overdue"}, "state": {"S": "funded"}, "work": {"S": "OPEN#0"},
+        "work_at": {"N": str(now_ms - 1)}, "expires_ms": {"N": str(now_ms - 1)}, "lease_ms": {"N": str(now_ms - 2)},
+    }  # fmt: skip
+    budget = item["budget"]["N"]
+    # The hold is paid for, so that the ledger's equation stands.
+    aws("dynamodb").transact_write_items(
+        TransactItems=[
+            {"Put": {"TableName": stack.table, "Item": overdue}},
+            {
+                "Update": {
+                    "TableName": stack.table,
+                    "Key": {"pk": {"S": f"ACCT#{user.name}"}},
+                    "UpdateExpression": "ADD available :change",
+                    "ExpressionAttributeValues": {":change": {"N": f"-{budget}"}},
+                }
+            },
+        ]
+    )
+    sweep()
+    (event,) = told(escrow_id=eid)
+    assert (event["detail"]["escrow_status"], event["detail"]["outcome"]) == ("expired", "expired")
+    assert event["detail"]["event_id"] == f"task.{eid}.expired"
+    ledger.total()
+
+
+def test_published_and_rejected_agents_are_told(stack: Stack, token: Callable[..., str], told: Told) -> None:
+    caller, owner = client.Api(stack.api_url, token("teller")), "teller"
+    active = client.publish(caller, "told", wasm("echo"), {"tariff": FLAT})
+    (event,) = told(agent_id=active)
+    assert (event["detail-type"], event["detail"]["owner"]) == ("AgentPublished", owner)
+    with pytest.raises(Exception, match="rejected"):
+        client.publish(caller, "refused", b"\0asm\1\0\0\0", {"tariff": FLAT})
+    (event,) = told(event="AgentRejected", owner=owner)
+    assert event["detail"]["message"]
+
+
+# Webhooks.
+
+
+def test_a_webhook_comes_once_and_proves_itself(
+    user: User, echo: str, receiver: Receiver, jwks: dict[str, Any], told: Told
+) -> None:
+    url = receiver.url()
+    done = user.run(echo, webhook=url)
+    (came,) = receiver.got(url)
+    stated = webhook.verify(
+        came.body, came.headers["Quittance-Signature"], url=url, jwks=jwks, now_ms=int(came.at * 1_000)
+    )
+    assert stated.event_id == came.headers["Quittance-Event-Id"] == f"task.{done['escrow_id']}.released"
+    (event,) = told(escrow_id=done["escrow_id"])
+    assert json.loads(came.body) == event["detail"]
+    assert came.headers["Content-Type"] == "application/json"
+    assert "webhook" not in json.dumps(done)
+
+
+def test_a_receiver_that_fails_twice_is_tried_three_times(user: User, echo: str, receiver: Receiver) -> None:
+    url = receiver.url(500, 429)
+    user.run(echo, webhook=url)
+    came = receiver.got(url, 3)
+    assert len(came) == 3
+    assert len({one.body for one in came}) == len({one.headers["Quittance-Event-Id"] for one in came}) == 1
+    assert len({one.headers["Quittance-Signature"] for one in came}) == 3, "each is signed at its own time"
+    first, second = (later.at - earlier.at for earlier, later in pairwise(came))
+    assert first >= WEBHOOK_WAIT_S_MIN / 2
+    assert second >= WEBHOOK_WAIT_S_MIN
+
+
+def test_a_receiver_that_is_gone_is_left_alone(user: User, echo: str, receiver: Receiver) -> None:
+    url = receiver.url(410)
+    user.run(echo, webhook=url)
+    receiver.got(url)
+    sleep(WEBHOOK_WAIT_S_MIN)
+    assert len(receiver.got(url)) == 1
+
+
+def test_a_redirect_is_not_followed_and_tried_again(user: User, echo: str, receiver: Receiver) -> None:
+    url = receiver.url(307)
+    user.run(echo, webhook=url)
+    assert len(receiver.got(url, 2)) == 2
+    assert not receiver.came["/redirected"]
+
+
+def test_the_webhook_is_part_of_the_request(user: User, echo: str, receiver: Receiver) -> None:
+    url = receiver.url()
+    first = user.run(echo, task_id="hooked", webhook=url)
+    assert user.run(echo, task_id="hooked", webhook=url) == first
+    assert user.execute(echo, task_id="hooked", webhook=receiver.url()).json()["code"] == "task_conflict"
+    assert user.execute(echo, task_id="hooked").json()["code"] == "task_conflict"
+    assert len(receiver.got(url)) == 1
+
+
+@pytest.mark.parametrize("url", ["", "example.com", "ftp://example.com", "https://a@example.com/", 7])
+def test_a_url_that_cannot_be_told_is_refused(user: User, echo: str, url: object) -> None:
+    refused = user.execute(echo, webhook=url)
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (400, "webhook")

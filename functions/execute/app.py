@@ -7,12 +7,13 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import tasks
-from quittance.bootstrap import platform
+from quittance.bootstrap import platform, prepare
 from quittance.http import PREFIX, api, caller, read_direct, responses, task_answer
 from quittance.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
 from quittance.observability import entry
 
 app = api()
+prepare("ledger", "registry", "binaries", "outputs", "keys", "sandbox")
 
 
 @app.post(

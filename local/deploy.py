@@ -98,6 +98,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "JwksUrl": f"{cloud.url}/{_ISSUER_BUCKET}/jwks.json",
         "Audience": issuer.AUDIENCE,
         "DeletionProtection": "false",
+        "SnapStart": "None",  # Lambda has none for a Python before 3.12
     }
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(seal.encode()).hexdigest()
@@ -211,7 +212,7 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             table=outputs["LedgerTable"],
             registry_table=outputs["RegistryTable"],
             buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
-            functions={name: value for name, value in outputs.items() if name.endswith("Function")},
+            functions={name: f"{value}:live" for name, value in outputs.items() if name.endswith("Function")},
             platform_account=outputs["PlatformAccount"],
             issuer=issuer.ISSUER,
             audience=issuer.AUDIENCE,

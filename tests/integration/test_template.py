@@ -1,5 +1,6 @@
 """What `template.yaml` promises: who may do what, which routes are open, and that code and template name the same."""
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -85,3 +86,47 @@ def test_the_committed_description_is_what_the_code_says() -> None:
         [sys.executable, "-m", "local.openapi", "--check"], cwd=ROOT, env={"PYTHONPATH": "layers/runtime"}, check=False
     )
     assert checked.returncode == 0, "run make openapi"
+
+
+# Versions and snapshots.
+
+
+def test_every_function_has_versions_of_all_that_it_is(template: dict[str, Any]) -> None:
+    assert template["Globals"]["Function"]["AutoPublishAlias"] == "live"
+    for name, function in resources(template, "AWS::Serverless::Function").items():
+        assert function["AutoPublishAliasAllProperties"] is True, f"{name}: a new environment must be a new version"
+
+
+def test_functions_that_somebody_waits_for_start_from_snapshots(template: dict[str, Any]) -> None:
+    snapped = {
+        name: function["SnapStart"]
+        for name, function in resources(template, "AWS::Serverless::Function").items()
+        if "SnapStart" in function
+    }
+    assert snapped == {
+        f"{name}Function": {"ApplyOn": {"Ref": "SnapStart"}}
+        for name in ("Execute", "Result", "Agents", "Accounts", "Authorizer", "Public")
+    }
+    assert template["Parameters"]["SnapStart"]["Default"] == "PublishedVersions"
+
+
+# Limits at the door.
+
+
+def test_the_stage_and_the_executor_are_bounded(template: dict[str, Any]) -> None:
+    (every,) = template["Resources"]["Api"]["Properties"]["MethodSettings"]
+    assert (every["ResourcePath"], every["HttpMethod"]) == ("/*", "*")
+    assert every["ThrottlingRateLimit"] == {"Ref": "ThrottleRate"}
+    assert every["ThrottlingBurstLimit"] == {"Ref": "ThrottleBurst"}
+    for name in ("ThrottleRate", "ThrottleBurst"):
+        assert template["Parameters"][name]["Default"] > 0
+    reserved = template["Resources"]["ExecuteFunction"]["Properties"]["ReservedConcurrentExecutions"]
+    assert reserved == {"Fn::If": ["HasExecuteConcurrency", {"Ref": "ExecuteConcurrency"}, {"Ref": "AWS::NoValue"}]}
+
+
+def test_a_request_that_the_gateway_refuses_is_told_so_in_our_words(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    for kind, status in (("REQUEST_TOO_LARGE", 413), ("THROTTLED", 429)):
+        assert refusals[kind]["StatusCode"] == status
+        assert json.loads(refusals[kind]["ResponseTemplates"]["application/json"])["status"] == status
+    assert "StageArn" in template["Outputs"], "what a firewall's rules are attached to"

@@ -91,3 +91,6 @@ PATTERN_WEIGHT_MAX: Final = 1_000  # of all regular expressions of one schema, c
 PATTERN_BYTES_PER_STEP: Final = 64  # text times weight that the regular expression engine gets through in one step
 NUMBER_CHARS_MAX: Final = 100  # of one JSON number that is read exactly
 NUMBER_EXPONENT_MAX: Final = 400  # of one, when it is written with one digit before the point; a double's end at 308
+
+# Of a trace.
+TRACE_STEPS_MAX: Final = 100  # of one invocation: a long sweep must not flood its trace

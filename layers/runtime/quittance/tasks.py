@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, observability, pricing, receipt, reputation
+from quittance import acceptance, observability, pricing, receipt, reputation, tracing
 from quittance import escrow as escrows
 from quittance.acceptance import Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
@@ -77,7 +77,8 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold = _hold(platform, attempt, agent, version)
         observability.about(hold)
-        standing = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _reserve_ms(hold))
+        with tracing.step("fund"):
+            standing = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _reserve_ms(hold))
         escrow = observability.funded(standing, by=attempt.runner)
     except RequestError:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
@@ -125,6 +126,7 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
     return observability.settled(platform.ledger.expire(escrow, signed), signed)
 
 
+@tracing.step("check")
 def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
     agent = platform.registry.get_cached(request.agent_id)
     if agent.version is not None and not _is_current(agent.version):
@@ -213,7 +215,8 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
     """Runs the agent. Every failure, the platform's too, is an outcome: the money is held and must be settled."""
     meter = Meter(input_bytes=len(attempt.stdin))
     try:
-        path = platform.binaries.local_artefact(version.artefact_key, version.artefact_sha256)
+        with tracing.step("load"):
+            path = platform.binaries.local_artefact(version.artefact_key, version.artefact_sha256)
     except BlobMissingError:
         return Run(Outcome.ARTEFACT_MISSING, "The agent's binary is missing in the platform's storage.", meter)
     except BlobTamperedError:
@@ -224,7 +227,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
     if left_ms <= 0:
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)
-    run = platform.sandbox.run(
+    run = tracing.step("run")(platform.sandbox.run)(
         job := Job(
             artefact_path=str(path),
             artefact_sha256=version.artefact_sha256,
@@ -245,6 +248,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
     return run
 
 
+@tracing.step("accept")
 def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
     """The run, or how it ends because its output does not meet the agent's rules and the task's."""
     if run.outcome is not Outcome.SUCCEEDED:
@@ -253,6 +257,7 @@ def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
     return run if verdict.accepted else replace(run, outcome=verdict.outcome, message=verdict.message)
 
 
+@tracing.step("settle")
 def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version) -> Escrow:
     """Ends the escrow by the run's outcome, and returns the escrow that stands, which may be another's work."""
     output = log = None

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 AGENTS = ROOT / "examples" / "agents"
 REGION = "eu-central-1"
 FLAT = {"type": "flat", "price": "0.01"}
+UNSCORED = {"agent_score": None, "task_score": None}
+"""What a receipt says of judges where there were none."""
 
 
 def wasm(name: str) -> bytes:
@@ -21,7 +23,7 @@ def wasm(name: str) -> bytes:
 
 def remaining() -> int:
     """What a Lambda invocation that has just begun may still live, in milliseconds."""
-    return 40_000
+    return 60_000
 
 
 class Cloud(Platform):

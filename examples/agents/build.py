@@ -158,6 +158,7 @@ AGENTS = {
         Agent("failing", "failing-c", ("failing.c",), build_c, committed=True),
         Agent("misbehave", "misbehave-c", ("misbehave.c",), build_c, committed=True),
         Agent("echo", "echo-zig", ("echo.zig",), build_zig, committed=True),
+        Agent("coverage", "coverage-zig", ("coverage.zig",), build_zig, committed=True),
         Agent("sieve", "sieve-assemblyscript", ("sieve.ts", "package.json"), build_assemblyscript, committed=True),
         Agent("invoice", "invoice-go", ("main.go", "go.mod"), build_go),
         Agent("python", "python-wasi", (), fetch_cpython),

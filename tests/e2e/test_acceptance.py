@@ -2,7 +2,9 @@
 
 import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -84,7 +86,12 @@ def test_the_same_task_with_other_rules_is_a_conflict(strict: str, alice: User) 
 @pytest.mark.parametrize(
     ("rules", "field", "words"),
     [
-        ({"judge": {"agent_id": "agt_1", "threshold": "0.9", "budget": "0.01"}}, "acceptance.judge", "not a known"),
+        (
+            {"judge": {"agent_id": "agt_1", "threshold": "1.1", "budget": "0.01"}},
+            "acceptance.judge.threshold",
+            "at most",
+        ),
+        ({"judge": {"agent_id": "agt_1", "threshold": "1", "budget": "0.01"}}, "acceptance.judge.agent_id", "an agent"),
         ({"json_schema": {"properties": {"a": {"type": "money"}}}}, "acceptance.json_schema", "/properties/a/type"),
         ({"json_schema": {"pattern": "(?=a)"}}, "acceptance.json_schema", "/pattern"),
         ({"json_schema": {"allOf": [{"$ref": "#"}]}}, "acceptance.json_schema", "leads back to itself"),
@@ -107,3 +114,24 @@ def test_rules_that_cannot_be_held_to_anything_are_refused_wherever_they_are_sen
         assert error["field"] == field
         assert words in error["message"]
     assert alice.http.get("/accounts/me").json()["available"] == before
+
+
+def test_a_judge_decides_and_is_paid_for_it(
+    echo: str, alice: User, token: Callable[..., str], publish: Callable[..., str], balance: Callable[[str], int]
+) -> None:
+    """Through the gateway: two tasks are paid by one budget, and each can be read and proved."""
+    judge = publish(wasm("coverage"), owner="judith")
+    rule = {"judge": {"agent_id": judge, "threshold": "0.75", "budget": "0.02"}}
+    before = balance(alice.name)
+    done = alice.run(echo, task_id=(name := uuid.uuid4().hex), input="to be or not", acceptance=rule)
+    assert (done["success"], done["output"]) == (True, "to be or not")
+    task_id = f"{name}#judge-task"
+    assert done["judges"] == [
+        {"side": "task", "agent_id": judge, "task_id": task_id, "budget": "0.02", "score": "1"}
+    ]  # fmt: skip
+    own = alice.http.get(f"/tasks/{quote(task_id, safe='')}/result").json()
+    assert (own["output"], own["escrow_status"]) == ("1.000000\n", "released")
+    spent = sum(Decimal(found[part]) for found in (done, own) for part in ("amount_paid", "fee"))
+    assert balance(alice.name) == before - spent * 10**6
+    assert receipt.read_claims(done["receipt"])["acceptance"]["task_score"] == "1"
+    assert alice.http.get("/accounts/me/statement").json()["lines"][0]["id"] in {name, task_id}

@@ -40,6 +40,7 @@ COMMITTED = {
     "echo": [b"", bytes(range(256)) * 100],
     "sieve": [b"100000", b"many"],
     "failing": [b"anything"],
+    "coverage": [b'{"input": "a b c", "output": "b C d"}', b"no JSON"],
     "misbehave": [
         b"time",
         b"random",

@@ -13,7 +13,7 @@ from quittance.errors import TaskConflictError, TaskInProgressError
 from quittance.limits import VERDICT_MS_MAX
 from quittance.models import TaskPending, TaskRequest, TaskResult, VersionRequest
 from quittance.sweeping import sweep
-from tests.support import Cloud, wasm
+from tests.support import UNSCORED, Cloud, wasm
 
 START = 10_000_000
 PRICE = 10_000
@@ -70,7 +70,7 @@ def test_an_output_that_meets_all_rules_is_paid_for(
     done = run(rich, rich.publish(wasm("echo"), acceptance=agent), input="[1, 0.05]", acceptance=task)
     assert (done.success, done.output, done.escrow_status) == (True, "[1, 0.05]", "released")
     assert rich.ledger.available_micro("alice") == START - PRICE
-    named = {"agent_sha256": digest(agent), "task_sha256": digest(task or {}), "accepted": True}
+    named = {"agent_sha256": digest(agent), "task_sha256": digest(task or {}), **UNSCORED, "accepted": True}
     assert stated(rich, done) == (named if agent or task else None)
 
 
@@ -87,7 +87,7 @@ def test_an_output_that_does_not_is_refunded_and_not_shown(
     assert (done.success, done.escrow_status, done.reputation_delta) == (False, "refunded", -50)
     assert (done.output, done.output_base64) == (None, None)
     assert rich.ledger.available_micro("alice") == rich.total_micro() == START
-    assert stated(rich, done) == {"agent_sha256": None, "task_sha256": None, "accepted": False} | {
+    assert stated(rich, done) == {"agent_sha256": None, "task_sha256": None, **UNSCORED, "accepted": False} | {
         f"{side}_sha256": digest(rules)
     }
     assert given.encode() not in json.dumps(rich.items("ESC#"), default=str).encode(), "nor kept"
@@ -183,7 +183,7 @@ class _CrashedError(Exception):
 
 
 def crash(rich: Cloud, agent: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise _CrashedError
 
     with monkeypatch.context() as patch:
@@ -225,7 +225,12 @@ def test_changed_rules_of_the_agent_let_nobody_take_a_task_over(rich: Cloud, mon
     rich.skew_ms = 200_000
     done = run(rich, agent)
     assert (done.escrow_status, done.reputation_delta) == ("expired", 0)
-    assert stated(rich, done) == {"agent_sha256": digest({"min_bytes": 1}), "task_sha256": None, "accepted": False}
+    assert stated(rich, done) == {
+        "agent_sha256": digest({"min_bytes": 1}),
+        "task_sha256": None,
+        **UNSCORED,
+        "accepted": False,
+    }
     assert rich.ledger.available_micro("alice") == START
 
 

@@ -33,7 +33,7 @@ def ask(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False) -> None:
     fields = {"task_id": task_id, "agent_id": agent, "input": "", "budget": "0.05"}
     with pytest.MonkeyPatch.context() as patch:
         if dies:
-            patch.setattr(tasks, "_run", lambda *_: (_ for _ in ()).throw(InterruptedError))
+            patch.setattr(tasks, "_run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
         try:
             tasks.execute(cloud, "alice", TaskRequest.model_validate(fields))
         except InterruptedError:

@@ -284,8 +284,8 @@ def test_late_runner_cannot_settle(rich: Cloud, monkeypatch: pytest.MonkeyPatch)
     agent = rich.publish(wasm("echo"))
     honest = tasks._run
 
-    def sleepy(*args: Any) -> Any:
-        ended = honest(*args)
+    def sleepy(*args: Any, **named: Any) -> Any:
+        ended = honest(*args, **named)
         rich.skew_ms = 200_000
         return ended
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from quittance import tasks
 from quittance.config import Settings
+from quittance.limits import CALL_MS_MAX, TIMEOUT_S_SYNC_MAX, VERDICT_MS_MAX
 from tests.support import ROOT
 
 FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
@@ -56,6 +58,13 @@ def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str
     assert [str(resource) for resource in writes] == ["{'Fn::Sub': '${OutputsBucket.Arn}/outputs/*'}"]
     assert "LedgerTable" not in str(functions["PublishFunction"]["Policies"])
     assert actions(functions["AuthorizerFunction"]) == set()
+
+
+def test_the_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None:
+    """Agent and two judges share the time that a caller waits; each is loaded, judged and settled at its slowest."""
+    runs = 3
+    longest_ms = TIMEOUT_S_SYNC_MAX * 1_000 + runs * (tasks._RUN_RESERVE_MS + VERDICT_MS_MAX)
+    assert template["Resources"]["ExecuteFunction"]["Properties"]["Timeout"] * 1_000 >= longest_ms + CALL_MS_MAX
 
 
 def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ from quittance.errors import (
 )
 from quittance.limits import CALL_MS_MAX, ESCROW_GRACE_MS
 from quittance.models import TaskResult
-from quittance.run import Job, Meter, Run
+from quittance.run import Job, Run
 from quittance.sweeping import sweep
 from tests.ledger.checks import Answer, Sent, violations
 from tests.ledger.engines import ENGINES, client_of, engine, new_table
@@ -281,7 +281,7 @@ def _stray_expiry(world: World, task: Task) -> None:
         if escrow is not None:
             bare = replace(escrow, settlement=None)
             settlement = escrows.expire(bare, now_ms=world.now_ms())
-            world.ledger.expire(bare, tasks._signed(world, bare, settlement, Meter(), version=None))
+            world.ledger.expire(bare, tasks._signed(world, bare, settlement))
     except (Crash, PlatformUnavailableError):
         pass
 

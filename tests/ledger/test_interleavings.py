@@ -11,7 +11,6 @@ import pytest
 from quittance import escrow as escrows
 from quittance import tasks
 from quittance.limits import ESCROW_GRACE_MS
-from quittance.run import Meter
 from quittance.sweeping import sweep
 from tests.ledger.checks import Sent
 from tests.ledger.explore import Actor, Table, Walk, Walked
@@ -56,7 +55,7 @@ def stray_expiry(world: World, escrow_id: str) -> Any:
         return None
     bare = replace(escrow, settlement=None)
     end = escrows.expire(bare, now_ms=world.now_ms())
-    return world.ledger.expire(bare, tasks._signed(world, bare, end, Meter(), version=None))
+    return world.ledger.expire(bare, tasks._signed(world, bare, end))
 
 
 def withdraw(world: World) -> int:

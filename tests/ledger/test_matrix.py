@@ -78,7 +78,7 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
 def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlement:
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes("dd" * 32, 0, b""))
-    return tasks._signed(case_world, escrow, settlement, Meter(), version=None)
+    return tasks._signed(case_world, escrow, settlement)
 
 
 def ended(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Settlement:

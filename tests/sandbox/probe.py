@@ -68,7 +68,7 @@ def main(channel: int, _log: int, parent: int, _tied: int) -> None:
     found = look(parent)
     filtered = seccomp.restrict()
     os.write(channel, wire.encode_greeting(seccomp=filtered))
-    wire.receive(lambda count: os.read(channel, count), limits.INPUT_BYTES_MAX)
+    wire.receive(lambda count: os.read(channel, count), limits.STDIN_BYTES_MAX)
     found = repr({**found, "seccomp": filtered, **touch(parent)}).encode()
     os.write(channel, wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(), stdout=found), resident_bytes=0))
     os.read(channel, 1)

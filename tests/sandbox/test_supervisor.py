@@ -48,7 +48,7 @@ def test_a_worker_that_died_while_idle_is_replaced_in_silence(make):
         own.run(make(TRIVIAL))
         first = pid_of(own)
         os.kill(first, signal.SIGKILL)
-        assert own.run(make(ECHO, stdin=b"x" * limits.INPUT_BYTES_MAX)).outcome is Outcome.SUCCEEDED
+        assert own.run(make(ECHO, stdin=b"x" * limits.STDIN_BYTES_MAX)).outcome is Outcome.SUCCEEDED
         assert pid_of(own) != first
 
 
@@ -109,7 +109,7 @@ def test_a_worker_that_stops_before_it_begins_is_lost_in_time(make, monkeypatch)
         own.warm()
         os.kill(pid_of(own), signal.SIGSTOP)
         began = time.monotonic()
-        assert own.run(make(ECHO, stdin=bytes(limits.INPUT_BYTES_MAX))).outcome is Outcome.WORKER_LOST
+        assert own.run(make(ECHO, stdin=bytes(limits.STDIN_BYTES_MAX))).outcome is Outcome.WORKER_LOST
         assert time.monotonic() - began < 0.6
 
 

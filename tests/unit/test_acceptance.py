@@ -1,4 +1,6 @@
+import base64
 import hashlib
+import itertools
 import json
 from decimal import Decimal
 from typing import Any
@@ -9,10 +11,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from quittance.acceptance import (
+    SCORE_MICRO_MAX,
+    SCORE_RULES,
+    Judge,
     Rules,
-    Side,
     Verdict,
+    judge_input,
+    judged,
     parse_rules,
+    read_score,
     rules_json,
     rules_sha256,
     verdict,
@@ -20,12 +27,17 @@ from quittance.acceptance import (
 from quittance.exact_json import canonical, read
 from quittance.limits import (
     ACCEPTANCE_STEPS_MAX,
+    BUDGET_MICRO_MAX,
+    INPUT_BYTES_MAX,
+    JUDGE_INPUT_BYTES_MAX,
     MESSAGE_CHARS_MAX,
     OUTPUT_BYTES_MAX,
     SCHEMA_BYTES_MAX,
+    SCORE_BYTES_MAX,
 )
-from quittance.run import Fault, Outcome
+from quittance.run import Fault, Outcome, Side
 
+JUDGE = {"agent_id": "agt_judge", "threshold": "0.9", "budget": "0.05"}
 BOMB = {"not": {"items": {"allOf": [True] * 100}}}
 BOMBED = json.dumps([1] * ACCEPTANCE_STEPS_MAX)[: OUTPUT_BYTES_MAX - 1].rpartition(",")[0].encode() + b"]"
 
@@ -94,7 +106,7 @@ def test_both_sides_rules_must_be_met_and_the_agents_come_first() -> None:
 @given(st.binary(max_size=64))
 def test_without_rules_everything_is_accepted(output: bytes) -> None:
     assert verdict(output, agent=None, task=None).accepted
-    assert verdict(output, agent=rules(), task=rules()).accepted
+    assert verdict(output, agent=rules(), task=rules(judge=JUDGE)).accepted
 
 
 @pytest.mark.parametrize(
@@ -186,6 +198,15 @@ def test_any_output_gets_a_verdict(output: bytes) -> None:
         ({"json_schema": {"const": float("inf")}}, "json_schema", "infinity"),
         ({"json_schema": {}, "media_type": "image/png"}, "json_schema", "is for JSON, which image/png is not"),
         ({"schema": {}}, "schema", "Extra inputs"),
+        ({"judge": {**JUDGE, "agent_id": "a b"}}, "judge.agent_id", "match pattern"),
+        ({"judge": {**JUDGE, "threshold": "1.000001"}}, "judge.threshold", "must be at least 0 and at most 1"),
+        ({"judge": {**JUDGE, "threshold": "0.1234567"}}, "judge.threshold", "6 decimals"),
+        ({"judge": {**JUDGE, "threshold": "-0"}}, "judge.threshold", "not negative"),
+        ({"judge": {**JUDGE, "threshold": 0.5}}, "judge.threshold", "decimal string"),
+        ({"judge": {**JUDGE, "budget": "0"}}, "judge.budget", "must be at least 0.000001"),
+        ({"judge": {**JUDGE, "budget": "1000000.000001"}}, "judge.budget", "at most 1000000"),
+        ({"judge": {"agent_id": "agt_1", "threshold": "1"}}, "judge.budget", "Field required"),
+        ({"judge": {**JUDGE, "threshold_micro": 1}}, "judge.threshold_micro", "Extra inputs"),
     ],
 )
 def test_bad_rules_are_refused_by_the_name_of_the_field(members: Any, field: str, message: str) -> None:
@@ -207,8 +228,12 @@ def test_a_schema_at_its_size_and_one_beyond() -> None:
     ("spelt", "text"),
     [
         ("{}", "{}"),
-        ('{"sha256": null, "json_schema": null}', "{}"),
+        ('{"sha256": null, "json_schema": null, "judge": null}', "{}"),
         ('{"max_bytes": 5, "json_schema": {"b": 1.0, "a": 0.010, "const": null}}', None),
+        (
+            '{"judge": {"threshold": 0.90, "budget": "0.050", "agent_id": "agt_judge"}, "json_schema": true}',
+            '{"json_schema":true,"judge":{"agent_id":"agt_judge","budget":"0.05","threshold":"0.9"}}',
+        ),
     ],
 )
 def test_rules_have_one_json_however_they_are_spelt(spelt: str, text: str | None) -> None:
@@ -233,3 +258,108 @@ def test_numbers_of_a_schema_stay_exact() -> None:
     made = parse_rules('{"json_schema": {"multipleOf": 0.01, "maximum": 12345678901234567890.1}}')
     assert verdict(b"19.99", agent=made, task=None).accepted
     assert not verdict(b"12345678901234567890.11", agent=made, task=None).accepted
+
+
+# Judges.
+
+
+def score_micro(output: bytes) -> int | None:
+    """The score that a judge gets paid for, if it printed one."""
+    return read_score(output) if verdict(output, agent=None, task=SCORE_RULES).accepted else None
+
+
+@given(st.integers(0, SCORE_MICRO_MAX), st.sampled_from([b"", b"\n", b" \t\r\n"]))
+def test_a_score_is_read_exactly(micro: int, space: bytes) -> None:
+    spelt = f"{Decimal(micro) / SCORE_MICRO_MAX:.6f}"
+    shortest = spelt.rstrip("0").rstrip(".")
+    for text in (spelt, shortest, f"{micro}e-6", f"{spelt}4999"):
+        if "." in text or "4999" not in text:
+            assert score_micro(space + text.encode() + space) == (micro if Decimal(text) <= 1 else None)
+
+
+@given(st.floats(0, 1))
+def test_what_languages_print_of_a_float_is_a_score(value: float) -> None:
+    assert score_micro(repr(value).encode()) == int(Decimal(repr(value)) * SCORE_MICRO_MAX)
+
+
+@given(st.binary(max_size=12))
+@example(b"0.5")
+def test_a_score_is_a_number_from_0_to_1_or_none(output: bytes) -> None:
+    score = score_micro(output)
+    if score is not None:
+        assert 0 <= score <= SCORE_MICRO_MAX
+        assert 0 <= Decimal(output.decode().strip()) * SCORE_MICRO_MAX - score < 1
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        *(b"", b" ", b"1.1", b"2", b"1.000001", b"-0.5", b"+1", b".5", b"1.", b"00.5", b"01", b"1e1", b"-1e-300"),
+        *(b"NaN", b"inf", b"1e9999", b"0x1", b"0,5", b"50%", b"0.5 0.5", b"0.5\0", b"0.5\x0b", b"true", b"null"),
+        *(b'"0.5"', b'{"score": 0.5}', b"score: 0.5", b"\xef\xbb\xbf0.5", "\u0660".encode(), "0.5".encode("utf-16")),
+        *(b"\xff", b"0." + b"0" * OUTPUT_BYTES_MAX, b"0.5" + b" " * SCORE_BYTES_MAX, b" " * OUTPUT_BYTES_MAX),
+    ],
+)
+def test_garbage_is_no_score(output: bytes) -> None:
+    assert score_micro(output) is None
+
+
+def test_a_judge_without_a_score_is_nobodys_fault() -> None:
+    found = judged(Judge.model_validate(JUDGE), None, side=Side.TASK)
+    assert (found.outcome, found.outcome.fault, found.side) == (Outcome.JUDGE_FAILED, Fault.NONE, Side.TASK)
+    assert found.message == "The judge agt_judge of the task's rules gave no score."
+
+
+def test_the_longest_score_and_one_byte_more() -> None:
+    longest = b"0.5".rjust(SCORE_BYTES_MAX)
+    assert (score_micro(longest), score_micro(longest + b" ")) == (500_000, None)
+
+
+def test_a_score_is_rounded_down_however_many_nines_it_has() -> None:
+    assert score_micro(b"0." + b"9" * (SCORE_BYTES_MAX - 2)) == 999_999
+
+
+def test_a_score_at_the_threshold_and_one_below() -> None:
+    judge = Judge.model_validate(JUDGE)
+    assert judged(judge, 900_000, side=Side.AGENT) == Verdict()
+    below = judged(judge, 899_999, side=Side.AGENT)
+    assert (below.outcome, below.side) == (Outcome.REJECTED, Side.AGENT)
+    assert below.message == "The judge agt_judge of the agent's rules gave the output 0.899999; it needs 0.9."
+
+
+def test_a_judges_terms_are_counted_in_millionths() -> None:
+    judge = Judge.model_validate({"agent_id": "agt_1", "threshold": 1, "budget": "1000000"})
+    assert (judge.threshold_micro, judge.budget_micro) == (SCORE_MICRO_MAX, BUDGET_MICRO_MAX)
+
+
+PARTS = st.one_of(st.binary(max_size=9), st.text(max_size=9).map(str.encode))
+
+
+@given(PARTS, PARTS)
+@example(b'"\\\n\t', "é😀\x7f".encode())
+@example(b"\0", b"\x1b[31m")
+def test_a_judge_reads_what_the_agent_read_and_wrote(task_input: bytes, output: bytes) -> None:
+    sent = json.loads(judge_input(task_input, output))
+    found = []
+    for name in ("input", "output"):
+        text, encoded = sent.pop(name, None), sent.pop(f"{name}_base64", None)
+        assert (text is None) != (encoded is None)
+        found.append(base64.b64decode(encoded, validate=True) if text is None else text.encode())
+    assert found == [task_input, output]
+    assert not sent
+
+
+def test_text_is_sent_as_text_and_compactly() -> None:
+    assert judge_input("é".encode(), b'{"a":\r\n1}') == '{"input":"é","output":"{\\"a\\":\\r\\n1}"}'.encode()
+    assert judge_input(b"\0", b"\xff") == b'{"input_base64":"AA==","output_base64":"/w=="}'
+
+
+@pytest.mark.parametrize("filler", [b"a", b'"', b"\\", b"\n", b"\t", b"\b", b"\f", b"\x7f", b"\0", b"\xff"])
+def test_the_largest_input_and_output_fit_a_judge(filler: bytes) -> None:
+    assert len(judge_input(filler * INPUT_BYTES_MAX, filler * OUTPUT_BYTES_MAX)) <= JUDGE_INPUT_BYTES_MAX
+
+
+def test_every_character_is_sent_in_twice_its_bytes_at_most() -> None:
+    for code in itertools.chain(range(0x300), [0x2028, 0x2029, 0xFEFF, 0xFFFD, 0xFFFF, 0x1F600, 0x10FFFF]):
+        data = chr(code).encode() * 300
+        assert len(judge_input(data, b"")) <= 2 * len(data) + 64

@@ -20,7 +20,7 @@ BPS = st.integers(0, 10_000)
 LATER_MS = 1_800_000_000_007  # seven milliseconds after the funding
 NAMES = st.text(min_size=1, max_size=8)
 FAULTS = {
-    Fault.NONE: {"succeeded", "rules_failed"},
+    Fault.NONE: {"succeeded", "rules_failed", "judge_failed", "not_needed"},
     Fault.AGENT: {
         *("exit_code", "trap_unreachable", "trap_memory", "trap_arithmetic", "trap_stack", "trap_table"),
         *("fuel_exhausted", "timeout", "memory_limit", "output_limit", "rejected"),

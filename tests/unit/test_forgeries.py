@@ -22,6 +22,7 @@ from quittance.escrow import Escrow, StoredBytes, decide, expire
 from quittance.limits import TOKEN_CHARS_MAX
 from quittance.receipt import RECEIPT, claims, sign, verify
 from quittance.run import Limits, Meter, Outcome, Run
+from tests.support import UNSCORED
 from tests.unit.roots import NOW_S, Root, decode, encode, parse, part
 
 NewEscrow = Callable[..., Escrow]
@@ -30,7 +31,7 @@ KEY = ROOT.certify()
 METER = Meter(fuel=5, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11)
 LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
 METER_JSON = asdict(METER)
-RULES = {"agent_sha256": None, "task_sha256": "ab" * 32, "accepted": True}
+RULES = {"agent_sha256": None, "task_sha256": "ab" * 32, **UNSCORED, "accepted": True}
 REJECTED = {
     "state": "refunded", "outcome": "rejected", "fault": "agent", "reputation_tenths": -50, "output_sha256": None,
     "paid": "0", "fee": "0", "refunded": "1000000",

@@ -55,7 +55,7 @@ def agent(acceptance: str) -> AgentRequest:
 
 
 HOSTILE = [
-    ('{"judge": {"agent_id": "agt_1", "threshold": "0.9", "budget": "0.05"}}', "acceptance.judge"),
+    ('{"judge": {"agent_id": "agt_1", "threshold": "1.1", "budget": "0.05"}}', "acceptance.judge.threshold"),
     ('{"min_bytes": 1.0}', "acceptance.min_bytes"),
     ('{"min_bytes": 3, "max_bytes": 2}', "acceptance.max_bytes"),
     ('{"sha256": "00"}', "acceptance.sha256"),

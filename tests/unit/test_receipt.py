@@ -21,6 +21,7 @@ from quittance.escrow import Escrow, Settlement, StoredBytes, decide, expire
 from quittance.receipt import StatedAcceptance, StatedLimits, StatedMeter, Statement, claims, read_claims, sign
 from quittance.receipt import verify as verify_receipt
 from quittance.run import Limits, Meter, Outcome, Run
+from tests.support import UNSCORED
 from tests.unit.roots import NOW_S, Root, decode, encode, parse, part
 
 NewEscrow = Callable[..., Escrow]
@@ -111,7 +112,7 @@ def test_rules_are_stated_by_digest_and_whether_they_were_met(
     settled = decide(escrow, Run(outcome, "", METER), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b"") if accepted else None)
     stated = claims(escrow, settled, issuer="i", meter=METER, limits=LIMITS, engine="", config_sha256="")
-    assert stated["acceptance"] == {"agent_sha256": agent, "task_sha256": task, "accepted": accepted}
+    assert stated["acceptance"] == {"agent_sha256": agent, "task_sha256": task, **UNSCORED, "accepted": accepted}
     assert verify_receipt(sign(stated, KEY), ROOT.jwks()) == stated
 
 

@@ -18,7 +18,7 @@ from quittance import verifier
 from quittance.acceptance import parse_rules, rules_json, rules_sha256
 from quittance.certified import Flaw
 from quittance.escrow import Escrow, StoredBytes, decide, expire
-from quittance.limits import INPUT_BYTES_MAX
+from quittance.limits import STDIN_BYTES_MAX
 from quittance.log import (
     EMPTY_ROOT,
     Checkpoint,
@@ -35,6 +35,7 @@ from quittance.log import (
 from quittance.receipt import claims, sign
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.verifier import EXITS, Given, Report, Verdict, examine, main
+from tests.support import UNSCORED
 from tests.unit.roots import NOW_S, Root, encode, parse, part
 
 ISSUER = "https://q.example"
@@ -227,7 +228,7 @@ def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
     statement: dict[str, Any], agent: bytes, task: bytes, output: bytes | None, verdict: Verdict, flaw: Flaw | None
 ) -> None:
     named = [rules_sha256(rules_json(parse_rules(text.decode()))) for text in (agent, task)]
-    acceptance = {"agent_sha256": named[0], "task_sha256": named[1], "accepted": True}
+    acceptance = {"agent_sha256": named[0], "task_sha256": named[1], **UNSCORED, "accepted": True}
     receipt = sign({**statement, "acceptance": acceptance}, KEY)
     given = Given(receipt, KEYS, output=output, agent_rules=agent, task_rules=task if named[1] else None)
     found = {check.name: check for check in examine(given).checks}["acceptance"]
@@ -246,7 +247,7 @@ def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
 def test_a_person_is_told_of_rules(
     statement: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str], task: str | None, line: str
 ) -> None:
-    acceptance = {"agent_sha256": "ab" * 32, "task_sha256": task, "accepted": True}
+    acceptance = {"agent_sha256": "ab" * 32, "task_sha256": task, **UNSCORED, "accepted": True}
     files["receipt"].write_text(sign({**statement, "acceptance": acceptance}, KEY))
     assert main(command(files)) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -258,7 +259,8 @@ def test_a_person_is_told_of_rules(
     "rules", [b"{", b"\xff", b"[]", b'{"min_bytes": "1"}', OFFENDS, b'{"json_schema": {"$ref": "#"}}']
 )
 def test_other_rules_than_the_receipt_names_are_told(statement: dict[str, Any], rules: bytes) -> None:
-    acceptance = {"agent_sha256": None, "task_sha256": rules_sha256('{"min_bytes":11}'), "accepted": True}
+    digest = rules_sha256('{"min_bytes":11}')
+    acceptance = {"agent_sha256": None, "task_sha256": digest, **UNSCORED, "accepted": True}
     for stated, side in (({**statement, "acceptance": acceptance}, "task_rules"), (statement, "agent_rules")):
         report = examine(Given(sign(stated, KEY), KEYS, output=OUTPUT, **{side: rules}))
         (failed,) = [check for check in report.checks if check.flaw]
@@ -326,7 +328,7 @@ def test_the_last_line_is_the_first_failure(files: dict[str, Path], capsys: pyte
 def test_a_file_that_cannot_be_read_is_a_wrong_call(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files["input"].write_bytes(bytes(INPUT_BYTES_MAX + 1))
+    files["input"].write_bytes(bytes(STDIN_BYTES_MAX + 1))
     for wrong in (
         command(files, "input"),
         command({**files, "keys": tmp_path / "none"}),

@@ -2,19 +2,27 @@
 
 The verdict depends on the rules and the bytes alone, and costs a bounded number of steps, not a bounded time: it is the
 same on every machine, so anybody who holds a receipt, the rules and the output can come to it again.
+
+A judge, another agent that scores the output, is run by the caller as a task of its own; here are what it reads, the
+rules that its own output must meet, and what follows from its score.
 """
 
+import base64
 import hashlib
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from fractions import Fraction
 from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
@@ -24,13 +32,17 @@ from pydantic import (
 from quittance import exact_json
 from quittance.limits import (
     ACCEPTANCE_STEPS_MAX,
+    BUDGET_MICRO_MAX,
     MESSAGE_CHARS_MAX,
     OUTPUT_BYTES_MAX,
     SCHEMA_BYTES_MAX,
+    SCORE_BYTES_MAX,
 )
-from quittance.run import Outcome
+from quittance.money import CreditsIn, between, format_credits, parse_credits
+from quittance.run import Outcome, Side
 from quittance.schema import Schema, Steps, TooCostlyError, shorten
 
+SCORE_MICRO_MAX: Final = 1_000_000
 NO_RULES: Final = "{}"
 _POINTER_CHARS_MAX: Final = 200
 _JSON: Final = "application/json"
@@ -40,9 +52,30 @@ _SIGNATURES: Final = {  # of these the beginning is checked, not the whole
     "image/jpeg": b"\xff\xd8\xff",
     "image/png": b"\x89PNG\r\n\x1a\n",
 }
+_NO_TEXT: Final = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 
 MediaType = Literal["application/json", "text/plain; charset=utf-8", "application/pdf", "image/jpeg", "image/png"]
 Size = Annotated[int, Field(strict=True, ge=0, le=OUTPUT_BYTES_MAX)]
+Score = Annotated[
+    int,
+    BeforeValidator(parse_credits),
+    between(0, SCORE_MICRO_MAX),
+    PlainSerializer(format_credits),
+    WithJsonSchema({"type": "string", "pattern": r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", "examples": ["0.9"]}),
+]
+"""A score from 0 to 1: an `int` of millionths inside, a decimal string with up to six places in JSON."""
+
+
+class Judge(BaseModel):
+    """Another agent, which reads the input and the output and prints a score."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
+    threshold_micro: Score = Field(alias="threshold", description="The least score that is accepted.")
+    budget_micro: Annotated[CreditsIn, between(1, BUDGET_MICRO_MAX)] = Field(
+        alias="budget", description="The most that the judge may cost; part of what the task holds."
+    )
 
 
 class Rules(BaseModel):
@@ -61,6 +94,7 @@ class Rules(BaseModel):
     json_schema: Annotated[
         Any, WithJsonSchema({"anyOf": [{"type": name} for name in ("object", "boolean", "null")]})
     ] = Field(default=None, description="JSON Schema 2020-12, without references to other documents. Implies JSON.")
+    judge: Judge | None = Field(default=None, description="Another agent that scores the output, if all else holds.")
 
     @field_validator("max_bytes")
     @classmethod
@@ -86,16 +120,13 @@ class Rules(BaseModel):
         return value
 
 
-class Side(StrEnum):
-    """Whose rules they are."""
-
-    AGENT = "agent"
-    TASK = "task"
+SCORE_RULES: Final = Rules(max_bytes=SCORE_BYTES_MAX, json_schema={"type": "number", "minimum": 0, "maximum": 1})
+"""What a judge must print to be paid: one JSON number from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows for a run that ended well: SUCCEEDED, REJECTED or RULES_FAILED.
+    """What follows for a run that ended well: SUCCEEDED, REJECTED, RULES_FAILED or JUDGE_FAILED.
 
     `side` tells whose rules decided, and `message` why; both say nothing for an output that is accepted.
     """
@@ -127,7 +158,7 @@ def rules_sha256(text: str) -> str | None:
 
 
 def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdict:
-    """Whether an output meets the agent's rules and the task's.
+    """Whether an output meets the agent's rules and the task's, their judges left aside.
 
     The agent's come first. If they take too many steps, the agent is to blame, who published them; if the task's do,
     nobody is. Each side has its own budget of steps, so neither can use up the other's.
@@ -145,6 +176,43 @@ def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdic
             message = f"The output does not meet the {side}'s rules: {reason}."
             return Verdict(Outcome.REJECTED, side, message[:MESSAGE_CHARS_MAX])
     return Verdict()
+
+
+def judged(judge: Judge, score_micro: int | None, *, side: Side) -> Verdict:
+    """What follows from a judge's score in millionths, None if it gave none."""
+    if score_micro is None:
+        message = f"The judge {judge.agent_id} of the {side}'s rules gave no score."
+        return Verdict(Outcome.JUDGE_FAILED, side, message)
+    if score_micro >= judge.threshold_micro:
+        return Verdict()
+    needed, given = format_credits(judge.threshold_micro), format_credits(score_micro)
+    message = f"The judge {judge.agent_id} of the {side}'s rules gave the output {given}; it needs {needed}."
+    return Verdict(Outcome.REJECTED, side, message)
+
+
+def read_score(output: bytes) -> int:
+    """The score of an output that meets SCORE_RULES: in millionths, rounded down."""
+    return int(Fraction(exact_json.read(output)) * SCORE_MICRO_MAX)
+
+
+def judge_input(task_input: bytes, output: bytes) -> bytes:
+    """What a judge reads: compact JSON with `input` and `output`, each as text, or as `…_base64` if it is none.
+
+    Text is UTF-8 without control characters other than white space, so no byte of it takes more than two bytes here,
+    and the whole always fits `JUDGE_INPUT_BYTES_MAX`.
+    """
+    members = dict([_as_member("input", task_input), _as_member("output", output)])
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _as_member(name: str, data: bytes) -> tuple[str, str]:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if _NO_TEXT.search(text):
+        return f"{name}_base64", base64.b64encode(data).decode()
+    return name, text
 
 
 def _mismatch(rules: Rules, output: bytes, read: Callable[[], Any]) -> str | None:

@@ -16,9 +16,10 @@ from typing import Final
 
 from quittance import pricing, reputation
 from quittance.limits import FEE_BPS_MAX
-from quittance.run import Meter, Outcome, Run
+from quittance.run import Meter, Outcome, Run, Side
 
 _BPS: Final = 10_000
+_JUDGE_MARK: Final = "#judge-"
 
 
 class State(StrEnum):
@@ -71,12 +72,22 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Hire:
+    """A judge that a task may need: by whose rules, which agent, and what is held for it in an escrow of its own."""
+
+    side: Side
+    agent_id: str
+    budget_micro: int
+
+
+@dataclass(frozen=True, slots=True)
 class Escrow:
     """The hold on a user's budget for one task, and for ever the record of that task.
 
     `request_sha256` names the request, so that a replay is told from a conflict; `tariff` is the agent's terms at
     funding; `runner` and `fence` name the attempt that may settle; times are milliseconds since the epoch. The
-    rules for the output are named by the digests of their canonical JSON, None where there are none.
+    rules for the output are named by the digests of their canonical JSON, None where there are none. What is held for
+    its `judges` is not part of the task's own budget. A judge's own escrow names what it reads only once it is settled.
     """
 
     escrow_id: str
@@ -98,6 +109,7 @@ class Escrow:
     expires_ms: int
     agent_rules_sha256: str | None = None
     task_rules_sha256: str | None = None
+    judges: tuple[Hire, ...] = ()
     settlement: Settlement | None = None
 
     @property
@@ -110,6 +122,16 @@ def escrow_id(payer: str, task_id: str) -> str:
     """The id of the escrow of a user's task. Length-prefixed, so that no two pairs of names meet in one."""
     named = f"{len(payer)}:{payer}{len(task_id)}:{task_id}".encode()
     return base64.b32encode(hashlib.sha256(named).digest()).decode().lower()[:26]
+
+
+def judge_task_id(task_id: str, side: Side) -> str:
+    """The name of a judge's task. No client can choose it: the names that clients choose have no `#`."""
+    return f"{task_id}{_JUDGE_MARK}{side}"
+
+
+def is_judge(escrow: Escrow) -> bool:
+    """Whether an escrow pays a judge."""
+    return _JUDGE_MARK in escrow.task_id
 
 
 def request_sha256(

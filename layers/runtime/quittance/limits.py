@@ -12,6 +12,7 @@ MIB: Final = 1024 * KIB
 INPUT_BYTES_MAX: Final = MIB
 JSON_DEPTH_MAX: Final = 64
 TASK_ID_CHARS_MAX: Final = 128
+STATED_TASK_CHARS_MAX: Final = TASK_ID_CHARS_MAX + len("#judge-agent")  # as receipts name a judge's task
 ACCOUNT_ID_CHARS_MAX: Final = 255  # OpenID Connect Core 1.0 §2: a `sub` has at most 255 ASCII characters
 ACCOUNT_ID_PATTERN: Final = r'^[!-"$-~]+$'  # visible ASCII but '#', which parts the ledger's keys
 AGENT_NAME_CHARS_MAX: Final = 100
@@ -39,6 +40,7 @@ TIMEOUT_S_MIN: Final = 1
 TIMEOUT_S_DEFAULT: Final = 10
 TIMEOUT_S_SYNC_MAX: Final = 25
 TIMEOUT_S_ASYNC_MAX: Final = 600
+JUDGE_TIMEOUT_S_MAX: Final = 10  # two judges leave a task some of the time that its caller waits
 
 # What an agent's author may upload, and what it costs to compile it.
 MODULE_BYTES_MAX: Final = 50 * 10**6
@@ -91,6 +93,9 @@ PATTERN_WEIGHT_MAX: Final = 1_000  # of all regular expressions of one schema, c
 PATTERN_BYTES_PER_STEP: Final = 64  # text times weight that the regular expression engine gets through in one step
 NUMBER_CHARS_MAX: Final = 100  # of one JSON number that is read exactly
 NUMBER_EXPONENT_MAX: Final = 400  # of one, when it is written with one digit before the point; a double's end at 308
+SCORE_BYTES_MAX: Final = 64  # of what a judge prints
+JUDGE_INPUT_BYTES_MAX: Final = 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX) + 64  # JSON spells no byte with more than two
+STDIN_BYTES_MAX: Final = JUDGE_INPUT_BYTES_MAX  # of any run: a task's input is smaller
 
 # Of a trace.
 TRACE_STEPS_MAX: Final = 100  # of one invocation: a long sweep must not flood its trace

@@ -27,7 +27,7 @@ from quittance.escrow import State
 from quittance.journal import Kind
 from quittance.money import CreditsChange, CreditsIn, CreditsOut, between
 from quittance.pricing import Tariff
-from quittance.run import Outcome
+from quittance.run import Outcome, Side
 from quittance.store.registry import AgentState
 
 _ABSENT: Final = object()
@@ -177,6 +177,16 @@ class TaskError(_Answer):
     message: str
 
 
+class JudgeAnswer(_Answer):
+    """A judge of the output: paid by a task of its own, whose result tells what it cost."""
+
+    side: Side = Field(description="Whose rules ask for it.")
+    agent_id: str
+    task_id: str
+    budget_micro: CreditsOut = Field(alias="budget", description="Held for it, out of the budget that was offered.")
+    score: str | None = Field(description="From 0 to 1; null if it was not asked, or gave none.")
+
+
 class TaskResult(_Answer):
     """A settled task. Everything in it comes from the ledger; a repeated request gets the same answer."""
 
@@ -193,7 +203,10 @@ class TaskResult(_Answer):
     escrow_status: State
     amount_paid_micro: CreditsOut = Field(alias="amount_paid", description="To the agent's owner.")
     amount_refunded_micro: CreditsOut = Field(alias="amount_refunded", description="Back to the user.")
-    fee_micro: CreditsOut = Field(alias="fee", description="To the platform. paid + refunded + fee = budget.")
+    fee_micro: CreditsOut = Field(
+        alias="fee", description="To the platform. paid + refunded + fee + judges' budgets = budget."
+    )
+    judges: list[JudgeAnswer] = Field(default=[], description="Agents that score the output before it is paid for.")
     payment_method: Literal["escrow"] = "escrow"
     reputation_delta: Points
     timestamp: Timestamp

@@ -104,7 +104,7 @@ def about(escrow: "Escrow") -> None:
 def funded(stands: "Escrow", *, by: str) -> "Escrow":
     """Notes that a runner funded an escrow, unless the one that stands is another's; returns that one."""
     if stands.runner == by:
-        count(Metric.FUNDED, stands.budget_micro)
+        count(Metric.FUNDED, stands.budget_micro + sum(judge.budget_micro for judge in stands.judges))
     return stands
 
 

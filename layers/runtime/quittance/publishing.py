@@ -6,7 +6,7 @@ import re
 import secrets
 from typing import Final
 
-from quittance import pricing, reputation, tracing
+from quittance import judging, pricing, reputation, tracing
 from quittance.acceptance import Rules, parse_rules, rules_json
 from quittance.bootstrap import Platform
 from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
@@ -37,8 +37,13 @@ _CURSOR: Final = re.compile(r"(?P<created_ms>[0-9]{1,15})~(?P<agent_id>[A-Za-z0-
 
 
 def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUpload:
-    """Registers an agent, and answers with a form for its module. Raises PlatformUnavailableError."""
-    terms = _terms(request.tariff, request.limits, request.acceptance or Rules())
+    """Registers an agent, and answers with a form for its module.
+
+    Raises InvalidRequestError for a judge that cannot judge, PlatformUnavailableError.
+    """
+    rules = request.acceptance or Rules()
+    _check_judge(platform, rules)
+    terms = _terms(request.tariff, request.limits, rules)
     agent = Agent(
         agent_id="agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(),
         owner=owner,
@@ -55,11 +60,13 @@ def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUplo
 def open_version(platform: Platform, owner: str, agent_id: str, request: VersionRequest) -> AgentUpload:
     """Opens the upload of a new version; the active one serves until the new one is active.
 
-    Raises NotFoundError, AgentNotReadyError for a retired agent, PlatformUnavailableError.
+    Raises NotFoundError, AgentNotReadyError for a retired agent, InvalidRequestError for a judge that cannot judge,
+    PlatformUnavailableError.
     """
     agent = _own(platform, owner, agent_id)
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
     rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
+    _check_judge(platform, rules)
     opened = platform.registry.open_upload(agent, _terms(tariff, request.limits or _limits(agent.terms), rules))
     if opened.retired_ms is not None:
         raise AgentNotReadyError(agent_id, opened.state)
@@ -93,12 +100,12 @@ def describe(platform: Platform, agent_id: str) -> AgentAnswer:
 def estimate(platform: Platform, agent_id: str) -> PriceEstimate:
     """What a task of an agent may cost, by terms and history. Raises NotFoundError, PlatformUnavailableError."""
     agent = platform.registry.get(agent_id)
-    tariff = pricing.parse_tariff(agent.terms.tariff)
+    tariff, judge = pricing.parse_tariff(agent.terms.tariff), parse_rules(agent.terms.rules).judge
     return PriceEstimate(
         agent_id=agent_id,
         tariff=tariff,
         tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
-        least_price_micro=pricing.least_price_micro(tariff),
+        least_price_micro=pricing.least_price_micro(tariff) + (judge.budget_micro if judge else 0),
         recent=_recent(platform.ledger.standing(agent_id)),
     )
 
@@ -192,6 +199,18 @@ def _own(platform: Platform, owner: str, agent_id: str) -> Agent:
         msg = f"You have no agent {agent_id!r}."
         raise NotFoundError(msg)
     return agent
+
+
+def _check_judge(platform: Platform, rules: Rules) -> None:
+    if rules.judge is None:
+        return
+    try:
+        judge = platform.registry.get(rules.judge.agent_id)
+    except NotFoundError as exc:
+        raise InvalidRequestError(judging.NOT_AN_AGENT) from exc
+    if judge.version is None or judge.retired_ms is not None:
+        raise InvalidRequestError(judging.NOT_AN_AGENT)
+    judging.check_fit(judge, rules.judge)
 
 
 def _upload_form(platform: Platform, agent: Agent) -> AgentUpload:

@@ -10,9 +10,10 @@ from quittance import certified, reputation
 from quittance import escrow as escrows
 from quittance.certified import Certified, Flaw, Form, Kind, ProofError, SigningKey, shown
 from quittance.escrow import Escrow, Settlement, State
-from quittance.limits import ACCOUNT_ID_CHARS_MAX, BUDGET_MICRO_MAX, FEE_BPS_MAX, TASK_ID_CHARS_MAX
+from quittance.limits import ACCOUNT_ID_CHARS_MAX, BUDGET_MICRO_MAX, FEE_BPS_MAX, STATED_TASK_CHARS_MAX
+from quittance.money import format_credits
 from quittance.pricing import tariff_sha256
-from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome
+from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Side
 
 RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt")
 _VERSION: Final = 1
@@ -22,6 +23,7 @@ _NS_PER_MS: Final = 1_000_000
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Amount = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,15})$")]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Score = Annotated[str, Field(pattern=r"^(0(\.[0-9]{0,5}[1-9])?|1)$")]
 _Account = Annotated[str, Field(min_length=1, max_length=ACCOUNT_ID_CHARS_MAX)]
 
 
@@ -47,11 +49,26 @@ class StatedLimits(Form):
 
 
 class StatedAcceptance(Form):
-    """The rules that the output had to meet, whose canonical JSON is named by digest, and whether it did."""
+    """The rules that the output had to meet, whose canonical JSON is named by digest, and whether it did.
+
+    A score is what the judge of a side's rules gave the output: from 0 to 1, None if it was not asked or gave none.
+    """
 
     agent_sha256: _Digest | None
     task_sha256: _Digest | None
+    agent_score: _Score | None
+    task_score: _Score | None
     accepted: bool
+
+    @property
+    def scores(self) -> dict[Side, str | None]:
+        """The score by each side's judge."""
+        return {Side.AGENT: self.agent_score, Side.TASK: self.task_score}
+
+    @property
+    def digests(self) -> dict[Side, str | None]:
+        """The digest of each side's rules."""
+        return {Side.AGENT: self.agent_sha256, Side.TASK: self.task_sha256}
 
 
 class Statement(Form):
@@ -60,7 +77,7 @@ class Statement(Form):
     v: Annotated[int, Field(ge=_VERSION, le=_VERSION)]
     iss: Annotated[str, Field(max_length=1_000)]
     eid: Annotated[str, Field(pattern=r"^[a-z2-7]{26}$")]
-    task: Annotated[str, Field(min_length=1, max_length=TASK_ID_CHARS_MAX)]
+    task: Annotated[str, Field(min_length=1, max_length=STATED_TASK_CHARS_MAX)]
     user: _Account
     agent: Annotated[str, Field(min_length=1, max_length=100)]
     owner: _Account
@@ -100,6 +117,7 @@ def claims(
     limits: Limits | None,
     engine: str,
     config_sha256: str,
+    scores_micro: Mapping[Side, int] | None = None,
 ) -> dict[str, Any]:
     """What a receipt states, in the form that `Statement` describes. `limits` is None where nothing ran."""
     return {
@@ -124,7 +142,7 @@ def claims(
         "state": settlement.state,
         "outcome": settlement.outcome,
         "fault": settlement.outcome.fault,
-        "acceptance": _acceptance(escrow, settlement),
+        "acceptance": _acceptance(escrow, settlement, scores_micro or {}),
         "reputation_tenths": settlement.reputation_tenths,
         "meter": {
             "fuel": meter.fuel,
@@ -153,12 +171,15 @@ def claims(
     }
 
 
-def _acceptance(escrow: Escrow, settlement: Settlement) -> dict[str, Any] | None:
+def _acceptance(escrow: Escrow, settlement: Settlement, scores_micro: Mapping[Side, int]) -> dict[str, Any] | None:
     if escrow.agent_rules_sha256 is None and escrow.task_rules_sha256 is None:
         return None
+    scores = {side: format_credits(score_micro) for side, score_micro in scores_micro.items()}
     return {
         "agent_sha256": escrow.agent_rules_sha256,
         "task_sha256": escrow.task_rules_sha256,
+        "agent_score": scores.get(Side.AGENT),
+        "task_score": scores.get(Side.TASK),
         "accepted": settlement.state is State.RELEASED,
     }
 
@@ -254,6 +275,8 @@ def _check_consistency(stated: Statement) -> None:
             raise ProofError(Flaw.CONTRADICTION, sentence)
     if rules and rules.agent_sha256 is None and rules.task_sha256 is None:
         raise ProofError(Flaw.CONTRADICTION, "acceptance is stated, but names no rules")
+    if rules and any(score and not rules.digests[side] for side, score in rules.scores.items()):
+        raise ProofError(Flaw.CONTRADICTION, "acceptance states a score by rules that it does not name")
     if stated.outcome in OF_THE_RULES and rules is None:
         sentence = f"the outcome is {stated.outcome}, but acceptance names no rules"
         raise ProofError(Flaw.CONTRADICTION, sentence)

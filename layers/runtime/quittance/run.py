@@ -1,6 +1,7 @@
 """One run of an agent: what it is given, what was measured, and every way it can end."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -28,6 +29,8 @@ class Outcome(StrEnum):
     OUTPUT_LIMIT = "output_limit"
     REJECTED = "rejected"
     RULES_FAILED = "rules_failed"
+    JUDGE_FAILED = "judge_failed"
+    NOT_NEEDED = "not_needed"
     WORKER_LOST = "worker_lost"
     OUT_OF_TIME = "out_of_time"
     ARTEFACT_MISSING = "artefact_missing"
@@ -43,10 +46,11 @@ class Outcome(StrEnum):
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
-# Besides success: a task's own rules did not come to a verdict, so nothing is known of the agent's work.
-_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED})
+# Besides success: a task's own rules, or a judge, did not come to a verdict, so nothing is known of the agent's work;
+# or it is a judge that was not asked.
+_NOBODYS_FAULTS = frozenset({Outcome.SUCCEEDED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED, Outcome.NOT_NEEDED})
 # The run itself ended well; what decided is what its output was held to.
-OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED})
+OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
         Outcome.WORKER_LOST,
@@ -57,6 +61,13 @@ _PLATFORM_FAULTS = frozenset(
         Outcome.EXPIRED,
     }
 )
+
+
+class Side(StrEnum):
+    """Who has set rules for an output: its agent's owner, for all tasks, or a task's sender."""
+
+    AGENT = "agent"
+    TASK = "task"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,10 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began."""
+    """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began.
+
+    `scores_micro` are those that judges gave its output, in millionths.
+    """
 
     outcome: Outcome
     message: str
@@ -110,3 +124,4 @@ class Run:
     stdout: bytes = b""
     stderr: bytes = b""
     limits: Limits | None = None
+    scores_micro: Mapping[Side, int] = field(default_factory=dict)

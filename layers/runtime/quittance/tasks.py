@@ -4,6 +4,9 @@
 
 A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays held
 until another attempt takes the task over, or until the escrow expires and is refunded.
+
+A judge that scores the output is a task of its own, with an escrow of its own: funded in the same write, settled before
+the task that it is for, paid for its work whatever its score is.
 """
 
 import base64
@@ -12,13 +15,14 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, observability, pricing, receipt, reputation, tracing
+from quittance import acceptance, judging, observability, pricing, receipt, reputation, tracing
 from quittance import escrow as escrows
-from quittance.acceptance import Rules, parse_rules, rules_json, rules_sha256
+from quittance.acceptance import SCORE_RULES, Judge, Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
 from quittance.errors import (
     AgentNotReadyError,
     BudgetTooLowError,
+    InvalidRequestError,
     NotFoundError,
     PlatformUnavailableError,
     ReputationTooLowError,
@@ -27,18 +31,19 @@ from quittance.errors import (
     TaskInProgressError,
     TimeoutTooLongError,
 )
-from quittance.escrow import Escrow, Settlement, StoredBytes
+from quittance.escrow import Escrow, Hire, Settlement, StoredBytes
 from quittance.limits import (
     ESCROW_GRACE_MS,
     KILL_MARGIN_MS,
     LOAD_MS_MAX,
     SETTLE_RESERVE_MS,
+    TIMEOUT_S_MIN,
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
 )
-from quittance.models import ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
+from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import Metric, logger
-from quittance.run import Job, Limits, Meter, Outcome, Run
+from quittance.run import Job, Limits, Meter, Outcome, Run, Side
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
@@ -64,6 +69,38 @@ class _Attempt:
         return rules_sha256(rules_json(rules)) if rules else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An agent that takes tasks: its active version, and the rules that it publishes for its outputs."""
+
+    agent: Agent
+    version: Version
+    rules: Rules
+
+    def may_do(self, escrow: Escrow) -> bool:
+        """Whether this is still what an escrow was funded for."""
+        now = (self.version.module_sha256, rules_sha256(self.agent.terms.rules))
+        return now == (escrow.module_sha256, escrow.agent_rules_sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """A judge's part in a task: by whose rule, and which agent."""
+
+    side: Side
+    rule: Judge
+    ready: _Ready
+
+    @property
+    def timeout_s(self) -> int:
+        """How long the judge may take."""
+        return self.ready.agent.terms.timeout_s
+
+    def hold(self, task: Escrow) -> Escrow:
+        """The escrow that pays the judge, as it is funded with the task's."""
+        return judging.hold(task, self.side, self.rule, self.ready.agent, self.ready.version)
+
+
 def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
     """Runs a task for a user and settles its escrow; the same request again gives the same answer.
 
@@ -72,13 +109,12 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
     """
     attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex)
     try:
-        agent, version = _check(platform, request)
-        agent_rules = parse_rules(agent.terms.rules)
+        ready, seats = _check(platform, request)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
-        hold = _hold(platform, attempt, agent, version)
+        hold = _hold(platform, attempt, ready, seats)
         observability.about(hold)
         with tracing.step("fund"):
-            standing = platform.ledger.fund(hold, keep_ms=hold.timeout_ms + _reserve_ms(hold))
+            standing = platform.ledger.fund(hold, *(seat.hold(hold) for seat in seats), keep_ms=_span_ms(hold, seats))
         escrow = observability.funded(standing, by=attempt.runner)
     except RequestError:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
@@ -87,11 +123,15 @@ def execute(platform: Platform, user: str, request: TaskRequest) -> TaskResult |
             raise
         return _answer(platform, _join_settled(platform, earlier, attempt))
     if escrow.runner != attempt.runner:
-        escrow = _join(platform, escrow, attempt, agent, version)
+        escrow = _join(platform, escrow, attempt, ready, seats)
     if escrow.settlement:
         return _answer(platform, escrow)
-    run = _held_to(agent_rules, request.acceptance, _run(platform, escrow, attempt, agent, version))
-    settled = _settle(platform, escrow, run, version)
+    run = _run(platform, escrow, ready, attempt.stdin, keep_ms=_span_ms(escrow, seats) - escrow.timeout_ms)
+    run = _held_to(ready.rules, request.acceptance, run)
+    judged = _judge(platform, escrow, attempt, seats, run)
+    if judged is None:  # whether a judge was paid is not known, and so not what follows from it
+        return _answer(platform, _look_again(platform, escrow))
+    settled = _settle(platform, escrow, judged, ready.version)
     return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
 
 
@@ -122,32 +162,41 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
     if escrow.settlement or escrow.expires_ms > now_ms:
         return escrow
     settlement = escrows.expire(escrow, now_ms=now_ms)
-    signed = _signed(platform, escrow, settlement, Meter(), version=None)
+    signed = _signed(platform, escrow, settlement)
     return observability.settled(platform.ledger.expire(escrow, signed), signed)
 
 
 @tracing.step("check")
-def _check(platform: Platform, request: TaskRequest) -> tuple[Agent, Version]:
-    agent = platform.registry.get_cached(request.agent_id)
+def _check(platform: Platform, request: TaskRequest) -> tuple[_Ready, list[_Seat]]:
+    ready = _ready(platform, request.agent_id)
+    seats = _seats(platform, request, ready)
+    most_s = TIMEOUT_S_SYNC_MAX - sum(seat.timeout_s for seat in seats)
+    if (request.timeout or TIMEOUT_S_MIN) > most_s:
+        reason = "the caller waits for the answer" + (", and for the judges" if seats else "")
+        raise TimeoutTooLongError(timeout_s_max=most_s, reason=reason)
+    least_micro = pricing.least_price_micro(pricing.parse_tariff(ready.agent.terms.tariff))
+    least_micro += sum(seat.rule.budget_micro for seat in seats)
+    if request.budget_micro < least_micro:
+        raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
+    if request.min_reputation is not None:
+        standing = platform.ledger.standing(request.agent_id)
+        score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
+        if score_tenths < request.min_reputation:
+            raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
+    return ready, seats
+
+
+def _ready(platform: Platform, agent_id: str) -> _Ready:
+    agent = platform.registry.get_cached(agent_id)
     if agent.version is not None and not _is_current(agent.version):
-        agent = platform.registry.get(request.agent_id)  # it may have been compiled meanwhile
+        agent = platform.registry.get(agent_id)  # it may have been compiled meanwhile
     version = agent.version
     if version is None or agent.retired_ms is not None:
         raise AgentNotReadyError(agent.agent_id, agent.state)
     if not _is_current(version):
         platform.publisher.recompile(agent.agent_id)
         raise AgentNotReadyError(agent.agent_id, "being compiled for a new engine", retry_after_s=_RECOMPILE_S)
-    if request.timeout is not None and request.timeout > TIMEOUT_S_SYNC_MAX:
-        raise TimeoutTooLongError(timeout_s_max=TIMEOUT_S_SYNC_MAX, reason="the caller waits for the answer")
-    least_micro = pricing.least_price_micro(pricing.parse_tariff(agent.terms.tariff))
-    if request.budget_micro < least_micro:
-        raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
-    if request.min_reputation is not None:
-        standing = platform.ledger.standing(agent.agent_id)
-        score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
-        if score_tenths < request.min_reputation:
-            raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
-    return agent, version
+    return _Ready(agent, version, parse_rules(agent.terms.rules))
 
 
 def _is_current(version: Version) -> bool:
@@ -155,9 +204,32 @@ def _is_current(version: Version) -> bool:
     return version.artefact_key == artefact_key(version.module_sha256)
 
 
-def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version) -> Escrow:
-    request, now_ms = attempt.request, platform.now_ms()
-    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, TIMEOUT_S_SYNC_MAX)
+def _seats(platform: Platform, request: TaskRequest, ready: _Ready) -> list[_Seat]:
+    """The judges whom the output has to content, in the order in which they are asked."""
+    seats = []
+    if ready.rules.judge:
+        try:
+            seats.append(_seat(platform, Side.AGENT, ready.rules.judge))
+        except (NotFoundError, InvalidRequestError) as unfit:
+            raise AgentNotReadyError(request.agent_id, "without a judge that can judge it") from unfit
+    if request.acceptance and request.acceptance.judge:
+        try:
+            seats.append(_seat(platform, Side.TASK, request.acceptance.judge))
+        except NotFoundError as unfit:
+            raise InvalidRequestError(judging.NOT_AN_AGENT) from unfit
+    return seats
+
+
+def _seat(platform: Platform, side: Side, rule: Judge) -> _Seat:
+    ready = _ready(platform, rule.agent_id)
+    judging.check_fit(ready.agent, rule)
+    return _Seat(side, rule, ready)
+
+
+def _hold(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Seat]) -> Escrow:
+    agent, request, now_ms = ready.agent, attempt.request, platform.now_ms()
+    judging_s = sum(seat.timeout_s for seat in seats)
+    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, TIMEOUT_S_SYNC_MAX - judging_s)
     hold = Escrow(
         escrow_id=escrows.escrow_id(attempt.user, request.task_id),
         payer=attempt.user,
@@ -165,21 +237,22 @@ def _hold(platform: Platform, attempt: _Attempt, agent: Agent, version: Version)
         request_sha256=_request_sha256(attempt),
         agent_id=agent.agent_id,
         owner=agent.owner,
-        module_sha256=version.module_sha256,
+        module_sha256=ready.version.module_sha256,
         input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
         tariff=agent.terms.tariff,
-        budget_micro=request.budget_micro,
+        budget_micro=request.budget_micro - sum(seat.rule.budget_micro for seat in seats),
         fee_bps=platform.settings.fee_bps,
         timeout_ms=timeout_s * 1_000,
         runner=attempt.runner,
         fence=1,
         funded_ms=now_ms,
         lease_ms=now_ms,
-        expires_ms=now_ms + timeout_s * 1_000 + ESCROW_GRACE_MS,
+        expires_ms=now_ms + (timeout_s + judging_s) * 1_000 + ESCROW_GRACE_MS,
         agent_rules_sha256=rules_sha256(agent.terms.rules),
         task_rules_sha256=attempt.rules_sha256,
+        judges=tuple(Hire(seat.side, seat.rule.agent_id, seat.rule.budget_micro) for seat in seats),
     )
-    return replace(hold, lease_ms=_lease_ms(platform, now_ms, hold))
+    return replace(hold, lease_ms=_lease_ms(platform, now_ms, hold, seats))
 
 
 def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escrow:
@@ -193,7 +266,7 @@ def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escr
     return escrow
 
 
-def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, version: Version) -> Escrow:
+def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, ready: _Ready, seats: list[_Seat]) -> Escrow:
     """What stands of an earlier attempt: settled, or ours because its lease has lapsed.
 
     A task keeps the version and the agent's rules that it was funded for. If those are not the active ones any more,
@@ -201,19 +274,20 @@ def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, v
     """
     now_ms = platform.now_ms()
     lapsed = escrow.settlement is None and escrow.lease_ms <= now_ms < escrow.expires_ms
-    funded_for = (escrow.module_sha256, escrow.agent_rules_sha256)
-    same_terms = funded_for == (version.module_sha256, rules_sha256(agent.terms.rules))
-    if escrow.request_sha256 == _request_sha256(attempt) and lapsed and same_terms:
-        lease_ms = min(_lease_ms(platform, now_ms, escrow), escrow.expires_ms)
+    if escrow.request_sha256 == _request_sha256(attempt) and lapsed and ready.may_do(escrow):
+        lease_ms = min(_lease_ms(platform, now_ms, escrow, seats), escrow.expires_ms)
         escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
         if escrow.runner == attempt.runner and escrow.settlement is None:
             return escrow
     return _join_settled(platform, escrow, attempt)
 
 
-def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, version: Version) -> Run:
-    """Runs the agent. Every failure, the platform's too, is an outcome: the money is held and must be settled."""
-    meter = Meter(input_bytes=len(attempt.stdin))
+def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, keep_ms: int) -> Run:
+    """Runs the agent. Every failure, the platform's too, is an outcome: the money is held and must be settled.
+
+    `keep_ms` is the time that what comes after the run may need.
+    """
+    meter, version, terms = Meter(input_bytes=len(stdin)), ready.version, ready.agent.terms
     try:
         with tracing.step("load"):
             path = platform.binaries.local_artefact(version.artefact_key, version.artefact_sha256)
@@ -223,7 +297,7 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
         return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
     except PlatformUnavailableError:
         return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
-    left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - _reserve_ms(escrow)
+    left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - keep_ms
     if left_ms <= 0:
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)
@@ -231,9 +305,9 @@ def _run(platform: Platform, escrow: Escrow, attempt: _Attempt, agent: Agent, ve
         job := Job(
             artefact_path=str(path),
             artefact_sha256=version.artefact_sha256,
-            stdin=attempt.stdin,
-            fuel=pricing.fuel_bought(tariff, budget_micro=escrow.budget_micro, fuel_max=agent.terms.fuel),
-            memory_bytes=agent.terms.memory_bytes,
+            stdin=stdin,
+            fuel=pricing.fuel_bought(tariff, budget_micro=escrow.budget_micro, fuel_max=terms.fuel),
+            memory_bytes=terms.memory_bytes,
             timeout_ms=min(escrow.timeout_ms, left_ms),
             epoch_ns=escrow.funded_ms * 1_000_000,
             seed=escrows.seed(escrow.escrow_id),
@@ -257,19 +331,80 @@ def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
     return run if verdict.accepted else replace(run, outcome=verdict.outcome, message=verdict.message)
 
 
+def _judge(platform: Platform, escrow: Escrow, attempt: _Attempt, seats: list[_Seat], run: Run) -> Run | None:
+    """The run with its judges' scores, or how it ends because one is not content.
+
+    None if it is not known whether a judge was paid: what is not known must not decide about the task.
+    """
+    read = acceptance.judge_input(attempt.stdin, run.stdout) if seats else b""
+    for place, seat in enumerate(seats):
+        standing = _seated(platform, escrow, attempt, seat)
+        if run.outcome is not Outcome.SUCCEEDED:
+            _dismiss(platform, standing, attempt)
+            continue
+        if standing.settlement is None and standing.runner == attempt.runner:
+            keep_ms = _span_ms(escrow, seats[place:]) - escrow.timeout_ms - standing.timeout_ms
+            standing = _ask(platform, standing, seat, read, keep_ms=keep_ms)
+        if standing.settlement is None:
+            return None
+        score_micro = judging.score_micro(standing, read)
+        if score_micro is not None:
+            run = replace(run, scores_micro={**run.scores_micro, seat.side: score_micro})
+        verdict = acceptance.judged(seat.rule, score_micro, side=seat.side)
+        if not verdict.accepted:
+            run = replace(run, outcome=verdict.outcome, message=verdict.message)
+    return run
+
+
+def _seated(platform: Platform, escrow: Escrow, attempt: _Attempt, seat: _Seat) -> Escrow:
+    """A judge's escrow as it stands: ours, unless it is settled or we are overtaken."""
+    hold = seat.hold(escrow)
+    if escrow.fence == 1:
+        return hold  # funded with the task by this very attempt
+    standing = platform.ledger.find(hold.escrow_id)
+    if standing is None:
+        msg = f"the escrow {escrow.escrow_id} was funded without its judge's"
+        raise LookupError(msg)
+    if standing.settlement or standing.runner == attempt.runner:
+        return standing
+    now_ms = platform.now_ms()
+    return platform.ledger.take_over(standing, runner=attempt.runner, now_ms=now_ms, lease_ms=escrow.lease_ms)
+
+
+@tracing.step("judge")
+def _ask(platform: Platform, escrow: Escrow, seat: _Seat, read: bytes, *, keep_ms: int) -> Escrow:
+    """Runs a judge and settles its escrow, which from now on names what it read; returns the escrow that stands."""
+    if not seat.ready.may_do(escrow):
+        changed = Run(Outcome.NOT_NEEDED, "The judge got a new version before it was asked.", Meter())
+        return _settle(platform, escrow, changed, None)
+    escrow = judging.reading(escrow, read)
+    run = _held_to(seat.ready.rules, SCORE_RULES, _run(platform, escrow, seat.ready, read, keep_ms=keep_ms))
+    return _settle(platform, escrow, run, seat.ready.version)
+
+
+def _dismiss(platform: Platform, escrow: Escrow, attempt: _Attempt) -> None:
+    """Refunds what was held for a judge; if that fails, its expiry does."""
+    if escrow.settlement is None and escrow.runner == attempt.runner:
+        _settle(platform, escrow, Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter()), None)
+
+
 @tracing.step("settle")
-def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version) -> Escrow:
-    """Ends the escrow by the run's outcome, and returns the escrow that stands, which may be another's work."""
+def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None) -> Escrow:
+    """Ends the escrow by the run's outcome, and returns the escrow that stands, which may be another's work.
+
+    `version` is what ran, None if nothing did.
+    """
     output = log = None
     try:
-        log = platform.outputs.keep(run.stderr)
+        if version and not escrows.is_judge(escrow):  # whose log could tell the payer what was not paid for
+            log = platform.outputs.keep(run.stderr)
         if run.outcome is Outcome.SUCCEEDED:
             output = platform.outputs.keep(run.stdout)
     except PlatformUnavailableError:
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message="The platform's storage did not take the output.")
     settlement = replace(escrows.decide(escrow, run, now_ms=platform.now_ms()), output=output, log=log)
     try:
-        signed = _signed(platform, escrow, settlement, run.meter, version=version, limits=run.limits)
+        signed = _signed(platform, escrow, settlement, run, version)
         return expire_if_overdue(platform, observability.settled(platform.ledger.settle(escrow, signed), signed))
     except PlatformUnavailableError:
         logger.warning("settlement unknown")
@@ -284,21 +419,17 @@ def _look_again(platform: Platform, escrow: Escrow) -> Escrow:
 
 
 def _signed(
-    platform: Platform,
-    escrow: Escrow,
-    settlement: Settlement,
-    meter: Meter,
-    *,
-    version: Version | None,
-    limits: Limits | None = None,
+    platform: Platform, escrow: Escrow, settlement: Settlement, run: Run | None = None, version: Version | None = None
 ) -> Settlement:
     """The settlement with its receipt. A receipt that loses the race to be stored is dropped unseen."""
+    run = run or Run(settlement.outcome, settlement.message, Meter())
     claims = receipt.claims(
         escrow,
         settlement,
         issuer=platform.settings.receipt_issuer,
-        meter=meter,
-        limits=limits,
+        meter=run.meter,
+        limits=run.limits,
+        scores_micro=run.scores_micro,
         engine=version.engine if version else "",
         config_sha256=version.config_sha256 if version else "",
     )
@@ -317,7 +448,8 @@ def _answer(platform: Platform, escrow: Escrow, *, at_hand: tuple[bytes, ...] = 
             escrow_status=escrow.state,
             expires_at=escrow.expires_ms,
         )
-    meter = receipt.read_claims(settlement.receipt)["meter"]
+    claims = receipt.read_claims(settlement.receipt)
+    meter, rules = claims["meter"], claims["acceptance"] or {}
     output = _load(platform, settlement.output, at_hand)
     log = _load(platform, settlement.log, at_hand)
     success = settlement.outcome is Outcome.SUCCEEDED
@@ -346,6 +478,16 @@ def _answer(platform: Platform, escrow: Escrow, *, at_hand: tuple[bytes, ...] = 
         amount_paid_micro=settlement.split.paid_micro,
         amount_refunded_micro=settlement.split.refunded_micro,
         fee_micro=settlement.split.fee_micro,
+        judges=[
+            JudgeAnswer(
+                side=hire.side,
+                agent_id=hire.agent_id,
+                task_id=escrows.judge_task_id(escrow.task_id, hire.side),
+                budget_micro=hire.budget_micro,
+                score=rules.get(f"{hire.side}_score"),
+            )
+            for hire in escrow.judges
+        ],
         reputation_delta=settlement.reputation_tenths,
         timestamp=settlement.settled_ms,
         receipt=settlement.receipt,
@@ -384,12 +526,13 @@ def _request_sha256(attempt: _Attempt) -> str:
     )
 
 
-def _lease_ms(platform: Platform, now_ms: int, escrow: Escrow) -> int:
+def _lease_ms(platform: Platform, now_ms: int, escrow: Escrow, seats: list[_Seat]) -> int:
     """Until when the runner should have settled: after that another attempt may take the task over."""
-    return now_ms + min(platform.left_ms(), escrow.timeout_ms + _reserve_ms(escrow))
+    return now_ms + min(platform.left_ms(), _span_ms(escrow, seats))
 
 
-def _reserve_ms(escrow: Escrow) -> int:
-    """The most that a task takes beside its timeout."""
+def _span_ms(escrow: Escrow, seats: list[_Seat]) -> int:
+    """The most that a task takes: its run, its rules, its judges."""
     has_rules = escrow.agent_rules_sha256 or escrow.task_rules_sha256
-    return _RUN_RESERVE_MS + (VERDICT_MS_MAX if has_rules else 0)
+    judging_ms = sum(seat.timeout_s * 1_000 + _RUN_RESERVE_MS + VERDICT_MS_MAX for seat in seats)
+    return escrow.timeout_ms + _RUN_RESERVE_MS + (VERDICT_MS_MAX if has_rules else 0) + judging_ms

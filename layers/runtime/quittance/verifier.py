@@ -21,9 +21,10 @@ from pydantic import ValidationError
 
 from quittance import acceptance, limits, log, pricing, receipt
 from quittance.certified import Flaw, ProofError, read, read_json, shown
-from quittance.money import format_credits
+from quittance.escrow import judge_task_id
+from quittance.money import format_credits, parse_credits
 from quittance.receipt import Statement
-from quittance.run import Meter, Outcome
+from quittance.run import OF_THE_RULES, Meter, Outcome, Side
 
 _USAGE: Final = 2
 _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
@@ -77,6 +78,8 @@ class Given:
     tariff: bytes | None = None
     agent_rules: bytes | None = None
     task_rules: bytes | None = None
+    agent_judge: str | None = None
+    task_judge: str | None = None
     proof: bytes | None = None
     older: str | None = None
 
@@ -128,6 +131,7 @@ def examine(given: Given) -> Report:
         name, sentence = _SELF_CHECKS[flaw]
         report.check(name, sentence, check)
     _check_files(report, report.statement, given)
+    _check_judges(report, report.statement, given, keys)
     _check_log(report, report.statement, given, keys)
     return report
 
@@ -211,7 +215,7 @@ def _why_untried(stated: Statement, given: Given) -> str:
     """What keeps the rules from being tried on any output; empty if nothing does."""
     if stated.acceptance is None:
         return "the receipt names no rules"
-    if stated.outcome not in {Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.RULES_FAILED}:
+    if stated.outcome not in {Outcome.SUCCEEDED, *OF_THE_RULES}:
         return f"the outcome {stated.outcome} does not come from the rules"
     lacking = [f"--{side}-rules" for side, data, digest in _rules_of(stated, given) if digest and data is None]
     return f"no {' and no '.join(lacking)} was given" if lacking else ""
@@ -232,10 +236,59 @@ def _read_rules(data: bytes) -> acceptance.Rules:
 def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
     agent, task = (_read_rules(data) if data else None for data in (given.agent_rules, given.task_rules))
     found = acceptance.verdict(output, agent=agent, task=task)
+    for side, rules in ((Side.AGENT, agent), (Side.TASK, task)):
+        score_micro = _score_micro(stated, side)
+        if found.accepted and rules and rules.judge:
+            found = acceptance.judged(rules.judge, score_micro, side=side)
+        elif score_micro is not None:
+            raise ProofError(Flaw.RULES, f"the receipt states a score of the {side}'s judge, who was not to be asked")
     if found.outcome is not stated.outcome:
         sentence = f"by the rules the outcome is {found.outcome}, the receipt states {stated.outcome}. {found.message}"
         raise ProofError(Flaw.RULES, sentence.rstrip())
     return found.message or "the output meets the rules"
+
+
+def _score_micro(stated: Statement, side: Side) -> int | None:
+    score = stated.acceptance.scores[side] if stated.acceptance else None
+    return None if score is None else parse_credits(score)
+
+
+def _check_judges(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
+    """The scores are those of the judges' own receipts, which can be replayed as any other."""
+    for side, token, rules in (
+        (Side.AGENT, given.agent_judge, given.agent_rules),
+        (Side.TASK, given.task_judge, given.task_rules),
+    ):
+        if token is not None:
+            report.check(f"{side} judge", "", partial(_check_judge, stated, given, keys, side, token, rules))
+        elif _score_micro(stated, side) is not None:
+            report.skip(f"{side} judge", f"no --{side}-judge was given, so the score is the platform's word")
+
+
+def _check_judge(
+    stated: Statement, given: Given, keys: Mapping[str, Any], side: Side, token: str, rules: bytes | None
+) -> str:
+    judge, chain = receipt.authenticate(token, keys)
+    for _, check in receipt.checks(judge, chain):
+        check()
+    pairs = {
+        "iss": (judge.iss, stated.iss),
+        "user": (judge.user, stated.user),
+        "task": (judge.task, judge_task_id(stated.task, side)),
+    }
+    if rules and (rule := _read_rules(rules).judge):
+        pairs["agent"] = (judge.agent, rule.agent_id)
+    for name, (found, due) in pairs.items():
+        if found != due:
+            sentence = f"{name} of the judge's receipt is {shown(found)}, but this receipt's judge has {shown(due)}"
+            raise ProofError(Flaw.CONTRADICTION, sentence)
+    score_micro = _score_micro(stated, side)
+    if judge.outcome is not Outcome.SUCCEEDED and score_micro is not None:
+        raise ProofError(Flaw.CONTRADICTION, f"the judge ended as {judge.outcome}, yet the receipt states its score")
+    if score_micro is not None and given.input is not None and given.output is not None:
+        read_by_it = acceptance.judge_input(given.input, given.output)
+        _check_digest(f"input of the {side}'s judge", read_by_it, judge.input_sha256)
+    return f"the agent {shown(judge.agent)} ended as {judge.outcome}"
 
 
 def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
@@ -356,11 +409,13 @@ def _read_all(options: argparse.Namespace) -> Given:
         receipt=_read_token(options.receipt),
         keys=_read(options.keys, _DOCUMENT_BYTES_MAX),
         module=options.module and _read(options.module, limits.MODULE_BYTES_MAX),
-        input=options.input and _read(options.input, limits.INPUT_BYTES_MAX),
+        input=options.input and _read(options.input, limits.STDIN_BYTES_MAX),
         output=options.output and _read(options.output, limits.OUTPUT_BYTES_MAX),
         tariff=options.tariff and _read(options.tariff, _DOCUMENT_BYTES_MAX),
         agent_rules=options.agent_rules and _read(options.agent_rules, _DOCUMENT_BYTES_MAX),
         task_rules=options.task_rules and _read(options.task_rules, _DOCUMENT_BYTES_MAX),
+        agent_judge=options.agent_judge and _read_token(options.agent_judge),
+        task_judge=options.task_judge and _read_token(options.task_judge),
         proof=options.proof and _read(options.proof, _DOCUMENT_BYTES_MAX),
         older=options.checkpoint and _read_token(options.checkpoint),
     )
@@ -433,7 +488,9 @@ def _rules_line(stated: Statement) -> list[str]:
     sides = " and ".join(
         side for side, digest in (("agent", rules.agent_sha256), ("task", rules.task_sha256)) if digest
     )
-    return [f"  rules of the {sides} for the output: {'met' if rules.accepted else 'no accepted output'}"]
+    scores = [f"{score} by the {side}'s judge" for side, score in rules.scores.items() if score is not None]
+    met = "met" if rules.accepted else "no accepted output"
+    return [f"  rules of the {sides} for the output: {met}{''.join(f', scored {score}' for score in scores)}"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -454,6 +511,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--tariff", type=Path, metavar="file", help="the agent's tariff as JSON: does the price follow from it?")
     add("--agent-rules", type=Path, metavar="file", help="the agent's rules as JSON: does the output meet them?")
     add("--task-rules", type=Path, metavar="file", help="the task's own rules as JSON, likewise")
+    add("--agent-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the agent's rules ask for")
+    add("--task-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the task's rules ask for")
     add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
     add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
     add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")

@@ -314,7 +314,7 @@ def _spawn(python: str, channel: socket.socket, log: int, complaints: int) -> su
 
 def _check(job: Job) -> None:
     sane = (
-        len(job.stdin) <= limits.INPUT_BYTES_MAX
+        len(job.stdin) <= limits.STDIN_BYTES_MAX
         and 0 < job.fuel <= limits.FUEL_MAX
         and 0 < job.memory_bytes <= limits.MEMORY_BYTES_MAX
         and 0 < job.timeout_ms <= limits.TIMEOUT_S_ASYNC_MAX * 1_000

@@ -95,7 +95,7 @@ class Worker:
     def serve(self) -> None:
         """Run jobs until the parent is gone."""
         while True:
-            header, body = wire.receive(lambda count: os.read(self._channel, count), limits.INPUT_BYTES_MAX)
+            header, body = wire.receive(lambda count: os.read(self._channel, count), limits.STDIN_BYTES_MAX)
             run = self._run(wire.decode_job(header, body))
             self.send(wire.encode_run(run, self._resident_bytes()))
             del header, body, run

@@ -23,12 +23,13 @@ lost race and a lost answer are told apart without a read. Every write undoes it
 again after an answer that was lost, and is refused if it took effect the first time.
 """
 
+import json
 import random
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -36,11 +37,11 @@ from typing import TYPE_CHECKING, Any, Final
 from quittance import receipt, reputation, wallet
 from quittance.audit import Balance, Batch, Entry, Item, Kept, LogHead, Unreadable
 from quittance.errors import InsufficientFundsError, MovementConflictError
-from quittance.escrow import Escrow, Settlement, Split, State, StoredBytes, escrow_id
+from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id
 from quittance.journal import Kind, Line, task_line
 from quittance.limits import TRANSACTION_ITEMS_MAX, WALLET_PURSES
 from quittance.reputation import Standing
-from quittance.run import Outcome
+from quittance.run import Outcome, Side
 from quittance.store.dynamo import (
     BusyError,
     ConflictError,
@@ -103,13 +104,15 @@ class Ledger:
 
     # One task.
 
-    def fund(self, escrow: Escrow, *, keep_ms: int = 0) -> Escrow:
-        """Takes the budget from the payer into a new escrow; returns the escrow that stands.
+    def fund(self, escrow: Escrow, *judges: Escrow, keep_ms: int = 0) -> Escrow:
+        """Takes the budgets of a task and its judges from the payer into new escrows; returns the task's that stands.
 
         That is `escrow` if its runner holds it now. If the task was funded before, it is that earlier escrow, and no
         money moved. `keep_ms` is the time that the run will need. Raises InsufficientFundsError.
         """
-        standing = self._take(escrow.payer, escrow.budget_micro, self._escrow_values(escrow), keep_ms=keep_ms)
+        held_micro = sum(hold.budget_micro for hold in (escrow, *judges))
+        records = [self._escrow_values(hold) for hold in (escrow, *judges)]
+        standing = self._take(escrow.payer, held_micro, *records, keep_ms=keep_ms)
         return escrow if standing is None else _escrow(standing)
 
     def take_over(self, stale: Escrow, *, runner: str, now_ms: int, lease_ms: int) -> Escrow:
@@ -341,6 +344,7 @@ class Ledger:
             self._table,
             f"ESC#{settled.escrow_id}",
             set_=_settlement_values(settlement)
+            | {"input_sha256": settled.input_sha256}
             | {"work": f"SETTLED#{self._shard(settled.escrow_id)}", "work_at": settlement.settled_ms},
             condition=condition,
             values=values,
@@ -364,20 +368,20 @@ class Ledger:
     # Wallets.
 
     def _take(
-        self, account: str, amount_micro: int, record: Mapping[str, Value | None], *, keep_ms: int = 0
+        self, account: str, amount_micro: int, *records: Mapping[str, Value | None], keep_ms: int = 0
     ) -> Mapping[str, Any] | None:
-        """Puts a record and takes an amount for it out of an account, in one transaction.
+        """Puts records and takes an amount for them out of an account, in one transaction.
 
-        Returns the item that stood in the record's place, if one did: then nothing was taken. Raises
-        InsufficientFundsError.
+        Returns the item that stood in the first record's place, if one did: then nothing was taken. The others are
+        there if and only if the first one is. Raises InsufficientFundsError.
         """
-        put = {"Put": put_new(self._table, record)}
+        puts = [{"Put": put_new(self._table, record)} for record in records]
         patience = self._patience(keep_ms=keep_ms)
         moves: Mapping[int, int] = {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
         planned = False
         while True:
             try:
-                attempt(partial(self._send, [put, *(self._move(account, *move) for move in moves.items())]))
+                attempt(partial(self._send, [*puts, *(self._move(account, *move) for move in moves.items())]))
             except RefusedError as refused:
                 # The record's reason comes first: on a replay, the first attempt may have taken the last credit.
                 if refused.items[0] is not None:
@@ -398,7 +402,7 @@ class Ledger:
                 moves, planned = self._plan(account, amount_micro, contended=contended), True
             except InsufficientFundsError:
                 # Another try of the same may have put the record and taken the last credit since ours was refused.
-                standing = self._get(str(record["pk"]))
+                standing = self._get(str(records[0]["pk"]))
                 if standing is None:
                     raise
                 return standing
@@ -601,6 +605,7 @@ class Ledger:
             "expires_ms": escrow.expires_ms,
             "agent_rules_sha256": escrow.agent_rules_sha256,
             "task_rules_sha256": escrow.task_rules_sha256,
+            "judges": _judges_json(escrow.judges),
             "work": f"OPEN#{self._shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
         }
@@ -701,8 +706,13 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         expires_ms=values["expires_ms"],
         agent_rules_sha256=values.get("agent_rules_sha256"),
         task_rules_sha256=values.get("task_rules_sha256"),
+        judges=tuple(Hire(Side(side), *hired) for side, *hired in json.loads(values.get("judges", "[]"))),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
     )
+
+
+def _judges_json(judges: Sequence[Hire]) -> str | None:
+    return json.dumps([astuple(hire) for hire in judges]) if judges else None
 
 
 def _settlement(values: Mapping[str, Any]) -> Settlement:

@@ -60,11 +60,13 @@ interleavings: ## every order of store calls by two and three actors, the slow w
 mutants: ## takes each guard of the ledger away in turn: all must be missed
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)
 
-bench: ## what the sandbox, receipts and acceptance cost; what one payer's wallet bears
+bench: ## what cold starts, traces, the sandbox, receipts and acceptance cost; what one payer's wallet bears
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/hot_wallet.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/receipts.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/tracing.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/acceptance.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
 

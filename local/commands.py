@@ -160,8 +160,11 @@ def _token(options: argparse.Namespace, state: State) -> None:
 def _build(options: argparse.Namespace, _: State) -> None:
     for architecture in options.architectures:
         built = deploy.build(options.python, architecture)
-        size = sum(path.stat().st_size for path in deploy.layer(built).rglob("*") if path.is_file())
+        files = [path for path in deploy.layer(built).rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
         say(f"  {relative(built)}: the layer has {size / (1 << 20):.0f} MiB unzipped")
+        if not any(path.suffix == ".pyc" for path in files):
+            say(f"  without bytecode: no python{options.python} here. Every cold start compiles the layer anew.")
 
 
 def _wanted_port() -> int | None:

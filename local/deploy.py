@@ -101,6 +101,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "WorkConcurrency": "6",
         "QueueVisibility": "20",  # AWS would ask for more: here nobody wants to wait for it
         "WebhookPrivateTargets": "true",
+        "SnapStart": "None",  # Lambda has none for a Python before 3.12
     }
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(seal.encode()).hexdigest()
@@ -231,8 +232,8 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             table=outputs["LedgerTable"],
             registry_table=outputs["RegistryTable"],
             buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
-            functions={name: value for name, value in outputs.items() if name.endswith("Function")},
             queues={"tasks": outputs["TaskQueue"], "dead_letters": outputs["TaskDeadLetters"]},
+            functions={name: f"{value}:live" for name, value in outputs.items() if name.endswith("Function")},
             platform_account=outputs["PlatformAccount"],
             issuer=issuer.ISSUER,
             audience=issuer.AUDIENCE,

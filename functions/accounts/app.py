@@ -8,7 +8,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import accounts
-from quittance.bootstrap import platform
+from quittance.bootstrap import platform, prepare
 from quittance.errors import NotFoundError
 from quittance.http import PREFIX, answer, api, caller, responses
 from quittance.limits import PAGE_ITEMS_MAX
@@ -26,6 +26,7 @@ from quittance.observability import entry
 DEPOSIT_SCOPE = "ledger:deposit"
 _ME = "me"
 app = api()
+prepare("ledger")
 _TAGS = ["accounts"]
 
 

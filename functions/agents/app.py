@@ -8,7 +8,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import publishing
-from quittance.bootstrap import platform
+from quittance.bootstrap import platform, prepare
 from quittance.http import PREFIX, answer, api, caller, responses
 from quittance.limits import PAGE_ITEMS_MAX
 from quittance.models import (
@@ -24,6 +24,7 @@ from quittance.models import (
 from quittance.observability import entry
 
 app = api()
+prepare("ledger", "registry", "uploads")
 _TAGS = ["agents"]
 
 

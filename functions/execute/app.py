@@ -8,13 +8,14 @@ from aws_lambda_powertools.event_handler.openapi.params import Header
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import tasks
-from quittance.bootstrap import platform
+from quittance.bootstrap import platform, prepare
 from quittance.http import PREFIX, api, caller, read_direct, responses, task_answer
 from quittance.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
 from quittance.observability import entry
 from quittance.preferences import wants_async
 
 app = api()
+prepare("ledger", "registry", "binaries", "outputs", "keys", "sandbox")
 
 
 @app.post(

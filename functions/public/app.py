@@ -9,7 +9,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import documentation, proving
-from quittance.bootstrap import platform
+from quittance.bootstrap import platform, prepare
 from quittance.http import PREFIX, answer, api, responses
 from quittance.limits import LOG_SIZE_MAX
 from quittance.log import LOG_LEVEL_MAX, TILE_HASHES, Tile
@@ -17,6 +17,7 @@ from quittance.models import LogTile
 from quittance.observability import entry
 
 app = api()
+prepare("tiles", "keys")
 _CACHED = {"Cache-Control": "public, max-age=300"}
 _TAGS = ["public"]
 

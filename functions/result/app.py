@@ -8,7 +8,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import proving, tasks
-from quittance.bootstrap import platform
+from quittance.bootstrap import platform, prepare
 from quittance.http import PREFIX, answer, api, caller, responses, task_answer
 from quittance.limits import LOG_SIZE_MAX
 from quittance.log import Proof
@@ -16,6 +16,7 @@ from quittance.models import AccountId, TaskPending, TaskResult
 from quittance.observability import entry
 
 app = api()
+prepare("ledger", "outputs", "tiles", "keys")
 
 
 @app.get(

@@ -262,11 +262,18 @@ def plain(value: Any) -> str:
     return value["Fn::Sub"] if isinstance(value, dict) else value
 
 
+def watched(alarm: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics that an alarm reads: one of its own, or several in an expression."""
+    several = [metric["MetricStat"]["Metric"] for metric in alarm.get("Metrics", []) if "MetricStat" in metric]
+    return several or [alarm]
+
+
 def of_alarms(template: dict[str, Any]) -> set[Series]:
     return {
-        Series(alarm["MetricName"], frozenset(dimension["Name"] for dimension in alarm.get("Dimensions", [])))
+        Series(metric["MetricName"], frozenset(dimension["Name"] for dimension in metric.get("Dimensions", [])))
         for alarm in alarms(template).values()
-        if plain(alarm["Namespace"]) == NAMESPACE
+        for metric in watched(alarm)
+        if plain(metric["Namespace"]) == NAMESPACE
     }
 
 
@@ -304,15 +311,18 @@ def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -
         "Ref": "AWS::StackName"
     }
     assert template["Resources"]["Api"]["Properties"]["Name"] == {"Ref": "AWS::StackName"}
-    for alarm in alarms(template).values():
-        for dimension in alarm.get("Dimensions", []):
+    functions = resources(template, "AWS::Serverless::Function")
+    for metric in [metric for alarm in alarms(template).values() for metric in watched(alarm)]:
+        for dimension in metric.get("Dimensions", []):
             expected = {
                 "service": [{"Ref": "AWS::StackName"}],
                 "ApiName": [{"Ref": "AWS::StackName"}],
                 "Stage": [{"Ref": "Stage"}],
                 "fault": [*Fault],
                 "QueueName": [{"Fn::GetAtt": [name, "QueueName"]} for name in resources(template, "AWS::SQS::Queue")],
-                "FunctionName": [{"Ref": name} for name in resources(template, "AWS::Serverless::Function")],
+                "FunctionName": [{"Ref": name} for name in functions],
+                "Resource": [{"Fn::Sub": f"${{{name}}}:live"} for name in functions],
+                "ExecutedVersion": [{"Fn::GetAtt": [name, "Version.Version"]} for name in functions],
             }
             assert dimension["Value"] in expected[dimension["Name"]]
     shown = {metric[5] for metric in widgets(template) if metric[1:2] == ["Tasks"]}

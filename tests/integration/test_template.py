@@ -180,22 +180,26 @@ def test_the_committed_description_is_what_the_code_says() -> None:
     assert checked.returncode == 0, "run make openapi"
 
 
-def test_shallow_health_and_the_authorizer_import_nothing_heavy() -> None:
-    heavy = {
-        "health": ("pydantic", "botocore.client", "wasmtime", "jwt"),
-        "authorizer": ("botocore.client", "wasmtime"),
+# Versions and snapshots.
+
+
+def test_every_function_has_versions_of_all_that_it_is(template: dict[str, Any]) -> None:
+    assert template["Globals"]["Function"]["AutoPublishAlias"] == "live"
+    for name, function in resources(template, "AWS::Serverless::Function").items():
+        assert function["AutoPublishAliasAllProperties"] is True, f"{name}: a new environment must be a new version"
+
+
+def test_functions_that_somebody_waits_for_start_from_snapshots(template: dict[str, Any]) -> None:
+    snapped = {
+        name: function["SnapStart"]
+        for name, function in resources(template, "AWS::Serverless::Function").items()
+        if "SnapStart" in function
     }
-    for function, modules in heavy.items():
-        code = f"import sys, app; found = {modules} & sys.modules.keys(); sys.exit(str(found) if found else None)"
-        found = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT / "functions" / function,
-            env={"PYTHONPATH": f"{ROOT}/layers/runtime:."},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert found.returncode == 0, f"{function} imports {found.stderr}"
+    assert snapped == {
+        f"{name}Function": {"ApplyOn": {"Ref": "SnapStart"}}
+        for name in ("Execute", "Result", "Agents", "Accounts", "Authorizer", "Public")
+    }
+    assert template["Parameters"]["SnapStart"]["Default"] == "PublishedVersions"
 
 
 def test_neither_who_tells_nor_who_delivers_can_touch_money(template: dict[str, Any]) -> None:
@@ -239,3 +243,25 @@ def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: d
 def test_webhooks_are_public_unless_the_operator_says_otherwise(template: dict[str, Any]) -> None:
     assert template["Parameters"]["WebhookPrivateTargets"]["Default"] == "false"
     assert not Settings.model_fields["webhook_private_targets"].default
+
+
+# Limits at the door.
+
+
+def test_the_stage_and_the_executor_are_bounded(template: dict[str, Any]) -> None:
+    (every,) = template["Resources"]["Api"]["Properties"]["MethodSettings"]
+    assert (every["ResourcePath"], every["HttpMethod"]) == ("/*", "*")
+    assert every["ThrottlingRateLimit"] == {"Ref": "ThrottleRate"}
+    assert every["ThrottlingBurstLimit"] == {"Ref": "ThrottleBurst"}
+    for name in ("ThrottleRate", "ThrottleBurst"):
+        assert template["Parameters"][name]["Default"] > 0
+    reserved = template["Resources"]["ExecuteFunction"]["Properties"]["ReservedConcurrentExecutions"]
+    assert reserved == {"Fn::If": ["HasExecuteConcurrency", {"Ref": "ExecuteConcurrency"}, {"Ref": "AWS::NoValue"}]}
+
+
+def test_a_request_that_the_gateway_refuses_is_told_so_in_our_words(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    for kind, status in (("REQUEST_TOO_LARGE", 413), ("THROTTLED", 429)):
+        assert refusals[kind]["StatusCode"] == status
+        assert json.loads(refusals[kind]["ResponseTemplates"]["application/json"])["status"] == status
+    assert "StageArn" in template["Outputs"], "what a firewall's rules are attached to"

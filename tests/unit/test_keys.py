@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from quittance import receipt
+from quittance import certified, receipt
 from quittance.certified import CERTIFICATE_SECONDS, ProofError
 from quittance.escrow import Escrow, expire
 from quittance.run import Meter
@@ -61,3 +61,10 @@ def test_only_the_newest_root_signs_and_only_once_for_thousands(statement: dict[
     assert kms.signed == [NEW]
     keys.signing_key(now_s=NOW_S + CERTIFICATE_SECONDS)
     assert kms.signed == [NEW, NEW]
+
+
+def test_a_key_is_drawn_from_the_kernel_which_no_snapshot_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = bytes(range(32))
+    monkeypatch.setattr(certified.os, "urandom", lambda count: drawn[:count])
+    key = Keys(Kms(), root_key_ids=[NEW]).signing_key(now_s=NOW_S)
+    assert key.private.private_bytes_raw() == drawn

@@ -1,7 +1,13 @@
-"""The one place where parts are put together: an environment's platform, each part made at its first use."""
+"""The one place where parts are put together: an environment's platform, each part made at its first use.
 
+Lambda SnapStart copies an environment that has been initialised into many. So what is made before the snapshot is code
+and public data only, and whatever is secret, random or connected is made after the restore, in each copy anew.
+"""
+
+import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
@@ -158,6 +164,52 @@ def platform(context: "LambdaContext") -> Platform:
     return made
 
 
+def prepare(*parts: str) -> None:
+    """Names the parts of the platform that a function will touch: a snapshot of it then holds all that they load.
+
+    Without SnapStart it does nothing, and parts are made at their first use.
+    """
+    _prepared.extend(parts)
+
+
+def rehearse() -> None:
+    """Before a snapshot: makes the prepared parts and forgets them. Their code and the services' descriptions stay.
+
+    Raises what is wrong with the settings: then no version is published.
+    """
+    clients.without_credentials()
+    rehearsed = Platform(settings())
+    for part in _prepared:
+        getattr(rehearsed, part)
+    _forget()
+
+
+def begin_anew() -> None:
+    """After a restore: nothing that copies of a snapshot would share is used. A sandbox gets its worker meanwhile."""
+    random.seed()
+    _forget()
+    if "sandbox" in _prepared:
+        with suppress(Exception):  # the first run tries again, and tells
+            _platform().sandbox.warm()
+
+
+def _forget() -> None:
+    """Drops the platform with its key, clients, caches and worker."""
+    _platform.cache_clear()
+    clients.forget()
+
+
 @lru_cache(maxsize=1)
 def _platform() -> Platform:
     return Platform(settings())
+
+
+_prepared: list[str] = []
+with suppress(ImportError):  # only Lambda's own runtime, and the tests, have it
+    from snapshot_restore_py import (  # type: ignore[import-untyped]  # AWS ships it without types
+        register_after_restore,
+        register_before_snapshot,
+    )
+
+    register_before_snapshot(rehearse)
+    register_after_restore(begin_anew)

@@ -11,6 +11,7 @@ member twice. What is verified here can therefore be named by the digest of its 
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ CERTIFICATE_SECONDS: Final = 12 * 60 * 60
 _ALGORITHM: Final = "EdDSA"
 _ROOT_ALGORITHM: Final = "ES256"
 _CERTIFICATE: Final = "key certificate"
+_ED25519_SEED_BYTES: Final = 32
 _BACKDATED_S: Final = 300  # a clock that is set back does not make statements older than their key
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 _SHOWN_CHARS: Final = 60  # of a stranger's words in a sentence of ours
@@ -133,7 +135,8 @@ def certified_key(*, now_s: int, root_key_id: str, root_sign: Callable[[bytes], 
 
     `root_sign` returns the raw ES256 signature (r ‖ s, RFC 7518 §3.4) of the bytes that it is given.
     """
-    private = Ed25519PrivateKey.generate()
+    # From the kernel: an OpenSSL that was restored with a snapshot would give each copy the same key.
+    private = Ed25519PrivateKey.from_private_bytes(os.urandom(_ED25519_SEED_BYTES))
     public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
     key_id = _thumbprint(public)
     expires_s = now_s + CERTIFICATE_SECONDS

@@ -112,3 +112,6 @@ WEBHOOK_WAIT_S_MIN: Final = 5  # before the second try; doubles with each
 WEBHOOK_WAIT_S_MAX: Final = 60 * 60
 WEBHOOK_AGE_MS_MAX: Final = 5 * 60 * 1_000  # how far a receiver's clock may be from the signature's time
 EVENT_BYTES_MAX: Final = 256 * KIB  # EventBridge's own limit of one entry
+
+# Of a trace.
+TRACE_STEPS_MAX: Final = 100  # of one invocation: a long sweep must not flood its trace

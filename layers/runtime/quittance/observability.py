@@ -15,6 +15,8 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.logging import correlation_paths
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
+from quittance import tracing
+
 if TYPE_CHECKING:
     from quittance.escrow import Escrow, Settlement
     from quittance.run import Outcome
@@ -82,7 +84,8 @@ def entry(handler: Handler) -> Handler:
     @wraps(handler)
     def handle(event: Any, context: Any) -> Any:  # noqa: ANN401 - Lambda hands over any JSON
         try:
-            answer = handler(event, context)
+            with tracing.invocation():
+                answer = handler(event, context)
         finally:
             _tell(context.function_name)
         logger.info("answered", status=answer.get("statusCode") if isinstance(answer, dict) else None)
@@ -102,7 +105,8 @@ def measure(metric: Metric, value: int) -> None:
 
 
 def about(escrow: "Escrow") -> None:
-    """From now on the invocation's log lines name this task."""
+    """From now on the invocation's log lines and steps name this task."""
+    tracing.about(escrow.escrow_id, task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id)
     logger.append_keys(task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id)
 
 
@@ -121,6 +125,7 @@ def settled(stands: "Escrow", ours: "Settlement") -> "Escrow":
     if stands.settlement is None or stands.settlement.receipt != ours.receipt:
         return stands
     split, outcome, latency_ms = ours.split, ours.outcome, ours.settled_ms - stands.funded_ms
+    tracing.note(stands.escrow_id, outcome=outcome)
     _outcomes[outcome] += 1
     count(Metric.PAID, split.paid_micro)
     count(Metric.FEES, split.fee_micro)

@@ -6,7 +6,7 @@ import re
 import secrets
 from typing import Final
 
-from quittance import judging, pricing, reputation
+from quittance import judging, pricing, reputation, tracing
 from quittance.acceptance import Rules, parse_rules, rules_json
 from quittance.bootstrap import Platform
 from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
@@ -133,7 +133,8 @@ def publish(platform: Platform, key: str) -> AgentState:
     if agent is None:
         return AgentState.RETIRED
     try:
-        module = platform.uploads.read(key)
+        with tracing.step("read"):
+            module = platform.uploads.read(key)
     except BlobMissingError:
         logger.warning("the posted module is gone", agent_id=agent.agent_id)
         return agent.upload.state
@@ -177,6 +178,7 @@ def _awaited(platform: Platform, key: str) -> Agent | None:
     return None if overtaken else agent
 
 
+@tracing.step("compile")
 def _compile(platform: Platform, module: bytes) -> Version | Rejection:
     from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, ModuleRejectedError, compile_module
 
@@ -185,8 +187,9 @@ def _compile(platform: Platform, module: bytes) -> Version | Rejection:
     except ModuleRejectedError as rejected:
         return Rejection(rejected.code, rejected.message)
     module_sha256 = hashlib.sha256(module).hexdigest()
-    platform.binaries.keep_module(module_sha256, module)
-    platform.binaries.keep_artefact(artefact.key, artefact.data)
+    with tracing.step("keep"):
+        platform.binaries.keep_module(module_sha256, module)
+        platform.binaries.keep_artefact(artefact.key, artefact.data)
     return Version(module_sha256, artefact.key, artefact.sha256, ENGINE_VERSION, CONFIG_DIGEST)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from quittance import log
+from quittance import log, tracing
 from quittance.bootstrap import Platform
 from quittance.log import Checkpoint
 from quittance.observability import logger
@@ -63,6 +63,7 @@ def sweep(platform: Platform) -> Swept:
     return done
 
 
+@tracing.step("publish")
 def publish_log(platform: Platform) -> int | None:
     """Publishes tiles and a signed checkpoint of what the log has got since the last one; returns its size.
 
@@ -91,6 +92,7 @@ def _age_ms(platform: Platform, since_ms: int | None) -> int:
     return 0 if since_ms is None else max(platform.now_ms() - since_ms, 0)
 
 
+@tracing.step("refund")
 def _expire(platform: Platform, escrow_id: str, done: Swept) -> None:
     try:
         escrow = platform.ledger.find(escrow_id)
@@ -102,6 +104,7 @@ def _expire(platform: Platform, escrow_id: str, done: Swept) -> None:
         done.failed += 1
 
 
+@tracing.step("credit")
 def _credit(platform: Platform, escrow_ids: Sequence[str], done: Swept) -> None:
     try:
         done.credited += platform.ledger.credit(escrow_ids, now_ms=platform.now_ms())
@@ -110,6 +113,7 @@ def _credit(platform: Platform, escrow_ids: Sequence[str], done: Swept) -> None:
         done.failed += len(escrow_ids)
 
 
+@tracing.step("log")
 def _append(platform: Platform, batch_id: str, done: Swept) -> None:
     try:
         done.logged += platform.ledger.append(batch_id)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation, webhook
+from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation, tracing, webhook
 from quittance import escrow as escrows
 from quittance.acceptance import SCORE_RULES, Judge, Rules, parse_rules, rules_json, rules_sha256
 from quittance.bootstrap import Platform
@@ -125,7 +125,8 @@ def execute(
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold = _hold(platform, attempt, ready, seats)
         observability.about(hold)
-        standing = platform.ledger.fund(hold, *(seat.hold(hold) for seat in seats), keep_ms=_span_ms(hold, seats))
+        with tracing.step("fund"):
+            standing = platform.ledger.fund(hold, *(seat.hold(hold) for seat in seats), keep_ms=_span_ms(hold, seats))
         escrow = observability.funded(standing, by=attempt.runner)
     except RequestError as refusal:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
@@ -242,6 +243,7 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
     return observability.settled(platform.ledger.expire(escrow, signed), signed)
 
 
+@tracing.step("check")
 def _check(platform: Platform, attempt: _Attempt) -> tuple[_Ready, list[_Seat]]:
     request = attempt.request
     _check_webhook(platform, request)
@@ -402,7 +404,8 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
     """
     meter, version, terms = Meter(input_bytes=len(stdin)), ready.version, ready.agent.terms
     try:
-        path = platform.binaries.local_artefact(version.artefact_key, version.artefact_sha256)
+        with tracing.step("load"):
+            path = platform.binaries.local_artefact(version.artefact_key, version.artefact_sha256)
     except BlobMissingError:
         return Run(Outcome.ARTEFACT_MISSING, "The agent's binary is missing in the platform's storage.", meter)
     except BlobTamperedError:
@@ -413,7 +416,7 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
     if left_ms <= 0:
         return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
     tariff = pricing.parse_tariff(escrow.tariff)
-    run = platform.sandbox.run(
+    run = tracing.step("run")(platform.sandbox.run)(
         job := Job(
             artefact_path=str(path),
             artefact_sha256=version.artefact_sha256,
@@ -434,6 +437,7 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
     return run
 
 
+@tracing.step("accept")
 def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
     """The run, or how it ends because its output does not meet the agent's rules and the task's."""
     if run.outcome is not Outcome.SUCCEEDED:
@@ -480,6 +484,7 @@ def _seated(platform: Platform, escrow: Escrow, attempt: _Attempt, seat: _Seat) 
     return platform.ledger.take_over(standing, runner=attempt.runner, now_ms=now_ms, lease_ms=escrow.lease_ms)
 
 
+@tracing.step("judge")
 def _ask(platform: Platform, escrow: Escrow, seat: _Seat, read: bytes, *, keep_ms: int) -> Escrow:
     """Runs a judge and settles its escrow, which from now on names what it read; returns the escrow that stands."""
     if not seat.ready.may_do(escrow):
@@ -505,6 +510,7 @@ def _send_away(platform: Platform, judge: Escrow, runner: str) -> None:
         _settle(platform, judge, Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter()), None)
 
 
+@tracing.step("settle")
 def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None) -> Escrow:
     """Ends the escrow by the run's outcome, and returns the escrow that stands, which may be another's work.
 

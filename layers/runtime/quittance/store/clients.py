@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.config import Config
+from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 
 from quittance.limits import CALL_MS_MAX
@@ -68,7 +69,24 @@ def _client(service: str, config: Config = _CONFIG) -> Any:  # noqa: ANN401 - bo
     return _session().create_client(service, config=config)
 
 
+def without_credentials() -> None:
+    """From now on clients are made without looking for credentials; none of them may call. `forget` ends it."""
+    _session().set_credentials("none", "none")
+
+
+def forget() -> None:
+    """The next client is made with a new session: new credentials, new connections."""
+    _session.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _session() -> Session:
-    """One session for all clients: it keeps the service descriptions that it has read."""
-    return Session()
+    session = Session()
+    session.register_component("data_loader", _descriptions())
+    return session
+
+
+@lru_cache(maxsize=1)
+def _descriptions() -> Loader:
+    """The services' descriptions, which are read once and outlive the session."""
+    return create_loader()

@@ -1,0 +1,127 @@
+"""What a cold start costs each function: imports, the parts of its first request, and what a snapshot spares of them.
+
+    python benchmarks/cold_start.py          # prints the table; ends with 1 if a budget is exceeded
+
+Everything runs in fresh processes on the built layer with its bytecode, without site packages, as on Lambda. Times are
+processor times, in units of a process that imports `json` and `logging` alone and is measured in turn with the others:
+so a budget holds on any machine, busy or not. The best of several rounds counts, as noise only ever adds.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from local import deploy, venvs
+from local.paths import ROOT
+
+ROUNDS: Final = 5
+SETTINGS: Final = {
+    "AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "l", "REGISTRY_TABLE": "r", "UPLOADS_BUCKET": "u",
+    "BINARIES_BUCKET": "b", "OUTPUTS_BUCKET": "o", "LOG_BUCKET": "t", "LEDGER_SHARDS": "4", "FEE_BPS": "250",
+    "PLATFORM_ACCOUNT": "quittance:platform", "RECEIPT_KEY_IDS": "k", "RECEIPT_ISSUER": "i", "ISSUER_URL": "i",
+    "JWKS_URL": "https://issuer.example/jwks.json", "AUDIENCE": "quittance",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many times the baseline a function's imports may cost, and its prepared parts; and why so much."""
+
+    imports: float
+    parts: float
+    reason: str
+
+
+ROUTES: Final = "routes with validation, botocore and the receipts' cryptography"
+BUDGETS: Final[Mapping[str, Budget]] = {
+    "health": Budget(3.5, 1, "Powertools' logger alone: load balancers call it cold"),
+    "authorizer": Budget(11, 1, "PyJWT with cryptography, and the settings by pydantic: it comes before every request"),
+    "execute": Budget(24, 9, ROUTES),
+    "result": Budget(24, 9, ROUTES),
+    "agents": Budget(24, 9, ROUTES),
+    "accounts": Budget(22, 8, ROUTES),
+    "public": Budget(24, 9, ROUTES),
+    "publish": Budget(20, 1, "no routes; nobody waits for it"),
+    "work": Budget(24, 1, "as execute; the queue waits, not a person"),
+    "deadletter": Budget(24, 1, "as work"),
+    "notify": Budget(20, 1, "no routes; behind a stream"),
+    "webhook": Budget(20, 1, "no routes; behind a queue"),
+    "sweep": Budget(19, 1, "no routes; it is warm: the schedule calls it every minute"),
+    "audit": Budget(17, 1, "no routes; once a day"),
+}
+
+_PARTS: Final = """
+from quittance import bootstrap
+bootstrap.clients.without_credentials()
+made = bootstrap.Platform(bootstrap.settings())
+for part in bootstrap._prepared: getattr(made, part)
+"""
+_RESTORED: Final = """
+import time
+from quittance import bootstrap
+bootstrap.rehearse()
+began = time.process_time()
+bootstrap.clients.without_credentials()
+made = bootstrap.Platform(bootstrap.settings())
+for part in bootstrap._prepared: getattr(made, part)
+print(time.process_time() - began)
+"""
+
+
+def main() -> int:
+    """Measures and judges."""
+    layer = deploy.layer(deploy.build())
+    codes = {"": "import json, logging"}
+    for function in BUDGETS:
+        codes[function] = (
+            f"import sys; sys.path[:0] = [{str(ROOT / 'functions' / function)!r}, {str(layer)!r}]\nimport app"
+        )
+    with_parts = {f"{name} parts": f"{code}\n{_PARTS}" for name, code in codes.items() if name and _prepares(name)}
+    best = dict.fromkeys([*codes, *with_parts], float("inf"))
+    for _ in range(ROUNDS):
+        for name, code in (codes | with_parts).items():
+            best[name] = min(best[name], _cost_s(code))
+    base_s, exceeded = best[""], []
+    print(f"baseline: {base_s * 1e3:.0f} ms of processor time, on Python {venvs.PYTHON_VERSION}")
+    print(f"{'function':<12}{'imports':>9}{'budget':>8}{'parts':>8}{'budget':>8}{'restored':>10}   in baselines")
+    for function, budget in BUDGETS.items():
+        imports, parts, restored = best[function] / base_s, 0.0, 0.0
+        if f"{function} parts" in best:
+            parts = (best[f"{function} parts"] - best[function]) / base_s
+            restored = min(_restored_s(codes[function]) for _ in range(ROUNDS)) / base_s
+        late = imports > budget.imports or parts > budget.parts
+        row = f"{function:<12}{imports:>9.1f}{budget.imports:>8g}{parts:>8.1f}{budget.parts:>8g}{restored:>10.1f}"
+        print(f"{row}{'   EXCEEDED: ' + budget.reason if late else ''}")
+        exceeded += [function] if late else []
+    return 1 if exceeded else 0
+
+
+def _prepares(function: str) -> bool:
+    return "\nprepare(" in (ROOT / "functions" / function / "app.py").read_text()
+
+
+def _cost_s(code: str) -> float:
+    """The processor time of a fresh process that runs the code."""
+    process = subprocess.Popen([venvs.BASE_PYTHON, "-I", "-S", "-c", code], env=SETTINGS)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit("a function could not be loaded from the layer")
+    return usage.ru_utime + usage.ru_stime
+
+
+def _restored_s(code: str) -> float:
+    """The processor time of the prepared parts in a process that has rehearsed them."""
+    told = subprocess.run(
+        [venvs.BASE_PYTHON, "-I", "-S", "-c", code + _RESTORED], env=SETTINGS, capture_output=True, check=True
+    )
+    return float(told.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

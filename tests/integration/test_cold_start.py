@@ -1,0 +1,168 @@
+"""What each function loads before its first invocation, and what two copies of one SnapStart snapshot share."""
+
+import multiprocessing
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import snapshot_restore_py
+from pydantic import ValidationError
+
+from quittance import bootstrap
+from quittance.run import Job, Outcome
+from quittance.sandbox import compile_module
+from quittance.store import clients
+from tests.integration.test_handlers import load
+from tests.support import ROOT, Cloud, wasm
+
+ENGINE = {"wasmtime", "quittance.sandbox.engine"}  # loaded by the worker and the compiler, never by a function
+CLIENTS = {"botocore.session", "quittance.store.clients"}
+ROUTES = {"aws_lambda_powertools.event_handler", "asyncio"}
+UNUSED = {"boto3", "pydantic.v1", "cffi", "pycparser", "quittance.verifier", "quittance.replaying", "unittest"}
+BEHIND = {
+    "aws_lambda_powertools.event_handler", "quittance.sandbox", "quittance.tasks", "quittance.publishing",
+    "quittance.auditing",
+}  # fmt: skip
+NOT_LOADED = {
+    "health": ENGINE | CLIENTS | ROUTES | {"pydantic", "jwt", "cryptography", "quittance.config"},
+    "authorizer": ENGINE | CLIENTS | ROUTES | {"quittance.models", "quittance.acceptance"},
+    "execute": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
+    "result": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
+    "agents": ENGINE | {"quittance.sandbox.supervisor", "quittance.auditing", "quittance.tasks"},
+    "accounts": ENGINE | {"quittance.sandbox", "quittance.auditing", "quittance.tasks", "quittance.publishing"},
+    "public": ENGINE | {"quittance.sandbox.supervisor", "quittance.auditing", "quittance.publishing"},
+    "publish": ENGINE | ROUTES | {"quittance.auditing", "quittance.tasks"},
+    "work": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
+    "deadletter": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
+    "notify": ENGINE | BEHIND,
+    "webhook": ENGINE | BEHIND,
+    "sweep": ENGINE | ROUTES | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
+    "audit": ENGINE | ROUTES | {"quittance.sandbox", "quittance.models", "quittance.tasks", "quittance.publishing"},
+}  # fmt: skip
+
+
+def test_every_function_has_its_line() -> None:
+    assert sorted(NOT_LOADED) == sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("function", NOT_LOADED)
+def test_a_function_loads_nothing_that_its_first_request_may_not_need(function: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, app; print(*sys.modules)"],
+        cwd=ROOT / "functions" / function,
+        env={"PYTHONPATH": f"{ROOT}/layers/runtime:."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (NOT_LOADED[function] | UNUSED) & set(found.stdout.split()) == set()
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What a restored copy of an environment did at its first invocation."""
+
+    key_id: str
+    drawn: float
+    outcome: Outcome
+    worker: int
+    loaded_now: set[str]
+
+
+@pytest.fixture
+def initialised(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """An environment of the execute function, initialised as badly as can be: with a key, a worker and a draw."""
+    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
+    monkeypatch.setattr(bootstrap, "_prepared", [])
+    bootstrap._forget()
+    load("execute")
+    random.random()
+    made = bootstrap._platform()
+    made.keys.signing_key(now_s=cloud.now_ms() // 1_000)
+    with made.sandbox:
+        made.sandbox.warm()
+        yield cloud
+    bootstrap._forget()
+
+
+def hooks(registry: list[Any]) -> None:
+    """Runs each registered hook once, as Lambda's runtime does; tests load the functions more than once."""
+    for hook, arguments, named in {hook: (hook, *rest) for hook, *rest in registry}.values():
+        hook(*arguments, **named)
+
+
+def first_invocation(job: Job, drawn_before: Any, answers: Any) -> None:
+    """In a copy: the hooks, then what a task needs."""
+    random.setstate(drawn_before)  # a fork draws anew by itself, a restored machine does not
+    hooks(snapshot_restore_py._after_restore_registry)
+    before = set(sys.modules)
+    restored = bootstrap._platform()
+    with restored.sandbox as sandbox:
+        worker = sandbox._worker
+        assert worker is not None, "the worker starts while the first request is read"
+        pid, run = worker._process.pid, sandbox.run(job)
+        assert restored.ledger.find("nobody's") is None
+        assert restored.outputs.keep(b"x" * 4_096).inline is None
+        key = restored.keys.signing_key(now_s=restored.now_ms() // 1_000)
+        answers.put(Copy(key.key_id, random.random(), run.outcome, pid, set(sys.modules) - before))
+
+
+def test_copies_of_a_snapshot_share_neither_key_nor_draw_nor_worker(initialised: Cloud) -> None:
+    before = bootstrap._platform()
+    key_before = before.keys.signing_key(now_s=initialised.now_ms() // 1_000).key_id
+    worker_before = before.sandbox._worker
+    assert worker_before is not None
+    artefact = compile_module(wasm("echo"))
+    path = initialised.settings.scratch_dir / "artefact"
+    path.write_bytes(artefact.data)
+    job = Job(
+        artefact_path=str(path), artefact_sha256=artefact.sha256, stdin=b"", fuel=10**7, memory_bytes=2**24,
+        timeout_ms=10_000, epoch_ns=0, seed=bytes(32),
+    )  # fmt: skip
+    hooks(snapshot_restore_py._before_snapshot_registry)
+    forking = multiprocessing.get_context("fork")
+    answers = forking.SimpleQueue()
+    copies = [forking.Process(target=first_invocation, args=(job, random.getstate(), answers)) for _ in range(2)]
+    for copy in copies:
+        copy.start()
+    for copy in copies:
+        copy.join(30)
+        assert copy.exitcode == 0
+    one, other = answers.get(), answers.get()
+    assert len({one.key_id, other.key_id, key_before}) == 3
+    assert one.drawn != other.drawn
+    assert len({one.worker, other.worker, worker_before._process.pid}) == 3
+    assert one.outcome == other.outcome == Outcome.SUCCEEDED
+    ours = {name for name in one.loaded_now if name.startswith(("quittance", "botocore", "cryptography", "jwt"))}
+    assert ours == set(), "the rehearsal had loaded all that a task needs"
+
+
+def test_a_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> None:
+    bootstrap.rehearse()
+    assert bootstrap._platform.cache_info().currsize == 0
+    assert clients._session.cache_info().currsize == 0
+    assert clients._descriptions.cache_info().currsize == 1, "what is public stays"
+    assert clients._session().get_credentials().access_key != "none", "the rehearsal's are gone"
+
+
+def test_a_version_without_its_settings_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quittance import config
+
+    config.settings.cache_clear()
+    monkeypatch.delenv("LEDGER_TABLE", raising=False)
+    with pytest.raises(ValidationError, match="ledger_table"):
+        bootstrap.rehearse()
+    bootstrap._forget()
+
+
+@pytest.mark.parametrize("function", ["execute", "result", "agents", "accounts", "public"])
+def test_prepared_parts_exist(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
+    monkeypatch.setattr(bootstrap, "_prepared", [])
+    load(function)
+    assert bootstrap._prepared
+    bootstrap.rehearse()

@@ -1,0 +1,91 @@
+"""What SAM makes of template.yaml where rollouts are guarded: make check and the local cloud see the default alone."""
+
+import json
+import re
+import subprocess
+from typing import Any
+
+import pytest
+from cfnlint.decode import cfn_yaml
+
+from local import venvs
+from local.paths import ROOT
+
+GUARD = '  GuardedRollout:\n    Type: String\n    Default: "false"\n'
+TRANSFORM = """
+import json, logging, sys
+from types import SimpleNamespace
+from samtranslator.translator.transform import transform
+logging.disable()
+parameters = {"GuardedRollout": "true"}
+print(json.dumps(transform(json.load(sys.stdin), parameters, SimpleNamespace(load=dict))["Resources"]))
+"""
+FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def guarded() -> dict[str, Any]:
+    """CloudFormation's own resources. The translator's pins are the local cloud's: it runs in that environment."""
+    source = json.loads(json.dumps(cfn_yaml.load(str(ROOT / "template.yaml"))))
+    for resource in source["Resources"].values():
+        for uri in {"CodeUri", "ContentUri"} & resource.get("Properties", {}).keys():
+            resource["Properties"][uri] = "s3://bucket/built.zip"
+    translator = [venvs.ensure("cloud") / "python", "-c", TRANSFORM]
+    env = {"AWS_DEFAULT_REGION": "eu-central-1"}
+    told = subprocess.run(translator, input=json.dumps(source), env=env, stdout=subprocess.PIPE, text=True, check=True)
+    resources: dict[str, Any] = json.loads(told.stdout)
+    return resources
+
+
+def made(guarded: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    return {name: found for name, found in guarded.items() if found["Type"] == kind}
+
+
+def test_nobody_calls_a_function_but_by_its_alias(guarded: dict[str, Any]) -> None:
+    aliases = {f"{name}Aliaslive" for name in made(guarded, "AWS::Lambda::Function")}
+    assert aliases == made(guarded, "AWS::Lambda::Alias").keys()
+    callers = made(guarded, "AWS::Lambda::Permission") | made(guarded, "AWS::Lambda::EventSourceMapping")
+    permitted = [found["Properties"]["FunctionName"] for found in callers.values()]
+    assert {name["Ref"] for name in permitted} == aliases
+    for rule in made(guarded, "AWS::Events::Rule").values():
+        assert [target["Arn"]["Ref"] in aliases for target in rule["Properties"]["Targets"]] == [True]
+    (notified,) = guarded["UploadsBucket"]["Properties"]["NotificationConfiguration"]["LambdaConfigurations"]
+    assert notified["Function"]["Ref"] in aliases
+    body = json.dumps(guarded["Api"]["Properties"]["Body"])
+    invoked = set(re.findall(r"/functions/\$\{(\w+)\}/invocations", body))
+    assert invoked - aliases == {"__FunctionArn__"}, "the authorizer's"
+    assert '{"__FunctionArn__": {"Fn::Sub": "${AuthorizerFunction.Arn}:live"}}' in body
+    execute = guarded["ExecuteFunction"]["Properties"]["Environment"]["Variables"]
+    assert execute["PUBLISH_FUNCTION"] == {"Ref": "PublishFunctionAliaslive"}
+
+
+def test_a_guarded_rollout_is_taken_back_by_alarms(guarded: dict[str, Any]) -> None:
+    groups = made(guarded, "AWS::CodeDeploy::DeploymentGroup")
+    assert len(groups) == len(FUNCTIONS)
+    for group in groups.values():
+        told = group["Properties"]["AlarmConfiguration"]
+        assert told["Enabled"] is True
+        assert [alarm["Name"] for alarm in told["Alarms"]] == [
+            {"Fn::If": ["IsGuarded", {"Ref": "ReleaseErrorsAlarm"}, {"Ref": "AWS::NoValue"}]},
+            {"Fn::If": ["IsGuarded", {"Ref": "ReleaseErrorsBehindAlarm"}, {"Ref": "AWS::NoValue"}]},
+            {"Ref": "ApiErrorsAlarm"}, {"Ref": "PlatformFaultsAlarm"}, {"Ref": "AuditAlarm"},
+        ]  # fmt: skip
+        assert "DEPLOYMENT_STOP_ON_ALARM" in group["Properties"]["AutoRollbackConfiguration"]["Events"]
+        assert "Canary10Percent5Minutes" in json.dumps(group["Properties"]["DeploymentConfigName"])
+    for alias in made(guarded, "AWS::Lambda::Alias").values():
+        assert alias["UpdatePolicy"]["CodeDeployLambdaAliasUpdate"]["DeploymentGroupName"]["Ref"] in groups
+    parts = [guarded[name]["Properties"]["Metrics"][1:] for name in ("ReleaseErrorsAlarm", "ReleaseErrorsBehindAlarm")]
+    assert max(map(len, parts)) < 10, "what one alarm can add up"
+    watched = [metric for part in parts for metric in part]
+    assert sorted(metric["Id"] for metric in watched) == sorted(set(FUNCTIONS) - {"authorizer"})
+
+
+def test_the_guarded_template_is_sound_too(tmp_path) -> None:
+    """make check sees the default alone."""
+    text = (ROOT / "template.yaml").read_text()
+    assert text.count(GUARD) == 1
+    (tmp_path / "template.yaml").write_text(text.replace(GUARD, GUARD.replace("false", "true")))
+    checked = subprocess.run(
+        [venvs.ensure("dev") / "cfn-lint", tmp_path / "template.yaml"], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout) == (0, "")

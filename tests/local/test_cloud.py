@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_one_that_was_killed_is_started_again_on_its_port(state):
 
 
 def test_workers_share_one_unpacked_layer(state):
-    """launch.py's one repair: two functions run, and the layer is on the disk once."""
+    """A repair of launch.py: two functions run, and the layer is on the disk once."""
     running = cloud.start(state)
     client = deploy.aws(running, "lambda")
     files = {"python/shared.py": "ANSWER = __file__"}
@@ -83,6 +84,39 @@ def test_workers_share_one_unpacked_layer(state):
     places = {Path(answer).resolve() for answer in answers}
     assert len(set(answers)) == 2
     assert len(places) == 1, "ministack unpacks layers in another way now: see local/launch.py"
+
+
+def test_what_a_handler_raises_keeps_its_name_and_its_worker(state):
+    """A repair of launch.py, as Lambda has it. Without it: `Runtime.HandlerError`, and a new process for each call."""
+    running = cloud.start(state)
+    client = deploy.aws(running, "lambda")
+    code = """
+import os
+class RefusedError(Exception): pass
+def handler(event, context):
+    if event.get("raise"):
+        raise RefusedError("no")
+    return os.getpid()
+"""
+    client.create_function(
+        FunctionName="raising", Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler",
+        Role="arn:aws:iam::000000000000:role/r", Code={"ZipFile": zipped({"app.py": code})},
+    )  # fmt: skip
+
+    def invoke(event):
+        answer = client.invoke(FunctionName="raising", Payload=json.dumps(event).encode())
+        return json.loads(answer["Payload"].read()), answer.get("FunctionError")
+
+    first = invoke({})
+    error, kind = invoke({"raise": True})
+    assert (error["errorType"], error["errorMessage"], kind) == ("RefusedError", "no", "Unhandled")
+    assert error["requestId"]
+    assert "raise RefusedError" in "".join(error["stackTrace"])
+    assert invoke({}) == first, "the same process"
+    waits_until = time.monotonic() + 10
+    while not any("[ERROR] RefusedError: no" in line for line in deploy.functions_log(running)):
+        assert time.monotonic() < waits_until, "the log does not tell of it"
+        time.sleep(0.05)
 
 
 def zipped(files):

@@ -62,6 +62,7 @@ class Stack:
     registry_table: str
     buckets: dict[str, str]
     functions: dict[str, str]
+    workflow: str
     platform_account: str
     issuer: str
     audience: str

@@ -49,7 +49,7 @@ LOGGED: dict[str, tuple[int, dict[str, Any]]] = {
     "public-tile": (200, {}),
 }
 NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
-OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule"}
+OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "plan-run", "publish-s3", "sweep-schedule"}
 
 
 class Scene:
@@ -152,6 +152,13 @@ def answered(scene: Scene, name: str, status: int, fields: dict[str, Any]) -> An
 def test_execute_direct(scene: Scene) -> None:
     done = scene.send("execute-direct", scene.speak_of(FILES["execute-direct"]))
     assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
+
+
+def test_plan_run(scene: Scene) -> None:
+    """What the workflow hands over is its own input: test_workflows.py starts executions with it."""
+    planned = scene.send("plan-run", scene.speak_of(FILES["plan-run"]))
+    tasks = [line["tasks"][0] for line in planned["lines"]]
+    assert [(task["task_id"], task["budget"]) for task in tasks] == [("run-1.0.0", "0.05"), ("run-1.1.0", "0.05")]
 
 
 def test_sweep_schedule(scene: Scene) -> None:

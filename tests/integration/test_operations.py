@@ -13,14 +13,14 @@ from botocore.exceptions import ClientError
 
 from quittance import bootstrap, observability, tasks
 from quittance.bootstrap import Platform
-from quittance.errors import PlatformUnavailableError
+from quittance.errors import PlatformUnavailableError, TaskInProgressError
 from quittance.escrow import escrow_id
 from quittance.observability import NAMESPACE, SERVICE, Metric
 from quittance.run import Fault, Outcome
 from tests.integration.test_handlers import _raise, load, task
 from tests.support import ROOT, Cloud, wasm
 
-OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "Quittance/${AWS::StackName}"}
+OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/States", "Quittance/${AWS::StackName}"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     )
     with monkeypatch.context() as patch:
         patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
-        execute(task(echo, task_id="stuck") | user, context)
+        with pytest.raises(TaskInProgressError):
+            execute(task(echo, task_id="stuck") | user, context)
     stuck = platform.ledger.find(escrow_id("alice", "stuck"))
     assert stuck is not None
     platform.skew_ms = stuck.expires_ms - platform.now_ms() + 5_000
@@ -163,7 +164,7 @@ def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) 
 
 def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
-    assert [line.get("task_id") for line in answered] == ["paid", "paid", "late", "paid", "stuck", None, None]
+    assert [line.get("task_id") for line in answered] == ["paid", "paid", "late", "paid", None, None]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 
 
@@ -177,7 +178,8 @@ def test_a_settlement_that_lost_the_race_is_not_counted(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
-        load("execute").handler(task(platform.publish(wasm("echo"))) | {"user_id": "alice"}, context)
+        with pytest.raises(TaskInProgressError):
+            load("execute").handler(task(platform.publish(wasm("echo"))) | {"user_id": "alice"}, context)
     seen = platform.ledger.find(escrow_id("alice", "t-1"))
     assert seen is not None
     platform.skew_ms = seen.expires_ms - platform.now_ms()
@@ -264,6 +266,7 @@ def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -
                 "ApiName": [{"Ref": "AWS::StackName"}],
                 "Stage": [{"Ref": "Stage"}],
                 "fault": [*Fault],
+                "StateMachineArn": [{"Ref": "RunWorkflow"}],
                 "FunctionName": [{"Ref": name} for name in resources(template, "AWS::Serverless::Function")],
             }
             assert dimension["Value"] in expected[dimension["Name"]]
@@ -301,4 +304,4 @@ def test_every_log_has_an_end(template: dict[str, Any]) -> None:
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
     functions = resources(template, "AWS::Serverless::Function")
     used = [function["LoggingConfig"]["LogGroup"]["Ref"] for function in functions.values()]
-    assert sorted([*used, "ApiLogs"]) == sorted(groups)
+    assert sorted([*used, "ApiLogs", "WorkflowLogs"]) == sorted(groups)

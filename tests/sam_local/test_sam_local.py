@@ -29,7 +29,8 @@ from tests.sandbox.wat import program
 from tests.support import wasm
 
 # In this order: an agent is published, then hired and changed, and retired at the end.
-ORDER = ["publish-s3", *HTTP, "execute-direct", "sweep-schedule", *LOGGED, "audit-schedule", "authorizer-request"]
+ORDER = ["publish-s3", *HTTP, "execute-direct", "plan-run", "sweep-schedule", *LOGGED]
+ORDER += ["audit-schedule", "authorizer-request"]
 FLAT = {"tariff": {"type": "flat", "price": "0.01"}}
 # What differs from run to run: when, how long, whose signature; what there was to sweep; what the whole ledger holds.
 VOLATILE = {

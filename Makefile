@@ -88,10 +88,11 @@ unit: ## the fast tests
 e2e: ## the tests against the deployed template (QUITTANCE_STACK=.local/stack.json: the running one)
 	$(DEV) pytest tests/e2e $(ARGS)
 
-check: lint types ## all that is checked without running: style, types, imports, template
+check: lint types ## all that is checked without running: style, types, imports, template, policies
 	$(DEV) env PYTHONPATH=layers/runtime lint-imports
-	$(DEV) cfn-lint template.yaml
+	$(DEV) cfn-lint -a cfn_lint_serverless.rules -- template.yaml
 	$(LOCAL) exec sam sam validate --lint --region us-east-1
+	$(LOCAL) exec policy python local/policies.py
 
 lint: ## style
 	$(DEV) ruff check .

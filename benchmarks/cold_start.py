@@ -50,6 +50,7 @@ BUDGETS: Final[Mapping[str, Budget]] = {
     "publish": Budget(20, 1, "no routes; nobody waits for it"),
     "work": Budget(24, 1, "as execute; the queue waits, not a person"),
     "deadletter": Budget(24, 1, "as work"),
+    "plan": Budget(18, 1, "pydantic and no client"),
     "notify": Budget(20, 1, "no routes; behind a stream"),
     "webhook": Budget(20, 1, "no routes; behind a queue"),
     "sweep": Budget(19, 1, "no routes; it is warm: the schedule calls it every minute"),

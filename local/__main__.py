@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--python", default=venvs.PYTHON_VERSION)
     build.add_argument("architectures", nargs="+", choices=["x86_64", "arm64"])
     execute = commands.add_parser("exec", help="run a tool of an environment")
-    execute.add_argument("venv", choices=["cloud", "dev", "sam", "uv"])
+    execute.add_argument("venv", choices=["cloud", "dev", "policy", "sam", "uv"])
     execute.add_argument("words", nargs=argparse.REMAINDER)
     commands.add_parser("clean", help="remove all that was made here")
     return parser

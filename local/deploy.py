@@ -22,7 +22,7 @@ STACK_NAME = "quittance"
 STAGE = "local"
 _ARTIFACTS_BUCKET = "quittance-artifacts"
 _ISSUER_BUCKET = "quittance-issuer"
-_SOURCES = ("template.yaml", "samconfig.toml", "functions", "layers", "requirements/sam.txt")
+_SOURCES = ("template.yaml", "samconfig.toml", "functions", "layers", "workflows", "requirements/sam.txt")
 _SOUND = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
 
@@ -234,6 +234,7 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
             queues={"tasks": outputs["TaskQueue"], "dead_letters": outputs["TaskDeadLetters"]},
             functions={name: f"{value}:live" for name, value in outputs.items() if name.endswith("Function")},
+            workflow=outputs["RunWorkflow"],
             platform_account=outputs["PlatformAccount"],
             issuer=issuer.ISSUER,
             audience=issuer.AUDIENCE,

@@ -1,4 +1,4 @@
-"""ministack, with policies enforced (AUTH), and five things that it does not do by itself.
+"""ministack, with policies enforced (AUTH), and six things that it does not do by itself.
 
 - A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
   unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
@@ -7,6 +7,8 @@
 - S3 tells that an object is missing to those alone who may list its bucket; others are denied. So it is on AWS.
 - `dynamodb:LeadingKeys` is known where a request names its keys (not in transactions).
 - The loopback counts as TLS: else the buckets, which refuse everybody without it, would refuse everybody here.
+- What a handler raises keeps its class for a name, and its worker lives on. ministack would tell every exception as
+  `Runtime.HandlerError` and end the worker: no Retry or Catch by name could be tried, every refusal would start cold.
 
 Each takes a function of ministack's pinned release and wraps it. Should a release do it otherwise, they do nothing, or
 cannot start, and tests/local/test_cloud.py says which.
@@ -25,10 +27,16 @@ from typing import Any, TextIO
 
 from ministack import app  # type: ignore[import-not-found]  # in the cloud's environment only
 from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]
-from ministack.services import sts  # type: ignore[import-not-found]
+from ministack.services import lambda_svc, sts  # type: ignore[import-not-found]
 
 _UNPACKING = threading.Lock()
 _MISSING = 404
+_RAISED = "__raised__"
+_TELL_ERROR = '{"status": "error", "error": str(e), "trace": traceback.format_exc()}'
+_TELL_ERROR_AS_ON_LAMBDA = (
+    '{"status": "ok", "result": {"__raised__": {"errorMessage": str(e), "errorType": type(e).__name__, '
+    '"requestId": context.aws_request_id, "stackTrace": traceback.format_tb(e.__traceback__)[1:]}}}'
+)
 
 
 class _SharedLayers(zipfile.ZipFile):
@@ -95,7 +103,28 @@ def _prepare(env: Mapping[str, str]) -> None:
     iam_evaluator.enforce = _recorded(iam_evaluator.enforce, sink)
     app.SERVICE_HANDLERS["s3"] = _missing_denied(app.SERVICE_HANDLERS["s3"])
     app.pin_request_origin = lambda address, _secure: iam_evaluator.pin_request_origin(address, secure_transport=True)
+    _name_errors()
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
+
+
+def _name_errors() -> None:
+    script = lambda_runtime._PYTHON_WORKER_SCRIPT  # noqa: SLF001 - of exactly this version
+    if script.count(_TELL_ERROR) != 1:
+        msg = "local/launch.py: ministack's worker tells exceptions in another way now"
+        raise SystemExit(msg)
+    lambda_runtime._PYTHON_WORKER_SCRIPT = script.replace(_TELL_ERROR, _TELL_ERROR_AS_ON_LAMBDA)  # noqa: SLF001
+    execute = lambda_svc._execute_function_warm  # noqa: SLF001
+
+    def execute_as_on_lambda(*arguments: Any) -> Any:  # noqa: ANN401 - handed through
+        answer = execute(*arguments)
+        body = answer.get("body")
+        if not (isinstance(body, dict) and body.keys() == {_RAISED}):
+            return answer
+        error = body[_RAISED]
+        told = "".join([f"[ERROR] {error['errorType']}: {error['errorMessage']}\n", *error["stackTrace"]])
+        return {"body": error, "error": True, "log": "\n".join(filter(None, [answer["log"], told]))}
+
+    lambda_svc._execute_function_warm = execute_as_on_lambda  # noqa: SLF001
 
 
 if __name__ == "__main__":

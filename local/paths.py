@@ -68,6 +68,7 @@ class Stack:
     buckets: dict[str, str]
     functions: dict[str, str]
     queues: dict[str, str]
+    workflow: str
     platform_account: str
     issuer: str
     audience: str

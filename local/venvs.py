@@ -1,7 +1,7 @@
 """Environments for the tools, made on demand from pinned requirement files.
 
-Three, because their pins contradict one another: the local cloud (which must hold nothing that
-the functions bring themselves), the SAM command line, and the tests with the linters.
+Four, because their pins contradict one another: the local cloud (which must hold nothing that
+the functions bring themselves), the SAM command line, the policy scan, and the tests with the linters.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _WHAT = {
     "uv": "the installer",
     "cloud": "the local cloud's environment",
     "sam": "the SAM command line",
+    "policy": "the policy scan",
     "dev": "tests and linters",
 }
 _LOG = LOCAL / "logs" / "install.log"

@@ -10,6 +10,7 @@ pin runtime.in -o ../layers/runtime/requirements.txt
 pin dev.in -c ../layers/runtime/requirements.txt -o dev.txt
 pin cloud.in -o cloud.txt
 pin sam.in -o sam.txt
+pin policy.in -o policy.txt
 if grep -n '://' ./*.txt ../layers/runtime/requirements.txt; then
     echo "requirements: a pinned file names a host; remove it" >&2
     exit 1

@@ -9,7 +9,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import tasks
 from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, api, caller, read_direct, responses, task_answer
+from quittance.http import PREFIX, api, caller, direct_answer, read_direct, responses, task_answer
 from quittance.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
 from quittance.observability import entry
 from quittance.preferences import wants_async
@@ -47,4 +47,4 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         return app.resolve(event, context)
     request = read_direct(DirectTaskRequest, event)
     done = tasks.execute(platform(context), request.user_id, request)
-    return done.model_dump(mode="json", by_alias=True)
+    return direct_answer(done, inline_bytes_max=request.inline_bytes_max)

@@ -53,7 +53,7 @@ NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
 # Of messages, none is to stay in its queue: the tasks are settled, the dead one was refused before money moved.
 MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs")
 OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule", *MESSAGES}
-OTHERS |= {"notify-stream", "webhook-sqs"}
+OTHERS |= {"notify-stream", "plan-run", "webhook-sqs"}
 NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
 # Its receiver's name is one that nobody has (RFC 6761), so the message must stay in the queue.
 UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
@@ -169,6 +169,13 @@ def test_messages(scene: Scene, name: str) -> None:
     sent = json.loads(json.loads(FILES[name])["Records"][0]["body"])
     found = scene.alice.http.get(f"/tasks/{sent.get('detail', sent)['task_id']}/result")
     assert found.status_code == (404 if name == "deadletter-sqs" else 200)
+
+
+def test_plan_run(scene: Scene) -> None:
+    """What the workflow hands over is its own input: test_workflows.py starts executions with it."""
+    planned = scene.send("plan-run", scene.speak_of(FILES["plan-run"]))
+    tasks = [line["tasks"][0] for line in planned["lines"]]
+    assert [(task["task_id"], task["budget"]) for task in tasks] == [("run-1.0.0", "0.05"), ("run-1.1.0", "0.05")]
 
 
 def test_sweep_schedule(scene: Scene) -> None:

@@ -14,6 +14,8 @@ import wasmtime
 from local.paths import Stack
 from quittance.escrow import escrow_id
 from tests.e2e.people import User, task
+from tests.e2e.test_workflows import Workflow
+from tests.e2e.test_workflows import body as run
 from tests.sandbox.wat import call, program
 
 # Copies its input to the output and to the log; traps if the input begins with "!".
@@ -70,6 +72,10 @@ def told(
     user.http.post("/accounts/me/withdrawals", json={"withdrawal_id": PAYLOAD, "amount": PAYLOAD})
     for body in ({"user_id": user.name, **task(agent, input=PAYLOAD)}, {"input": PAYLOAD, "budget": PAYLOAD}):
         aws("lambda").invoke(FunctionName=stack.functions["ExecuteFunction"], Payload=json.dumps(body).encode())
+    workflow = Workflow(aws("stepfunctions"), stack.workflow)
+    assert workflow.run(run(user, agent, agent, inputs=[PAYLOAD])).output["results"][0]["output"] == PAYLOAD
+    assert workflow.run(run(user, agent, inputs=[f"!{PAYLOAD}", PAYLOAD])).tasks[0]["error"]
+    assert workflow.run(run(user, agent, inputs=[PAYLOAD], budget=PAYLOAD)).output["refused"]
     for claims in ({"aud": CLAIM}, {"exp": 1, "jti": CLAIM}):
         refused = {"Authorization": f"Bearer {token(user.name, CLAIM, **claims)}"}
         assert httpx.get(f"{user.http.base_url}accounts/me", headers=refused, trust_env=False).status_code == 401

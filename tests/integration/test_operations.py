@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from quittance import bootstrap, messages, observability, outbound, tasks
 from quittance.bootstrap import Platform
-from quittance.errors import PlatformUnavailableError
+from quittance.errors import PlatformUnavailableError, TaskInProgressError
 from quittance.escrow import escrow_id
 from quittance.observability import NAMESPACE, SERVICE, Metric
 from quittance.run import Fault, Outcome
@@ -22,7 +22,7 @@ from tests.integration.test_notify import HOOK, waiting
 from tests.integration.test_tasks import ask
 from tests.support import ROOT, Cloud, stream_record, wasm
 
-OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "Quittance/${AWS::StackName}"}
+OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "AWS/States", "Quittance/${AWS::StackName}"}
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     )
     with monkeypatch.context() as patch:
         patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
-        execute(task(echo, task_id="stuck") | user, context)
+        with pytest.raises(TaskInProgressError):
+            execute(task(echo, task_id="stuck") | user, context)
     tasks.submit(platform, "alice", ask(echo, task_id="lost"))
     for function, body in (("work", "no JSON"), ("deadletter", "no JSON"), *letters(echo)):
         load(function).handler(batch_of(body), context)
@@ -209,7 +210,7 @@ def test_what_is_told_is_a_line_with_its_ids(story: Emitted) -> None:
 def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
     assert [line.get("task_id") for line in answered] == [
-        *("paid", "paid", "late", "paid", "stuck", None, None, "lost", *[None] * 8)
+        *("paid", "paid", "late", "paid", None, None, "lost", *[None] * 8)
     ]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 
@@ -224,7 +225,8 @@ def test_a_settlement_that_lost_the_race_is_not_counted(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
-        load("execute").handler(task(platform.publish(wasm("echo"))) | {"user_id": "alice"}, context)
+        with pytest.raises(TaskInProgressError):
+            load("execute").handler(task(platform.publish(wasm("echo"))) | {"user_id": "alice"}, context)
     seen = platform.ledger.find(escrow_id("alice", "t-1"))
     assert seen is not None
     platform.skew_ms = seen.expires_ms - platform.now_ms()
@@ -323,6 +325,7 @@ def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -
                 "FunctionName": [{"Ref": name} for name in functions],
                 "Resource": [{"Fn::Sub": f"${{{name}}}:live"} for name in functions],
                 "ExecutedVersion": [{"Fn::GetAtt": [name, "Version.Version"]} for name in functions],
+                "StateMachineArn": [{"Ref": "RunWorkflow"}],
             }
             assert dimension["Value"] in expected[dimension["Name"]]
     shown = {metric[5] for metric in widgets(template) if metric[1:2] == ["Tasks"]}
@@ -359,4 +362,4 @@ def test_every_log_has_an_end(template: dict[str, Any]) -> None:
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
     functions = resources(template, "AWS::Serverless::Function")
     used = [function["LoggingConfig"]["LogGroup"]["Ref"] for function in functions.values()]
-    assert sorted([*used, "ApiLogs"]) == sorted(groups)
+    assert sorted([*used, "ApiLogs", "WorkflowLogs"]) == sorted(groups)

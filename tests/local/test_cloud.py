@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import time
 import urllib.request
 import uuid
 import zipfile
@@ -226,6 +227,40 @@ def test_the_loopback_counts_as_tls(tenant):
     tenant.own["s3"].put_bucket_policy(Bucket="bucket", Policy=policy(tls_only))
     tenant.own["s3"].put_object(Bucket="bucket", Key="x", Body=b"x")
     assert tenant.may(READS_BUCKET)["s3"].get_object(Bucket="bucket", Key="x")["Body"].read() == b"x"
+
+
+def test_what_a_handler_raises_keeps_its_name_and_its_worker(state):
+    """A repair of launch.py, as Lambda has it. Without it: `Runtime.HandlerError`, and a new process for each call."""
+    running = cloud.start(state)
+    client = deploy.aws(running, "lambda")
+    deploy.aws(running, "iam").create_role(RoleName="r", AssumeRolePolicyDocument=policy(TRUST))
+    code = """
+import os
+class RefusedError(Exception): pass
+def handler(event, context):
+    if event.get("raise"):
+        raise RefusedError("no")
+    return os.getpid()
+"""
+    client.create_function(
+        FunctionName="raising", Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler",
+        Role="arn:aws:iam::000000000000:role/r", Code={"ZipFile": zipped({"app.py": code})},
+    )  # fmt: skip
+
+    def invoke(event):
+        answer = client.invoke(FunctionName="raising", Payload=json.dumps(event).encode())
+        return json.loads(answer["Payload"].read()), answer.get("FunctionError")
+
+    first = invoke({})
+    error, kind = invoke({"raise": True})
+    assert (error["errorType"], error["errorMessage"], kind) == ("RefusedError", "no", "Unhandled")
+    assert error["requestId"]
+    assert "raise RefusedError" in "".join(error["stackTrace"])
+    assert invoke({}) == first, "the same process"
+    waits_until = time.monotonic() + 10
+    while not any("[ERROR] RefusedError: no" in line for line in deploy.functions_log(running)):
+        assert time.monotonic() < waits_until, "the log does not tell of it"
+        time.sleep(0.05)
 
 
 def zipped(files):

@@ -33,6 +33,7 @@ ORDER = [
     "publish-s3",
     *HTTP,
     "execute-direct",
+    "plan-run",
     *MESSAGES,
     "sweep-schedule",
     *LOGGED,

@@ -17,6 +17,7 @@ from quittance.errors import (
     InvalidRequestError,
     NotFoundError,
     QuittanceError,
+    TaskInProgressError,
     UnauthenticatedError,
     UnsupportedMediaTypeError,
     problem,
@@ -40,6 +41,8 @@ _SENTENCES: Final = {
     "string_pattern_mismatch": "must match the pattern {pattern}",
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
     "model_attributes_type": "must be an object",
     "model_type": "must be an object",
     "dict_type": "must be an object",
@@ -139,6 +142,17 @@ def _validated(model: type[_Model], payload: object) -> _Model:
         return model.model_validate(payload)
     except ValidationError as exc:
         raise _invalid(exc.errors()) from None  # pydantic's text quotes the input, and Lambda logs what is raised
+
+
+def direct_answer(outcome: TaskResult | TaskPending, *, inline_bytes_max: int | None) -> dict[str, Any]:
+    """A settled task as plain JSON. Raises TaskInProgressError for one whose outcome is not known yet.
+
+    So a direct caller sees an outcome or an error by name, and never takes a task that hangs for one that is done.
+    """
+    if isinstance(outcome, TaskPending):
+        raise TaskInProgressError(outcome.task_id, retry_after_s=_RETRY_AFTER_S)
+    told = outcome if inline_bytes_max is None else outcome.within(inline_bytes_max)
+    return told.model_dump(mode="json", by_alias=True)
 
 
 def responses(*models: tuple[HTTPStatus, type[BaseModel]]) -> Any:  # noqa: ANN401 - Powertools' nested TypedDicts

@@ -24,6 +24,14 @@ TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has
 JWKS_KEYS_MAX: Final = 1_000
 LOG_SIZE_MAX: Final = 2**53  # entries: JSON numbers are exact up to it
 
+# What one execution of the workflow may carry (docs/howto/step-functions.md).
+WORKFLOW_STATE_BYTES_MAX: Final = 256 * KIB  # Step Functions' own limit, which ends an execution that grows over it
+RUN_ID_CHARS_MAX: Final = 100  # a task's id is the run's with two numbers
+RUN_TASKS_MAX: Final = 60  # their receipts are in the execution's output
+RUN_SHARE_MAX: Final = 1_000
+RUN_TASK_BYTES: Final = 4 * KIB  # kept free in the output for each task: a receipt and its few fields
+RUN_PASSED_ON_BYTES_MAX: Final = 120 * KIB  # of an output that is another step's input, or one of few
+
 # Money, in micro-credits.
 BUDGET_MICRO_MAX: Final = 10**12
 AMOUNT_MICRO_MAX: Final = 10**15  # of one deposit, withdrawal or tariff rate; DynamoDB numbers are exact far beyond

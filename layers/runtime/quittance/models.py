@@ -73,6 +73,7 @@ def _tenths(value: object) -> int:
 Score = Annotated[
     int,
     BeforeValidator(_tenths),
+    PlainSerializer(lambda tenths: tenths / 10, return_type=float),
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100, "multipleOf": 0.1}),
 ]
 """Tenths of a reputation point inside, a JSON number with one decimal in requests."""
@@ -160,6 +161,11 @@ class DirectTaskRequest(TaskRequest):
     """A task from a caller that IAM has authorised: Step Functions, the SDK, a queue."""
 
     user_id: AccountId
+    inline_bytes_max: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+        default=None,
+        description="Leave an output, or a log, out of the answer if it takes more bytes there. Step Functions loses an"
+        " execution whose state grows over 256 KiB.",
+    )
 
 
 class ResourceUsage(_Answer):
@@ -217,6 +223,11 @@ class TaskResult(_Answer):
     timestamp: Timestamp
     receipt: str = Field(description="Signed statement of all this (compact JWS).")
 
+    def within(self, bytes_max: int) -> Self:
+        """Without an output, and without a log, of more bytes in JSON; the receipt still names them by digest."""
+        texts = {name: getattr(self, name) for name in ("output", "output_base64", "log")}
+        return self.model_copy(update={name: None for name, text in texts.items() if json_bytes(text) > bytes_max})
+
 
 class TaskPending(_Answer):
     """A task that is not settled yet: read its result later."""
@@ -226,6 +237,69 @@ class TaskPending(_Answer):
     escrow_id: str
     escrow_status: State
     expires_at: Timestamp = Field(description="Settled or refunded by then.")
+
+
+# Runs: many tasks under one budget, for the workflow of template.yaml.
+
+
+class RunStep(_Request):
+    """One agent of a chain: each input goes through all of them, one's output being the next one's input."""
+
+    agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
+    share: Annotated[int, Field(strict=True, ge=1, le=limits.RUN_SHARE_MAX)] = Field(
+        default=1, description="How much of an input's budget is this step's, compared with the other steps."
+    )
+    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = None
+    acceptance: PublishedRules | None = None
+    min_reputation: Score | None = None
+
+
+class RunRequest(_Request):
+    """Agents to run on many inputs, for at most so much in all. The workflow's input."""
+
+    run_id: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]+$", min_length=1, max_length=limits.RUN_ID_CHARS_MAX)
+    ] = Field(description="Yours to choose, the execution's name if absent; the same id and body never cost twice.")
+    user_id: AccountId
+    budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(
+        alias="budget", description="The most that all tasks of the run together may cost."
+    )
+    steps: Annotated[list[RunStep], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)]
+    inputs: Annotated[list[Any], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)] = Field(
+        description="For the first step: strings, or any other JSON values, as the `input` of a task."
+    )
+
+    @field_validator("inputs")
+    @classmethod
+    def _as_text(cls, values: list[Any]) -> list[str]:
+        texts = []
+        for number, value in enumerate(values):
+            try:
+                texts.append(_compact(value).decode())
+            except ValueError as exc:
+                raise InvalidRequestError((f"inputs.{number}", str(exc))) from exc
+        return texts
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        if len(self.inputs) * len(self.steps) > limits.RUN_TASKS_MAX:
+            msg = f"{len(self.inputs)} inputs by {len(self.steps)} steps: at most {limits.RUN_TASKS_MAX} tasks in a run"
+            raise InvalidRequestError(("inputs", msg))
+        return self
+
+
+class RunLine(_Answer):
+    """What becomes of one input: the tasks that it goes through, all but their own inputs."""
+
+    input: str
+    tasks: list[dict[str, Any]]
+
+
+class RunPlan(_Answer):
+    """The tasks of a run, as the workflow sends them to the execute function."""
+
+    run_id: str
+    lines: list[RunLine]
 
 
 # Agents.
@@ -440,6 +514,11 @@ class WithdrawalAnswer(_Answer):
     withdrawal_id: str
     amount_micro: CreditsOut = Field(alias="amount")
     recorded_at: Timestamp
+
+
+def json_bytes(text: str | None) -> int:
+    """How many bytes a text takes in UTF-8 JSON, as Step Functions counts them."""
+    return len(json.dumps(text, ensure_ascii=False).encode())
 
 
 def _decode_base64(text: str) -> bytes:

@@ -4,7 +4,7 @@ Lambda makes the segment of the function and says in the environment whether it 
 subsegment document, sent to the daemon beside the function in one datagram that nobody waits for. So a trace cannot
 fail a task, nor hold it up; without a daemon, or in an invocation that is not sampled, a step does nothing.
 
-Format: AWS X-Ray segment documents. Why not the SDK: docs/adr/0019-traces-without-an-sdk.md.
+Format: AWS X-Ray segment documents. Why not the SDK: docs/adr/0018-traces-without-an-sdk.md.
 """
 
 import json

@@ -124,6 +124,28 @@ def test_a_large_input_goes_through_the_bucket(stack: Stack, alice: User, echo: 
     aws("s3").head_object(Bucket=stack.buckets["outputs"], Key=f"inputs/{sha256(data).hexdigest()}")
 
 
+def test_an_event_on_the_stacks_bus_asks_for_a_task_once_however_often_it_comes(
+    stack: Stack, alice: User, echo: str, aws: Callable[[str], Any], balance: Callable[[str], int]
+) -> None:
+    """EventBridge delivers at least once: the rule TaskRequested, the queue and the ledger between them pay once."""
+    body, before = task(echo) | {"user_id": alice.name}, balance(alice.name)
+    entry = {"EventBusName": "quittance", "Source": "com.example.shop", "DetailType": "TaskRequested"}
+    entries = [entry | {"Detail": json.dumps(body)}] * 3
+    assert aws("events").put_events(Entries=entries)["FailedEntryCount"] == 0
+    done = settled_or_unknown(alice, body["task_id"])
+    assert (done["output"], done["amount_paid"]) == ("hello", "0.00975")
+    refused = task(echo, task_id=f"{body['task_id']}-2", budget="0.001") | {"user_id": alice.name}
+    aws("events").put_events(Entries=[entry | {"Detail": json.dumps(refused)}])
+    sleep(3)
+    assert balance(alice.name) == before - CREDIT // 100
+
+
+def settled_or_unknown(user: User, task_id: str) -> dict[str, Any]:
+    """The result of a task that is not even funded until a worker has taken its message."""
+    until(lambda: user.http.get(f"/tasks/{task_id}/result").status_code != 404)
+    return settled(user, task_id)
+
+
 def test_ten_minutes_are_allowed_only_to_whom_nobody_waits_for(
     alice: User, publish: Callable[..., str], ledger: Ledger
 ) -> None:

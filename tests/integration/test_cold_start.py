@@ -38,7 +38,7 @@ NOT_LOADED = {
     "publish": ENGINE | ROUTES | {"quittance.auditing", "quittance.tasks"},
     "work": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
     "deadletter": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
-    "plan": ENGINE | BEHIND | CLIENTS,
+    "plan": ENGINE | CLIENTS | BEHIND - {"aws_lambda_powertools.event_handler"},
     "notify": ENGINE | BEHIND,
     "webhook": ENGINE | BEHIND,
     "sweep": ENGINE | ROUTES | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quittance import bootstrap, tracing
-from quittance.errors import PlatformUnavailableError
+from quittance.errors import PlatformUnavailableError, TaskInProgressError
 from quittance.escrow import escrow_id
 from quittance.limits import TRACE_STEPS_MAX
 from tests.integration.test_handlers import _raise, load, task
@@ -90,7 +90,8 @@ def test_a_sweep_is_its_steps(
     execute(task(agent) | {"user_id": "alice"}, context)
     with monkeypatch.context() as patch:
         patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
-        execute(task(agent, task_id="stuck") | {"user_id": "alice"}, context)
+        with pytest.raises(TaskInProgressError):
+            execute(task(agent, task_id="stuck") | {"user_id": "alice"}, context)
     stuck = platform.ledger.find(escrow_id("alice", "stuck"))
     assert stuck is not None
     platform.skew_ms = stuck.expires_ms - platform.now_ms() + 1

@@ -104,7 +104,7 @@ def test_the_workflow_may_call_its_two_functions_and_logs_no_data(template: dict
     assert [(statement["Action"], str(statement["Resource"])) for statement in calls] == [
         (
             "lambda:InvokeFunction",
-            "[{'Fn::GetAtt': ['PlanFunction', 'Arn']}, {'Fn::GetAtt': ['ExecuteFunction', 'Arn']}]",
+            "[{'Ref': 'PlanFunction.Alias'}, {'Ref': 'ExecuteFunction.Alias'}]",
         )
     ]
     on_all = {action for statement in statements if statement["Resource"] == "*" for action in statement["Action"]}

@@ -28,7 +28,7 @@ def guarded() -> dict[str, Any]:
     """CloudFormation's own resources. The translator's pins are the local cloud's: it runs in that environment."""
     source = json.loads(json.dumps(cfn_yaml.load(str(ROOT / "template.yaml"))))
     for resource in source["Resources"].values():
-        for uri in {"CodeUri", "ContentUri"} & resource.get("Properties", {}).keys():
+        for uri in {"CodeUri", "ContentUri", "DefinitionUri"} & resource.get("Properties", {}).keys():
             resource["Properties"][uri] = "s3://bucket/built.zip"
     translator = [venvs.ensure("cloud") / "python", "-c", TRANSFORM]
     env = {"AWS_DEFAULT_REGION": "eu-central-1"}

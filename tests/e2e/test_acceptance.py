@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
@@ -12,7 +11,7 @@ from local import client
 from local.paths import Stack
 from quittance import receipt
 from tests.e2e.people import Ledger, User
-from tests.support import wasm
+from tests.support import UNSCORED, wasm
 
 CENTS = {"json_schema": {"type": "object", "required": ["total"], "properties": {"total": {"multipleOf": 0.01}}}}
 
@@ -71,6 +70,7 @@ def test_work_that_does_not_is_not_paid_for_and_not_shown(
     assert rules == {
         "agent_sha256": item["agent_rules_sha256"],
         "task_sha256": item.get("task_rules_sha256"),
+        **UNSCORED,
         "accepted": False,
     }
     assert alice.http.get(f"/tasks/{name}/result").json() == done
@@ -125,11 +125,11 @@ def test_a_judge_decides_and_is_paid_for_it(
     before = balance(alice.name)
     done = alice.run(echo, task_id=(name := uuid.uuid4().hex), input="to be or not", acceptance=rule)
     assert (done["success"], done["output"]) == (True, "to be or not")
-    task_id = f"{name}#judge-task"
+    task_id = f"{name}:judge-task"
     assert done["judges"] == [
         {"side": "task", "agent_id": judge, "task_id": task_id, "budget": "0.02", "score": "1"}
     ]  # fmt: skip
-    own = alice.http.get(f"/tasks/{quote(task_id, safe='')}/result").json()
+    own = alice.http.get(f"/tasks/{task_id}/result").json()
     assert (own["output"], own["escrow_status"]) == ("1.000000\n", "released")
     spent = sum(Decimal(found[part]) for found in (done, own) for part in ("amount_paid", "fee"))
     assert balance(alice.name) == before - spent * 10**6

@@ -216,7 +216,7 @@ def test_a_throttled_task_is_tried_again(
     echo: str,
     balance: Callable[[str], int],
 ) -> None:
-    function = {"FunctionName": stack.functions["ExecuteFunction"]}
+    function = {"FunctionName": stack.functions["ExecuteFunction"].removesuffix(":live")}
     aws("lambda").put_function_concurrency(**function, ReservedConcurrentExecutions=0)
     try:
         arn = workflow.start(body(alice, echo))

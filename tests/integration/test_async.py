@@ -424,9 +424,9 @@ def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: C
     assert rich.ledger.available_micro("alice") == START - 1_000_000
     done, dead = bench.receive()
     work(rich, done)
-    assert [outcome(rich, task_id) for task_id in ("t-1", "t-1#judge-task")] == ["succeeded", "succeeded"]
+    assert [outcome(rich, task_id) for task_id in ("t-1", "t-1:judge-task")] == ["succeeded", "succeeded"]
     dead_letters.bury(rich, dead)
-    assert [outcome(rich, task_id) for task_id in ("t-2", "t-2#judge-task")] == ["undelivered", "not_needed"]
+    assert [outcome(rich, task_id) for task_id in ("t-2", "t-2:judge-task")] == ["undelivered", "not_needed"]
     assert rich.ledger.available_micro("alice") == START - 2 * 10_000
     assert rich.total_micro() == START
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from wasmtime import wat2wasm
 
-from quittance import publishing, receipt, tasks, verifier
+from quittance import accounts, publishing, receipt, tasks, verifier
 from quittance.acceptance import SCORE_RULES, judge_input, rules_json
 from quittance.errors import (
     AgentNotReadyError,
@@ -76,7 +76,7 @@ def run(cloud: Cloud, agent_id: str, **changes: Any) -> TaskResult:
 
 
 def of_judge(cloud: Cloud, side: str = "task") -> TaskResult:
-    done = tasks.result(cloud, "alice", f"t-1#judge-{side}")
+    done = tasks.result(cloud, "alice", f"t-1:judge-{side}")
     assert isinstance(done, TaskResult)
     return done
 
@@ -99,7 +99,7 @@ def test_an_output_that_contents_its_judge_is_paid_for_and_so_is_the_judge(rich:
     assert (done.success, done.output, done.amount_refunded_micro) == (True, "to be or not", 500_000 - HELD - PRICE)
     (named,) = done.judges
     assert (named.side, named.agent_id, named.task_id, named.budget_micro, named.score) == (
-        "task", coverage, "t-1#judge-task", HELD, "1",
+        "task", coverage, "t-1:judge-task", HELD, "1",
     )  # fmt: skip
     own = of_judge(rich)
     assert (own.output, own.amount_paid_micro + own.fee_micro, own.amount_refunded_micro) == (
@@ -215,6 +215,19 @@ def test_judges_standings_come_from_their_own_receipts(rich: Cloud) -> None:
     assert rich.ledger.standing(good).reference_tenths == 525
     assert rich.ledger.standing(bad).reference_tenths == 450
     assert (rich.ledger.standing(agent).successes, rich.ledger.standing(agent).failures) == (1, 0)
+
+
+def test_a_statement_has_a_line_for_each_and_can_be_read_page_by_page(rich: Cloud) -> None:
+    run(rich, rich.publish(wasm("echo")), acceptance=judged_by(judge(rich, saying("1"))))
+    lines, after = [], None
+    while True:
+        page = accounts.statement(rich, "alice", limit=1, after=after)
+        lines += page.lines
+        if (after := page.next) is None:
+            break
+    assert {line.id: line.amount_micro for line in lines} == {
+        "t-1": -PRICE, "t-1:judge-task": -PRICE, f"start-{START}": START,
+    }  # fmt: skip
 
 
 # Refusals: nothing is held.

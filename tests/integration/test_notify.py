@@ -193,10 +193,10 @@ def test_a_judges_escrow_is_told_of_as_its_own_task_but_calls_nobody(platform: C
     judge, agent_id = platform.publish(saying("1")), platform.publish(wasm("echo"))
     run(platform, agent_id, "t", webhook=HOOK, acceptance=judged_by(judge, budget="0.02"))
     escrows = sorted(platform.items("ESC#"), key=lambda one: one["task_id"]["S"])
-    assert [("webhook" in one, one["task_id"]["S"]) for one in escrows] == [(True, "t"), (False, "t#judge-task")]
+    assert [("webhook" in one, one["task_id"]["S"]) for one in escrows] == [(True, "t"), (False, "t:judge-task")]
     funded = [one | {"state": {"S": "funded"}} for one in escrows]
     assert notify(context, *(stream_record(n, *pair) for n, pair in enumerate(zip(funded, escrows, strict=True)))) == []
-    assert [detail["task_id"] for detail in bus.details] == ["t", "t#judge-task"]
+    assert [detail["task_id"] for detail in bus.details] == ["t", "t:judge-task"]
     assert json.loads(json.loads(waiting(platform)["body"])["body"])["task_id"] == "t"
 
 

@@ -119,7 +119,7 @@ def _judge_of(escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
 
 
 def _judged_by(escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    return others[escrow_id(escrow["account"], escrow["task_id"].partition("#")[0])]
+    return others[escrow_id(escrow["account"], escrow["task_id"].partition(":")[0])]
 
 
 def _reputation(world: World, escrows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:

@@ -272,7 +272,7 @@ def judged_run(payer: str, task_id: str) -> tuple[Run, Run]:
 def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
     """What the escrow of a task must be if its run is settled in time."""
     if agent_id in {JUDGED, JUDGE}:
-        own, judge = judged_run(payer, task_id.partition("#")[0])
+        own, judge = judged_run(payer, task_id.partition(":")[0])
         paid = own.outcome is judge.outcome is Outcome.SUCCEEDED
         if agent_id == JUDGED:
             paid = paid and judge.stdout == b"0.5"

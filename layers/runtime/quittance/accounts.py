@@ -6,7 +6,7 @@ from typing import Final
 from quittance.bootstrap import Platform
 from quittance.errors import InvalidRequestError
 from quittance.journal import Kind, Line
-from quittance.limits import PAGE_ITEMS_MAX
+from quittance.limits import PAGE_ITEMS_MAX, STATED_TASK_CHARS_MAX
 from quittance.models import (
     AccountAnswer,
     DepositAnswer,
@@ -18,7 +18,7 @@ from quittance.models import (
 )
 
 _CURSOR: Final = re.compile(
-    rf"(?P<at_ms>[0-9]{{1,15}})~(?P<kind>{'|'.join(Kind)})~(?P<reference>[A-Za-z0-9._~-]{{1,128}})"
+    rf"(?P<at_ms>[0-9]{{1,15}})~(?P<kind>{'|'.join(Kind)})~(?P<reference>[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}})"
 )
 
 

@@ -19,7 +19,7 @@ from quittance.limits import FEE_BPS_MAX
 from quittance.run import Meter, Outcome, Run, Side
 
 _BPS: Final = 10_000
-_JUDGE_MARK: Final = "#judge-"
+_JUDGE_MARK: Final = ":judge-"
 
 
 class State(StrEnum):
@@ -127,7 +127,7 @@ def escrow_id(payer: str, task_id: str) -> str:
 
 
 def judge_task_id(task_id: str, side: Side) -> str:
-    """The name of a judge's task. No client can choose it: the names that clients choose have no `#`."""
+    """The name of a judge's task. No client can choose it: the names that clients choose have no `:`."""
     return f"{task_id}{_JUDGE_MARK}{side}"
 
 

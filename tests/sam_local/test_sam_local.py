@@ -44,6 +44,8 @@ ORDER += ["notify-stream", "webhook-sqs"]
 FLAT = {"tariff": {"type": "flat", "price": "0.01"}}
 # What differs from run to run: when, how long, whose signature; what there was to sweep; what the whole ledger holds.
 VOLATILE = {
+    "at",
+    "expires_at",
     "timestamp",
     "created_at",
     "recorded_at",

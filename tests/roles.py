@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 Template = dict[str, Any]
 
 FUNCTION = "AWS::Serverless::Function"
+SOURCE = "AWS::Lambda::EventSourceMapping"
 _ARNS = {
     "AWS::DynamoDB::Table": "arn:{AWS::Partition}:dynamodb:{AWS::Region}:{AWS::AccountId}:table/{id}",
     "AWS::Events::EventBus": "arn:{AWS::Partition}:events:{AWS::Region}:{AWS::AccountId}:event-bus/{id}",
@@ -26,8 +27,8 @@ _ARNS = {
 }
 # What Lambda asks with a function's role, to feed it: by the kind of the event and the property that names its source.
 _FEEDING = {
-    "SQS": ("Queue", {"ReceiveMessage", "DeleteMessage", "GetQueueAttributes", "ChangeMessageVisibility"}),
-    "DynamoDB": ("Stream", {"DescribeStream", "GetRecords", "GetShardIterator", "ListStreams"}),
+    *("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"),
+    *("dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams"),
 }
 
 
@@ -126,17 +127,19 @@ class Deployed:
         return found
 
     def feeds(self, right: Right) -> bool:
-        """Is this what Lambda itself needs, to read the source of one of the function's events?
+        """Is this what Lambda itself needs, to read one of the function's sources or to put aside what it fails at?
 
-        The local cloud reads it without asking.
+        The local cloud does both without asking.
         """
-        events = self.template["Resources"][right.function]["Properties"].get("Events", {}).values()
-        for event in events:
-            source, actions = _FEEDING.get(event["Type"], ("", set()))
-            if right.action.partition(":")[2] in actions:
-                found = self.value(event["Properties"][source])
-                if right.resource in (found, "*"):
-                    return True
+        for resource in self.template["Resources"].values():
+            source = resource.get("Properties", {})
+            if resource["Type"] != SOURCE or source["FunctionName"]["Ref"].partition(".")[0] != right.function:
+                continue
+            if right.action in _FEEDING and right.resource in (self.value(source["EventSourceArn"]), "*"):
+                return True
+            aside = source.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
+            if aside and (right.action, right.resource) == ("sqs:SendMessage", self.value(aside)):
+                return True
         return False
 
     def value(self, written: Any) -> Any:

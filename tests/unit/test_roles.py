@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.roles import Call, Deployed, Right, read_calls, unlawful, unused
+from tests.roles import SOURCE, Call, Deployed, Right, read_calls, unlawful, unused
 
 TABLE = "arn:aws:dynamodb:eu-central-1:123456789012:table/stack-Table-1"
 BUCKET = "arn:aws:s3:::stack-bucket-2"
@@ -80,22 +80,24 @@ def test_a_condition_is_decided_by_the_parameters() -> None:
     assert patterns(deployed(allow("kms:Sign", keys), former="arn:old")) == [KEY, "arn:old"]
 
 
-def test_what_lambda_asks_to_feed_a_function_is_known_by_the_functions_events() -> None:
+def test_what_lambda_asks_to_feed_a_function_is_known_by_its_sources() -> None:
     queue, stream = {"Fn::GetAtt": ["Queue", "Arn"]}, {"Fn::GetAtt": ["Table", "StreamArn"]}
     found = deployed(
         allow(["sqs:ReceiveMessage", "sqs:SendMessage"], queue),
         allow("dynamodb:GetRecords", stream),
         allow("dynamodb:ListStreams", "*"),
-        allow("sqs:DeleteMessage", "arn:other"),
+        allow(["sqs:DeleteMessage", "sqs:SendMessage"], "arn:other"),
     )
     assert not any(map(found.feeds, found.rights()))
-    found.template["Resources"]["Worker"]["Properties"]["Events"] = {
-        "Due": {"Type": "SQS", "Properties": {"Queue": queue}},
-        "Changed": {"Type": "DynamoDB", "Properties": {"Stream": stream}},
-        "Asked": {"Type": "Api", "Properties": {}},
-    }
-    feeding = [right.action for right in found.rights() if found.feeds(right)]
-    assert feeding == ["sqs:ReceiveMessage", "dynamodb:GetRecords", "dynamodb:ListStreams"]
+    aside = {"OnFailure": {"Destination": "arn:other"}}
+    for name, function, source in (("Due", "Worker", queue), ("Changed", "Worker.Alias", stream)):
+        properties = {"FunctionName": {"Ref": function}, "EventSourceArn": source, "DestinationConfig": aside}
+        found.template["Resources"][name] = {"Type": SOURCE, "Properties": properties}
+    feeding = [(right.action, right.resource) for right in found.rights() if found.feeds(right)]
+    assert [action for action, _ in feeding] == [
+        "sqs:ReceiveMessage", "dynamodb:GetRecords", "dynamodb:ListStreams", "sqs:SendMessage",
+    ]  # fmt: skip
+    assert feeding[-1][1] == "arn:other", "what fails is put aside there, not in the queue that it is read from"
 
 
 def test_an_alias_is_the_one_that_is_published() -> None:

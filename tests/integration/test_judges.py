@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from wasmtime import wat2wasm
 
-from quittance import accounts, publishing, receipt, tasks, verifier
+from quittance import accounts, judging, publishing, receipt, tasks, verifier
 from quittance.acceptance import SCORE_RULES, judge_input, rules_json
 from quittance.errors import (
     AgentNotReadyError,
@@ -19,7 +19,7 @@ from quittance.errors import (
     TaskInProgressError,
     TimeoutTooLongError,
 )
-from quittance.escrow import Escrow, Settlement, is_judge
+from quittance.escrow import Escrow, Settlement, escrow_id, is_judge
 from quittance.limits import JUDGE_TIMEOUT_S_MAX, TIMEOUT_S_SYNC_MAX
 from quittance.models import AgentRequest, TaskPending, TaskRequest, TaskResult
 from quittance.sweeping import sweep
@@ -369,6 +369,15 @@ def test_an_unknown_payment_of_the_judge_leaves_the_task_open(rich: Cloud, monke
     rich.skew_ms = 60_000
     assert run(rich, agent, acceptance=rule).success
     assert earned(rich) == (PRICE - FEE, PRICE - FEE, 2 * FEE)
+
+
+def test_a_score_counts_for_what_was_read_alone(rich: Cloud) -> None:
+    """A judge that was paid before a crash has read what the output was then; for another one it has no score."""
+    run(rich, rich.publish(wasm("echo")), acceptance=judged_by(judge(rich, saying("1"))))
+    standing = rich.ledger.find(escrow_id("alice", "t-1:judge-task"))
+    assert standing is not None
+    assert judging.score_micro(standing, judge_input(b"to be or not", b"to be or not")) == 1_000_000
+    assert judging.score_micro(standing, judge_input(b"to be or not", b"to be")) is None
 
 
 def test_a_judge_of_a_new_version_cannot_take_the_old_ones_place(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cfnlint.decode import cfn_yaml
 from moto import mock_aws
 
+from quittance import bootstrap
 from quittance.config import Settings
 from quittance.sandbox import Sandbox
 from quittance.store import clients
@@ -80,6 +81,16 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
         )
     )
     cloud.sandbox = sandbox
+    return cloud
+
+
+@pytest.fixture
+def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """What the functions' handlers find: alice has a credit."""
+    bootstrap._platform.cache_clear()
+    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
+    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
+    cloud.deposit("alice", 1_000_000)
     return cloud
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quittance import bootstrap, tasks
+from quittance import tasks
 from quittance.errors import InsufficientFundsError, InvalidRequestError, PlatformUnavailableError
 from tests.support import FLAT, ROOT, Cloud, wasm
 
@@ -23,15 +23,6 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    bootstrap._platform.cache_clear()
-    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
-    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
-    cloud.deposit("alice", 1_000_000)
-    return cloud
 
 
 @pytest.fixture

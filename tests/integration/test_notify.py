@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quittance import bootstrap, delivering, outbound, publishing, tasks, webhook
+from quittance import delivering, outbound, publishing, tasks, webhook
 from quittance.errors import InvalidRequestError
 from quittance.escrow import escrow_id
 from quittance.limits import EVENT_BYTES_MAX, WEBHOOK_TRIES_MAX, WEBHOOK_WAIT_S_MAX
@@ -46,15 +46,6 @@ class Bus:
         self.entries += Entries
         self.details += [json.loads(entry["Detail"]) for entry in Entries]
         return {"FailedEntryCount": 0, "Entries": [{"EventId": "e"}]}
-
-
-@pytest.fixture
-def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    bootstrap._platform.cache_clear()
-    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
-    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
-    cloud.deposit("alice", 1_000_000)
-    return cloud
 
 
 @pytest.fixture

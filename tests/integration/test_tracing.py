@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quittance import bootstrap, tracing
+from quittance import tracing
 from quittance.errors import PlatformUnavailableError, TaskInProgressError
 from quittance.escrow import escrow_id
 from quittance.limits import TRACE_STEPS_MAX
@@ -20,15 +20,6 @@ TRACE, PARENT = "1-5759e988-bd862e3fe1be46a994272793", "53995c3f42cd8ad8"
 SAMPLED = f"Root={TRACE};Parent={PARENT};Sampled=1;Lineage=a87bd80c:1"
 Documents = Callable[[], list[dict[str, Any]]]
 PAYLOAD = "marked-payload"
-
-
-@pytest.fixture
-def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    bootstrap._platform.cache_clear()
-    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
-    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
-    cloud.deposit("alice", 1_000_000)
-    return cloud
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_fuel_at_the_limit_and_one_below(make, sandbox):
 
 
 def test_input_and_output_at_the_limit_are_whole_and_binary(make, sandbox):
-    data = random.Random(1).randbytes(limits.STDIN_BYTES_MAX)
+    data = random.Random(1).randbytes(limits.INPUT_BYTES_MAX)
     run = sandbox.run(make(ECHO, stdin=data))
     assert run.outcome is Outcome.SUCCEEDED
     assert run.stdout == data

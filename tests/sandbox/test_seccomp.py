@@ -116,7 +116,7 @@ def test_a_large_artefact_and_a_whole_input_pass_the_filter(make):
     with Sandbox() as own:
         run = own.run(make(big, memory_bytes=64 * limits.MIB))
         assert run.outcome is Outcome.SUCCEEDED, run.message
-        whole = bytes(limits.STDIN_BYTES_MAX)
+        whole = bytes(limits.INPUT_BYTES_MAX)
         assert own.run(make(ECHO, stdin=whole)).stdout == whole
         assert own.seccomp
 

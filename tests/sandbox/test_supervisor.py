@@ -48,7 +48,7 @@ def test_a_worker_that_died_while_idle_is_replaced_in_silence(make):
         own.run(make(TRIVIAL))
         first = pid_of(own)
         os.kill(first, signal.SIGKILL)
-        assert own.run(make(ECHO, stdin=b"x" * limits.STDIN_BYTES_MAX)).outcome is Outcome.SUCCEEDED
+        assert own.run(make(ECHO, stdin=b"x" * limits.INPUT_BYTES_MAX)).outcome is Outcome.SUCCEEDED
         assert pid_of(own) != first
 
 

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from local import issuer
-from quittance import bootstrap, identity, publishing
+from quittance import identity, publishing
 from quittance.models import AgentRequest
 from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, NO_JSON, NOTHING_FAILED, OTHERS, UNREACHABLE
 from tests.integration.test_handlers import load
@@ -21,14 +21,10 @@ ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 @pytest.fixture
-def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    bootstrap._platform.cache_clear()
+def platform(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     identity._jwks.cache_clear()
-    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
-    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
     monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", lambda _: {"keys": [issuer.jwk(ISSUER_KEY)]})
-    cloud.deposit("alice", 1_000_000)
-    return cloud
+    return platform
 
 
 def test_every_event_is_answered(platform: Cloud, context: Any) -> None:

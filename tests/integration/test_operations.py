@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from quittance import bootstrap, messages, observability, outbound, tasks
+from quittance import messages, observability, outbound, tasks
 from quittance.bootstrap import Platform
 from quittance.errors import PlatformUnavailableError, TaskInProgressError
 from quittance.escrow import escrow_id
@@ -63,18 +63,14 @@ class Emitted:
 
 
 @pytest.fixture
-def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+def platform(platform: Cloud) -> Iterator[Cloud]:
     """The platform with a sandbox as the functions make it, whose workers are counted."""
-    bootstrap._platform.cache_clear()
-    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
-    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
     observability._counts.clear()
     observability._outcomes.clear()
     observability._metrics.clear_metrics()
     observability._tell_cold_start.cache_clear()
-    cloud.deposit("alice", 1_000_000)
-    with Platform(cloud.settings).sandbox as cloud.sandbox:
-        yield cloud
+    with Platform(platform.settings).sandbox as platform.sandbox:
+        yield platform
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from quittance.limits import (
     WORKFLOW_STATE_BYTES_MAX,
 )
 from tests.integration.test_handlers import _raise, load, task
-from tests.integration.test_handlers import platform as platform  # noqa: PLC0414 - a fixture
 from tests.support import ROOT, Cloud, wasm
 
 DEFINITION = (ROOT / "workflows" / "run.asl.json").read_text()

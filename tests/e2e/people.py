@@ -4,9 +4,9 @@ The numbers are worked out again from the items alone, by code that shares nothi
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import sleep
+from time import sleep, time
 from typing import Any
 
 import httpx
@@ -15,10 +15,16 @@ from boto3.dynamodb.types import Binary, TypeDeserializer
 from quittance.escrow import escrow_id
 
 Item = dict[str, Any]
+# What an escrow's item has only once it is settled or swept.
+OF_THE_END = (
+    {"paid", "fee", "refunded", "outcome", "message", "reputation_tenths", "settled_ms", "receipt"}
+    | {"output", "output_sha256", "output_bytes", "log", "log_sha256", "log_bytes"}
+    | {"swept_ms", "batch", "place"}
+)
 
 
 class Ledger:
-    """Reads the table itself, never the API."""
+    """The table itself, never the API."""
 
     def __init__(self, dynamodb: Any, table: str) -> None:
         self._dynamodb = dynamodb
@@ -41,6 +47,35 @@ class Ledger:
         key = {"pk": {"S": f"ESC#{escrow_id(user, task_id)}"}}
         found = self._dynamodb.get_item(TableName=self._table, Key=key, ConsistentRead=True)
         return _plain(found["Item"]) if "Item" in found else None
+
+    def put_overdue(self, done: Mapping[str, Any], *, task_id: str) -> str:
+        """Puts an escrow that should have been settled a moment ago, like that of a task which is; gives its id.
+
+        Nobody waits here until a real one has expired. The hold is paid for, so that the ledger's equation stands.
+        """
+        key = {"pk": {"S": f"ESC#{done['escrow_id']}"}}
+        item = self._dynamodb.get_item(TableName=self._table, Key=key, ConsistentRead=True)["Item"]
+        payer = item["account"]["S"]
+        eid, now_ms = escrow_id(payer, task_id), int(time() * 1_000)
+        overdue = {name: value for name, value in item.items() if name not in OF_THE_END} | {
+            "pk": {"S": f"ESC#{eid}"},
+            "task_id": {"S": task_id},
+            "state": {"S": "funded"},
+            "work": {"S": "OPEN#0"},
+            "work_at": {"N": str(now_ms - 1)},
+            "expires_ms": {"N": str(now_ms - 1)},
+            "lease_ms": {"N": str(now_ms - 2)},
+        }
+        debit = {
+            "TableName": self._table,
+            "Key": {"pk": {"S": f"ACCT#{payer}"}},
+            "UpdateExpression": "ADD available :change",
+            "ExpressionAttributeValues": {":change": {"N": f"-{item['budget']['N']}"}},
+        }
+        self._dynamodb.transact_write_items(
+            TransactItems=[{"Put": {"TableName": self._table, "Item": overdue}}, {"Update": debit}]
+        )
+        return eid
 
     def total(self) -> int:
         """The conservation sum: all credits that the ledger holds."""

@@ -18,7 +18,6 @@ from local.deploy import STACK_NAME
 from local.openapi import PREFIX
 from local.paths import Stack
 from quittance import receipt, webhook
-from quittance.escrow import escrow_id
 from quittance.limits import WEBHOOK_WAIT_S_MIN
 from tests.e2e.people import Ledger, User
 from tests.support import FLAT, wasm
@@ -164,45 +163,9 @@ def test_a_task_that_the_sweep_refunds_is_told(
     echo: str,
     told: Told,
     sweep: Callable[[], None],
-    aws: Callable[[str], Any],
-    stack: Stack,
     ledger: Ledger,
 ) -> None:
-    """As nobody waits until a real escrow has expired, one is put that has."""
-    done = user.run(echo, task_id="model")
-    item = aws("dynamodb").get_item(TableName=stack.table, Key={"pk": {"S": f"ESC#{done['escrow_id']}"}})["Item"]
-    settled = {"paid", "fee", "refunded", "outcome", "message", "reputation_tenths", "settled_ms", "receipt"}
-    settled |= {
-        "output",
-        "output_sha256",
-        "output_bytes",
-        "log",
-        "log_sha256",
-        "log_bytes",
-        "swept_ms",
-        "batch",
-        "place",
-    }
-    eid, now_ms = escrow_id(user.name, "overdue"), int(time() * 1_000)
-    overdue = {name: value for name, value in item.items() if name not in settled} | {
-        "pk": {"S": f"ESC#{eid}"}, "task_id": {"S": "overdue"}, "state": {"S": "funded"}, "work": {"S": "OPEN#0"},
-        "work_at": {"N": str(now_ms - 1)}, "expires_ms": {"N": str(now_ms - 1)}, "lease_ms": {"N": str(now_ms - 2)},
-    }  # fmt: skip
-    budget = item["budget"]["N"]
-    # The hold is paid for, so that the ledger's equation stands.
-    aws("dynamodb").transact_write_items(
-        TransactItems=[
-            {"Put": {"TableName": stack.table, "Item": overdue}},
-            {
-                "Update": {
-                    "TableName": stack.table,
-                    "Key": {"pk": {"S": f"ACCT#{user.name}"}},
-                    "UpdateExpression": "ADD available :change",
-                    "ExpressionAttributeValues": {":change": {"N": f"-{budget}"}},
-                }
-            },
-        ]
-    )
+    eid = ledger.put_overdue(user.run(echo), task_id="overdue")
     sweep()
     (event,) = told(escrow_id=eid)
     assert (event["detail"]["escrow_status"], event["detail"]["outcome"]) == ("expired", "expired")

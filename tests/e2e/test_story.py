@@ -313,6 +313,18 @@ def test_running_task_holds_the_budget_and_says_so(
     assert balance(alice.name) == CREDIT
 
 
+def test_overdue_task_is_refunded_for_whoever_asks_first(
+    alice: User, echo: str, balance: Callable[[str], int], ledger: Ledger
+) -> None:
+    ledger.put_overdue(alice.run(echo), task_id="overdue")
+    held = balance(alice.name)
+    found = alice.http.get("/tasks/overdue/result").json()
+    assert (found["success"], found["escrow_status"], found["error"]["code"]) == (False, "expired", "expired")
+    assert found["amount_refunded"] == "0.05"
+    assert balance(alice.name) == held + 50_000
+    assert alice.http.get("/tasks/overdue/result").json() == found
+
+
 # Agents.
 
 

@@ -42,6 +42,9 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Documents]:
                 found.append(json.loads(document))
 
         yield received
+    if tracing._socket:
+        tracing._socket.close()
+        tracing._socket = None
 
 
 def names(steps: list[dict[str, Any]]) -> list[str]:

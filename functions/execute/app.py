@@ -9,10 +9,11 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import tasks
 from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, api, caller, direct_answer, read_direct, responses, task_answer
+from quittance.http import PREFIX, api, caller, direct_answer, responses, task_answer
 from quittance.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
 from quittance.observability import entry
 from quittance.preferences import wants_async
+from quittance.reading import read_direct
 
 app = api()
 prepare("ledger", "registry", "binaries", "outputs", "keys", "sandbox")

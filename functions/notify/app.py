@@ -10,7 +10,11 @@ from quittance import notifying
 from quittance.bootstrap import platform
 from quittance.observability import entry, logger
 
-processor = BatchProcessor(EventType.DynamoDBStreams, raise_on_entire_batch_failure=False, logger=logger)
+processor = BatchProcessor(
+    EventType.DynamoDBStreams,
+    raise_on_entire_batch_failure=False,
+    logger=logger,  # type: ignore[arg-type]  # Powertools' own passes all calls on to a logging.Logger
+)
 
 
 @entry

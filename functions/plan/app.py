@@ -4,10 +4,10 @@ from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance.http import read_direct
 from quittance.models import RunRequest
 from quittance.observability import entry
 from quittance.planning import plan
+from quittance.reading import read_direct
 
 
 @entry

@@ -2,25 +2,15 @@
 
 from typing import Any
 
-from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
-from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from quittance.batches import each_message
 from quittance.bootstrap import platform
 from quittance.observability import entry
-from quittance.store.queue import Delivery
 from quittance.working import work
-
-# A message that failed is an answer, not an exception: raised, it would keep SQS from hearing which one it was.
-_processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
 
 
 @entry
-def handler(event: dict[str, Any], context: LambdaContext) -> Any:  # noqa: ANN401 - Powertools' TypedDict
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry: the messages that the queue is to keep."""
-
-    def work_on(record: SQSRecord) -> None:
-        number = int(record.attributes.approximate_receive_count)
-        work(platform(context), Delivery(record.message_id, record.body, record.receipt_handle, number))
-
-    return process_partial_response(event, work_on, _processor, context)
+    return each_message(event, context, lambda delivery: work(platform(context), delivery))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from quittance import dead_letters, messages, receipt, tasks
+from quittance.batches import NotDoneError
 from quittance.errors import (
     AgentNotReadyError,
     BudgetTooLowError,
@@ -30,10 +32,11 @@ from quittance.limits import (
     WORK_SECONDS_MAX,
 )
 from quittance.models import TaskPending, TaskRequest, TaskResult, VersionRequest
+from quittance.observability import logger
 from quittance.publishing import open_version, publish, retire
 from quittance.run import Outcome
 from quittance.store.queue import Delivery, Queue
-from quittance.working import NotDoneError, work
+from quittance.working import work
 from tests.integration.test_handlers import load
 from tests.integration.test_tasks import START, _CrashedError, _raise, ask, run
 from tests.support import Cloud, wasm
@@ -471,10 +474,8 @@ def test_a_platform_that_is_away_keeps_the_letter(rich: Cloud, grave: Bench, mon
 # The functions.
 
 
-def test_of_a_batch_only_what_failed_is_kept(rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = rich.publish(wasm("echo"))
-    bodies = [letter(ask(agent)).body, "no JSON", letter(ask(agent), user="poor").body]
-    event = {
+def batch(*bodies: str) -> dict[str, Any]:
+    return {
         "Records": [
             {
                 "messageId": f"m-{number}",
@@ -486,9 +487,29 @@ def test_of_a_batch_only_what_failed_is_kept(rich: Cloud, context: Any, monkeypa
             for number, body in enumerate(bodies)
         ]
     }
+
+
+def test_of_a_batch_only_what_failed_is_kept(rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = rich.publish(wasm("echo"))
+    event = batch(letter(ask(agent)).body, "no JSON", letter(ask(agent), user="poor").body)
     for name, kept in (("work", ["m-1", "m-2"]), ("deadletter", ["m-1"])):
         function = load(name)
         monkeypatch.setattr(function, "platform", lambda _: rich)
         failures = function.handler(event, context)["batchItemFailures"]
         assert [failure["itemIdentifier"] for failure in failures] == kept
     assert outcome(rich) == "succeeded"
+
+
+def test_a_fault_of_ours_keeps_its_message_and_is_logged(
+    rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch answers with what failed, so what is raised inside it would be seen by nobody."""
+    monkeypatch.setattr(logger.registered_handler, "stream", sys.stdout)
+    function, event = load("work"), batch(letter(ask(rich.publish(wasm("echo")))).body)
+    monkeypatch.setattr(function, "platform", lambda _: rich)
+    monkeypatch.setattr(rich.registry, "get_cached", lambda _: 1 // 0)
+    assert function.handler(event, context)["batchItemFailures"] == [{"itemIdentifier": "m-0"}]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    (told,) = (line for line in lines if line.get("level") == "ERROR")
+    assert (told["message_id"], told["exception_name"]) == ("m-0", "ZeroDivisionError")
+    assert "aGVsbG8" not in json.dumps(told), "never an input"

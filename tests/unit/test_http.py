@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from quittance.errors import InvalidRequestError, PlatformUnavailableError, TaskInProgressError
 from quittance.escrow import State
-from quittance.http import answer, api, caller, read_direct, read_json, task_answer
+from quittance.http import answer, api, caller, task_answer
 from quittance.models import AgentRequest, DirectTaskRequest, TaskPending, TaskRequest
+from quittance.reading import read_direct, read_json
 
 TASK = {"task_id": "t-1", "agent_id": "agt_1", "input": "x", "budget": "1"}
 PENDING = TaskPending(task_id="t-1", agent_id="a", escrow_id="e", escrow_status=State.FUNDED, expires_at=0)

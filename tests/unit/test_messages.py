@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from quittance import messages, tasks
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
-from quittance.http import read_json, read_message
 from quittance.limits import INPUT_BYTES_MAX
 from quittance.models import DirectTaskRequest, TaskRequest
+from quittance.reading import read_json
 
 SCHEMAS = st.fixed_dictionaries(
     {},
@@ -63,7 +63,7 @@ def test_a_message_names_the_task_it_was_written_for(fields: dict[str, Any], use
     assert (direct.user_id, direct.task_id, direct.stdin()) == (user, request.task_id, stdin)
     expected = tasks.request_sha256(request, digest)
     for text, named in ((body, False), (by_digest, True)):
-        message = read_message(text)
+        message = messages.read(text)
         assert (message.input_sha256, message.by_digest) == (digest, named)
         assert tasks.request_sha256(message.request, message.input_sha256) == expected
 
@@ -79,7 +79,7 @@ def test_every_field_of_a_request_is_carried() -> None:
 
 @pytest.mark.parametrize("around", [lambda task: task, lambda task: {"detail-type": "Order", "detail": task}])
 def test_a_message_is_a_payload_or_an_event(around: Any) -> None:
-    message = read_message(json.dumps(around(TASK)))
+    message = messages.read(json.dumps(around(TASK)))
     assert (message.request.user_id, message.input_sha256, message.by_digest) == ("alice", DIGEST, False)
 
 
@@ -97,13 +97,13 @@ def test_a_message_is_a_payload_or_an_event(around: Any) -> None:
 )  # fmt: skip
 def test_what_is_no_task_is_told_from_one(body: str) -> None:
     with pytest.raises(InvalidRequestError):
-        read_message(body)
+        messages.read(body)
 
 
 def test_an_input_over_the_limit_is_refused() -> None:
-    read_message(json.dumps(TASK | {"input": "x" * INPUT_BYTES_MAX}))
+    messages.read(json.dumps(TASK | {"input": "x" * INPUT_BYTES_MAX}))
     with pytest.raises(PayloadTooLargeError):
-        read_message(json.dumps(TASK | {"input": "x" * (INPUT_BYTES_MAX + 1)}))
+        messages.read(json.dumps(TASK | {"input": "x" * (INPUT_BYTES_MAX + 1)}))
 
 
 def test_only_the_queue_may_name_an_input_by_its_digest() -> None:

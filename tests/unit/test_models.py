@@ -13,7 +13,6 @@ from quittance import models
 from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
-from quittance.http import read_json
 from quittance.limits import BUDGET_MICRO_MAX, INPUT_BYTES_MAX
 from quittance.models import (
     AccountAnswer,
@@ -26,6 +25,7 @@ from quittance.models import (
     TaskResult,
 )
 from quittance.pricing import parse_tariff
+from quittance.reading import read_json
 
 PLAIN: dict[str, Any] = {"task_id": "t-1", "agent_id": "agt_1", "budget": "1"}
 JSON_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
-from quittance.http import read_direct
 from quittance.limits import (
     BUDGET_MICRO_MAX,
     RUN_ID_CHARS_MAX,
@@ -18,6 +17,7 @@ from quittance.limits import (
 )
 from quittance.models import DirectTaskRequest, RunRequest, TaskRequest
 from quittance.planning import plan, split
+from quittance.reading import read_direct
 from tests.unit.test_models import JSON_VALUES
 
 PLAIN: dict[str, Any] = {

@@ -9,17 +9,17 @@ nobody can read it        → it stays in the queue of the dead letters, and wak
 from typing import Final
 
 from quittance import escrow as escrows
-from quittance import events, notifying, observability, tasks
+from quittance import events, messages, notifying, observability, tasks
+from quittance.batches import NotDoneError
 from quittance.bootstrap import Platform
 from quittance.errors import QuittanceError, RequestError
-from quittance.http import read_message
 from quittance.limits import DEAD_LETTER_HIDDEN_S
 from quittance.messages import Message
 from quittance.models import DirectTaskRequest
 from quittance.observability import Metric, count, logger
 from quittance.run import Outcome
 from quittance.store.queue import Delivery
-from quittance.working import NotDoneError, wait_s
+from quittance.working import wait_s
 
 _REFUSED: Final = "not_taken"
 _UNDELIVERED: Final = "The platform could not get the task done; the budget was refunded."
@@ -28,7 +28,7 @@ _UNDELIVERED: Final = "The platform could not get the task done; the budget was 
 def bury(platform: Platform, delivery: Delivery) -> None:
     """Sets right what a dead letter left behind. Raises NotDoneError: it comes again, or waits for a person."""
     try:
-        message = read_message(delivery.body)
+        message = messages.read(delivery.body)
     except RequestError as exc:
         count(Metric.DEAD_UNREADABLE)
         logger.error("dead letter unreadable", message_id=delivery.message_id)

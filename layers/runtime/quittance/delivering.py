@@ -15,17 +15,19 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict
 
 from quittance import outbound, webhook
+from quittance.batches import NotDoneError
 from quittance.bootstrap import Platform
 from quittance.events import Event
 from quittance.limits import WEBHOOK_TRIES_MAX, WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN
 from quittance.observability import Metric, count, logger
 from quittance.outbound import UndeliveredError
+from quittance.store.queue import Delivery
 
 _USER_AGENT: Final = "Quittance-Webhook/1"
 
 
-class Delivery(BaseModel):
-    """A message of the webhook queue: what is to be sent, byte for byte, and where to."""
+class Notice(BaseModel):
+    """The body of a message of the webhook queue: what is to be sent, byte for byte, and where to."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -35,7 +37,7 @@ class Delivery(BaseModel):
 
     @classmethod
     def of(cls, event: Event, url: str) -> Self:
-        """The delivery of an event to a URL."""
+        """The notice of an event to a URL."""
         return cls(url=url, event_id=event.event_id, body=event.json_text())
 
 
@@ -48,23 +50,25 @@ class Ended(StrEnum):
     GIVEN_UP = "given up"
 
 
-def deliver(platform: Platform, delivery: Delivery, *, receipt_handle: str, tries: int) -> Ended:
-    """Sends an event to a webhook once. A message that is not done yet is put off: its queue must keep it.
+def deliver(platform: Platform, delivery: Delivery) -> None:
+    """Sends the event of a message to its webhook once. Raises NotDoneError: it comes again, or goes to the dead ones.
 
-    `tries` counts this one. Raises PlatformUnavailableError if nothing could be signed; the message then comes again.
+    Raises PlatformUnavailableError if nothing could be signed.
     """
-    ended, why = _try(platform, delivery)
+    notice, tries = Notice.model_validate_json(delivery.body), delivery.number
+    ended, why = _try(platform, notice)
     if ended is Ended.TO_REPEAT:
         count(Metric.WEBHOOKS_FAILED)
         last = tries >= WEBHOOK_TRIES_MAX
         ended = Ended.GIVEN_UP if last else Ended.TO_REPEAT
         # The last one at once: the queue moves it to the dead ones when it is asked for it again.
-        platform.webhooks.hide(receipt_handle, seconds=0 if last else pause_s(tries))
+        platform.webhooks.hide(delivery.receipt, seconds=0 if last else pause_s(tries))
     count(Metric.WEBHOOKS_DELIVERED, ended is Ended.DELIVERED)
     count(Metric.WEBHOOKS_GIVEN_UP, ended in {Ended.GIVEN_UP, Ended.GONE})
     # Never the URL: its path or query may be somebody's secret.
-    logger.info("webhook", event_id=delivery.event_id, ended=ended, why=why, tries=tries)
-    return ended
+    logger.info("webhook", event_id=notice.event_id, ended=ended, why=why, tries=tries)
+    if ended in {Ended.TO_REPEAT, Ended.GIVEN_UP}:
+        raise NotDoneError
 
 
 def pause_s(tries: int) -> int:
@@ -73,12 +77,12 @@ def pause_s(tries: int) -> int:
     return random.randint(-(-most // 2), most)  # noqa: S311 - spreads load, hides nothing
 
 
-def _try(platform: Platform, delivery: Delivery) -> tuple[Ended, str]:
-    body, now_ms = delivery.body.encode(), platform.now_ms()
+def _try(platform: Platform, notice: Notice) -> tuple[Ended, str]:
+    body, now_ms = notice.body.encode(), platform.now_ms()
     signature = webhook.sign(
         body,
-        url=delivery.url,
-        event_id=delivery.event_id,
+        url=notice.url,
+        event_id=notice.event_id,
         issuer=platform.settings.receipt_issuer,
         now_ms=now_ms,
         key=platform.keys.signing_key(now_s=now_ms // 1_000),
@@ -86,11 +90,11 @@ def _try(platform: Platform, delivery: Delivery) -> tuple[Ended, str]:
     headers = {
         "Content-Type": "application/json",
         "User-Agent": _USER_AGENT,
-        webhook.EVENT_ID_HEADER: delivery.event_id,
+        webhook.EVENT_ID_HEADER: notice.event_id,
         webhook.SIGNATURE_HEADER: signature,
     }
     try:
-        status = outbound.post(delivery.url, body, headers, private=platform.settings.webhook_private_targets)
+        status = outbound.post(notice.url, body, headers, private=platform.settings.webhook_private_targets)
     except UndeliveredError as error:
         return Ended.TO_REPEAT, str(error)
     if status // 100 == HTTPStatus.OK // 100:

@@ -1,17 +1,14 @@
 """HTTP for all functions: routes by Powertools, exact JSON, the authorizer's identity, errors as problem+json."""
 
 import base64
-import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
-from decimal import Decimal
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from quittance.errors import (
     InvalidRequestError,
@@ -23,33 +20,14 @@ from quittance.errors import (
     problem,
 )
 from quittance.identity import Caller
-from quittance.limits import JSON_DEPTH_MAX
-from quittance.messages import Message
-from quittance.models import DirectTaskRequest, TaskPending, TaskResult
+from quittance.models import TaskPending, TaskResult
 from quittance.observability import logger
+from quittance.reading import invalid, read_json
 
 PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
-_PLACES: Final = frozenset({"body", "query", "path", "header"})
-_SHOULD: Final = re.compile(r"^\w+ should")
-_SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
 _RETRY_AFTER_S: Final = 2
-_SENTENCES: Final = {
-    "extra_forbidden": "is not a known field",
-    "missing": "is required",
-    "string_pattern_mismatch": "must match the pattern {pattern}",
-    "string_too_short": "must have at least {min_length} characters",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must have at least {min_length} items",
-    "too_long": "must have at most {max_length} items",
-    "model_attributes_type": "must be an object",
-    "model_type": "must be an object",
-    "dict_type": "must be an object",
-    "union_tag_not_found": "must be an object with a type",
-    "union_tag_invalid": "must have one of the types {expected_tags}",
-}
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Api(APIGatewayRestResolver):
@@ -111,39 +89,6 @@ def task_answer(outcome: TaskResult | TaskPending, *, queued: bool = False) -> R
     return answer(outcome, HTTPStatus.ACCEPTED, headers)
 
 
-def read_direct(model: type[_Model], payload: object) -> _Model:
-    """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
-    return _validated(model, read_json(json.dumps(payload)))  # Lambda has read the payload's decimals as floats
-
-
-def read_message(body: str) -> Message:
-    """The task of a message of the queue, which may be a whole event of EventBridge: then it is the event's detail.
-
-    Here alone an input may be named by its digest: who may write to the queue is a matter of IAM. Raises
-    InvalidRequestError, PayloadTooLargeError.
-    """
-    payload = read_json(body)
-    if isinstance(payload, dict) and "detail-type" in payload:
-        payload = payload.get("detail")
-    digest = payload.get("input_sha256") if isinstance(payload, dict) else None
-    if digest is None:
-        request = _validated(DirectTaskRequest, payload)
-        return Message(request, hashlib.sha256(request.stdin()).hexdigest(), by_digest=False)
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise InvalidRequestError(("input_sha256", f"must match the pattern {_SHA256.pattern}"))
-    if {"input", "input_base64"} & payload.keys():
-        raise InvalidRequestError(("input_sha256", "stands in for the input: send one of them"))
-    rest = {name: value for name, value in payload.items() if name != "input_sha256"}
-    return Message(_validated(DirectTaskRequest, {**rest, "input": ""}), digest, by_digest=True)
-
-
-def _validated(model: type[_Model], payload: object) -> _Model:
-    try:
-        return model.model_validate(payload)
-    except ValidationError as exc:
-        raise _invalid(exc.errors()) from None  # pydantic's text quotes the input, and Lambda logs what is raised
-
-
 def direct_answer(outcome: TaskResult | TaskPending, *, inline_bytes_max: int | None) -> dict[str, Any]:
     """A settled task as plain JSON. Raises TaskInProgressError for one whose outcome is not known yet.
 
@@ -163,51 +108,6 @@ def responses(*models: tuple[HTTPStatus, type[BaseModel]]) -> Any:  # noqa: ANN4
     }
 
 
-def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
-    """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
-
-    NaN and infinity, which are not JSON, names that stand twice in an object, and nesting beyond the limit are refused.
-    """
-    try:
-        value = json.loads(
-            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names
-        )
-    except RecursionError as exc:
-        raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels")) from exc
-    except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
-        raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
-    _check_depth(value)
-    return value
-
-
-def _check_depth(value: object) -> None:
-    level: list[object] = [value]
-    for _ in range(JSON_DEPTH_MAX + 1):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return
-    raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels"))
-
-
-def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequestError((twice, "must not be given twice"))
-    return found
-
-
-def _refuse_constant(name: str) -> Decimal:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
-
-
 def _refuse(error: QuittanceError) -> Response[str]:
     status, body, headers = problem(error)
     return Response(
@@ -219,27 +119,7 @@ def _refuse(error: QuittanceError) -> Response[str]:
 
 
 def _refuse_fields(error: RequestValidationError) -> Response[str]:
-    return _refuse(_invalid(error.errors()))
-
-
-def _invalid(found: Iterable[Mapping[str, Any]]) -> InvalidRequestError:
-    return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found))
-
-
-def _field(location: tuple[str | int, ...]) -> str:
-    """The path of a field as its sender wrote it: no word of where it was sent, nor of the tariff's union."""
-    parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
-    if "tariff" in parts:
-        del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]
-    return ".".join(parts) or "body"
-
-
-def _sentence(found: Mapping[str, Any]) -> str:
-    sentence = _SENTENCES.get(found["type"])
-    if sentence:
-        return sentence.format(**found.get("ctx", {}))
-    message: str = found["msg"]
-    return _SHOULD.sub("must", message.removeprefix("Value error, "))
+    return _refuse(invalid(error.errors()))
 
 
 def _plain_json(event: Mapping[str, Any]) -> dict[str, Any]:

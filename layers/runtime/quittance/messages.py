@@ -4,6 +4,7 @@ So whoever IAM lets send to the queue may send one too: such a task is funded wh
 """
 
 import base64
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 from quittance import exact_json
 from quittance.acceptance import rules_json
+from quittance.errors import InvalidRequestError
 from quittance.limits import QUEUE_MESSAGE_BYTES_MAX
 from quittance.models import DirectTaskRequest, TaskRequest
 from quittance.money import format_credits
 from quittance.observability import Metric, count
+from quittance.reading import read_json, validated
 
 if TYPE_CHECKING:
     from quittance.bootstrap import Platform
 
 # SQS refuses some characters that JSON allows; escaped, none of them is left.
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]")
+_SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,27 @@ def send(platform: "Platform", user: str, request: TaskRequest, stdin: bytes) ->
         body = write(user, request, input_sha256=platform.outputs.keep_input(stdin))
     platform.queue.send(body, of=user)
     count(Metric.QUEUED)
+
+
+def read(body: str) -> Message:
+    """The task of a message of the queue, which may be a whole event of EventBridge: then it is the event's detail.
+
+    Here alone an input may be named by its digest: who may write to the queue is a matter of IAM. Raises
+    InvalidRequestError, PayloadTooLargeError.
+    """
+    payload = read_json(body)
+    if isinstance(payload, dict) and "detail-type" in payload:
+        payload = payload.get("detail")
+    digest = payload.get("input_sha256") if isinstance(payload, dict) else None
+    if digest is None:
+        request = validated(DirectTaskRequest, payload)
+        return Message(request, hashlib.sha256(request.stdin()).hexdigest(), by_digest=False)
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise InvalidRequestError(("input_sha256", f"must match the pattern {_SHA256.pattern}"))
+    if {"input", "input_base64"} & payload.keys():
+        raise InvalidRequestError(("input_sha256", "stands in for the input: send one of them"))
+    rest = {name: value for name, value in payload.items() if name != "input_sha256"}
+    return Message(validated(DirectTaskRequest, {**rest, "input": ""}), digest, by_digest=True)
 
 
 def write(user: str, request: TaskRequest, **its_input: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from quittance import events
 from quittance.bootstrap import Platform
-from quittance.delivering import Delivery
+from quittance.delivering import Notice
 from quittance.events import Event
 from quittance.observability import Metric, count, logger
 from quittance.store.ledger import left_funded
@@ -29,7 +29,7 @@ def tell(platform: Platform, record: Mapping[str, Any]) -> Event | None:
         with logger.append_context_keys(task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id):
             put(platform, settled)
         if escrow.webhook:
-            platform.webhooks.send(Delivery.of(settled, escrow.webhook).model_dump_json(), of=escrow.payer)
+            platform.webhooks.send(Notice.of(settled, escrow.webhook).model_dump_json(), of=escrow.payer)
         return settled
     agent = upload_moved(before, after)
     decided = events.upload_decided(agent, at_ms=int(change["ApproximateCreationDateTime"] * 1_000)) if agent else None

@@ -6,21 +6,17 @@ task is settled; one that no repetition mends goes to the dead letters (see dead
 
 import base64
 
-from quittance import tasks
+from quittance import messages, tasks
+from quittance.batches import NotDoneError
 from quittance.bootstrap import Platform
 from quittance.errors import QuittanceError, TaskInProgressError
 from quittance.escrow import Escrow
-from quittance.http import read_message
 from quittance.limits import TIMEOUT_S_ASYNC_MAX
 from quittance.messages import Message
 from quittance.models import DirectTaskRequest, TaskPending
 from quittance.observability import Metric, count, logger
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.queue import Delivery
-
-
-class NotDoneError(Exception):
-    """The message is not done with: the queue keeps it."""
 
 
 def work(platform: Platform, delivery: Delivery) -> None:
@@ -35,7 +31,7 @@ def work(platform: Platform, delivery: Delivery) -> None:
         platform.queue.hide(delivery.receipt, seconds=max(-(-lease_ms // 1_000), 0))
 
     try:
-        request = _whole(platform, read_message(delivery.body))
+        request = _whole(platform, messages.read(delivery.body))
         done = tasks.execute(
             platform, request.user_id, request, timeout_s_max=TIMEOUT_S_ASYNC_MAX, leased=hide_until_it_lapses
         )

@@ -1,0 +1,109 @@
+"""Requests as they come in, by HTTP, in an invocation or in a message: exact JSON, and each wrong field by its name."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from quittance.errors import InvalidRequestError
+from quittance.limits import JSON_DEPTH_MAX
+
+_PLACES: Final = frozenset({"body", "query", "path", "header"})
+_SHOULD: Final = re.compile(r"^\w+ should")
+_SENTENCES: Final = {
+    "extra_forbidden": "is not a known field",
+    "missing": "is required",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+    "union_tag_not_found": "must be an object with a type",
+    "union_tag_invalid": "must have one of the types {expected_tags}",
+}
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_direct(model: type[_Model], payload: object) -> _Model:
+    """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
+    return validated(model, read_json(json.dumps(payload)))  # Lambda has read the payload's decimals as floats
+
+
+def validated(model: type[_Model], payload: object) -> _Model:
+    """A request in JSON. Raises InvalidRequestError, naming each field that is wrong."""
+    try:
+        return model.model_validate(payload)
+    except ValidationError as exc:
+        raise invalid(exc.errors()) from None  # pydantic's text quotes the input, and Lambda logs what is raised
+
+
+def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
+
+    NaN and infinity, which are not JSON, names that stand twice in an object, and nesting beyond the limit are refused.
+    """
+    try:
+        value = json.loads(
+            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names
+        )
+    except RecursionError as exc:
+        raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels")) from exc
+    except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
+        raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
+    _check_depth(value)
+    return value
+
+
+def invalid(found: Iterable[Mapping[str, Any]]) -> InvalidRequestError:
+    """The refusal of what pydantic found wrong."""
+    return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found))
+
+
+def _check_depth(value: object) -> None:
+    level: list[object] = [value]
+    for _ in range(JSON_DEPTH_MAX + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels"))
+
+
+def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequestError((twice, "must not be given twice"))
+    return found
+
+
+def _refuse_constant(name: str) -> Decimal:
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+def _field(location: tuple[str | int, ...]) -> str:
+    """The path of a field as its sender wrote it: no word of where it was sent, nor of the tariff's union."""
+    parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
+    if "tariff" in parts:
+        del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]
+    return ".".join(parts) or "body"
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    sentence = _SENTENCES.get(found["type"])
+    if sentence:
+        return sentence.format(**found.get("ctx", {}))
+    message: str = found["msg"]
+    return _SHOULD.sub("must", message.removeprefix("Value error, "))

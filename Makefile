@@ -55,7 +55,7 @@ fuzz-ledger: ## 20,000 escrows under faults on a real engine (ARGS="--engine dyn
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/fuzz.py --seeds 20 --escrows 1000 $(ARGS)
 
 interleavings: ## every order of store calls by two and three actors, the slow walks too
-	$(DEV) env QUITTANCE_LONG=1 pytest tests/ledger/test_interleavings.py
+	$(DEV) env QUITTANCE_LONG=1 pytest tests/ledger/test_interleavings.py $(ARGS)
 
 mutants: ## takes each guard of the ledger away in turn: all must be missed
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)

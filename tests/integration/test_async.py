@@ -455,7 +455,9 @@ def test_a_letter_that_nobody_can_read_stays(rich: Cloud, grave: Bench) -> None:
     assert grave.hidden == [900]
 
 
-def test_a_platform_that_is_away_keeps_the_letter(rich: Cloud, grave: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_that_is_away_keeps_the_letter(
+    rich: Cloud, grave: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     for method in ("find", "take_over", "settle"):
@@ -463,6 +465,7 @@ def test_a_platform_that_is_away_keeps_the_letter(rich: Cloud, grave: Bench, mon
             patch.setattr(rich.ledger, method, _raise(PlatformUnavailableError))
             with pytest.raises(NotDoneError):
                 dead_letters.bury(rich, letter(ask(agent)))
+    assert [record.message for record in caplog.records].count("not set right") == 3
     assert grave.hidden[:2] == [2, 2]
     assert grave.hidden[2] in {7, 8}, "taken over for a moment: nobody else may meanwhile"
     rich.skew_ms = 18_001

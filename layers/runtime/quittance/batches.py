@@ -1,6 +1,6 @@
 """A batch of a queue's messages, each taken by itself: one that is not done with is kept, and holds up no other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
@@ -18,7 +18,7 @@ class NotDoneError(Exception):
     """The message is not done with: the queue keeps it. Whoever raises this has said why in the log."""
 
 
-def each_message(event: Mapping[str, Any], context: LambdaContext, take: Callable[[Delivery], None]) -> dict[str, Any]:
+def each_message(event: dict[str, Any], context: LambdaContext, take: Callable[[Delivery], None]) -> dict[str, Any]:
     """Takes all messages of an event; the answer tells SQS which ones to keep."""
 
     def take_one(record: SQSRecord) -> None:
@@ -31,4 +31,4 @@ def each_message(event: Mapping[str, Any], context: LambdaContext, take: Callabl
             logger.exception("message failed", message_id=record.message_id)
             raise
 
-    return dict(process_partial_response(dict(event), take_one, _PROCESSOR, context))
+    return dict(process_partial_response(event, take_one, _PROCESSOR, context))

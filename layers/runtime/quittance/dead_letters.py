@@ -37,7 +37,9 @@ def bury(platform: Platform, delivery: Delivery) -> None:
     try:
         _set_right(platform, message, delivery)
     except QuittanceError as exc:  # its runner may still be alive, or the platform is away
-        platform.dead_letters.hide(delivery.receipt, seconds=wait_s(exc, delivery) or DEAD_LETTER_HIDDEN_S)
+        again_s = wait_s(exc, delivery) or DEAD_LETTER_HIDDEN_S
+        logger.warning("not set right", message_id=delivery.message_id, reason=type(exc).__name__, again_s=again_s)
+        platform.dead_letters.hide(delivery.receipt, seconds=again_s)
         raise NotDoneError from exc
 
 

@@ -44,7 +44,7 @@ def read(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
     except ValueError as exc:
         msg = "must be JSON in UTF-8 (RFC 8259)"
         raise JsonError(msg) from exc
-    _check_depth(value)
+    check_depth(value)
     if _SURROGATE.search(data):
         _check_surrogates(value)
     return value
@@ -84,6 +84,21 @@ def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
         raise _too_deep() from exc
     except UnicodeEncodeError as exc:
         raise _half_pair() from exc
+
+
+def check_depth(value: object) -> None:
+    """Raises JsonError if a value is nested deeper than `JSON_DEPTH_MAX` levels."""
+    level: list[Any] = [value]
+    for _ in range(JSON_DEPTH_MAX + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    raise _too_deep()
 
 
 def _number_text(number: float | Decimal) -> str:
@@ -143,20 +158,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         msg = "must not name a member of an object twice"
         raise JsonError(msg)
     return members
-
-
-def _check_depth(value: object) -> None:
-    level: list[Any] = [value]
-    for _ in range(JSON_DEPTH_MAX + 1):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (dict, list))
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return
-    raise _too_deep()
 
 
 def _check_surrogates(value: object) -> None:

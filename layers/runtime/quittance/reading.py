@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from quittance.errors import InvalidRequestError
+from quittance.exact_json import JsonError, check_depth
 from quittance.limits import JSON_DEPTH_MAX
 
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
@@ -52,31 +53,17 @@ def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
         value = json.loads(
             text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names
         )
-    except RecursionError as exc:
+        check_depth(value)
+    except (RecursionError, JsonError) as exc:
         raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels")) from exc
     except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
         raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
-    _check_depth(value)
     return value
 
 
 def invalid(found: Iterable[Mapping[str, Any]]) -> InvalidRequestError:
     """The refusal of what pydantic found wrong."""
     return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found))
-
-
-def _check_depth(value: object) -> None:
-    level: list[object] = [value]
-    for _ in range(JSON_DEPTH_MAX + 1):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return
-    raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels"))
 
 
 def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

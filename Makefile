@@ -19,7 +19,8 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status fuzz fuzz-ledger interleavings mutants bench audit recompute-reputation openapi logs demo sam-local sam-smoke token test unit e2e check lint format types build lock clean
+.PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi logs demo sam-local \
+	sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,16 +49,19 @@ sam-smoke: ## every file in events/ by `sam local invoke`, and a paid task by `s
 token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600
 	$(LOCAL) token "$(SUBJECT)" --scope "$(SCOPE)" $(if $(TTL),--ttl $(TTL)) $(if $(AUDIENCE),--audience "$(AUDIENCE)")
 
+test: ## everything that a change can break, in minutes (ARGS="-k word" to choose, ARGS=-v for pytest's own output)
+	$(DEV) python -m pytest -n auto $(ARGS)
+
+proofs: ## the same and more in the long form, for hours; goes on where it was (ARGS="fuzz", "--short", "--again")
+	$(DEV) python -m tests.long_form $(ARGS)
+
 fuzz: ## 20,000 mutated modules through the sandbox
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/fuzz/fuzz.py --modules 20000 $(ARGS)
 
 fuzz-ledger: ## 20,000 escrows under faults on a real engine (ARGS="--engine dynoxide" for the other)
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/fuzz.py --seeds 20 --escrows 1000 $(ARGS)
 
-interleavings: ## every order of store calls by two and three actors, the slow walks too
-	$(DEV) env QUITTANCE_LONG=1 pytest tests/ledger/test_interleavings.py $(ARGS)
-
-mutants: ## takes each guard of the ledger away in turn: all must be missed
+mutants: ## remove each guard of the ledger in turn: the tests must catch every removal
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)
 
 bench: ## what cold starts, traces, the sandbox, receipts and acceptance cost; what one payer's wallet bears
@@ -78,9 +82,6 @@ openapi: ## write the API's description and the events' schemas anew from the co
 
 recompute-reputation: ## every agent's scores, made anew from its receipts, and whether the kept ones are the same
 	$(LOCAL) reputation
-
-test: ## all tests, also against a local cloud of their own (ARGS="-k word" to choose)
-	$(DEV) pytest $(ARGS)
 
 unit: ## the fast tests
 	$(DEV) pytest tests/unit $(ARGS)

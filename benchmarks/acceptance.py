@@ -20,6 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
+from scale import QUICK, scaled
+
 from quittance import exact_json
 from quittance.acceptance import Rules, verdict
 from quittance.limits import ACCEPTANCE_STEPS_MAX, OUTPUT_BYTES_MAX
@@ -28,7 +30,7 @@ from quittance.schema import Schema, Steps, TooCostlyError
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "acceptance.md"
 BEGIN, END = "<!-- the table: python benchmarks/acceptance.py --write -->\n", "<!-- end of the table -->\n"
-ROUNDS = 3
+ROUNDS = scaled(3, 1)
 BOUND_MS = 1_000
 ROOM = OUTPUT_BYTES_MAX - 100
 
@@ -186,7 +188,7 @@ def main() -> None:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
         PAGE.write_text("".join((before, BEGIN, "\n", text, "\n", END, after)), encoding="utf-8")
-    if longest > BOUND_MS:
+    if longest > BOUND_MS and not QUICK:
         sys.exit(f"a verdict took {longest:,.0f} ms, and may take {BOUND_MS}")
 
 

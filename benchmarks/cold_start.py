@@ -17,10 +17,12 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from scale import scaled, status
+
 from local import deploy, venvs
 from local.paths import ROOT
 
-ROUNDS: Final = 5
+ROUNDS: Final = scaled(5, 1)
 SETTINGS: Final = {
     "AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "l", "REGISTRY_TABLE": "r", "UPLOADS_BUCKET": "u",
     "BINARIES_BUCKET": "b", "OUTPUTS_BUCKET": "o", "LOG_BUCKET": "t", "LEDGER_SHARDS": "4", "FEE_BPS": "250",
@@ -125,4 +127,4 @@ def _restored_s(code: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main()))

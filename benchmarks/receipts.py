@@ -19,14 +19,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from scale import scaled, status
 
 from quittance import log, receipt
 from quittance.escrow import Escrow, StoredBytes, decide, escrow_id
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.store.keys import Keys
 
-SETTLEMENTS = 1_000
-LOG_SIZE = 100_000
+SETTLEMENTS = scaled(1_000, 100)
+LOG_SIZE = scaled(100_000, 1_000)
 SIGN_MS_MAX = 0.2
 KMS_CALLS_MAX = 1
 NOW_S = 1_800_000_000
@@ -125,4 +126,4 @@ def _nothing(tile: log.Tile) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main()))

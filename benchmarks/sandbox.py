@@ -18,6 +18,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 import wasmtime
+from scale import scaled, status
 
 from quittance import limits
 from quittance.run import Job, Outcome
@@ -25,13 +26,16 @@ from quittance.sandbox import Sandbox, compile_module
 from quittance.sandbox.execution import Executor
 
 TRIVIAL = '(module (memory (export "memory") 1) (func (export "_start")))'
+ENDLESS = '(module (memory (export "memory") 1) (func (export "_start") (loop $again (br $again))))'
 RATIO_MAX = 3.0
 START_MS_MAX = 150.0
+LATE_MS_MAX = 300.0
+DEADLINE_MS = 200
 RSS_GROWTH_BYTES_MAX = 4 * limits.MIB
-WARM_RUNS = 500
-BLOCKS, RUNS_PER_BLOCK = 20, 200
-STARTS = 15
-MANY_RUNS = 10_000
+WARM_RUNS = scaled(500, 20)
+BLOCKS, RUNS_PER_BLOCK = scaled(20, 2), scaled(200, 20)
+STARTS = scaled(15, 3)
+MANY_RUNS = scaled(10_000, 200)
 
 
 def measured(action: Callable[[], object]) -> float:
@@ -99,6 +103,17 @@ def _run_to_end(arguments: list[str]) -> None:
     subprocess.run(arguments, check=True)
 
 
+def deadline() -> bool:
+    """Measure how long after its deadline an endless guest's caller has its answer."""
+    artefact = compile_module(bytes(wasmtime.wat2wasm(ENDLESS)))
+    with tempfile.NamedTemporaryFile() as file, Sandbox() as sandbox:
+        file.write(artefact.data)
+        file.flush()
+        job = Job(file.name, artefact.sha256, b"", limits.FUEL_MAX, limits.MIB, DEADLINE_MS, 0, b"")
+        late = [measured(lambda: sandbox.run(job)) - DEADLINE_MS for _ in range(STARTS)]
+    return verdict("  answer after the deadline", told("answer after the deadline", late), LATE_MS_MAX, " ms")
+
+
 def many_runs(job: Job) -> bool:
     """Let one worker make many runs, more than it may in production, and see what they leave."""
     with mock.patch.object(limits, "WORKER_RUNS_MAX", 10 * MANY_RUNS), Sandbox() as sandbox:
@@ -134,9 +149,9 @@ def main() -> int:
         file.write(artefact.data)
         file.flush()
         job = Job(file.name, artefact.sha256, b"", 10**6, limits.MIB, 5_000, 0, b"")
-        kept = [warm_run(job, artefact.data), start(job), many_runs(job)]
+        kept = [warm_run(job, artefact.data), start(job), deadline(), many_runs(job)]
     return int(not all(kept))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main()))

@@ -13,10 +13,12 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
+from scale import scaled, status
+
 from quittance import tracing
 
 STEPS: Final = ("check", "fund", "load", "run", "accept", "settle")
-TASKS: Final = 2_000
+TASKS: Final = scaled(2_000, 50)
 TASK_MS_MAX: Final = 1.0
 SAMPLED: Final = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled="
 
@@ -46,4 +48,4 @@ def task_ms() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main()))

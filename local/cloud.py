@@ -25,6 +25,10 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 _HOST = "127.0.0.1"
 _START_SECONDS = 60.0
 _PORT_TRIES = 3
+LIFELINE = "QUITTANCE_LIFELINE"
+"""Variable with the number of a descriptor: a cloud that inherits this end of a pipe ends when the other end is closed.
+
+So a cloud never outlives the tests that started it, even if they are killed."""
 _SERVERS: list[subprocess.Popen[bytes]] = []  # held: they outlive the command that starts them
 
 
@@ -111,6 +115,7 @@ def _start(state: State, port: int) -> Cloud:
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[int(lifeline)] if (lifeline := os.environ.get(LIFELINE)) else [],
         )
     _SERVERS.append(server)
     try:
@@ -156,6 +161,7 @@ def _server_env(state: State, port: int) -> dict[str, str]:
         "IOT_MTLS_ENABLED": "0",
         "DOCKER_HOST": "unix:///nonexistent",  # it would tidy away containers of others
         "PYTHONUNBUFFERED": "1",
+        LIFELINE: os.environ.get(LIFELINE, ""),
     }
 
 

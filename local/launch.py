@@ -17,6 +17,7 @@ cannot start, and tests/local/test_cloud.py says which.
 import hashlib
 import json
 import os
+import signal
 import tempfile
 import threading
 import zipfile
@@ -107,6 +108,16 @@ def _prepare(env: Mapping[str, str]) -> None:
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
 
 
+def _end_with(descriptor: str) -> None:
+    """Ends this process when the other end of the pipe is closed, which the kernel does for whoever is killed."""
+
+    def watch() -> None:
+        os.read(int(descriptor), 1)
+        os.killpg(0, signal.SIGKILL)  # the functions too: they are of this process's group
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _name_errors() -> None:
     script = lambda_runtime._PYTHON_WORKER_SCRIPT  # noqa: SLF001 - of exactly this version
     if script.count(_TELL_ERROR) != 1:
@@ -128,5 +139,7 @@ def _name_errors() -> None:
 
 
 if __name__ == "__main__":
+    if _lifeline := os.environ.pop("QUITTANCE_LIFELINE", ""):
+        _end_with(_lifeline)
     _prepare(os.environ)
     app.main()

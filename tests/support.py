@@ -2,10 +2,12 @@
 
 import base64
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from quittance import publishing
+from quittance import publishing, sandbox
 from quittance.bootstrap import Platform
 from quittance.models import AgentLimits, AgentRequest
 
@@ -21,6 +23,10 @@ def wasm(name: str) -> bytes:
     """A committed example agent."""
     (module,) = AGENTS.glob(f"*/{name}.wasm")
     return module.read_bytes()
+
+
+compiled_once = cache(sandbox.compile_module)
+"""The same module gives the same artefact (tests/fuzz), so the agents of many tests are compiled once."""
 
 
 def remaining() -> int:
@@ -53,7 +59,8 @@ class Cloud(Platform):
         request = AgentRequest.model_validate({"name": "test", **terms})
         agent_id = publishing.register(self, owner, request).agent_id
         self.post(agent_id, 1, module)
-        assert publishing.publish(self, f"uploads/{agent_id}/1") == "active"
+        with mock.patch.object(sandbox, "compile_module", compiled_once):
+            assert publishing.publish(self, f"uploads/{agent_id}/1") == "active"
         return agent_id
 
     def post(self, agent_id: str, number: int, module: bytes) -> None:

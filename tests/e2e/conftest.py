@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,20 +18,25 @@ import boto3
 import httpx
 import jwt
 import pytest
+from botocore.config import Config
 
 from local import client, demo, issuer
 from local.cloud import CREDENTIALS
-from local.paths import LOCAL, ROOT, Stack
+from local.paths import LOCAL, ROOT, Stack, State
 from quittance.limits import WALLET_PURSES
+from tests import clouds
 from tests.e2e.people import Ledger, User
+from tests.progress import add_cloud
 from tests.support import wasm
+from tests.waiting import GENEROUS_S, Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from decimal import Decimal
 
-TEST_STATE = LOCAL / "test-cloud"
-ANSWER_SECONDS = 60
+STATE = State(LOCAL / "test-cloud")
+ANSWER_SECONDS = GENEROUS_S
+TOKEN_SECONDS = 600
 DEFAULT_TARIFF: Mapping[str, Any] = {"type": "flat", "price": "0.01"}
 MICRO = 1_000_000
 HERE = Path(__file__).parent
@@ -75,15 +78,14 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     if named := os.environ.get("QUITTANCE_STACK"):
         yield Stack.read(ROOT / named)
         return
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        sys.stderr.write("\n")
-        _local("up", "--no-seed", check=True)  # its progress is seen: it takes some seconds
+    clouds.up(STATE, request.config)
     try:
-        yield Stack.read(TEST_STATE / "stack.json")
+        yield Stack.read(STATE.stack)
     finally:
-        with (TEST_STATE / "logs" / "functions.log").open("w") as sink:
-            _local("logs", stdout=sink)
-        _local("down")
+        with STATE.log("functions").open("w") as sink:
+            clouds.run(STATE, "logs", stdout=sink)
+        add_cloud(request.config, clouds.processor_s(STATE))
+        clouds.run(STATE, "down")
 
 
 @pytest.fixture(scope="session")
@@ -102,15 +104,29 @@ def token(stack: Stack) -> Callable[..., str]:
     return make
 
 
+class Bearer(httpx.Auth):
+    """Sends a token that is made when it is needed, and again when it is old."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make = make
+        self._token, self._age = "", Stopwatch()
+
+    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:
+        if not self._token or self._age.seconds() > TOKEN_SECONDS:
+            self._token, self._age = self._make(), Stopwatch()
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        yield request
+
+
 @pytest.fixture(scope="session")
 def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx.Client]]:
     """HTTP clients: `api(subject, scope="")`; `api(None)` has no token."""
     with ExitStack() as clients:
 
         def make(subject: str | None, scope: str = "") -> httpx.Client:
-            headers = {"Authorization": f"Bearer {token(subject, scope)}"} if subject else {}
+            bearer = Bearer(lambda: token(subject, scope)) if subject else None
             base = f"{stack.api_url}{client.PREFIX}"
-            made = httpx.Client(base_url=base, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
+            made = httpx.Client(base_url=base, auth=bearer, timeout=ANSWER_SECONDS, trust_env=False)
             return clients.enter_context(made)
 
         yield make
@@ -128,7 +144,8 @@ def aws(stack: Stack) -> Callable[[str], Any]:
 
     def client_of(service: str) -> Any:
         if service not in made:
-            made[service] = session.client(service, endpoint_url=stack.endpoint_url)  # type: ignore[call-overload]
+            once = Config(read_timeout=GENEROUS_S, retries={"total_max_attempts": 1})
+            made[service] = session.client(service, endpoint_url=stack.endpoint_url, config=once)  # type: ignore[call-overload]
         return made[service]
 
     return client_of
@@ -162,9 +179,9 @@ def publish(stack: Stack, token: Callable[..., str]) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def deposit(stack: Stack, token: Callable[..., str]) -> Callable[..., None]:
     """`deposit(account, amount)` adds credits; the amount is a decimal string or a number of credits."""
-    bank = client.Api(stack.api_url, token("bank", "ledger:deposit"))
 
     def make(account: str, amount: str | int | Decimal) -> None:
+        bank = client.Api(stack.api_url, token("bank", "ledger:deposit"))
         bank.post(f"/accounts/{account}/deposits", {"deposit_id": uuid.uuid4().hex, "amount": str(amount)})
 
     return make
@@ -205,9 +222,3 @@ def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> Use
 def echo(publish: Callable[..., str]) -> str:
     """An agent that gives back what it is given."""
     return publish(wasm("echo"))
-
-
-def _local(*words: str, stdout: Any = subprocess.DEVNULL, check: bool = False) -> None:
-    command = [sys.executable, "-m", "local", "--state", str(TEST_STATE), *words]
-    if subprocess.run(command, cwd=ROOT, stdout=stdout, check=False).returncode and check:
-        pytest.exit("the local cloud for the tests did not start", returncode=1)

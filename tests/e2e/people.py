@@ -48,6 +48,23 @@ class Ledger:
         found = self._dynamodb.get_item(TableName=self._table, Key=key, ConsistentRead=True)
         return _plain(found["Item"]) if "Item" in found else None
 
+    def age(self, user: str, task_id: str, by_ms: int) -> bool:
+        """Makes time pass for one task that is funded: its times go back by so much. False if it is none (any more)."""
+        moved = ("at", "lease_ms", "expires_ms", "work_at")
+        names = {f"#{name}": name for name in (*moved, "state")}
+        try:
+            self._dynamodb.update_item(
+                TableName=self._table,
+                Key={"pk": {"S": f"ESC#{escrow_id(user, task_id)}"}},
+                UpdateExpression="SET " + ", ".join(f"#{name} = #{name} - :by" for name in moved),
+                ConditionExpression="#state = :funded",
+                ExpressionAttributeNames=names,
+                ExpressionAttributeValues={":by": {"N": str(by_ms)}, ":funded": {"S": "funded"}},
+            )
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
     def put_overdue(self, done: Mapping[str, Any], *, task_id: str) -> str:
         """Puts an escrow that should have been settled a moment ago, like that of a task which is; gives its id.
 

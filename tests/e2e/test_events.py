@@ -62,7 +62,9 @@ UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88
 class Scene:
     """A user, an agent for her to hire and one of her own; and events that speak of them."""
 
-    def __init__(self, alice: User, hired: str, own: str, bucket: str, token: str, client: Any, stack: Stack) -> None:
+    def __init__(
+        self, alice: User, hired: str, own: str, bucket: str, token: Callable[[], str], client: Any, stack: Stack
+    ) -> None:
         self.alice, self.own, self.bucket = alice, own, bucket
         self._real = {
             '"alice"': f'"{alice.name}"',
@@ -71,13 +73,12 @@ class Scene:
             "agt_aaaaaaaaaaaaaaaa": hired,
             "agt_bbbbbbbbbbbbbbbb": own,
             "quittance-uploads-123456789012-eu-central-1": bucket,
-            "TOKEN": token,
         }
-        self._client, self._stack = client, stack
+        self._client, self._stack, self._token = client, stack, token
 
     def speak_of(self, text: str) -> Any:
         """JSON with the placeholders replaced."""
-        for placeholder, real in self._real.items():
+        for placeholder, real in {**self._real, "TOKEN": self._token()}.items():
             text = text.replace(placeholder, real)
         return json.loads(text)
 
@@ -102,7 +103,9 @@ def scene(
     alice = User.new(api, deposit)
     own = alice.http.post("/agents", json={"name": "own", "tariff": {"type": "flat", "price": "0.01"}}).json()
     hired = publish(wasm("wordcount"))
-    return Scene(alice, hired, own["agent_id"], stack.buckets["uploads"], token(alice.name), aws("lambda"), stack)
+    return Scene(
+        alice, hired, own["agent_id"], stack.buckets["uploads"], lambda: token(alice.name), aws("lambda"), stack
+    )
 
 
 @pytest.fixture(scope="module")

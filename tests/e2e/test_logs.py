@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ from tests.e2e.people import User, task
 from tests.e2e.test_workflows import Workflow
 from tests.e2e.test_workflows import body as run
 from tests.sandbox.wat import call, program
+from tests.waiting import until
 
 # Copies its input to the output and to the log; traps if the input begins with "!".
 TALKATIVE = program(
@@ -31,7 +31,6 @@ TALKATIVE = program(
 PAYLOAD = "marked-payload"
 CLAIM = "marked-claim"
 LARGE = 4_096  # bytes: over what an escrow holds inline
-WAIT_SECONDS = 20
 JWT = re.compile(r"eyJ[\w-]{8,}\.[\w-]*\.?")
 KEYS = re.compile(r"PRIVATE KEY|\"d\": ?\"[\w-]{40,}|X-Amz-Signature|Bearer ")
 
@@ -60,7 +59,7 @@ def told(
     assert done["output"] == PAYLOAD
     assert done["log"] == PAYLOAD
     assert JWT.search(done["receipt"]), "what is looked for must look like this"
-    assert JWT.search(user.http.headers["Authorization"]), "and like this"
+    assert JWT.search(f"Bearer {token(user.name)}"), "and like this"
     assert not user.run(agent, input=f"!{PAYLOAD}")["success"]
     user.run(agent, input="a", webhook=f"http://127.0.0.1:1/{PAYLOAD}")
     user.run(agent, input=PAYLOAD * (LARGE // len(PAYLOAD)))
@@ -81,11 +80,8 @@ def told(
         assert httpx.get(f"{user.http.base_url}accounts/me", headers=refused, trust_env=False).status_code == 401
     last = escrow_id(user.name, "last")
     user.run(agent, task_id="last", input=PAYLOAD)
-    waits_until = monotonic() + WAIT_SECONDS
-    while last not in "".join(found := list(lines(aws))):
-        assert monotonic() < waits_until, "the logs do not tell of the last task"
-        sleep(0.2)
-    return found
+    until(lambda: last in "".join(lines(aws)), "the logs do not tell of the last task", pause_s=0.2)
+    return list(lines(aws))
 
 
 def test_a_settlement_can_be_followed_by_its_ids(told: list[str]) -> None:

@@ -16,7 +16,7 @@ from cfnlint.decode import cfn_yaml
 
 from local.deploy import STACK_NAME
 from local.paths import Stack, State
-from tests.e2e.conftest import TEST_STATE
+from tests.e2e.conftest import STATE
 from tests.roles import FUNCTION, Call, Deployed, read_calls, unlawful, unused
 from tests.support import ROOT
 
@@ -78,7 +78,7 @@ def as_role(stack: Stack, aws: Callable[[str], Any], deployed: Deployed) -> AsRo
 def calls(deployed: Deployed) -> list[Call]:
     """All that the functions asked of AWS in this session."""
     named = os.environ.get("QUITTANCE_STACK")
-    recorded = State((ROOT / named).parent if named else TEST_STATE).calls
+    recorded = (State((ROOT / named).parent) if named else STATE).calls
     if not recorded.is_file():
         pytest.skip("calls are recorded by the local cloud alone")
     return read_calls(recorded, deployed.functions)

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -16,12 +15,11 @@ from local.paths import Stack
 from quittance import receipt
 from tests.e2e.people import Ledger, User, credited
 from tests.support import wasm
+from tests.waiting import until
 
 CREDIT = 1_000_000
 FLAT = {"type": "flat", "price": "0.04"}
 NO_START = bytes.fromhex("0061736d01000000")  # the smallest module there is
-COMPILE_SECONDS = 60
-REFRESH_SECONDS = 10  # how long an environment may go on with an agent as it was
 
 
 @pytest.fixture(autouse=True)
@@ -336,11 +334,14 @@ def upload(registered: dict[str, Any], module: bytes) -> httpx.Response:
 
 def wait_for(read: Callable[[], dict[str, Any]], ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """What is read, once it is ready."""
-    deadline = monotonic() + 60
-    while not ready(found := read()):
-        assert monotonic() < deadline, found
-        sleep(0.1)
-    return found
+    found: list[dict[str, Any]] = []
+
+    def is_ready() -> bool:
+        found[:] = [read()]
+        return ready(found[0])
+
+    until(is_ready, "it is not ready")
+    return found[0]
 
 
 def register(owner: User, **terms: Any) -> dict[str, Any]:
@@ -414,13 +415,15 @@ def test_new_version_takes_over_whole_and_the_old_one_serves_until_then(
 
     was = (old["module_sha256"], "0.01", '"hello"')
     now = (new["module_sha256"], "0.04", '{"words":1,"unique":1,"top":[["hello",1]]}')
-    seen, deadline = set(), monotonic() + REFRESH_SECONDS + 5
-    while now not in seen and monotonic() < deadline:
+    seen = set()
+
+    def is_new() -> bool:
         done = alice.run(agent_id, input='"hello"')
         used = {"0.04": "0.01", "0.01": "0.04"}[done["amount_refunded"]]
         seen.add((receipt.read_claims(done["receipt"])["module_sha256"], used, done["output"].strip()))
-        sleep(0.5)
-    assert now in seen
+        return now in seen
+
+    until(is_new, "the old version is served for ever", pause_s=0.5)
     assert seen <= {was, now}, "never one version's module at the other's price"
 
 
@@ -436,11 +439,8 @@ def test_agent_that_another_engine_compiled_is_compiled_anew_at_first_need(
     refused = alice.execute(agent)
     assert (refused.status_code, refused.json()["code"]) == (409, "agent_not_ready")
     assert int(refused.headers["Retry-After"]) > 0
-    until = monotonic() + COMPILE_SECONDS
-    while (again := alice.execute(agent)).status_code == 409:
-        assert monotonic() < until, "it is never compiled"
-        sleep(0.2)
-    assert again.json()["success"]
+    until(lambda: alice.execute(agent).status_code != 409, "it is never compiled", pause_s=0.2)
+    assert alice.execute(agent).json()["success"]
     kept = aws("dynamodb").get_item(**entry, ConsistentRead=True)["Item"]
     assert kept["artefact_key"] == written["Attributes"]["artefact_key"]
 

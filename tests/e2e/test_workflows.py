@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -20,10 +19,10 @@ from quittance.limits import WORKFLOW_STATE_BYTES_MAX
 from tests.e2e.people import Ledger, User, task
 from tests.sandbox.wat import call, iovecs, memory, program
 from tests.support import ROOT, wasm
+from tests.waiting import until
 
 CREDIT = 1_000_000
 EVENT = (ROOT / "events" / "plan-run.json").read_text()
-END_SECONDS = 150
 PRICE = 10_000  # of each agent here, in micro-credits, fee included
 # Counts for about a second, then writes its one word.
 SLOW = program(
@@ -72,10 +71,9 @@ class Workflow:
         return [event["taskFailedEventDetails"]["error"] for event in events]
 
     def end(self, arn: str) -> Execution:
-        waits_until = monotonic() + END_SECONDS
-        while (told := self._client.describe_execution(executionArn=arn))["status"] == "RUNNING":
-            assert monotonic() < waits_until, "the execution does not end"
-            sleep(0.1)
+        describe = self._client.describe_execution
+        until(lambda: describe(executionArn=arn)["status"] != "RUNNING", "the execution does not end", pause_s=0.1)
+        told = describe(executionArn=arn)
         text = told.get("output") or "null"
         return Execution(told["status"], json.loads(text), text, self.failures(arn))
 
@@ -234,10 +232,8 @@ def test_a_throttled_task_is_tried_again(
     aws("lambda").put_function_concurrency(**function, ReservedConcurrentExecutions=0)
     try:
         arn = unqualified.start(body(alice, echo))
-        waits_until = monotonic() + END_SECONDS
-        while not (turned_away := unqualified.failures(arn)):
-            assert monotonic() < waits_until, "nothing is turned away"
-            sleep(0.1)
+        until(lambda: unqualified.failures(arn), "nothing is turned away", pause_s=0.1)
+        turned_away = unqualified.failures(arn)
     finally:
         aws("lambda").delete_function_concurrency(**function)
     done = unqualified.end(arn)
@@ -267,10 +263,7 @@ def test_a_task_that_is_running_is_asked_for_again(
 
     runner = threading.Thread(target=invoke)
     runner.start()
-    waits_until = monotonic() + END_SECONDS
-    while not ledger.escrow(alice.name, first["task_id"]):
-        assert monotonic() < waits_until, "the first attempt is not funded"
-        sleep(0.02)
+    until(lambda: ledger.escrow(alice.name, first["task_id"]), "the first attempt is not funded", pause_s=0.02)
     done = workflow.run(body(alice, agent, run_id=run_id))
     runner.join()
     assert set(done.failures) == {"TaskInProgressError"}

@@ -1,9 +1,8 @@
 """Takes a hostile module through validate, compile and run, and measures what it did to the host.
 
-Time. A run must be over 300 ms after its deadline. That is measured around `Sandbox.run` in the parent, so it holds the
-loading of the artefact, the guest, the kill and the way back; it is the time that a caller waits. Other work on the
-machine can only add to it, so a run that came late is tried again: late three times is late. No try may take longer
-than `LATE_MS_NEVER`, whatever else the machine does.
+Time. A guest may use the processor for 300 ms more than its deadline allows; processor time, because other work on the
+machine adds to what a clock shows (benchmarks/sandbox.py measures what a caller waits). A case that must end otherwise
+than by its deadline has a deadline that no machine comes near.
 
 Memory. The kernel's own high-water marks (`VmHWM`) of this process and of the worker. That of a worker which is killed
 is read just before the kill.
@@ -13,21 +12,19 @@ import contextlib
 import dataclasses
 import hashlib
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 from quittance import limits
-from quittance.run import Job, Meter, Run
+from quittance.run import Job, Meter, Outcome, Run
 from quittance.sandbox import ModuleRejectedError, Sandbox, compile_module, process, supervisor
 from tests.hostile.corpus import Case
 from tests.hostile.generated import command
+from tests.waiting import GENEROUS_MS, Stopwatch
 
 LATE_MS_MAX = 300
-LATE_MS_NEVER = 3_000
-TRIES = 3
 
 HOST_GROWTH_BYTES_MAX = 32 * limits.MIB
 """How much this process may grow by one run: it holds the output (1 MiB) and the frames around it, no more."""
@@ -69,21 +66,21 @@ class Environment:
 
     def attempt(self, case: Case) -> Ending:
         """Validate, compile and run."""
-        began = time.monotonic()
+        watch = Stopwatch()
         try:
             with _compile_limits(case):
                 job = self._job(case.binary())
         except ModuleRejectedError as refused:
-            return Ending(refused.code, refused.message, compile_ms=_since(began))
-        compile_ms = _since(began)
+            return Ending(refused.code, refused.message, compile_ms=watch.seconds() * 1_000)
+        compile_ms = watch.seconds() * 1_000
         job = dataclasses.replace(
             job,
             stdin=b"x" * case.stdin_bytes,
             fuel=case.fuel,
             memory_bytes=case.memory_mib * limits.MIB,
-            timeout_ms=case.timeout_ms,
+            timeout_ms=case.timeout_ms if case.ends == Outcome.TIMEOUT else GENEROUS_MS,
         )
-        return dataclasses.replace(self._timed(job), compile_ms=compile_ms)
+        return dataclasses.replace(self._measured(job), compile_ms=compile_ms)
 
     def is_unharmed(self) -> bool:
         """Whether a trivial agent runs as it did before everything else."""
@@ -94,22 +91,13 @@ class Environment:
         kept = min(self._artefact_bytes, limits.WORKER_MODULE_BYTES_MAX)
         return case.memory_mib * limits.MIB + 2 * kept + WORKER_OVERHEAD_BYTES_MAX
 
-    def _timed(self, job: Job) -> Ending:
-        for last in range(TRIES):
-            ending = self._measured(job)
-            late_ms = ending.took_ms - job.timeout_ms
-            if late_ms <= LATE_MS_MAX or late_ms > LATE_MS_NEVER or last == TRIES - 1:
-                return ending
-            self.is_unharmed()  # starts another worker, if that one was killed
-        raise AssertionError
-
     def _measured(self, job: Job) -> Ending:
         self._peak_of_killed = 0
         before = _forget_peak()
-        began = time.monotonic()
+        watch = Stopwatch()
         with mock.patch.object(supervisor._Worker, "kill", self._watched(supervisor._Worker.kill)):
             run = self.sandbox.run(job)
-        took_ms = _since(began)
+        took_ms = watch.seconds() * 1_000
         return Ending(
             code=run.outcome,
             message=run.message,
@@ -147,10 +135,11 @@ def shortcomings(case: Case, ending: Ending, environment: Environment) -> list[s
     found = [f"it ended with {ending.code}, not {case.ends}: {ending.message}"] if ending.code != case.ends else []
     if ending.run is None:
         return found
-    run, late_ms = ending.run, ending.took_ms - case.timeout_ms
+    run = ending.run
+    late_ms = run.meter.cpu_ms - case.timeout_ms if case.ends == Outcome.TIMEOUT else 0
     bound = environment.worker_bound_bytes(case)
     claims = [
-        (late_ms <= LATE_MS_MAX, f"it ended {late_ms:.0f} ms after its deadline"),
+        (late_ms <= LATE_MS_MAX, f"it computed for {late_ms:.0f} ms after its deadline"),
         (ending.host_growth_bytes <= HOST_GROWTH_BYTES_MAX, f"the host grew by {ending.host_growth_bytes} bytes"),
         (ending.worker_peak_bytes <= bound, f"the worker grew to {ending.worker_peak_bytes} bytes of {bound}"),
         (run.meter.fuel <= case.fuel, f"{run.meter.fuel} fuel were counted"),
@@ -198,7 +187,3 @@ def _forget_peak() -> int:
 def _peak(process_id: str) -> int:
     status = Path("/proc", process_id, "status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
-def _since(began: float) -> float:
-    return (time.monotonic() - began) * 1_000

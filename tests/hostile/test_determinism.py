@@ -1,4 +1,4 @@
-"""The same agent with the same input and start values gives the same, in twenty processes one after the other."""
+"""The same agent with the same input and start values gives the same, in several fresh processes."""
 
 import dataclasses
 import subprocess
@@ -11,12 +11,13 @@ import pytest
 from quittance import limits
 from quittance.run import Job, Outcome, Run
 from quittance.sandbox import Sandbox, compile_module
+from tests.depth import LONG
 from tests.hostile.harness import EPOCH_NS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "agents"
 BUILT = ROOT / ".local" / "agents"
-PROCESSES = 20
+PROCESSES = 20 if LONG else 5  # one after the other
 BUILD_SECONDS_MAX = 300
 TEXT = b'{"text": "the quick brown fox jumps over the lazy dog, the end", "top": 3}'
 INVOICE = (

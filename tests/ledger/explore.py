@@ -13,13 +13,14 @@ interleavings, and because every table that was ever seen must recover if everyb
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 from unittest import mock
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from quittance import log
+from quittance import log, receipt
 from quittance.errors import QuittanceError
 from quittance.log import Tile
 from quittance.models import TaskResult
@@ -85,6 +86,17 @@ class State:
     seen: tuple[tuple[int, ...], ...]
     done: tuple[bool, ...]
     losses: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of an actor came to. It follows from what the actor has seen, the table and its clock alone."""
+
+    table: int
+    seen: tuple[int, ...]
+    done: bool
+    lost: bool
+    timed: bool
 
 
 @dataclass
@@ -181,6 +193,7 @@ class Walk:
         self._tables, self._events = _Numbered(), _Numbered()
         self._wrong: list[str] = []
         self._results: set[tuple[str, ...]] = set()
+        self._taken: dict[tuple[int, tuple[int, ...], int, int, bool], Step] = {}
         nobody = tuple(() for _ in actors)
         self._start = State(self._tables.number(dict(table)), nobody, tuple(False for _ in actors), losses)
 
@@ -188,7 +201,8 @@ class Walk:
         """Walks; then lets every table that was seen recover by itself."""
         paths: dict[State, int] = {}
         stack: list[tuple[State, list[State] | None]] = [(self._start, None)]
-        with mock.patch("uuid.uuid4", self._uuid):
+        reads = mock.patch.object(receipt, "read_claims", cache(receipt.read_claims))  # of few receipts, often
+        with mock.patch("uuid.uuid4", self._uuid), reads:
             while stack:
                 state, following = stack.pop()
                 if following is not None:
@@ -197,8 +211,8 @@ class Walk:
                     following = list(self._following(state))
                     stack.append((state, following))
                     stack += [(after, None) for after in following if after not in paths]
-        for table in self._tables.values:
-            self._recover(table)
+            for table in self._tables.values:
+                self._recover(table)
         return Walked(len(paths), len(self._tables.values), paths[self._start], self._wrong, self._results)
 
     def _uuid(self) -> uuid.UUID:
@@ -219,16 +233,28 @@ class Walk:
             for later_ms in self._times:
                 if later_ms < now_ms:
                     continue
-                after, stepper = self._step(state, number, later_ms, loses=loses)
-                if loses and not stepper.lost:
+                step = self._step(number, seen, state.table, later_ms, loses=loses)
+                if loses and not step.lost:
                     break
-                yield replace(after, losses=state.losses - loses)
-                if not stepper.timed:
+                yield State(
+                    step.table,
+                    _put(state.seen, number, step.seen),
+                    _put(state.done, number, step.done),
+                    state.losses - loses,
+                )
+                if not step.timed:
                     break  # nobody looked: another time would lead to the same
 
-    def _step(self, state: State, number: int, now_ms: int, *, loses: bool) -> tuple[State, _Stepper]:
-        actor, before = self._actors[number], self._tables.values[state.table]
-        past = [self._events.values[event] for event in state.seen[number]]
+    def _step(self, number: int, seen: tuple[int, ...], table: int, now_ms: int, *, loses: bool) -> Step:
+        """Taken once, in however many states of the other actors it can be taken."""
+        key = number, seen, table, now_ms, loses
+        if key not in self._taken:
+            self._taken[key] = self._take(number, seen, table, now_ms, loses=loses)
+        return self._taken[key]
+
+    def _take(self, number: int, seen: tuple[int, ...], table_number: int, now_ms: int, *, loses: bool) -> Step:
+        actor, before = self._actors[number], self._tables.values[table_number]
+        past = [self._events.values[event] for event in seen]
         stepper = _Stepper(Memory(before), past, now_ms, loses=loses)
         self._drawn = (number + 1) * 1_000
         done = False
@@ -245,13 +271,8 @@ class Walk:
         self._check(before, table, stepper.fence, actor)
         if done:
             self._check_result(actor, result, table)
-        after = State(
-            self._tables.number(table),
-            _put(state.seen, number, () if done else tuple(map(self._events.number, stepper.past))),
-            _put(state.done, number, done),
-            state.losses,
-        )
-        return after, stepper
+        now_seen = () if done else tuple(map(self._events.number, stepper.past))
+        return Step(self._tables.number(table), now_seen, done, stepper.lost, stepper.timed)
 
     def _check(self, before: Table, after: Table, fence: int | None, actor: Actor) -> None:
         for pk, item in after.items():

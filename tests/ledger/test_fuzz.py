@@ -1,16 +1,14 @@
-"""A short round of fault fuzzing on a real engine. The long one is `make fuzz-ledger`."""
+"""A short round of fault fuzzing on a real engine. The long one is of `make proofs`."""
 
-import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.depth import SEED
 from tests.ledger.engines import client_of, engine
 from tests.ledger.fuzz import rounds
 
-SEED = int(os.environ.get("QUITTANCE_FUZZ_SEED", "7"))
 ESCROWS = 300
 
 
@@ -20,10 +18,10 @@ def client() -> Iterator[Any]:
         yield client_of(url)
 
 
-def test_faults_lose_double_and_strand_nothing(client: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_lose_double_and_strand_nothing(client: Any, record_property: Callable[[str, str], None]) -> None:
     this, found, count = rounds(client, SEED, ESCROWS)
-    with capsys.disabled():
-        sys.stdout.write(f"\n  ledger fuzz: seed {SEED}, {count} escrows, {sum(this.journal.faults.values())} faults")
+    faults = sum(this.journal.faults.values())
+    record_property("figure", f"ledger fuzz: seed {SEED}, {count} escrows, {faults} faults, {len(found)} violations")
     assert found == [], f"seed {SEED}"
     assert count >= ESCROWS
     assert {"released", "refunded", "expired", "taken over", "crashed", "no funds"} <= this.ends.keys()

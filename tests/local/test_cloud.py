@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import socket
-import time
+import subprocess
 import urllib.request
 import uuid
 import zipfile
@@ -19,7 +19,8 @@ from botocore.exceptions import ClientError
 
 from local import cloud, deploy, processes, venvs
 from local.console import MendError
-from local.paths import State
+from local.paths import ROOT, State
+from tests.waiting import until
 
 IAM = "arn:aws:iam::000000000000"
 TRUST = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
@@ -257,10 +258,10 @@ def handler(event, context):
     assert error["requestId"]
     assert "raise RefusedError" in "".join(error["stackTrace"])
     assert invoke({}) == first, "the same process"
-    waits_until = time.monotonic() + 10
-    while not any("[ERROR] RefusedError: no" in line for line in deploy.functions_log(running)):
-        assert time.monotonic() < waits_until, "the log does not tell of it"
-        time.sleep(0.05)
+    until(
+        lambda: any("[ERROR] RefusedError: no" in line for line in deploy.functions_log(running)),
+        "the log does not tell of it",
+    )
 
 
 def zipped(files):
@@ -269,6 +270,40 @@ def zipped(files):
         for name, text in files.items():
             archive.writestr(name, text)
     return buffer.getvalue()
+
+
+OUTLIVED = """
+import os, sys
+from pathlib import Path
+from local import cloud
+from local.paths import State
+from tests import clouds
+clouds.hold_lifeline()
+cloud.start(State(Path(sys.argv[1])))
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_cloud_of_the_tests_does_not_outlive_them_even_if_they_are_killed(state):
+    python = venvs.ensure("dev") / "python"
+    tests = subprocess.Popen(
+        [python, "-c", OUTLIVED, state.root], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert tests.stdout.readline() == b"up\n"
+    running = cloud.running(state)
+    client = deploy.aws(running, "lambda")
+    deploy.aws(running, "iam").create_role(RoleName="r", AssumeRolePolicyDocument=policy(TRUST))
+    client.create_function(
+        FunctionName="sleeps", Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler",
+        Role=f"{IAM}:role/r", Code={"ZipFile": zipped({"app.py": "def handler(event, context): return 1"})},
+    )  # fmt: skip
+    client.invoke(FunctionName="sleeps")
+    everything = processes.family({running.process})
+    assert len(everything) > 1, "the cloud and its function"
+    tests.kill()
+    tests.communicate()
+    until(lambda: not everything & processes.table().keys(), "something is left running")
 
 
 def test_a_taken_port_is_told(state):

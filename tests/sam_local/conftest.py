@@ -4,8 +4,6 @@ Without a container engine the tests are skipped; `make sam-smoke`, which asks f
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +13,9 @@ from local import cloud, engine, sam_local
 from local.cloud import Cloud
 from local.console import MendError
 from local.engine import Engine
-from local.paths import LOCAL, ROOT, Stack, State
+from local.paths import LOCAL, Stack, State
 from local.sam_local import SamLocal
+from tests import clouds
 
 STATE = State(LOCAL / "sam-local-cloud")
 ASKED_FOR = "QUITTANCE_SAM_LOCAL"
@@ -47,16 +46,13 @@ def containers() -> Engine:
 @pytest.fixture(scope="session")
 def deployed(containers: Engine, request: pytest.FixtureRequest) -> Iterator[Cloud]:
     """The local cloud, with the stack."""
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        sys.stderr.write("\n")
-        if _local("up", "--no-seed"):
-            pytest.exit("the local cloud for the tests did not start", returncode=1)
+    clouds.up(STATE, request.config)
     running = cloud.running(STATE)
     assert running is not None
     try:
         yield running
     finally:
-        _local("down")
+        clouds.run(STATE, "down")
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +66,3 @@ def contained(containers: Engine, deployed: Cloud) -> Iterator[SamLocal]:
     """The functions in containers."""
     with sam_local.ready(STATE, deployed, containers) as functions:
         yield functions
-
-
-def _local(*words: str) -> int:
-    command = [sys.executable, "-m", "local", "--state", str(STATE.root), *words]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -89,11 +90,15 @@ def scenes(stack: Stack, deployed: Cloud, contained: SamLocal, hired: str) -> tu
         )
         alice = User(name, httpx.Client())
         uploads, functions = stack.buckets["uploads"], deploy.aws(deployed, "lambda")
-        scenes.append(kind(alice, hired, own, uploads, api.token, functions, stack))
+        scenes.append(kind(alice, hired, own, uploads, partial(token_of, stack, name), functions, stack))
     there, here = scenes
     assert isinstance(here, Contained)
     here.functions = contained
     return there, here
+
+
+def token_of(stack: Stack, name: str) -> str:
+    return demo.api(stack, STATE, name).token
 
 
 @pytest.fixture(scope="module")

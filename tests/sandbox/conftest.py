@@ -30,7 +30,7 @@ class Agents:
             sha256 = hashlib.sha256(artefact).hexdigest()
             path = self._folder / sha256
             path.write_bytes(artefact)
-            self._made[wat] = Job(str(path), sha256, b"", 10**9, 16 * limits.MIB, 5_000, EPOCH_NS, b"seed")
+            self._made[wat] = Job(str(path), sha256, b"", 10**9, 16 * limits.MIB, 60_000, EPOCH_NS, b"seed")
         return dataclasses.replace(self._made[wat], **fields)
 
 

@@ -20,6 +20,7 @@ from quittance import limits
 from quittance.run import Fault, Meter, Outcome, Run
 from quittance.sandbox import Sandbox, process, supervisor, wire
 from tests.sandbox.wat import ECHO, TRIVIAL, program, writer
+from tests.waiting import GENEROUS_MS, GENEROUS_S, Stopwatch, until
 
 PROBE = Path(__file__).parent / "probe.py"
 ROOTS = [str(Path(__file__).parents[2] / "layers" / "runtime"), str(Path(__file__).parents[2])]
@@ -84,12 +85,10 @@ def test_a_worker_killed_during_a_run_is_lost_and_that_is_no_fault_of_the_agent(
     with Sandbox() as own:
         own.run(make(TRIVIAL))
         timer = later(0.2, lambda: os.kill(pid_of(own), signal.SIGKILL))
-        began = time.monotonic()
-        run = own.run(make(ENDLESS, fuel=limits.FUEL_MAX))
+        run = own.run(make(ENDLESS, fuel=limits.FUEL_MAX, timeout_ms=GENEROUS_MS))
         timer.join()
-        assert run.outcome is Outcome.WORKER_LOST
+        assert run.outcome is Outcome.WORKER_LOST, "noticed before the guest's own deadline"
         assert run.outcome.fault is Fault.PLATFORM
-        assert time.monotonic() - began < 1
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
@@ -108,9 +107,8 @@ def test_a_worker_that_stops_before_it_begins_is_lost_in_time(make, monkeypatch)
     with Sandbox() as own:
         own.warm()
         os.kill(pid_of(own), signal.SIGSTOP)
-        began = time.monotonic()
-        assert own.run(make(ECHO, stdin=bytes(limits.STDIN_BYTES_MAX))).outcome is Outcome.WORKER_LOST
-        assert time.monotonic() - began < 0.6
+        job = make(ECHO, stdin=bytes(limits.STDIN_BYTES_MAX), timeout_ms=GENEROUS_MS)
+        assert own.run(job).outcome is Outcome.WORKER_LOST, "noticed before the guest's own deadline"
 
 
 def report(outcome: int = 0, exit_code: int = 0, fuel: int = 1, text: bytes = b"", body: bytes = b"") -> bytes:
@@ -176,16 +174,15 @@ def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
 
 
 def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):
-    impostor(
-        monkeypatch, f"greet(); take(); time.sleep(1); log.begin(); time.sleep(0.4); os.write(channel, {report()!r})"
-    )
+    monkeypatch.setattr(limits, "LOAD_MS_MAX", GENEROUS_MS)
+    impostor(monkeypatch, f"greet(); take(); time.sleep(2.5); log.begin(); os.write(channel, {report()!r})")
     with Sandbox() as own:
-        assert own.run(make(TRIVIAL, timeout_ms=600)).outcome is Outcome.SUCCEEDED
+        assert own.run(make(TRIVIAL, timeout_ms=2_000)).outcome is Outcome.SUCCEEDED
 
 
 @pytest.mark.parametrize(
     "note",
-    ["0x7FFFFFFFFFFFFFFF", "time.monotonic_ns() + 10**10", "1", "time.monotonic_ns()"],
+    ["0x7FFFFFFFFFFFFFFF", "time.monotonic_ns() + 10**13", "1", "time.monotonic_ns()"],
     ids=["end of time", "future", "past", "again and again"],
 )
 def test_a_worker_that_lies_about_the_guests_beginning_gains_at_most_one_timeout(make, monkeypatch, note):
@@ -200,23 +197,23 @@ def test_a_worker_that_lies_about_the_guests_beginning_gains_at_most_one_timeout
     with Sandbox() as own:
         own.warm()
         time.sleep(0.3)
-        began = time.monotonic()
+        watch = Stopwatch()
         run = own.run(make(TRIVIAL, timeout_ms=300))
         assert run.outcome is Outcome.TIMEOUT
-        assert 0.3 <= time.monotonic() - began < 0.8
+        assert 0.3 <= watch.seconds() < GENEROUS_S, "not after the beginning that it claims, nor never"
 
 
 @pytest.mark.parametrize("noted_s", [-(10**4), -1, 1, 10**9], ids=lambda seconds: f"{seconds} s from now")
 def test_a_note_counts_as_far_as_it_can_be_true_and_once(tmp_path, noted_s):
     (tmp_path / "log").write_bytes(bytes(wire.LOG_BYTES))
     with (tmp_path / "log").open("r+b") as file, contextlib.closing(wire.Log(file.fileno())) as log:
-        ordered = time.monotonic()
+        ordered = time.monotonic()  # noqa: TID251 - the clock of the deadline that is read
         guest_time = supervisor._GuestTime(log, timeout=100, begin_by=ordered + 5)
         assert not guest_time.began
         assert guest_time.next_look() == ordered + 5
         log._memory[:16] = wire._BEGAN.pack(max(time.monotonic_ns() + noted_s * 10**9, 1), 0)
         deadline = guest_time.next_look()
-        assert ordered + 100 <= deadline <= time.monotonic() + 100
+        assert ordered + 100 <= deadline <= time.monotonic() + 100  # noqa: TID251 - as above
         assert guest_time.began
         log.begin()
         assert guest_time.next_look() == deadline
@@ -237,9 +234,9 @@ def test_a_worker_that_sends_drop_by_drop_gains_no_time(make, monkeypatch, pause
     with Sandbox() as own:
         own.warm()
         time.sleep(0.3)
-        began = time.monotonic()
-        assert own.run(make(TRIVIAL, timeout_ms=300)).outcome is Outcome.TIMEOUT
-        assert 0.3 <= time.monotonic() - began < 0.6
+        watch = Stopwatch()
+        assert own.run(make(TRIVIAL, timeout_ms=300)).outcome is Outcome.TIMEOUT, "before it has sent everything"
+        assert watch.seconds() >= 0.3
 
 
 def test_a_worker_that_dies_between_the_job_and_the_guest_is_replaced(make, monkeypatch, tmp_path):
@@ -258,13 +255,13 @@ def test_a_worker_that_dies_between_the_job_and_the_guest_is_replaced(make, monk
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
-def test_workers_that_die_one_after_the_other_share_the_time_to_begin(make, monkeypatch):
-    monkeypatch.setattr(limits, "LOAD_MS_MAX", 800)
-    impostor(monkeypatch, "greet(); take(); time.sleep(0.5)")
+def test_workers_that_die_one_after_the_other_share_the_time_to_begin(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(limits, "LOAD_MS_MAX", 1_200)
+    tries = tmp_path / "tries"
+    impostor(monkeypatch, f"open({str(tries)!r}, 'a').write('x'); greet(); take(); time.sleep(0.5)")
     with Sandbox() as own:
-        began = time.monotonic()
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
-        assert 0.5 < time.monotonic() - began < 1
+    assert len(tries.read_text()) <= 3, "each takes half a second of them all"
 
 
 def test_a_run_that_began_is_never_repeated(make, monkeypatch, tmp_path):
@@ -364,7 +361,7 @@ def test_a_worker_outlives_the_thread_that_started_it(make):
 
 @pytest.mark.parametrize("start", ["main", "thread"])
 def test_no_worker_outlives_its_parent_even_during_a_run(make, start):
-    job = make(ENDLESS, fuel=limits.FUEL_MAX, timeout_ms=60_000)
+    job = make(ENDLESS, fuel=limits.FUEL_MAX, timeout_ms=GENEROUS_MS)
     script = f"""
         import os, sys, threading
         sys.path[:0] = {ROOTS!r}
@@ -384,15 +381,12 @@ def test_no_worker_outlives_its_parent_even_during_a_run(make, start):
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    worker = int(parent.stdout.readline())
-    time.sleep(1)
-    assert Path(f"/proc/{worker}/stat").read_text().split()[2] == "R", "the guest runs"
+    stat = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+    ticks = os.sysconf("SC_CLK_TCK")
+    until(lambda: int(stat.read_text().split()[13]) > ticks / 2, "the guest does not compute")
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 2
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text()
+    until(lambda: not stat.exists() or "Z" in stat.read_text().split()[2], "the worker lives on")
 
 
 def test_hostile_runs_do_not_grow_the_worker(make):

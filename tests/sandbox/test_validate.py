@@ -189,10 +189,10 @@ ITEM = b"\x7f\0\x41\0\x0b"  # a global
     ids=["sections", "types", "globals", "data segments", "functions", "body", "elements", "memory"],
 )
 def test_each_count_at_its_limit_and_one_beyond(at_limit, beyond, code):
-    began = time.monotonic()
+    began = time.thread_time()
     validate_module(at_limit)
     assert refusal(beyond).code is code
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_size_at_the_limit_and_one_beyond():

@@ -1,0 +1,204 @@
+"""What a person sees of a test run: each suite as it begins, how far it is, and one screen at the end.
+
+A suite is a folder of tests/. The end lists what failed with the command that runs just that test, what was skipped and
+why, the slowest tests, and the time of each suite by the clock and by the processor. Tests hand in figures with
+`record_property("figure", …)`; they are printed as they come. `-v` gives pytest's own output instead.
+"""
+
+import os
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import pytest
+
+SLOWEST = 10
+FAILURES_SHOWN = 25
+SHOWN_EVERY_S = 20.0
+LINE_CHARS = 160
+PLAIN_ID = re.compile(r"[\w./:\[\]=+,-]+")
+Report = pytest.TestReport
+
+
+@dataclass
+class Suite:
+    """The tests of one folder and what became of them."""
+
+    name: str
+    tests: int
+    began: float = 0.0
+    ended: Counter[str] = field(default_factory=Counter)
+    clock_s: float = 0.0
+    processor_s: float = 0.0
+
+    @property
+    def done(self) -> int:
+        return self.ended.total()
+
+    def line(self) -> str:
+        """How far it is."""
+        failed = f", {self.ended['failed']} failed" if self.ended["failed"] else ""
+        return f"{self.name:<12} {self.done:>5} of {self.tests:<5} {time.monotonic() - self.began:6.0f} s{failed}"
+
+
+class Progress:
+    """Listens to a run, in the process that talks to the terminal."""
+
+    def __init__(self, terminal: Any) -> None:
+        self._terminal = terminal
+        self._suites: dict[str, Suite] = {}
+        self._took: Counter[str] = Counter()
+        self._failures: list[Report] = []
+        self._outcomes: dict[str, str] = {}
+        self._skips: Counter[str] = Counter()
+        self._clouds_s = 0.0
+        self._shown = time.monotonic()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """All tests of a run in one process are known."""
+        self._count(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """All tests of a run in several processes are known; each of them tells the same."""
+        self._count(iter(ids))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """One of several processes has ended."""
+        self._clouds_s += getattr(node, "workeroutput", {}).get("clouds_s", 0.0)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: Report) -> tuple[str, str, str]:
+        """Counts each test once, and prints no letter for it."""
+        if report.passed:
+            return ("passed" if report.when == "call" else "", "", "")
+        return ("error" if report.failed and report.when != "call" else report.outcome, "", "")
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        suite = self._suites[_suite(nodeid)]
+        if not suite.began:
+            suite.began = time.monotonic()
+            self._say(f"▸ {suite.name}: {suite.tests} tests")
+
+    def pytest_runtest_logreport(self, report: Report) -> None:
+        name = report.nodeid
+        suite = self._suites[_suite(report.nodeid)]
+        self._took[name] += report.duration
+        suite.clock_s += report.duration
+        suite.processor_s += sum(value for key, value in report.user_properties if key == "processor_s")
+        for key, value in report.user_properties:
+            if key == "figure" and report.when == "call":
+                self._say(f"  {value}")
+        if report.failed:
+            self._failures.append(report)
+            self._say(f"✗ {name}: {_reason(report)}")
+        elif report.skipped:
+            self._skips[_skip_reason(report)] += 1
+        if self._outcomes.get(name) != "failed" and (not report.passed or report.when == "call"):
+            self._outcomes[name] = report.outcome
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        suite = self._suites[_suite(nodeid)]
+        suite.ended[self._outcomes.get(nodeid, "failed")] += 1
+        if suite.done == suite.tests:
+            self._say(f"{'✗' if suite.ended['failed'] else '✓'} {suite.line()}")
+        elif time.monotonic() - self._shown > SHOWN_EVERY_S:
+            self._shown = time.monotonic()
+            for running in self._suites.values():
+                if running.began and running.done < running.tests:
+                    self._say(f"  {running.line()}")
+
+    def pytest_terminal_summary(self, config: pytest.Config) -> None:
+        self._clouds_s += config.stash.get(CLOUDS_S, 0.0)
+        write = self._terminal.write_line
+        write("")
+        if self._skips:
+            write("skipped:")
+            for reason, count in self._skips.most_common():
+                write(f"  {count:>5}  {_short(reason)}")
+        write(f"slowest {SLOWEST}:")
+        for name, took in self._took.most_common(SLOWEST):
+            write(f"  {took:5.1f} s  {_short(name)}")
+        write(f"{'suite':<12} {'tests':>6} {'passed':>7} {'failed':>7} {'skipped':>8} {'clock':>8} {'processor':>10}")
+        for suite in self._suites.values():
+            counts = "{passed:>7} {failed:>7} {skipped:>8}".format_map(suite.ended)
+            write(f"{suite.name:<12} {suite.tests:>6} {counts} {suite.clock_s:>6.0f} s {suite.processor_s:>8.0f} s")
+        write(f"{'local clouds':<47} {self._clouds_s:>16.0f} s")
+        for report in self._failures[:FAILURES_SHOWN]:
+            write(f"✗ {_short(report.nodeid)}: {_reason(report)}")
+            write(f"    {command(report.nodeid)}")
+        if len(self._failures) > FAILURES_SHOWN:
+            write(f"  and {len(self._failures) - FAILURES_SHOWN} more, see above")
+
+    def _count(self, ids: Iterator[str]) -> None:
+        if not self._suites:
+            self._suites = {name: Suite(name, tests) for name, tests in Counter(map(_suite, ids)).items()}
+
+    def _say(self, text: str) -> None:
+        self._terminal.ensure_newline()
+        self._terminal.write_line(_short(text))
+
+
+CLOUDS_S = pytest.StashKey[float]()
+"""Processor time of the local clouds that a process of tests has started and ended."""
+
+
+def add_cloud(config: pytest.Config, processor_s: float) -> None:
+    """Count what a local cloud has taken, in whichever process of the run."""
+    config.stash[CLOUDS_S] = config.stash.get(CLOUDS_S, 0.0) + processor_s
+    if (output := getattr(config, "workeroutput", None)) is not None:
+        output["clouds_s"] = config.stash[CLOUDS_S]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """The last report of a test carries the processor time of all of it, ended children included."""
+    yield
+    item.user_properties.append(("processor_s", processor_s() - item.stash[_BEGAN]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[_BEGAN] = processor_s()
+
+
+def processor_s() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+_BEGAN = pytest.StashKey[float]()
+
+
+def command(nodeid: str) -> str:
+    """The command that runs just this test; all its cases where a case's name is not fit for a shell in a Makefile."""
+    chosen = nodeid if PLAIN_ID.fullmatch(nodeid) else nodeid.partition("[")[0]
+    return f"make test ARGS={shlex.quote(chosen)}"
+
+
+def _suite(nodeid: str) -> str:
+    parts = PurePath(nodeid.partition("::")[0]).parts
+    return parts[1] if len(parts) > 2 else "tests"
+
+
+def _reason(report: Report) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else str(report.longrepr).strip().rpartition("\n")[2]
+    where = f" ({crash.path.rpartition('/')[2]}:{crash.lineno})" if crash else ""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return f"{first[:LINE_CHARS]}{where}"
+
+
+def _skip_reason(report: Report) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LINE_CHARS else f"{text[: LINE_CHARS - 1]}…"

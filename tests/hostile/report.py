@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
 
 from quittance import limits
+from quittance.run import Outcome
 from tests.hostile.corpus import CASES, FUEL, MEMORY_MIB, TIMEOUT_MS, Case
 from tests.hostile.harness import Ending, Environment, shortcomings
 
@@ -55,7 +56,7 @@ def _row(case: Case, ending: Ending, found: list[str]) -> str:
 
 def _limits(case: Case) -> str:
     told = [
-        (case.timeout_ms != TIMEOUT_MS, f"{case.timeout_ms} ms"),
+        (case.ends == Outcome.TIMEOUT and case.timeout_ms != TIMEOUT_MS, f"{case.timeout_ms} ms"),
         (case.fuel != FUEL, f"{case.fuel:,} fuel"),
         (case.memory_mib != MEMORY_MIB, f"{case.memory_mib} MiB"),
         (case.compile_seconds != limits.COMPILE_SECONDS_MAX, f"{case.compile_seconds} s to compile"),

@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from cfnlint.decode import cfn_yaml
 
 from local.paths import Stack
 from tests.e2e.people import User
 from tests.support import ROOT, wasm
+from tests.template import template
 
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "events").glob("*.json"))}
 CREDIT = 1_000_000
@@ -111,10 +111,9 @@ def scene(
 @pytest.fixture(scope="module")
 def routes() -> dict[tuple[str, str], bool]:
     """The template's routes, and whether each needs a token."""
-    template: dict[str, Any] = cfn_yaml.load(str(ROOT / "template.yaml"))
     events = [
         event["Properties"]
-        for resource in template["Resources"].values()
+        for resource in template()["Resources"].values()
         for event in resource.get("Properties", {}).get("Events", {}).values()
         if resource["Type"] == "AWS::Serverless::Function" and event["Type"] == "Api"
     ]

@@ -12,15 +12,15 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from cfnlint.decode import cfn_yaml
 
 from local.deploy import STACK_NAME
 from local.paths import Stack, State
 from tests.e2e.conftest import STATE
 from tests.roles import FUNCTION, Call, Deployed, read_calls, unlawful, unused
 from tests.support import ROOT
+from tests.template import template
 
-TEMPLATE: dict[str, Any] = cfn_yaml.load(str(ROOT / "template.yaml"))
+TEMPLATE = template()
 FUNCTIONS = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == FUNCTION]
 BUCKETS = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == "AWS::S3::Bucket"]
 TABLES = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == "AWS::DynamoDB::Table"]

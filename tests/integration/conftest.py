@@ -8,20 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cfnlint.decode import cfn_yaml
 from moto import mock_aws
 
 from quittance import bootstrap
 from quittance.config import Settings
 from quittance.sandbox import Sandbox
 from quittance.store import clients
-from tests.support import REGION, ROOT, Cloud, remaining
+from tests import template as templates
+from tests.support import REGION, Cloud, remaining
 
 
 @pytest.fixture(scope="session")
 def template() -> dict[str, Any]:
-    document: dict[str, Any] = cfn_yaml.load(str(ROOT / "template.yaml"))
-    return document
+    return templates.template()
 
 
 @pytest.fixture(scope="session")

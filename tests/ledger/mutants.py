@@ -170,7 +170,8 @@ def survivors(mutants: tuple[Mutant, ...]) -> list[str]:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, target)
-        shutil.copy(ROOT / "tests" / "support.py", home / "tests")
+        for path in (ROOT / "tests").glob("*.py"):
+            shutil.copy(path, home / "tests")
         for tests in sorted({mutant.tests for mutant in mutants}):
             if output := _failure(home, tests):
                 _say(f"the unharmed code fails {tests}:\n{output}")

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -36,6 +35,7 @@ from quittance.store.blobs import Outputs
 from quittance.store.keys import Keys
 from quittance.store.ledger import Ledger
 from quittance.store.registry import Agent, AgentState, Terms, Upload, Version
+from tests.template import template
 
 TABLE = "LedgerTable"
 PLATFORM_ACCOUNT = "quittance:platform"
@@ -315,12 +315,6 @@ def judged_task_named(prefix: str, *, payer: str, own: bool, judge: bool, score:
 @cache
 def table_properties() -> dict[str, Any]:
     """The ledger's table as `template.yaml` declares it, for `create_table`."""
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_multi_constructor("!", lambda *_: None)  # CloudFormation's own tags; the table's keys carry none
-    template = yaml.load((Path(__file__).parents[2] / "template.yaml").read_text(), Loader)  # a SafeLoader
-    declared = template["Resources"]["LedgerTable"]["Properties"]
+    declared = template()["Resources"]["LedgerTable"]["Properties"]
     wanted = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
     return {"TableName": TABLE, **{name: declared[name] for name in wanted}}

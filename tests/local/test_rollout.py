@@ -3,13 +3,14 @@
 import json
 import re
 import subprocess
+from copy import deepcopy
 from typing import Any
 
 import pytest
-from cfnlint.decode import cfn_yaml
 
 from local import venvs
 from local.paths import ROOT
+from tests.template import template
 
 GUARD = '  GuardedRollout:\n    Type: String\n    Default: "false"\n'
 TRANSFORM = """
@@ -26,7 +27,7 @@ FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.
 @pytest.fixture(scope="module")
 def guarded() -> dict[str, Any]:
     """CloudFormation's own resources. The translator's pins are the local cloud's: it runs in that environment."""
-    source = json.loads(json.dumps(cfn_yaml.load(str(ROOT / "template.yaml"))))
+    source = deepcopy(template())
     for resource in source["Resources"].values():
         for uri in {"CodeUri", "ContentUri", "DefinitionUri"} & resource.get("Properties", {}).keys():
             resource["Properties"][uri] = "s3://bucket/built.zip"

@@ -89,7 +89,8 @@ def post(
                 connected = (trust or _public_trust()).wrap_socket(connected, server_hostname=host)
             status = _exchange(connected, path, body, {**headers, "Host": parts.netloc.removesuffix(":")})
         except (OSError, http.client.HTTPException, ValueError) as exc:
-            msg = _TOO_LATE if cut.happened else f"{type(exc).__name__}: {exc}"[:_CHARS_SHOWN]
+            late = cut.happened or isinstance(exc, TimeoutError)  # the socket's own limit may strike first
+            msg = _TOO_LATE if late else f"{type(exc).__name__}: {exc}"[:_CHARS_SHOWN]
             raise UndeliveredError(msg) from exc
         if cut.happened:  # http.client takes headers that are cut off for whole
             raise UndeliveredError(_TOO_LATE)

@@ -202,7 +202,7 @@ def _say(text: str) -> None:
 
 def _failure(home: Path, tests: str) -> str:
     """What the tests print when they fail; nothing when they pass."""
-    command = [sys.executable, "-m", "pytest", "-x", "--tb=no", "-p", "no:cacheprovider", "-rfE", *tests.split()]
+    command = [sys.executable, "-m", "pytest", "-vv", "-x", "--tb=no", "-p", "no:cacheprovider", "-rfE", *tests.split()]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
     try:

@@ -100,7 +100,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "DeletionProtection": "false",
         "WorkConcurrency": "6",
         "QueueVisibility": "20",  # AWS would ask for more: here nobody wants to wait for it
-        "WebhookPrivateTargets": "true",
+        "WebhookLoopbackTargets": "true",
         "SnapStart": "None",  # Lambda has none for a Python before 3.12
     }
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])

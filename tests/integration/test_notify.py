@@ -200,8 +200,8 @@ class Receiver:
     def __init__(self, *statuses: int | None) -> None:
         self.statuses, self.got = [*statuses], []  # type: ignore[var-annotated]  # filled below
 
-    def post(self, url: str, body: bytes, headers: dict[str, str], *, private: bool) -> int:
-        self.got.append((url, body, headers, private))
+    def post(self, url: str, body: bytes, headers: dict[str, str], *, loopback: bool) -> int:
+        self.got.append((url, body, headers, loopback))
         status = self.statuses.pop(0) if self.statuses else 200
         if status is None:
             raise UndeliveredError("nobody there")
@@ -234,8 +234,8 @@ def test_a_delivery_is_the_event_signed_for_its_receiver(
     receiver = Receiver()
     monkeypatch.setattr(outbound, "post", receiver.post)
     assert deliver(context, message)
-    ((url, body, headers, private),) = receiver.got
-    assert (url, private, pauses) == (HOOK, False, [])
+    ((url, body, headers, loopback),) = receiver.got
+    assert (url, loopback, pauses) == (HOOK, False, [])
     assert json.loads(body) == bus.details[0]
     stated = webhook.verify(
         body, headers["Quittance-Signature"], url=HOOK, jwks=platform.keys.jwks(), now_ms=platform.now_ms()
@@ -317,7 +317,7 @@ def test_the_receiver_of_the_howto_takes_what_is_its_own_and_nothing_else(platfo
             key = platform.keys.signing_key(now_s=now_ms // 1_000)
             signature = webhook.sign(signed, url=url, event_id="e", issuer="i", now_ms=now_ms, key=key)
             headers = {"Quittance-Signature": signature}
-            return outbound.post(f"http://127.0.0.1:{server.server_port}/", body, headers, private=True)
+            return outbound.post(f"http://127.0.0.1:{server.server_port}/", body, headers, loopback=True)
 
         try:
             body = b'{"outcome":"succeeded"}'
@@ -343,6 +343,15 @@ def test_a_target_that_is_not_allowed_is_refused_and_nothing_held(platform: Clou
         run(platform, agent_id, "t", webhook=url)
     assert [error["field"] for error in refused.value.members["errors"]] == ["webhook"]  # type: ignore[attr-defined]  # a member
     assert platform.ledger.available_micro("alice") == before
-    allowed = platform.settings.model_copy(update={"webhook_private_targets": True})
-    platform.settings = allowed
-    assert run(platform, agent_id, "t", webhook=url)[-1]["webhook"]["S"] == url
+
+
+def test_where_loopback_is_allowed_it_alone_is(platform: Cloud) -> None:
+    agent_id = platform.publish(wasm("echo"))
+    platform.settings = platform.settings.model_copy(update={"webhook_loopback_targets": True})
+    for number, url in enumerate(("http://127.0.0.1:8000/", "http://localhost/", "https://[::1]:8443/")):
+        assert run(platform, agent_id, f"t{number}", webhook=url)[-1]["webhook"]["S"] == url
+    before = platform.ledger.available_micro("alice")
+    for url in ("http://10.0.0.1/", "https://192.168.0.1/", "http://169.254.169.254/", "http://[::ffff:127.0.0.1]/"):
+        with pytest.raises(InvalidRequestError, match="private"):
+            run(platform, agent_id, "u", webhook=url)
+    assert platform.ledger.available_micro("alice") == before

@@ -241,8 +241,8 @@ def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: d
 
 
 def test_webhooks_are_public_unless_the_operator_says_otherwise(template: dict[str, Any]) -> None:
-    assert template["Parameters"]["WebhookPrivateTargets"]["Default"] == "false"
-    assert not Settings.model_fields["webhook_private_targets"].default
+    assert template["Parameters"]["WebhookLoopbackTargets"]["Default"] == "false"
+    assert not Settings.model_fields["webhook_loopback_targets"].default
 
 
 # Limits at the door.

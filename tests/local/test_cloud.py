@@ -15,6 +15,7 @@ from pathlib import Path
 import boto3
 import httpx
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from local import cloud, deploy, processes, venvs
@@ -132,7 +133,10 @@ class Tenant:
         self.own["iam"].put_role_policy(RoleName=self.name, PolicyName="p", PolicyDocument=policy(*statements))
         keys = self.own["sts"].assume_role(RoleArn=f"{IAM}:role/{self.name}", RoleSessionName=self.name)["Credentials"]
         session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
-        return {name: session.client(name, endpoint_url=self.url) for name in ("dynamodb", "s3")}
+        signed = {"s3": Config(signature_version="s3v4")}  # as the functions sign their upload forms
+        return {
+            name: session.client(name, endpoint_url=self.url, config=signed.get(name)) for name in ("dynamodb", "s3")
+        }
 
     def asked(self):
         """What was recorded of them: action, resource, and whether it was allowed."""

@@ -50,6 +50,13 @@ KEY = ROOT_KEY.certify()
         ("https://[v1.a]/", "host"),
         ("https://exa%6dple.com/", "host"),
         ("https://a,b/", "host"),
+        ("https://./", "host"),
+        ("https://a../", "host"),
+        ("https://a..b/", "host"),
+        ("https://.a/", "host"),
+        (f"https://{'a' * 64}.com/", "host"),
+        (f"https://{'a.' * 126}aa/", "host"),
+        (f"https://{'a.' * 126}aa./", "host"),
         ("https://example.com/" + "a" * (WEBHOOK_URL_CHARS_MAX - 19), "at most 2000 characters"),
     ],
 )
@@ -64,10 +71,21 @@ def test_a_url_at_the_limit_is_taken() -> None:
     assert webhook.parse_url(url).hostname == "example.com"
 
 
+@pytest.mark.parametrize("host", ["example.com", "example.com.", "a", f"{'a' * 63}.com", "a." * 126 + "a", "a." * 127])
+def test_a_hosts_name_may_end_in_a_dot_which_tls_does_not_see(host: str) -> None:
+    parts = webhook.parse_url(f"https://{host}:443/")
+    assert parts.hostname == host
+    assert webhook.tls_name(parts) == host.rstrip(".")
+
+
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
         ("https://example.com", None),
+        ("https://example.com./", None),
+        ("https://8.8.8.8./", None),
+        ("https://127.0.0.1./", "must not be a private address"),
+        ("http://10.0.0.1/", "must not be a private address"),
         ("https://EXAMPLE.com:443/a?b", None),
         ("https://8.8.8.8/", None),
         ("https://[2606:4700::1111]/", None),
@@ -80,6 +98,28 @@ def test_a_url_at_the_limit_is_taken() -> None:
 )
 def test_a_target_that_its_form_gives_away_is_refused_before_money_moves(url: str, sentence: str | None) -> None:
     assert webhook.why_refused(url) == sentence
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://localhost:8000/", None),
+        ("http://127.0.0.1:8000/", None),
+        ("http://127.255.255.254./", None),
+        ("https://[::1]:8443/", None),
+        ("https://8.8.8.8/", None),
+        ("http://8.8.8.8/", "must begin with https://"),
+        ("https://8.8.8.8:8443/", "must be on port 443"),
+        ("http://10.0.0.1:8000/", "must not be a private address"),
+        ("https://169.254.169.254/", "must not be a private address"),
+        ("http://0.0.0.0:8000/", "must not be a private address"),
+        ("http://[::]:8000/", "must not be a private address"),
+        ("http://[::ffff:127.0.0.1]:8000/", "must not be a private address"),
+        ("http://[fe80::1]/", "must not be a private address"),
+    ],
+)
+def test_where_loopback_is_allowed_nothing_else_is(url: str, sentence: str | None) -> None:
+    assert webhook.why_refused(url, loopback=True) == sentence
 
 
 # The address.
@@ -116,6 +156,22 @@ def test_an_address_that_is_not_of_the_public_internet_is_none_of_ours_to_call(a
 )
 def test_public_addresses_are_let_through(address: str) -> None:
     assert webhook.is_public(ipaddress.ip_address(address))
+
+
+@given(st.ip_addresses())
+def test_loopback_is_127_8_and_the_one_of_ipv6(address: webhook.Address) -> None:
+    number = int(address)
+    assert webhook.is_loopback(address) == (number >> 24 == 127 if address.version == 4 else number == 1)
+
+
+@given(st.integers(0, 2**24 - 1))
+def test_loopback_has_no_other_spelling_in_ipv6(host: int) -> None:
+    inner = ipaddress.IPv4Address(0x7F00_0000 | host)
+    assert webhook.is_loopback(inner)
+    for form in (f"::ffff:{inner}", f"64:ff9b::{inner}", f"::{inner}"):
+        address = ipaddress.ip_address(form)
+        assert not webhook.is_loopback(address)
+        assert not webhook.is_public(address)
 
 
 @given(st.ip_addresses(v=4))

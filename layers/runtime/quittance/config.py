@@ -28,7 +28,7 @@ class Settings(BaseModel):
     dead_letters_url: str = ""
     event_bus: str = ""
     webhook_queue_url: str = ""
-    webhook_private_targets: bool = False
+    webhook_loopback_targets: bool = False
     receipt_key_ids: str
     receipt_issuer: str
     issuer_url: str

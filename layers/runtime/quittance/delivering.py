@@ -94,7 +94,7 @@ def _try(platform: Platform, notice: Notice) -> tuple[Ended, str]:
         webhook.SIGNATURE_HEADER: signature,
     }
     try:
-        status = outbound.post(notice.url, body, headers, private=platform.settings.webhook_private_targets)
+        status = outbound.post(notice.url, body, headers, loopback=platform.settings.webhook_loopback_targets)
     except UndeliveredError as error:
         return Ended.TO_REPEAT, str(error)
     if status // 100 == HTTPStatus.OK // 100:

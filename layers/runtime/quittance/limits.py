@@ -115,6 +115,7 @@ STDIN_BYTES_MAX: Final = JUDGE_INPUT_BYTES_MAX  # of any run: a task's input is 
 WEBHOOK_URL_CHARS_MAX: Final = 2_000
 WEBHOOK_CONNECT_MS_MAX: Final = 3_000
 WEBHOOK_MS_MAX: Final = 10_000  # from the connection to the answer's status; then the connection is cut
+WEBHOOK_ANSWER_BYTES_MAX: Final = 64 * KIB  # to the end of the final answer's headers, interim answers included
 WEBHOOK_TRIES_MAX: Final = 15  # the queue's maxReceiveCount: crashes count too
 WEBHOOK_WAIT_S_MIN: Final = 5  # before the second try; doubles with each
 WEBHOOK_WAIT_S_MAX: Final = 60 * 60

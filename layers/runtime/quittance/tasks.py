@@ -279,8 +279,8 @@ def _ready(platform: Platform, agent_id: str) -> _Ready:
 
 
 def _check_webhook(platform: Platform, request: TaskRequest) -> None:
-    private = platform.settings.webhook_private_targets
-    if request.webhook and not private and (refused := webhook.why_refused(request.webhook)):
+    loopback = platform.settings.webhook_loopback_targets
+    if request.webhook and (refused := webhook.why_refused(request.webhook, loopback=loopback)):
         raise InvalidRequestError(("webhook", refused))
 
 

@@ -23,7 +23,9 @@ EVENT_ID_HEADER: Final = "Quittance-Event-Id"
 WEBHOOK: Final = Kind("quittance-webhook+jwt", "webhook signature")
 _VERSION: Final = 1
 _URL: Final = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header or be read in two ways
-_HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
+# Labels and lengths of RFC 1035 §2.3.4; a dot at the end says that the name is whole.
+_NAME: Final = r"(?=.{1,253}\.?\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+_HOST: Final = re.compile(rf"{_NAME}|\[[0-9A-Fa-f:.]+\]")
 _PORTS: Final = {"https": 443, "http": 80}
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 # What `is_global` lets through in one version of Python or another: protocol assignments (with Teredo), 6to4 and its
@@ -31,6 +33,7 @@ _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 _SPECIAL: Final = tuple(
     map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"))
 )
+_LOOPBACK: Final = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052; the last 32 bits are the IPv4 address
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -88,18 +91,35 @@ def port_of(parts: SplitResult) -> int:
     return parts.port or _PORTS[parts.scheme]
 
 
-def why_refused(url: str) -> str | None:
-    """Why a well-formed URL may not be a target by its form alone; None if only its name's addresses can tell."""
+def tls_name(parts: SplitResult) -> str:
+    """The host as TLS knows it, in the server name indication and in certificates: no dot at its end (RFC 6066 §3)."""
+    return (parts.hostname or "").removesuffix(".")
+
+
+def why_refused(url: str, *, loopback: bool = False) -> str | None:
+    """Why a well-formed URL may not be a target by its form alone; None if only its name's addresses can tell.
+
+    `loopback` also allows loopback addresses, over plain HTTP and on any port.
+    """
     parts = parse_url(url)
+    try:
+        address = ipaddress.ip_address(tls_name(parts))
+    except ValueError:
+        address = None
+    if loopback and (address is None or is_loopback(address)):
+        return None
+    if address is not None and not is_public(address):
+        return "must not be a private address"
     if parts.scheme != "https":
         return "must begin with https://"
     if port_of(parts) != _PORTS["https"]:
         return "must be on port 443"
-    try:
-        address = ipaddress.ip_address(parts.hostname or "")
-    except ValueError:
-        return None
-    return None if is_public(address) else "must not be a private address"
+    return None
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether an address is one of this machine's own loopback interface; its forms in IPv6 are not."""
+    return any(address in network for network in _LOOPBACK)
 
 
 def is_public(address: Address) -> bool:

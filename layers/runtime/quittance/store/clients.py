@@ -1,5 +1,6 @@
 """AWS clients with explicit time-outs: no call may outlive the money that waits for it."""
 
+import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,6 @@ _CONFIG: Final = Config(
     connect_timeout=1,
     read_timeout=3,
     retries={"mode": "standard", "total_max_attempts": 2},
-    s3={"addressing_style": "auto"},
 )
 # One try: who calls tries again, because he knows how long he may, and where a conflict is to be avoided.
 _ONE_TRY: Final = Config(
@@ -36,8 +36,18 @@ def dynamodb() -> "DynamoDBClient":
 
 
 def s3() -> "S3Client":
-    """An S3 client."""
-    client: S3Client = _client("s3")
+    """An S3 client that signs by Signature Version 4 and calls a bucket at its own host in its own region.
+
+    botocore's defaults presign by Version 2 in the regions that once had it, which S3 refuses for buckets made after
+    June 2020, and name the global endpoint, which redirects uploads or refuses them outside of us-east-1.
+    """
+    # At another endpoint, such as the local cloud's, buckets are paths: their hosts' names need not resolve there.
+    elsewhere = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if elsewhere else "virtual", "us_east_1_regional_endpoint": "regional"},
+    )
+    client: S3Client = _client("s3", _CONFIG.merge(config))
     return client
 
 

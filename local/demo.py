@@ -186,7 +186,7 @@ def _execute(stack: Stack, state: State, task_id: str, agent_id: str, given: obj
 
 def _balances(stack: Stack, state: State) -> dict[str, Decimal]:
     return {
-        account: Decimal(api(stack, state, account).get("/accounts/me")["available"])
+        account: Decimal(api(stack, state, account, DEPOSIT_SCOPE).get("/accounts/me")["available"])
         for account in (USER, OWNER, stack.platform_account)
     }
 

@@ -1,4 +1,4 @@
-"""ministack, with policies enforced (AUTH), and six things that it does not do by itself.
+"""ministack, with policies enforced (AUTH), and seven things that it does not do by itself.
 
 - A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
   unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
@@ -6,6 +6,7 @@
 - Every call that a role makes is recorded (`QUITTANCE_CALLS`): tests compare them with the roles in template.yaml.
 - S3 tells that an object is missing to those alone who may list its bucket; others are denied. So it is on AWS.
 - `dynamodb:LeadingKeys` is known where a request names its keys (not in transactions).
+- A REST API leaves `path` and `pathParameters` as the client encoded them, as on AWS. ministack decodes them.
 - The loopback counts as TLS: else the buckets, which refuse everybody without it, would refuse everybody here.
 - What a handler raises keeps its class for a name, and its worker lives on. ministack would tell every exception as
   `Runtime.HandlerError` and end the worker: no Retry or Catch by name could be tried, every refusal would start cold.
@@ -98,12 +99,20 @@ def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[by
     return context
 
 
+def _encoded_paths(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def answer(host: str, path: str, *rest: Any, raw_path: str | None = None, **named: Any) -> Any:  # noqa: ANN401
+        return await execute(host, raw_path or path, *rest, raw_path=raw_path, **named)
+
+    return answer
+
+
 def _prepare(env: Mapping[str, str]) -> None:
     lambda_runtime.zipfile = SimpleNamespace(**{**vars(zipfile), "ZipFile": _SharedLayers})
     sink = Path(env["QUITTANCE_CALLS"]).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the cloud runs
     iam_evaluator.enforce = _recorded(iam_evaluator.enforce, sink)
     app.SERVICE_HANDLERS["s3"] = _missing_denied(app.SERVICE_HANDLERS["s3"])
     app.pin_request_origin = lambda address, _secure: iam_evaluator.pin_request_origin(address, secure_transport=True)
+    app._handle_execute_api_request = _encoded_paths(app._handle_execute_api_request)  # noqa: SLF001
     _name_errors()
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
 

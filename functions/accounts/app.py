@@ -11,10 +11,11 @@ from quittance import accounts
 from quittance.bootstrap import platform, prepare
 from quittance.errors import NotFoundError
 from quittance.http import PREFIX, answer, api, caller, responses
-from quittance.limits import PAGE_ITEMS_MAX
+from quittance.identity import DEPOSIT_SCOPE
+from quittance.limits import OWN_ACCOUNT, PAGE_ITEMS_MAX
 from quittance.models import (
     AccountAnswer,
-    AccountId,
+    AccountInPath,
     DepositAnswer,
     DepositRequest,
     StatementPage,
@@ -23,8 +24,6 @@ from quittance.models import (
 )
 from quittance.observability import entry
 
-DEPOSIT_SCOPE = "ledger:deposit"
-_ME = "me"
 app = api()
 prepare("ledger")
 _TAGS = ["accounts"]
@@ -63,11 +62,11 @@ def statement(
     responses=responses((HTTPStatus.CREATED, DepositAnswer)),
     status_code=HTTPStatus.CREATED,
 )
-def deposit(account_id: AccountId, request: DepositRequest) -> Response[str]:
-    """Adds credits to any account; needs the scope `ledger:deposit`."""
+def deposit(account_id: AccountInPath, request: DepositRequest) -> Response[str]:
+    """Adds credits to any account; needs the scope `ledger:deposit`. `me` is the caller's own account."""
     bank = caller(app)
     bank.need(DEPOSIT_SCOPE)
-    account = bank.account if account_id == _ME else account_id
+    account = bank.account if account_id == OWN_ACCOUNT else account_id
     return answer(accounts.deposit(platform(app.lambda_context), account, request), HTTPStatus.CREATED)
 
 
@@ -78,9 +77,9 @@ def deposit(account_id: AccountId, request: DepositRequest) -> Response[str]:
     responses=responses((HTTPStatus.CREATED, WithdrawalAnswer)),
     status_code=HTTPStatus.CREATED,
 )
-def withdraw(account_id: AccountId, request: WithdrawalRequest) -> Response[str]:
-    """Takes credits out of the caller's own account."""
-    if account_id not in {_ME, caller(app).account}:
+def withdraw(account_id: AccountInPath, request: WithdrawalRequest) -> Response[str]:
+    """Takes credits out of the caller's own account, named by its id or as `me`."""
+    if account_id not in {OWN_ACCOUNT, caller(app).account}:
         msg = "You can withdraw from your own account only."
         raise NotFoundError(msg)
     return answer(accounts.withdraw(platform(app.lambda_context), caller(app).account, request), HTTPStatus.CREATED)

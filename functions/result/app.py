@@ -12,7 +12,7 @@ from quittance.bootstrap import platform, prepare
 from quittance.http import PREFIX, answer, api, caller, responses, task_answer
 from quittance.limits import LOG_SIZE_MAX
 from quittance.log import Proof
-from quittance.models import AccountId, TaskPending, TaskResult
+from quittance.models import AccountId, StatedTaskId, TaskPending, TaskResult
 from quittance.observability import entry
 
 app = api()
@@ -26,7 +26,7 @@ prepare("ledger", "outputs", "tiles", "keys")
     responses=responses((HTTPStatus.OK, TaskResult), (HTTPStatus.ACCEPTED, TaskPending)),
 )
 def result(
-    task_id: str,
+    task_id: StatedTaskId,
     user: Annotated[AccountId | None, Query(description="For the agent's owner: whose task it is.")] = None,
 ) -> Response[str]:
     """The outcome: whole for the user, without output and log for the agent's owner; 202 while it is not known."""
@@ -40,7 +40,7 @@ def result(
     responses=responses((HTTPStatus.OK, Proof)),
 )
 def proof(
-    task_id: str,
+    task_id: StatedTaskId,
     user: Annotated[AccountId | None, Query(description="For the agent's owner: whose task it is.")] = None,
     since: Annotated[
         int | None, Query(ge=0, le=LOG_SIZE_MAX, description="Also prove that the log of this size is its beginning.")

@@ -13,6 +13,7 @@ import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import boto3
 import httpx
@@ -182,7 +183,9 @@ def deposit(stack: Stack, token: Callable[..., str]) -> Callable[..., None]:
 
     def make(account: str, amount: str | int | Decimal) -> None:
         bank = client.Api(stack.api_url, token("bank", "ledger:deposit"))
-        bank.post(f"/accounts/{account}/deposits", {"deposit_id": uuid.uuid4().hex, "amount": str(amount)})
+        bank.post(
+            f"/accounts/{quote(account, safe='')}/deposits", {"deposit_id": uuid.uuid4().hex, "amount": str(amount)}
+        )
 
     return make
 

@@ -38,6 +38,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "accounts-me": (200, {"account_id": "alice"}),
     "accounts-statement": (200, {"account_id": "alice"}),
     "accounts-deposit": (201, {"account_id": "alice", "amount": "2.5"}),
+    "accounts-deposit-encoded": (201, {"account_id": "auth0|dave", "amount": "2.5"}),
     "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25"}),
     "public-jwks": (200, {}),
     "public-openapi": (200, {"openapi": "3.1.0"}),

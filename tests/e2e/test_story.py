@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -517,6 +518,19 @@ def test_deposit_goes_to_nobody_by_the_name_of_me(
     answer = api(name, "ledger:deposit").post("/accounts/me/deposits", json={"deposit_id": name, "amount": "1"})
     assert balance("me") == me
     assert (answer.status_code, balance(name)) in {(201, CREDIT), (400, 0), (404, 0)}
+
+
+def test_deposit_goes_to_the_id_decoded_once(
+    api: Callable[..., httpx.Client], bank: httpx.Client, balance: Callable[[str], int]
+) -> None:
+    """The account of whoever has it as subject; not one whose name has a percent sign."""
+    name = uuid.uuid4().hex[:12]
+    for account in (f"auth0|{name}", f"a/b/{name}", f'"{name}"', f"auth0%7C{name}"):
+        sent = {"deposit_id": "d", "amount": "1"}
+        answer = bank.post(f"/accounts/{quote(account, safe='')}/deposits", json=sent)
+        assert (answer.status_code, answer.json()["account_id"]) == (201, account)
+        assert api(account).get("/accounts/me").json()["available"] == "1"
+        assert balance(account) == CREDIT
 
 
 def test_withdrawal_takes_out_once_and_never_more_than_there_is(alice: User, balance: Callable[[str], int]) -> None:

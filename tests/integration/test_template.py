@@ -12,6 +12,7 @@ import pytest
 from quittance import tasks
 from quittance.config import Settings
 from quittance.escrow import State
+from quittance.identity import is_account_id
 from quittance.limits import (
     CALL_MS_MAX,
     TIMEOUT_S_SYNC_MAX,
@@ -73,6 +74,15 @@ def test_every_route_needs_a_token_but_health_keys_and_documentation(template: d
         "/health", "/.well-known/jwks.json", "/openapi.json", "/docs", "/log/checkpoint",
         "/log/tile/{level}/{index}/{width}",
     }  # fmt: skip
+
+
+def test_the_platforms_account_can_be_any_account_and_no_other(template: dict[str, Any]) -> None:
+    pattern = re.compile(template["Parameters"]["PlatformAccount"]["AllowedPattern"])
+    for name in ("quittance:platform", "auth0|op", "a", "a" * 255, "...", "mean", ".me"):
+        assert pattern.fullmatch(name), name
+        assert is_account_id(name), name
+    for name in ("", "me", ".", "..", "a#b", "a b", "é", "a" * 256):
+        assert not pattern.fullmatch(name), name
 
 
 # Actions for which AWS knows no resource to name.

@@ -107,7 +107,7 @@ def shared(tmp_path_factory):
     venvs.ensure("cloud")
     state = State(tmp_path_factory.mktemp("shared"))
     running = cloud.start(state)
-    own = {name: deploy.aws(running, name) for name in ("iam", "sts", "dynamodb", "s3", "lambda")}
+    own = {name: deploy.aws(running, name) for name in ("iam", "sts", "dynamodb", "s3", "lambda", "apigateway")}
     own["dynamodb"].create_table(
         TableName="table", KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}], BillingMode="PAY_PER_REQUEST",
         AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "other")],
@@ -266,6 +266,31 @@ def handler(event, context):
         lambda: any("[ERROR] RefusedError: no" in line for line in deploy.functions_log(running)),
         "the log does not tell of it",
     )
+
+
+def test_a_path_reaches_a_function_as_it_was_encoded(tenant):
+    """A repair of launch.py, as REST APIs have it on AWS. Without it: `a|b`, and an encoded slash is 403."""
+    code = "import json\ndef handler(event, context):\n    return {'statusCode': 200, 'body': json.dumps(event)}\n"
+    function = tenant.own["lambda"].create_function(
+        FunctionName=tenant.name, Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler", Timeout=30,
+        Role=f"{IAM}:role/{tenant.name}", Code={"ZipFile": zipped({"app.py": code})},
+    )["FunctionArn"]  # fmt: skip
+    api = tenant.own["apigateway"]
+    api_id = api.create_rest_api(name=tenant.name)["id"]
+    parent = api.get_resources(restApiId=api_id)["items"][0]["id"]
+    for part in ("ids", "{id}"):
+        parent = api.create_resource(restApiId=api_id, parentId=parent, pathPart=part)["id"]
+    where = {"restApiId": api_id, "resourceId": parent, "httpMethod": "GET"}
+    api.put_method(**where, authorizationType="NONE")
+    uri = f"arn:aws:apigateway:{cloud.REGION}:lambda:path/2015-03-31/functions/{function}/invocations"
+    api.put_integration(**where, type="AWS_PROXY", integrationHttpMethod="POST", uri=uri)
+    api.create_deployment(restApiId=api_id, stageName="v1")
+    for sent in ("a%7Cb", "a%2Fb", "%2e%2E", "a%257Cb", "%22", "%C3%A9", "%zz", "plain~-._"):
+        url = httpx.URL(tenant.url).copy_with(raw_path=f"/_aws/execute-api/{api_id}/v1/ids/{sent}?q=%7C%257C".encode())
+        event = httpx.get(url, trust_env=False).json()
+        assert (event["path"], event["pathParameters"]) == (f"/ids/{sent}", {"id": sent})
+        assert event["requestContext"]["path"] == f"/v1/ids/{sent}"
+        assert event["queryStringParameters"] == {"q": "|%7C"}, "decoded once"
 
 
 def zipped(files):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote, quote_from_bytes
 
 import pytest
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
@@ -15,7 +16,7 @@ from quittance.errors import InvalidRequestError, PlatformUnavailableError, Task
 from quittance.escrow import State
 from quittance.http import answer, api, caller, task_answer
 from quittance.models import AgentRequest, DirectTaskRequest, TaskPending, TaskRequest
-from quittance.reading import read_direct, read_json
+from quittance.reading import encoded_path, read_direct, read_json, read_path
 
 TASK = {"task_id": "t-1", "agent_id": "agt_1", "input": "x", "budget": "1"}
 PENDING = TaskPending(task_id="t-1", agent_id="a", escrow_id="e", escrow_status=State.FUNDED, expires_at=0)
@@ -270,11 +271,65 @@ def test_a_refusal_keeps_its_headers_and_nobody_caches_it(call: Call) -> None:
     assert (headers["Retry-After"], headers["Cache-Control"]) == ("7", "no-store")
 
 
+@pytest.mark.parametrize("task_id", ["t-1:judge-agent", "a b/c?d#e", "50%25", "é"])
+def test_a_location_is_encoded_exactly_once(task_id: str) -> None:
+    location = str(task_answer(PENDING.model_copy(update={"task_id": task_id})).headers["Location"])
+    match = re.fullmatch(r"/api/v1/economic/tasks/([A-Za-z0-9._~%-]+)/result", location)
+    assert match is not None, location
+    assert read_path({"task_id": match[1]}) == {"task_id": task_id}
+
+
 def test_a_task_that_is_not_settled_says_where_to_look_again(call: Call) -> None:
     status, headers, body = call("GET", "/pending")
     assert (status, body["escrow_status"], headers["Cache-Control"]) == (202, "funded", "no-store")
     assert headers["Location"] == "/api/v1/economic/tasks/t-1/result"
     assert int(headers["Retry-After"]) > 0
+
+
+# Path parameters.
+
+_TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
+
+
+@given(_TEXT, st.sampled_from(["", "/:@!$&'()*+,;=", "é|"]))
+def test_a_path_parameter_is_decoded_exactly_once(text: str, left_plain: str) -> None:
+    once = quote(text, safe=left_plain)
+    assert read_path({"id": once}) == {"id": text}
+    assert read_path({"id": quote(once, safe="")}) == {"id": once}
+
+
+@given(_TEXT.filter(lambda text: "%" not in text and "/" not in text))
+def test_a_path_that_was_decoded_on_its_way_is_read_alike(text: str) -> None:
+    """By `sam local start-api`."""
+    assert read_path({"id": encoded_path(text)}) == read_path({"id": quote(text, safe="")}) == {"id": text}
+
+
+@given(st.text())
+def test_a_path_is_encoded_again_only_where_it_was_not(path: str) -> None:
+    encoded = encoded_path(path)
+    assert encoded_path(encoded) == encoded
+    assert re.fullmatch(r"[A-Za-z0-9._~%/:@!$&'()*+,;=-]*", encoded), "what Powertools' routes match"
+
+
+@given(st.binary(min_size=1))
+def test_bytes_in_a_path_are_text_or_refused(data: bytes) -> None:
+    try:
+        wanted: str | None = data.decode()
+    except UnicodeDecodeError:
+        wanted = None
+    if wanted is not None and not re.search(r"[\x00-\x1f\x7f-\x9f]", wanted):
+        assert read_path({"id": quote_from_bytes(data, safe="")}) == {"id": wanted}
+    else:
+        with pytest.raises(InvalidRequestError, match=r"^id: must "):
+            read_path({"id": quote_from_bytes(data, safe="")})
+
+
+@pytest.mark.parametrize("raw", ["%", "a%", "%4", "%zz", "%-1", "% 41", "%u0041", "%%41", "100%"])
+def test_a_broken_escape_names_its_parameter(raw: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        read_path({"fine": "x", "id": raw})
+    assert [wrong["field"] for wrong in refused.value.members["errors"]] == ["id"]
+    assert "itself written %25" in refused.value.detail
 
 
 # Who calls.

@@ -274,6 +274,7 @@ def test_a_token_that_nests_without_end_is_refused() -> None:
             ("é", False),
             ("a\x7f", False),
         ],
+        *[("me", False), (".", False), ("..", False), ("Me", True), ("...", True), ("/me", True)],
     ],
 )
 def test_a_subject_is_an_account_id(subject: str, good: bool) -> None:
@@ -282,6 +283,14 @@ def test_a_subject_is_an_account_id(subject: str, good: bool) -> None:
         assert verify(token(sub=subject), SETTINGS).account == subject
     else:
         _refused(token(sub=subject))
+
+
+def test_the_platforms_subject_needs_the_operators_scope() -> None:
+    """Else whoever may choose a subject at the issuer could take the fees."""
+    _refused(token(sub="platform"))
+    _refused(token(sub="platform", scope="health:read"))
+    for scope in ("ledger:deposit", "quittance/ledger:deposit"):
+        assert verify(token(sub="platform", scope=scope), SETTINGS).account == "platform"
 
 
 @pytest.mark.parametrize(

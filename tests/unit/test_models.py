@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from quittance import models
 from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
-from quittance.escrow import State
+from quittance.escrow import State, judge_task_id
 from quittance.limits import BUDGET_MICRO_MAX, INPUT_BYTES_MAX
 from quittance.models import (
     AccountAnswer,
@@ -26,6 +26,7 @@ from quittance.models import (
 )
 from quittance.pricing import parse_tariff
 from quittance.reading import read_json
+from quittance.run import Side
 
 PLAIN: dict[str, Any] = {"task_id": "t-1", "agent_id": "agt_1", "budget": "1"}
 JSON_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -178,7 +179,11 @@ def test_the_input_at_its_limit_and_one_byte_beyond(field: str, at_limit: object
 @pytest.mark.parametrize(
     ("field", "good", "bad"),
     [
-        ("task_id", ["a", "a" * 128, "A.z_0~-9", "."], ["", "a" * 129, "a/b", "a#b", "a b", "a\n", "é", 5, None]),
+        (
+            "task_id",
+            ["a", "a" * 128, "A.z_0~-9", "..."],
+            [".", "..", "", "a" * 129, "a/b", "a#b", "a b", "a\n", "é", 5, None],
+        ),
         ("agent_id", ["a", "a" * 64, "agt_-9"], ["", "a" * 65, "a.b", "a#b", "a\n", 5, None]),
         ("timeout", [1, 25, 600, None], [0, 601, -1, 1.0, "5", True, 1.5, 10**30]),
     ],
@@ -190,6 +195,26 @@ def test_a_field_at_its_limits_and_beyond(field: str, good: list[object], bad: l
         with pytest.raises(ValidationError) as refused:
             task(**{field: value})
         assert [error["loc"] for error in refused.value.errors()] == [(field,)], value
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (
+            models.StatedTaskId,
+            ["a", "...", "a" * 128, judge_task_id("a" * 128, Side.AGENT), judge_task_id("a", Side.TASK)],
+            ["", ".", "..", "a/b", "a:b", "a:judge-", ":judge-task", judge_task_id("a" * 129, Side.AGENT), "é"],
+        ),
+        (models.AccountId, ["a", "a" * 255, "auth0|d", "a/b", '"', "ME", "..."], ["", "a" * 256, "me", ".", "..", "#"]),
+        (models.AccountInPath, ["a", "a" * 255, "me", "a/b"], ["", "a" * 256, ".", "..", "a b", "é"]),
+    ],
+)
+def test_an_id_at_its_limits_and_beyond(kind: Any, good: list[str], bad: list[str]) -> None:
+    for value in good:
+        assert TypeAdapter(kind).validate_python(value) == value
+    for value in bad:
+        with pytest.raises(ValidationError):
+            TypeAdapter(kind).validate_python(value)
 
 
 @pytest.mark.parametrize(

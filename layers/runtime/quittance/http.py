@@ -4,7 +4,9 @@ import base64
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
+from re import Match
 from typing import Any, Final
+from urllib.parse import quote
 
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
@@ -19,10 +21,10 @@ from quittance.errors import (
     UnsupportedMediaTypeError,
     problem,
 )
-from quittance.identity import Caller
+from quittance.identity import Caller, is_account_id
 from quittance.models import TaskPending, TaskResult
 from quittance.observability import logger
-from quittance.reading import invalid, read_json
+from quittance.reading import encoded_path, invalid, read_json, read_path
 
 PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
@@ -36,10 +38,16 @@ class Api(APIGatewayRestResolver):
     def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
         """The answer to a REST API proxy event; every refusal and failure is one."""
         try:
-            plain = _plain_json(event)
-        except QuittanceError as error:
+            return super().resolve(_plain(event), context)
+        except QuittanceError as error:  # of reading the request; what a route raises is answered inside
             return _proxy(_refuse(error))
-        return super().resolve(plain, context)
+
+    def _convert_matches_into_route_keys(self, match: Match[str]) -> dict[str, str]:
+        """Decodes the path parameters after the route is found, so that an encoded slash cannot lead to another route.
+
+        Powertools hands parameters on as they are in `path`, and has no public hook between matching and validation.
+        """
+        return read_path(super()._convert_matches_into_route_keys(match))
 
 
 def api() -> Api:
@@ -53,10 +61,13 @@ def api() -> Api:
 
 
 def caller(app: APIGatewayRestResolver) -> Caller:
-    """The identity that the authorizer verified. Raises UnauthenticatedError if there is none, whatever let it pass."""
+    """The identity that the authorizer verified.
+
+    Raises UnauthenticatedError if there is none, or if its subject can be no account, whatever let it pass.
+    """
     context = app.current_event.raw_event["requestContext"].get("authorizer") or {}
     account = context.get("sub")
-    if not account:
+    if not account or not is_account_id(account):
         raise UnauthenticatedError
     return Caller(account, frozenset(context.get("scope", "").split()))
 
@@ -81,7 +92,7 @@ def task_answer(outcome: TaskResult | TaskPending, *, queued: bool = False) -> R
     if isinstance(outcome, TaskResult):
         return answer(outcome)
     headers: dict[str, str | list[str]] = {
-        "Location": f"{PREFIX}/tasks/{outcome.task_id}/result",
+        "Location": f"{PREFIX}/tasks/{quote(outcome.task_id, safe='')}/result",
         "Retry-After": str(_RETRY_AFTER_S),
     }
     if queued:
@@ -122,8 +133,11 @@ def _refuse_fields(error: RequestValidationError) -> Response[str]:
     return _refuse(invalid(error.errors()))
 
 
-def _plain_json(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The event with its body as text and the media type in its plain form. Raises UnsupportedMediaTypeError."""
+def _plain(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The event with an encoded path, its body as text and the media type in its plain form.
+
+    Raises UnsupportedMediaTypeError, and InvalidRequestError for a body that is not UTF-8.
+    """
     headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
     body = event.get("body")
     media_type = headers.get("content-type", _JSON).partition(";")[0].strip().lower()
@@ -134,7 +148,8 @@ def _plain_json(event: Mapping[str, Any]) -> dict[str, Any]:
             body = base64.b64decode(body, validate=True).decode()
         except ValueError as exc:
             raise InvalidRequestError(("body", "must be UTF-8")) from exc
-    return {**event, "headers": {**headers, "content-type": _JSON}, "body": body, "isBase64Encoded": False}
+    plain = {"path": encoded_path(event["path"]), "headers": {**headers, "content-type": _JSON}}
+    return {**event, **plain, "body": body, "isBase64Encoded": False}
 
 
 def _proxy(response: Response[str]) -> dict[str, Any]:

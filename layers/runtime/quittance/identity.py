@@ -10,8 +10,9 @@ import jwt
 
 from quittance.config import Settings
 from quittance.errors import MissingScopeError, PlatformUnavailableError, UnauthenticatedError
-from quittance.limits import ACCOUNT_ID_CHARS_MAX, ACCOUNT_ID_PATTERN
+from quittance.limits import ACCOUNT_ID_CHARS_MAX, ACCOUNT_ID_PATTERN, ACCOUNT_IDS_RESERVED
 
+DEPOSIT_SCOPE: Final = "ledger:deposit"  # the operator's
 _ACCOUNT_ID: Final = re.compile(ACCOUNT_ID_PATTERN)
 _RESOURCE_SERVER: Final = "quittance/"  # as the template names it in Cognito
 _LEEWAY_S: Final = 30
@@ -41,12 +42,22 @@ def bearer_token(headers: Mapping[str, str] | None) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
+def is_account_id(subject: str) -> bool:
+    """Whether a subject can be an account: at most 255 visible ASCII characters without `#`, and no reserved name."""
+    return (
+        len(subject) <= ACCOUNT_ID_CHARS_MAX
+        and _ACCOUNT_ID.fullmatch(subject) is not None
+        and subject not in ACCOUNT_IDS_RESERVED
+    )
+
+
 def verify(token: str, settings: Settings) -> Caller:
     """The caller that a bearer token proves.
 
     Algorithm, issuer, audience and key source come from the settings, never from the token. A scope may carry its
-    resource server's name, as Cognito writes it (`quittance/ledger:deposit`). Raises UnauthenticatedError,
-    and PlatformUnavailableError if the issuer's keys cannot be read.
+    resource server's name, as Cognito writes it (`quittance/ledger:deposit`). The platform's account as subject needs
+    that scope too: an issuer may let its users choose their subjects, and the fees are in that account.
+    Raises UnauthenticatedError, and PlatformUnavailableError if the issuer's keys cannot be read.
     """
     by_audience = settings.audience_claim == "aud"
     options: Any = {"require": ["exp", "iat", "iss", "sub", settings.audience_claim], "verify_aud": by_audience}
@@ -73,9 +84,12 @@ def verify(token: str, settings: Settings) -> Caller:
     if not by_audience and claims[settings.audience_claim] != settings.audience:
         raise UnauthenticatedError
     subject, scope = claims["sub"], claims.get("scope", "")
-    if not isinstance(scope, str) or len(subject) > ACCOUNT_ID_CHARS_MAX or not _ACCOUNT_ID.fullmatch(subject):
+    if not isinstance(scope, str) or not is_account_id(subject):
         raise UnauthenticatedError
-    return Caller(subject, frozenset(name.removeprefix(_RESOURCE_SERVER) for name in scope.split()))
+    caller = Caller(subject, frozenset(name.removeprefix(_RESOURCE_SERVER) for name in scope.split()))
+    if subject == settings.platform_account and DEPOSIT_SCOPE not in caller.scopes:
+        raise UnauthenticatedError
+    return caller
 
 
 @lru_cache(maxsize=1)

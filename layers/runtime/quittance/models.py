@@ -34,13 +34,42 @@ from quittance.webhook import WebhookUrl
 _ABSENT: Final = object()
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
 
+
+def _no_dot_segment(name: str) -> str:
+    if name in limits.DOT_SEGMENTS:
+        msg = "must not be . or .., which URLs leave out; choose another id"
+        raise ValueError(msg)
+    return name
+
+
+def _no_own_account(name: str) -> str:
+    if name == limits.OWN_ACCOUNT:
+        msg = f"must not be {limits.OWN_ACCOUNT}, which is no account's id; give the account's own id"
+        raise ValueError(msg)
+    return name
+
+
 TaskId = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]+$", min_length=1, max_length=limits.TASK_ID_CHARS_MAX)
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9._~-]+$", min_length=1, max_length=limits.TASK_ID_CHARS_MAX),
+    AfterValidator(_no_dot_segment),
 ]
+StatedTaskId = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9._~-]+(:judge-(agent|task))?$", min_length=1, max_length=limits.STATED_TASK_CHARS_MAX
+    ),
+    AfterValidator(_no_dot_segment),
+]
+"""A task's id as answers and receipts name it: one that a client chose, or that of its judge (`judge_task_id`)."""
 AgentId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
-AccountId = Annotated[
-    str, StringConstraints(pattern=limits.ACCOUNT_ID_PATTERN, min_length=1, max_length=limits.ACCOUNT_ID_CHARS_MAX)
+AccountInPath = Annotated[
+    str,
+    StringConstraints(pattern=limits.ACCOUNT_ID_PATTERN, min_length=1, max_length=limits.ACCOUNT_ID_CHARS_MAX),
+    AfterValidator(_no_dot_segment),
 ]
+"""An account's id, or `me` for the caller's own account."""
+AccountId = Annotated[AccountInPath, AfterValidator(_no_own_account)]
 Amount = Annotated[CreditsIn, between(1, limits.AMOUNT_MICRO_MAX)]
 Timestamp = Annotated[
     int,

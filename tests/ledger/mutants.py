@@ -143,14 +143,15 @@ MUTANTS = (
     Mutant(
         "request hash: of a settled task",
         TASKS,
-        "if escrow.request_sha256 != _request_sha256(attempt):",
-        "if False:",
+        "if escrow.request_sha256 != _request_sha256(attempt):\n"
+        "        raise TaskConflictError(escrow.task_id)\n    return _settled",
+        "return _settled",
         f"{PAIR} -k body",
     ),
     Mutant(
         "request hash: at a takeover",
         TASKS,
-        "escrow.request_sha256 == _request_sha256(attempt) and ",
+        " and escrow.request_sha256 == _request_sha256(attempt)",
         "",
         f"{PAIR} -k body",
     ),

@@ -56,6 +56,7 @@ ARTEFACT_BYTES_MAX: Final = 200 * 10**6
 COMPILE_SECONDS_MAX: Final = 120
 COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
 UPLOAD_SECONDS_MAX: Final = 15 * 60
+CACHED_ARTEFACT_BYTES_MAX: Final = 400 * MIB  # of the 512 MiB of an environment's /tmp: the largest artefact, twice
 
 # The clock of one task.
 EXPIRY_REFUND_MS_MAX: Final = 90_000  # no escrow is overdue for longer: the sweep runs every minute

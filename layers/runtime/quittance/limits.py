@@ -22,6 +22,8 @@ PAGE_ITEMS_MAX: Final = 100
 # What a verifier reads.
 TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
 JWKS_KEYS_MAX: Final = 1_000
+JWKS_AGE_S_MAX: Final = 5 * 60  # how old a published root may be, here and once more in a client's cache
+JWKS_FAILURE_S_MAX: Final = 2  # for how long a failed read of the roots is answered without another one
 LOG_SIZE_MAX: Final = 2**53  # entries: JSON numbers are exact up to it
 
 # What one execution of the workflow may carry (docs/howto/step-functions.md).

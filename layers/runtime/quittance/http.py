@@ -28,6 +28,7 @@ PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
+_NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 class Api(APIGatewayRestResolver):
@@ -38,8 +39,11 @@ class Api(APIGatewayRestResolver):
         try:
             plain = _plain_json(event)
         except QuittanceError as error:
-            return _proxy(_refuse(error))
-        return super().resolve(plain, context)
+            answered = _proxy(_refuse(error))
+        else:
+            answered = super().resolve(plain, context)
+        answered["multiValueHeaders"]["X-Content-Type-Options"] = ["nosniff"]  # no browser guesses that JSON is a page
+        return answered
 
 
 def api() -> Api:
@@ -69,7 +73,7 @@ def answer(
         status_code=status,
         content_type="application/json",
         body=model.model_dump_json(by_alias=True),
-        headers={"Cache-Control": "no-store", **(headers or {})},
+        headers={**_NO_STORE, **(headers or {})},
     )
 
 
@@ -114,7 +118,7 @@ def _refuse(error: QuittanceError) -> Response[str]:
         status_code=status,
         content_type=_PROBLEM_JSON,
         body=json.dumps(body),
-        headers={"Cache-Control": "no-store", **headers},
+        headers={**_NO_STORE, **headers},
     )
 
 
@@ -157,4 +161,9 @@ def _fail(_: Exception) -> Response[str]:
         "code": "internal_error",
         "detail": "Something went wrong here. Repeat the same request: nothing is done twice.",
     }
-    return Response(status_code=HTTPStatus.INTERNAL_SERVER_ERROR, content_type=_PROBLEM_JSON, body=json.dumps(body))
+    return Response(
+        status_code=HTTPStatus.INTERNAL_SERVER_ERROR,
+        content_type=_PROBLEM_JSON,
+        body=json.dumps(body),
+        headers=_NO_STORE,
+    )

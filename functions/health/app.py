@@ -21,5 +21,5 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 def _answer(status: int, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
     kind = "application/problem+json" if "type" in body else "application/json"
-    all_headers = {"Content-Type": kind, "Cache-Control": "no-store", **headers}
+    all_headers = {"Content-Type": kind, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", **headers}
     return {"statusCode": status, "headers": all_headers, "body": json.dumps(body)}

@@ -11,14 +11,16 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from quittance import documentation, proving
 from quittance.bootstrap import platform, prepare
 from quittance.http import PREFIX, answer, api, responses
-from quittance.limits import LOG_SIZE_MAX
+from quittance.limits import JWKS_AGE_S_MAX, LOG_SIZE_MAX
 from quittance.log import LOG_LEVEL_MAX, TILE_HASHES, Tile
 from quittance.models import LogTile
 from quittance.observability import entry
 
 app = api()
 prepare("tiles", "keys")
-_CACHED = {"Cache-Control": "public, max-age=300"}
+_CACHED = {"Cache-Control": f"public, max-age={JWKS_AGE_S_MAX}"}
+_A_MINUTE = {"Cache-Control": "public, max-age=60"}  # the sweep publishes a checkpoint a minute
+_FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _TAGS = ["public"]
 
 
@@ -36,7 +38,7 @@ def checkpoint(
 ) -> Response[str]:
     """What the log of receipts commits itself to: its size and root, signed (compact JWS)."""
     found = proving.checkpoint(platform(app.lambda_context), size)
-    return Response(200, "application/jose", found, headers=_CACHED)
+    return Response(200, "application/jose", found, headers=_A_MINUTE if size is None else _FOR_EVER)
 
 
 @app.get(
@@ -52,7 +54,7 @@ def tile(
 ) -> Response[str]:
     """Hashes of a level of the tree, for whoever watches the log."""
     found = proving.tile(platform(app.lambda_context), Tile(level, index, width))
-    return answer(found, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+    return answer(found, headers=_FOR_EVER)
 
 
 @app.get(f"{PREFIX}/openapi.json", summary="Read the API description", tags=_TAGS)
@@ -64,7 +66,8 @@ def openapi() -> Response[str]:
 @app.get(f"{PREFIX}/docs", summary="Read the API's page", tags=_TAGS)
 def docs() -> Response[str]:
     """The description as a page."""
-    return Response(200, "text/html; charset=utf-8", documentation.page(), headers=_CACHED)
+    page = documentation.page()
+    return Response(200, "text/html; charset=utf-8", page.html, headers={**_CACHED, **page.headers})
 
 
 @entry

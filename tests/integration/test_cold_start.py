@@ -150,6 +150,15 @@ def test_a_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> 
     assert clients._session().get_credentials().access_key != "none", "the rehearsal's are gone"
 
 
+def test_a_restored_copy_reads_the_roots_anew(initialised: Cloud) -> None:
+    made = bootstrap._platform().keys
+    made.jwks()
+    bootstrap.begin_anew()
+    with bootstrap._platform().sandbox:
+        keys = bootstrap._platform().keys
+    assert (made._roots.keys(), keys._roots) == ({initialised.settings.receipt_key_ids}, {})
+
+
 def test_a_version_without_its_settings_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
     from quittance import config
 

@@ -1,19 +1,26 @@
 """The functions' entries in process: they translate, refuse what has no identity, and show no internal text."""
 
+import base64
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
+from html.parser import HTMLParser
 from types import ModuleType
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from quittance import tasks
 from quittance.errors import InsufficientFundsError, InvalidRequestError, PlatformUnavailableError
+from quittance.models import TaskRequest
+from quittance.sweeping import sweep
 from tests.support import FLAT, ROOT, Cloud, wasm
 
 PREFIX = "/api/v1/economic"
-Call = Callable[..., tuple[int, dict[str, Any], dict[str, str]]]
+Call = Callable[..., tuple[int, Any, dict[str, str]]]
 
 
 def load(name: str) -> ModuleType:
@@ -36,14 +43,15 @@ def call(platform: Cloud, context: Any) -> Call:
         user: str | None = "alice",
         scope: str = "",
         query: dict[str, str] | None = None,
-    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        content_type: str = "application/json",
+    ) -> tuple[int, Any, dict[str, str]]:
         authorizer = {"sub": user, "scope": scope} if user else None
         event = {
             "resource": path,
             "path": PREFIX + path,
             "httpMethod": method,
-            "headers": {"Content-Type": "application/json"},
-            "multiValueHeaders": {"Content-Type": ["application/json"]},
+            "headers": {"Content-Type": content_type},
+            "multiValueHeaders": {"Content-Type": [content_type]},
             "queryStringParameters": query,
             "multiValueQueryStringParameters": {name: [value] for name, value in query.items()} if query else None,
             "requestContext": {"requestId": "r", "authorizer": authorizer, "httpMethod": method},
@@ -52,7 +60,9 @@ def call(platform: Cloud, context: Any) -> Call:
         }
         answer = load(function).handler(event, context)
         headers = {name: values[0] for name, values in answer["multiValueHeaders"].items()}
-        return answer["statusCode"], json.loads(answer["body"]), headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        plain = json.loads(answer["body"]) if headers["Content-Type"].endswith("json") else answer["body"]
+        return answer["statusCode"], plain, headers
 
     return send
 
@@ -173,8 +183,91 @@ def test_an_unexpected_failure_tells_nothing(platform: Cloud, call: Call, monkey
     assert "secret" not in json.dumps(problem)
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_no_answer_is_sniffed_or_kept_when_it_refuses(
+    platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch, content_type: str
+) -> None:
+    monkeypatch.setattr(tasks, "result", _raise(RuntimeError))
+    for function, path in (("result", "/tasks/t/result"), ("agents", "/nowhere"), ("public", "/log/checkpoint")):
+        body = "x" if content_type == "text/plain" else None
+        status, _, headers = call(function, "GET", path, body, content_type=content_type)
+        assert status == (415 if body else {"result": 500}.get(function, 404))
+        assert headers["Cache-Control"] == "no-store"
+
+
+def test_the_roots_cost_one_call_however_many_read_them(platform: Cloud, call: Call) -> None:
+    calls: Counter[str] = Counter()
+    platform.keys._client.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
+    answers = [call("public", "GET", "/.well-known/jwks.json", user=None) for _ in range(5)]
+    assert {status for status, _, _ in answers} == {200}
+    assert {headers["Cache-Control"] for _, _, headers in answers} == {"public, max-age=300"}
+    assert calls == {"GetPublicKey": 1}
+
+
+def test_roots_that_cannot_be_read_are_a_503_that_nobody_keeps(
+    platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform.keys._client, "get_public_key", _raise(EndpointConnectionError, endpoint_url="kms"))
+    status, problem, headers = call("public", "GET", "/.well-known/jwks.json", user=None)
+    assert (status, problem["code"]) == (503, "platform_unavailable")
+    assert (headers["Cache-Control"], headers["Retry-After"]) == ("no-store", "2")
+
+
+def test_caches_keep_a_checkpoint_as_long_as_it_can_be_true(platform: Cloud, call: Call) -> None:
+    tasks.execute(platform, "alice", TaskRequest.model_validate(task(platform.publish(wasm("echo")))))
+    sweep(platform)
+    newest = call("public", "GET", "/log/checkpoint", user=None)
+    stated = call("public", "GET", "/log/checkpoint", query={"size": "1"}, user=None)
+    assert newest[1] == stated[1]
+    assert newest[2]["Cache-Control"] == "public, max-age=60"
+    assert stated[2]["Cache-Control"] == "public, max-age=31536000, immutable"
+
+
+def test_the_page_may_do_only_what_stands_in_it(call: Call) -> None:
+    status, html, headers = call("public", "GET", "/docs", user=None)
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert headers["Referrer-Policy"] == "no-referrer"
+    policy = {name: sources for name, *sources in map(str.split, headers["Content-Security-Policy"].split(";"))}
+    inline = Inline()
+    inline.feed(html)
+    assert inline.forbidden == [], "attributes that run or load something"
+    for kind, number in (("script", 2), ("style", 1)):
+        digests = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in inline.texts[kind]]
+        assert policy.pop(f"{kind}-src") == [f"'sha256-{digest}'" for digest in digests]
+        assert len(digests) == number
+    assert policy == {
+        "default-src": ["'none'"], "img-src": ["data:"], "connect-src": ["'self'"], "base-uri": ["'none'"],
+        "form-action": ["'none'"], "frame-ancestors": ["'none'"],
+    }  # fmt: skip
+
+
+class Inline(HTMLParser):
+    """What a browser would run of a page, by the kind of its element, and what a strict policy would stop."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.texts: dict[str, list[str]] = {"script": [], "style": []}
+        self.forbidden: list[tuple[str, str]] = []
+        self._within = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._within = tag
+        if tag in self.texts:
+            self.texts[tag].append("")
+        loads = ("style", "src", "href", "action")
+        self.forbidden += [(tag, name) for name, _ in attrs if name in loads or name.startswith("on")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._within in self.texts:
+            self.texts[self._within][-1] += data
+
+
 def test_health_shallow_asks_nobody_and_names_no_part(context: Any) -> None:
     answer = load("health").handler({"headers": None, "httpMethod": "GET"}, context)
+    assert answer["headers"]["X-Content-Type-Options"] == "nosniff"
     assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"status": "ok"})
 
 
@@ -187,8 +280,8 @@ def test_health_deep_tries_every_part(platform: Cloud) -> None:
     assert not health._works(platform, "outputs", health._outputs)
 
 
-def _raise(error: type[Exception], *args: str) -> Any:
+def _raise(error: type[Exception], *args: str, **named: str) -> Any:
     def fail(*_: Any, **__: Any) -> None:
-        raise error(*args)
+        raise error(*args, **named)
 
     return fail

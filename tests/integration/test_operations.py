@@ -338,6 +338,22 @@ def test_the_throttle_alarm_reads_what_the_filter_writes(template: dict[str, Any
     assert properties["LogGroupName"] == {"Ref": "ApiLogs"}
 
 
+def test_an_audit_that_does_not_run_wakes_somebody(template: dict[str, Any]) -> None:
+    """An audit that is not called makes no error: that nothing is measured is all that there is to see."""
+    audit = template["Resources"]["AuditFunction"]["Properties"]
+    assert audit["Events"]["EveryDay"]["Properties"]["Schedule"] == "rate(1 day)"
+    alarm = alarms(template)["AuditMissingAlarm"]
+    watched = {name: alarm[name] for name in ("MetricName", "Statistic", "ComparisonOperator", "Threshold")}
+    assert watched == {
+        "MetricName": Metric.AUDIT_DIFFERENCES, "Statistic": "SampleCount", "ComparisonOperator": "LessThanThreshold",
+        "Threshold": 1,
+    }  # fmt: skip
+    assert (alarm["TreatMissingData"], alarm.get("DatapointsToAlarm")) == ("breaching", None)
+    silent_s = alarm["Period"] * alarm["EvaluationPeriods"]
+    assert 24 * 3_600 + audit["Timeout"] < silent_s <= 2 * 24 * 3_600
+    assert alarm["Period"] >= 3_600, "AWS looks back for more than a day only in steps of an hour"
+
+
 def test_every_alarm_wakes_somebody_who_finds_a_runbook(template: dict[str, Any]) -> None:
     headings = re.findall(r"^## (\w+Alarm): ", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)
     assert sorted(headings) == sorted(alarms(template))

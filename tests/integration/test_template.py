@@ -275,3 +275,10 @@ def test_a_request_that_the_gateway_refuses_is_told_so_in_our_words(template: di
         assert refusals[kind]["StatusCode"] == status
         assert json.loads(refusals[kind]["ResponseTemplates"]["application/json"])["status"] == status
     assert "StageArn" in template["Outputs"], "what a firewall's rules are attached to"
+
+
+def test_no_browser_sniffs_what_the_gateway_answers(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    assert {"DEFAULT_4XX", "DEFAULT_5XX"} <= refusals.keys(), "those that are not named are like these"
+    for kind, refusal in refusals.items():
+        assert refusal["ResponseParameters"]["Headers"]["X-Content-Type-Options"] == "'nosniff'", kind

@@ -6,7 +6,7 @@ What a task comes to follows from its seed alone, so a checker can say beforehan
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -211,7 +211,7 @@ class World(Platform):
             "ledger": Watched(client, table=TABLE, shards=shards, platform_account=PLATFORM_ACCOUNT, left_ms=left_ms),
             "registry": Agents(),
             "keys": keys or one_key(),
-            "binaries": SimpleNamespace(local_artefact=lambda *_: Path("artefact"), forget=lambda *_: None),
+            "binaries": SimpleNamespace(artefact=lambda *_: nullcontext(Path("artefact")), forget=lambda *_: None),
             "tiles": tiles or Shelf(),
             "outputs": Outputs(None, bucket="-"),  # type: ignore[arg-type]  # small outputs stay inline
             "sandbox": SimpleNamespace(run=run or instant_run),

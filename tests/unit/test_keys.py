@@ -1,15 +1,18 @@
-"""The receipt keys over a stand-in for KMS: one signature of the root an environment, and roots that stay."""
+"""The receipt keys over a stand-in for KMS: few calls of it, however many ask, and roots that stay."""
 
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from quittance import certified, receipt
 from quittance.certified import CERTIFICATE_SECONDS, ProofError
+from quittance.errors import PlatformUnavailableError
 from quittance.escrow import Escrow, expire
+from quittance.limits import JWKS_AGE_S_MAX, JWKS_FAILURE_S_MAX
 from quittance.run import Meter
 from quittance.store.keys import Keys
 from tests.unit.roots import NOW_S, parse
@@ -23,12 +26,17 @@ class Kms:
     def __init__(self) -> None:
         self.keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in (OLD, NEW)}
         self.signed: list[str] = []
+        self.shown: list[str] = []
+        self.down: set[str] = set()
 
     def sign(self, *, KeyId: str, Message: bytes, **_: Any) -> dict[str, bytes]:  # noqa: N803 - as KMS names them
         self.signed.append(KeyId)
         return {"Signature": self.keys[KeyId].sign(Message, ec.ECDSA(SHA256()))}
 
     def get_public_key(self, *, KeyId: str) -> dict[str, bytes]:  # noqa: N803 - as KMS names them
+        self.shown.append(KeyId)
+        if KeyId in self.down:
+            raise ClientError({"Error": {"Code": "KMSInternalException", "Message": ""}}, "GetPublicKey")
         public = self.keys[KeyId].public_key()
         return {"PublicKey": public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)}
 
@@ -68,3 +76,60 @@ def test_a_key_is_drawn_from_the_kernel_which_no_snapshot_copies(monkeypatch: py
     monkeypatch.setattr(certified.os, "urandom", lambda count: drawn[:count])
     key = Keys(Kms(), root_key_ids=[NEW]).signing_key(now_s=NOW_S)
     assert key.private.private_bytes_raw() == drawn
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = float(NOW_S)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_thousand_readers_cost_one_call_for_each_root() -> None:
+    kms, clock = Kms(), Clock()
+    keys = Keys(kms, root_key_ids=[NEW, OLD], clock=clock)
+    published = keys.jwks()
+    for _ in range(1_000):
+        assert keys.jwks() == published
+    assert kms.shown == [NEW, OLD]
+
+
+@pytest.mark.parametrize(("age_s", "calls"), [(0, 1), (JWKS_AGE_S_MAX - 1, 1), (JWKS_AGE_S_MAX, 2), (-1, 2)])
+def test_a_root_is_kept_up_to_its_age_and_no_longer(age_s: int, calls: int) -> None:
+    kms, clock = Kms(), Clock()
+    keys = Keys(kms, root_key_ids=[NEW], clock=clock)
+    keys.jwks()
+    clock.now_s += age_s  # a clock that was set back keeps nothing for longer
+    keys.jwks()
+    assert kms.shown == [NEW] * calls
+
+
+@pytest.mark.parametrize(("age_s", "calls"), [(0, 1), (JWKS_FAILURE_S_MAX - 1, 1), (JWKS_FAILURE_S_MAX, 2)])
+def test_a_failed_read_of_the_roots_is_soon_repeated(age_s: int, calls: int) -> None:
+    kms, clock = Kms(), Clock()
+    keys = Keys(kms, root_key_ids=[NEW, OLD], clock=clock)
+    kms.down = {OLD}
+    with pytest.raises(PlatformUnavailableError):
+        keys.jwks()
+    clock.now_s += age_s
+    with pytest.raises(PlatformUnavailableError):
+        keys.jwks()
+    assert kms.shown == [NEW] + [OLD] * calls, "the root that was read is not read again"
+    kms.down = set()
+    clock.now_s += JWKS_FAILURE_S_MAX
+    assert [key["kid"] for key in keys.jwks()["keys"]] == ["new", "old"]
+
+
+def test_a_check_asks_for_each_root_whatever_is_kept() -> None:
+    kms = Kms()
+    keys = Keys(kms, root_key_ids=[NEW, OLD])
+    keys.jwks()
+    keys.check()
+    assert kms.shown == [NEW, OLD] * 2
+    kms.down = {OLD}
+    with pytest.raises(PlatformUnavailableError):
+        keys.check()
+    assert len(keys.jwks()["keys"]) == 2, "those that are kept are still good"

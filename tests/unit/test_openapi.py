@@ -15,7 +15,7 @@ def test_the_description_is_valid_openapi() -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
-    shown = page()
+    shown = page().html
     assert "Run an agent and pay it if it succeeds" in shown
     assert " src=" not in shown.split("<script>")[0]
     assert "<link rel='stylesheet'" not in shown

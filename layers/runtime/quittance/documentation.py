@@ -1,9 +1,23 @@
 """The API's description and its page. The description is generated from the code and committed (`make openapi`)."""
 
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from typing import Final
 
 _OPENAPI: Final = "openapi.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page and the headers that say what it may do in a browser."""
+
+    html: str
+    headers: Mapping[str, str]
 
 
 def openapi_json() -> str:
@@ -11,15 +25,43 @@ def openapi_json() -> str:
     return files("quittance").joinpath(_OPENAPI).read_text()
 
 
-def page() -> str:
-    """A page that shows the description with Powertools' copy of Swagger UI; it loads nothing from elsewhere."""
+@lru_cache(maxsize=1)
+def page() -> Page:
+    """A page that shows the description with Powertools' copy of Swagger UI; it loads nothing from elsewhere.
+
+    The headers hold browsers to that (Content Security Policy Level 3): what stands in the page, and nothing else, may
+    be run and shown, and requests go to this API alone.
+    """
     from aws_lambda_powertools.event_handler.openapi import swagger_ui
 
     ui = files(swagger_ui)
-    return swagger_ui.generate_swagger_html(
+    html = swagger_ui.generate_swagger_html(
         spec=openapi_json(),
         swagger_js=ui.joinpath("swagger-ui-bundle.min.js").read_text(),
         swagger_css=ui.joinpath("swagger-ui.min.css").read_text(),
         swagger_base_url="",
         oauth2_config=None,
     )
+    return Page(html, {"Content-Security-Policy": _policy(html), "Referrer-Policy": "no-referrer"})
+
+
+def _policy(html: str) -> str:
+    return "; ".join(
+        [
+            "default-src 'none'",
+            "script-src " + _hashes("script", html),
+            "style-src " + _hashes("style", html),
+            "img-src data:",  # the icons of its style sheet
+            "connect-src 'self'",  # `Try it out`
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+
+
+def _hashes(tag: str, html: str) -> str:
+    """The digests of what stands in a page's elements of one kind, as a policy names them."""
+    texts = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)

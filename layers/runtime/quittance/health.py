@@ -62,7 +62,7 @@ def _outputs(parts: Platform) -> None:
 
 
 def _keys(parts: Platform) -> None:
-    parts.keys.jwks()
+    parts.keys.check()
 
 
 def _sandbox(parts: Platform) -> None:

@@ -30,6 +30,7 @@ PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
+_NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 class Api(APIGatewayRestResolver):
@@ -38,9 +39,11 @@ class Api(APIGatewayRestResolver):
     def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
         """The answer to a REST API proxy event; every refusal and failure is one."""
         try:
-            return super().resolve(_plain(event), context)
+            answered = super().resolve(_plain(event), context)
         except QuittanceError as error:  # of reading the request; what a route raises is answered inside
-            return _proxy(_refuse(error))
+            answered = _proxy(_refuse(error))
+        answered["multiValueHeaders"]["X-Content-Type-Options"] = ["nosniff"]  # no browser guesses that JSON is a page
+        return answered
 
     def _convert_matches_into_route_keys(self, match: Match[str]) -> dict[str, str]:
         """Decodes the path parameters after the route is found, so that an encoded slash cannot lead to another route.
@@ -80,7 +83,7 @@ def answer(
         status_code=status,
         content_type="application/json",
         body=model.model_dump_json(by_alias=True),
-        headers={"Cache-Control": "no-store", **(headers or {})},
+        headers={**_NO_STORE, **(headers or {})},
     )
 
 
@@ -125,7 +128,7 @@ def _refuse(error: QuittanceError) -> Response[str]:
         status_code=status,
         content_type=_PROBLEM_JSON,
         body=json.dumps(body),
-        headers={"Cache-Control": "no-store", **headers},
+        headers={**_NO_STORE, **headers},
     )
 
 
@@ -172,4 +175,9 @@ def _fail(_: Exception) -> Response[str]:
         "code": "internal_error",
         "detail": "Something went wrong here. Repeat the same request: nothing is done twice.",
     }
-    return Response(status_code=HTTPStatus.INTERNAL_SERVER_ERROR, content_type=_PROBLEM_JSON, body=json.dumps(body))
+    return Response(
+        status_code=HTTPStatus.INTERNAL_SERVER_ERROR,
+        content_type=_PROBLEM_JSON,
+        body=json.dumps(body),
+        headers=_NO_STORE,
+    )

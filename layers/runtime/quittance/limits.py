@@ -25,6 +25,8 @@ PAGE_ITEMS_MAX: Final = 100
 # What a verifier reads.
 TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
 JWKS_KEYS_MAX: Final = 1_000
+JWKS_AGE_S_MAX: Final = 5 * 60  # how old a published root may be, here and once more in a client's cache
+JWKS_FAILURE_S_MAX: Final = 2  # for how long a failed read of the roots is answered without another one
 LOG_SIZE_MAX: Final = 2**53  # entries: JSON numbers are exact up to it
 
 # What one execution of the workflow may carry (docs/howto/step-functions.md).
@@ -59,6 +61,7 @@ ARTEFACT_BYTES_MAX: Final = 200 * 10**6
 COMPILE_SECONDS_MAX: Final = 120
 COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
 UPLOAD_SECONDS_MAX: Final = 15 * 60
+CACHED_ARTEFACT_BYTES_MAX: Final = 400 * MIB  # of the 512 MiB of an environment's /tmp: the largest artefact, twice
 
 # The clock of one task.
 EXPIRY_REFUND_MS_MAX: Final = 90_000  # no escrow is overdue for longer: the sweep runs every minute

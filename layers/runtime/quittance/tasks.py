@@ -13,7 +13,9 @@ import base64
 import hashlib
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation, tracing, webhook
@@ -52,6 +54,8 @@ from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
 
 _RECOMPILE_S: Final = 5
+# This machine's own: no descriptor, no memory, a broken disk. While a budget is held, they are outcomes as others are.
+_HOST_FAILURES: Final = (OSError, MemoryError)
 _SUPERSEDED: Final = "The agent is not the one any more that the task was funded for; the budget was refunded."
 # The most that a run without rules takes beside its timeout.
 _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
@@ -402,32 +406,44 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
 
     `keep_ms` is the time that what comes after the run may need.
     """
-    meter, version, terms = Meter(input_bytes=len(stdin)), ready.version, ready.agent.terms
-    try:
-        with tracing.step("load"):
-            path = platform.binaries.local_artefact(version.artefact_key, version.artefact_sha256)
-    except BlobMissingError:
-        return Run(Outcome.ARTEFACT_MISSING, "The agent's binary is missing in the platform's storage.", meter)
-    except BlobTamperedError:
-        return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
-    except PlatformUnavailableError:
-        return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
-    left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - keep_ms
-    if left_ms <= 0:
-        return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
-    tariff = pricing.parse_tariff(escrow.tariff)
-    run = tracing.step("run")(platform.sandbox.run)(
-        job := Job(
-            artefact_path=str(path),
-            artefact_sha256=version.artefact_sha256,
-            stdin=stdin,
-            fuel=pricing.fuel_bought(tariff, budget_micro=escrow.budget_micro, fuel_max=terms.fuel),
-            memory_bytes=terms.memory_bytes,
-            timeout_ms=min(escrow.timeout_ms, left_ms),
-            epoch_ns=escrow.funded_ms * 1_000_000,
-            seed=escrows.seed(escrow.escrow_id),
-        )
+    meter, version = Meter(input_bytes=len(stdin)), ready.version
+    with ExitStack() as held:
+        try:
+            with tracing.step("load"):
+                copy = platform.binaries.artefact(version.artefact_key, version.artefact_sha256)
+                path = held.enter_context(copy)
+        except BlobMissingError:
+            return Run(Outcome.ARTEFACT_MISSING, "The agent's binary is missing in the platform's storage.", meter)
+        except BlobTamperedError:
+            return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
+        except (PlatformUnavailableError, *_HOST_FAILURES):
+            return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
+        left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - keep_ms
+        if left_ms <= 0:
+            return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
+        return _run_from(platform, path, escrow, ready, stdin, left_ms=left_ms)
+
+
+def _run_from(platform: Platform, path: Path, escrow: Escrow, ready: _Ready, stdin: bytes, *, left_ms: int) -> Run:
+    """Runs the artefact at `path`, for `left_ms` at most."""
+    version, terms = ready.version, ready.agent.terms
+    job = Job(
+        artefact_path=str(path),
+        artefact_sha256=version.artefact_sha256,
+        stdin=stdin,
+        fuel=pricing.fuel_bought(
+            pricing.parse_tariff(escrow.tariff), budget_micro=escrow.budget_micro, fuel_max=terms.fuel
+        ),
+        memory_bytes=terms.memory_bytes,
+        timeout_ms=min(escrow.timeout_ms, left_ms),
+        epoch_ns=escrow.funded_ms * 1_000_000,
+        seed=escrows.seed(escrow.escrow_id),
     )
+    try:
+        run = tracing.step("run")(platform.sandbox.run)(job)
+    except _HOST_FAILURES:
+        logger.exception("run failed")
+        run = Run(Outcome.WORKER_LOST, "The platform could not run the agent.", Meter(input_bytes=len(stdin)))
     observability.measure(Metric.SANDBOX, run.meter.wall_ms)
     run = replace(run, limits=Limits(job.fuel, job.memory_bytes, job.timeout_ms))
     if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
@@ -442,8 +458,17 @@ def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
     """The run, or how it ends because its output does not meet the agent's rules and the task's."""
     if run.outcome is not Outcome.SUCCEEDED:
         return run
-    verdict = acceptance.verdict(run.stdout, agent=agent, task=task)
+    try:
+        verdict = acceptance.verdict(run.stdout, agent=agent, task=task)
+    except MemoryError:
+        return _unjudged(run)
     return run if verdict.accepted else replace(run, outcome=verdict.outcome, message=verdict.message)
+
+
+def _unjudged(run: Run) -> Run:
+    """How a run ends whose output this machine has no memory to hold against its rules: nobody is to blame for it."""
+    logger.exception("no memory for the verdict")
+    return replace(run, outcome=Outcome.WORKER_LOST, message="The platform had no memory left to read the output.")
 
 
 def _judge(platform: Platform, escrow: Escrow, attempt: _Attempt, seats: list[_Seat], run: Run) -> Run | None:
@@ -451,10 +476,13 @@ def _judge(platform: Platform, escrow: Escrow, attempt: _Attempt, seats: list[_S
 
     None if it is not known whether a judge was paid: what is not known must not decide about the task.
     """
-    read = acceptance.judge_input(attempt.stdin, run.stdout) if seats else b""
+    if not seats or run.outcome is not Outcome.SUCCEEDED:
+        return run
+    try:
+        read = acceptance.judge_input(attempt.stdin, run.stdout)
+    except MemoryError:
+        return _unjudged(run)
     for place, seat in enumerate(seats):
-        if run.outcome is not Outcome.SUCCEEDED:
-            break
         standing = _seated(platform, escrow, attempt, seat)
         if standing.settlement is None and standing.runner == attempt.runner:
             keep_ms = _span_ms(escrow, seats[place:]) - escrow.timeout_ms - standing.timeout_ms
@@ -465,7 +493,7 @@ def _judge(platform: Platform, escrow: Escrow, attempt: _Attempt, seats: list[_S
         run = replace(run, scores_micro={**run.scores_micro, seat.side: score_micro})
         verdict = acceptance.judged(seat.rule, score_micro, side=seat.side)
         if not verdict.accepted:
-            run = replace(run, outcome=verdict.outcome, message=verdict.message)
+            return replace(run, outcome=verdict.outcome, message=verdict.message)
     return run
 
 
@@ -522,13 +550,13 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | Non
             log = platform.outputs.keep(run.stderr)
         if run.outcome is Outcome.SUCCEEDED:
             output = platform.outputs.keep(run.stdout)
-    except PlatformUnavailableError:
+    except (PlatformUnavailableError, *_HOST_FAILURES):
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message="The platform's storage did not take the output.")
     settlement = replace(escrows.decide(escrow, run, now_ms=platform.now_ms()), output=output, log=log)
     try:
         signed = _signed(platform, escrow, settlement, run, version)
         return expire_if_overdue(platform, observability.settled(platform.ledger.settle(escrow, signed), signed))
-    except PlatformUnavailableError:
+    except (PlatformUnavailableError, *_HOST_FAILURES):
         logger.warning("settlement unknown")
         return _look_again(platform, escrow)
 

@@ -8,6 +8,7 @@ from botocore.config import Config
 from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 
+from quittance.errors import PlatformUnavailableError
 from quittance.limits import CALL_MS_MAX
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def events() -> "EventBridgeClient":
 
 
 def _client(service: str, config: Config = _CONFIG) -> Any:  # noqa: ANN401 - botocore makes its clients at run time; the callers name the type
-    return _session().create_client(service, config=config)
+    try:
+        return _session().create_client(service, config=config)
+    except (OSError, MemoryError) as exc:  # it reads the service's description from the disk
+        raise PlatformUnavailableError from exc
 
 
 def without_credentials() -> None:

@@ -579,6 +579,7 @@ def test_the_dialect_is_the_one_of_ecma_262(source: str, found: str, missed: str
         ("(?:(?:a{1000}){1000}){1000}", "positions"),
         ("a{999999}", "positions"),
         ("a" * (PATTERN_WEIGHT_MAX + 1), "positions"),
+        (f"[{''.join(chr(0x4E00 + 7 * number) for number in range(1_000))}]{{400}}", "too large"),
     ],
 )
 def test_what_no_automaton_can_do_is_refused(source: str, reason: str) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from quittance.errors import InvalidRequestError, PlatformUnavailableError, TaskInProgressError
 from quittance.escrow import State
 from quittance.http import answer, api, caller, task_answer
+from quittance.limits import FAULTS_NAMED_MAX, FIELD_NAME_CHARS_MAX
 from quittance.models import AgentRequest, DirectTaskRequest, TaskPending, TaskRequest
 from quittance.reading import encoded_path, read_direct, read_json, read_path
 
@@ -347,6 +348,26 @@ def test_the_caller_is_who_the_authorizer_says(call: Call, scope: str, scopes: l
     assert call("GET", "/me", authorizer={"sub": "u", "scope": scope})[2] == ["u", scopes]
 
 
+@pytest.mark.parametrize(("unknown", "named", "rest"), [(0, 100, None), (1, 101, 1), (20_000, 101, 20_000)])
+def test_a_refusal_names_a_hundred_faults(call: Call, unknown: int, named: int, rest: int | None) -> None:
+    """A body of 6 MB can have half a million faults; an answer of 6 MB could not name them."""
+    body = TASK | {f"x{number}": 1 for number in range(FAULTS_NAMED_MAX + unknown)}
+    errors = _problem(call("POST", "/tasks", json.dumps(body)), 400, "invalid_request")["errors"]
+    assert len(errors) == named
+    assert errors[0] == {"field": "x0", "message": "is not a known field"}
+    assert (errors[-1]["message"] == f"has more faults than are named here ({rest}): mend these first") == (
+        rest is not None
+    )
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(("length", "shown"), [(0, ""), (1, "…"), (1_000_000, "…")])
+def test_a_refusal_quotes_the_start_of_a_long_name(call: Call, length: int, shown: str, *, twice: bool) -> None:
+    name = "n" * (FIELD_NAME_CHARS_MAX + length)
+    body = f'{{"{name}":1,"{name}":1}}' if twice else json.dumps(TASK | {name: 1})
+    assert _fields(call("POST", "/tasks", body)) == [name[:FIELD_NAME_CHARS_MAX] + shown]
+
+
 # Direct invocations.
 
 
@@ -359,6 +380,14 @@ def test_a_direct_request_is_read_or_refused_like_an_http_request() -> None:
     for payload in (None, [], "x", 5):
         with pytest.raises(InvalidRequestError, match="body"):
             read_direct(DirectTaskRequest, payload)
+
+
+def test_a_direct_request_that_is_too_deep_is_refused() -> None:
+    deep: Any = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(InvalidRequestError, match="body: must not be nested deeper"):
+        read_direct(DirectTaskRequest, TASK | {"user_id": "u", "input": deep})
 
 
 def test_a_name_given_twice_is_refused() -> None:

@@ -47,6 +47,39 @@ def task(**members: Any) -> TaskRequest:
     return TaskRequest.model_validate(read_json(json.dumps(PLAIN | members)))
 
 
+@pytest.mark.parametrize(
+    ("number", "tenths"), [("0", 0), ("100", 1_000), ("45.1", 451), ("4.51e1", 451), ("1e2", 1_000)]
+)
+def test_a_least_reputation_has_one_decimal(number: str, tenths: int) -> None:
+    assert _least_reputation(number) == tenths
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "-1",
+        "100.1",
+        "45.11",
+        "1e-2",
+        "1e999999999",
+        "1e-999999999",
+        "50." + "0" * 40 + "1",
+        "9" * 4_000,
+        '"50"',
+        "true",
+    ],
+)
+def test_any_other_least_reputation_is_refused(number: str) -> None:
+    """None is rounded to one that was not asked for."""
+    with pytest.raises(ValidationError, match="from 0 to 100"):
+        _least_reputation(number)
+
+
+def _least_reputation(number: str) -> int | None:
+    body = json.dumps(PLAIN | {"input": "x"})[:-1] + f', "min_reputation": {number}}}'
+    return TaskRequest.model_validate(read_json(body)).min_reputation
+
+
 # Rules for outputs.
 
 

@@ -11,6 +11,8 @@ MIB: Final = 1024 * KIB
 # What a request may carry.
 INPUT_BYTES_MAX: Final = MIB
 JSON_DEPTH_MAX: Final = 64
+FAULTS_NAMED_MAX: Final = 100  # of one request: its refusal names so many and counts the others
+FIELD_NAME_CHARS_MAX: Final = 200  # of a stranger's field in a refusal; the longest path of ours has some 60
 TASK_ID_CHARS_MAX: Final = 128
 STATED_TASK_CHARS_MAX: Final = TASK_ID_CHARS_MAX + len(":judge-agent")  # as receipts name a judge's task
 ACCOUNT_ID_CHARS_MAX: Final = 255  # OpenID Connect Core 1.0 §2: a `sub` has at most 255 ASCII characters

@@ -25,13 +25,15 @@ from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
 from quittance.journal import Kind
-from quittance.money import CreditsChange, CreditsIn, CreditsOut, between
+from quittance.money import MICRO_PER_CREDIT, CreditsChange, CreditsIn, CreditsOut, between, parse_credits
 from quittance.pricing import Tariff
 from quittance.run import Outcome, Side
 from quittance.store.registry import AgentState
 from quittance.webhook import WebhookUrl
 
 _ABSENT: Final = object()
+_MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10
+_TENTHS_MAX: Final = 1_000
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
 
 
@@ -93,10 +95,15 @@ def _tenths(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         msg = "must be a number from 0 to 100"
         raise ValueError(msg)  # noqa: TRY004 - pydantic turns ValueError, not TypeError, into a named field
-    if not 0 <= value <= 100 or Decimal(value) * 10 % 1:
+    try:
+        micro = parse_credits(value)  # digit by digit: arithmetic would round 1e-999999999 to a score
+    except ValueError:
+        micro = -1
+    tenths, rest = divmod(micro, _MICRO_PER_TENTH)
+    if rest or not 0 <= tenths <= _TENTHS_MAX:
         msg = "must be from 0 to 100, with at most one decimal"
         raise ValueError(msg)
-    return int(value * 10)
+    return tenths
 
 
 Score = Annotated[

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from pydantic_core import SchemaValidator, core_schema
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from quittance.limits import PATTERN_WEIGHT_MAX
 
@@ -64,7 +64,11 @@ class Pattern:
 def compile_pattern(source: str) -> Pattern:
     """The pattern of its ECMA-262 source. Raises PatternError."""
     text, weight = _Parser(source).parse()
-    return Pattern(weight, SchemaValidator(core_schema.str_schema(pattern=text, regex_engine="rust-regex")))
+    try:
+        return Pattern(weight, SchemaValidator(core_schema.str_schema(pattern=text, regex_engine="rust-regex")))
+    except SchemaError as exc:  # a large class repeated often weighs little here, and is beyond the engine's own limit
+        msg = "is not a regular expression that can be taken: its classes written out are too large; repeat them less"
+        raise PatternError(msg) from exc
 
 
 class _Parser:

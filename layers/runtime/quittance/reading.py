@@ -5,7 +5,7 @@ Path parameters are decoded here, exactly once, and nowhere else.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote_to_bytes
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from quittance.errors import InvalidRequestError
 from quittance.exact_json import JsonError, check_depth
-from quittance.limits import JSON_DEPTH_MAX
+from quittance.limits import FAULTS_NAMED_MAX, FIELD_NAME_CHARS_MAX, JSON_DEPTH_MAX
 
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
 _PATH_CHARS: Final = "/%:@!$&'()*+,;="  # stay as they are in a path, like letters, digits and "-._~" (RFC 3986 §3.3)
@@ -40,7 +40,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 def read_direct(model: type[_Model], payload: object) -> _Model:
     """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
-    return validated(model, read_json(json.dumps(payload)))  # Lambda has read the payload's decimals as floats
+    try:
+        text = json.dumps(payload)  # Lambda has read the payload's decimals as floats
+    except RecursionError as exc:
+        raise _too_deep() from exc
+    return validated(model, read_json(text))
 
 
 def validated(model: type[_Model], payload: object) -> _Model:
@@ -62,7 +66,7 @@ def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
         )
         check_depth(value)
     except (RecursionError, JsonError) as exc:
-        raise InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels")) from exc
+        raise _too_deep() from exc
     except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
         raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
     return value
@@ -95,9 +99,15 @@ def read_path(parameters: Mapping[str, str]) -> dict[str, str]:
     return decoded
 
 
-def invalid(found: Iterable[Mapping[str, Any]]) -> InvalidRequestError:
-    """The refusal of what pydantic found wrong."""
-    return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found))
+def invalid(found: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
+    """The refusal of what pydantic found wrong; it names the first FAULTS_NAMED_MAX faults, and counts the others.
+
+    An answer has a limit of its own (6 MB of a Lambda function), and a small body can have very many faults.
+    """
+    named = [(_field(error["loc"]), _sentence(error)) for error in found[:FAULTS_NAMED_MAX]]
+    if others := len(found) - len(named):
+        named.append(("body", f"has more faults than are named here ({others}): mend these first"))
+    return InvalidRequestError(*named)
 
 
 def _decode(raw: str) -> str:
@@ -116,11 +126,11 @@ def _decode(raw: str) -> str:
 
 
 def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequestError((twice, "must not be given twice"))
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidRequestError((_short(name), "must not be given twice"))
+        found[name] = value
     return found
 
 
@@ -134,7 +144,16 @@ def _field(location: tuple[str | int, ...]) -> str:
     parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
     if "tariff" in parts:
         del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]
-    return ".".join(parts) or "body"
+    return _short(".".join(parts)) or "body"
+
+
+def _short(name: str) -> str:
+    """A field's name, its end left out if it is longer than any of ours: an answer quotes it several times."""
+    return name if len(name) <= FIELD_NAME_CHARS_MAX else f"{name[:FIELD_NAME_CHARS_MAX]}…"
+
+
+def _too_deep() -> InvalidRequestError:
+    return InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels"))
 
 
 def _sentence(found: Mapping[str, Any]) -> str:

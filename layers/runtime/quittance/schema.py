@@ -23,6 +23,7 @@ from quittance.patterns import Pattern, PatternError, compile_pattern
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _SHOWN_CHARS_MAX: Final = 60
 _ANCHOR: Final = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
+_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,5}")
 _EXACT: Final = Context(prec=1_000, Emax=999_999, Emin=-999_999)  # no quotient of two JSON numbers has more digits
 _DIVISION_STEPS: Final = 2
 _DIVISION_DIGITS_PER_STEP: Final = 2_048  # those of the quotient times those of the divisor
@@ -159,7 +160,8 @@ class Schema:
         return _Run(steps).apply(self._root, value)
 
 
-# Checks. Each takes its argument, the value, and what has been seen of it if anybody wants to know.
+# Checks. Each takes its argument, the value, and what has been seen of it if anybody wants to know. A sentence that
+# quotes the schema is made when it is compiled: a value can fail one check hundreds of thousands of times.
 
 
 def _never(_: _Run, __: object, ___: object, ____: _Seen | None) -> Mismatch | None:
@@ -185,11 +187,12 @@ _PYTHON_TYPES: Final[Mapping[str, type]] = {
 }
 
 
-def _type(_: _Run, names: list[str], value: object, __: _Seen | None) -> Mismatch | None:
+def _type(_: _Run, types: tuple[list[str], str], value: object, __: _Seen | None) -> Mismatch | None:
+    names, sentence = types
     for name in names:
         if _is_type(name, value):
             return None
-    return Mismatch(f"must be of type {' or '.join(names)}")
+    return Mismatch(sentence)
 
 
 def _enum(run: _Run, allowed: frozenset[str], value: object, _: _Seen | None) -> Mismatch | None:
@@ -198,11 +201,11 @@ def _enum(run: _Run, allowed: frozenset[str], value: object, _: _Seen | None) ->
     return Mismatch("must be the value of const or one of enum")
 
 
-def _bound(_: _Run, bound: tuple[str, Any], value: object, __: _Seen | None) -> Mismatch | None:
-    keyword, limit = bound
+def _bound(_: _Run, bound: tuple[str, Any, str], value: object, __: _Seen | None) -> Mismatch | None:
+    keyword, limit, sentence = bound
     if not isinstance(value, int | Decimal) or isinstance(value, bool) or _ORDERS[keyword][0](value, limit):
         return None
-    return Mismatch(f"must be {_ORDERS[keyword][1]} {_shown(limit)}")
+    return Mismatch(sentence)
 
 
 _ORDERS: Final[Mapping[str, tuple[Callable[[Any, Any], bool], str]]] = {
@@ -213,7 +216,8 @@ _ORDERS: Final[Mapping[str, tuple[Callable[[Any, Any], bool], str]]] = {
 }
 
 
-def _multiple_of(run: _Run, divisor: int | Decimal, value: object, _: _Seen | None) -> Mismatch | None:
+def _multiple_of(run: _Run, of: tuple[int | Decimal, str], value: object, _: _Seen | None) -> Mismatch | None:
+    divisor, sentence = of
     if not isinstance(value, int | Decimal) or isinstance(value, bool):
         return None
     if isinstance(value, int) and isinstance(divisor, int):
@@ -223,23 +227,23 @@ def _multiple_of(run: _Run, divisor: int | Decimal, value: object, _: _Seen | No
         quotient_digits = max(0, dividend.adjusted() - by.adjusted() + 1)
         run.spend(_DIVISION_STEPS + quotient_digits * NUMBER_CHARS_MAX // _DIVISION_DIGITS_PER_STEP)
         remainder = _EXACT.remainder(dividend, by)
-    return Mismatch(f"must be a multiple of {_shown(divisor)}") if remainder else None
+    return Mismatch(sentence) if remainder else None
 
 
-def _size(_: _Run, bound: tuple[type, str, int, str], value: object, __: _Seen | None) -> Mismatch | None:
-    kind, keyword, limit, unit = bound
+def _size(_: _Run, bound: tuple[type, bool, int, str], value: object, __: _Seen | None) -> Mismatch | None:
+    kind, least, limit, sentence = bound
     if not isinstance(value, kind):
         return None
     size = len(value)  # type: ignore[arg-type]  # a str, list or dict
-    if size >= limit if keyword.startswith("min") else size <= limit:
+    if size >= limit if least else size <= limit:
         return None
-    return Mismatch(f"must have at {'least' if keyword.startswith('min') else 'most'} {limit} {unit}")
+    return Mismatch(sentence)
 
 
 def _pattern(run: _Run, pattern: tuple[Pattern, str], value: object, _: _Seen | None) -> Mismatch | None:
     if not isinstance(value, str) or run.found(pattern[0], value):
         return None
-    return Mismatch(f"must match the pattern {_shown(pattern[1])}")
+    return Mismatch(pattern[1])
 
 
 def _unique(run: _Run, _: object, value: object, __: _Seen | None) -> Mismatch | None:
@@ -254,17 +258,20 @@ def _unique(run: _Run, _: object, value: object, __: _Seen | None) -> Mismatch |
     return None
 
 
-def _required(run: _Run, names: list[str], value: object, _: _Seen | None) -> Mismatch | None:
+def _required(run: _Run, names: dict[str, str], value: object, _: _Seen | None) -> Mismatch | None:
+    """`names` has a sentence for each name that may be missing."""
     if not isinstance(value, dict):
         return None
     run.spend(len(names))
-    for name in names:
+    for name, sentence in names.items():
         if name not in value:
-            return Mismatch(f"must have the member {_shown(name)}")
+            return Mismatch(sentence)
     return None
 
 
-def _dependent_required(run: _Run, dependent: dict[str, list[str]], value: object, _: _Seen | None) -> Mismatch | None:
+def _dependent_required(
+    run: _Run, dependent: dict[str, dict[str, str]], value: object, _: _Seen | None
+) -> Mismatch | None:
     if not isinstance(value, dict):
         return None
     run.spend(len(dependent))
@@ -577,7 +584,7 @@ class _Compiler:
             names = source["type"] if isinstance(source["type"], list) else [source["type"]]
             if not names or any(name not in _TYPES for name in names) or len(set(names)) < len(names):
                 raise _wrong((*path, "type"), f"must be one or more of {', '.join(_TYPES)}")
-            node.checks.append((_type, names))
+            node.checks.append((_type, (names, f"must be of type {' or '.join(names)}")))
         if "enum" in source and not isinstance(source["enum"], list):
             raise _wrong((*path, "enum"), "must be a list")
         for allowed in ([source["const"]] if "const" in source else None, source.get("enum")):
@@ -585,20 +592,23 @@ class _Compiler:
                 node.checks.append((_enum, frozenset(map(canonical, allowed))))
         for keyword in _ORDERS:
             if keyword in source:
-                node.checks.append((_bound, (keyword, _number(source, keyword, path))))
+                limit = _number(source, keyword, path)
+                node.checks.append((_bound, (keyword, limit, f"must be {_ORDERS[keyword][1]} {_shown(limit)}")))
         if "multipleOf" in source:
             divisor = _number(source, "multipleOf", path)
             if divisor <= 0:
                 raise _wrong((*path, "multipleOf"), "must be greater than 0")
-            node.checks.append((_multiple_of, divisor))
+            node.checks.append((_multiple_of, (divisor, f"must be a multiple of {_shown(divisor)}")))
 
     def _add_sizes(self, node: _Node, source: Mapping[str, Any], path: _Path) -> None:
         for keyword, (kind, unit) in _SIZES.items():
             if keyword in source:
-                node.checks.append((_size, (kind, keyword, _count(source, keyword, path), unit)))
+                least, limit = keyword.startswith("min"), _count(source, keyword, path)
+                sentence = f"must have at {'least' if least else 'most'} {limit} {unit}"
+                node.checks.append((_size, (kind, least, limit, sentence)))
         if "pattern" in source:
             pattern = self._pattern(source["pattern"], (*path, "pattern"))
-            node.checks.append((_pattern, (pattern, source["pattern"])))
+            node.checks.append((_pattern, (pattern, f"must match the pattern {_shown(source['pattern'])}")))
         if source.get("uniqueItems"):
             node.checks.append((_unique, None))
         if "required" in source:
@@ -680,7 +690,7 @@ class _Compiler:
         for part in target:
             if isinstance(found, dict) and part in found:
                 found = found[part]
-            elif isinstance(found, list) and re.fullmatch("0|[1-9][0-9]{0,5}", part) and int(part) < len(found):
+            elif isinstance(found, list) and _INDEX.fullmatch(part) and int(part) < len(found):
                 found = found[int(part)]
             else:
                 raise _wrong(path, f"leads to {_shown(reference)}, which is not in the schema")
@@ -711,10 +721,11 @@ def _count(source: Mapping[str, Any], keyword: str, path: _Path) -> int:
     return int(value)
 
 
-def _names(value: object, path: _Path) -> list[str]:
+def _names(value: object, path: _Path) -> dict[str, str]:
+    """The names that a value must have, each with the sentence for a value without it."""
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len({*value}) < len(value):
         raise _wrong(path, "must be a list of names, none twice")
-    return value
+    return {name: f"must have the member {_shown(name)}" for name in value}
 
 
 def _wrong(path: _Path, reason: str) -> SchemaError:

@@ -143,6 +143,7 @@ class Progress:
     def _say(self, text: str) -> None:
         self._terminal.ensure_newline()
         self._terminal.write_line(_short(text))
+        self._terminal.flush()  # into a pipe too, while it is news
 
 
 CLOUDS_S = pytest.StashKey[float]()

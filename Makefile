@@ -53,7 +53,7 @@ test: ## everything that a change can break, in minutes (ARGS="-k word" to choos
 	$(DEV) python -m pytest -n auto $(ARGS)
 
 proofs: ## the same and more in the long form, for hours; goes on where it was (ARGS="fuzz", "--short", "--again")
-	$(DEV) python -m tests.long_form $(ARGS)
+	$(DEV) env PYTHONPATH=.:layers/runtime python -m tests.long_form $(ARGS)
 
 fuzz: ## 20,000 mutated modules through the sandbox
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/fuzz/fuzz.py --modules 20000 $(ARGS)

@@ -16,6 +16,7 @@ from local.console import MendError, run, step
 from local.paths import BUILDS, ROOT, Stack, State, locked
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 STACK_NAME = "quittance"
@@ -73,10 +74,10 @@ def layer(built: Path) -> Path:
     return built / "RuntimeLayer" / "python"
 
 
-def sources_digest() -> str:
-    """A digest of all that a build is made from."""
+def sources_digest(names: Sequence[str] = _SOURCES) -> str:
+    """A digest of files and folders of the checkout; of all that a build is made from."""
     digest = hashlib.sha256()
-    for name in _SOURCES:
+    for name in names:
         source = ROOT / name
         files = sorted(source.rglob("*")) if source.is_dir() else [source]
         for path in files:

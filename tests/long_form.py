@@ -19,18 +19,30 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from local import deploy
 from local.paths import LOCAL, ROOT, write
 from tests import clouds
+from tests.ledger.engines import ENGINES
 
-SOURCES = ("layers", "functions", "template.yaml", "tests", "local", "benchmarks", "examples", "requirements")
+SOURCES = (
+    "pyproject.toml",
+    "layers",
+    "functions",
+    "template.yaml",
+    "tests",
+    "local",
+    "benchmarks",
+    "examples",
+    "requirements",
+)
 DONE, LOG = LOCAL / "proofs", LOCAL / "logs" / "proofs.log"
-SEEDS, MODULES, MODULES_AT_ONCE = 20, 20_000, 2_000
+SEEDS, ESCROWS, MODULES, MODULES_AT_ONCE = 20, 1_000, 20_000, 2_000
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "scale")
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What is proved, and by which commands; a word for how its figure is found in their output."""
+    """What is proved, and by which commands; `figure` is a word of the line of their output that says how much was."""
 
     name: str
     says: str
@@ -42,8 +54,9 @@ class Proof:
         return DONE / f"{self.name}-{hashlib.sha256(repr(command).encode()).hexdigest()[:12]}.json"
 
 
-def pytest(*words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "pytest", *words)
+def suite(name: str, says: str, tests: str, figure: str = "passed") -> Proof:
+    """Tests that go further under QUITTANCE_LONG."""
+    return Proof(name, says, ((sys.executable, "-m", "pytest", f"tests/{tests}"),), figure)
 
 
 def script(path: str, *words: str) -> tuple[str, ...]:
@@ -62,59 +75,32 @@ def sandbox_fuzz(first: int) -> tuple[str, ...]:
 
 def proofs(*, short: bool) -> list[Proof]:
     """All proofs. The short ones hold only what `make test` does not."""
-    memory = pytest("tests/ledger/test_memory.py")
-    containers = Proof("containers", "the functions in containers answer alike", (pytest("tests/sam_local"),), "passed")
-    mutants = Proof("mutants", "each guard of the ledger is missed when it is removed", (), "mutants caught")
-    benchmarks = [
-        Proof(f"benchmark-{name}", "it runs" if short else "its bounds hold", (script(f"benchmarks/{name}.py"),), "")
-        for name in BENCHMARKS
-    ]
+    faults = "faults lose, double and strand nothing"
     if short:
-        fuzz = tuple(ledger_fuzz(engine, 1, 200) for engine in ("dynoxide",))
-        return [
-            Proof("ledger-fuzz", "faults lose, double and strand nothing", fuzz, "escrows"),
-            Proof("stand-in", "the stand-in answers as DynamoDB engines do", (memory,), "passed"),
-            with_commands(mutants, script("tests/ledger/mutants.py", "take over")),
-            containers,
-            *benchmarks,
+        chosen = [Proof("ledger-fuzz-dynoxide", faults, (ledger_fuzz("dynoxide", 1, 200),), "escrows")]
+        removed, bounds = ("take over",), "it runs"
+    else:
+        modules = tuple(sandbox_fuzz(first) for first in range(0, MODULES, MODULES_AT_ONCE))
+        chosen = [
+            suite("kills", "killed and stalled runners lose nothing", "e2e/test_kills.py", "kills:"),
+            suite("batch", "killed workers of the queue lose nothing", "e2e/test_async.py", "batch:"),
+            suite("model", "random programs agree with the model", "ledger/test_model.py"),
+            suite("interleavings", "all orders of store calls", "ledger/test_interleavings.py", "walks"),
+            suite("determinism", "agents repeat", "hostile/test_determinism.py"),
+            Proof("sandbox-fuzz", "no mutated module harms the host", modules, "modules in"),
         ]
-    modules = tuple(sandbox_fuzz(first) for first in range(0, MODULES, MODULES_AT_ONCE))
+        for engine in ENGINES:
+            rounds = tuple(ledger_fuzz(engine, seed, ESCROWS) for seed in range(1, SEEDS + 1))
+            chosen.append(Proof(f"ledger-fuzz-{engine}", faults, rounds, "escrows"))
+        removed, bounds = (), "its bounds hold"
+    mutants = (script("tests/ledger/mutants.py", *removed),)
     return [
-        Proof("kills", "killed and stalled runners lose nothing", (pytest("tests/e2e/test_kills.py"),), "kills:"),
-        Proof("batch", "killed workers of the queue lose nothing", (pytest("tests/e2e/test_async.py"),), "batch:"),
-        Proof("model", "random programs agree with the model", (pytest("tests/ledger/test_model.py"),), "passed"),
-        Proof("interleavings", "all orders of store calls", (pytest("tests/ledger/test_interleavings.py"),), "walks"),
-        Proof("stand-in", "the stand-in answers as DynamoDB engines do", (memory,), "passed"),
-        *(
-            Proof(
-                f"ledger-fuzz-{engine}",
-                f"faults lose, double and strand nothing on {engine}",
-                tuple(ledger_fuzz(engine, seed, 1_000) for seed in range(1, SEEDS + 1)),
-                "escrows",
-            )
-            for engine in ("ministack", "dynoxide")
-        ),
-        Proof("sandbox-fuzz", "no mutated module harms the host", modules, "modules in"),
-        Proof("determinism", "agents repeat", (pytest("tests/hostile/test_determinism.py"),), "passed"),
-        with_commands(mutants, script("tests/ledger/mutants.py")),
-        containers,
-        *benchmarks,
+        *chosen,
+        suite("stand-in", "the stand-in answers as DynamoDB engines do", "ledger/test_memory.py"),
+        Proof("mutants", "the tests catch the removal of each guard of the ledger", mutants, "mutants caught"),
+        suite("containers", "the functions in containers answer alike", "sam_local"),
+        *(Proof(f"benchmark-{name}", bounds, (script(f"benchmarks/{name}.py"),), "") for name in BENCHMARKS),
     ]
-
-
-def with_commands(proof: Proof, *commands: tuple[str, ...]) -> Proof:
-    return Proof(proof.name, proof.says, commands, proof.figure)
-
-
-def sources() -> str:
-    """A digest of all that a proof depends on."""
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        top = ROOT / name
-        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def prove(proof: Proof, digest: str, environment: dict[str, str], *, again: bool) -> list[str]:
@@ -158,10 +144,10 @@ def main() -> int:
     asked = parser.parse_args()
     clouds.hold_lifeline()
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    engines = {"QUITTANCE_ENGINES": "ministack,dynoxide"}
+    engines = {"QUITTANCE_ENGINES": ",".join(ENGINES)}
     environment = {**os.environ, **engines, "PYTHONPATH": f"{ROOT}:{ROOT / 'layers/runtime'}"}
     environment |= {"QUITTANCE_QUICK": "1"} if asked.short else {"QUITTANCE_LONG": "1", "QUITTANCE_SAM_LOCAL": "1"}
-    digest = sources()
+    digest = deploy.sources_digest(SOURCES)
     chosen = [proof for proof in proofs(short=asked.short) if asked.word in proof.name]
     failed = []
     for proof in chosen:

@@ -6,21 +6,24 @@ measured in benchmarks/. Where something must end by itself, what would happen o
 
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import Final
+from typing import Final, TypeVar
+
+Found = TypeVar("Found")
 
 GENEROUS_S: Final = 300.0
 """Nothing that is waited for takes as long, however busy the machine is."""
 GENEROUS_MS: Final = int(GENEROUS_S * 1_000)
 
 
-def until(done: Callable[[], object], what: str, *, pause_s: float = 0.05) -> None:
-    """Waits until something is so; `what` is the complaint if it never is."""
+def until(look: Callable[[], Found | None], what: str, *, pause_s: float = 0.05) -> Found:
+    """Looks until something is found that counts as true, and gives it; `what` is the complaint if nothing ever is."""
     deadline = monotonic() + GENEROUS_S
-    while not done():
+    while not (found := look()):
         if monotonic() > deadline:
             msg = f"{what} (after {GENEROUS_S:.0f} s)"
             raise AssertionError(msg)
         sleep(pause_s)
+    return found
 
 
 class Stopwatch:

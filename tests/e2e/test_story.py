@@ -335,14 +335,7 @@ def upload(registered: dict[str, Any], module: bytes) -> httpx.Response:
 
 def wait_for(read: Callable[[], dict[str, Any]], ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """What is read, once it is ready."""
-    found: list[dict[str, Any]] = []
-
-    def is_ready() -> bool:
-        found[:] = [read()]
-        return ready(found[0])
-
-    until(is_ready, "it is not ready")
-    return found[0]
+    return until(lambda: found if ready(found := read()) else None, "it is not ready")
 
 
 def register(owner: User, **terms: Any) -> dict[str, Any]:
@@ -440,8 +433,11 @@ def test_agent_that_another_engine_compiled_is_compiled_anew_at_first_need(
     refused = alice.execute(agent)
     assert (refused.status_code, refused.json()["code"]) == (409, "agent_not_ready")
     assert int(refused.headers["Retry-After"]) > 0
-    until(lambda: alice.execute(agent).status_code != 409, "it is never compiled", pause_s=0.2)
-    assert alice.execute(agent).json()["success"]
+
+    def answered() -> httpx.Response | None:
+        return again if (again := alice.execute(agent)).status_code != 409 else None
+
+    assert until(answered, "it is never compiled", pause_s=0.2).json()["success"]
     kept = aws("dynamodb").get_item(**entry, ConsistentRead=True)["Item"]
     assert kept["artefact_key"] == written["Attributes"]["artefact_key"]
 

@@ -71,9 +71,11 @@ class Workflow:
         return [event["taskFailedEventDetails"]["error"] for event in events]
 
     def end(self, arn: str) -> Execution:
-        describe = self._client.describe_execution
-        until(lambda: describe(executionArn=arn)["status"] != "RUNNING", "the execution does not end", pause_s=0.1)
-        told = describe(executionArn=arn)
+        def ended() -> dict[str, Any] | None:
+            told: dict[str, Any] = self._client.describe_execution(executionArn=arn)
+            return told if told["status"] != "RUNNING" else None
+
+        told = until(ended, "the execution does not end", pause_s=0.1)
         text = told.get("output") or "null"
         return Execution(told["status"], json.loads(text), text, self.failures(arn))
 
@@ -232,8 +234,7 @@ def test_a_throttled_task_is_tried_again(
     aws("lambda").put_function_concurrency(**function, ReservedConcurrentExecutions=0)
     try:
         arn = unqualified.start(body(alice, echo))
-        until(lambda: unqualified.failures(arn), "nothing is turned away", pause_s=0.1)
-        turned_away = unqualified.failures(arn)
+        turned_away = until(lambda: unqualified.failures(arn), "nothing is turned away", pause_s=0.1)
     finally:
         aws("lambda").delete_function_concurrency(**function)
     done = unqualified.end(arn)

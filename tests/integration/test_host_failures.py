@@ -121,6 +121,20 @@ def leftovers(cloud: Cloud) -> list[Path]:
     return list((cloud.settings.scratch_dir / "artefacts").glob("part-*"))
 
 
+@pytest.fixture
+def refunded_while(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`refunded_while(agent, code, owner, name, failure, **task)`: a task while `owner.name` fails, and one after it."""
+
+    def check(agent: str, code: str, owner: Any, name: str, failure: BaseException, **task: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing(failure))
+            done = run(rich, agent, **task)
+        assert_refunded_as_the_platforms_fault(rich, done, code)
+        assert_all_is_well_again(rich, agent)
+
+    return check
+
+
 # Tasks.
 
 
@@ -153,43 +167,31 @@ DISK = {
 
 
 @pytest.mark.parametrize("place", DISK)
-def test_a_disk_that_fails_is_refunded_at_once(rich: Cloud, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_disk_that_fails_is_refunded_at_once(rich: Cloud, refunded_while: Callable[..., None], place: str) -> None:
     agent = rich.publish(wasm("echo"))
     folder = rich.settings.scratch_dir / "artefacts"
     folder.mkdir()
     (folder / "another").write_bytes(b"x")
     owner, name, failure = DISK[place]
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, failing(failure))
-        done = run(rich, agent)
-    assert_refunded_as_the_platforms_fault(rich, done, "storage_down")
-    assert_all_is_well_again(rich, agent)
+    refunded_while(agent, "storage_down", owner, name, failure)
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])
 def test_a_client_that_cannot_be_made_is_refunded_at_once(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+    rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
     rich.keys.signing_key(now_s=rich.now_ms() // 1_000)
     del rich.binaries, rich._s3
-    with monkeypatch.context() as patch:
-        patch.setattr(clients._session(), "create_client", failing(failure))
-        done = run(rich, agent)
-    assert_refunded_as_the_platforms_fault(rich, done, "storage_down")
-    assert_all_is_well_again(rich, agent)
+    refunded_while(agent, "storage_down", clients._session(), "create_client", failure)
 
 
 @pytest.mark.parametrize("failure", [BROKEN, MemoryError()], ids=["broken", "no memory"])
 def test_a_sandbox_that_the_host_fails_is_refunded_at_once(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+    rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
-    with monkeypatch.context() as patch:
-        patch.setattr(rich.sandbox, "run", failing(failure))
-        done = run(rich, agent)
-    assert_refunded_as_the_platforms_fault(rich, done, "worker_lost")
-    assert_all_is_well_again(rich, agent)
+    refunded_while(agent, "worker_lost", rich.sandbox, "run", failure)
 
 
 def test_no_memory_for_the_verdict_blames_nobody(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,14 +216,10 @@ def test_no_memory_for_the_judge_asks_and_pays_none(rich: Cloud, monkeypatch: py
 
 @pytest.mark.parametrize("failure", OF_A_CALL, ids=names(OF_A_CALL))
 def test_an_output_that_cannot_be_kept_is_refunded_at_once(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+    rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
-    with monkeypatch.context() as patch:
-        patch.setattr(rich._s3, "put_object", failing(failure))
-        done = run(rich, agent, input="x" * 5_000)
-    assert_refunded_as_the_platforms_fault(rich, done, "storage_down")
-    assert_all_is_well_again(rich, agent)
+    refunded_while(agent, "storage_down", rich._s3, "put_object", failure, input="x" * 5_000)
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])

@@ -123,7 +123,7 @@ def leftovers(cloud: Cloud) -> list[Path]:
 
 @pytest.fixture
 def refunded_while(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`refunded_while(agent, code, owner, name, failure, **task)`: a task while `owner.name` fails, and one after it."""
+    """`refunded_while(agent, code, owner, name, failure, **task)`: a task while `owner.name` fails, and another."""
 
     def check(agent: str, code: str, owner: Any, name: str, failure: BaseException, **task: Any) -> None:
         with monkeypatch.context() as patch:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 STATE = State(LOCAL / "test-cloud")
-ANSWER_SECONDS = GENEROUS_S
 TOKEN_SECONDS = 600
 DEFAULT_TARIFF: Mapping[str, Any] = {"type": "flat", "price": "0.01"}
 MICRO = 1_000_000
@@ -127,7 +126,7 @@ def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx
         def make(subject: str | None, scope: str = "") -> httpx.Client:
             bearer = Bearer(lambda: token(subject, scope)) if subject else None
             base = f"{stack.api_url}{client.PREFIX}"
-            made = httpx.Client(base_url=base, auth=bearer, timeout=ANSWER_SECONDS, trust_env=False)
+            made = httpx.Client(base_url=base, auth=bearer, timeout=GENEROUS_S, trust_env=False)
             return clients.enter_context(made)
 
         yield make

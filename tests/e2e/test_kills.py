@@ -32,9 +32,9 @@ from local.processes import Process
 from quittance import receipt
 from quittance.run import Fault, Outcome
 from tests.depth import LONG, SEED
-from tests.e2e.conftest import ANSWER_SECONDS
 from tests.e2e.people import Item, Ledger, User, assert_states, credited, task
 from tests.support import wasm
+from tests.waiting import GENEROUS_S, until
 
 CREDIT = 1_000_000
 REPEATERS, SWEEPERS = 4, 2
@@ -152,11 +152,10 @@ class Storm:
 
     def busy_runner(self) -> Process:
         """An environment whose agent computes; waits for one."""
-        deadline = monotonic() + ANSWER_SECONDS
-        while not (found := [runner for worker, runner in self.workers().items() if _computes(worker)]):
-            assert monotonic() < deadline, "no agent computes"
-            sleep(0.01)
-        return found[0]
+        return until(lambda: next(self._busy_runners(), None), "no agent computes", pause_s=0.01)
+
+    def _busy_runners(self) -> Iterator[Process]:
+        return (runner for worker, runner in self.workers().items() if _computes(worker))
 
     def _strike(self, blow: Blow) -> None:
         victims = self._victims(blow)
@@ -228,7 +227,7 @@ class Client:
     def repeat(self) -> None:
         """Sends every request again, and reads every result."""
         for errand in self.errands:
-            for answer in (self._execute(errand, ANSWER_SECONDS), self._result(errand, ANSWER_SECONDS)):
+            for answer in (self._execute(errand, GENEROUS_S), self._result(errand, GENEROUS_S)):
                 assert answer.status_code == 200, answer.text
                 errand.answers.append(answer.content)
 

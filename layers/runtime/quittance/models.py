@@ -34,6 +34,7 @@ from quittance.webhook import WebhookUrl
 _ABSENT: Final = object()
 _MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10
 _TENTHS_MAX: Final = 1_000
+_TASK_ID: Final = "[A-Za-z0-9._~-]+"  # what URLs need not encode (RFC 3986 §2.3)
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
 
 
@@ -53,13 +54,13 @@ def _no_own_account(name: str) -> str:
 
 TaskId = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9._~-]+$", min_length=1, max_length=limits.TASK_ID_CHARS_MAX),
+    StringConstraints(pattern=f"^{_TASK_ID}$", min_length=1, max_length=limits.TASK_ID_CHARS_MAX),
     AfterValidator(_no_dot_segment),
 ]
 StatedTaskId = Annotated[
     str,
     StringConstraints(
-        pattern=r"^[A-Za-z0-9._~-]+(:judge-(agent|task))?$", min_length=1, max_length=limits.STATED_TASK_CHARS_MAX
+        pattern=f"^{_TASK_ID}(:judge-(agent|task))?$", min_length=1, max_length=limits.STATED_TASK_CHARS_MAX
     ),
     AfterValidator(_no_dot_segment),
 ]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -26,11 +26,18 @@ def run(state: State, *words: str, stdout: Any = subprocess.DEVNULL) -> int:
     return subprocess.run(command, cwd=ROOT, stdout=stdout, check=False, pass_fds=lifeline).returncode
 
 
-def up(state: State, config: pytest.Config) -> None:
+def up(state: State, request: pytest.FixtureRequest) -> None:
     """Starts a cloud and deploys to it, with its progress on the terminal: it takes some seconds."""
-    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        if run(state, "up", "--no-seed"):
-            pytest.exit(f"the local cloud for the tests did not start: see {state.log('deploy')}", returncode=1)
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        status = run(state, "up", "--no-seed")
+    if status:
+        give_up(request, "the local cloud for the tests does not start: the line that begins with `error:` says why")
+
+
+def give_up(request: pytest.FixtureRequest, reason: str) -> NoReturn:
+    """Ends the whole run after this test: what is missing would be missing for many others."""
+    request.session.shouldfail = reason
+    pytest.fail(reason, pytrace=False)
 
 
 def processor_s(state: State) -> float:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests import clouds, progress
 
-HERE = Path(__file__).parent
 PROCESSES_MAX = 2
 # Long ones first, so that no process is left with one at the end.
 SUITES = ("e2e", "sam_local", "ledger", "hostile", "integration", "sandbox", "fuzz", "local", "unit")
@@ -20,11 +18,14 @@ TOGETHER = {"e2e", "sam_local"}
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """A polite end from outside unwinds as Ctrl-C does, so that fixtures end what they started."""
+    """Prepares each process of a run; the first also talks to the terminal, and ends the others."""
     clouds.hold_lifeline()
     config.pluginmanager.register(progress, "processor-time")
+    if hasattr(config, "workerinput"):
+        return
+    # A polite end from outside unwinds as Ctrl-C does, so that fixtures end what they started.
     signal.signal(signal.SIGTERM, lambda number, _frame: pytest.exit(f"ended by signal {number}", 128 + number))
-    if not hasattr(config, "workerinput") and config.get_verbosity() <= 0:
+    if config.get_verbosity() <= 0:
         terminal = config.pluginmanager.getplugin("terminalreporter")
         config.pluginmanager.register(progress.Progress(terminal), "progress")
 
@@ -40,11 +41,8 @@ class Together(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Deals tests in groups, in their order; the next group goes to the process that is done first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = PurePath(nodeid.partition("::")[0])
-        suite = path.parts[1]
-        if suite in TOGETHER:
-            return suite
-        return str(path)
+        suite = progress.suite_of(nodeid)
+        return suite if suite in TOGETHER else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
@@ -54,4 +52,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the suites in order."""
-    items.sort(key=lambda item: SUITES.index(item.path.relative_to(HERE).parts[0]))
+    items.sort(key=lambda item: SUITES.index(progress.suite_of(item.nodeid)))

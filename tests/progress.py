@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ FAILURES_SHOWN = 25
 SHOWN_EVERY_S = 20.0
 LINE_CHARS = 160
 PLAIN_ID = re.compile(r"[\w./:\[\]=+,-]+")
-Report = pytest.TestReport
 
 
 @dataclass
@@ -53,7 +51,7 @@ class Progress:
         self._terminal = terminal
         self._suites: dict[str, Suite] = {}
         self._took: Counter[str] = Counter()
-        self._failures: list[Report] = []
+        self._failures: list[pytest.TestReport] = []
         self._outcomes: dict[str, str] = {}
         self._skips: Counter[str] = Counter()
         self._clouds_s = 0.0
@@ -74,21 +72,21 @@ class Progress:
         self._clouds_s += getattr(node, "workeroutput", {}).get("clouds_s", 0.0)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_report_teststatus(self, report: Report) -> tuple[str, str, str]:
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str]:
         """Counts each test once, and prints no letter for it."""
         if report.passed:
             return ("passed" if report.when == "call" else "", "", "")
         return ("error" if report.failed and report.when != "call" else report.outcome, "", "")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        suite = self._suites[_suite(nodeid)]
+        suite = self._suites[suite_of(nodeid)]
         if not suite.began:
             suite.began = time.monotonic()
             self._say(f"▸ {suite.name}: {suite.tests} tests")
 
-    def pytest_runtest_logreport(self, report: Report) -> None:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid
-        suite = self._suites[_suite(report.nodeid)]
+        suite = self._suites[suite_of(report.nodeid)]
         self._took[name] += report.duration
         suite.clock_s += report.duration
         suite.processor_s += sum(value for key, value in report.user_properties if key == "processor_s")
@@ -104,7 +102,7 @@ class Progress:
             self._outcomes[name] = report.outcome
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        suite = self._suites[_suite(nodeid)]
+        suite = self._suites[suite_of(nodeid)]
         suite.ended[self._outcomes.get(nodeid, "failed")] += 1
         if suite.done == suite.tests:
             self._say(f"{'✗' if suite.ended['failed'] else '✓'} {suite.line()}")
@@ -138,7 +136,7 @@ class Progress:
 
     def _count(self, ids: Iterator[str]) -> None:
         if not self._suites:
-            self._suites = {name: Suite(name, tests) for name, tests in Counter(map(_suite, ids)).items()}
+            self._suites = {name: Suite(name, tests) for name, tests in Counter(map(suite_of, ids)).items()}
 
     def _say(self, text: str) -> None:
         self._terminal.ensure_newline()
@@ -183,12 +181,12 @@ def command(nodeid: str) -> str:
     return f"make test ARGS={shlex.quote(chosen)}"
 
 
-def _suite(nodeid: str) -> str:
-    parts = PurePath(nodeid.partition("::")[0]).parts
-    return parts[1] if len(parts) > 2 else "tests"
+def suite_of(nodeid: str) -> str:
+    """The suite of a test: its folder in tests/."""
+    return nodeid.split("/")[1]
 
 
-def _reason(report: Report) -> str:
+def _reason(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr).strip().rpartition("\n")[2]
     where = f" ({crash.path.rpartition('/')[2]}:{crash.lineno})" if crash else ""
@@ -196,7 +194,7 @@ def _reason(report: Report) -> str:
     return f"{first[:LINE_CHARS]}{where}"
 
 
-def _skip_reason(report: Report) -> str:
+def _skip_reason(report: pytest.TestReport) -> str:
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return reason.removeprefix("Skipped: ")
 

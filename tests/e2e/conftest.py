@@ -78,7 +78,7 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     if named := os.environ.get("QUITTANCE_STACK"):
         yield Stack.read(ROOT / named)
         return
-    clouds.up(STATE, request.config)
+    clouds.up(STATE, request)
     try:
         yield Stack.read(STATE.stack)
     finally:

@@ -29,14 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def containers() -> Engine:
+def containers(request: pytest.FixtureRequest) -> Engine:
     """The container engine."""
     asked_for = ASKED_FOR in os.environ
     try:
         found = engine.find()
     except MendError as error:
         if asked_for:
-            pytest.exit(str(error), returncode=1)
+            clouds.give_up(request, str(error))
         pytest.skip(str(error))
     if not asked_for and not found.has_image(sam_local.base_image()):
         pytest.skip(f"the container engine has no image {sam_local.base_image()}: make sam-smoke fetches it")
@@ -46,7 +46,7 @@ def containers() -> Engine:
 @pytest.fixture(scope="session")
 def deployed(containers: Engine, request: pytest.FixtureRequest) -> Iterator[Cloud]:
     """The local cloud, with the stack."""
-    clouds.up(STATE, request.config)
+    clouds.up(STATE, request)
     running = cloud.running(STATE)
     assert running is not None
     try:

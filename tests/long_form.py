@@ -84,9 +84,9 @@ def proofs(*, short: bool) -> list[Proof]:
         chosen = [
             suite("kills", "killed and stalled runners lose nothing", "e2e/test_kills.py", "kills:"),
             suite("batch", "killed workers of the queue lose nothing", "e2e/test_async.py", "batch:"),
-            suite("model", "random programs agree with the model", "ledger/test_model.py"),
+            suite("model", "random programs agree with the model", "ledger/test_model.py", "programs agree"),
             suite("interleavings", "all orders of store calls", "ledger/test_interleavings.py", "walks"),
-            suite("determinism", "agents repeat", "hostile/test_determinism.py"),
+            suite("determinism", "agents repeat", "hostile/test_determinism.py", "are the same"),
             Proof("sandbox-fuzz", "no mutated module harms the host", modules, "modules in"),
         ]
         for engine in ENGINES:
@@ -128,7 +128,7 @@ def prove(proof: Proof, digest: str, environment: dict[str, str], *, again: bool
 
 def _figure(said: str, word: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith('{"_aws"')]
-    return next((line for line in reversed(lines) if word in line), lines[-1] if lines else "nothing")[:200]
+    return next((line for line in reversed(lines) if word in line), lines[-1] if lines else "nothing")
 
 
 def _say(text: str) -> None:

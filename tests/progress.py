@@ -95,7 +95,7 @@ class Progress:
                 self._say(f"  {value}")
         if report.failed:
             self._failures.append(report)
-            self._say(f"✗ {name}: {_reason(report)}")
+            self._say(_short(f"✗ {name}: {_reason(report)}"))
         elif report.skipped:
             self._skips[_skip_reason(report)] += 1
         if self._outcomes.get(name) != "failed" and (not report.passed or report.when == "call"):
@@ -140,7 +140,7 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self._terminal.ensure_newline()
-        self._terminal.write_line(_short(text))
+        self._terminal.write_line(text)
         self._terminal.flush()  # into a pipe too, while it is news
 
 

@@ -122,12 +122,13 @@ def assert_equal(jobs: list[Job]) -> list[Run]:
     return first
 
 
-def test_the_committed_agents_repeat(compiled):
+def test_the_committed_agents_repeat(compiled, record_property):
     assert {path.stem for path in EXAMPLES.glob("*/*.wasm")} == set(COMMITTED), "no agent is forgotten"
     modules = {path.stem: path for path in EXAMPLES.glob("*/*.wasm")}
     jobs = [compiled(modules[name], stdin) for name, inputs in COMMITTED.items() for stdin in inputs]
     first = assert_equal(jobs)
     assert len({run.outcome for run in first}) >= 8, "they end in many ways"
+    record_property("figure", f"{len(jobs)} runs of the committed agents are the same in {PROCESSES} processes")
 
 
 def test_the_go_agent_repeats(compiled):

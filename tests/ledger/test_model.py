@@ -6,6 +6,7 @@ The actors hold on to what they saw, as crashed and late runners do: stale fence
 sweep has credited. After every step both sides must agree on every balance, and the auditor must find no difference.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ OWNERS = st.sampled_from(["olga", "alice", "quittance:platform"])
 AMOUNTS = st.integers(1, 3_000_000)
 BUDGETS = st.integers(1, 300_000)
 LEASE_MS, LIFE_MS = 1_000, 3_000
+PROGRAMS = 5_000 if LONG else 300
 OUTCOMES = st.sampled_from([Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.EXIT_CODE, Outcome.WORKER_LOST])
 
 
@@ -229,11 +231,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert [found for found in auditing.run(self.world).differences if found.at not in overdue] == []
 
 
-def test_random_programs_agree_with_the_model() -> None:
+def test_random_programs_agree_with_the_model(record_property: Callable[[str, str], None]) -> None:
     run_state_machine_as_test(
         LedgerMachine,
         settings=settings(
-            max_examples=5_000 if LONG else 300,
+            max_examples=PROGRAMS,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
@@ -241,3 +243,4 @@ def test_random_programs_agree_with_the_model() -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    record_property("figure", f"{PROGRAMS:,} random programs agree with the model")

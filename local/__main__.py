@@ -7,23 +7,19 @@ local cloud's own environment.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 
-from local import venvs
+from local import processes, venvs
 from local.console import MendError, end_on_signals, relative, say
 from local.paths import LOCAL, ROOT, VENVS, State, write
 
 _ERROR_LOG = LOCAL / "logs" / "error.log"
 _INTERRUPTED = 130
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -91,14 +87,8 @@ def _exec(venv: str, words: list[str]) -> int:
     }
     sys.stdout.flush()
     os.chdir(ROOT)
-    _end_with_parent()
+    processes.end_with_parent()  # make, if it is killed, cannot pass that on
     os.execvpe(words[0], words, env)  # noqa: S606 - the command that the caller named
-
-
-def _end_with_parent() -> None:
-    """What this process becomes is asked to end when make is killed, who could not pass that on (Linux: prctl(2))."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _again_in_cloud_venv(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 _TERM_SECONDS = 10.0
 _KILL_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ def end(heads: set[Process], polite_seconds: float = _TERM_SECONDS) -> None:
             send(process, signal.SIGKILL)
         doomed |= rest
         time.sleep(0.05)
+
+
+def end_with_parent() -> None:
+    """From now on this process, whatever it becomes, is asked to end when its parent has ended (Linux: prctl(2))."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def send(process: Process, number: signal.Signals) -> None:

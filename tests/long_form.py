@@ -19,9 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from local import deploy
+from local import deploy, processes
 from local.paths import LOCAL, ROOT, write
-from tests import clouds
 from tests.ledger.engines import ENGINES
 
 SOURCES = (
@@ -112,7 +111,15 @@ def prove(proof: Proof, digest: str, environment: dict[str, str], *, again: bool
             _say(f"  ✓ {done['figure']} ({done['seconds']:.0f} s, earlier)")
             continue
         began = time.monotonic()
-        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=processes.end_with_parent,
+        )
         said, seconds = ran.stdout + ran.stderr, time.monotonic() - began
         with LOG.open("a") as sink:
             sink.write(f"\n$ {' '.join(command)}\n{said}")
@@ -142,7 +149,6 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="minutes instead of hours")
     parser.add_argument("--again", action="store_true", help="also those that have passed on these sources")
     asked = parser.parse_args()
-    clouds.hold_lifeline()
     LOG.parent.mkdir(parents=True, exist_ok=True)
     engines = {"QUITTANCE_ENGINES": ",".join(ENGINES)}
     environment = {**os.environ, **engines, "PYTHONPATH": f"{ROOT}:{ROOT / 'layers/runtime'}"}

@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 
-from local import cloud, venvs
+from local import cloud, processes, venvs
 from local.paths import LOCAL, State, locked
 from tests.ledger.world import table_properties
 
@@ -53,7 +53,14 @@ def engine(name: str) -> Iterator[str]:
         command = [str(_fetched(name) / "dynoxide"), "--port", str(port)]
     log = _HOME / f"{name}.log"
     with log.open("wb") as sink:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=_HOME)
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            cwd=_HOME,
+            preexec_fn=processes.end_with_parent,  # noqa: PLW1509 - one call to the system, before the program begins
+        )
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

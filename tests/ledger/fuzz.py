@@ -41,6 +41,7 @@ from quittance.limits import CALL_MS_MAX, ESCROW_GRACE_MS
 from quittance.models import TaskResult
 from quittance.run import Job, Run
 from quittance.sweeping import sweep
+from tests import clouds
 from tests.ledger.checks import Answer, Sent, violations
 from tests.ledger.engines import ENGINES, client_of, engine, new_table
 from tests.ledger.faults import Crash, Faulty, Journal, Rates
@@ -350,6 +351,7 @@ def main() -> int:
     asked = parser.parse_args()
     escrow_count, faults, ends, failed = 0, Counter[str](), Counter[str](), 0
     begun = time.monotonic()
+    clouds.hold_lifeline()
     with engine(asked.engine) as url:
         client = client_of(url)
         for seed in range(asked.first, asked.first + asked.seeds):

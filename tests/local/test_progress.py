@@ -15,7 +15,8 @@ OURS = ("conftest.py", "progress.py", "clouds.py")
 SETTINGS = """
 [tool.pytest.ini_options]
 pythonpath = ["."]
-addopts = "--import-mode=importlib -q -rN --tb=short -o console_output_style=classic --no-loadscope-reorder"
+addopts = "--import-mode=importlib -q -rN --tb=short --no-loadscope-reorder"
+console_output_style = "classic"
 """
 GOOD = """
 def test_good(record_property): record_property("figure", "7 of 7 seen")

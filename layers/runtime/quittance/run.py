@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from quittance.limits import OUTPUT_BYTES_MAX
+
 
 class Fault(StrEnum):
-    """Whose fault a run's end is: it decides the refund's consequence, never the refund itself."""
+    """Whose fault a run's end is: whoever set the limit that was hit, or did the failing thing. It decides who pays."""
 
     NONE = "none"
     AGENT = "agent"
+    PAYER = "payer"
     PLATFORM = "platform"
 
 
@@ -27,10 +30,12 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     MEMORY_LIMIT = "memory_limit"
     OUTPUT_LIMIT = "output_limit"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     REJECTED = "rejected"
     RULES_FAILED = "rules_failed"
     JUDGE_FAILED = "judge_failed"
     NOT_NEEDED = "not_needed"
+    WITHHELD = "withheld"
     WORKER_LOST = "worker_lost"
     OUT_OF_TIME = "out_of_time"
     ARTEFACT_MISSING = "artefact_missing"
@@ -42,23 +47,27 @@ class Outcome(StrEnum):
 
     @property
     def fault(self) -> Fault:
-        """Whose fault this end is."""
+        """Whose fault this end is, if every limit was the agent's own; see `escrow.fault` for who set them."""
         if self in _NOBODYS_FAULTS:
             return Fault.NONE
+        if self in _PAYERS_FAULTS:
+            return Fault.PAYER
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
-# Besides success: a task's own rules, or a judge, did not come to a verdict, so nothing is known of the agent's work;
-# or it is a judge that was not asked, or an agent that is not the one any more that the task was funded for.
+# Besides success: a judge whose work is not shown or was not needed, or an agent that changed after funding.
+# RULES_FAILED and JUDGE_FAILED are found in receipts of version 1 only: nothing was known of the agent's work.
 _NOBODYS_FAULTS = frozenset(
     {
         Outcome.SUCCEEDED,
         Outcome.RULES_FAILED,
         Outcome.JUDGE_FAILED,
         Outcome.NOT_NEEDED,
+        Outcome.WITHHELD,
         Outcome.SUPERSEDED,
     }
 )
+_PAYERS_FAULTS = frozenset({Outcome.BUDGET_EXHAUSTED})
 # The run itself ended well; what decided is what its output was held to.
 OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
@@ -81,6 +90,20 @@ class Side(StrEnum):
     TASK = "task"
 
 
+class Rejection(StrEnum):
+    """What did not accept an output: rules or a judge, of the agent's owner or of the task's sender."""
+
+    AGENT_RULES = "agent_rules"
+    TASK_RULES = "task_rules"
+    AGENT_JUDGE = "agent_judge"
+    TASK_JUDGE = "task_judge"
+
+    @property
+    def side(self) -> Side:
+        """Whose rule it is."""
+        return Side.AGENT if self in {Rejection.AGENT_RULES, Rejection.AGENT_JUDGE} else Side.TASK
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What the sandbox needs for one run. Equal jobs give equal output and fuel, on any machine.
@@ -96,6 +119,7 @@ class Job:
     timeout_ms: int
     epoch_ns: int
     seed: bytes
+    output_bytes: int = OUTPUT_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +129,7 @@ class Limits:
     fuel: int
     memory_bytes: int
     timeout_ms: int
+    output_bytes: int = OUTPUT_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +150,8 @@ class Meter:
 class Run:
     """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began.
 
-    `scores_micro` are those that judges gave its output, in millionths, None for a judge who was asked and gave none.
+    `memory_refused` tells that memory was refused to the guest, so that its failure may follow from the memory limit.
+    `rejected_by` names what did not accept the output. `scores_micro` are those that judges gave, in millionths.
     """
 
     outcome: Outcome
@@ -135,4 +161,6 @@ class Run:
     stdout: bytes = b""
     stderr: bytes = b""
     limits: Limits | None = None
-    scores_micro: Mapping[Side, int | None] = field(default_factory=dict)
+    memory_refused: bool = False
+    rejected_by: Rejection | None = None
+    scores_micro: Mapping[Side, int] = field(default_factory=dict)

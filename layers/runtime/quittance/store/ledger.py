@@ -37,11 +37,12 @@ from typing import TYPE_CHECKING, Any, Final
 from quittance import receipt, reputation, wallet
 from quittance.audit import Balance, Batch, Entry, Item, Kept, LogHead, Unreadable
 from quittance.errors import InsufficientFundsError, MovementConflictError
-from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id
+from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, judge_task_id
 from quittance.journal import Kind, Line, task_line
 from quittance.limits import TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.pricing import ComputePrices
 from quittance.reputation import Standing
-from quittance.run import Outcome, Side
+from quittance.run import Fault, Limits, Outcome, Side
 from quittance.store.dynamo import (
     BusyError,
     ConflictError,
@@ -605,7 +606,11 @@ class Ledger:
             "expires_ms": escrow.expires_ms,
             "agent_rules_sha256": escrow.agent_rules_sha256,
             "task_rules_sha256": escrow.task_rules_sha256,
+            "compute_prices": _numbers_json(escrow.compute),
+            "own_limits": _numbers_json(escrow.own_limits),
+            "task_judge_bps": escrow.task_judge_bps or None,
             "judges": _judges_json(escrow.judges),
+            "seed": escrow.seed,
             "webhook": escrow.webhook,
             "work": f"OPEN#{self._shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
@@ -681,6 +686,10 @@ def _settlement_values(settlement: Settlement) -> dict[str, Value | None]:
         "refunded": settlement.split.refunded_micro,
         "outcome": settlement.outcome,
         "message": settlement.message,
+        "fault": settlement.fault,
+        "compute": settlement.compute_micro or None,
+        "charge": settlement.charge_micro or None,
+        "judging": settlement.judging_micro or None,
         "reputation_tenths": settlement.reputation_tenths,
         "settled_ms": settlement.settled_ms,
         "receipt": settlement.receipt,
@@ -717,7 +726,11 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         expires_ms=values["expires_ms"],
         agent_rules_sha256=values.get("agent_rules_sha256"),
         task_rules_sha256=values.get("task_rules_sha256"),
-        judges=tuple(Hire(Side(side), *hired) for side, *hired in json.loads(values.get("judges", "[]"))),
+        compute=ComputePrices(*json.loads(values.get("compute_prices", "[]"))),
+        own_limits=Limits(*json.loads(values["own_limits"])) if "own_limits" in values else None,
+        task_judge_bps=values.get("task_judge_bps", 0),
+        judges=tuple(_hires(values)),
+        seed=values.get("seed"),
         webhook=values.get("webhook"),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
     )
@@ -725,6 +738,17 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
 
 def _judges_json(judges: Sequence[Hire]) -> str | None:
     return json.dumps([astuple(hire) for hire in judges]) if judges else None
+
+
+def _hires(values: Mapping[str, Any]) -> Iterator[Hire]:
+    for side, agent_id, budget_micro, *named in json.loads(values.get("judges", "[]")):
+        # Before the agent's judge was paid by a bond, the payer paid both, and their ids followed from the task's.
+        of_payer = escrow_id(values["account"], judge_task_id(values["task_id"], Side(side)))
+        yield Hire(Side(side), agent_id, budget_micro, *(named or [of_payer]))
+
+
+def _numbers_json(numbers: ComputePrices | Limits | None) -> str | None:
+    return json.dumps(astuple(numbers), separators=(",", ":")) if numbers else None
 
 
 def _settlement(values: Mapping[str, Any]) -> Settlement:
@@ -735,6 +759,10 @@ def _settlement(values: Mapping[str, Any]) -> Settlement:
         message=values["message"],
         reputation_tenths=values["reputation_tenths"],
         settled_ms=values["settled_ms"],
+        fault=Fault(values["fault"]) if "fault" in values else Outcome(values["outcome"]).fault,
+        compute_micro=values.get("compute", 0),
+        charge_micro=values.get("charge", 0),
+        judging_micro=values.get("judging", 0),
         receipt=values["receipt"],
         output=_stored(values, "output"),
         log=_stored(values, "log"),

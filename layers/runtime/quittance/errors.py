@@ -10,6 +10,7 @@ QuittanceError
 │   ├── TaskConflictError             409  same task_id, other request
 │   ├── TaskInProgressError           409  same task is running now
 │   ├── AgentNotReadyError            409  no active version
+│   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
 │   ├── MovementConflictError         409  same deposit or withdrawal id, other amount
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
@@ -109,6 +110,14 @@ class AgentNotReadyError(RequestError):
     def __init__(self, agent_id: str, state: str, *, retry_after_s: int | None = None) -> None:
         detail = f"The agent {agent_id!r} is {state.replace('_', ' ')} and takes no tasks."
         super().__init__(detail, retry_after_s=retry_after_s, state=state)
+
+
+class BondTooLowError(AgentNotReadyError):
+    """The agent has a judge of its own, and its owner's bond has less than what is held for it."""
+
+    def __init__(self, agent_id: str) -> None:
+        detail = f"The agent {agent_id!r} takes no tasks: its owner's bond cannot pay the agent's judge."
+        RequestError.__init__(self, detail, state="bond_too_low")
 
 
 class MovementConflictError(RequestError):
@@ -223,6 +232,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     TaskConflictError: (HTTPStatus.CONFLICT, "task_conflict", "The task id is taken"),
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    BondTooLowError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),

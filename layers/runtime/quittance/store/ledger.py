@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quittance import receipt, reputation, wallet
 from quittance.audit import Balance, Batch, Entry, Item, Kept, LogHead, Unreadable
-from quittance.errors import InsufficientFundsError, MovementConflictError
+from quittance.bond import is_bond
+from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, judge_task_id
 from quittance.journal import Kind, Line, task_line
 from quittance.limits import TRANSACTION_ITEMS_MAX, WALLET_PURSES
@@ -79,6 +80,20 @@ class Pending:
     earned_micro: int
 
 
+class _LackError(Exception):
+    """An account has less than what is to be taken from it."""
+
+    def __init__(self, account: str, *, available_micro: int, required_micro: int) -> None:
+        super().__init__(account)
+        self.account = account
+        self._available_micro = available_micro
+        self._required_micro = required_micro
+
+    def refusal(self) -> InsufficientFundsError:
+        """What the account's holder is told."""
+        return InsufficientFundsError(available_micro=self._available_micro, required_micro=self._required_micro)
+
+
 class Ledger:
     """The operations on money; each is safe to repeat.
 
@@ -106,14 +121,22 @@ class Ledger:
     # One task.
 
     def fund(self, escrow: Escrow, *judges: Escrow, keep_ms: int = 0) -> Escrow:
-        """Takes the budgets of a task and its judges from the payer into new escrows; returns the task's that stands.
+        """Takes the budgets of a task and its judges from their payers into new escrows; returns the stored task's.
 
         That is `escrow` if its runner holds it now. If the task was funded before, it is that earlier escrow, and no
-        money moved. `keep_ms` is the time that the run will need. Raises InsufficientFundsError.
+        money moved. `keep_ms` is the time that the run will need. Raises InsufficientFundsError for the task's payer,
+        and BondTooLowError for the bond that pays the agent's own judge; then no money moved either.
         """
-        held_micro = sum(hold.budget_micro for hold in (escrow, *judges))
+        held: Counter[str] = Counter()
+        for hold in (escrow, *judges):
+            held[hold.payer] += hold.budget_micro
         records = [self._escrow_values(hold) for hold in (escrow, *judges)]
-        standing = self._take(escrow.payer, held_micro, *records, keep_ms=keep_ms)
+        try:
+            standing = self._take(held, *records, keep_ms=keep_ms)
+        except _LackError as lack:
+            if is_bond(lack.account):
+                raise BondTooLowError(escrow.agent_id) from lack
+            raise lack.refusal() from lack
         return escrow if standing is None else _escrow(standing)
 
     def take_over(self, stale: Escrow, *, runner: str, now_ms: int, lease_ms: int) -> Escrow:
@@ -128,24 +151,37 @@ class Ledger:
         )
         return self._write(write, taken)
 
-    def settle(self, escrow: Escrow, settlement: Settlement) -> Escrow:
-        """Ends a funded escrow that this fence holds and that has not expired; returns the escrow that stands.
+    def settle(self, settled: Escrow, *judges: Escrow) -> Escrow:
+        """Ends a funded escrow that this fence holds and that has not expired; returns the stored escrow.
 
-        State, receipt and output change in one write; what goes back to the payer goes in the same transaction.
+        Each escrow that is given carries its settlement. The escrows of the task's judges end in the same transaction,
+        so no judge is paid for a task that is not decided. Of them the task's fence is the guard: they leave FUNDED
+        with the task, or by their own expiry. If one of them has expired, nothing ends, and the task will expire too.
+        State, receipt and output change in one write; what goes back to the payers goes in the same transaction.
         """
-        return self._leave_funded(
-            replace(escrow, settlement=settlement),
+        settlement = _settlement_of(settled)
+        if sorted(judge.escrow_id for judge in judges) != sorted(hire.escrow_id for hire in settled.judges):
+            msg = "a task and its judges settle together"
+            raise ValueError(msg)
+        now: Mapping[str, Value] = {":funded": State.FUNDED, ":now": settlement.settled_ms}
+        task = self._leaving(
+            settled,
             condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now",
-            values={":funded": State.FUNDED, ":my_fence": escrow.fence, ":now": settlement.settled_ms},
+            values={**now, ":my_fence": settled.fence},
         )
+        in_time = "#state = :funded AND #expires_ms > :now"
+        held = [self._leaving(judge, condition=in_time, values=now) for judge in judges]
+        return self._leave_funded(settled, *judges, writes=[task, *held])
 
     def expire(self, escrow: Escrow, settlement: Settlement) -> Escrow:
-        """Refunds a funded escrow that has expired, whoever holds it; returns the escrow that stands."""
-        return self._leave_funded(
-            replace(escrow, settlement=settlement),
+        """Refunds a funded escrow that has expired, whoever holds it; returns the stored escrow."""
+        expired = replace(escrow, settlement=settlement)
+        write = self._leaving(
+            expired,
             condition="#state = :funded AND #expires_ms <= :now",
             values={":funded": State.FUNDED, ":now": settlement.settled_ms},
         )
+        return self._leave_funded(expired, writes=[write])
 
     def find(self, escrow_id: str) -> Escrow | None:
         """The escrow as it stands now (consistent read), or None."""
@@ -169,7 +205,10 @@ class Ledger:
         Raises MovementConflictError if the id has another amount, InsufficientFundsError.
         """
         record = self._line_values(Line(account, Kind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro))
-        recorded = self._take(account, amount_micro, record)
+        try:
+            recorded = self._take({account: amount_micro}, record)
+        except _LackError as lack:
+            raise lack.refusal() from lack
         return now_ms if recorded is None else _recorded_ms(recorded, withdrawal_id, -amount_micro)
 
     def available_micro(self, account: str) -> int:
@@ -336,12 +375,10 @@ class Ledger:
 
     # Writes.
 
-    def _leave_funded(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> Escrow:
-        settlement = settled.settlement
-        if settlement is None:
-            msg = "only a settlement ends an escrow"
-            raise ValueError(msg)
-        write = update(
+    def _leaving(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> dict[str, Any]:
+        """The update by which an escrow leaves FUNDED."""
+        settlement = _settlement_of(settled)
+        return update(
             self._table,
             f"ESC#{settled.escrow_id}",
             set_=_settlement_values(settlement)
@@ -350,12 +387,20 @@ class Ledger:
             condition=condition,
             values=values,
         )
-        refunded_micro = settlement.split.refunded_micro
-        if not refunded_micro:
-            return self._write(write, settled)
+
+    def _leave_funded(self, settled: Escrow, *judges: Escrow, writes: Sequence[dict[str, Any]]) -> Escrow:
+        """Sends the updates of escrows that end together, with what goes back to their payers."""
+        refunds: Counter[str] = Counter()
+        for ended in (settled, *judges):
+            refunds[ended.payer] += _settlement_of(ended).split.refunded_micro
+        refunds = +refunds  # without those who get nothing back
+        if not refunds and not judges:
+            return self._write(writes[0], settled)
         try:
-            self._give({settled.payer: refunded_micro}, [{"Update": write}])
+            self._give(refunds, [{"Update": write} for write in writes])
         except RefusedError as refused:
+            if refused.items[0] is None and judges:  # a judge's refused
+                return self.find(settled.escrow_id) or _standing(refused)
             return _standing(refused)
         return settled
 
@@ -369,20 +414,23 @@ class Ledger:
     # Wallets.
 
     def _take(
-        self, account: str, amount_micro: int, *records: Mapping[str, Value | None], keep_ms: int = 0
+        self, amounts: Mapping[str, int], *records: Mapping[str, Value | None], keep_ms: int = 0
     ) -> Mapping[str, Any] | None:
-        """Puts records and takes an amount for them out of an account, in one transaction.
+        """Puts records and takes amounts for them out of accounts, in one transaction.
 
         Returns the item that stood in the first record's place, if one did: then nothing was taken. The others are
-        there if and only if the first one is. Raises InsufficientFundsError.
+        there if and only if the first one is. Raises _LackError for the first account that lacks what is taken.
         """
         puts = [{"Put": put_new(self._table, record)} for record in records]
         patience = self._patience(keep_ms=keep_ms)
-        moves: Mapping[int, int] = {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
+        moves: Mapping[str, Mapping[int, int]] = {
+            account: {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
+            for account, amount_micro in amounts.items()
+        }
         planned = False
         while True:
             try:
-                attempt(partial(self._send, [*puts, *(self._move(account, *move) for move in moves.items())]))
+                attempt(partial(self._send, puts + self._moves(moves)))
             except RefusedError as refused:
                 # The record's reason comes first: on a replay, the first attempt may have taken the last credit.
                 if refused.items[0] is not None:
@@ -397,16 +445,21 @@ class Ledger:
                 patience.wait(busy)
                 continue
             else:
-                self._remember(account, min(moves, key=moves.__getitem__))
+                self._remember(moves)
                 return None
             try:
-                moves, planned = self._plan(account, amount_micro, contended=contended), True
-            except InsufficientFundsError:
+                moves, planned = self._plans(amounts, contended=contended), True
+            except _LackError:
                 # Another try of the same may have put the record and taken the last credit since ours was refused.
                 standing = self._get(str(records[0]["pk"]))
                 if standing is None:
                     raise
                 return standing
+
+    def _plans(self, amounts: Mapping[str, int], *, contended: bool) -> Mapping[str, Mapping[int, int]]:
+        return {
+            account: self._plan(account, amount_micro, contended=contended) for account, amount_micro in amounts.items()
+        }
 
     def _plan(self, account: str, amount_micro: int, *, contended: bool) -> Mapping[int, int]:
         found = self._get_all([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
@@ -416,7 +469,7 @@ class Ledger:
             seen = self._snapshot(account)
             moves = wallet.taking(seen, amount_micro, contended=contended)
         if moves is None:
-            raise InsufficientFundsError(available_micro=sum(seen), required_micro=amount_micro)
+            raise _LackError(account, available_micro=sum(seen), required_micro=amount_micro)
         return moves
 
     def _give(self, amounts: Mapping[str, int], actions: list[dict[str, Any]]) -> None:
@@ -445,12 +498,22 @@ class Ledger:
             change["ExpressionAttributeValues"][":taken"] = attribute(-change_micro)
         return {"Update": change}
 
-    def _remember(self, account: str, purse: int) -> None:
-        self._purse_in_use.pop(account, None)
-        if purse != wallet.HOME:
-            if len(self._purse_in_use) >= _WALLETS_REMEMBERED_MAX:
-                self._purse_in_use.clear()
-            self._purse_in_use[account] = purse
+    def _moves(self, moves: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
+        return [
+            self._move(account, purse, change_micro)
+            for account, changes in moves.items()
+            for purse, change_micro in changes.items()
+        ]
+
+    def _remember(self, moves: Mapping[str, Mapping[int, int]]) -> None:
+        """The purses that were taken from are where the next taking begins."""
+        for account, changes in moves.items():
+            purse = min(changes, key=changes.__getitem__)
+            self._purse_in_use.pop(account, None)
+            if purse != wallet.HOME:
+                if len(self._purse_in_use) >= _WALLETS_REMEMBERED_MAX:
+                    self._purse_in_use.clear()
+                self._purse_in_use[account] = purse
 
     def _snapshot(self, account: str) -> list[int]:
         """What each purse of an account has, all at one moment."""
@@ -810,6 +873,13 @@ def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | Non
 def _log_head(item: Mapping[str, Any]) -> LogHead:
     values = from_item(item)
     return LogHead(values["size"], values["published"])
+
+
+def _settlement_of(settled: Escrow) -> Settlement:
+    if settled.settlement is None:
+        msg = "only a settlement ends an escrow"
+        raise ValueError(msg)
+    return settled.settlement
 
 
 def _standing(refused: RefusedError) -> Escrow:

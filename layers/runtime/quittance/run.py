@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+from quittance.limits import OUTPUT_BYTES_MAX
 
 
 class Fault(StrEnum):
@@ -60,7 +63,7 @@ _NOBODYS_FAULTS = frozenset(
     }
 )
 # The run itself ended well; what decided is what its output was held to.
-OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
+OF_THE_RULES: Final = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
         Outcome.WORKER_LOST,
@@ -86,6 +89,10 @@ class Job:
     """What the sandbox needs for one run. Equal jobs give equal output and fuel, on any machine.
 
     `epoch_ns` and `seed` start the virtual clock and the virtual randomness; both are recorded in the receipt.
+
+    `memory_bytes_own` is the agent's own memory limit where `memory_bytes` is a lower one, for example because the
+    budget bought less. It changes nothing for the guest; a failed run then says in `Run.memory_refused` whether the
+    lower limit was hit. 0 means that there is no other limit.
     """
 
     artefact_path: str
@@ -96,6 +103,8 @@ class Job:
     timeout_ms: int
     epoch_ns: int
     seed: bytes
+    output_bytes: int = OUTPUT_BYTES_MAX
+    memory_bytes_own: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +114,16 @@ class Limits:
     fuel: int
     memory_bytes: int
     timeout_ms: int
+    output_bytes: int = OUTPUT_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What the sandbox measured. `fuel_exact` is false where a hardware trap made the engine under-report."""
+    """What the sandbox measured.
+
+    `fuel_exact` is false where a hardware trap made the engine under-report, and for a run that was killed: its `fuel`
+    is then what its processor time comes to at `FUEL_PER_CPU_MS`, at most its limit.
+    """
 
     fuel: int = 0
     fuel_exact: bool = True
@@ -126,6 +140,8 @@ class Run:
     """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began.
 
     `scores_micro` are those that judges gave its output, in millionths, None for a judge who was asked and gave none.
+    `memory_refused` is true if the run failed after it was refused memory that `Job.memory_bytes_own` would have given
+    it, or if that could not be found out before the run's deadline: whoever set the lower limit bears the doubt.
     """
 
     outcome: Outcome
@@ -136,3 +152,4 @@ class Run:
     stderr: bytes = b""
     limits: Limits | None = None
     scores_micro: Mapping[Side, int | None] = field(default_factory=dict)
+    memory_refused: bool = False

@@ -479,12 +479,9 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
 def _run_from(platform: Platform, path: Path, escrow: Escrow, ready: _Ready, stdin: bytes, *, left_ms: int) -> Run:
     """Runs the artefact at `path`, for `left_ms` at most."""
     version = ready.version
-    limits = pricing.limits_bought(
-        pricing.parse_tariff(escrow.tariff),
-        escrow.compute,
-        budget_micro=escrow.budget_micro,
-        own=escrow.own_limits or judging.own_limits(ready.agent.terms),
-    )
+    own = escrow.own_limits or judging.own_limits(ready.agent.terms)
+    tariff = pricing.parse_tariff(escrow.tariff)
+    limits = pricing.limits_bought(tariff, escrow.compute, budget_micro=escrow.budget_micro, own=own)
     limits = replace(limits, timeout_ms=min(escrow.timeout_ms, left_ms))
     job = Job(
         artefact_path=str(path),
@@ -492,6 +489,7 @@ def _run_from(platform: Platform, path: Path, escrow: Escrow, ready: _Ready, std
         stdin=stdin,
         fuel=limits.fuel,
         memory_bytes=limits.memory_bytes,
+        memory_bytes_own=own.memory_bytes,
         output_bytes=limits.output_bytes,
         timeout_ms=limits.timeout_ms,
         epoch_ns=escrow.funded_ms * 1_000_000,

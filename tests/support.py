@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 AGENTS = ROOT / "examples" / "agents"
 REGION = "eu-central-1"
 FLAT = {"type": "flat", "price": "0.01"}
-UNSCORED = {"agent_score": None, "task_score": None}
+UNSCORED = {"agent_score": None, "task_score": None, "rejected_by": None}
 """What a receipt says of judges where there were none."""
 
 

@@ -55,7 +55,14 @@ def end(escrow: Escrow, run: Run = DONE, *, now_ms: int = 10) -> Settlement:
 
 def stated(escrow: Escrow, settlement: Settlement) -> Settlement:
     """With a receipt that can be read; whether it verifies is not the ledger's affair."""
-    claims = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
+    claims = receipt.claims(
+        escrow,
+        settlement,
+        issuer="t",
+        run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None),
+        engine="",
+        config_sha256="",
+    )
     return replace(settlement, receipt=jwt.encode(claims, "k" * 32))
 
 

@@ -221,7 +221,14 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
-        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
+        stated = receipt.claims(
+            escrow,
+            settlement,
+            issuer="t",
+            run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None),
+            engine="",
+            config_sha256="",
+        )
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

@@ -215,7 +215,7 @@ def _acceptance(escrow: Escrow, settlement: Settlement, run: Run) -> dict[str, A
         "agent_score": scores.get(Side.AGENT),
         "task_score": scores.get(Side.TASK),
         "accepted": released,
-        "rejected_by": run.rejected_by,
+        "rejected_by": None if settlement.outcome is Outcome.WITHHELD else run.rejected_by,
     }
 
 

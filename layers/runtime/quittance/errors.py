@@ -149,14 +149,36 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class BudgetTooLowError(RequestError):
-    """The budget is below the least that one run of the agent costs."""
+    """The budget is below the least that one run of the agent costs, with the compute and the task's own judge."""
 
     def __init__(self, *, budget_micro: int, least_micro: int) -> None:
         least = format_credits(least_micro)
         super().__init__(
-            f"The budget {format_credits(budget_micro)} is below the agent's least price {least}.",
+            f"The budget {format_credits(budget_micro)} is below {least}, the least that a task of this agent costs.",
             errors=[{"field": "budget", "message": f"must be at least {least}"}],
             least_price=least,
+        )
+
+
+class TermsChangedError(RequestError):
+    """The agent's module, tariff or rules are not those that the task names by digest."""
+
+    def __init__(self, field: str, *, now: str) -> None:
+        super().__init__(
+            f"The agent's {field} is now {now}, not the one that the task names. Read the agent's terms again.",
+            errors=[{"field": field, "message": f"must be {now}, or absent"}],
+        )
+
+
+class JudgingTooDearError(RequestError):
+    """The task's judge may cost more than the task allows."""
+
+    def __init__(self, *, judging_micro: int, most_micro: int) -> None:
+        judging, most = format_credits(judging_micro), format_credits(most_micro)
+        super().__init__(
+            f"Judging may cost {judging}, more than max_judging {most}.",
+            errors=[{"field": "max_judging", "message": f"must be at least {judging}, or absent"}],
+            judging=judging,
         )
 
 
@@ -216,6 +238,8 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
     BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),
     NotLoggedError: (HTTPStatus.NOT_FOUND, "not_logged", "Not in the log yet"),
+    TermsChangedError: (HTTPStatus.CONFLICT, "terms_changed", "The agent's terms have changed"),
+    JudgingTooDearError: (HTTPStatus.UNPROCESSABLE_ENTITY, "judging_too_dear", "Judging costs too much"),
     ReputationTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "reputation_too_low", "The reputation is too low"),
     TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
     PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),

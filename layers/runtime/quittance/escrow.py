@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 from quittance import pricing, reputation
@@ -25,7 +26,8 @@ from quittance.pricing import FREE, ComputePrices
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Rejection, Run, Side
 
 _BPS: Final = 10_000
-_JUDGE_MARK: Final = ":judge-"
+JUDGE_MARK: Final = ":judge-"
+"""Part of a judge's task_id, and of no task_id that a client can choose."""
 
 
 class State(StrEnum):
@@ -67,8 +69,8 @@ class Settlement:
     """How an escrow left FUNDED: written once, together with the new state and the signed receipt.
 
     `compute_micro` is the part of the fee that is not commission. `charge_micro` is what the sweep takes from the
-    owner's bond for the platform, `judging_micro` what the agent's own judge cost, which a released price gives back to
-    the bond.
+    owner's bond for the platform. `judging_micro` is what the agent's own judge cost the bond, which a price that is
+    paid gives back to it; `task_judging_micro` what the task's own judge cost the payer, beside this budget.
     """
 
     state: State
@@ -81,6 +83,7 @@ class Settlement:
     compute_micro: int = 0
     charge_micro: int = 0
     judging_micro: int = 0
+    task_judging_micro: int = 0
     receipt: str = ""
     output: StoredBytes | None = None
     log: StoredBytes | None = None
@@ -154,18 +157,18 @@ def judge_account(task: Escrow, side: Side) -> tuple[str, str]:
     No client can choose such a task_id: the names that clients choose have no `:`.
     """
     if side is Side.AGENT:
-        return bond_account(task.owner), f"{task.escrow_id}{_JUDGE_MARK}{side}"
+        return bond_account(task.owner), judge_task_id(task.escrow_id, side)
     return task.payer, judge_task_id(task.task_id, side)
 
 
 def judge_task_id(task_id: str, side: Side) -> str:
     """The name by which the payer of a task reads its judge's result."""
-    return f"{task_id}{_JUDGE_MARK}{side}"
+    return f"{task_id}{JUDGE_MARK}{side}"
 
 
 def is_judge(escrow: Escrow) -> bool:
     """Whether an escrow pays a judge."""
-    return _JUDGE_MARK in escrow.task_id
+    return JUDGE_MARK in escrow.task_id
 
 
 def request_sha256(
@@ -239,12 +242,14 @@ def held_to_budget(escrow: Escrow, run: Run) -> Run:
     return replace(run, outcome=Outcome.BUDGET_EXHAUSTED, message=message)
 
 
-def decide(escrow: Escrow, run: Run, *, now_ms: int, judging_micro: int = 0) -> Settlement:
+def decide(
+    escrow: Escrow, run: Run, *, now_ms: int, judging_micro: Mapping[Side, int] = MappingProxyType({})
+) -> Settlement:
     """How a funded escrow settles after its run.
 
     Success is paid by the tariff. Of a failure, the payer bears the compute if it is the payer's, and the owner's bond
     if it is the agent's. When the task's own judge rejects, the payer also pays the share of the price that the agent's
-    terms ask for. `judging_micro` is what the agent's own judge cost.
+    terms ask for. `judging_micro` is what the judge of each side cost.
     """
     now_ms = max(now_ms, escrow.funded_ms)  # clocks differ and are set back; a settlement is never before its funding
     whose, meter = fault(run, escrow.own_limits), run.meter
@@ -273,7 +278,8 @@ def decide(escrow: Escrow, run: Run, *, now_ms: int, judging_micro: int = 0) -> 
         fault=whose,
         compute_micro=borne_micro,
         charge_micro=escrow.compute.micro(meter.fuel) if whose is Fault.AGENT else 0,
-        judging_micro=judging_micro,
+        judging_micro=judging_micro.get(Side.AGENT, 0),
+        task_judging_micro=judging_micro.get(Side.TASK, 0),
     )
 
 

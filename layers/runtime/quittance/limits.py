@@ -47,6 +47,7 @@ FEE_BPS_MAX: Final = 10_000
 
 # What an agent may use.
 FUEL_MAX: Final = 10**12
+FUEL_PER_CPU_MS: Final = 10**7  # stated for a run that had to be killed: what real programs use in that time
 OUTPUT_BYTES_MAX: Final = MIB
 STDERR_BYTES_MAX: Final = 64 * KIB
 MEMORY_BYTES_DEFAULT: Final = 256 * MIB

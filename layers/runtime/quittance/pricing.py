@@ -7,7 +7,7 @@ digest are the terms that a client can read.
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -61,11 +61,12 @@ class ComputePrices:
 
 
 FREE: Final = ComputePrices()
+_LEAST: Final = Meter(fuel=1, memory_bytes=1)  # of the shortest run: a module without memory could write nothing
 
 
 def least_budget_micro(tariff: Tariff, compute: ComputePrices) -> int:
-    """The least that a successful run can cost its payer, its first unit of fuel included: no budget may be less."""
-    return due_micro(tariff, compute, Meter(fuel=1))
+    """The least that a successful run can cost its payer: one unit of fuel, some memory. No budget may be less."""
+    return due_micro(tariff, compute, _LEAST)
 
 
 def due_micro(tariff: Tariff, compute: ComputePrices, meter: Meter) -> int:
@@ -97,14 +98,13 @@ def limits_bought(tariff: Tariff, compute: ComputePrices, *, budget_micro: int, 
         if due_micro(tariff, compute, meter(most)) <= budget_micro:
             return most
         units = range(most // unit + 1)
-        affordable = bisect_right(units, budget_micro, key=lambda n: due_micro(tariff, compute, meter(n * unit))) - 1
-        return max(affordable, 0) * unit
+        return unit * (bisect_right(units, budget_micro, key=lambda n: due_micro(tariff, compute, meter(n * unit))) - 1)
 
     return Limits(
-        fuel=bought(own.fuel, 1, lambda fuel: Meter(fuel=fuel)),
-        memory_bytes=bought(own.memory_bytes, MIB, lambda size: Meter(fuel=1, memory_bytes=size)),
+        fuel=max(1, bought(own.fuel, 1, lambda fuel: replace(_LEAST, fuel=fuel))),
+        memory_bytes=max(MIB, bought(own.memory_bytes, MIB, lambda size: replace(_LEAST, memory_bytes=size))),
         timeout_ms=own.timeout_ms,
-        output_bytes=bought(own.output_bytes, KIB, lambda size: Meter(fuel=1, output_bytes=size)),
+        output_bytes=max(0, bought(own.output_bytes, KIB, lambda size: replace(_LEAST, output_bytes=size))),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from quittance.limits import OUTPUT_BYTES_MAX
 
@@ -69,7 +70,7 @@ _NOBODYS_FAULTS = frozenset(
 )
 _PAYERS_FAULTS = frozenset({Outcome.BUDGET_EXHAUSTED})
 # The run itself ended well; what decided is what its output was held to.
-OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
+OF_THE_RULES: Final = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
         Outcome.WORKER_LOST,
@@ -109,6 +110,10 @@ class Job:
     """What the sandbox needs for one run. Equal jobs give equal output and fuel, on any machine.
 
     `epoch_ns` and `seed` start the virtual clock and the virtual randomness; both are recorded in the receipt.
+
+    `memory_bytes_own` is the agent's own memory limit where `memory_bytes` is a lower one, for example because the
+    budget bought less. It changes nothing for the guest; a failed run then says in `Run.memory_refused` whether the
+    lower limit was hit. 0 means that there is no other limit.
     """
 
     artefact_path: str
@@ -120,6 +125,7 @@ class Job:
     epoch_ns: int
     seed: bytes
     output_bytes: int = OUTPUT_BYTES_MAX
+    memory_bytes_own: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What the sandbox measured. `fuel_exact` is false where a hardware trap made the engine under-report."""
+    """What the sandbox measured.
+
+    `fuel_exact` is false where a hardware trap made the engine under-report, and for a run that was killed: its `fuel`
+    is then what its processor time comes to at `FUEL_PER_CPU_MS`, at most its limit.
+    """
 
     fuel: int = 0
     fuel_exact: bool = True
@@ -150,7 +160,8 @@ class Meter:
 class Run:
     """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began.
 
-    `memory_refused` tells that memory was refused to the guest, so that its failure may follow from the memory limit.
+    `memory_refused` is true if the run failed after it was refused memory that `Job.memory_bytes_own` would have given
+    it, or if that could not be found out before the run's deadline: whoever set the lower limit bears the doubt.
     `rejected_by` names what did not accept the output. `scores_micro` are those that judges gave, in millionths.
     """
 

@@ -9,6 +9,7 @@ terms with it, so a late or repeated S3 event changes nothing. The index `listin
 `owner` finds all agents of one owner.
 """
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ LISTING_INDEX: Final = "listing"
 OWNER_INDEX: Final = "owner"
 _LISTING: Final = "agents"
 _CACHE_SECONDS: Final = 10.0
+_CACHED_AGENTS_MAX: Final = 1_000
+_REFUSED: Final = "refused"
 _CACHED_MAX: Final = 1_000
 _Entry = TypeVar("_Entry")
 
@@ -58,7 +61,8 @@ class AgentState(StrEnum):
 class Terms:
     """What an agent asks and is allowed: its tariff, the limits of a run, and the rules for its output.
 
-    Tariff and rules are canonical JSON.
+    Tariff and rules are canonical JSON. `task_judge_bps` is the share of the price that is due when a task's own judge
+    rejects the output, in basis points; None if the agent takes no task that brings a judge.
     """
 
     tariff: str
@@ -66,6 +70,12 @@ class Terms:
     timeout_s: int
     fuel: int
     rules: str = NO_RULES
+    task_judge_bps: int | None = None
+
+    @property
+    def rules_sha256(self) -> str:
+        """The digest of the rules, that of `{}` if there are none: by it a task pins them."""
+        return hashlib.sha256(self.rules.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +384,7 @@ def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:
         f"{prefix}timeout_s": terms.timeout_s,
         f"{prefix}fuel": terms.fuel,
         f"{prefix}rules": terms.rules,
+        f"{prefix}task_judges": _REFUSED if terms.task_judge_bps is None else str(terms.task_judge_bps),
     }
 
 
@@ -402,6 +413,7 @@ def _terms(values: Mapping[str, Any], prefix: str) -> Terms:
         timeout_s=values[f"{prefix}timeout_s"],
         fuel=values[f"{prefix}fuel"],
         rules=values.get(f"{prefix}rules", NO_RULES),
+        task_judge_bps=None if (share := values.get(f"{prefix}task_judges", _REFUSED)) == _REFUSED else int(share),
     )
 
 

@@ -4,7 +4,7 @@ I1 conservation, I2 no debt, I3 split, I4 fee, I6 states, I8 expiry, I10 and I11
 I16 standings. The code shares nothing with the writes that it audits but the items.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,12 +12,14 @@ from typing import Any, Final
 import jwt
 
 from quittance import log, reputation
+from quittance.bond import bond_account, is_bond, owner_of
 from quittance.certified import ProofError
 from quittance.escrow import Escrow, State
 from quittance.journal import Kind, Line
 from quittance.limits import EXPIRY_REFUND_MS_MAX
 from quittance.receipt import read_claims, verify
 from quittance.reputation import Standing
+from quittance.run import Fault
 
 _BPS: Final = 10_000
 
@@ -28,6 +30,8 @@ class Balance:
 
     account: str
     available_micro: int
+    charged_micro: int = 0
+    """What was taken from a bond for failures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Escrows of one agent that were credited together, in order; and their place in the log, once they have one."""
+    """Escrows that were credited together, in order; and their place in the log, once they have one."""
 
     batch_id: str
-    agent_id: str
     escrow_ids: tuple[str, ...]
     first: int | None
 
@@ -108,6 +111,8 @@ class Audit:
     available_micro: int = 0
     held_micro: int = 0
     uncredited_micro: int = 0
+    charged_micro: int = 0
+    written_off_micro: int = 0
     differences: list[Difference] = field(default_factory=list)
     log: LogHead = LogHead()
     leaves: list[bytes] = field(default_factory=list)
@@ -128,14 +133,18 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
     available: Counter[str] = Counter()
     credited: Counter[tuple[str, Kind]] = Counter()
     journalled: Counter[tuple[str, Kind]] = Counter()
+    due: Counter[str] = Counter()
+    charged: Counter[str] = Counter()
     logged = _Logged()
     for item in items:
         match item:
             case Line(account, kind):
                 expected[account] += item.amount_micro
                 journalled[account, kind] += item.amount_micro
+                _charge(result, item, due, charged)
             case Balance(account, available_micro):
                 available[account] += available_micro
+                charged[account] -= item.charged_micro
                 result.available_micro += available_micro
                 result.check("I2", account, expected=True, found=available_micro >= 0)
             case Entry(escrow):
@@ -143,16 +152,17 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
                 _check_escrow(result, escrow, swept=item.swept, jwks=jwks, now_ms=now_ms)
                 _post(result, expected, escrow, swept=item.swept)
                 logged.add(item)
-                if item.swept and escrow.settlement:
-                    credited[escrow.owner, Kind.EARNINGS] += escrow.settlement.split.paid_micro
-                    credited[platform_account, Kind.FEES] += escrow.settlement.split.fee_micro
+                if item.swept:
+                    _credit(credited, escrow, platform_account=platform_account)
             case Batch() | LogHead() | Kept():
                 logged.add(item)
             case Unreadable(at, reason):
                 result.check("form", at, "readable", reason)
     for account in sorted(expected.keys() | available.keys()):
         result.check("I10/I11", account, expected[account], available[account])
-    _check_journal(result, credited, journalled)
+    for account in sorted(charged):
+        result.check("I10", f"{account} charged", 0, charged[account])
+    _check_journal(result, credited, journalled, due)
     _check_log(result, logged)
     outside = result.deposited_micro - result.withdrawn_micro
     result.check("I1", "all", outside, result.available_micro + result.held_micro + result.uncredited_micro)
@@ -208,23 +218,64 @@ def _append(result: Audit, batch: Batch, logged: _Logged) -> None:
         result.check("I15", escrow_id, expected=True, found=settlement is not None)
         receipts.append(settlement.receipt if settlement else "")
     result.leaves += [log.leaf_hash(receipt.encode()) for receipt in receipts]
-    standing = result.standings.get(batch.agent_id, Standing())
+    entries: dict[str, list[reputation.Entry]] = defaultdict(list)
     try:
-        entries = [reputation.entry(read_claims(receipt)) for receipt in receipts]
-        result.standings[batch.agent_id] = reputation.fold(standing, entries)
+        for receipt in receipts:
+            stated = reputation.entry(read_claims(receipt))
+            entries[stated.agent].append(stated)
     except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
         result.check("I16", batch.batch_id, "receipts", repr(exc))
+        return
+    for agent_id, new in entries.items():
+        result.standings[agent_id] = reputation.fold(result.standings.get(agent_id, Standing()), new)
 
 
-def _check_journal(result: Audit, credited: Counter[tuple[str, Kind]], journalled: Counter[tuple[str, Kind]]) -> None:
-    """What the journal says of owners and platform is what their swept escrows come to."""
+def _charge(result: Audit, line: Line, due: Counter[str], charged: Counter[str]) -> None:
+    """A bond pays no more than is due, and its purses note what they have paid."""
+    if line.kind is not Kind.CHARGE:
+        return
+    due_micro, taken_micro = line.due_micro or 0, -line.amount_micro
+    result.check("I10", f"{line.account} {line.reference}", expected=True, found=0 <= taken_micro <= due_micro)
+    due[line.account] += due_micro
+    charged[line.account] += taken_micro
+    result.charged_micro += taken_micro
+    result.written_off_micro += due_micro - taken_micro
+
+
+def _credit(credited: Counter[tuple[str, Kind]], escrow: Escrow, *, platform_account: str) -> None:
+    """What the sweep must have written to the journals for an escrow that it has credited."""
+    if (settlement := escrow.settlement) is None:
+        return
+    returned_micro = min(settlement.judging_micro, settlement.split.paid_micro)
+    credited[escrow.owner, Kind.EARNINGS] += settlement.split.paid_micro - returned_micro
+    credited[bond_account(escrow.owner), Kind.JUDGING] += returned_micro
+    credited[bond_account(escrow.owner), Kind.CHARGE] += settlement.charge_micro
+    credited[platform_account, Kind.FEES] += settlement.split.fee_micro
+
+
+def _check_journal(
+    result: Audit, credited: Counter[tuple[str, Kind]], journalled: Counter[tuple[str, Kind]], due: Counter[str]
+) -> None:
+    """What the journal says of owners, bonds and platform is what the swept escrows come to.
+
+    A charge is `due` in full and taken as far as the bond had it; the platform's fees have what was taken.
+    """
     for account, kind in sorted(credited.keys() | journalled.keys()):
-        if kind in {Kind.EARNINGS, Kind.FEES}:
-            result.check("I10", f"{account} {kind}", credited[account, kind], journalled[account, kind])
+        at, noted_micro = f"{account} {kind}", journalled[account, kind]
+        if kind in {Kind.EARNINGS, Kind.JUDGING}:
+            result.check("I10", at, credited[account, kind], noted_micro)
+        elif kind is Kind.FEES:
+            result.check("I10", at, credited[account, kind] + result.charged_micro, noted_micro)
+        elif kind is Kind.CHARGE:
+            result.check("I10", at, credited[account, kind], due[account])
+        elif kind is Kind.BOND and not is_bond(account):
+            result.check("I10", at, -noted_micro, journalled[bond_account(account), kind])
+        elif kind is Kind.BOND:
+            result.check("I10", at, -noted_micro, journalled[owner_of(account), kind])
         elif kind is Kind.DEPOSIT:
-            result.deposited_micro += journalled[account, kind]
+            result.deposited_micro += noted_micro
         else:
-            result.withdrawn_micro -= journalled[account, kind]
+            result.withdrawn_micro -= noted_micro
 
 
 def _post(result: Audit, expected: Counter[str], escrow: Escrow, *, swept: bool) -> None:
@@ -248,8 +299,9 @@ def _check_escrow(result: Audit, escrow: Escrow, *, swept: bool, jwks: Mapping[s
         return
     split, used_micro = settlement.split, settlement.split.paid_micro + settlement.split.fee_micro
     result.check("I3", at, escrow.budget_micro, used_micro + split.refunded_micro)
-    result.check("I4", at, used_micro * escrow.fee_bps // _BPS, split.fee_micro)
-    if settlement.state is not State.RELEASED:
+    price_micro = used_micro - settlement.compute_micro
+    result.check("I4", at, price_micro * escrow.fee_bps // _BPS, split.fee_micro - settlement.compute_micro)
+    if settlement.state is State.EXPIRED or settlement.fault in {Fault.AGENT, Fault.PLATFORM}:
         result.check("I3", at, escrow.budget_micro, split.refunded_micro)
     in_time = settlement.settled_ms < escrow.expires_ms
     result.check("I8", at, settlement.state is not State.EXPIRED, in_time)

@@ -41,6 +41,8 @@ def report(result: Audit) -> list[str]:
         f"available    {format_credits(result.available_micro)}",
         f"held         {format_credits(result.held_micro)}",
         f"uncredited   {format_credits(result.uncredited_micro)}",
+        f"charged      {format_credits(result.charged_micro)}",
+        f"written off  {format_credits(result.written_off_micro)}",
         f"deposited - withdrawn = {format_credits(result.deposited_micro - result.withdrawn_micro)}",
         f"available + held + uncredited = {format_credits(inside)}",
         f"differences  {len(result.differences)}",

@@ -24,6 +24,7 @@ class Settings(BaseModel):
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
     compute_run_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
     compute_per_billion_fuel_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
+    bond_minimum_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
     publish_per_mib_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
     publish_per_cpu_second_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
     reputation: Literal["reference", "robust"] = "reference"

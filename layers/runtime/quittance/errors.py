@@ -13,6 +13,8 @@ QuittanceError
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
 │   ├── TermsChangedError             409  module, tariff or rules are not those that the task names
 │   ├── MovementConflictError         409  same deposit or withdrawal id, other amount
+│   ├── BondInUseError                409  the bond cannot be released yet
+│   ├── MovementConflictError         409  same id of a movement, other amount
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
@@ -122,8 +124,15 @@ class BondTooLowError(AgentNotReadyError):
         RequestError.__init__(self, detail, state="bond_too_low")
 
 
+class BondInUseError(RequestError):
+    """The bond still stands for agents that take tasks, or for tasks that are not settled and credited."""
+
+    def __init__(self, reason: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(f"The bond cannot be released: {reason}.", retry_after_s=retry_after_s)
+
+
 class MovementConflictError(RequestError):
-    """The id of a deposit or withdrawal was used before with another amount."""
+    """The id of a deposit, a withdrawal or a movement of the bond was used before with another amount."""
 
     def __init__(self, movement_id: str, *, recorded_micro: int) -> None:
         super().__init__(
@@ -235,6 +244,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     BondTooLowError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    BondInUseError: (HTTPStatus.CONFLICT, "bond_in_use", "The bond is in use"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),

@@ -83,6 +83,9 @@ DEAD_LETTER_HIDDEN_S: Final = 15 * 60  # until a dead letter that nobody can rea
 # The ledger.
 OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: the whole item is paid for at each write of it
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
+LOGGED_AGENTS_MAX: Final = 60  # of one batch of the log: their standings, 64 KiB each, go into one write of 4 MB
+BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
+BOND_NOTICE_MS: Final = 60_000  # from the last retirement to a release: longer than caches and the index lag behind
 WALLET_PURSES: Final = 16  # items over which an account's credits may lie; see wallet.py
 
 # Modules: counts that bound what checking, compiling and loading one can cost (see docs/sandbox.md for the bombs).

@@ -27,6 +27,7 @@ from quittance.escrow import State
 from quittance.journal import Kind
 from quittance.money import (
     MICRO_PER_CREDIT,
+    ChangeIn,
     CreditsChange,
     CreditsIn,
     CreditsOut,
@@ -53,6 +54,16 @@ def _no_dot_segment(name: str) -> str:
         msg = "must not be . or .., which URLs leave out; choose another id"
         raise ValueError(msg)
     return name
+
+
+def _check_not_zero(micro: int) -> int:
+    if not micro:
+        msg = "must not be 0"
+        raise ValueError(msg)
+    return micro
+
+
+_not_zero: Final = AfterValidator(_check_not_zero)
 
 
 def _no_own_account(name: str) -> str:
@@ -585,6 +596,43 @@ class WithdrawalRequest(_Request):
     amount_micro: Amount = Field(alias="amount")
 
 
+class BondRequest(_Request):
+    """Credits from one's account into one's bond, or back."""
+
+    bond_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    amount_micro: Annotated[ChangeIn, between(-limits.AMOUNT_MICRO_MAX, limits.AMOUNT_MICRO_MAX), _not_zero] = Field(
+        alias="amount", description="Into the bond; with a minus, out of it: a release."
+    )
+
+
+class BondAnswer(_Answer):
+    """What stands for the failures of one's agents. `available` and `charged` are exact; `held` may lag by a second."""
+
+    account_id: str
+    available_micro: CreditsOut = Field(alias="available", description="What is in the bond now.")
+    held_micro: CreditsOut = Field(
+        alias="held", description="Of the bond, in the funded escrows of judges that one's own agents have."
+    )
+    charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
+    releasable_micro: CreditsOut = Field(
+        alias="releasable",
+        description="What can be released now: nothing while an agent is active, and for a minute after the last one"
+        " was retired, or while one of their tasks is not settled and credited.",
+    )
+    minimum_micro: CreditsOut = Field(
+        alias="minimum", description="With less in the bond one's agents take no tasks, and none can be published."
+    )
+
+
+class BondMoveAnswer(_Answer):
+    """A movement of the bond as it was recorded the first time."""
+
+    account_id: str
+    bond_id: str
+    amount_micro: CreditsChange = Field(alias="amount")
+    recorded_at: Timestamp
+
+
 class AccountAnswer(_Answer):
     """What an account has. `available` is exact; `held` and `earned` come from an index and may lag by a second."""
 
@@ -592,7 +640,9 @@ class AccountAnswer(_Answer):
     available_micro: CreditsOut = Field(alias="available")
     held_micro: CreditsOut = Field(alias="held", description="In funded escrows.")
     earned_micro: CreditsOut = Field(
-        alias="earned", description="From settled tasks; the next sweep makes it available."
+        alias="earned",
+        description="From settled tasks; the next sweep makes it available, or gives it back to the bond that paid the"
+        " agents' own judges.",
     )
 
 
@@ -602,7 +652,7 @@ class StatementLine(_Answer):
     at: Timestamp
     kind: Kind
     id: str = Field(
-        description="The deposit's, withdrawal's or task's; of the first escrow for what the sweep credits."
+        description="Of the deposit, withdrawal, bond movement or task; of the first escrow for what the sweep moves."
     )
     amount_micro: CreditsChange = Field(
         alias="amount",
@@ -611,6 +661,9 @@ class StatementLine(_Answer):
     agent_id: str | None = None
     tasks: int | None = Field(default=None, description="How many settled tasks were credited together.")
     escrow_status: State | None = Field(default=None, description="Of a task.")
+    due_micro: CreditsOut | None = Field(
+        default=None, alias="due", description="Of a charge: what the failures cost. A bond pays no more than it has."
+    )
 
 
 class StatementPage(_Answer):

@@ -51,6 +51,7 @@ class Metric(StrEnum):
     SWEPT_CREDITED = "SweepCredited"
     SWEPT_LOGGED = "SweepLogged"
     LOG_SIZE = "LogPublished"
+    WRITTEN_OFF = "BondWrittenOffMicro"
     SWEEP_FAILURES = "SweepFailures"
     SWEEP_COMPLETE = "SweepComplete"
     SWEEP_LAG = "SweepLagMs"

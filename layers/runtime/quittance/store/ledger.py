@@ -1,14 +1,17 @@
 """The ledger: every movement of money, as conditional writes on one DynamoDB table.
 
     pk                        attributes
-    ACCT#<account>            available: what the home purse of the account has (see wallet.py)
+    ACCT#<account>            available: what the home purse of the account has (see wallet.py); of a bond, `charged`
     ACCT#<account>#<purse>    available: what another of its purses has
     ESC#<escrow id>           the escrow; `work` and `work_at` while something is still to be done with it
     IN#<account>#<id>         a deposit: amount
     OUT#<account>#<id>        a withdrawal: amount
-    EARN#<account>#<id>       what the sweep credited an owner for one agent's tasks: amount, tasks, agent_id
-    FEE#<account>#<id>        what it credited the platform for the same tasks
-    BATCH#<id>                escrows of one agent that were credited together; `first`: where they are in the log
+    BOND#<account>#<id>       what moved between an owner's account and its bond: amount; one line on each side
+    EARN#<account>#<id>       what the sweep credited an owner for a batch: amount, tasks, agent_id if it is one agent
+    JUDGING#<account>#<id>    what it gave back to a bond out of the owner's price for its own judges
+    CHARGE#<account>#<id>     what it took from a bond for failures (amount), and what was due
+    FEE#<account>#<id>        what it credited the platform for the same batch
+    BATCH#<id>                escrows that were credited together; `first`: where they are in the log
     LOG                       size: how many receipts the log has; published: how many of them a checkpoint tells of
     LOG#<first>               which batch begins at that place of the log
     REP#<agent>               standing: the fold of the agent's receipts in the log's order (see reputation.py)
@@ -23,24 +26,25 @@ lost race and a lost answer are told apart without a read. Every write undoes it
 again after an answer that was lost, and is refused if it took effect the first time.
 """
 
+import heapq
 import json
 import random
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from quittance import receipt, reputation, wallet
+from quittance import crediting, receipt, reputation, wallet
 from quittance.audit import Balance, Batch, Entry, Item, Kept, LogHead, Unreadable
-from quittance.bond import is_bond
+from quittance.bond import bond_account, is_bond
 from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, judge_task_id
 from quittance.journal import Kind, Line, task_line
-from quittance.limits import TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.limits import BATCH_GET_ITEMS_MAX, WALLET_PURSES
 from quittance.pricing import ComputePrices
 from quittance.reputation import Standing
 from quittance.run import Fault, Limits, Outcome, Side
@@ -65,11 +69,43 @@ if TYPE_CHECKING:
 
 WORK_INDEX: Final = "work"
 STATEMENT_INDEX: Final = "statement"
-# The owner, the platform, a line of the journal for each, and the batch go along.
-CREDITED_ESCROWS_MAX: Final = TRANSACTION_ITEMS_MAX - 5
-_PREFIXES: Final = {Kind.DEPOSIT: "IN", Kind.WITHDRAWAL: "OUT", Kind.EARNINGS: "EARN", Kind.FEES: "FEE"}
+_PREFIXES: Final = {
+    Kind.DEPOSIT: "IN",
+    Kind.WITHDRAWAL: "OUT",
+    Kind.EARNINGS: "EARN",
+    Kind.FEES: "FEE",
+    Kind.BOND: "BOND",
+    Kind.CHARGE: "CHARGE",
+    Kind.JUDGING: "JUDGING",
+}
 _KINDS: Final = {prefix: kind for kind, prefix in _PREFIXES.items()}
 _WALLETS_REMEMBERED_MAX: Final = 1_000
+
+
+@dataclass(slots=True)
+class Credited:
+    """What one crediting did: how many escrows, what was due from bonds that lacked it, and which bonds it touched.
+
+    `bonds_left` says what each owner's bond has at least; None if it may have become enough again.
+    """
+
+    escrows: int = 0
+    written_off_micro: int = 0
+    bonds_left: dict[str, int | None] = field(default_factory=dict)
+
+    def add(self, batch: crediting.Batch) -> None:
+        """Adds what was credited in one transaction."""
+        self.escrows += len(batch.escrows)
+        self.written_off_micro += batch.written_off_micro
+        self.bonds_left.update(batch.bonds_left)
+
+
+@dataclass(frozen=True, slots=True)
+class Bond:
+    """What a bond has, and what was taken from it for failures, ever."""
+
+    available_micro: int
+    charged_micro: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +247,40 @@ class Ledger:
             raise lack.refusal() from lack
         return now_ms if recorded is None else _recorded_ms(recorded, withdrawal_id, -amount_micro)
 
+    def move_bond(self, owner: str, bond_id: str, amount_micro: int, *, now_ms: int) -> int:
+        """Moves credits from an owner's account into its bond, or back if less than 0; once per id; returns when.
+
+        Raises MovementConflictError if the id has another amount, InsufficientFundsError for the side that lacks.
+        """
+        bond = bond_account(owner)
+        records = [
+            self._line_values(Line(account, Kind.BOND, bond_id, now_ms, change_micro))
+            for account, change_micro in ((owner, -amount_micro), (bond, amount_micro))
+        ]
+        source, target = (owner, bond) if amount_micro > 0 else (bond, owner)
+        try:
+            recorded = self._take({source: abs(amount_micro)}, *records, to=target)
+        except _LackError as lack:
+            raise lack.refusal() from lack
+        return now_ms if recorded is None else _recorded_ms(recorded, bond_id, -amount_micro)
+
+    def bond_moved_ms(self, owner: str, bond_id: str, amount_micro: int) -> int | None:
+        """When a movement of a bond was recorded, None if it was not. Raises MovementConflictError."""
+        item = self._get(_pk(owner, Kind.BOND, bond_id))
+        return None if item is None else _recorded_ms(item, bond_id, -amount_micro)
+
+    def bond(self, owner: str) -> Bond:
+        """What an owner's bond has and was charged: a snapshot."""
+        purses = self._purses(bond_account(owner))
+        return Bond(sum(map(_available_micro, purses)), sum(map(_charged_micro, purses)))
+
+    def has_open_work(self, owner: str) -> bool:
+        """Whether the index shows escrows of an owner's agents, or judges that its bond pays, that are not swept."""
+        queues = [*self._shards_of("OPEN"), *self._shards_of("SETTLED")]
+        return any(
+            True for of in (("owner", owner), ("account", bond_account(owner))) for _ in self._work(*queues, of=of)
+        )
+
     def available_micro(self, account: str) -> int:
         """What an account can spend now: a snapshot of all its purses. 0 for an account that never had anything."""
         return sum(self._snapshot(account))
@@ -253,47 +323,43 @@ class Ledger:
     # The sweep.
 
     def overdue(self, *, now_ms: int) -> Iterator[str]:
-        """Ids of escrows that the index shows as funded and expired, the longest overdue first in each shard."""
-        for item in self._work(*self._shards_of("OPEN"), before_ms=now_ms):
-            yield item["pk"].removeprefix("ESC#")
+        """Ids of escrows that the index shows as funded and expired, the longest overdue first."""
+        return self._oldest_first("OPEN", before_ms=now_ms)
 
     def settled(self) -> Iterator[list[str]]:
-        """Ids of settled escrows that wait to be credited, in batches of one agent each that fit one transaction."""
-        batches: dict[str, list[str]] = defaultdict(list)
-        for item in self._work(*self._shards_of("SETTLED")):
-            batch = batches[item["agent_id"]]
-            batch.append(item["pk"].removeprefix("ESC#"))
-            if len(batch) == CREDITED_ESCROWS_MAX:
-                yield batches.pop(item["agent_id"])
-        yield from batches.values()
+        """Ids of settled escrows that wait to be credited, the oldest first, as many at once as one call reads."""
+        waiting = self._oldest_first("SETTLED")
+        while ids := list(islice(waiting, BATCH_GET_ITEMS_MAX)):
+            yield ids
 
     def uncredited_since_ms(self) -> int | None:
         """When the oldest escrow that waits to be credited was settled, as the index shows it; None if none waits."""
         oldest = (islice(self._work(queue, page_items=1), 1) for queue in self._shards_of("SETTLED"))
         return min((item["work_at"] for items in oldest for item in items), default=None)
 
-    def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> int:
-        """Credits owner and platform for settled escrows of one agent, and makes a batch of them for the log.
+    def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> Credited:
+        """Credits owners, bonds and the platform for settled escrows, in as few transactions as these fit in.
 
-        Each escrow is credited once, however many sweeps run: those that are credited already are left out. Returns
-        how many were credited.
+        Each transaction makes a batch for the log. Each escrow is credited once, however many sweeps run: those that
+        are credited already are left out.
         """
-        patience = self._patience()
-        while batch := self._uncredited(escrow_ids):
-            lines = self._credit_lines(batch, now_ms)
-            amounts: Counter[str] = Counter()
-            for line in lines:
-                amounts[line.account] += line.amount_micro
-            actions = [self._mark_swept(escrow, batch[0], place, now_ms) for place, escrow in enumerate(batch)]
-            actions += [{"Put": put_new(self._table, self._line_values(line))} for line in lines]
-            actions.append({"Put": put_new(self._table, _batch_values(batch, now_ms))})
+        credited, patience, contended = Credited(), self._patience(), False
+        waiting = self._uncredited(escrow_ids)
+        while waiting:
+            batch = self._batch(waiting, now_ms)
             try:
-                self._give(amounts, actions)
-            except RefusedError:  # another sweep took some of them
-                patience.wait(ConflictError())
+                attempt(partial(self._send, self._credit_actions(batch, now_ms, contended=contended)))
+            except (
+                RefusedError,
+                BusyError,
+            ) as failed:  # another sweep took some of them, or a bond's purse was emptied
+                contended = isinstance(failed, ConflictError)
+                patience.wait(ConflictError() if isinstance(failed, RefusedError) else failed)
+                waiting = self._uncredited([escrow.escrow_id for escrow in waiting])
             else:
-                return len(batch)
-        return 0
+                credited.add(batch)
+                waiting = waiting[len(batch.escrows) :]
+        return credited
 
     # The log.
 
@@ -303,22 +369,29 @@ class Ledger:
             yield item["pk"].removeprefix("BATCH#")
 
     def append(self, batch_id: str) -> int:
-        """Gives a batch its place in the log, and folds its receipts into the agent's standing; once.
+        """Gives a batch its place in the log, and folds each agent's receipts into that agent's standing; once.
 
         All appending goes through one item, so the log has one order, and standings are folded in it. Returns how
         many receipts were appended.
         """
         patience = self._patience()
+        receipts: list[str] = []
         while True:
-            batch = self._get(f"BATCH#{batch_id}")
+            # The standings are read after the head: if they are older than they should be, so is the head.
+            found = self._get_all([f"BATCH#{batch_id}", "LOG"])
+            batch = found.get(f"BATCH#{batch_id}")
             if batch is None or "first" in batch:
                 return 0
-            first, receipts = self.log_head().size, self._receipts(batch)
-            agent_id = batch["agent_id"]["S"]
-            entries = [reputation.entry(receipt.read_claims(signed)) for signed in receipts]
-            standing = reputation.fold(self.standing(agent_id), entries)
+            head = _log_head(found["LOG"]) if "LOG" in found else LogHead()
+            receipts = receipts or self._receipts(batch)
+            entries: dict[str, list[reputation.Entry]] = defaultdict(list)
+            for signed in receipts:
+                entry = reputation.entry(receipt.read_claims(signed))
+                entries[entry.agent].append(entry)
+            known = self._standings(entries)
+            standings = {agent_id: reputation.fold(known[agent_id], new) for agent_id, new in entries.items()}
             try:
-                attempt(partial(self._send, self._append_actions(batch_id, agent_id, first, len(receipts), standing)))
+                attempt(partial(self._send, self._append_actions(batch_id, head.size, len(receipts), standings)))
             except RefusedError:  # another batch went first
                 patience.wait(ConflictError())
             except BusyError as busy:
@@ -414,9 +487,13 @@ class Ledger:
     # Wallets.
 
     def _take(
-        self, amounts: Mapping[str, int], *records: Mapping[str, Value | None], keep_ms: int = 0
+        self,
+        amounts: Mapping[str, int],
+        *records: Mapping[str, Value | None],
+        to: str | None = None,
+        keep_ms: int = 0,
     ) -> Mapping[str, Any] | None:
-        """Puts records and takes amounts for them out of accounts, in one transaction.
+        """Puts records and takes amounts for them out of accounts, in one transaction; `to` is who gets all, if any.
 
         Returns the item that stood in the first record's place, if one did: then nothing was taken. The others are
         there if and only if the first one is. Raises _LackError for the first account that lacks what is taken.
@@ -427,10 +504,11 @@ class Ledger:
             account: {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
             for account, amount_micro in amounts.items()
         }
-        planned = False
+        planned = contended = False
         while True:
+            gifts = {to: sum(amounts.values())} if to else {}
             try:
-                attempt(partial(self._send, puts + self._moves(moves)))
+                attempt(partial(self._send, puts + self._moves(moves) + self._gifts(gifts, contended=contended)))
             except RefusedError as refused:
                 # The record's reason comes first: on a replay, the first attempt may have taken the last credit.
                 if refused.items[0] is not None:
@@ -474,19 +552,28 @@ class Ledger:
 
     def _give(self, amounts: Mapping[str, int], actions: list[dict[str, Any]]) -> None:
         """Sends actions together with credits to accounts; after a conflict into another purse."""
-        patience = self._patience()
-        purses = {account: self._purse_in_use.get(account, wallet.HOME) for account in amounts}
+        patience, contended = self._patience(), False
         while True:
-            gifts = [self._move(account, purses[account], amount) for account, amount in amounts.items()]
             try:
-                return attempt(partial(self._send, actions + gifts))
-            except ConflictError as busy:
-                patience.wait(busy)
-                purses = {account: random.randrange(WALLET_PURSES) for account in amounts}  # noqa: S311 - spreads load, hides nothing
+                return attempt(partial(self._send, actions + self._gifts(amounts, contended=contended)))
             except BusyError as busy:
                 patience.wait(busy)
+                contended = contended or isinstance(busy, ConflictError)
 
-    def _move(self, account: str, purse: int, change_micro: int) -> dict[str, Any]:
+    def _gifts(self, amounts: Mapping[str, int], *, contended: bool) -> list[dict[str, Any]]:
+        """Credits to accounts, into the purses in use; into any if others write to these now."""
+        return [
+            self._move(
+                account,
+                random.randrange(WALLET_PURSES)  # noqa: S311 - spreads load, hides nothing
+                if contended
+                else self._purse_in_use.get(account, wallet.HOME),
+                amount_micro,
+            )
+            for account, amount_micro in amounts.items()
+        ]
+
+    def _move(self, account: str, purse: int, change_micro: int, *, charged_micro: int = 0) -> dict[str, Any]:
         change: dict[str, Any] = {
             "TableName": self._table,
             "Key": to_item({"pk": _purse_pk(account, purse)}),
@@ -496,6 +583,9 @@ class Ledger:
         if change_micro < 0:
             change["ConditionExpression"] = "available >= :taken"
             change["ExpressionAttributeValues"][":taken"] = attribute(-change_micro)
+        if charged_micro:
+            change["UpdateExpression"] += ", charged :charged"
+            change["ExpressionAttributeValues"][":charged"] = attribute(charged_micro)
         return {"Update": change}
 
     def _moves(self, moves: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
@@ -517,32 +607,54 @@ class Ledger:
 
     def _snapshot(self, account: str) -> list[int]:
         """What each purse of an account has, all at one moment."""
+        return [_available_micro(purse) for purse in self._purses(account)]
+
+    def _purses(self, account: str) -> list[Mapping[str, Any] | None]:
+        """The items of an account's purses, all of one moment."""
         gets: Any = [
             {"Get": {"TableName": self._table, "Key": to_item({"pk": _purse_pk(account, purse)})}}
             for purse in range(WALLET_PURSES)
         ]
         answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
-        return [_available_micro(response.get("Item")) for response in answer["Responses"]]
+        return [response.get("Item") for response in answer["Responses"]]
 
     # The sweep's actions.
 
-    def _credit_lines(self, batch: Sequence[Escrow], now_ms: int) -> list[Line]:
-        """What a batch of one agent's escrows adds to the journals of its owner and of the platform."""
-        first, splits = batch[0], [escrow.settlement.split for escrow in batch if escrow.settlement]
-        earned = [
-            (first.owner, Kind.EARNINGS, sum(split.paid_micro for split in splits)),
-            (self._platform_account, Kind.FEES, sum(split.fee_micro for split in splits)),
-        ]
-        return [
-            Line(account, kind, first.escrow_id, now_ms, amount_micro, first.agent_id, len(batch))
-            for account, kind, amount_micro in earned
-            if amount_micro
-        ]
+    def _batch(self, waiting: Sequence[Escrow], now_ms: int) -> crediting.Batch:
+        """The first of the escrows that wait, as many as one transaction credits, and what that moves."""
+        chosen = crediting.fitting(waiting)
+        purses = self._bond_purses(crediting.charged_owners(chosen))
+        chosen = crediting.fitting(chosen, purses)
+        return crediting.batch(chosen, purses, platform_account=self._platform_account, now_ms=now_ms)
+
+    def _bond_purses(self, due_micro: Mapping[str, int]) -> crediting.Purses:
+        """What the bonds have from which something is due: the home purse, or a snapshot where that has too little."""
+        homes = {owner: _purse_pk(bond_account(owner), wallet.HOME) for owner in due_micro}
+        found = self._get_all(list(homes.values()))
+        purses = {owner: [_available_micro(found.get(pk))] for owner, pk in homes.items()}
+        for owner, has in purses.items():
+            if has[wallet.HOME] < due_micro[owner]:
+                purses[owner] = self._snapshot(bond_account(owner))
+        return purses
+
+    def _credit_actions(self, batch: crediting.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
+        first = batch.escrows[0]
+        actions = [self._mark_swept(escrow, first, place, now_ms) for place, escrow in enumerate(batch.escrows)]
+        actions += [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
+        actions.append({"Put": put_new(self._table, _batch_values(batch.escrows, now_ms))})
+        for bond, moves in batch.bond_moves.items():
+            charged_micro = batch.charged[bond]  # noted at the first purse that is touched
+            for purse, change_micro in moves.items():
+                actions.append(self._move(bond, purse, change_micro, charged_micro=charged_micro))
+                charged_micro = 0
+        return actions + self._gifts(batch.gifts, contended=contended)
 
     def _uncredited(self, escrow_ids: Sequence[str]) -> list[Escrow]:
+        """Those of some escrows that are settled and not credited; an owner's own beside each other, to save lines."""
         found = self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids])
         items = [found[pk] for escrow_id in escrow_ids if (pk := f"ESC#{escrow_id}") in found]
-        return [escrow for item in items if "swept_ms" not in item and (escrow := _escrow(item)).settlement]
+        waiting = [escrow for item in items if "swept_ms" not in item and (escrow := _escrow(item)).settlement]
+        return sorted(waiting, key=lambda escrow: escrow.owner)
 
     def _mark_swept(self, escrow: Escrow, first: Escrow, place: int, now_ms: int) -> dict[str, Any]:
         write = update(
@@ -556,7 +668,7 @@ class Ledger:
         return {"Update": write}
 
     def _append_actions(
-        self, batch_id: str, agent_id: str, first: int, count: int, standing: Standing
+        self, batch_id: str, first: int, count: int, standings: Mapping[str, Standing]
     ) -> list[dict[str, Any]]:
         head = update(
             self._table,
@@ -574,12 +686,24 @@ class Ledger:
             values={},
         )
         pointer = put_new(self._table, {"pk": f"LOG#{first}", "batch": batch_id})
-        # The head's condition is the guard of this one too: whoever read an older standing read an older head.
-        kept = {
-            "TableName": self._table,
-            "Item": to_item({"pk": f"REP#{agent_id}", "standing": reputation.serialise(standing)}),
+        # The head's condition is the guard of these too: whoever read an older standing read an older head.
+        kept: list[dict[str, Any]] = [
+            {
+                "Put": {
+                    "TableName": self._table,
+                    "Item": to_item({"pk": f"REP#{agent_id}", "standing": reputation.serialise(standing)}),
+                }
+            }
+            for agent_id, standing in standings.items()
+        ]
+        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, *kept]
+
+    def _standings(self, agent_ids: Collection[str]) -> dict[str, Standing]:
+        found = self._get_all([f"REP#{agent_id}" for agent_id in agent_ids])
+        return {
+            agent_id: reputation.parse(found[pk]["standing"]["S"]) if (pk := f"REP#{agent_id}") in found else Standing()
+            for agent_id in agent_ids
         }
-        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, {"Put": kept}]
 
     def _receipts(self, batch: Mapping[str, Any]) -> list[str]:
         """The receipts of a batch's escrows, in order."""
@@ -601,6 +725,12 @@ class Ledger:
             lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
         )
         return answer.get("Item")
+
+    def _oldest_first(self, queue: str, *, before_ms: int | None = None) -> Iterator[str]:
+        """Ids of the escrows that the index shows in a queue, over all its shards."""
+        shards = [self._work(shard, before_ms=before_ms) for shard in self._shards_of(queue)]
+        for item in heapq.merge(*shards, key=lambda item: item["work_at"]):
+            yield item["pk"].removeprefix("ESC#")
 
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
@@ -687,6 +817,7 @@ class Ledger:
             "amount": line.amount_micro,
             "agent_id": line.agent_id,
             "tasks": line.tasks,
+            "due": line.due_micro,
         }
 
 
@@ -714,6 +845,10 @@ def _available_micro(purse: Mapping[str, Any] | None) -> int:
     return int(purse["available"]["N"]) if purse else 0
 
 
+def _charged_micro(purse: Mapping[str, Any] | None) -> int:
+    return int(purse["charged"]["N"]) if purse and "charged" in purse else 0
+
+
 def _line(item: Mapping[str, Any]) -> Line:
     values = from_item(item)
     prefix, _, rest = values["pk"].partition("#")
@@ -727,6 +862,7 @@ def _line(item: Mapping[str, Any]) -> Line:
         amount_micro=values["amount"],
         agent_id=values.get("agent_id"),
         tasks=values.get("tasks"),
+        due_micro=values.get("due"),
     )
 
 
@@ -847,12 +983,12 @@ def _audited(item: Mapping[str, Any]) -> Iterator[Item]:
         values = from_item(item)
         yield Entry(_escrow(item), batch=values.get("batch"), place=values.get("place"))
     elif kind == "ACCT":
-        yield Balance(rest.partition("#")[0], from_item(item)["available"])
+        yield Balance(rest.partition("#")[0], from_item(item)["available"], _charged_micro(item))
     elif kind in _KINDS:
         yield _line(item)
     elif kind == "BATCH":
         values = from_item(item)
-        yield Batch(rest, values["agent_id"], tuple(values["escrows"].split(",")), values.get("first"))
+        yield Batch(rest, tuple(values["escrows"].split(",")), values.get("first"))
     elif kind == "LOG" and not rest:
         yield _log_head(item)
     elif kind == "REP":
@@ -863,7 +999,6 @@ def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | Non
     first = batch[0]
     return {
         "pk": f"BATCH#{first.escrow_id}",
-        "agent_id": first.agent_id,
         "escrows": ",".join(escrow.escrow_id for escrow in batch),
         "work": "BATCH",
         "work_at": now_ms,

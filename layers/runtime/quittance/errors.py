@@ -12,7 +12,6 @@ QuittanceError
 │   ├── AgentNotReadyError            409  no active version
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
 │   ├── TermsChangedError             409  module, tariff or rules are not those that the task names
-│   ├── MovementConflictError         409  same deposit or withdrawal id, other amount
 │   ├── BondInUseError                409  the bond cannot be released yet
 │   ├── MovementConflictError         409  same id of a movement, other amount
 │   ├── PayloadTooLargeError          413

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from local.paths import Stack
+from quittance.journal import Payout, PayoutState
 from tests.e2e.people import User
 from tests.support import ROOT, wasm
 from tests.template import template
@@ -39,7 +40,9 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "accounts-statement": (200, {"account_id": "alice"}),
     "accounts-deposit": (201, {"account_id": "alice", "amount": "2.5"}),
     "accounts-deposit-encoded": (201, {"account_id": "auth0|dave", "amount": "2.5"}),
-    "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25"}),
+    "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25", "state": "requested"}),
+    "accounts-payouts": (200, {}),
+    "accounts-decide-payout": (200, {"account_id": "alice", "amount": "0.25", "state": "failed"}),
     "public-jwks": (200, {}),
     "public-openapi": (200, {"openapi": "3.1.0"}),
     "public-docs": (200, {}),
@@ -60,6 +63,11 @@ NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
 UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
 
 
+def payout_of(account: str) -> str:
+    """The id of the payout of `accounts-withdraw`, for whoever sends it."""
+    return Payout(account, "withdrawal-1", 250_000, 1, PayoutState.REQUESTED).payout_id
+
+
 class Scene:
     """A user, an agent for her to hire and one of her own; and events that speak of them."""
 
@@ -71,6 +79,7 @@ class Scene:
             '"alice"': f'"{alice.name}"',
             '\\"alice\\"': f'\\"{alice.name}\\"',
             "/alice/": f"/{alice.name}/",
+            payout_of("alice"): payout_of(alice.name),
             "agt_aaaaaaaaaaaaaaaa": hired,
             "agt_bbbbbbbbbbbbbbbb": own,
             "quittance-uploads-123456789012-eu-central-1": bucket,
@@ -145,6 +154,8 @@ def test_publish_s3(scene: Scene, aws: Callable[[str], Any]) -> None:
 def test_http(scene: Scene, name: str) -> None:
     """In the order of the table: the task is run before its result is read, the agent retired at the end."""
     body = answered(scene, name, *HTTP[name])
+    if name == "accounts-payouts":
+        assert payout_of(scene.alice.name) in {payout["payout_id"] for payout in body["payouts"]}
     if name == "agents-list":
         assert scene.own in {agent["agent_id"] for agent in body["agents"]}
 

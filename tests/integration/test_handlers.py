@@ -128,6 +128,8 @@ def test_direct_invocation_answers_plainly_and_raises_refusals(platform: Cloud, 
         ("accounts", "GET", "/accounts/me/statement", None),
         ("accounts", "POST", "/accounts/alice/deposits", {"deposit_id": "d", "amount": "1"}),
         ("accounts", "POST", "/accounts/me/withdrawals", {"withdrawal_id": "w", "amount": "1"}),
+        ("accounts", "GET", "/payouts", None),
+        ("accounts", "POST", "/payouts/p", {"state": "paid"}),
     ],
 )
 def test_no_identity_no_service_whatever_the_gateway_did(

@@ -13,6 +13,7 @@ from quittance import tasks
 from quittance.config import Settings
 from quittance.escrow import State
 from quittance.identity import is_account_id
+from quittance.journal import PayoutState
 from quittance.limits import (
     CALL_MS_MAX,
     TIMEOUT_S_SYNC_MAX,
@@ -238,7 +239,10 @@ def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: d
         [json.loads(one["Pattern"])["dynamodb"] for one in mappings[name]["FilterCriteria"]["Filters"]]
         for name in ("NotifyOfLedger", "NotifyOfRegistry")
     )
-    (settled,) = ledger
+    settled, *payouts = ledger
+    assert [pattern["NewImage"]["payout"]["S"] for pattern in payouts] == [
+        [PayoutState.REQUESTED], [PayoutState.PAID, PayoutState.FAILED],
+    ]  # fmt: skip
     assert settled["OldImage"]["state"]["S"] == [State.FUNDED]
     assert {*settled["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
     for pattern, state in zip(registry, (AgentState.ACTIVE, AgentState.REJECTED), strict=True):

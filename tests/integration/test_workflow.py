@@ -33,11 +33,12 @@ OF_LAMBDA = {
     "Runtime.ExitError",
     "States.Timeout",
 }
-# What only HTTP, deposits and proofs raise.
+# What only HTTP, deposits, payouts and proofs raise.
 NOT_OF_TASKS = {
     "UnauthenticatedError",
     "MissingScopeError",
     "MovementConflictError",
+    "PayoutConflictError",
     "UnsupportedMediaTypeError",
     "NotLoggedError",
 }

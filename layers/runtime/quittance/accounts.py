@@ -49,9 +49,14 @@ def statement(platform: Platform, account: str, *, limit: int, after: str | None
     )
 
 
-def deposit(platform: Platform, account: str, request: DepositRequest) -> DepositAnswer:
-    """Adds credits to an account, once per id. Raises MovementConflictError, PlatformUnavailableError."""
-    recorded_ms = platform.ledger.deposit(account, request.deposit_id, request.amount_micro, now_ms=platform.now_ms())
+def deposit(platform: Platform, account: str, request: DepositRequest, *, depositor: str) -> DepositAnswer:
+    """Adds credits to an account, once per id. Raises MovementConflictError, PlatformUnavailableError.
+
+    `depositor` is the account of who asks for it: another's deposit under the same id is a conflict, not a repeat.
+    """
+    recorded_ms = platform.ledger.deposit(
+        account, request.deposit_id, request.amount_micro, now_ms=platform.now_ms(), depositor=depositor
+    )
     return DepositAnswer(
         account_id=account,
         deposit_id=request.deposit_id,
@@ -61,18 +66,17 @@ def deposit(platform: Platform, account: str, request: DepositRequest) -> Deposi
 
 
 def withdraw(platform: Platform, account: str, request: WithdrawalRequest) -> WithdrawalAnswer:
-    """Takes credits out, once per id.
+    """Takes credits out, once per id; the operator then pays them out, or returns them (see payouts.py).
 
     Raises InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
     """
-    recorded_ms = platform.ledger.withdraw(
-        account, request.withdrawal_id, request.amount_micro, now_ms=platform.now_ms()
-    )
+    payout = platform.ledger.withdraw(account, request.withdrawal_id, request.amount_micro, now_ms=platform.now_ms())
     return WithdrawalAnswer(
         account_id=account,
         withdrawal_id=request.withdrawal_id,
         amount_micro=request.amount_micro,
-        recorded_at=recorded_ms,
+        state=payout.state,
+        recorded_at=payout.requested_ms,
     )
 
 
@@ -85,6 +89,7 @@ def _line(line: Line) -> StatementLine:
         agent_id=line.agent_id,
         tasks=line.tasks,
         escrow_status=line.state,
+        payout=line.payout,
     )
 
 

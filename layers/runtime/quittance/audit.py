@@ -1,7 +1,7 @@
 """The auditor's equations: the invariants of the ledger, recomputed from every item of the table. Pure.
 
 I1 conservation, I2 no debt, I3 split, I4 fee, I6 states, I8 expiry, I10 and I11 balances, I12 receipts, I15 the log,
-I16 standings. The code shares nothing with the writes that it audits but the items.
+I16 standings, and the payouts of withdrawals. The code shares nothing with the writes that it audits but the items.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import jwt
 from quittance import log, reputation
 from quittance.certified import ProofError
 from quittance.escrow import Escrow, State
-from quittance.journal import Kind, Line
+from quittance.journal import Kind, Line, Payout, PayoutState
 from quittance.limits import EXPIRY_REFUND_MS_MAX
 from quittance.receipt import read_claims, verify
 from quittance.reputation import Standing
@@ -78,7 +78,7 @@ class Unreadable:
     reason: str
 
 
-Item = Line | Balance | Entry | Batch | LogHead | Kept | Unreadable
+Item = Line | Payout | Balance | Entry | Batch | LogHead | Kept | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,11 @@ class Audit:
     escrows: int = 0
     deposited_micro: int = 0
     withdrawn_micro: int = 0
+    """Without what was returned because it could not be paid out."""
+    payouts_waiting: int = 0
+    waiting_micro: int = 0
+    """Of what is withdrawn, how much is not known to be paid out."""
+    oldest_payout_age_ms: int = 0
     available_micro: int = 0
     held_micro: int = 0
     uncredited_micro: int = 0
@@ -128,12 +133,17 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
     available: Counter[str] = Counter()
     credited: Counter[tuple[str, Kind]] = Counter()
     journalled: Counter[tuple[str, Kind]] = Counter()
+    returned: Counter[tuple[str, str]] = Counter()
     logged = _Logged()
     for item in items:
         match item:
             case Line(account, kind):
                 expected[account] += item.amount_micro
                 journalled[account, kind] += item.amount_micro
+                if kind is Kind.RETURNED:
+                    returned[account, item.reference] += item.amount_micro
+            case Payout():
+                _check_payout(result, item, returned, now_ms)
             case Balance(account, available_micro):
                 available[account] += available_micro
                 result.available_micro += available_micro
@@ -150,8 +160,8 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
                 logged.add(item)
             case Unreadable(at, reason):
                 result.check("form", at, "readable", reason)
-    for account in sorted(expected.keys() | available.keys()):
-        result.check("I10/I11", account, expected[account], available[account])
+    _check_balances(result, expected, available)
+    _check_returned(result, returned)
     _check_journal(result, credited, journalled)
     _check_log(result, logged)
     outside = result.deposited_micro - result.withdrawn_micro
@@ -214,6 +224,35 @@ def _append(result: Audit, batch: Batch, logged: _Logged) -> None:
         result.standings[batch.agent_id] = reputation.fold(standing, entries)
     except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
         result.check("I16", batch.batch_id, "receipts", repr(exc))
+
+
+def _check_balances(result: Audit, expected: Counter[str], available: Counter[str]) -> None:
+    for account in sorted(expected.keys() | available.keys()):
+        result.check("I10/I11", account, expected[account], available[account])
+
+
+def _check_returned(result: Audit, returned: Counter[tuple[str, str]]) -> None:
+    for (account, withdrawal_id), difference_micro in sorted(returned.items()):
+        result.check("payouts", f"{account} {withdrawal_id}", 0, difference_micro)
+
+
+def _check_payout(result: Audit, payout: Payout, returned: Counter[tuple[str, str]], now_ms: int) -> None:
+    """What failed to be paid out was returned, to the same account and in full, and nothing else was.
+
+    A payout that waits is in the index, where the operator finds it; one that is decided is not, and says by whom and
+    when. A withdrawal of before has no state and is in no index: it waits, and `returned` learns nothing of it.
+    """
+    at = f"{payout.account} {payout.withdrawal_id}"
+    waits = payout.state is PayoutState.REQUESTED
+    if payout.state is PayoutState.FAILED:
+        returned[payout.account, payout.withdrawal_id] -= payout.amount_micro
+    if waits:
+        result.payouts_waiting += 1
+        result.waiting_micro += payout.amount_micro
+        result.oldest_payout_age_ms = max(result.oldest_payout_age_ms, now_ms - payout.requested_ms)
+    decided = (payout.decided_ms is not None, payout.decided_by is not None)
+    result.check("payouts", at, (not waits, not waits), decided)
+    result.check("payouts", at, waits and payout.recorded, payout.waits)
 
 
 def _check_journal(result: Audit, credited: Counter[tuple[str, Kind]], journalled: Counter[tuple[str, Kind]]) -> None:

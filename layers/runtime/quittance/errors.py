@@ -10,7 +10,8 @@ QuittanceError
 │   ├── TaskConflictError             409  same task_id, other request
 │   ├── TaskInProgressError           409  same task is running now
 │   ├── AgentNotReadyError            409  no active version
-│   ├── MovementConflictError         409  same deposit or withdrawal id, other amount
+│   ├── MovementConflictError         409  same deposit or withdrawal id, other amount or depositor
+│   ├── PayoutConflictError           409  the payout was decided otherwise
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
@@ -112,12 +113,23 @@ class AgentNotReadyError(RequestError):
 
 
 class MovementConflictError(RequestError):
-    """The id of a deposit or withdrawal was used before with another amount."""
+    """The id of a deposit or withdrawal was used before with another amount, or that of a deposit by somebody else."""
 
-    def __init__(self, movement_id: str, *, recorded_micro: int) -> None:
+    def __init__(self, movement_id: str, *, recorded_micro: int, by_another: bool = False) -> None:
+        other = "by another depositor" if by_another else "with another amount"
         super().__init__(
-            f"The id {movement_id!r} was used before with another amount. Choose a new one.",
+            f"The id {movement_id!r} was used before {other}. Choose a new one.",
             recorded=format_credits(recorded_micro),
+        )
+
+
+class PayoutConflictError(RequestError):
+    """The payout was decided before, and otherwise. A decision is final."""
+
+    def __init__(self, payout_id: str, *, state: str) -> None:
+        super().__init__(
+            f"The payout {payout_id!r} is {state} already, and a decision is final. Correct it by a new movement.",
+            state=state,
         )
 
 
@@ -202,6 +214,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
+    PayoutConflictError: (HTTPStatus.CONFLICT, "payout_conflict", "The payout is decided"),
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
     BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),

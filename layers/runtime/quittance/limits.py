@@ -23,6 +23,7 @@ ACCOUNT_IDS_RESERVED: Final = DOT_SEGMENTS | {OWN_ACCOUNT}
 AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
+UNLISTED_AT_ONCE_MAX: Final = 25  # of agents that code of before had listed: writes that one page may make
 OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for an active one; some 300 bytes each
 
 # What a verifier reads.

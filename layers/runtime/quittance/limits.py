@@ -24,6 +24,7 @@ AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
 PAYOUT_ID_CHARS_MAX: Final = (ACCOUNT_ID_CHARS_MAX + len("#") + TASK_ID_CHARS_MAX) * 4 // 3  # base64 of both names
+UNLISTED_AT_ONCE_MAX: Final = 25  # of agents that code of before had listed: writes that one page may make
 OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for an active one; some 300 bytes each
 
 # What a verifier reads.

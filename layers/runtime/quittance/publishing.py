@@ -115,12 +115,11 @@ def page(platform: Platform, *, owner: str | None, limit: int, after: str | None
 
     Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
     """
-    agents, more = platform.registry.page(
+    found = platform.registry.page(
         owner=owner, limit=min(limit, PAGE_ITEMS_MAX), after=_read_cursor(after) if after else None
     )
-    last = agents[-1] if more else None
-    cursor = f"{last.created_ms}~{last.agent_id}" if last else None
-    return AgentPage(agents=[_answer(agent) for agent in agents], next=cursor)
+    cursor = "{}~{}".format(*found.after) if found.after else None
+    return AgentPage(agents=[_answer(agent) for agent in found.agents], next=cursor)
 
 
 def publish(platform: Platform, key: str) -> AgentState:

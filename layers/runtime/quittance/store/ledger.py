@@ -53,6 +53,7 @@ from quittance.store.dynamo import (
     answered,
     attempt,
     attribute,
+    batch,
     from_item,
     paged,
     put_new,
@@ -622,18 +623,7 @@ class Ledger:
 
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
-        found: dict[str, Mapping[str, Any]] = {}
-        missing: list[Any] = [to_item({"pk": pk}) for pk in pks]
-        patience = self._patience()
-        while missing:
-            asked: Any = {self._table: {"Keys": missing, "ConsistentRead": True}}
-            answer = answered(lambda: self._client.batch_get_item(RequestItems=asked), patience)  # noqa: B023 - called here
-            found |= {item["pk"]["S"]: item for item in answer["Responses"].get(self._table, [])}
-            unprocessed = answer.get("UnprocessedKeys", {})
-            missing = list(unprocessed[self._table]["Keys"]) if self._table in unprocessed else []
-            if missing:
-                patience.wait(BusyError())
-        return found
+        return batch(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
 
     def _work(
         self,

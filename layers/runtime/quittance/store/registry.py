@@ -5,27 +5,34 @@
     OWNER#<owner id>   bond_short, frozen: whether the agents of this owner may take tasks; no item means that they may
 
 An agent has at most one active version and one open upload. Only the newest upload can become active, once, and its
-terms with it, so a late or repeated S3 event changes nothing. The index `listing` serves `GET /agents`, and the index
-`owner` finds all agents of one owner.
+terms with it, so a late or repeated S3 event changes nothing.
+
+The index `listing` serves `GET /agents`: it holds agents from their first activation until they are retired, and no
+others, so that nothing is read in vain. The index `owner` finds all agents of one owner. Both have keys that items of
+before have too, when every registration was in the listing; `page` takes out what it meets of those.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from quittance.acceptance import NO_RULES
-from quittance.errors import NotFoundError
-from quittance.limits import OWNED_AGENTS_READ_MAX
+from quittance.errors import NotFoundError, PlatformUnavailableError
+from quittance.limits import OWNED_AGENTS_READ_MAX, UNLISTED_AT_ONCE_MAX
 from quittance.store.dynamo import (
+    BusyError,
     Patience,
     RefusedError,
     Value,
     answered,
+    attempt,
+    batch,
     from_item,
     paged,
     put_new,
@@ -117,6 +124,18 @@ class Agent:
         if self.retired_ms is not None:
             return AgentState.RETIRED
         return AgentState.ACTIVE if self.version else self.upload.state
+
+
+Place = tuple[int, str]
+"""Where a page ends: the creation time of its last agent, and its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some agents, and behind which place the next page begins; None at the end."""
+
+    agents: list[Agent]
+    after: Place | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,30 +241,54 @@ class Registry:
                 active = True
         return OwnedAgents(active or read > OWNED_AGENTS_READ_MAX, retired_ms)
 
-    def page(self, *, owner: str | None, limit: int, after: tuple[int, str] | None) -> tuple[list[Agent], bool]:
-        """Up to `limit` agents, newest first, beginning behind `after` (created_ms, agent id); and whether more follow.
+    def page(self, *, owner: str | None, limit: int, after: Place | None) -> Page:
+        """Up to `limit` agents, newest first, beginning behind `after`: those that take tasks, or all of one owner's.
 
-        Without `owner` only agents that take tasks are listed.
+        What is read is bounded: one page of an index without a filter, and for an owner the items that it names. A page
+        may therefore hold fewer than `limit` agents, or none, though more follow.
         """
+        hash_name, hash_value, index = ("listing", _LISTING, LISTING_INDEX)
+        if owner is not None:
+            hash_name, hash_value, index = ("owner", owner, OWNER_INDEX)
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": index,
+            "KeyConditionExpression": "#hash = :hash",
+            "ExpressionAttributeNames": {"#hash": hash_name},
+            "ExpressionAttributeValues": to_item({":hash": hash_value}),
+            "ScanIndexForward": False,
+            "Limit": limit + 1,
+        }
+        if after is not None:
+            created_ms, agent_id = after
+            query["ExclusiveStartKey"] = to_item(
+                {"pk": f"AGENT#{agent_id}", hash_name: hash_value, "created_ms": created_ms}
+            )
+        answer = answered(partial(self._client.query, **query), self._patience())
+        items: Sequence[Mapping[str, Any]] = answer["Items"][:limit]
+        more = len(answer["Items"]) > limit or "LastEvaluatedKey" in answer
+        places = [(int(item["created_ms"]["N"]), item["pk"]["S"].removeprefix("AGENT#")) for item in items]
+        if owner is not None:
+            pks = [item["pk"]["S"] for item in items]
+            found = batch(self._client.batch_get_item, self._table, pks, self._patience(), consistent=False)
+            items = [found[pk] for pk in pks if pk in found]
+        agents = [_agent(item) for item in items]
+        if owner is None:
+            stale = [agent for agent in agents if agent.state is not AgentState.ACTIVE]
+            self._unlist(stale[:UNLISTED_AT_ONCE_MAX])
+            agents = [agent for agent in agents if agent.state is AgentState.ACTIVE]
+        return Page(agents, places[-1] if more and places else None)
+
+    def check(self) -> None:
+        """Reads one item of the listing at most. Raises PlatformUnavailableError unless the table answers."""
         query: dict[str, Any] = {
             "TableName": self._table,
             "IndexName": LISTING_INDEX,
             "KeyConditionExpression": "listing = :listing",
-            "ScanIndexForward": False,
-            "FilterExpression": "attribute_exists(module_sha256) AND attribute_not_exists(retired_ms)",
             "ExpressionAttributeValues": to_item({":listing": _LISTING}),
+            "Limit": 1,
         }
-        if owner is not None:
-            query["FilterExpression"] = "#owner = :owner"
-            query["ExpressionAttributeNames"] = {"#owner": "owner"}
-            query["ExpressionAttributeValues"] |= to_item({":owner": owner})
-        if after is not None:
-            created_ms, agent_id = after
-            query["ExclusiveStartKey"] = to_item(
-                {"pk": f"AGENT#{agent_id}", "listing": _LISTING, "created_ms": created_ms}
-            )
-        found = [_agent(item) for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
-        return found[:limit], len(found) > limit
+        answered(partial(self._client.query, **query), self._patience())
 
     def create(self, agent: Agent) -> None:
         """Records a new agent with its first upload awaited."""
@@ -254,7 +297,6 @@ class Registry:
             "owner": agent.owner,
             "name": agent.name,
             "description": agent.description,
-            "listing": _LISTING,
             "created_ms": agent.created_ms,
             **_terms_values("", agent.terms),
             **_upload_values(agent.upload),
@@ -283,7 +325,7 @@ class Registry:
         return self._write_upload(
             replace(agent, upload=upload, version=version, terms=upload.terms),
             AgentState.ACTIVE,
-            {**_version_values(version), **_terms_values("", upload.terms)},
+            {**_version_values(version), **_terms_values("", upload.terms), "listing": _LISTING},
             remove=("rejection_code", "rejection_message"),
         )
 
@@ -309,6 +351,7 @@ class Registry:
         return self._write(
             replace(agent, retired_ms=now_ms),
             set_={"retired_ms": now_ms},
+            remove=("listing",),
             condition="attribute_exists(#owner) AND attribute_not_exists(#retired_ms)",
             values={},
         )
@@ -350,6 +393,23 @@ class Registry:
                 raise NotFoundError(msg) from refused
             return _agent(refused.items[0])
         return written
+
+    def _unlist(self, agents: Iterable[Agent]) -> None:
+        """Takes agents that do not take tasks out of the listing, where code of before had put every registration."""
+        for agent in agents:
+            write = update(
+                self._table,
+                f"AGENT#{agent.agent_id}",
+                remove=("listing",),
+                condition="attribute_exists(#listing)"
+                " AND (attribute_not_exists(#module_sha256) OR attribute_exists(#retired_ms))",
+            )
+            try:
+                attempt(partial(self._client.update_item, **write))
+            except RefusedError:  # it is active by now, or somebody else was faster
+                continue
+            except (BusyError, PlatformUnavailableError):  # whoever reads this page next tries again
+                return
 
     def _item(self, pk: str) -> Mapping[str, Any] | None:
         key = to_item({"pk": pk})

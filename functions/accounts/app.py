@@ -29,7 +29,7 @@ from quittance.models import (
 from quittance.observability import entry
 
 app = api()
-prepare("ledger")
+prepare("ledger", "registry")
 _TAGS = ["accounts"]
 
 

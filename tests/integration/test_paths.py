@@ -19,6 +19,7 @@ call = test_handlers.call  # the fixture
 PLATFORM = "quittance:platform"
 DEPOSIT = {"deposit_id": "d-1", "amount": "2"}
 WITHDRAWAL = {"withdrawal_id": "w-1", "amount": "0.5"}
+REASON = {"reason": "a test"}
 TASK = {"task_id": "t-1", "agent_id": "agt_x", "input": "", "budget": "1"}
 
 # Each route with a function and a body that is right, so that nothing but the path can be at fault.
@@ -38,6 +39,12 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/accounts/{account_id}/withdrawals"): ("accounts", WITHDRAWAL),
     ("GET", "/payouts"): ("accounts", None),
     ("POST", "/payouts/{payout_id}"): ("accounts", {"state": "paid"}),
+    ("GET", "/operations"): ("operations", None),
+    ("POST", "/operations/agents/{agent_id}/retire"): ("operations", REASON),
+    ("POST", "/operations/accounts/{account_id}/freeze"): ("operations", REASON),
+    ("POST", "/operations/accounts/{account_id}/unfreeze"): ("operations", REASON),
+    ("POST", "/operations/funding/pause"): ("operations", REASON),
+    ("POST", "/operations/funding/resume"): ("operations", REASON),
     ("GET", "/log/tile/{level}/{index}/{width}"): ("public", None),
     ("GET", "/log/checkpoint"): ("public", None),
     ("GET", "/.well-known/jwks.json"): ("public", None),
@@ -46,7 +53,7 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/health"): ("health", None),
 }
 PRIVATE = [route for route, (function, _) in ROUTES.items() if function not in {"public", "health"}]
-SCOPES = "ledger:deposit ledger:payout"  # all that any route asks for
+SCOPES = "ledger:deposit ledger:payout platform:operate"  # all that any route asks for
 PARAMETERS = [(*route, name) for route in ROUTES for name in re.findall(r"{(\w+)}", route[1])]
 IDS = ["-".join(words) for words in PARAMETERS]
 GOOD = {"task_id": "t-1", "agent_id": "agt_x", "account_id": "alice", "level": "0", "index": "0", "width": "1"}

@@ -58,7 +58,7 @@ VOLATILE = {
     "upload",
 }
 VOLATILE |= {"credited", "expired", "logged", "published", "report", "recent", "lag_ms", "oldest_overdue_ms"}
-VOLATILE |= {"payout_id", "payouts", "requested_at", "decided_at"}
+VOLATILE |= {"operation_id", "operations", "payout_id", "payouts", "requested_at", "decided_at"}
 VOLATILE |= {"leaf_index", "tree_size", "path", "checkpoint", "hashes"}
 
 

@@ -7,8 +7,10 @@ import pytest
 from quittance import errors
 from quittance.errors import (
     PROBLEM_TYPE_PREFIX,
+    AccountFrozenError,
     AgentNotReadyError,
     BudgetTooLowError,
+    FundingPausedError,
     InsufficientFundsError,
     InvalidRequestError,
     MissingScopeError,
@@ -24,6 +26,7 @@ from quittance.errors import (
     TaskConflictError,
     TaskInProgressError,
     TimeoutTooLongError,
+    TooManyRunningError,
     UnauthenticatedError,
     UnsupportedMediaTypeError,
     problem,
@@ -49,6 +52,7 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
         {"available": "0.1", "required": "1"},
     ),
     (MissingScopeError("ledger:deposit"), 403, {"required_scope": "ledger:deposit"}),
+    (AccountFrozenError(), 403, {"code": "account_frozen"}),
     (NotFoundError("There is no such task."), 404, {"detail": "There is no such task."}),
     (TaskConflictError("t-1"), 409, {"code": "task_conflict"}),
     (TaskInProgressError("t-1", retry_after_s=3), 409, {"code": "task_in_progress"}),
@@ -61,6 +65,8 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (NotLoggedError(), 404, {"code": "not_logged"}),
     (ReputationTooLowError(score_tenths=451, least_tenths=500), 422, {"reputation": 45.1}),
     (TimeoutTooLongError(timeout_s_max=25, reason="tasks over HTTP are synchronous"), 422, {}),
+    (TooManyRunningError(running_max=2, retry_after_s=3), 429, {"code": "too_many_running", "running_max": 2}),
+    (FundingPausedError(), 503, {"code": "funding_paused"}),
     (PlatformUnavailableError(), 503, {}),
 ]
 
@@ -99,6 +105,8 @@ def test_problem_types_are_distinct() -> None:
     [
         (TaskInProgressError("t", retry_after_s=3), {"Retry-After": "3"}),
         (PlatformUnavailableError(), {"Retry-After": "2"}),
+        (FundingPausedError(), {"Retry-After": "60"}),
+        (TooManyRunningError(running_max=2, retry_after_s=3), {"Retry-After": "3"}),
         (PlatformUnavailableError(retry_after_s=0), {"Retry-After": "0"}),
         (UnauthenticatedError(), {"WWW-Authenticate": "Bearer"}),
         (TaskConflictError("t"), {}),

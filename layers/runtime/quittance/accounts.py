@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from quittance.bootstrap import Platform
-from quittance.errors import InvalidRequestError
+from quittance.errors import AccountFrozenError, InvalidRequestError
 from quittance.journal import Kind, Line
 from quittance.limits import PAGE_ITEMS_MAX, STATED_TASK_CHARS_MAX
 from quittance.models import (
@@ -68,8 +68,10 @@ def deposit(platform: Platform, account: str, request: DepositRequest, *, deposi
 def withdraw(platform: Platform, account: str, request: WithdrawalRequest) -> WithdrawalAnswer:
     """Takes credits out, once per id; the operator then pays them out, or returns them (see payouts.py).
 
-    Raises InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
+    Raises AccountFrozenError, InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
     """
+    if platform.registry.owner(account).frozen and platform.ledger.payout(account, request.withdrawal_id) is None:
+        raise AccountFrozenError
     payout = platform.ledger.withdraw(account, request.withdrawal_id, request.amount_micro, now_ms=platform.now_ms())
     return WithdrawalAnswer(
         account_id=account,

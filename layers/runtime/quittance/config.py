@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from quittance.limits import FEE_BPS_MAX
+from quittance.limits import FEE_BPS_MAX, SLOTS_MAX
 
 
 class Settings(BaseModel):
@@ -19,6 +19,7 @@ class Settings(BaseModel):
     binaries_bucket: str
     outputs_bucket: str
     log_bucket: str
+    account_concurrency: int = Field(default=0, ge=0, le=SLOTS_MAX)
     ledger_shards: int = Field(ge=1, le=64)
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
     reputation: Literal["reference", "robust"] = "reference"

@@ -6,6 +6,7 @@ QuittanceError
 │   ├── UnauthenticatedError          401  no verified identity
 │   ├── InsufficientFundsError        402  available and required are given
 │   ├── MissingScopeError             403  the token lacks a scope
+│   ├── AccountFrozenError            403  an operator has frozen the account
 │   ├── NotFoundError                 404  unknown, or not yours
 │   ├── TaskConflictError             409  same task_id, other request
 │   ├── TaskInProgressError           409  same task is running now
@@ -17,7 +18,9 @@ QuittanceError
 │   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
 │   ├── ReputationTooLowError         422  the agent's score is below the one that was asked for
-│   └── TimeoutTooLongError           422  over the synchronous limit
+│   ├── TimeoutTooLongError           422  over the synchronous limit
+│   └── TooManyRunningError           429  as many tasks of the account run as may run at once
+├── FundingPausedError                503  an operator has paused funding
 └── PlatformUnavailableError          503  nothing is lost: repeat the same request
 
 `detail` is written for the caller; it never holds an internal text, a stack or another user's data.
@@ -27,6 +30,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from quittance.limits import PAUSED_RETRY_S
 from quittance.money import format_credits
 
 _LOGGED_AFTER_S: Final = 60
@@ -81,6 +85,13 @@ class MissingScopeError(RequestError):
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"The token needs the scope {scope!r}.", required_scope=scope)
+
+
+class AccountFrozenError(RequestError):
+    """An operator has frozen the account."""
+
+    def __init__(self) -> None:
+        super().__init__("Your account is frozen: it can fund, withdraw and publish nothing. Ask the operator why.")
 
 
 class NotFoundError(RequestError):
@@ -194,6 +205,27 @@ class TimeoutTooLongError(RequestError):
         )
 
 
+class TooManyRunningError(RequestError):
+    """As many tasks of the account run at this moment as may run at once."""
+
+    def __init__(self, *, running_max: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"{running_max} tasks of yours are running, and no more may run at once. Repeat the request later, or send"
+            " it with `Prefer: respond-async`.",
+            retry_after_s=retry_after_s,
+            running_max=running_max,
+        )
+
+
+class FundingPausedError(QuittanceError):
+    """An operator has paused funding: no new task is taken. Nothing was begun."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The operator has paused new tasks. Repeat the request later: no money moved.", retry_after_s=PAUSED_RETRY_S
+        )
+
+
 class PlatformUnavailableError(QuittanceError):
     """A part of the platform did not answer. Whatever was begun can be repeated with the same ids."""
 
@@ -209,6 +241,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     UnauthenticatedError: (HTTPStatus.UNAUTHORIZED, "unauthenticated", "Authentication is needed"),
     InsufficientFundsError: (HTTPStatus.PAYMENT_REQUIRED, "insufficient_funds", "Insufficient funds"),
     MissingScopeError: (HTTPStatus.FORBIDDEN, "missing_scope", "A scope is missing"),
+    AccountFrozenError: (HTTPStatus.FORBIDDEN, "account_frozen", "The account is frozen"),
     NotFoundError: (HTTPStatus.NOT_FOUND, "not_found", "Not found"),
     TaskConflictError: (HTTPStatus.CONFLICT, "task_conflict", "The task id is taken"),
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
@@ -221,6 +254,8 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     NotLoggedError: (HTTPStatus.NOT_FOUND, "not_logged", "Not in the log yet"),
     ReputationTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "reputation_too_low", "The reputation is too low"),
     TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
+    TooManyRunningError: (HTTPStatus.TOO_MANY_REQUESTS, "too_many_running", "Too many tasks are running"),
+    FundingPausedError: (HTTPStatus.SERVICE_UNAVAILABLE, "funding_paused", "New tasks are paused"),
     PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),
 }
 

@@ -28,6 +28,7 @@ from quittance.journal import Kind, PayoutState
 from quittance.money import MICRO_PER_CREDIT, CreditsChange, CreditsIn, CreditsOut, between, parse_credits
 from quittance.pricing import Tariff
 from quittance.run import Outcome, Side
+from quittance.store.operations import Action
 from quittance.store.registry import AgentState
 from quittance.webhook import WebhookUrl
 
@@ -578,6 +579,7 @@ class PayoutAnswer(_Answer):
     withdrawal_id: str
     amount_micro: CreditsOut = Field(alias="amount")
     state: PayoutState
+    account_frozen: bool = Field(description="Whether the account is frozen now: find out why before you pay.")
     requested_at: Timestamp
     decided_at: Timestamp | None = None
     decided_by: str | None = Field(default=None, description="The account of the operator who decided.")
@@ -587,6 +589,35 @@ class PayoutPage(_Answer):
     """Payouts that wait, the longest waiting first."""
 
     payouts: list[PayoutAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+# Operations.
+
+
+class OperationRequest(_Request):
+    """Why an operator does something."""
+
+    reason: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.REASON_CHARS_MAX)
+    ] = Field(description="For whoever reads the journal.")
+
+
+class OperationAnswer(_Answer):
+    """What an operator did: a line of the journal."""
+
+    operation_id: str
+    action: Action
+    target: str = Field(description="An agent's id, an account's id, or `funding`.")
+    by: str = Field(description="The operator's account.")
+    at: Timestamp
+    reason: str
+
+
+class OperationPage(_Answer):
+    """Some lines of the journal, newest first."""
+
+    operations: list[OperationAnswer]
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
 
 

@@ -25,7 +25,7 @@ def page(platform: Platform, *, limit: int, after: str | None) -> PayoutPage:
     payouts, last = platform.ledger.payouts(
         limit=min(limit, PAGE_ITEMS_MAX), after=_read_cursor(after) if after else None
     )
-    return PayoutPage(payouts=[_answer(payout) for payout in payouts], next=_cursor(*last) if last else None)
+    return PayoutPage(payouts=[_answer(platform, payout) for payout in payouts], next=_cursor(*last) if last else None)
 
 
 def decide(platform: Platform, payout_id: str, decision: PayoutDecision, *, operator: str) -> PayoutAnswer:
@@ -37,7 +37,7 @@ def decide(platform: Platform, payout_id: str, decision: PayoutDecision, *, oper
     if payout.state is not state:
         raise PayoutConflictError(payout.payout_id, state=payout.state)
     logger.info("payout decided", payout_id=payout.payout_id, state=state, decided_by=payout.decided_by)
-    return _answer(payout)
+    return _answer(platform, payout)
 
 
 def _find(platform: Platform, payout_id: str) -> Payout:
@@ -51,13 +51,14 @@ def _find(platform: Platform, payout_id: str) -> Payout:
     return found
 
 
-def _answer(payout: Payout) -> PayoutAnswer:
+def _answer(platform: Platform, payout: Payout) -> PayoutAnswer:
     return PayoutAnswer(
         payout_id=payout.payout_id,
         account_id=payout.account,
         withdrawal_id=payout.withdrawal_id,
         amount_micro=payout.amount_micro,
         state=payout.state,
+        account_frozen=platform.registry.is_frozen(payout.account),
         requested_at=payout.requested_ms,
         decided_at=payout.decided_ms,
         decided_by=payout.decided_by,

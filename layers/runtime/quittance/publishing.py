@@ -9,7 +9,7 @@ from typing import Final
 from quittance import judging, pricing, reputation, tracing
 from quittance.acceptance import Rules, parse_rules, rules_json
 from quittance.bootstrap import Platform
-from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
+from quittance.errors import AccountFrozenError, AgentNotReadyError, InvalidRequestError, NotFoundError
 from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
 from quittance.models import (
     AgentAnswer,
@@ -39,8 +39,9 @@ _CURSOR: Final = re.compile(r"(?P<created_ms>[0-9]{1,15})~(?P<agent_id>[A-Za-z0-
 def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUpload:
     """Registers an agent, and answers with a form for its module.
 
-    Raises InvalidRequestError for a judge that cannot judge, PlatformUnavailableError.
+    Raises AccountFrozenError, InvalidRequestError for a judge that cannot judge, PlatformUnavailableError.
     """
+    _check_not_frozen(platform, owner)
     rules = request.acceptance or Rules()
     _check_judge(platform, rules)
     terms = _terms(request.tariff, request.limits, rules)
@@ -61,8 +62,9 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     """Opens the upload of a new version; the active one serves until the new one is active.
 
     Raises NotFoundError, AgentNotReadyError for a retired agent, InvalidRequestError for a judge that cannot judge,
-    PlatformUnavailableError.
+    AccountFrozenError, PlatformUnavailableError.
     """
+    _check_not_frozen(platform, owner)
     agent = _own(platform, owner, agent_id)
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
     rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
@@ -71,6 +73,11 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     if opened.retired_ms is not None:
         raise AgentNotReadyError(agent_id, opened.state)
     return _upload_form(platform, opened)
+
+
+def _check_not_frozen(platform: Platform, owner: str) -> None:
+    if platform.registry.is_frozen(owner):
+        raise AccountFrozenError
 
 
 def retire(platform: Platform, owner: str, agent_id: str) -> None:

@@ -3,6 +3,8 @@
     pk                 attributes
     AGENT#<agent id>   owner, name, terms, the active version's digests, and the newest upload with its own terms
     OWNER#<owner id>   bond_short, frozen: whether the agents of this owner may take tasks; no item means that they may
+    FUNDING            paused: whether an operator has stopped the funding of tasks; no item means no
+    OPERATION#<id>     what an operator did (see operations.py)
 
 An agent has at most one active version and one open upload. Only the newest upload can become active, once, and its
 terms with it, so a late or repeated S3 event changes nothing.
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 LISTING_INDEX: Final = "listing"
 OWNER_INDEX: Final = "owner"
+FUNDING_PK: Final = "FUNDING"
 _LISTING: Final = "agents"
 _CACHE_SECONDS: Final = 10.0
 _CACHED_MAX: Final = 1_000
@@ -187,6 +190,7 @@ class Registry:
         self._left_ms = left_ms
         self._agents: _Cache[Agent] = _Cache()
         self._owners: _Cache[OwnerState] = _Cache()
+        self._funding: _Cache[bool] = _Cache()
 
     def get(self, agent_id: str) -> Agent:
         """The agent as it stands now (consistent read). Raises NotFoundError."""
@@ -216,6 +220,14 @@ class Registry:
     def set_frozen(self, owner_id: str, frozen: bool) -> None:  # noqa: FBT001 - the flag is what is set
         """Records whether an operator has frozen an owner. Repeating changes nothing."""
         self._set_flag(owner_id, "frozen", frozen)
+
+    def is_frozen(self, account: str) -> bool:
+        """Whether an operator has frozen an account: seen within ten seconds, and that it is no more at once."""
+        return self.owner_cached(account).frozen and self.owner(account).frozen
+
+    def funding_is_paused(self) -> bool:
+        """Whether an operator has paused funding: seen within ten seconds, and that it goes on again at once."""
+        return self._funding.get(FUNDING_PK, self._paused) and self._paused(FUNDING_PK)
 
     def active_agents_of(self, owner_id: str) -> OwnedAgents:
         """Whether an owner has agents with an active version, and when the last one was retired.
@@ -417,6 +429,9 @@ class Registry:
             lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
         )
         return answer.get("Item")
+
+    def _paused(self, pk: str) -> bool:
+        return bool(from_item(self._item(pk) or {}).get("paused"))
 
     def _set_flag(self, owner_id: str, flag: str, value: bool) -> None:  # noqa: FBT001 - the flag is what is set
         write = update(self._table, f"OWNER#{owner_id}", set_={flag: int(value)})

@@ -97,7 +97,19 @@ class AgentRejected(Event):
     message: str
 
 
-ALL: Final[tuple[type[Event], ...]] = (TaskSettled, TaskRefused, AgentPublished, AgentRejected)
+class PublishingFailed(Event):
+    """The platform failed to publish an agent's upload; a version that was active stays so."""
+
+    event: Literal["PublishingFailed"] = "PublishingFailed"
+    agent_id: str
+    owner: str
+    name: str
+    upload: int = Field(description="Which upload of the agent it was, from 1.")
+    code: str
+    message: str
+
+
+ALL: Final[tuple[type[Event], ...]] = (TaskSettled, TaskRefused, AgentPublished, AgentRejected, PublishingFailed)
 
 
 def task_settled(escrow: Escrow, settlement: Settlement) -> TaskSettled:
@@ -149,8 +161,8 @@ def task_refused(
     )
 
 
-def upload_decided(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejected | None:
-    """The event of an agent whose newest upload has become active or was rejected; None for any other state."""
+def upload_ended(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejected | PublishingFailed | None:
+    """The event of an agent whose newest upload has become active, was rejected or failed; None for any other state."""
     upload = agent.upload
     common: dict[str, Any] = {
         "event_id": f"agent.{agent.agent_id}.{upload.number}.{upload.state}",
@@ -164,4 +176,6 @@ def upload_decided(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejecte
         return AgentPublished(**common, module_sha256=agent.version.module_sha256)
     if upload.state is AgentState.REJECTED and upload.rejection:
         return AgentRejected(**common, code=upload.rejection.code, message=upload.rejection.message)
+    if upload.state is AgentState.FAILED and upload.rejection:
+        return PublishingFailed(**common, code=upload.rejection.code, message=upload.rejection.message)
     return None

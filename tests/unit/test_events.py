@@ -75,16 +75,18 @@ def test_a_refusal_carries_its_problem(user: str | None) -> None:
 def agent(state: AgentState, **more: Any) -> Agent:
     terms = Terms('{"type":"flat","price":"1"}', 1, 1, 1)
     version = Version("ab" * 32, "key", "cd" * 32, "engine", "config")
-    rejection = Rejection("no_start", "It has no _start.") if state is AgentState.REJECTED else None
+    why = {AgentState.REJECTED: ("no_start", "It has no _start."), AgentState.FAILED: ("platform_failed", "Again.")}
+    rejection = Rejection(*why[state]) if state in why else None
     upload = Upload(3, state, terms, rejection)
     return Agent("agt_1", "owner", "name", "", 1, terms, upload, **({"version": version} | more))
 
 
-def test_uploads_are_told_once_they_are_decided() -> None:
-    told = [events.upload_decided(agent(state), at_ms=NOW_MS) for state in AgentState]
+def test_uploads_are_told_once_they_have_ended() -> None:
+    told = [events.upload_ended(agent(state), at_ms=NOW_MS) for state in AgentState]
     shown = [checked(event) for event in told if event]
     assert [(one["event"], one["event_id"]) for one in shown] == [
         ("AgentPublished", "agent.agt_1.3.active"), ("AgentRejected", "agent.agt_1.3.rejected"),
+        ("PublishingFailed", "agent.agt_1.3.failed"),
     ]  # fmt: skip
     assert shown[0]["module_sha256"] == "ab" * 32
     assert (shown[1]["code"], shown[1]["message"]) == ("no_start", "It has no _start.")

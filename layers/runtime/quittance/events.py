@@ -98,6 +98,18 @@ class AgentRejected(Event):
     message: str
 
 
+class PublishingFailed(Event):
+    """The platform failed to publish an agent's upload; a version that was active stays so."""
+
+    event: Literal["PublishingFailed"] = "PublishingFailed"
+    agent_id: str
+    owner: str
+    name: str
+    upload: int = Field(description="Which upload of the agent it was, from 1.")
+    code: str
+    message: str
+
+
 class PayoutRequested(Event):
     """Credits were withdrawn: somebody has to pay them out, and to record how that ended."""
 
@@ -125,6 +137,7 @@ ALL: Final[tuple[type[Event], ...]] = (
     TaskRefused,
     AgentPublished,
     AgentRejected,
+    PublishingFailed,
     PayoutRequested,
     PayoutDecided,
 )
@@ -194,8 +207,8 @@ def payout_moved(payout: Payout) -> PayoutRequested | PayoutDecided:
     return PayoutDecided(**common, state=payout.state.value, decided_by=payout.decided_by or "")
 
 
-def upload_decided(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejected | None:
-    """The event of an agent whose newest upload has become active or was rejected; None for any other state."""
+def upload_ended(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejected | PublishingFailed | None:
+    """The event of an agent whose newest upload has become active, was rejected or failed; None for any other state."""
     upload = agent.upload
     common: dict[str, Any] = {
         "event_id": f"agent.{agent.agent_id}.{upload.number}.{upload.state}",
@@ -209,4 +222,6 @@ def upload_decided(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejecte
         return AgentPublished(**common, module_sha256=agent.version.module_sha256)
     if upload.state is AgentState.REJECTED and upload.rejection:
         return AgentRejected(**common, code=upload.rejection.code, message=upload.rejection.message)
+    if upload.state is AgentState.FAILED and upload.rejection:
+        return PublishingFailed(**common, code=upload.rejection.code, message=upload.rejection.message)
     return None

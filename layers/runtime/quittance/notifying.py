@@ -36,10 +36,10 @@ def tell(platform: Platform, record: Mapping[str, Any]) -> Event | None:
         put(platform, moved)
         return moved
     agent = upload_moved(before, after)
-    decided = events.upload_decided(agent, at_ms=int(change["ApproximateCreationDateTime"] * 1_000)) if agent else None
-    if decided:
-        put(platform, decided)
-    return decided
+    ended = events.upload_ended(agent, at_ms=int(change["ApproximateCreationDateTime"] * 1_000)) if agent else None
+    if ended:
+        put(platform, ended)
+    return ended
 
 
 def put(platform: Platform, event: Event) -> None:

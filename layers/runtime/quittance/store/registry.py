@@ -2,12 +2,17 @@
 
     pk                 attributes
     AGENT#<agent id>   owner, name, terms, the active version's digests, and the newest upload with its own terms
+    ARTEFACT#<key>     who compiles an artefact anew, until when; and the artefact's digest once it is there
     OWNER#<owner id>   bond_short, frozen: whether the agents of this owner may take tasks; no item means that they may
     FUNDING            paused: whether an operator has stopped the funding of tasks; no item means no
     OPERATION#<id>     what an operator did (see operations.py)
 
 An agent has at most one active version and one open upload. Only the newest upload can become active, once, and its
-terms with it, so a late or repeated S3 event changes nothing.
+terms with it, so a late or repeated S3 event changes nothing. The first posted object whose event is handled is the
+upload: `claim_upload` notes its version, and no other one is read.
+
+    awaiting_upload → publishing → active | rejected     decided: nothing changes it any more
+                                 → failed                the platform's fault; the same object may be claimed again
 
 The index `listing` serves `GET /agents`: it holds agents from their first activation until they are retired, and no
 others, so that nothing is read in vain. The index `owner` finds all agents of one owner. Both have keys that items of
@@ -61,6 +66,7 @@ class AgentState(StrEnum):
     PUBLISHING = "publishing"
     ACTIVE = "active"
     REJECTED = "rejected"
+    FAILED = "failed"
     RETIRED = "retired"
 
 
@@ -91,7 +97,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why the newest upload was refused, for its author."""
+    """Why the newest upload was refused or failed, for its author."""
 
     code: str
     message: str
@@ -99,12 +105,21 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The newest upload: its number, where it stands, and the terms that its version will have."""
+    """The newest upload: its number, where it stands, and the terms that its version will have.
+
+    `posted` is the version of the object that was claimed as this upload.
+    """
 
     number: int
     state: AgentState
     terms: Terms
     rejection: Rejection | None = None
+    posted: str | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing can change this upload any more."""
+        return self.state in {AgentState.ACTIVE, AgentState.REJECTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +172,16 @@ class OwnedAgents:
     retired_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """Who compiles an artefact anew: `ours` if it is the caller's work; its digest if it is there already."""
+
+    key: str
+    holder: str
+    ours: bool
+    artefact_sha256: str | None = None
+
+
 class _Cache(Generic[_Entry]):
     """The entries that were used last, each for ten seconds."""
 
@@ -176,6 +201,10 @@ class _Cache(Generic[_Entry]):
             self._entries.popitem(last=False)
         return entry
 
+    def clear(self) -> None:
+        """Forgets all entries."""
+        self._entries.clear()
+
     def drop(self, key: str) -> None:
         """The next `get` of this key reads it anew."""
         self._entries.pop(key, None)
@@ -188,7 +217,7 @@ class Registry:
         self._client = client
         self._table = table
         self._left_ms = left_ms
-        self._agents: _Cache[Agent] = _Cache()
+        self._cache: _Cache[Agent] = _Cache()
         self._owners: _Cache[OwnerState] = _Cache()
         self._funding: _Cache[bool] = _Cache()
 
@@ -202,7 +231,7 @@ class Registry:
 
     def get_cached(self, agent_id: str) -> Agent:
         """The agent as this environment saw it at most ten seconds ago. Raises NotFoundError."""
-        return self._agents.get(agent_id, self.get)
+        return self._cache.get(agent_id, self.get)
 
     def owner(self, owner_id: str) -> OwnerState:
         """Whether an owner's agents may take tasks, as it stands now (consistent read)."""
@@ -322,23 +351,42 @@ class Registry:
         return self._write(
             replace(agent, upload=upload),
             set_=_upload_values(upload),
-            remove=("rejection_code", "rejection_message"),
+            remove=("rejection_code", "rejection_message", "upload_posted"),
             condition="#upload_number = :seen AND attribute_not_exists(#retired_ms)",
             values={":seen": agent.upload.number},
         )
 
-    def start_publishing(self, agent: Agent) -> Agent:
-        """Shows that the newest upload is being worked on."""
-        return self._write_upload(agent, AgentState.PUBLISHING)
+    def claim_upload(self, agent: Agent, posted: str) -> Agent:
+        """Takes an object as the newest upload, which is published from then on; returns the agent that stands.
+
+        Only the first object is taken, and taken again after a crash or a failure.
+        """
+        upload = replace(agent.upload, state=AgentState.PUBLISHING, rejection=None, posted=posted)
+        return self._write(
+            replace(agent, upload=upload),
+            set_={"upload_state": upload.state, "upload_posted": posted},
+            remove=("rejection_code", "rejection_message"),
+            condition=f"{_NEWEST} AND ({_AWAITED} OR {_CLAIMED})",
+            values=_upload_condition(agent, posted) | {":awaiting": AgentState.AWAITING_UPLOAD},
+        )
+
+    def fail_upload(self, agent: Agent, posted: str, rejection: Rejection) -> Agent:
+        """Records that the platform could not publish the newest upload; returns the agent that stands."""
+        upload = replace(agent.upload, state=AgentState.FAILED, rejection=rejection, posted=posted)
+        return self._write(
+            replace(agent, upload=upload),
+            set_={"upload_state": upload.state, "upload_posted": posted, **_rejection_values(rejection)},
+            condition=f"{_NEWEST} AND ({_AWAITED} OR {_CLAIMED})",
+            values=_upload_condition(agent, posted) | {":awaiting": AgentState.AWAITING_UPLOAD},
+        )
 
     def activate(self, agent: Agent, version: Version) -> Agent:
-        """Makes the newest upload, its version and its terms the active ones; returns the agent that stands."""
+        """Makes the claimed upload, its version and its terms the active ones; returns the agent that stands."""
         upload = replace(agent.upload, state=AgentState.ACTIVE, rejection=None)
         return self._write_upload(
             replace(agent, upload=upload, version=version, terms=upload.terms),
             AgentState.ACTIVE,
             {**_version_values(version), **_terms_values("", upload.terms), "listing": _LISTING},
-            remove=("rejection_code", "rejection_message"),
         )
 
     def reject(self, agent: Agent, rejection: Rejection) -> Agent:
@@ -346,7 +394,7 @@ class Registry:
         return self._write_upload(
             replace(agent, upload=replace(agent.upload, rejection=rejection)),
             AgentState.REJECTED,
-            {"rejection_code": rejection.code, "rejection_message": rejection.message},
+            _rejection_values(rejection),
         )
 
     def replace_artefact(self, agent: Agent, version: Version) -> Agent:
@@ -358,6 +406,42 @@ class Registry:
             values={":same": version.module_sha256},
         )
 
+    def claim_compilation(self, key: str, *, holder: str, now_ms: int, until_ms: int) -> Compilation:
+        """Decides who compiles an artefact anew: one holder at a time, until the artefact is there."""
+        write = update(
+            self._table,
+            f"ARTEFACT#{key}",
+            set_={"holder": holder, "lease_ms": until_ms},
+            condition="attribute_not_exists(#artefact_sha256)"
+            " AND (attribute_not_exists(#lease_ms) OR #lease_ms <= :now)",
+            values={":now": now_ms},
+        )
+        try:
+            answered(lambda: self._client.update_item(**write), self._patience())
+        except RefusedError as refused:
+            values = from_item(refused.items[0] or {})
+            sha256 = values.get("artefact_sha256")
+            # A repeat of our own write, whose answer was lost, is refused too.
+            return Compilation(key, holder, ours=values.get("holder") == holder, artefact_sha256=sha256)
+        return Compilation(key, holder, ours=True)
+
+    def finish_compilation(self, compilation: Compilation, artefact_sha256: str) -> None:
+        """Records that an artefact is stored, so that nobody compiles it again."""
+        write = update(self._table, f"ARTEFACT#{compilation.key}", set_={"artefact_sha256": artefact_sha256})
+        answered(lambda: self._client.update_item(**write), self._patience())
+
+    def postpone_compilation(self, compilation: Compilation, *, until_ms: int) -> None:
+        """Lets nobody compile the artefact before then, unless somebody has taken it over meanwhile."""
+        write = update(
+            self._table,
+            f"ARTEFACT#{compilation.key}",
+            set_={"lease_ms": until_ms},
+            condition="#holder = :holder",
+            values={":holder": compilation.holder},
+        )
+        with suppress(RefusedError):
+            answered(lambda: self._client.update_item(**write), self._patience())
+
     def retire(self, agent: Agent, *, now_ms: int) -> Agent:
         """Takes the agent out of service for good; repeating changes nothing."""
         return self._write(
@@ -368,19 +452,13 @@ class Registry:
             values={},
         )
 
-    def _write_upload(
-        self,
-        agent: Agent,
-        state: AgentState,
-        set_: Mapping[str, Value | None] | None = None,
-        remove: tuple[str, ...] = (),
-    ) -> Agent:
+    def _write_upload(self, agent: Agent, state: AgentState, set_: Mapping[str, Value | None]) -> Agent:
+        """Decides about the upload that `agent` was claimed with, unless it is decided."""
         return self._write(
             replace(agent, upload=replace(agent.upload, state=state)),
-            set_={"upload_state": state, **(set_ or {})},
-            remove=remove,
-            condition="#upload_number = :number AND #upload_state <> :active AND attribute_not_exists(#retired_ms)",
-            values={":number": agent.upload.number, ":active": AgentState.ACTIVE},
+            set_={"upload_state": state, **set_},
+            condition=f"{_NEWEST} AND {_CLAIMED}",
+            values=_upload_condition(agent, agent.upload.posted or ""),
         )
 
     def _write(
@@ -396,7 +474,7 @@ class Registry:
         write = update(
             self._table, f"AGENT#{written.agent_id}", set_=set_, remove=remove, condition=condition, values=values
         )
-        self._agents.drop(written.agent_id)
+        self._cache.drop(written.agent_id)
         try:
             answered(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
@@ -440,6 +518,27 @@ class Registry:
 
     def _patience(self) -> Patience:
         return Patience(self._left_ms())
+
+
+# Conditions on the newest upload: it is still the newest, nothing was posted yet, or this object was taken as it.
+_NEWEST: Final = "#upload_number = :number AND attribute_not_exists(#retired_ms)"
+_AWAITED: Final = "#upload_state = :awaiting"
+_CLAIMED: Final = (
+    "(#upload_state IN (:publishing, :failed) AND (attribute_not_exists(#upload_posted) OR #upload_posted = :posted))"
+)
+
+
+def _upload_condition(agent: Agent, posted: str) -> dict[str, Value]:
+    return {
+        ":number": agent.upload.number,
+        ":publishing": AgentState.PUBLISHING,
+        ":failed": AgentState.FAILED,
+        ":posted": posted,
+    }
+
+
+def _rejection_values(rejection: Rejection) -> dict[str, Value | None]:
+    return {"rejection_code": rejection.code, "rejection_message": rejection.message}
 
 
 def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:
@@ -505,6 +604,7 @@ def _agent(item: Mapping[str, Any]) -> Agent:
             state=AgentState(values["upload_state"]),
             terms=_terms(values, "upload_"),
             rejection=Rejection(values["rejection_code"], values["rejection_message"]) if rejected else None,
+            posted=values.get("upload_posted"),
         ),
         version=_version(values) if "module_sha256" in values else None,
         retired_ms=values.get("retired_ms"),

@@ -128,7 +128,38 @@ MUTANTS = (
     Mutant(
         "sweep: refunds the expired", "sweeping.py", "        _expire(platform, escrow_id, done)", "        pass", PAIR
     ),
-    Mutant("movements: one amount an id", LEDGER, "if recorded.amount_micro != amount_micro:", "if False:", MATRIX),
+    Mutant(
+        "movements: one amount an id", LEDGER, "if recorded.amount_micro != line.amount_micro:", "if False:", MATRIX
+    ),
+    Mutant(
+        "deposits: one depositor an id",
+        LEDGER,
+        "if recorded.depositor not in {None, line.depositor}:",
+        "if False:",
+        MATRIX,
+    ),
+    Mutant("payouts: decided once", LEDGER, "attribute_not_exists(#decided_ms)", "attribute_exists(#amount)", MATRIX),
+    Mutant(
+        "payouts: what failed is returned",
+        LEDGER,
+        "self._give({payout.account: payout.amount_micro}, ",
+        "self._give({}, ",
+        MATRIX,
+    ),
+    Mutant(
+        "payouts: the journal of what is returned",
+        LEDGER,
+        '[{"Update": write}, returned]',
+        '[{"Update": write}]',
+        MATRIX,
+    ),
+    Mutant(
+        "payouts: leave the index",
+        LEDGER,
+        'remove=("work", "work_at"),\n            condition="attribute_exists(#amount)',
+        'condition="attribute_exists(#amount)',
+        MATRIX,
+    ),
     Mutant("wallet: no purse below zero", "wallet.py", "min(purses[purse], missing_micro)", "missing_micro", WALLET),
     Mutant("wallet: all that is there", "wallet.py", "if not able:", "if False:", WALLET),
     Mutant("wallet: what is spread is taken", "wallet.py", "* (WALLET_PURSES - 1)", "* WALLET_PURSES", WALLET),

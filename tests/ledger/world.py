@@ -106,6 +106,12 @@ class Agents:
 
     get_cached = get
 
+    def is_frozen(self, account: str) -> bool:
+        return False
+
+    def funding_is_paused(self) -> bool:
+        return False
+
 
 class Kms:
     """The root key, without a KMS."""

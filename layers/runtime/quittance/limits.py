@@ -23,6 +23,9 @@ ACCOUNT_IDS_RESERVED: Final = DOT_SEGMENTS | {OWN_ACCOUNT}
 AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
+REASON_CHARS_MAX: Final = 500  # of why an operator did something
+PAYOUT_ID_CHARS_MAX: Final = (ACCOUNT_ID_CHARS_MAX + len("#") + TASK_ID_CHARS_MAX) * 4 // 3  # base64 of both names
+UNLISTED_AT_ONCE_MAX: Final = 25  # of agents that code of before had listed: writes that one page may make
 OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for an active one; some 300 bytes each
 
 # What a verifier reads.
@@ -72,6 +75,11 @@ EXPIRY_REFUND_MS_MAX: Final = 90_000  # no escrow is overdue for longer: the swe
 ESCROW_GRACE_MS: Final = 90_000  # an escrow expires this long after the run must have ended: room for one takeover
 CALL_MS_MAX: Final = 2_000  # of one call to DynamoDB, its time-outs together: none is begun later before the end
 SETTLE_RESERVE_MS: Final = CALL_MS_MAX  # kept free at the end of an invocation, so that a run that ended can be settled
+PAUSED_RETRY_S: Final = 60  # when to try again while funding is paused: nobody knows for how long that will be
+SLOT_RETRY_S_MIN: Final = 2  # when to try again for a slot: when the first one lapses, within these bounds
+SLOT_RETRY_S_MAX: Final = 30
+SLOTS_MAX: Final = 100  # of one account: one read shows them all
+SLOT_TRIES_MAX: Final = 4  # for slots that seem free and may be taken meanwhile
 QUEUE_WAIT_MS_MAX: Final = 15 * 60_000  # of a task in the queue, beyond the time that its run may take
 WORK_SECONDS_MAX: Final = 660  # of one invocation of the worker: the longest run, what goes with it, and a slow start
 KILL_MARGIN_MS: Final = 200  # how long after its deadline a guest may still be alive before the parent kills it

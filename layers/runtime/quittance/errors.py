@@ -11,12 +11,14 @@ QuittanceError
 │   ├── TaskInProgressError           409  same task is running now
 │   ├── AgentNotReadyError            409  no active version
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
+│   ├── TermsChangedError             409  module, tariff or rules are not those that the task names
 │   ├── BondInUseError                409  the bond cannot be released yet
 │   ├── MovementConflictError         409  same id of a movement, other amount
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
+│   ├── JudgingTooDearError           422  the task's judge may cost more than the task allows
 │   ├── ReputationTooLowError         422  the agent's score is below the one that was asked for
 │   └── TimeoutTooLongError           422  over the synchronous limit
 └── PlatformUnavailableError          503  nothing is lost: repeat the same request

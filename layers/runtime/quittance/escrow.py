@@ -321,6 +321,6 @@ def expire(escrow: Escrow, *, now_ms: int) -> Settlement:
         outcome=Outcome.EXPIRED,
         message=message,
         reputation_tenths=0,
-        settled_ms=max(now_ms, escrow.funded_ms),
+        settled_ms=now_ms,
         fault=Outcome.EXPIRED.fault,
     )

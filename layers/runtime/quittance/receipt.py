@@ -215,7 +215,7 @@ def _acceptance(escrow: Escrow, settlement: Settlement, run: Run) -> dict[str, A
         "agent_score": scores.get(Side.AGENT),
         "task_score": scores.get(Side.TASK),
         "accepted": released,
-        "rejected_by": run.rejected_by,
+        "rejected_by": None if settlement.outcome is Outcome.WITHHELD else run.rejected_by,
     }
 
 
@@ -394,6 +394,8 @@ def _check_consistency(stated: Statement) -> None:
         raise ProofError(Flaw.CONTRADICTION, sentence)
     if stated.limits:
         _check_limits(stated, stated.limits)
+    if stated.memory_refused and stated.outcome.fault is not Fault.AGENT:
+        raise ProofError(Flaw.CONTRADICTION, f"memory_refused is stated of a run that ended as {stated.outcome}")
     if stated.outcome is Outcome.WITHHELD and not _is_withheld(stated):
         raise ProofError(Flaw.CONTRADICTION, "the outcome is withheld, but what the judge did is stated")
 
@@ -418,6 +420,7 @@ def _check_limits(stated: Statement, given: StatedLimits) -> None:
     for name, used, limit in (
         ("fuel", stated.meter.fuel, given.fuel),
         ("bytes of memory", stated.meter.memory_bytes, given.memory_bytes),
+        ("bytes of output", stated.meter.output_bytes, given.output_bytes),
     ):
         if used > limit:
             sentence = f"the run took {used} {name}, over its limit {limit}"

@@ -18,7 +18,7 @@ import wasmtime
 from quittance import receipt
 from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, seed
 from quittance.limits import MIB
-from quittance.run import Job, Limits
+from quittance.run import Job, Limits, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, Sandbox, compile_module
 from tests.sandbox.wat import call, iovecs, memory, program
 from tests.unit.roots import NOW_S, Root
@@ -78,7 +78,9 @@ def main(folder: Path) -> None:
     output, log = (StoredBytes(_sha256(data), len(data), data) for data in (run.stdout, run.stderr))
     settled = replace(decide(escrow, run, now_ms=NOW_S * 1_000 + 9), output=output, log=log)
     engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
-    claims = receipt.claims(escrow, settled, issuer="i", meter=run.meter, limits=LIMITS, **engine)
+    claims = receipt.claims(
+        escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", run.meter, limits=LIMITS), **engine
+    )
     (folder / "receipt.jws").write_text(receipt.sign(json.loads(json.dumps(claims)), root.certify()))
     (folder / "jwks.json").write_text(json.dumps(root.jwks()))
     for name, data in (("module.wasm", MODULE), ("input", STDIN), ("output", run.stdout)):

@@ -17,7 +17,7 @@ from quittance.escrow import JUDGE_MARK
 from quittance.models import TaskResult
 from quittance.run import Outcome, Side
 from tests.ledger.faults import Write
-from tests.ledger.world import Due, World, drawn_run, due_of_judge, expected
+from tests.ledger.world import Due, World, drawn_run, due_of_judge, expected, fuel_bought
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,11 @@ def _due_judge(name: str, judge: Mapping[str, Any], others: Mapping[str, Mapping
     task = _task_of(name, others)
     if task["settled_ms"] != judge["settled_ms"]:
         return Due("settled with its task", 0, 0, 0)
-    own = drawn_run(escrows.task_seed(escrows.escrow_id(task["account"], task["task_id"])))
+    seed = escrows.task_seed(escrows.escrow_id(task["account"], task["task_id"]))
+    own = drawn_run(seed, fuel_max=fuel_bought(task["agent_id"], task["budget"]))
     asked = own.outcome is Outcome.SUCCEEDED and task["outcome"] not in {"budget_exhausted", "superseded"}
-    for side, seed in sorted(_seeds(task, others).items()):
-        run = drawn_run(seed, judges=True)
+    for side, judge_seed in sorted(_seeds(task, others).items()):
+        run = drawn_run(judge_seed, judges=True)
         if _judges(task, others)[side] is judge:
             return due_of_judge(run, asked=asked, excused=task["fault"] == "platform", budget=judge["budget"])
         asked = asked and run.outcome is Outcome.SUCCEEDED and run.stdout == b"0.5"

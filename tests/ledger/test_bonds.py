@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from quittance import accounts, auditing, crediting, wallet
 from quittance import escrow as escrows
 from quittance.bond import bond_account
-from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
+from quittance.errors import BondInUseError, BondTooLowError, InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Hire, Settlement, Split, State
 from quittance.journal import Kind
-from quittance.limits import LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.limits import BOND_NOTICE_MS, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.models import BondRequest
 from quittance.pricing import ComputePrices
 from quittance.run import Fault, Outcome, Run, Side
+from quittance.store.registry import OwnedAgents
 from tests.ledger.memory import Memory
 from tests.ledger.test_matrix import DONE, EXPIRY, FAILED, FENCE, TIMES, hold, overtaken, signed
 from tests.ledger.world import BOND_MINIMUM, PLATFORM_ACCOUNT, START_MS, World
@@ -26,6 +28,7 @@ BUDGET, JUDGING = 50_000, 20_011  # of the task; of each judge
 BOND = bond_account("oskar")
 COMPUTE = ComputePrices(run_micro=1_009)
 CHARGE = 1_009
+SPARE = 5  # that oskar has beside the bond
 
 
 def judged(*, sides: Sequence[Side] = tuple(Side), task_id: str = "t", **changes: Any) -> tuple[Escrow, list[Escrow]]:
@@ -56,6 +59,7 @@ def world_of(*, alice: int = 10 * BUDGET, bond: int = 10 * BUDGET) -> tuple[Memo
     memory = Memory()
     world = World(memory, now_ms=lambda: EXPIRY + 1_000, left_ms=lambda: 10_000)
     world.ledger.deposit("alice", "start", alice, now_ms=START_MS)
+    world.ledger.deposit("oskar", "spare", SPARE, now_ms=START_MS)
     if bond:
         world.ledger.deposit("oskar", "start", bond, now_ms=START_MS)
         world.ledger.move_bond("oskar", "start", bond, now_ms=START_MS)
@@ -242,7 +246,7 @@ def test_of_a_price_the_judges_cost_goes_back_to_the_bond(budget: int) -> None:
     for names in world.ledger.settled():
         credited = world.ledger.credit(names, now_ms=EXPIRY)
         assert credited.bonds_left == {"oskar": None}, "it may be enough again"
-    assert world.ledger.available_micro("oskar") == max(paid - cost, 0)
+    assert world.ledger.available_micro("oskar") == max(paid - cost, 0) + SPARE
     assert world.ledger.available_micro(BOND) == 10 * BUDGET - cost + min(paid, cost)
     for name in world.ledger.unlogged():
         world.ledger.append(name)
@@ -260,6 +264,47 @@ def test_a_charge_meets_a_bond_that_was_emptied_meanwhile() -> None:
     overtaken(memory, lambda: world.ledger.move_bond("oskar", "out", -2 * CHARGE + 9, now_ms=EXPIRY))
     assert world.ledger.credit(names, now_ms=EXPIRY).written_off_micro == CHARGE - 9
     assert world.ledger.bond("oskar").available_micro == 0
+
+
+NOW = EXPIRY + 1_000
+OPEN = ("", "funded", "settled", "judge of another", "swept")
+
+
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("retired_ms", [None, 0, NOW - BOND_NOTICE_MS, NOW - BOND_NOTICE_MS + 1, NOW, NOW + 1])
+@pytest.mark.parametrize("work", OPEN)
+def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_ms: int | None, work: str) -> None:
+    """No agent active for a minute, and nothing that is funded or not credited; a repeat needs nothing of it."""
+    memory, world = world_of()
+    world.registry.owned = OwnedAgents(active=active, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
+    out = BondRequest.model_validate({"bond_id": "out", "amount": "-0.000007"})
+    task, judges = judged(sides=(Side.AGENT,))
+    if work == "judge of another":  # what is left of the owner is a judge that its bond pays
+        world.ledger.fund(task, *judges)
+        world.ledger.expire(task, signed(world, task, escrows.expire(task, now_ms=EXPIRY)))
+    elif work:
+        task = replace(task, judges=())
+        world.ledger.fund(task)
+    if work in {"settled", "swept"}:
+        world.ledger.settle(*ended(world, task, (), DONE, now_ms=START_MS))
+    if work in {"swept", "judge of another"}:
+        for names in world.ledger.settled():
+            world.ledger.credit(names, now_ms=EXPIRY)
+    before = dict(memory.items)
+    free = not active and (retired_ms or 0) <= NOW - BOND_NOTICE_MS and work in {"", "swept"}
+    shown = accounts.bond(world, "oskar")
+    assert shown.releasable_micro == (shown.available_micro if free else 0)
+    if free:
+        accounts.move_bond(world, "oskar", out)
+        world.registry.owned = OwnedAgents(active=True, retired_ms=None)  # type: ignore[attr-defined]  # the stub's
+        moved = dict(memory.items)
+        accounts.move_bond(world, "oskar", out)
+        assert memory.items == moved != before
+    else:
+        with pytest.raises(BondInUseError):
+            accounts.move_bond(world, "oskar", out)
+        assert memory.items == before
+    accounts.move_bond(world, "oskar", BondRequest.model_validate({"bond_id": "in", "amount": "0.000001"}))
 
 
 @pytest.mark.parametrize("before_note", [0, 1])

@@ -34,7 +34,7 @@ from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs
 from quittance.store.keys import Keys
 from quittance.store.ledger import Ledger
-from quittance.store.registry import Agent, AgentState, OwnerState, Terms, Upload, Version
+from quittance.store.registry import Agent, AgentState, OwnedAgents, OwnerState, Terms, Upload, Version
 from tests.template import template
 
 TABLE = "LedgerTable"
@@ -113,6 +113,10 @@ class Agents:
 
     def __init__(self) -> None:
         self.short: dict[str, bool] = {}
+        self.owned = OwnedAgents(active=False, retired_ms=None)
+
+    def active_agents_of(self, _owner_id: str) -> OwnedAgents:
+        return self.owned
 
     def get(self, agent_id: str) -> Agent:
         if agent_id not in AGENTS:

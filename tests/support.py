@@ -42,7 +42,7 @@ class Cloud(Platform):
     skew_ms = 0
 
     def left_ms(self) -> int:
-        return remaining()
+        return remaining() - self._kept_ms
 
     def now_ms(self) -> int:
         return super().now_ms() + self.skew_ms

@@ -11,8 +11,8 @@ import wasmtime
 from quittance import limits
 from quittance.run import Job, Outcome
 from quittance.sandbox import (
-    CONFIG_DIGEST,
     CPU_TARGET,
+    ENGINE_DIGEST,
     ENGINE_VERSION,
     CompileFailedError,
     ModuleRejectedError,
@@ -33,7 +33,7 @@ def test_an_artefact_names_all_that_it_depends_on_and_runs(tmp_path, sandbox):
     artefact = compile_module(module)
     assert artefact.sha256 == hashlib.sha256(artefact.data).hexdigest()
     assert artefact.key == artefact_key(hashlib.sha256(module).hexdigest())
-    for part in (hashlib.sha256(module).hexdigest(), ENGINE_VERSION, CONFIG_DIGEST[:16], CPU_TARGET):
+    for part in (hashlib.sha256(module).hexdigest(), ENGINE_VERSION, ENGINE_DIGEST[:16], CPU_TARGET):
         assert part in artefact.key
     path = tmp_path / artefact.key
     path.write_bytes(artefact.data)

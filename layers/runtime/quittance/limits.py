@@ -29,7 +29,8 @@ TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has
 JWKS_KEYS_MAX: Final = 1_000
 JWKS_AGE_S_MAX: Final = 5 * 60  # how old a published root may be, here and once more in a client's cache
 JWKS_FAILURE_S_MAX: Final = 2  # for how long a failed read of the roots is answered without another one
-LOG_SIZE_MAX: Final = 2**53  # entries: JSON numbers are exact up to it
+COUNT_MAX: Final = 2**53  # of any counter in a receipt: JSON numbers are exact up to it
+LOG_SIZE_MAX: Final = COUNT_MAX  # entries
 
 # What one execution of the workflow may carry (docs/howto/step-functions.md).
 WORKFLOW_STATE_BYTES_MAX: Final = 256 * KIB  # Step Functions' own limit, which ends an execution that grows over it
@@ -103,9 +104,14 @@ WORKER_RSS_BYTES_MAX: Final = 384 * MIB  # between two runs; above it the worker
 WORKER_RUNS_MAX: Final = 10_000  # after so many the worker is replaced, so that no slow leak can add up
 WORKER_DATA_BYTES_MAX: Final = MEMORY_BYTES_MAX + 2 * ARTEFACT_BYTES_MAX + WORKER_MODULE_BYTES_MAX + 256 * MIB
 MESSAGE_CHARS_MAX: Final = 2_000  # of the sentence, with backtrace, that tells how a run ended
-RANDOM_BYTES_MAX: Final = 64 * KIB  # of one `random_get`, as for getRandomValues on the Web
+RANDOM_PIECE_BYTES: Final = 64 * KIB  # `random_get` makes its bytes in such pieces: what it holds of them is bounded
 POLL_SUBSCRIPTIONS_MAX: Final = 64
 IOVECS_MAX: Final = 1_024
+
+# What a host call costs beside the instructions of the guest: see docs/adr/0019.
+HOST_CALL_FUEL: Final = 10_000
+HOST_BUFFER_FUEL: Final = 2_000  # each buffer of a list, each subscription of a poll
+RANDOM_BYTE_FUEL: Final = 50
 
 # What the rules of an output may be, and what it may cost to hold an output against them (see docs/acceptance.md).
 SCHEMA_BYTES_MAX: Final = 16 * KIB  # in canonical JSON; the other rules are small by their form

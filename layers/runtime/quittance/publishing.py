@@ -180,7 +180,7 @@ def _awaited(platform: Platform, key: str) -> Agent | None:
 
 @tracing.step("compile")
 def _compile(platform: Platform, module: bytes) -> Version | Rejection:
-    from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, ModuleRejectedError, compile_module
+    from quittance.sandbox import ENGINE_DIGEST, ENGINE_VERSION, ModuleRejectedError, compile_module
 
     try:
         artefact = compile_module(module)
@@ -190,7 +190,7 @@ def _compile(platform: Platform, module: bytes) -> Version | Rejection:
     with tracing.step("keep"):
         platform.binaries.keep_module(module_sha256, module)
         platform.binaries.keep_artefact(artefact.key, artefact.data)
-    return Version(module_sha256, artefact.key, artefact.sha256, ENGINE_VERSION, CONFIG_DIGEST)
+    return Version(module_sha256, artefact.key, artefact.sha256, ENGINE_VERSION, ENGINE_DIGEST)
 
 
 def _own(platform: Platform, owner: str, agent_id: str) -> Agent:

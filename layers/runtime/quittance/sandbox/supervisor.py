@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from quittance import limits
-from quittance.run import Fault, Job, Meter, Outcome, Run
+from quittance.run import HOST_RULES, Fault, Job, Meter, Outcome, Run
 from quittance.sandbox import process, wire
 from quittance.sandbox.wasi import CLOCK_NS_MAX
 
@@ -353,6 +353,7 @@ def _check(job: Job) -> None:
         and 0 <= job.output_bytes <= limits.OUTPUT_BYTES_MAX
         and 0 < job.timeout_ms <= limits.TIMEOUT_S_ASYNC_MAX * 1_000
         and 0 <= job.epoch_ns <= CLOCK_NS_MAX
+        and 1 <= job.host_rules <= HOST_RULES
     )
     if not sane:
         message = f"a job beyond the platform's limits: {replace(job, stdin=b'')!r:.500}"  # logs hold no input

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quittance import limits
-from quittance.run import Fault, Outcome
+from quittance import limits, receipt
+from quittance.run import Fault, Meter, Outcome
 from quittance.sandbox import Sandbox
 from quittance.sandbox.wasi import CLOCK_STEP_NS
 from tests.sandbox.wat import ECHO, PAGE_BYTES, TRIVIAL, WORLD, call, memory, program, writer
@@ -342,3 +342,17 @@ def test_an_artefact_that_is_gone_changed_or_foreign_is_the_platforms_fault(make
         assert own.run(job).outcome is Outcome.SUCCEEDED
         os.truncate(str(changed), 0)
         assert own.run(dataclasses.replace(job, artefact_path=str(changed))).outcome is Outcome.SUCCEEDED, "kept loaded"
+
+
+def test_every_count_of_a_meter_can_be_stated_in_a_receipt(make, sandbox):
+    """Each that a guest drives ends at its limit, and each limit at what a receipt can state."""
+    counts = receipt.StatedMeter.model_fields
+    assert set(counts) == {field.name for field in dataclasses.fields(Meter)}
+    at_most = (limits.FUEL_MAX, limits.MEMORY_BYTES_MAX, limits.STDIN_BYTES_MAX, limits.OUTPUT_BYTES_MAX)
+    assert max(at_most) <= limits.COUNT_MAX
+    many = sandbox.run(make(writer(2, 19 * PAGE_BYTES, 2_000), memory_bytes=64 * limits.MIB))
+    assert many.meter.stderr_bytes > limits.STDERR_BYTES_MAX
+    most = dict.fromkeys(counts, limits.COUNT_MAX) | {"fuel_exact": True}
+    receipt.StatedMeter.model_validate(most)
+    with pytest.raises(ValueError, match="stderr_bytes"):
+        receipt.StatedMeter.model_validate(most | {"stderr_bytes": limits.COUNT_MAX + 1})

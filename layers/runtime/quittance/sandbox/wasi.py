@@ -172,8 +172,8 @@ class Guest:
     def answer(self, name: str, memory: Memory, arguments: Sequence[int]) -> int:
         """Answer a host call by its name."""
         self._spend(limits.HOST_CALL_FUEL)
-        handler = _REFUSED.get(name)
-        return handler(self, memory, *arguments) if handler else int(getattr(self, name)(memory, *arguments))
+        call: Callable[..., int] = _REFUSED.get(name) or getattr(type(self), name)
+        return call(self, memory, *arguments)
 
     def _spend(self, fuel: int) -> None:
         """Take fuel for work before it is done. What the engine counts is added when the run has ended."""

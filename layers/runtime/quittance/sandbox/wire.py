@@ -19,11 +19,11 @@ from quittance.run import Job, Meter, Outcome, Run
 _LENGTHS: Final = struct.Struct("<II")
 _HEADER_BYTES_MAX: Final = 16 * limits.KIB
 _READ_BYTES: Final = 16 * limits.KIB  # enough for most frames to come in one piece
-_NUMBER_MAX: Final = 2**63 - 1
 
 _GREETING: Final = struct.Struct("<?")
 _JOB: Final = struct.Struct("<IIIQQQQQB")  # bytes of the path, digest and seed that follow; the job's numbers
 _NO_EXIT_CODE: Final = -1
+_EXIT_CODE_MAX: Final = 2**32 - 1
 _OUTCOMES: Final = tuple(Outcome)
 _METER_FIELDS: Final = tuple(field.name for field in fields(Meter))
 _METER_FORM: Final = "".join("?" if name == "fuel_exact" else "Q" for name in _METER_FIELDS)
@@ -176,7 +176,7 @@ def decode_run(header: bytes, body: bytes, stderr: bytes) -> tuple[Run, int]:
     except (struct.error, IndexError, ValueError) as error:
         message = "a report that is none"
         raise CorruptFrameError(message) from error
-    if max(resident_bytes, *meter) > _NUMBER_MAX or exit_code < _NO_EXIT_CODE:
+    if max(resident_bytes, *meter) > limits.COUNT_MAX or not _NO_EXIT_CODE <= exit_code <= _EXIT_CODE_MAX:
         message = "a report of numbers that are no counts"
         raise CorruptFrameError(message)
     return run, resident_bytes

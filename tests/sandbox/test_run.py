@@ -209,7 +209,7 @@ def test_refused_memory_that_cannot_be_found_out_counts_as_refused(make, sandbox
     run = sandbox.run(job)
     assert (run.outcome, run.memory_refused) == (Outcome.TRAP_ARITHMETIC, True)
     monkeypatch.setattr(limits, "KILL_MARGIN_MS", 10**6)
-    assert sandbox.run(make(program("unreachable"), timeout_ms=1, **limited)).memory_refused, "no time is left"
+    assert sandbox.run(make(program("unreachable"), **limited)).memory_refused, "no time is left"
 
 
 def test_initial_memory_at_the_limit_and_one_page_beyond(make, sandbox):

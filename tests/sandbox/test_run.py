@@ -13,6 +13,8 @@ from quittance import limits, receipt
 from quittance.run import Fault, Meter, Outcome
 from quittance.sandbox import Sandbox
 from quittance.sandbox.wasi import CLOCK_STEP_NS
+from tests.hostile.generated import body as function_body
+from tests.hostile.generated import command, leb, section, vector
 from tests.sandbox.wat import ECHO, PAGE_BYTES, TRIVIAL, WORLD, call, memory, program, writer
 from tests.waiting import Stopwatch
 
@@ -50,8 +52,48 @@ def test_each_trap_has_its_outcome_and_names_the_function(make, sandbox, body, o
     assert run.outcome.fault is Fault.AGENT
     assert run.meter.fuel_exact is fuel_exact
     assert says in run.message
-    assert "in main [0] at 0x" in run.message
+    assert ("in main [0]" if outcome is Outcome.TRAP_STACK else "in main [0] at 0x") in run.message
+    assert "0xffff" not in run.message, "a place that is not known is not stated"
     assert len(run.message) <= limits.MESSAGE_CHARS_MAX
+
+
+def test_a_used_up_stack_names_its_functions_not_where_it_ended(make, sandbox):
+    """On another processor frames have another size, so that the stack ends in another function, at another place."""
+    messages = set()
+    for values in (0, 5, 10, 15):  # that the leaf keeps on the stack
+        kept = "".join(f"(local.set {i} (i64.load (i32.const {8 * i})))" for i in range(values))
+        used = "".join(f"(i64.xor (local.get {i}) " for i in range(values)) + "(i64.const 1)" + ")" * values
+        more = f"""(func $odd (result i64) (i64.add (call $even) (i64.const 1)))
+            (func $even (result i64) (i64.mul (call $leaf) (call $odd)))
+            (func $leaf (result i64) (local {"i64 " * values}) {kept} (call $last) {used})
+            (func $last)"""
+        run = sandbox.run(make(program("(drop (call $odd))", more=more)))
+        assert run.outcome is Outcome.TRAP_STACK
+        messages.add(run.message)
+    (message,) = messages
+    assert message.splitlines()[1:] == ["  in odd [0]", "  in even [1]"]
+
+
+def test_a_huge_name_of_a_function_costs_the_worker_next_to_nothing(make):
+    """As in a module that was published before names were bounded: the name is cut before anything else is done."""
+    name = b"n" * 12 * 10**6
+    body, index = leb(len(name)) + name, iter(range(4))
+    functions = vector(*(leb(next(index)) + body for _ in range(4)))
+    names = section(0, b"\4name" + b"\1" + leb(len(functions)) + functions)
+    calls = [b"\x10\1", b"\x10\2", b"\x10\3", b"\0"]  # each calls the next, the last one is unreachable
+    module = command({3: vector(*[b"\0"] * 4), 10: vector(*map(function_body, calls))}) + names
+    with Sandbox() as own:
+        own.run(make(TRIVIAL))
+        trivial = peak_of(own)
+        run = own.run(make(module))
+        assert (run.outcome, len(run.message) < limits.MESSAGE_CHARS_MAX) == (Outcome.TRAP_UNREACHABLE, True)
+        assert "in " + "n" * 80 + " [3] at 0x" in run.message
+        assert peak_of(own) - trivial < 5 * len(body) * 4, "the artefact, twice, and the engine's copies of the names"
+
+
+def peak_of(sandbox: Sandbox) -> int:
+    status = Path("/proc", str(sandbox._worker._process.pid), "status").read_text()
+    return next(int(line.split()[1]) * limits.KIB for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 125, 126, 255, 256, 2**31, 2**32 - 1])

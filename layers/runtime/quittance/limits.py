@@ -95,6 +95,7 @@ MODULE_EXPORTS_MAX: Final = 10_000
 MODULE_ELEMENT_BYTES_MAX: Final = 4 * MIB
 MODULE_TYPE_VALUES_MAX: Final = 1_000  # the engine's own limit
 MODULE_TABLES_MAX: Final = 4
+MODULE_NAME_BYTES_MAX: Final = 64 * KIB  # of a function, an import, an export, a custom section
 
 # The sandbox's worker.
 LOAD_MS_MAX: Final = 5_000  # to start a worker and load an artefact; the guest's own time begins after it

@@ -12,7 +12,7 @@ from wasmtime import TrapCode
 from quittance import limits
 from quittance.run import HOST_RULES, Job, Meter, Outcome, Run
 from quittance.sandbox import wasi_1
-from quittance.sandbox.engine import Host, backtrace, exported, memory_minimum_bytes, new_engine
+from quittance.sandbox.engine import Host, backtrace, exported, memory_minimum_bytes, new_engine, recursion
 from quittance.sandbox.wasi import ExitedError, FuelLimitError, Guest, OutputLimitError
 
 _NEAR: Final = 8  # a guest that failed with less than an eighth of its limit left had most likely asked for more
@@ -162,7 +162,8 @@ def _trapped(trap: wasmtime.Trap) -> _Ending:
     except ValueError:  # a code that the binding does not know
         code = None
     outcome, sentence = _TRAPS.get(code, _OTHER_TRAP) if code else _OTHER_TRAP
-    message = "\n  in ".join((f"The agent trapped. {sentence}", *backtrace(trap)))
+    where = recursion(trap) if outcome is Outcome.TRAP_STACK else backtrace(trap)
+    message = "\n  in ".join((f"The agent trapped. {sentence}", *where))
     return _Ending(outcome, message[: limits.MESSAGE_CHARS_MAX], fuel_exact=code not in _FUEL_LOST)
 
 

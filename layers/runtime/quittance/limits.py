@@ -62,7 +62,8 @@ JUDGE_TIMEOUT_S_MAX: Final = 10  # two judges leave a task some of the time that
 # What an agent's author may upload, and what it costs to compile it.
 MODULE_BYTES_MAX: Final = 50 * 10**6
 ARTEFACT_BYTES_MAX: Final = 200 * 10**6
-COMPILE_SECONDS_MAX: Final = 120
+COMPILE_SECONDS_MAX: Final = 120  # of processor time
+COMPILE_WALL_SECONDS_MAX: Final = 150  # the rest of the publisher's 180 s is for reading and storing
 COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
 UPLOAD_SECONDS_MAX: Final = 15 * 60
 CACHED_ARTEFACT_BYTES_MAX: Final = 400 * MIB  # of the 512 MiB of an environment's /tmp: the largest artefact, twice

@@ -61,12 +61,16 @@ _Type = tuple[bytes, bytes]  # value types of the parameters and of the results
 
 
 class ModuleRejectedError(Exception):
-    """A module that cannot be published: `code` for programs, `message` for its author."""
+    """A module that cannot be published: `code` for programs, `message` for its author.
+
+    `cpu_ms` is the processor time that it took to find this out, once `compile_module` has raised it.
+    """
 
     def __init__(self, code: Refusal, message: str) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.cpu_ms = 0
 
 
 @dataclass(slots=True)

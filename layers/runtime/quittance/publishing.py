@@ -308,9 +308,9 @@ def _keep(platform: Platform, module: bytes, artefact: "Artefact") -> Version:
 
 
 def _version(module_sha256: str, key: str, sha256: str) -> Version:
-    from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
+    from quittance.sandbox import ENGINE_DIGEST, ENGINE_VERSION
 
-    return Version(module_sha256, key, sha256, ENGINE_VERSION, CONFIG_DIGEST)
+    return Version(module_sha256, key, sha256, ENGINE_VERSION, ENGINE_DIGEST)
 
 
 def _own(platform: Platform, owner: str, agent_id: str) -> Agent:

@@ -57,7 +57,7 @@ from quittance.limits import (
 from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import Metric, logger
 from quittance.run import Fault, Job, Meter, Outcome, Run, Side
-from quittance.sandbox import artefact_key
+from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
 from quittance.store.slots import Busy
@@ -682,8 +682,8 @@ def _signed(
         settlement,
         issuer=platform.settings.receipt_issuer,
         run=run or Run(settlement.outcome, settlement.message, Meter()),
-        engine=version.engine if version else "",
-        config_sha256=version.config_sha256 if version else "",
+        engine=ENGINE_VERSION if version else "",  # of what ran here, which may be newer than the artefact
+        config_sha256=CONFIG_DIGEST if version else "",
     )
     key = platform.keys.signing_key(now_s=settlement.settled_ms // 1_000)
     return replace(settlement, receipt=receipt.sign(claims, key))

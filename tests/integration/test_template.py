@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from quittance import tasks
+from quittance.certified import Purpose
 from quittance.config import Settings
 from quittance.escrow import State
 from quittance.identity import is_account_id
@@ -90,7 +91,8 @@ UNSCOPED = re.compile(
     r"dynamodb:ListStreams|xray:Put\w+|logs:\w+(LogDelivery|LogDeliveries|ResourcePolicy|ResourcePolicies|LogGroups)"
 )
 # Statements that allow all actions or all resources: where, and why that must be.
-BROAD = {"ReceiptKey": "a key's policy speaks of the key alone, and makes the account's own policies hold for it"}
+OWN_POLICY = "a key's policy speaks of the key alone, and makes the account's own policies hold for it"
+BROAD = {"ReceiptRoot": OWN_POLICY, "CheckpointRoot": OWN_POLICY, "WebhookRoot": OWN_POLICY}
 
 
 def test_no_role_allows_more_than_it_names(template: dict[str, Any]) -> None:
@@ -124,6 +126,29 @@ def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str
     assert not holders(template, "LedgerTable", *writes) & {"AgentsFunction", "AuditFunction", "HealthFunction"}
     assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction"}
     assert not holders(template, "") & {"AuthorizerFunction"}
+
+
+def test_only_who_needs_a_root_may_sign_with_it(template: dict[str, Any]) -> None:
+    settling = {f"{name}Function" for name in ("Execute", "Work", "Deadletter", "Result", "Sweep")}
+    assert holders(template, "ReceiptRoot", "kms:Sign") == settling
+    assert holders(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
+    assert holders(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
+    roots = {name for name, found in template["Resources"].items() if found["Type"] == "AWS::KMS::Key"}
+    assert roots == {"ReceiptRoot", "CheckpointRoot", "WebhookRoot"}
+    for function, statement in statements(template):
+        if "kms:Sign" in listed(statement["Action"]):
+            named = {found["Fn::GetAtt"][0] for found in listed(statement["Resource"])}
+            assert named <= roots, f"{function}: no former root signs"
+
+
+def test_every_root_is_published_and_audited_former_ones_too(template: dict[str, Any]) -> None:
+    lists = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "KeysWithoutPurpose"}
+    lists |= {f"Former{purpose.capitalize()}Keys" for purpose in Purpose}
+    for name in lists:
+        readers = holders(template, f"'{name}'", "kms:GetPublicKey")
+        assert readers == {"AuditFunction", "HealthFunction", "PublicFunction"}, name
+    variables = str(template["Globals"]["Function"]["Environment"]["Variables"])
+    assert all(name in variables for name in lists)
 
 
 def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[str, Any]) -> None:

@@ -8,14 +8,14 @@ from pydantic import Field
 
 from quittance import certified, reputation
 from quittance import escrow as escrows
-from quittance.certified import Certified, Flaw, Form, Kind, ProofError, SigningKey, shown
+from quittance.certified import Certified, Flaw, Form, Kind, ProofError, Purpose, SigningKey, shown
 from quittance.escrow import Escrow, Settlement, State
 from quittance.limits import ACCOUNT_ID_CHARS_MAX, BUDGET_MICRO_MAX, FEE_BPS_MAX, STATED_TASK_CHARS_MAX
 from quittance.money import format_credits
 from quittance.pricing import tariff_sha256
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Side
 
-RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt")
+RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt", Purpose.RECEIPT)
 _VERSION: Final = 1
 _BPS: Final = 10_000
 _NS_PER_MS: Final = 1_000_000

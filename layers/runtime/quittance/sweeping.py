@@ -12,6 +12,7 @@ from typing import Final
 
 from quittance import log, tracing
 from quittance.bootstrap import Platform
+from quittance.certified import Purpose
 from quittance.log import Checkpoint
 from quittance.observability import logger
 from quittance.tasks import expire_if_overdue
@@ -82,7 +83,7 @@ def publish_log(platform: Platform) -> int | None:
         platform.tiles.keep(tile, hashes)
     now_ms = platform.now_ms()
     checkpoint = Checkpoint(platform.settings.receipt_issuer, growth.size, growth.root, now_ms)
-    key = platform.keys.signing_key(now_s=now_ms // 1_000)
+    key = platform.keys.signing_key(now_s=now_ms // 1_000, purpose=Purpose.CHECKPOINT)
     platform.tiles.keep_checkpoint(growth.size, log.sign_checkpoint(checkpoint, key))
     platform.ledger.set_published(growth.size)
     return growth.size

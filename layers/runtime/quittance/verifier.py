@@ -33,7 +33,7 @@ _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
 
 EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
     Flaw.FORM: (3, "the receipt, the webhook, the key set, the checkpoint or the proof is malformed"),
-    Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set"),
+    Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set for its purpose"),
     Flaw.TIMES: (5, "a time does not fit the others or the validity of the key"),
     Flaw.AMOUNTS: (6, "the amounts do not add up, or do not follow from the tariff"),
     Flaw.CONTRADICTION: (7, "the claims contradict one another"),

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from quittance import tasks
+from quittance import events, tasks
 from quittance.certified import Purpose
 from quittance.config import Settings
 from quittance.escrow import State
+from quittance.events import AgentPublished, AgentRejected, TaskRefused, TaskSettled
 from quittance.identity import is_account_id
 from quittance.limits import (
     CALL_MS_MAX,
@@ -151,12 +152,46 @@ def test_every_root_is_published_and_audited_former_ones_too(template: dict[str,
     assert all(name in variables for name in lists)
 
 
+CONDITIONS = {
+    "dynamodb:GetItem": {"dynamodb:LeadingKeys"},
+    "events:PutEvents": {"events:source", "events:detail-type"},
+}
+
+
 def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[str, Any]) -> None:
-    """`dynamodb:LeadingKeys`, where a request names one key: local/launch.py tells it, tests/e2e tries it."""
+    """local/launch.py supplies these keys: an item's key, an event's source and type; tests/e2e tries them."""
     for function, statement in statements(template):
         if "Condition" in statement:
-            keys = [key for test in statement["Condition"].values() for key in test]
-            assert (statement["Action"], keys) == ("dynamodb:GetItem", ["dynamodb:LeadingKeys"]), function
+            keys = {key for test in statement["Condition"].values() for key in test}
+            assert keys == CONDITIONS[statement["Action"]], function
+
+
+def test_a_function_puts_only_its_own_events_on_the_bus(template: dict[str, Any]) -> None:
+    """Otherwise it could ask for tasks, on anybody's credits. The test holds for one source of a call and for all."""
+    may_put = {
+        "NotifyFunction": {AgentPublished, AgentRejected, TaskSettled},
+        "DeadletterFunction": {TaskRefused},
+    }
+    assert set().union(*may_put.values()) == {*events.ALL}
+    putting = [(name, found) for name, found in statements(template) if "events:PutEvents" in listed(found["Action"])]
+    assert sorted(name for name, _ in putting) == sorted(may_put)
+    for function, statement in putting:
+        types = sorted(event.__name__ for event in may_put[function])
+        assert statement == {
+            "Effect": "Allow",
+            "Action": "events:PutEvents",
+            "Resource": {"Fn::GetAtt": ["EventBus", "Arn"]},
+            "Condition": {
+                "ForAllValues:StringEquals": {"events:source": [events.SOURCE], "events:detail-type": types},
+                "Null": {"events:source": "false", "events:detail-type": "false"},
+            },
+        }
+
+
+def test_the_platforms_own_events_ask_for_no_tasks(template: dict[str, Any]) -> None:
+    pattern = template["Resources"]["TaskRequested"]["Properties"]["EventPattern"]
+    assert pattern == {"source": [{"anything-but": [events.SOURCE]}], "detail-type": ["TaskRequested"]}
+    assert "TaskRequested" not in {event.__name__ for event in events.ALL}
 
 
 def actions(template: dict[str, Any], function: str) -> set[str]:

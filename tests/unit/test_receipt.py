@@ -111,7 +111,7 @@ def test_rules_are_stated_by_digest_and_whether_they_were_met(
     accepted = outcome is Outcome.SUCCEEDED
     settled = decide(escrow, Run(outcome, "", METER), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b"") if accepted else None)
-    stated = claims(escrow, settled, issuer="i", meter=METER, limits=LIMITS, engine="", config_sha256="")
+    stated = claims(escrow, settled, issuer="i", meter=METER, limits=LIMITS, engine="e", config_sha256="ff" * 32)
     assert stated["acceptance"] == {"agent_sha256": agent, "task_sha256": task, **UNSCORED, "accepted": accepted}
     assert verify_receipt(sign(stated, KEY), ROOT.jwks()) == stated
 

@@ -60,7 +60,7 @@ def statement(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", meter), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes(sha256(OUTPUT), len(OUTPUT), OUTPUT))
     limits = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
-    return claims(escrow, settled, issuer=ISSUER, meter=meter, limits=limits, engine="50.0.1", config_sha256="")
+    return claims(escrow, settled, issuer=ISSUER, meter=meter, limits=limits, engine="50.0.1", config_sha256="ff" * 32)
 
 
 @pytest.fixture(scope="session")

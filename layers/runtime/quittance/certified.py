@@ -206,6 +206,9 @@ def verify(token: str, jwks: Mapping[str, Any], kind: Kind) -> Certified:
     if outer.header["kid"] != certificate.jwk.kid:
         sentence = f"the {kind.name} names the key {shown(outer.header['kid'])}, its certificate {certificate.jwk.kid}"
         raise ProofError(Flaw.SIGNATURE, sentence)
+    if certificate.jwk.kid != (name := _thumbprint(certificate.jwk.model_dump())):
+        sentence = f"the key certificate names its key {certificate.jwk.kid}, but the key's thumbprint is {name}"
+        raise ProofError(Flaw.SIGNATURE, sentence)
     public = Ed25519PublicKey.from_public_bytes(_decode(certificate.jwk.x, _CERTIFICATE))
     if not OKPAlgorithm().verify(outer.signed, public, outer.signature):
         raise _unsigned(kind.name)

@@ -3,8 +3,10 @@
 The second one (second_checker.py) is written from docs/receipts.md. Where they differ, one of the three is wrong.
 """
 
+import ast
 import copy
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -219,22 +221,63 @@ def test_both_take_what_holds() -> None:
     assert both_take(BEFORE["receipt"], BEFORE["jwks"])
 
 
-def test_both_agree_on_every_single_change() -> None:
-    """Each claim of each base, with each odd value, each value beside its own, and without it."""
+RULES_OF_CLAIMS = ("forms", "acceptance", "outcome", "times", "amounts", "run")
+
+
+def rules() -> set[int]:
+    """The lines of the second checker that state a rule of the claims."""
+    tree = ast.parse(Path(second_checker.__file__).read_text())
+    functions = [found for found in tree.body if isinstance(found, ast.FunctionDef)]
+    return {
+        call.lineno
+        for function in functions
+        if function.name.removeprefix("check_") in RULES_OF_CLAIMS
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "need"
+    }
+
+
+def together() -> Iterator[Claims]:
+    """Changes that one claim alone cannot make, because another rule would refuse it first."""
+    whole, failed = claims_of("succeeded"), claims_of("exit_code")
+    late = whole["settled_at"] + 1
+    yield {**whole, "funded_at": late, "epoch_ns": str(late * 10**6)}
+    yield {**failed, "paid": "1", "refunded": str(int(failed["budget"]) - 1)}
+    yield {**failed, "budget": "0", "refunded": "0"}
+    yield {**failed, "budget": "1000000000001", "refunded": "1000000000001"}
+
+
+def test_both_agree_on_every_single_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each claim of each base, with each odd value, each value beside its own, and without it.
+
+    So each rule of the page has refused something that all rules before it let through.
+    """
+    decided = set()
+
+    def need(holds: object, why: str) -> None:
+        if not holds:
+            decided.add(sys._getframe(1).f_lineno)
+            raise second_checker.RefusedError(why)
+
+    monkeypatch.setattr(second_checker, "need", need)
     seen: Counter[bool] = Counter()
     for base in [*map(claims_of, SINGLY), *bases()[len(second_checker.FAULT_OF) :]]:
         for place in places(base):
-            values = [*ODD, *near(at(base, place)), *(at(other, place) for other in bases())]
+            values = [*ODD, *near(at(base, place)), *(at(another, place) for another in bases())]
             for value in values:
-                changed = put(base, place, value)
-                taken = first_takes(changed)
-                assert taken == second_takes(changed), (base["outcome"], place, value)
+                other = put(base, place, value)
+                taken = first_takes(other)
+                assert taken == second_takes(other), (base["outcome"], place, value)
                 seen[taken] += 1
             less = copy.deepcopy(base)
             at(less, place[:-1]).pop(place[-1])
             assert not first_takes(less), place
             assert not second_takes(less), place
+    for several in together():
+        assert not first_takes(several)
+        assert not second_takes(several)
     assert min(seen.values()) > 1_000, seen
+    assert rules() <= decided, f"no single change breaks the rules of the lines {sorted(rules() - decided)}"
 
 
 def test_both_agree_on_mutated_claims() -> None:

@@ -1,4 +1,4 @@
-"""The receipt keys over a stand-in for KMS: few calls of it, however many ask, and roots that stay."""
+"""The signing keys over a stand-in for KMS: few calls of it, however many ask, and roots that stay."""
 
 from typing import Any
 

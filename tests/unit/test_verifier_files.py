@@ -100,6 +100,14 @@ def test_where_nothing_ran_nobody_measured_the_input(new_escrow: Callable[..., E
     assert checks(Given(sign(stated, KEY), KEYS, input=INPUT))["input"].verdict is Verdict.PASSED
 
 
+def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[..., dict[str, Any]]) -> None:
+    """Honest receipts of version 1 may say so; a reader should know."""
+    for wall_ms, verdict in ((70, None), (71, Verdict.NOTED)):
+        report = examine(Given(sign(task(wall_ms=wall_ms), KEY), KEYS))
+        noted = {check.name: check.verdict for check in report.checks}
+        assert (report.exit_status, noted.get("wall time")) == (0, verdict)
+
+
 # Scores.
 
 

@@ -100,6 +100,21 @@ def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[by
     return context
 
 
+def _with_event_keys(known: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`events:source` and `events:detail-type` of a call of PutEvents: what all its entries state."""
+
+    def context(service: str, action: str, body: bytes, *rest: Any) -> dict[str, Any]:  # noqa: ANN401 - handed through
+        keys = known(service, action, body, *rest)
+        if action != "events:PutEvents":
+            return keys
+        entries = json.loads(body or b"{}").get("Entries", [])
+        named = {"events:source": "Source", "events:detail-type": "DetailType"}
+        stated = {key: [entry[member] for entry in entries if member in entry] for key, member in named.items()}
+        return {**keys, **{key: values for key, values in stated.items() if values}}
+
+    return context
+
+
 def _encoded_paths(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def answer(host: str, path: str, *rest: Any, raw_path: str | None = None, **named: Any) -> Any:  # noqa: ANN401
         return await execute(host, raw_path or path, *rest, raw_path=raw_path, **named)
@@ -129,6 +144,7 @@ def _prepare(env: Mapping[str, str]) -> None:
     lambda_svc.invoke_async_with_retry = _with_invoke_config(lambda_svc.invoke_async_with_retry)
     _name_errors()
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
+    iam_actions.request_tag_context = _with_event_keys(iam_actions.request_tag_context)
 
 
 def _end_with(descriptor: str) -> None:

@@ -1,4 +1,4 @@
-"""What anyone may read: the receipt keys, the log of receipts, the OpenAPI description and its page."""
+"""What anyone may read: the root keys, the log of receipts, the OpenAPI description and its page."""
 
 import json
 from http import HTTPStatus
@@ -24,7 +24,9 @@ _FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _TAGS = ["public"]
 
 
-@app.get(f"{PREFIX}/.well-known/jwks.json", summary="Read the receipt keys", tags=_TAGS)
+@app.get(
+    f"{PREFIX}/.well-known/jwks.json", summary="Read the root keys of receipts, checkpoints and webhooks", tags=_TAGS
+)
 def jwks() -> Response[str]:
     """The root keys under which receipts verify, for ever (RFC 7517)."""
     return Response(200, "application/json", json.dumps(platform(app.lambda_context).keys.jwks()), headers=_CACHED)

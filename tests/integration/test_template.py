@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from quittance import tasks
+from quittance import events, tasks
+from quittance.certified import Purpose
 from quittance.config import Settings
 from quittance.escrow import State
+from quittance.events import AgentPublished, AgentRejected, TaskRefused, TaskSettled
 from quittance.identity import is_account_id
 from quittance.journal import PayoutState
 from quittance.limits import (
@@ -92,7 +94,8 @@ UNSCOPED = re.compile(
     r"dynamodb:ListStreams|xray:Put\w+|logs:\w+(LogDelivery|LogDeliveries|ResourcePolicy|ResourcePolicies|LogGroups)"
 )
 # Statements that allow all actions or all resources: where, and why that must be.
-BROAD = {"ReceiptKey": "a key's policy speaks of the key alone, and makes the account's own policies hold for it"}
+OWN_POLICY = "a key's policy speaks of the key alone, and makes the account's own policies hold for it"
+BROAD = {"ReceiptRoot": OWN_POLICY, "CheckpointRoot": OWN_POLICY, "WebhookRoot": OWN_POLICY}
 
 
 def test_no_role_allows_more_than_it_names(template: dict[str, Any]) -> None:
@@ -128,12 +131,69 @@ def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str
     assert not holders(template, "") & {"AuthorizerFunction"}
 
 
+def test_only_who_needs_a_root_may_sign_with_it(template: dict[str, Any]) -> None:
+    settling = {f"{name}Function" for name in ("Execute", "Work", "Deadletter", "Result", "Sweep")}
+    assert holders(template, "ReceiptRoot", "kms:Sign") == settling
+    assert holders(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
+    assert holders(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
+    roots = {name for name, found in template["Resources"].items() if found["Type"] == "AWS::KMS::Key"}
+    assert roots == {"ReceiptRoot", "CheckpointRoot", "WebhookRoot"}
+    for function, statement in statements(template):
+        if "kms:Sign" in listed(statement["Action"]):
+            named = {found["Fn::GetAtt"][0] for found in listed(statement["Resource"])}
+            assert named <= roots, f"{function}: no former root signs"
+
+
+def test_every_root_is_published_and_audited_former_ones_too(template: dict[str, Any]) -> None:
+    lists = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "KeysWithoutPurpose"}
+    lists |= {f"Former{purpose.capitalize()}Keys" for purpose in Purpose}
+    for name in lists:
+        readers = holders(template, f"'{name}'", "kms:GetPublicKey")
+        assert readers == {"AuditFunction", "HealthFunction", "PublicFunction"}, name
+    variables = str(template["Globals"]["Function"]["Environment"]["Variables"])
+    assert all(name in variables for name in lists)
+
+
+CONDITIONS = {
+    "dynamodb:GetItem": {"dynamodb:LeadingKeys"},
+    "events:PutEvents": {"events:source", "events:detail-type"},
+}
+
+
 def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[str, Any]) -> None:
-    """`dynamodb:LeadingKeys`, where a request names one key: local/launch.py tells it, tests/e2e tries it."""
+    """local/launch.py supplies these keys: an item's key, an event's source and type; tests/e2e tries them."""
     for function, statement in statements(template):
         if "Condition" in statement:
-            keys = [key for test in statement["Condition"].values() for key in test]
-            assert (statement["Action"], keys) == ("dynamodb:GetItem", ["dynamodb:LeadingKeys"]), function
+            keys = {key for test in statement["Condition"].values() for key in test}
+            assert keys == CONDITIONS[statement["Action"]], function
+
+
+def test_a_function_puts_only_its_own_events_on_the_bus(template: dict[str, Any]) -> None:
+    """Otherwise it could ask for tasks, on anybody's credits. The test holds for one source of a call and for all."""
+    may_put = {
+        "NotifyFunction": {AgentPublished, AgentRejected, TaskSettled},
+        "DeadletterFunction": {TaskRefused},
+    }
+    assert set().union(*may_put.values()) == {*events.ALL}
+    putting = [(name, found) for name, found in statements(template) if "events:PutEvents" in listed(found["Action"])]
+    assert sorted(name for name, _ in putting) == sorted(may_put)
+    for function, statement in putting:
+        types = sorted(event.__name__ for event in may_put[function])
+        assert statement == {
+            "Effect": "Allow",
+            "Action": "events:PutEvents",
+            "Resource": {"Fn::GetAtt": ["EventBus", "Arn"]},
+            "Condition": {
+                "ForAllValues:StringEquals": {"events:source": [events.SOURCE], "events:detail-type": types},
+                "Null": {"events:source": "false", "events:detail-type": "false"},
+            },
+        }
+
+
+def test_the_platforms_own_events_ask_for_no_tasks(template: dict[str, Any]) -> None:
+    pattern = template["Resources"]["TaskRequested"]["Properties"]["EventPattern"]
+    assert pattern == {"source": [{"anything-but": [events.SOURCE]}], "detail-type": ["TaskRequested"]}
+    assert "TaskRequested" not in {event.__name__ for event in events.ALL}
 
 
 def actions(template: dict[str, Any], function: str) -> set[str]:

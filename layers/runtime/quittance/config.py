@@ -36,7 +36,10 @@ class Settings(BaseModel):
     event_bus: str = ""
     webhook_queue_url: str = ""
     webhook_loopback_targets: bool = False
-    receipt_key_ids: str
+    receipt_key_ids: str = Field(min_length=1)
+    checkpoint_key_ids: str = Field(min_length=1)
+    webhook_key_ids: str = Field(min_length=1)
+    keys_without_purpose: str = ""
     receipt_issuer: str
     issuer_url: str
     jwks_url: str

@@ -14,6 +14,7 @@ from typing import Final
 
 from quittance import accounts, log, tracing
 from quittance.bootstrap import Platform
+from quittance.certified import Purpose
 from quittance.errors import PlatformUnavailableError
 from quittance.log import Checkpoint
 from quittance.observability import logger
@@ -212,7 +213,7 @@ def publish_log(platform: Platform) -> int | None:
         platform.tiles.keep(tile, hashes)
     now_ms = platform.now_ms()
     checkpoint = Checkpoint(platform.settings.receipt_issuer, growth.size, growth.root, now_ms)
-    key = platform.keys.signing_key(now_s=now_ms // 1_000)
+    key = platform.keys.signing_key(now_s=now_ms // 1_000, purpose=Purpose.CHECKPOINT)
     platform.tiles.keep_checkpoint(growth.size, log.sign_checkpoint(checkpoint, key))
     platform.ledger.set_published(growth.size)
     return growth.size

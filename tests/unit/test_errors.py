@@ -8,6 +8,7 @@ from quittance import errors
 from quittance.errors import (
     PROBLEM_TYPE_PREFIX,
     AgentNotReadyError,
+    AnswerTooLargeError,
     BudgetTooLowError,
     InsufficientFundsError,
     InvalidRequestError,
@@ -59,6 +60,7 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (NotLoggedError(), 404, {"code": "not_logged"}),
     (ReputationTooLowError(score_tenths=451, least_tenths=500), 422, {"reputation": 45.1}),
     (TimeoutTooLongError(timeout_s_max=25, reason="tasks over HTTP are synchronous"), 422, {}),
+    (AnswerTooLargeError(), 500, {"code": "answer_too_large"}),
     (PlatformUnavailableError(), 503, {}),
 ]
 

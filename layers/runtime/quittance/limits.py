@@ -13,6 +13,8 @@ INPUT_BYTES_MAX: Final = MIB
 JSON_DEPTH_MAX: Final = 64
 FAULTS_NAMED_MAX: Final = 100  # of one request: its refusal names so many and counts the others
 FIELD_NAME_CHARS_MAX: Final = 200  # of a stranger's field in a refusal; the longest path of ours has some 60
+FAULT_CHARS_MAX: Final = 1_000  # of the sentence that says what is wrong with a field
+DETAIL_CHARS_MAX: Final = 10_000  # of the text that says what is wrong with a request
 TASK_ID_CHARS_MAX: Final = 128
 STATED_TASK_CHARS_MAX: Final = TASK_ID_CHARS_MAX + len(":judge-agent")  # as receipts name a judge's task
 ACCOUNT_ID_CHARS_MAX: Final = 255  # OpenID Connect Core 1.0 §2: a `sub` has at most 255 ASCII characters
@@ -23,6 +25,15 @@ ACCOUNT_IDS_RESERVED: Final = DOT_SEGMENTS | {OWN_ACCOUNT}
 AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
+
+# What an answer may carry.
+LAMBDA_SYNC_BYTES_MAX: Final = 6_291_556  # Lambda's own limit of a request and of an answer of a synchronous invocation
+# An output is shown as text up to this, in the JSON of a Lambda answer, which escapes an HTTP body's JSON once more:
+# there a quotation mark takes 4 bytes, a control character 7. The rest of the answer, with a log of 64 KiB of control
+# characters, has room beside it, and the base64 of a larger output is shorter.
+OUTPUT_TEXT_WIRE_BYTES_MAX: Final = 5 * MIB
+AUDIT_DIFFERENCES_SHOWN_MAX: Final = 1_000  # in the audit's answer; all are counted and logged
+AUDIT_LINE_CHARS_MAX: Final = 300
 
 # What a verifier reads.
 TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300

@@ -197,7 +197,7 @@ class DirectTaskRequest(TaskRequest):
     user_id: AccountId
     inline_bytes_max: Annotated[int, Field(strict=True, ge=0), exact_json.WHOLE] | None = Field(
         default=None,
-        description="Leave out of the answer an output, or a log, that takes more bytes there (an output in base64 too)."
+        description="Leave an output, or a log, out of the answer if it takes more bytes there, as base64 too."
         " Step Functions loses an execution whose state grows over 256 KiB.",
     )
 

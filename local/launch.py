@@ -1,4 +1,4 @@
-"""ministack, with policies enforced (AUTH), and eight things that it does not do by itself.
+"""ministack, with policies enforced (AUTH), the borders of AWS (borders.py), and seven things that it does not do.
 
 - A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
   unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 import zipfile
@@ -31,6 +32,11 @@ from typing import Any, TextIO
 from ministack import app  # type: ignore[import-not-found]  # in the cloud's environment only
 from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]
 from ministack.services import lambda_svc, sts  # type: ignore[import-not-found]
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for this import alone: nothing else is ours
+from local import borders
+
+del sys.path[0]
 
 _UNPACKING = threading.Lock()
 _MISSING = 404
@@ -143,6 +149,7 @@ def _prepare(env: Mapping[str, str]) -> None:
     app._handle_execute_api_request = _encoded_paths(app._handle_execute_api_request)  # noqa: SLF001
     lambda_svc.invoke_async_with_retry = _with_invoke_config(lambda_svc.invoke_async_with_retry)
     _name_errors()
+    borders.draw(app.SERVICE_HANDLERS)
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
     iam_actions.request_tag_context = _with_event_keys(iam_actions.request_tag_context)
 

@@ -154,20 +154,6 @@ def test_every_root_is_published_and_audited_former_ones_too(template: dict[str,
     assert all(name in variables for name in lists)
 
 
-CONDITIONS = {
-    "dynamodb:GetItem": {"dynamodb:LeadingKeys"},
-    "events:PutEvents": {"events:source", "events:detail-type"},
-}
-
-
-def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[str, Any]) -> None:
-    """local/launch.py supplies these keys: an item's key, an event's source and type; tests/e2e tries them."""
-    for function, statement in statements(template):
-        if "Condition" in statement:
-            keys = {key for test in statement["Condition"].values() for key in test}
-            assert keys == CONDITIONS[statement["Action"]], function
-
-
 def test_a_function_puts_only_its_own_events_on_the_bus(template: dict[str, Any]) -> None:
     """Otherwise it could ask for tasks, on anybody's credits. The test holds for one source of a call and for all."""
     may_put = {
@@ -194,6 +180,40 @@ def test_the_platforms_own_events_ask_for_no_tasks(template: dict[str, Any]) -> 
     pattern = template["Resources"]["TaskRequested"]["Properties"]["EventPattern"]
     assert pattern == {"source": [{"anything-but": [events.SOURCE]}], "detail-type": ["TaskRequested"]}
     assert "TaskRequested" not in {event.__name__ for event in events.ALL}
+
+
+# The conditions of the template's policies: the operator and key, and what tries it on the local cloud.
+CONDITIONS = {
+    ("ForAllValues:StringEquals", "dynamodb:LeadingKeys"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ForAllValues:StringLike", "dynamodb:LeadingKeys"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ForAllValues:StringEquals", "events:source"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ForAllValues:StringEquals", "events:detail-type"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("Null", "events:source"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("Null", "events:detail-type"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ArnLike", "aws:SourceArn"): "tests/local/test_borders.py, tests/e2e/test_borders.py",
+    ("Bool", "aws:SecureTransport"): "nothing: the loopback counts as TLS there, see docs/local-cloud.md",
+}
+
+
+def test_every_condition_is_one_that_the_local_cloud_enforces(template: dict[str, Any]) -> None:
+    """A new one needs its test, and its line in docs/local-cloud.md."""
+    found = set()
+    for statement in every_statement(template):
+        for operator, keys in statement.get("Condition", {}).items():
+            found |= {(operator, key) for key in keys}
+            if "dynamodb:LeadingKeys" in keys:  # the local cloud knows the keys of single requests
+                assert statement["Action"] == "dynamodb:GetItem"
+    assert found == CONDITIONS.keys()
+
+
+def every_statement(value: Any) -> Iterator[dict[str, Any]]:
+    """All statements of policies, wherever they stand in the template."""
+    if isinstance(value, dict):
+        if "Effect" in value:
+            yield value
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from every_statement(inner)
 
 
 def actions(template: dict[str, Any], function: str) -> set[str]:

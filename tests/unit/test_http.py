@@ -348,16 +348,14 @@ def test_the_caller_is_who_the_authorizer_says(call: Call, scope: str, scopes: l
     assert call("GET", "/me", authorizer={"sub": "u", "scope": scope})[2] == ["u", scopes]
 
 
-@pytest.mark.parametrize(("unknown", "named", "rest"), [(0, 100, None), (1, 101, 1), (20_000, 101, 20_000)])
-def test_a_refusal_names_a_hundred_faults(call: Call, unknown: int, named: int, rest: int | None) -> None:
+@pytest.mark.parametrize(("unknown", "named", "more"), [(0, 100, False), (1, 101, True), (20_000, 101, True)])
+def test_a_refusal_names_a_hundred_faults(call: Call, unknown: int, named: int, *, more: bool) -> None:
     """A body of 6 MB can have half a million faults; an answer of 6 MB could not name them."""
     body = TASK | {f"x{number}": 1 for number in range(FAULTS_NAMED_MAX + unknown)}
     errors = _problem(call("POST", "/tasks", json.dumps(body)), 400, "invalid_request")["errors"]
     assert len(errors) == named
     assert errors[0] == {"field": "x0", "message": "is not a known field"}
-    assert (errors[-1]["message"] == f"has more faults than are named here ({rest}): mend these first") == (
-        rest is not None
-    )
+    assert (errors[-1]["message"] == "has more faults than are named here: mend these first") == more
 
 
 @pytest.mark.parametrize("twice", [False, True])

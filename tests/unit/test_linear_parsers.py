@@ -419,6 +419,7 @@ READS: Final = {
     "exact_json._number_text: int": "message of the queue",
     "exact_json._read_decimal: Decimal": "output",
     "exact_json._read_int: int": "output",
+    "exact_json._whole: int": "body of a task",
     "exact_json.read: loads": "output",
     "health._IDLE_MODULE: fromhex": OURS,
     "http._plain: b64decode": "body in base64",

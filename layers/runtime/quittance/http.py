@@ -13,6 +13,7 @@ from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValida
 from pydantic import BaseModel
 
 from quittance.errors import (
+    AnswerTooLargeError,
     InvalidRequestError,
     NotFoundError,
     QuittanceError,
@@ -22,6 +23,7 @@ from quittance.errors import (
     problem,
 )
 from quittance.identity import Caller, is_account_id
+from quittance.limits import LAMBDA_SYNC_BYTES_MAX
 from quittance.models import TaskPending, TaskResult
 from quittance.observability import logger
 from quittance.reading import encoded_path, invalid, read_json, read_path
@@ -30,6 +32,7 @@ PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
+_JSON_BYTES_PER_CHAR_MAX: Final = 12  # \ud83d\ude00
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
@@ -42,7 +45,10 @@ class Api(APIGatewayRestResolver):
             answered = super().resolve(_plain(event), context)
         except QuittanceError as error:  # of reading the request; what a route raises is answered inside
             answered = _proxy(_refuse(error))
-        answered["multiValueHeaders"]["X-Content-Type-Options"] = ["nosniff"]  # no browser guesses that JSON is a page
+        answered = _as_it_is(answered)
+        if _sent_bytes(answered) > LAMBDA_SYNC_BYTES_MAX:
+            logger.error("answer too large", status=answered["statusCode"])
+            answered = _as_it_is(_proxy(_refuse(AnswerTooLargeError())))
         return answered
 
     def _convert_matches_into_route_keys(self, match: Match[str]) -> dict[str, str]:
@@ -134,6 +140,19 @@ def _refuse(error: QuittanceError) -> Response[str]:
 
 def _refuse_fields(error: RequestValidationError) -> Response[str]:
     return _refuse(invalid(error.errors()))
+
+
+def _as_it_is(answered: dict[str, Any]) -> dict[str, Any]:
+    """The answer with a header that keeps browsers from guessing that JSON is a page."""
+    answered["multiValueHeaders"]["X-Content-Type-Options"] = ["nosniff"]
+    return answered
+
+
+def _sent_bytes(answered: Mapping[str, Any]) -> int:
+    """The most bytes that an answer takes in JSON, whatever a runtime escapes; 0 if they cannot be many."""
+    if len(answered["body"] or "") * _JSON_BYTES_PER_CHAR_MAX < LAMBDA_SYNC_BYTES_MAX // 2:
+        return 0
+    return len(json.dumps(answered))
 
 
 def _plain(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from quittance import tasks
 from quittance.config import Settings
+from quittance.documentation import openapi_json
 from quittance.escrow import State
 from quittance.identity import is_account_id
 from quittance.limits import (
@@ -74,6 +75,13 @@ def test_every_route_needs_a_token_but_health_keys_and_documentation(template: d
         "/health", "/.well-known/jwks.json", "/openapi.json", "/docs", "/log/checkpoint",
         "/log/tile/{level}/{index}/{width}",
     }  # fmt: skip
+    described = json.loads(openapi_json())["paths"].items()
+    assert {
+        path.removeprefix("/api/v1/economic")
+        for path, calls in described
+        for call in calls.values()
+        if call.get("security") == []
+    } == open_routes, "what the description says of them"
 
 
 def test_the_platforms_account_can_be_any_account_and_no_other(template: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from quittance import tasks
 from quittance.config import Settings
 from quittance.documentation import openapi_json
-from quittance.errors import UnauthenticatedError, problem
+from quittance.errors import PlatformUnavailableError, UnauthenticatedError, problem
 from quittance.escrow import State
 from quittance.identity import EXPIRED, SCOPES, is_account_id
 from quittance.limits import (
@@ -285,6 +285,16 @@ def test_a_refused_token_is_answered_with_the_reason(template: dict[str, Any]) -
     body = denied["ResponseTemplates"]["application/json"].replace("$context.authorizer.refused", EXPIRED)
     assert json.loads(body) == problem(error)[1]
     assert json.loads(anonymous["ResponseTemplates"]["application/json"]) == problem(UnauthenticatedError())[1]
+
+
+def test_an_issuer_that_is_away_is_our_outage(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    failed = refusals["AUTHORIZER_FAILURE"]
+    assert refusals["AUTHORIZER_CONFIGURATION_ERROR"] == failed
+    status, body, headers = problem(PlatformUnavailableError())
+    assert failed["StatusCode"] == status == 503
+    assert json.loads(failed["ResponseTemplates"]["application/json"]) == body
+    assert failed["ResponseParameters"]["Headers"]["Retry-After"] == f"'{headers['Retry-After']}'"
 
 
 # Versions and snapshots.

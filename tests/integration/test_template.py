@@ -274,6 +274,13 @@ def test_identity_parameters_have_a_form(
     assert [word for word in bad if pattern.fullmatch(word)] == []
 
 
+def test_an_issuer_and_its_keys_are_named_together(template: dict[str, Any]) -> None:
+    """Refused before anything is deployed: without keys every call would be 503."""
+    no_issuer, no_keys = ({"Fn::Equals": [{"Ref": name}, ""]} for name in ("IssuerUrl", "JwksUrl"))
+    rules = {json.dumps(rule["RuleCondition"]): rule["Assertions"][0]["Assert"] for rule in template["Rules"].values()}
+    assert rules == {json.dumps({"Fn::Not": [no_issuer]}): {"Fn::Not": [no_keys]}, json.dumps(no_issuer): no_keys}
+
+
 def test_a_refused_token_is_answered_with_the_reason(template: dict[str, Any]) -> None:
     """By a denial: the gateway's answer to it may quote the authorizer, its answer to an exception may not."""
     refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]

@@ -520,6 +520,51 @@ def test_a_sentence_may_stand_in_a_header_and_in_json(sentence: str) -> None:
     assert len(SENTENCES) == 9
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = [
+    "iss",
+    "aud",
+    "sub",
+    "exp",
+    "iat",
+    "nbf",
+    "jti",
+    "scope",
+    "scp",
+    "typ",
+    "token_use",
+    "client_id",
+    "nonce",
+    "events",
+]
+
+
+@given(
+    st.dictionaries(st.sampled_from(["typ", "kid", "alg", "crit", "cty", "b64", "zip"]), JSON),
+    st.dictionaries(st.sampled_from(NAMES), JSON),
+    st.sampled_from([SETTINGS, COGNITO]),
+)
+def test_whatever_the_issuer_signs_is_a_caller_or_refused(
+    header: dict[str, Any], claims: dict[str, Any], settings: Settings
+) -> None:
+    """In one of our sentences: nothing that a token holds is quoted, and nothing ends in another exception."""
+    lacks = {f"The token has no claim {name}." for name in ("exp", "iat", "iss", "sub", "aud", "client_id")}
+    refused: str | None = ""
+    try:
+        found = verify(token(header=header, **claims), settings)
+    except UnauthenticatedError as refusal:
+        refused = refusal.refused
+    if refused == "":
+        assert identity.is_account_id(found.account)
+        assert all(re.fullmatch(r"[!#-\[\]-~]+", scope) for scope in found.scopes)
+    else:
+        assert refused in {*SENTENCES, *lacks}
+
+
 def test_a_request_without_a_token_is_refused_without_a_reason() -> None:
     for headers in (None, {}, {"Authorization": ""}, {"Authorization": "Basic YTpi"}, {"authorization": "Bearer "}):
         with pytest.raises(UnauthenticatedError) as refusal:

@@ -5,16 +5,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from quittance import events, tasks
 from quittance.certified import Purpose
 from quittance.config import Settings
+from quittance.documentation import openapi_json
+from quittance.errors import PlatformUnavailableError, UnauthenticatedError, problem
 from quittance.escrow import State
 from quittance.events import AgentPublished, AgentRejected, TaskRefused, TaskSettled
-from quittance.identity import is_account_id
+from quittance.identity import EXPIRED, SCOPES, is_account_id
 from quittance.journal import PayoutState
 from quittance.limits import (
     CALL_MS_MAX,
@@ -78,6 +80,13 @@ def test_every_route_needs_a_token_but_health_keys_and_documentation(template: d
         "/health", "/.well-known/jwks.json", "/openapi.json", "/docs", "/log/checkpoint",
         "/log/tile/{level}/{index}/{width}",
     }  # fmt: skip
+    described = json.loads(openapi_json())["paths"].items()
+    assert {
+        path.removeprefix("/api/v1/economic")
+        for path, calls in described
+        for call in calls.values()
+        if call.get("security") == []
+    } == open_routes, "what the description says of them"
 
 
 def test_the_platforms_account_can_be_any_account_and_no_other(template: dict[str, Any]) -> None:
@@ -269,7 +278,122 @@ def test_the_committed_description_is_what_the_code_says() -> None:
     assert checked.returncode == 0, "run make openapi"
 
 
+# Identity.
+
+
+def clients(template: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The people's client and the operator's; there is no other."""
+    found = resources(template, "AWS::Cognito::UserPoolClient")
+    assert found.keys() == {"UserPoolClient", "OperatorClient"}
+    return found["UserPoolClient"], found["OperatorClient"]
+
+
+def test_the_operators_client_alone_has_our_scopes(template: dict[str, Any]) -> None:
+    """Else whoever signs in could mint credits."""
+    people, operator = clients(template)
+    (server,) = resources(template, "AWS::Cognito::UserPoolResourceServer").values()
+    assert {scope["ScopeName"] for scope in server["Scopes"]} == {*SCOPES}
+    assert {*operator["AllowedOAuthScopes"]} == {f"{server['Identifier']}/{scope}" for scope in SCOPES}
+    assert people["AllowedOAuthScopes"] == ["openid"]
+
+
+def test_people_sign_in_by_code_and_the_operator_by_secret(template: dict[str, Any]) -> None:
+    people, operator = clients(template)
+    assert (people["GenerateSecret"], people["AllowedOAuthFlows"]) == (False, ["code"])
+    assert (operator["GenerateSecret"], operator["AllowedOAuthFlows"]) == (True, ["client_credentials"])
+    for client in (people, operator):
+        assert client["AllowedOAuthFlowsUserPoolClient"] is True, "else the flows and scopes are ignored"
+        assert client["PreventUserExistenceErrors"] == "ENABLED"
+    assert people["CallbackURLs"] == {"Ref": "CallbackUrls"}
+    assert not [flow for flow in people["ExplicitAuthFlows"] if "PASSWORD" in flow]
+    assert operator["ExplicitAuthFlows"] == ["ALLOW_REFRESH_TOKEN_AUTH"], "none means passwords, too"
+    assert template["Resources"]["OperatorClient"]["DependsOn"] == "UserPoolScopes"
+
+
+def test_the_functions_accept_both_clients_of_the_pool(template: dict[str, Any]) -> None:
+    variables = template["Globals"]["Function"]["Environment"]["Variables"]
+    pools, others = {"Fn::Sub": "${UserPoolClient},${OperatorClient}"}, {"Fn::Join": [",", {"Ref": "Audience"}]}
+    assert variables["AUDIENCE"] == {"Fn::If": ["CreatesPool", pools, others]}
+    assert variables["AUDIENCE_CLAIM"] == {"Fn::If": ["CreatesPool", "client_id", {"Ref": "AudienceClaim"}]}
+    assert template["Parameters"]["Audience"]["Type"] == "CommaDelimitedList"
+    assert {*template["Parameters"]["AudienceClaim"]["AllowedValues"]} == {
+        *get_args(Settings.model_fields["audience_claim"].annotation)
+    }
+
+
+def test_the_outputs_say_where_the_pools_clients_get_tokens(template: dict[str, Any]) -> None:
+    """As AWS has it: the local cloud has the domain's pages at its own address (tests/e2e/test_identity.py)."""
+    (domain,) = resources(template, "AWS::Cognito::UserPoolDomain").values()
+    assert domain["Domain"]["Fn::If"][1:] == [
+        {"Ref": "LoginDomain"},
+        {"Fn::Sub": "${AWS::StackName}-${AWS::AccountId}"},
+    ]
+    outputs = {name: found["Value"] for name, found in template["Outputs"].items() if "Condition" in found}
+    assert outputs == {
+        "UserPoolId": {"Ref": "UserPool"},
+        "UserClientId": {"Ref": "UserPoolClient"},
+        "OperatorClientId": {"Ref": "OperatorClient"},
+        "LoginUrl": {"Fn::Sub": "https://${UserPoolDomain}.auth.${AWS::Region}.amazoncognito.com"},
+    }
+    assert "Secret" not in json.dumps(template["Outputs"]), "outputs can be read by whoever may look at the stack"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "good", "bad"),
+    [
+        ("LoginDomain", ["", "a", "quittance-7", "a" * 63], ["-a", "a-", "A", "a.b", "a" * 64, "a_b"]),
+        ("JwksUrl", ["", "https://a/b", "http://127.0.0.1:1/x"], ["file:///x", "ftp://x", "https://", "a/https://b"]),
+    ],
+)
+def test_identity_parameters_have_a_form(
+    template: dict[str, Any], parameter: str, good: list[str], bad: list[str]
+) -> None:
+    pattern = re.compile(template["Parameters"][parameter]["AllowedPattern"])
+    assert [word for word in good if not pattern.fullmatch(word)] == []
+    assert [word for word in bad if pattern.fullmatch(word)] == []
+
+
+def test_an_issuer_and_its_keys_are_named_together(template: dict[str, Any]) -> None:
+    """Refused before anything is deployed: without keys every call would be 503."""
+    no_issuer, no_keys = ({"Fn::Equals": [{"Ref": name}, ""]} for name in ("IssuerUrl", "JwksUrl"))
+    rules = {json.dumps(rule["RuleCondition"]): rule["Assertions"][0]["Assert"] for rule in template["Rules"].values()}
+    assert rules == {json.dumps({"Fn::Not": [no_issuer]}): {"Fn::Not": [no_keys]}, json.dumps(no_issuer): no_keys}
+
+
+def test_a_refused_token_is_answered_with_the_reason(template: dict[str, Any]) -> None:
+    """By a denial: the gateway's answer to it may quote the authorizer, its answer to an exception may not."""
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    denied, anonymous = refusals["ACCESS_DENIED"], refusals["UNAUTHORIZED"]
+    assert denied["StatusCode"] == anonymous["StatusCode"] == 401
+    assert denied["ResponseParameters"]["Headers"]["WWW-Authenticate"] == "context.authorizer.challenge"
+    assert anonymous["ResponseParameters"]["Headers"]["WWW-Authenticate"] == "'Bearer'"
+    error = UnauthenticatedError(EXPIRED)
+    body = denied["ResponseTemplates"]["application/json"].replace("$context.authorizer.refused", EXPIRED)
+    assert json.loads(body) == problem(error)[1]
+    assert json.loads(anonymous["ResponseTemplates"]["application/json"]) == problem(UnauthenticatedError())[1]
+
+
+def test_an_issuer_that_is_away_is_our_outage(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    failed = refusals["AUTHORIZER_FAILURE"]
+    assert refusals["AUTHORIZER_CONFIGURATION_ERROR"] == failed
+    status, body, headers = problem(PlatformUnavailableError())
+    assert failed["StatusCode"] == status == 503
+    assert json.loads(failed["ResponseTemplates"]["application/json"]) == body
+    assert failed["ResponseParameters"]["Headers"]["Retry-After"] == f"'{headers['Retry-After']}'"
+
+
 # Versions and snapshots.
+
+
+def test_outputs_name_functions_by_their_alias(template: dict[str, Any]) -> None:
+    """Without it AWS runs the newest code, even if its rollout was taken back, and never from a snapshot."""
+    functions = resources(template, "AWS::Serverless::Function")
+    outputs = {name: found["Value"] for name, found in template["Outputs"].items() if name in functions}
+    assert outputs == {name: {"Ref": f"{name}.Alias"} for name in functions}
+    for name, found in template["Outputs"].items():
+        named = re.findall(r"'(\w+Function)'", str(found["Value"]))
+        assert name in functions or not named, f"{name} names a function past its alias"
 
 
 def test_every_function_has_versions_of_all_that_it_is(template: dict[str, Any]) -> None:

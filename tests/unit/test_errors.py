@@ -124,6 +124,14 @@ def test_problem_types_are_distinct() -> None:
         (TooManyRunningError(running_max=2, retry_after_s=3), {"Retry-After": "3"}),
         (PlatformUnavailableError(retry_after_s=0), {"Retry-After": "0"}),
         (UnauthenticatedError(), {"WWW-Authenticate": "Bearer"}),
+        (
+            UnauthenticatedError("The token has expired."),
+            {"WWW-Authenticate": 'Bearer error="invalid_token", error_description="The token has expired."'},
+        ),
+        (
+            MissingScopeError("ledger:deposit"),
+            {"WWW-Authenticate": 'Bearer error="insufficient_scope", scope="ledger:deposit"'},
+        ),
         (TaskConflictError("t"), {}),
     ],
 )

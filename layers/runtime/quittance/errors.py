@@ -84,10 +84,12 @@ class InvalidRequestError(RequestError):
 
 
 class UnauthenticatedError(RequestError):
-    """The request carries no verified identity."""
+    """The request carries no verified identity. `refused` is the check that its token failed, None without a token."""
 
-    def __init__(self) -> None:
-        super().__init__("Send a valid bearer token in the Authorization header.")
+    def __init__(self, refused: str | None = None) -> None:
+        advice = "Send a valid bearer token in the Authorization header."
+        super().__init__(f"{refused} {advice}" if refused else advice)
+        self.refused = refused
 
 
 class InsufficientFundsError(RequestError):
@@ -107,6 +109,7 @@ class MissingScopeError(RequestError):
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"The token needs the scope {scope!r}.", required_scope=scope)
+        self.scope = scope
 
 
 class AccountFrozenError(RequestError):
@@ -365,6 +368,13 @@ def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]
         **error.members,
     }
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    if status is HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 §11.6.1: a 401 must name its scheme
+    if isinstance(error, UnauthenticatedError | MissingScopeError):
+        headers["WWW-Authenticate"] = challenge(error)
     return int(status), body, headers
+
+
+def challenge(error: UnauthenticatedError | MissingScopeError) -> str:
+    """What `WWW-Authenticate` says of a refusal (RFC 6750 §3): the scheme alone to whoever sent no token."""
+    if isinstance(error, MissingScopeError):
+        return f'Bearer error="insufficient_scope", scope="{error.scope}"'
+    return "Bearer" if error.refused is None else f'Bearer error="invalid_token", error_description="{error.refused}"'

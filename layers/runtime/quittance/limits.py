@@ -47,6 +47,10 @@ JWKS_FAILURE_S_MAX: Final = 2  # for how long a failed read of the roots is answ
 COUNT_MAX: Final = 2**53  # of any counter in a receipt: JSON numbers are exact up to it
 LOG_SIZE_MAX: Final = COUNT_MAX  # entries
 
+# The keys of the issuer whose tokens are accepted.
+ISSUER_KEYS_AGE_S_MAX: Final = 5 * 60  # a key that the issuer has withdrawn is good for so much longer
+ISSUER_KEYS_REFETCH_S_MIN: Final = 10  # between two reads for tokens that no known key fits, in one environment
+
 # What one execution of the workflow may carry (docs/howto/step-functions.md).
 WORKFLOW_STATE_BYTES_MAX: Final = 256 * KIB  # Step Functions' own limit, which ends an execution that grows over it
 RUN_ID_CHARS_MAX: Final = 100  # a task's id is the run's with two numbers

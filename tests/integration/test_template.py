@@ -115,15 +115,29 @@ def test_no_role_deletes_anything_or_changes_a_policy(template: dict[str, Any]) 
                 assert not [action for action in listed(statement["Action"]) if changing.match(action)], name
 
 
+NOTE_OWNERS = {"AccountsFunction", "SweepFunction"}
+
+
 def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str, Any]) -> None:
     writes = ("dynamodb:PutItem", "dynamodb:UpdateItem")
     assert holders(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
     assert holders(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
-    assert holders(template, "RegistryTable", *writes) == {"AgentsFunction", "PublishFunction"}
+    assert holders(template, "RegistryTable", *writes) == {"AgentsFunction", "PublishFunction", *NOTE_OWNERS}
     assert holders(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
     assert not holders(template, "LedgerTable", *writes) & {"AgentsFunction", "AuditFunction", "HealthFunction"}
     assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction"}
     assert not holders(template, "") & {"AuthorizerFunction"}
+
+
+def test_who_moves_bonds_may_write_owners_and_no_agents(template: dict[str, Any]) -> None:
+    """Whoever holds money must not be able to change what runs."""
+    for function in NOTE_OWNERS:
+        (noted,) = [
+            statement
+            for name, statement in statements(template)
+            if name == function and statement["Resource"] == {"Fn::GetAtt": ["RegistryTable", "Arn"]}
+        ]
+        assert noted["Condition"] == {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["OWNER#*"]}}
 
 
 def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[str, Any]) -> None:
@@ -131,7 +145,8 @@ def test_conditions_are_those_that_the_local_cloud_enforces_too(template: dict[s
     for function, statement in statements(template):
         if "Condition" in statement:
             keys = [key for test in statement["Condition"].values() for key in test]
-            assert (statement["Action"], keys) == ("dynamodb:GetItem", ["dynamodb:LeadingKeys"]), function
+            assert keys == ["dynamodb:LeadingKeys"], function
+            assert {*listed(statement["Action"])} <= {"dynamodb:GetItem", "dynamodb:UpdateItem"}, function
 
 
 def actions(template: dict[str, Any], function: str) -> set[str]:

@@ -192,7 +192,11 @@ def test_a_bond_that_is_used_up_ends_its_agents_tasks_until_a_top_up(dear: Cloud
 def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"), acceptance={"min_bytes": 1})
     quote = publishing.estimate(dear, agent)
-    pins = {"module_sha256": quote.module_sha256, "tariff_sha256": quote.tariff_sha256, "rules_sha256": quote.rules_sha256}
+    pins = {
+        "module_sha256": quote.module_sha256,
+        "tariff_sha256": quote.tariff_sha256,
+        "rules_sha256": quote.rules_sha256,
+    }
     assert run(dear, agent, **pins).success
     assert run(dear, agent, task_id="t-2", rules_sha256=publishing.describe(dear, agent).rules_sha256).success
     for field in pins:

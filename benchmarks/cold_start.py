@@ -48,6 +48,7 @@ BUDGETS: Final[Mapping[str, Budget]] = {
     "result": Budget(24, 9, ROUTES),
     "agents": Budget(24, 9, ROUTES),
     "accounts": Budget(22, 8, ROUTES),
+    "operations": Budget(22, 1, "routes with validation and botocore; operators call it rarely"),
     "public": Budget(24, 9, ROUTES),
     "publish": Budget(20, 1, "no routes; nobody waits for it"),
     "work": Budget(22, 1, "no routes; the queue waits, not a person"),

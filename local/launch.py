@@ -1,4 +1,4 @@
-"""ministack, with policies enforced (AUTH), and seven things that it does not do by itself.
+"""ministack, with policies enforced (AUTH), and eight things that it does not do by itself.
 
 - A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
   unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
@@ -8,6 +8,7 @@
 - `dynamodb:LeadingKeys` is known where a request names its keys (not in transactions).
 - A REST API leaves `path` and `pathParameters` as the client encoded them, as on AWS. ministack decodes them.
 - The loopback counts as TLS: else the buckets, which refuse everybody without it, would refuse everybody here.
+- An alias's EventInvokeConfig holds where the alias is invoked asynchronously. ministack reads that of `$LATEST` only.
 - What a handler raises keeps its class for a name, and its worker lives on. ministack would tell every exception as
   `Runtime.HandlerError` and end the worker: no Retry or Catch by name could be tried, every refusal would start cold.
 
@@ -106,6 +107,18 @@ def _encoded_paths(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
     return answer
 
 
+def _with_invoke_config(invoke: Callable[..., Any]) -> Callable[..., Any]:
+    def invoking(record: dict[str, Any], event: Any) -> Any:  # noqa: ANN401
+        function = lambda_svc._functions.get(record["config"]["FunctionName"], {})  # noqa: SLF001
+        configs = function.get("event_invoke_configs") or {}
+        named = [configs[alias] for alias in function.get("aliases", {}) if alias in configs]
+        if named and record is not function:  # a version: the template's functions have one alias each
+            record["event_invoke_config"] = named[0]
+        return invoke(record, event)
+
+    return invoking
+
+
 def _prepare(env: Mapping[str, str]) -> None:
     lambda_runtime.zipfile = SimpleNamespace(**{**vars(zipfile), "ZipFile": _SharedLayers})
     sink = Path(env["QUITTANCE_CALLS"]).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the cloud runs
@@ -113,6 +126,7 @@ def _prepare(env: Mapping[str, str]) -> None:
     app.SERVICE_HANDLERS["s3"] = _missing_denied(app.SERVICE_HANDLERS["s3"])
     app.pin_request_origin = lambda address, _secure: iam_evaluator.pin_request_origin(address, secure_transport=True)
     app._handle_execute_api_request = _encoded_paths(app._handle_execute_api_request)  # noqa: SLF001
+    lambda_svc.invoke_async_with_retry = _with_invoke_config(lambda_svc.invoke_async_with_retry)
     _name_errors()
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
 

@@ -250,3 +250,19 @@ def test_the_webhook_is_part_of_the_request(user: User, echo: str, receiver: Rec
 def test_a_url_that_cannot_be_told_is_refused(user: User, echo: str, url: object) -> None:
     refused = user.execute(echo, webhook=url)
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (400, "webhook")
+
+
+def test_payouts_are_told_when_requested_and_when_decided(
+    told: Told, api: Callable[..., httpx.Client], deposit: Callable[..., None]
+) -> None:
+    """By the stream's filters, which let a new withdrawal through and a decided one."""
+    alice = User.new(api, deposit)
+    cashier = api(f"cashier-{uuid.uuid4().hex[:12]}", "ledger:payout")
+    body = {"withdrawal_id": "w-1", "amount": "0.25"}
+    assert alice.http.post("/accounts/me/withdrawals", json=body).status_code == 201
+    (requested,) = told(account=alice.name)
+    payout_id = requested["detail"]["payout_id"]
+    assert (requested["detail-type"], requested["detail"]["amount"]) == ("PayoutRequested", "0.25")
+    assert cashier.post(f"/payouts/{payout_id}", json={"state": "failed"}).status_code == 200
+    (decided,) = told(event="PayoutDecided", payout_id=payout_id)
+    assert (decided["detail"]["state"], decided["detail"]["account"]) == ("failed", alice.name)

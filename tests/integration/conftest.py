@@ -52,6 +52,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
         session.create_client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
     for name in ("uploads", "binaries", "outputs", "log"):
         session.create_client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        session.create_client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     session.create_client("events").create_event_bus(Name="bus")
     webhooks = session.create_client("sqs").create_queue(QueueName="webhooks")["QueueUrl"]
     key = session.create_client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")

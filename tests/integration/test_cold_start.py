@@ -34,6 +34,7 @@ NOT_LOADED = {
     "result": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
     "agents": ENGINE | {"quittance.sandbox.supervisor", "quittance.auditing", "quittance.tasks"},
     "accounts": ENGINE | {"quittance.sandbox", "quittance.auditing", "quittance.tasks", "quittance.publishing"},
+    "operations": ENGINE | BEHIND - {"aws_lambda_powertools.event_handler"},
     "public": ENGINE | {"quittance.sandbox.supervisor", "quittance.auditing", "quittance.publishing"},
     "publish": ENGINE | ROUTES | {"quittance.auditing", "quittance.tasks"},
     "work": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},

@@ -11,6 +11,7 @@ import pytest
 from quittance import delivering, outbound, publishing, tasks, webhook
 from quittance.errors import InvalidRequestError
 from quittance.escrow import escrow_id
+from quittance.journal import PayoutState
 from quittance.limits import EVENT_BYTES_MAX, WEBHOOK_TRIES_MAX, WEBHOOK_WAIT_S_MAX
 from quittance.models import TaskRequest
 from quittance.outbound import UndeliveredError
@@ -178,6 +179,22 @@ def test_uploads_are_told_when_they_are_decided(platform: Cloud, bus: Bus, conte
     again = rejected | {"upload_number": {"N": "3"}}
     assert notify(context, stream_record(5, rejected, again)) == []
     assert bus.details[-1]["upload"] == 3
+
+
+def test_payouts_are_told_when_they_are_requested_and_decided(platform: Cloud, bus: Bus, context: Any) -> None:
+    payout = platform.ledger.withdraw("alice", "w-1", 500_000, now_ms=platform.now_ms())
+    (requested,) = platform.items("OUT#")
+    platform.ledger.decide_payout(payout, PayoutState.FAILED, by="bank", now_ms=platform.now_ms())
+    (failed,), (returned,) = platform.items("OUT#"), platform.items("BACK#")
+    of_before = {name: value for name, value in requested.items() if name not in {"payout", "work", "work_at"}}
+    silent = [(requested, requested), (failed, failed), ({}, returned), ({}, of_before)]
+    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(silent))) == []
+    assert bus.details == []
+    told = [({}, requested), (requested, failed), (of_before, failed)]
+    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(told))) == []
+    assert [one["event"] for one in bus.details] == ["PayoutRequested", "PayoutDecided", "PayoutDecided"]
+    assert [one["event_id"].rpartition(".")[2] for one in bus.details] == ["requested", "failed", "failed"]
+    assert {one["amount"] for one in bus.details} == {"0.5"}
 
 
 def test_a_judges_escrow_is_told_of_as_its_own_task_but_calls_nobody(platform: Cloud, bus: Bus, context: Any) -> None:

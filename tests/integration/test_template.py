@@ -13,8 +13,10 @@ from quittance import tasks
 from quittance.config import Settings
 from quittance.escrow import State
 from quittance.identity import is_account_id
+from quittance.journal import PayoutState
 from quittance.limits import (
     CALL_MS_MAX,
+    SLOTS_MAX,
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
     WEBHOOK_CONNECT_MS_MAX,
@@ -107,7 +109,7 @@ def test_no_role_allows_more_than_it_names(template: dict[str, Any]) -> None:
 def test_no_role_deletes_anything_or_changes_a_policy(template: dict[str, Any]) -> None:
     """Nothing of the ledger or the log is ever deleted; a version of an object that is overwritten stays."""
     changing = re.compile(
-        r"(dynamodb|s3|kms):.*(Delete|Policy|Batch(Write|Execute)|PartiQL|Restore|Disable|Version)|iam:"
+        r"(?!s3:GetObjectVersion$)(dynamodb|s3|kms):.*(Delete|Policy|Batch(Write|Execute)|PartiQL|Restore|Disable|Version)|iam:"
     )
     for name, resource in template["Resources"].items():
         if name not in BROAD:
@@ -122,10 +124,15 @@ def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str
     writes = ("dynamodb:PutItem", "dynamodb:UpdateItem")
     assert holders(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
     assert holders(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
-    assert holders(template, "RegistryTable", *writes) == {"AgentsFunction", "PublishFunction", *NOTE_OWNERS}
+    assert holders(template, "RegistryTable", *writes) == {
+        "AgentsFunction",
+        "PublishFunction",
+        "OperationsFunction",
+        *NOTE_OWNERS,
+    }
     assert holders(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
     assert not holders(template, "LedgerTable", *writes) & {"AgentsFunction", "AuditFunction", "HealthFunction"}
-    assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction"}
+    assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction", "OperationsFunction"}
     assert not holders(template, "") & {"AuthorizerFunction"}
 
 
@@ -157,10 +164,7 @@ def test_whoever_works_on_the_queue_may_do_what_execute_may_and_read_the_queue(t
     functions = resources(template, "AWS::Serverless::Function")
     execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
     work = functions["WorkFunction"]["Policies"][0]["Statement"]
-    assert [statement["Action"] for statement in execute if statement not in work] == [
-        "s3:PutObject",
-        "sqs:SendMessage",
-    ]
+    assert [statement["Action"] for statement in execute if statement not in work] == ["s3:PutObject"]
     assert [statement for statement in work if statement not in execute] == [
         {"Effect": "Allow", "Action": "s3:GetObject", "Resource": {"Fn::Sub": "${OutputsBucket.Arn}/inputs/*"}},
         {"Effect": "Allow", "Action": CONSUME, "Resource": {"Fn::GetAtt": ["TaskQueue", "Arn"]}},
@@ -253,10 +257,13 @@ def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: d
         [json.loads(one["Pattern"])["dynamodb"] for one in mappings[name]["FilterCriteria"]["Filters"]]
         for name in ("NotifyOfLedger", "NotifyOfRegistry")
     )
-    (settled,) = ledger
+    settled, *payouts = ledger
+    assert [pattern["NewImage"]["payout"]["S"] for pattern in payouts] == [
+        [PayoutState.REQUESTED], [PayoutState.PAID, PayoutState.FAILED],
+    ]  # fmt: skip
     assert settled["OldImage"]["state"]["S"] == [State.FUNDED]
     assert {*settled["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
-    for pattern, state in zip(registry, (AgentState.ACTIVE, AgentState.REJECTED), strict=True):
+    for pattern, state in zip(registry, (AgentState.ACTIVE, AgentState.REJECTED, AgentState.FAILED), strict=True):
         assert pattern["NewImage"]["upload_state"]["S"] == [state]
         assert pattern["OldImage"]["upload_state"]["S"] == [{"anything-but": [state]}]
     for name in ("NotifyOfLedger", "NotifyOfRegistry"):
@@ -282,6 +289,26 @@ def test_the_stage_and_the_executor_are_bounded(template: dict[str, Any]) -> Non
         assert template["Parameters"][name]["Default"] > 0
     reserved = template["Resources"]["ExecuteFunction"]["Properties"]["ReservedConcurrentExecutions"]
     assert reserved == {"Fn::If": ["HasExecuteConcurrency", {"Ref": "ExecuteConcurrency"}, {"Ref": "AWS::NoValue"}]}
+
+
+@pytest.mark.parametrize("name", ["Execute", "Publish", "Sweep", "Audit", "Authorizer"])
+def test_concurrency_is_reserved_only_where_the_operator_asks(template: dict[str, Any], name: str) -> None:
+    """New AWS accounts can reserve none, and a reservation of 0 would stop the function."""
+    parameter = template["Parameters"][f"{name}Concurrency"]
+    assert (parameter["Type"], parameter["Default"], parameter["MinValue"]) == ("Number", 0, 0)
+    condition = {"Fn::Not": [{"Fn::Equals": [{"Ref": f"{name}Concurrency"}, 0]}]}
+    assert template["Conditions"][f"Has{name}Concurrency"] == condition
+    reserved = template["Resources"][f"{name}Function"]["Properties"]["ReservedConcurrentExecutions"]
+    asked, none = {"Ref": f"{name}Concurrency"}, {"Ref": "AWS::NoValue"}
+    assert reserved == {"Fn::If": [f"Has{name}Concurrency", asked, none]}
+
+
+def test_one_account_cannot_take_the_whole_queue(template: dict[str, Any]) -> None:
+    of_one, of_all = (template["Parameters"][f"{name}Concurrency"] for name in ("Account", "Work"))
+    assert 0 < of_one["Default"] <= of_all["Default"] // 2
+    assert (of_one["MinValue"], of_one["MaxValue"]) == (0, SLOTS_MAX)
+    declared = template["Globals"]["Function"]["Environment"]["Variables"]["ACCOUNT_CONCURRENCY"]
+    assert declared == {"Ref": "AccountConcurrency"}
 
 
 def test_a_request_that_the_gateway_refuses_is_told_so_in_our_words(template: dict[str, Any]) -> None:

@@ -199,10 +199,10 @@ def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
     }
     assert run(dear, agent, **pins).success
     assert run(dear, agent, task_id="t-2", rules_sha256=publishing.describe(dear, agent).rules_sha256).success
-    for field in pins:
+    for field, pinned in pins.items():
         with pytest.raises(TermsChangedError) as changed:
             run(dear, agent, task_id="t-3", **pins | {field: "00" * 32})
-        assert changed.value.members["errors"] == [{"field": field, "message": f"must be {pins[field]}, or absent"}]
+        assert changed.value.members["errors"] == [{"field": field, "message": f"must be {pinned}, or absent"}]
     publishing.open_version(
         dear, OWNER, agent, VersionRequest.model_validate({"tariff": {"type": "flat", "price": "0.9"}})
     )

@@ -33,11 +33,12 @@ OF_LAMBDA = {
     "Runtime.ExitError",
     "States.Timeout",
 }
-# What only HTTP, deposits and proofs raise.
+# What only HTTP, deposits, payouts and proofs raise.
 NOT_OF_TASKS = {
     "UnauthenticatedError",
     "MissingScopeError",
     "MovementConflictError",
+    "PayoutConflictError",
     "UnsupportedMediaTypeError",
     "NotLoggedError",
 }
@@ -75,7 +76,8 @@ def test_every_substitution_is_given(template: dict[str, Any]) -> None:
 def test_every_refusal_is_caught_and_all_else_is_tried_again() -> None:
     """By exact names: a misspelt one would match nothing, and a new error would end executions."""
     retried, caught = named(EXECUTE["Retry"]), named(EXECUTE["Catch"])
-    assert retried == {"TaskInProgressError", "PlatformUnavailableError", "AgentNotReadyError"} | OF_LAMBDA
+    ours = {"TaskInProgressError", "TooManyRunningError", "FundingPausedError", "PlatformUnavailableError"}
+    assert retried == ours | {"AgentNotReadyError"} | OF_LAMBDA
     assert caught == subclasses(RequestError) - {"RequestError", "TaskInProgressError"} - NOT_OF_TASKS
     assert subclasses(QuittanceError) - NOT_OF_TASKS - {"QuittanceError", "RequestError"} <= retried | caught
     assert named(WORKFLOW["States"]["Plan"]["Retry"]) == OF_LAMBDA

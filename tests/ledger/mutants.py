@@ -130,9 +130,40 @@ MUTANTS = (
         "reputation.fold(Standing(), new)",
         MATRIX,
     ),
+    Mutant(
+        "movements: one amount an id", LEDGER, "if recorded.amount_micro != line.amount_micro:", "if False:", MATRIX
+    ),
+    Mutant(
+        "deposits: one depositor an id",
+        LEDGER,
+        "if recorded.depositor not in {None, line.depositor}:",
+        "if False:",
+        MATRIX,
+    ),
+    Mutant("payouts: decided once", LEDGER, "attribute_not_exists(#decided_ms)", "attribute_exists(#amount)", MATRIX),
+    Mutant(
+        "payouts: what failed is returned",
+        LEDGER,
+        "self._give({payout.account: payout.amount_micro}, ",
+        "self._give({}, ",
+        MATRIX,
+    ),
+    Mutant(
+        "payouts: the journal of what is returned",
+        LEDGER,
+        '[{"Update": write}, returned]',
+        '[{"Update": write}]',
+        MATRIX,
+    ),
+    Mutant(
+        "payouts: leave the index",
+        LEDGER,
+        'remove=("work", "work_at"),\n            condition="attribute_exists(#amount)',
+        'condition="attribute_exists(#amount)',
+        MATRIX,
+    ),
     Mutant("log: each agent's own standing", LEDGER, "entries[entry.agent]", 'entries["agt"]', MATRIX),
     Mutant("sweep: refunds the expired", "sweeping.py", "self._expire)", "lambda _: None)", PAIR),
-    Mutant("movements: one amount an id", LEDGER, "if recorded.amount_micro != amount_micro:", "if False:", MATRIX),
     Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
     Mutant("judges: a bond's lack is its own refusal", LEDGER, "if is_bond(lack.account):", "if False:", BONDS),
     Mutant(

@@ -29,6 +29,7 @@ from quittance import escrow as escrows
 from quittance.bond import bond_account
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, State
+from quittance.journal import PayoutState
 from quittance.pricing import ComputePrices
 from quittance.run import Limits, Meter, Outcome, Run
 from tests.depth import LONG
@@ -76,6 +77,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.balances: dict[str, int] = {}
         self.held: dict[str, Held] = {}
         self.moved: dict[tuple[str, str, str], int] = {}
+        self.decided: dict[tuple[str, str], PayoutState] = {}
         self.unlogged: list[tuple[str, int]] = []
         self.written_off = self.written_off_before = 0
         for account in ("alice", "bob"):
@@ -110,6 +112,19 @@ class LedgerMachine(RuleBasedStateMachine):
             if recorded is None:
                 self.moved["out", account, str(number)] = amount
                 self.add(account, -amount)
+
+    @rule(account=USERS, number=st.integers(0, 3), state=st.sampled_from((PayoutState.PAID, PayoutState.FAILED)))
+    def decide_payout(self, account: str, number: int, state: PayoutState) -> None:
+        payout = self.world.ledger.payout(account, str(number))
+        amount = self.moved.get(("out", account, str(number)))
+        assert (payout and payout.amount_micro) == amount
+        if payout is None or amount is None:
+            return
+        stood = self.world.ledger.decide_payout(payout, state, by="bank", now_ms=self.now)
+        due = self.decided.setdefault((account, str(number)), state)
+        assert stood.state == due
+        if payout.state is PayoutState.REQUESTED and due is PayoutState.FAILED:
+            self.add(account, amount)
 
     @rule(owner=OWNERS, number=st.integers(0, 3), amount=st.one_of(AMOUNTS, AMOUNTS.map(lambda amount: -amount)))
     def move_bond(self, owner: str, number: int, amount: int) -> None:

@@ -125,6 +125,12 @@ class Agents:
 
     get_cached = get
 
+    def is_frozen(self, account: str) -> bool:
+        return False
+
+    def funding_is_paused(self) -> bool:
+        return False
+
     def owner(self, owner_id: str) -> OwnerState:
         return OwnerState(bonded=not self.short.get(owner_id))
 

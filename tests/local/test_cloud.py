@@ -107,7 +107,7 @@ def shared(tmp_path_factory):
     venvs.ensure("cloud")
     state = State(tmp_path_factory.mktemp("shared"))
     running = cloud.start(state)
-    own = {name: deploy.aws(running, name) for name in ("iam", "sts", "dynamodb", "s3", "lambda", "apigateway")}
+    own = {name: deploy.aws(running, name) for name in ("iam", "sts", "dynamodb", "s3", "lambda", "apigateway", "sqs")}
     own["dynamodb"].create_table(
         TableName="table", KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}], BillingMode="PAY_PER_REQUEST",
         AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "other")],
@@ -266,6 +266,26 @@ def handler(event, context):
         lambda: any("[ERROR] RefusedError: no" in line for line in deploy.functions_log(running)),
         "the log does not tell of it",
     )
+
+
+def test_a_failed_event_of_an_alias_goes_to_its_destination(tenant):
+    """A repair of launch.py, as on AWS. Without it: three tries, and the event is lost."""
+    code = "def handler(event, context):\n    raise ValueError(event)\n"
+    client, sqs = tenant.own["lambda"], tenant.own["sqs"]
+    client.create_function(
+        FunctionName=tenant.name, Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler", Timeout=30,
+        Role=f"{IAM}:role/{tenant.name}", Code={"ZipFile": zipped({"app.py": code})}, Publish=True,
+    )  # fmt: skip
+    client.create_alias(FunctionName=tenant.name, Name="live", FunctionVersion="1")
+    queue = sqs.create_queue(QueueName=tenant.name)["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    client.put_function_event_invoke_config(
+        FunctionName=tenant.name, Qualifier="live", MaximumRetryAttempts=1,
+        DestinationConfig={"OnFailure": {"Destination": arn}},
+    )  # fmt: skip
+    client.invoke(FunctionName=f"{tenant.name}:live", InvocationType="Event", Payload=b'{"a": 1}')
+    found = until(lambda: sqs.receive_message(QueueUrl=queue).get("Messages"), "the event is not in the queue")
+    assert json.loads(found[0]["Body"])["requestPayload"] == {"a": 1}
 
 
 def test_a_path_reaches_a_function_as_it_was_encoded(tenant):

@@ -1,7 +1,7 @@
 """The auditor's equations: the invariants of the ledger, recomputed from every item of the table. Pure.
 
 I1 conservation, I2 no debt, I3 split, I4 fee, I6 states, I8 expiry, I10 and I11 balances, I12 receipts, I15 the log,
-I16 standings. The code shares nothing with the writes that it audits but the items.
+I16 standings, and the payouts of withdrawals. The code shares nothing with the writes that it audits but the items.
 """
 
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ from quittance import log, reputation
 from quittance.bond import bond_account, is_bond, owner_of
 from quittance.certified import ProofError
 from quittance.escrow import Escrow, State
-from quittance.journal import Kind, Line
+from quittance.journal import Kind, Line, Payout, PayoutState
 from quittance.limits import EXPIRY_REFUND_MS_MAX
 from quittance.receipt import read_claims, verify
 from quittance.reputation import Standing
@@ -81,7 +81,7 @@ class Unreadable:
     reason: str
 
 
-Item = Line | Balance | Entry | Batch | LogHead | Kept | Unreadable
+Item = Line | Payout | Balance | Entry | Batch | LogHead | Kept | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,11 @@ class Audit:
     escrows: int = 0
     deposited_micro: int = 0
     withdrawn_micro: int = 0
+    """Without what was returned because it could not be paid out."""
+    payouts_waiting: int = 0
+    waiting_micro: int = 0
+    """Of what is withdrawn, how much is not known to be paid out."""
+    oldest_payout_age_ms: int = 0
     available_micro: int = 0
     held_micro: int = 0
     uncredited_micro: int = 0
@@ -135,13 +140,16 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
     journalled: Counter[tuple[str, Kind]] = Counter()
     due: Counter[str] = Counter()
     charged: Counter[str] = Counter()
+    returned: Counter[tuple[str, str]] = Counter()
     logged = _Logged()
     for item in items:
         match item:
             case Line(account, kind):
                 expected[account] += item.amount_micro
                 journalled[account, kind] += item.amount_micro
-                _charge(result, item, due, charged)
+                _note(result, item, due, charged, returned)
+            case Payout():
+                _check_payout(result, item, returned, now_ms)
             case Balance(account, available_micro):
                 available[account] += available_micro
                 charged[account] -= item.charged_micro
@@ -158,10 +166,10 @@ def audit(items: Iterable[Item], *, jwks: Mapping[str, Any], platform_account: s
                 logged.add(item)
             case Unreadable(at, reason):
                 result.check("form", at, "readable", reason)
-    for account in sorted(expected.keys() | available.keys()):
-        result.check("I10/I11", account, expected[account], available[account])
+    _check_balances(result, expected, available)
     for account in sorted(charged):
         result.check("I10", f"{account} charged", 0, charged[account])
+    _check_returned(result, returned)
     _check_journal(result, credited, journalled, due)
     _check_log(result, logged)
     outside = result.deposited_micro - result.withdrawn_micro
@@ -230,8 +238,12 @@ def _append(result: Audit, batch: Batch, logged: _Logged) -> None:
         result.standings[agent_id] = reputation.fold(result.standings.get(agent_id, Standing()), new)
 
 
-def _charge(result: Audit, line: Line, due: Counter[str], charged: Counter[str]) -> None:
-    """A bond pays no more than is due, and its purses note what they have paid."""
+def _note(
+    result: Audit, line: Line, due: Counter[str], charged: Counter[str], returned: Counter[tuple[str, str]]
+) -> None:
+    """Of a charge: a bond pays no more than is due, and its purses note what they have paid. Of a return: how much."""
+    if line.kind is Kind.RETURNED:
+        returned[line.account, line.reference] += line.amount_micro
     if line.kind is not Kind.CHARGE:
         return
     due_micro, taken_micro = line.due_micro or 0, -line.amount_micro
@@ -251,6 +263,35 @@ def _credit(credited: Counter[tuple[str, Kind]], escrow: Escrow, *, platform_acc
     credited[bond_account(escrow.owner), Kind.JUDGING] += returned_micro
     credited[bond_account(escrow.owner), Kind.CHARGE] += settlement.charge_micro
     credited[platform_account, Kind.FEES] += settlement.split.fee_micro
+
+
+def _check_balances(result: Audit, expected: Counter[str], available: Counter[str]) -> None:
+    for account in sorted(expected.keys() | available.keys()):
+        result.check("I10/I11", account, expected[account], available[account])
+
+
+def _check_returned(result: Audit, returned: Counter[tuple[str, str]]) -> None:
+    for (account, withdrawal_id), difference_micro in sorted(returned.items()):
+        result.check("payouts", f"{account} {withdrawal_id}", 0, difference_micro)
+
+
+def _check_payout(result: Audit, payout: Payout, returned: Counter[tuple[str, str]], now_ms: int) -> None:
+    """What failed to be paid out was returned, to the same account and in full, and nothing else was.
+
+    A payout that waits is in the index, where the operator finds it; one that is decided is not, and says by whom and
+    when. A withdrawal of before has no state and is in no index: it waits, and `returned` learns nothing of it.
+    """
+    at = f"{payout.account} {payout.withdrawal_id}"
+    waits = payout.state is PayoutState.REQUESTED
+    if payout.state is PayoutState.FAILED:
+        returned[payout.account, payout.withdrawal_id] -= payout.amount_micro
+    if waits:
+        result.payouts_waiting += 1
+        result.waiting_micro += payout.amount_micro
+        result.oldest_payout_age_ms = max(result.oldest_payout_age_ms, now_ms - payout.requested_ms)
+    decided = (payout.decided_ms is not None, payout.decided_by is not None)
+    result.check("payouts", at, (not waits, not waits), decided)
+    result.check("payouts", at, waits and payout.recorded, payout.waits)
 
 
 def _check_journal(

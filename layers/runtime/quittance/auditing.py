@@ -38,6 +38,7 @@ def report(result: Audit) -> list[str]:
         f"in the log   {result.log.size}, published {result.log.published}",
         f"deposited    {format_credits(result.deposited_micro)}",
         f"withdrawn    {format_credits(result.withdrawn_micro)}",
+        f"to pay out   {format_credits(result.waiting_micro)} in {result.payouts_waiting} withdrawals",
         f"available    {format_credits(result.available_micro)}",
         f"held         {format_credits(result.held_micro)}",
         f"uncredited   {format_credits(result.uncredited_micro)}",

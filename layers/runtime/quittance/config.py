@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX
+from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX, SLOTS_MAX
 from quittance.pricing import ComputePrices
 
 
@@ -20,6 +20,7 @@ class Settings(BaseModel):
     binaries_bucket: str
     outputs_bucket: str
     log_bucket: str
+    account_concurrency: int = Field(default=0, ge=0, le=SLOTS_MAX)
     ledger_shards: int = Field(ge=1, le=64)
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
     compute_run_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)

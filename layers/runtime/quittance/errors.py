@@ -5,7 +5,9 @@ QuittanceError
 │   ├── InvalidRequestError           400  fields are wrong; each is named
 │   ├── UnauthenticatedError          401  no verified identity
 │   ├── InsufficientFundsError        402  available and required are given
+│   ├── BondRequiredError             402  the owner's bond is below the minimum
 │   ├── MissingScopeError             403  the token lacks a scope
+│   ├── AccountFrozenError            403  an operator has frozen the account
 │   ├── NotFoundError                 404  unknown, or not yours
 │   ├── TaskConflictError             409  same task_id, other request
 │   ├── TaskInProgressError           409  same task is running now
@@ -13,14 +15,17 @@ QuittanceError
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
 │   ├── TermsChangedError             409  module, tariff or rules are not those that the task names
 │   ├── BondInUseError                409  the bond cannot be released yet
-│   ├── MovementConflictError         409  same id of a movement, other amount
+│   ├── MovementConflictError         409  same id of a movement, other amount or depositor
+│   ├── PayoutConflictError           409  the payout was decided otherwise
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
 │   ├── JudgingTooDearError           422  the task's judge may cost more than the task allows
 │   ├── ReputationTooLowError         422  the agent's score is below the one that was asked for
-│   └── TimeoutTooLongError           422  over the synchronous limit
+│   ├── TimeoutTooLongError           422  over the synchronous limit
+│   └── TooManyRunningError           429  as many tasks of the account run as may run at once
+├── FundingPausedError                503  an operator has paused funding
 └── PlatformUnavailableError          503  nothing is lost: repeat the same request
 
 `detail` is written for the caller; it never holds an internal text, a stack or another user's data.
@@ -30,6 +35,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from quittance.limits import PAUSED_RETRY_S
 from quittance.money import format_credits
 
 _LOGGED_AFTER_S: Final = 60
@@ -86,6 +92,13 @@ class MissingScopeError(RequestError):
         super().__init__(f"The token needs the scope {scope!r}.", required_scope=scope)
 
 
+class AccountFrozenError(RequestError):
+    """An operator has frozen the account."""
+
+    def __init__(self) -> None:
+        super().__init__("Your account is frozen: it can fund, withdraw and publish nothing. Ask the operator why.")
+
+
 class NotFoundError(RequestError):
     """There is no such thing, or it belongs to somebody else; the answer does not tell which."""
 
@@ -123,6 +136,18 @@ class BondTooLowError(AgentNotReadyError):
         RequestError.__init__(self, detail, state="bond_too_low")
 
 
+class BondRequiredError(RequestError):
+    """The owner's bond is below the minimum."""
+
+    def __init__(self, *, bond_micro: int, minimum_micro: int) -> None:
+        bond, minimum = format_credits(bond_micro), format_credits(minimum_micro)
+        super().__init__(
+            f"Your bond is {bond}, and publishing needs {minimum}. Deposit the rest with POST /accounts/me/bond.",
+            bond=bond,
+            required=minimum,
+        )
+
+
 class BondInUseError(RequestError):
     """The bond still stands for agents that take tasks, or for tasks that are not settled and credited."""
 
@@ -131,12 +156,23 @@ class BondInUseError(RequestError):
 
 
 class MovementConflictError(RequestError):
-    """The id of a deposit, a withdrawal or a movement of the bond was used before with another amount."""
+    """The id of a movement was used before with another amount, or that of a deposit by somebody else."""
 
-    def __init__(self, movement_id: str, *, recorded_micro: int) -> None:
+    def __init__(self, movement_id: str, *, recorded_micro: int, by_another: bool = False) -> None:
+        other = "by another depositor" if by_another else "with another amount"
         super().__init__(
-            f"The id {movement_id!r} was used before with another amount. Choose a new one.",
+            f"The id {movement_id!r} was used before {other}. Choose a new one.",
             recorded=format_credits(recorded_micro),
+        )
+
+
+class PayoutConflictError(RequestError):
+    """The payout was decided before, and otherwise. A decision is final."""
+
+    def __init__(self, payout_id: str, *, state: str) -> None:
+        super().__init__(
+            f"The payout {payout_id!r} is {state} already, and a decision is final. Correct it by a new movement.",
+            state=state,
         )
 
 
@@ -223,6 +259,27 @@ class TimeoutTooLongError(RequestError):
         )
 
 
+class TooManyRunningError(RequestError):
+    """As many tasks of the account run at this moment as may run at once."""
+
+    def __init__(self, *, running_max: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"{running_max} tasks of yours are running, and no more may run at once. Repeat the request later, or send"
+            " it with `Prefer: respond-async`.",
+            retry_after_s=retry_after_s,
+            running_max=running_max,
+        )
+
+
+class FundingPausedError(QuittanceError):
+    """An operator has paused funding: no new task is taken. Nothing was begun."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The operator has paused new tasks. Repeat the request later: no money moved.", retry_after_s=PAUSED_RETRY_S
+        )
+
+
 class PlatformUnavailableError(QuittanceError):
     """A part of the platform did not answer. Whatever was begun can be repeated with the same ids."""
 
@@ -238,13 +295,16 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     UnauthenticatedError: (HTTPStatus.UNAUTHORIZED, "unauthenticated", "Authentication is needed"),
     InsufficientFundsError: (HTTPStatus.PAYMENT_REQUIRED, "insufficient_funds", "Insufficient funds"),
     MissingScopeError: (HTTPStatus.FORBIDDEN, "missing_scope", "A scope is missing"),
+    AccountFrozenError: (HTTPStatus.FORBIDDEN, "account_frozen", "The account is frozen"),
     NotFoundError: (HTTPStatus.NOT_FOUND, "not_found", "Not found"),
     TaskConflictError: (HTTPStatus.CONFLICT, "task_conflict", "The task id is taken"),
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     BondTooLowError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    BondRequiredError: (HTTPStatus.PAYMENT_REQUIRED, "bond_required", "A bond is needed"),
     BondInUseError: (HTTPStatus.CONFLICT, "bond_in_use", "The bond is in use"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
+    PayoutConflictError: (HTTPStatus.CONFLICT, "payout_conflict", "The payout is decided"),
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
     BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),
@@ -253,6 +313,8 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     JudgingTooDearError: (HTTPStatus.UNPROCESSABLE_ENTITY, "judging_too_dear", "Judging costs too much"),
     ReputationTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "reputation_too_low", "The reputation is too low"),
     TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
+    TooManyRunningError: (HTTPStatus.TOO_MANY_REQUESTS, "too_many_running", "Too many tasks are running"),
+    FundingPausedError: (HTTPStatus.SERVICE_UNAVAILABLE, "funding_paused", "New tasks are paused"),
     PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),
 }
 

@@ -50,7 +50,7 @@ def _ledger(parts: Platform) -> None:
 
 
 def _registry(parts: Platform) -> None:
-    parts.registry.page(owner=None, limit=1, after=None)
+    parts.registry.check()
 
 
 def _binaries(parts: Platform) -> None:

@@ -13,6 +13,8 @@ from quittance.errors import MissingScopeError, PlatformUnavailableError, Unauth
 from quittance.limits import ACCOUNT_ID_CHARS_MAX, ACCOUNT_ID_PATTERN, ACCOUNT_IDS_RESERVED
 
 DEPOSIT_SCOPE: Final = "ledger:deposit"  # the operator's
+PAYOUT_SCOPE: Final = "ledger:payout"  # the operator's
+OPERATE_SCOPE: Final = "platform:operate"  # the operator's
 _ACCOUNT_ID: Final = re.compile(ACCOUNT_ID_PATTERN)
 _RESOURCE_SERVER: Final = "quittance/"  # as the template names it in Cognito
 _LEEWAY_S: Final = 30

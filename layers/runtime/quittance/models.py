@@ -24,7 +24,7 @@ from quittance import exact_json, limits
 from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
-from quittance.journal import Kind
+from quittance.journal import Kind, PayoutState
 from quittance.money import (
     MICRO_PER_CREDIT,
     ChangeIn,
@@ -37,6 +37,7 @@ from quittance.money import (
 )
 from quittance.pricing import Tariff
 from quittance.run import Fault, Outcome, Side
+from quittance.store.operations import Action
 from quittance.store.registry import AgentState
 from quittance.webhook import WebhookUrl
 
@@ -452,7 +453,7 @@ class VersionRequest(_Request):
 
 
 class UploadForm(_Answer):
-    """Where to post the module as `multipart/form-data`: the fields first, then the part `file`."""
+    """Where to post the module, once, as `multipart/form-data`: the fields first, then the part `file`."""
 
     method: Literal["POST"] = "POST"
     url: str
@@ -469,7 +470,7 @@ class AgentUpload(_Answer):
 
 
 class AgentRejection(_Answer):
-    """Why the newest upload was refused."""
+    """Why the newest upload was refused, or that the platform failed to publish it (`platform_failed`)."""
 
     code: str
     message: str
@@ -567,7 +568,7 @@ class AgentAnswer(_Answer):
 
 
 class AgentPage(_Answer):
-    """Some agents, newest first."""
+    """Some agents, newest first; a page may be shorter than `limit`, or empty, though more follow."""
 
     agents: list[AgentAnswer]
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
@@ -664,6 +665,9 @@ class StatementLine(_Answer):
     due_micro: CreditsOut | None = Field(
         default=None, alias="due", description="Of a charge: what the failures cost. A bond pays no more than it has."
     )
+    payout: PayoutState | None = Field(
+        default=None, description="Of a withdrawal: one that failed was returned, by a line `returned` with its id."
+    )
 
 
 class StatementPage(_Answer):
@@ -684,12 +688,76 @@ class DepositAnswer(_Answer):
 
 
 class WithdrawalAnswer(_Answer):
-    """A withdrawal as it was recorded the first time."""
+    """A withdrawal as it was recorded the first time, and how its payout stands now."""
 
     account_id: str
     withdrawal_id: str
     amount_micro: CreditsOut = Field(alias="amount")
+    state: PayoutState = Field(description="`requested` until it is paid out; `failed` if it was returned instead.")
     recorded_at: Timestamp
+
+
+# Payouts.
+
+PayoutId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=limits.PAYOUT_ID_CHARS_MAX)
+]
+
+
+class PayoutDecision(_Request):
+    """How a payout ended. Final: the same again changes nothing, the other is refused."""
+
+    state: Literal["paid", "failed"] = Field(description="`failed` returns the credits to the account at once.")
+
+
+class PayoutAnswer(_Answer):
+    """A withdrawal that is to be paid out, or was decided."""
+
+    payout_id: str
+    account_id: str
+    withdrawal_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    state: PayoutState
+    account_frozen: bool = Field(description="Whether the account is frozen now: find out why before you pay.")
+    requested_at: Timestamp
+    decided_at: Timestamp | None = None
+    decided_by: str | None = Field(default=None, description="The account of the operator who decided.")
+
+
+class PayoutPage(_Answer):
+    """Payouts that wait, the longest waiting first."""
+
+    payouts: list[PayoutAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+# Operations.
+
+
+class OperationRequest(_Request):
+    """Why an operator does something."""
+
+    reason: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.REASON_CHARS_MAX)
+    ] = Field(description="For whoever reads the journal.")
+
+
+class OperationAnswer(_Answer):
+    """What an operator did: a line of the journal."""
+
+    operation_id: str
+    action: Action
+    target: str = Field(description="An agent's id, an account's id, or `funding`.")
+    by: str = Field(description="The operator's account.")
+    at: Timestamp
+    reason: str
+
+
+class OperationPage(_Answer):
+    """Some lines of the journal, newest first."""
+
+    operations: list[OperationAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
 
 
 def json_bytes(text: str | None) -> int:

@@ -129,11 +129,19 @@ def test_no_role_deletes_anything_or_changes_a_policy(template: dict[str, Any]) 
                 assert not [action for action in listed(statement["Action"]) if changing.match(action)], name
 
 
+NOTE_OWNERS = {"AccountsFunction", "SweepFunction"}
+
+
 def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str, Any]) -> None:
     writes = ("dynamodb:PutItem", "dynamodb:UpdateItem")
     assert holders(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
     assert holders(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
-    assert holders(template, "RegistryTable", *writes) == {"AgentsFunction", "PublishFunction", "OperationsFunction"}
+    assert holders(template, "RegistryTable", *writes) == {
+        "AgentsFunction",
+        "PublishFunction",
+        "OperationsFunction",
+        *NOTE_OWNERS,
+    }
     assert holders(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
     assert not holders(template, "LedgerTable", *writes) & {"AgentsFunction", "AuditFunction", "HealthFunction"}
     assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction", "OperationsFunction"}
@@ -211,7 +219,9 @@ def test_every_condition_is_one_that_the_local_cloud_enforces(template: dict[str
         for operator, keys in statement.get("Condition", {}).items():
             found |= {(operator, key) for key in keys}
             if "dynamodb:LeadingKeys" in keys:  # the local cloud knows the keys of single requests
-                assert statement["Action"] == "dynamodb:GetItem"
+                assert {*listed(statement["Action"])} <= {
+                    f"dynamodb:{verb}Item" for verb in ("Get", "Update", "Delete")
+                }
     assert found == CONDITIONS.keys()
 
 
@@ -223,6 +233,17 @@ def every_statement(value: Any) -> Iterator[dict[str, Any]]:
         value = list(value.values())
     for inner in value if isinstance(value, list) else ():
         yield from every_statement(inner)
+
+
+def test_who_moves_bonds_may_write_owners_and_no_agents(template: dict[str, Any]) -> None:
+    """Whoever holds money must not be able to change what runs."""
+    for function in NOTE_OWNERS:
+        keys = [
+            statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+            for name, statement in statements(template)
+            if name == function and statement["Resource"] == {"Fn::GetAtt": ["RegistryTable", "Arn"]}
+        ]
+        assert keys in ([["OWNER#*"]], [["OWNER#*"], ["DUE#*"]])
 
 
 def actions(template: dict[str, Any], function: str) -> set[str]:

@@ -648,7 +648,7 @@ def test_a_scope_may_carry_the_name_of_its_resource_server(scope: str, scopes: s
         ([], set()),
         ("", set()),
     ],
-    ids=repr,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_scopes_are_a_string_or_a_list(name: str, stated: object, scopes: set[str]) -> None:
     """`scope` by RFC 9068, as a list here and there; `scp` of Entra (a string) and Okta (a list)."""

@@ -62,7 +62,7 @@ def ended(outcome: Outcome) -> Meter:
     return replace(METER, wall_ms=LIMITS.timeout_ms) if outcome is Outcome.TIMEOUT else METER
 
 
-@pytest.mark.parametrize("outcome", RAN)
+@pytest.mark.parametrize("outcome", sorted(RAN))
 def test_what_ran_states_limits_engine_and_configuration(stated: State, outcome: Outcome) -> None:
     whole = stated(outcome, limits=LIMITS, meter=ended(outcome))
     assert sentence(whole) is None
@@ -81,7 +81,7 @@ def vars_of(meter: Meter) -> dict[str, Any]:
     return {name: getattr(meter, name) for name in Meter.__slots__}
 
 
-@pytest.mark.parametrize("outcome", NOTHING_RAN)
+@pytest.mark.parametrize("outcome", sorted(NOTHING_RAN))
 def test_where_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> None:
     whole = stated(outcome, limits=None, meter=Meter(), engine="")
     assert sentence(whole) is None

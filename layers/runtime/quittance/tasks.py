@@ -3,7 +3,8 @@
     check → fund → run → accept → decide → settle → answer
 
 A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays held
-until another attempt takes the task over, or until the escrow expires and is refunded.
+until another attempt takes the task over, or until the escrow expires and is refunded. Where the operator limits how
+many tasks of one account run at once, a run also takes one of its payer's slots, and gives it back.
 
 A judge that scores the output is a task of its own, with an escrow of its own: funded in the same write, settled before
 the task that it is for, paid for its work whatever its score is.

@@ -201,6 +201,21 @@ def test_the_first_decision_about_an_upload_stands(
     assert publishing.describe(cloud, agent_id).rejection is None
 
 
+def test_an_event_that_is_delivered_twice_at_once_publishes(
+    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posted = cloud.post(agent_id, 1, wasm("echo"))
+
+    def publishing_meanwhile(module: bytes) -> sandbox.Artefact:
+        with monkeypatch.context() as patch:
+            patch.setattr(sandbox, "compile_module", compiled_once)
+            assert publish(cloud, agent_id, posted) == "active"
+        return compiled_once(module)
+
+    monkeypatch.setattr(sandbox, "compile_module", publishing_meanwhile)
+    assert publish(cloud, agent_id, posted) == "active"
+
+
 # The platform's own failures.
 
 

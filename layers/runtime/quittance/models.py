@@ -376,7 +376,7 @@ class VersionRequest(_Request):
 
 
 class UploadForm(_Answer):
-    """Where to post the module as `multipart/form-data`: the fields first, then the part `file`."""
+    """Where to post the module, once, as `multipart/form-data`: the fields first, then the part `file`."""
 
     method: Literal["POST"] = "POST"
     url: str
@@ -393,7 +393,7 @@ class AgentUpload(_Answer):
 
 
 class AgentRejection(_Answer):
-    """Why the newest upload was refused."""
+    """Why the newest upload was refused, or that the platform failed to publish it (`platform_failed`)."""
 
     code: str
     message: str
@@ -471,7 +471,7 @@ class AgentAnswer(_Answer):
 
 
 class AgentPage(_Answer):
-    """Some agents, newest first."""
+    """Some agents, newest first; a page may be shorter than `limit`, or empty, though more follow."""
 
     agents: list[AgentAnswer]
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")

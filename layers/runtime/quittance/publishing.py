@@ -166,9 +166,10 @@ def publish(platform: Platform, key: str, version: str = "") -> AgentState:
     artefact = _compile(module)
     if isinstance(artefact, Rejection):
         agent = platform.registry.reject(agent, artefact)
-    elif not _is_claimed(platform.registry.get(agent.agent_id), posted):
-        return AgentState.RETIRED
     else:
+        standing = platform.registry.get(agent.agent_id)
+        if not _is_claimed(standing, posted):  # overtaken, or published by another delivery of the same event
+            return _state_of(standing, posted)
         agent = platform.registry.activate(agent, _keep(platform, module, artefact))
     logger.info("published", agent_id=agent.agent_id, upload=posted.number, state=agent.upload.state)
     return _state_of(agent, posted)

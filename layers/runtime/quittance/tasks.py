@@ -64,7 +64,8 @@ _RECOMPILE_S: Final = 5
 # This machine's own: no descriptor, no memory, a broken disk. While a budget is held, they are outcomes as others are.
 _HOST_FAILURES: Final = (OSError, MemoryError)
 _SUPERSEDED: Final = "The agent is not the one any more that the task was funded for; the budget was refunded."
-_FROZEN: Final = "The account was frozen before the task ran; the budget was refunded."
+_OF_FROZEN_OWNER: Final = "frozen"
+_FROZEN: Final = "The user's account, or the agent's owner's, was frozen before the task ran; the budget was refunded."
 # The most that a run without rules takes beside its timeout.
 _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
@@ -298,7 +299,7 @@ def _ready(platform: Platform, agent_id: str) -> _Ready:
     if version is None or agent.retired_ms is not None:
         raise AgentNotReadyError(agent.agent_id, agent.state)
     if platform.registry.is_frozen(agent.owner):
-        raise AgentNotReadyError(agent.agent_id, "frozen")
+        raise AgentNotReadyError(agent.agent_id, _OF_FROZEN_OWNER)
     if not _is_current(version):
         platform.publisher.recompile(agent.agent_id)
         raise AgentNotReadyError(agent.agent_id, "being compiled for a new engine", retry_after_s=_RECOMPILE_S)
@@ -405,7 +406,7 @@ def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal
     if _is_ours_to_take(platform, escrow, attempt):
         if refusal.retry_after_s is not None:
             raise refusal
-        if isinstance(refusal, AccountFrozenError):
+        if isinstance(refusal, AccountFrozenError) or refusal.members.get("state") == _OF_FROZEN_OWNER:
             return refund(platform, escrow, Outcome.SUPERSEDED, _FROZEN)
         if not isinstance(refusal, TimeoutTooLongError):
             return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)

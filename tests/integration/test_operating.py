@@ -195,6 +195,7 @@ def test_a_queued_task_of_a_frozen_account_is_refunded(platform: Cloud, call: Ca
     work(platform, bench.one())
     done = call("result", "GET", "/tasks/t-1/result")[1]
     assert (done["escrow_status"], done["error"]["code"], done["amount_refunded"]) == ("refunded", "superseded", "0.05")
+    assert "frozen" in done["error"]["message"]
     assert platform.ledger.available_micro("alice") == 1_000_000
 
 

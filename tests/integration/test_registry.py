@@ -26,8 +26,13 @@ def add_active(cloud: Cloud, agent_id: str, *, owner: str = "owner", created_ms:
     upload = Upload(1, AgentState.AWAITING_UPLOAD, terms)
     agent = Agent(agent_id, owner, "test", "", created_ms, terms, upload)
     cloud.registry.create(agent)
-    cloud.registry.activate(agent, Version("module", "key", "artefact", "engine", "config"))
+    activate(cloud, agent)
     return agent_id
+
+
+def activate(cloud: Cloud, agent: Agent) -> None:
+    claimed = cloud.registry.claim_upload(agent, "posted")
+    cloud.registry.activate(claimed, Version("module", "key", "artefact", "engine", "config"))
 
 
 def list_as_before(cloud: Cloud) -> None:
@@ -168,7 +173,7 @@ def test_a_listing_heals_without_hiding_an_agent_that_becomes_active(
 
     def then_activated(**asked: Any) -> Any:
         answer = query(**asked)
-        cloud.registry.activate(cloud.registry.get(agent_id), Version("module", "key", "artefact", "engine", "config"))
+        activate(cloud, cloud.registry.get(agent_id))
         return answer
 
     monkeypatch.setattr(cloud._dynamodb, "query", then_activated)

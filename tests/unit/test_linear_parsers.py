@@ -37,7 +37,9 @@ from quittance import (
     messages,
     models,
     money,
+    operating,
     outbound,
+    payouts,
     pricing,
     publishing,
     receipt,
@@ -48,6 +50,7 @@ from quittance.certified import ProofError
 from quittance.delivering import Notice
 from quittance.errors import QuittanceError, UnauthenticatedError
 from quittance.http import Api, answer, api
+from quittance.journal import parse_payout_id
 from quittance.limits import KIB, LOG_SIZE_MAX, PAGE_ITEMS_MAX, SCHEMA_BYTES_MAX, TOKEN_CHARS_MAX, WEBHOOK_URL_CHARS_MAX
 from quittance.models import (
     AccountId,
@@ -245,6 +248,9 @@ PARSERS: Final = {
     "query": Parser(_query, HEADER, hostile.WORDS),
     "cursor of agents": Parser(publishing._read_cursor, HEADER, hostile.WORDS),
     "cursor of a statement": Parser(accounts._read_cursor, HEADER, hostile.WORDS),
+    "cursor of payouts": Parser(payouts._read_cursor, HEADER, hostile.WORDS),
+    "id of a payout": Parser(parse_payout_id, HEADER, hostile.WORDS),
+    "cursor of operations": Parser(operating._read_cursor, HEADER, hostile.WORDS),
     "amount": Parser(money.parse_credits, BODY, hostile.NUMBERS),
     "least reputation": Parser(models._tenths, BODY, hostile.NUMBERS),
     "URL of a webhook": Parser(webhook.why_refused, 4 * WEBHOOK_URL_CHARS_MAX, hostile.URLS | hostile.WORDS),
@@ -387,7 +393,9 @@ PATTERNS: Final = {
     "preferences._ESCAPED": "Prefer",
     "preferences._MEMBER": "Prefer",
     "preferences._PREFERENCE": "Prefer",
+    "operating._CURSOR": "cursor of operations",
     "outbound._STATUS_LINE": "answer of a webhook",
+    "payouts._CURSOR": "cursor of payouts",
     "publishing._CURSOR": "cursor of agents",
     "reading._BROKEN_ESCAPE": "path",
     "reading._CONTROL": "path",
@@ -440,6 +448,10 @@ READS: Final = {
     "notifying.tell: int": OURS,
     "outbound._checked_address: ip_address": OURS,
     "outbound._final_status: int": FORM,
+    "journal.parse_payout_id: b64decode": "id of a payout",
+    "operating._read_cursor: int": "cursor of operations",
+    "operations.Operations._deed: int": OURS,
+    "payouts._read_cursor: int": "cursor of payouts",
     "patterns._Parser._code_point: int": "pattern",
     "patterns._Parser._most: int": "pattern",
     "pricing.parse_tariff: validate_json": "file of a tariff",

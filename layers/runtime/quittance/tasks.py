@@ -3,7 +3,8 @@
     check → fund → run → accept → decide → settle → answer
 
 A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays held
-until another attempt takes the task over, or until the escrow expires and is refunded.
+until another attempt takes the task over, or until the escrow expires and is refunded. Where the operator limits how
+many tasks of one account run at once, a run also takes one of its payer's slots, and gives it back.
 
 A judge that scores the output is a task of its own, with an escrow of its own: funded in the same write as the task's,
 and settled in the same write. Who bears what is decided in `escrow.decide`; docs/who-pays.md has the table.
@@ -65,7 +66,8 @@ _RECOMPILE_S: Final = 5
 # This machine's own: no descriptor, no memory, a broken disk. While a budget is held, they are outcomes as others are.
 _HOST_FAILURES: Final = (OSError, MemoryError)
 _SUPERSEDED: Final = "The agent is not the one any more that the task was funded for; the budget was refunded."
-_FROZEN: Final = "The account was frozen before the task ran; the budget was refunded."
+_OF_FROZEN_OWNER: Final = "frozen"
+_FROZEN: Final = "The user's account, or the agent's owner's, was frozen before the task ran; the budget was refunded."
 # The most that a run without rules takes beside its timeout.
 _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
@@ -307,7 +309,7 @@ def _ready(platform: Platform, agent_id: str) -> _Ready:
     if version is None or agent.retired_ms is not None:
         raise AgentNotReadyError(agent.agent_id, agent.state)
     if platform.registry.is_frozen(agent.owner):
-        raise AgentNotReadyError(agent.agent_id, "frozen")
+        raise AgentNotReadyError(agent.agent_id, _OF_FROZEN_OWNER)
     if not platform.registry.is_bonded(agent.owner):
         raise AgentNotReadyError(agent.agent_id, "out_of_bond")
     if not _is_current(version):
@@ -439,7 +441,7 @@ def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal
     if _is_ours_to_take(platform, escrow, attempt):
         if refusal.retry_after_s is not None:
             raise refusal
-        if isinstance(refusal, AccountFrozenError):
+        if isinstance(refusal, AccountFrozenError) or refusal.members.get("state") == _OF_FROZEN_OWNER:
             return refund(platform, escrow, Outcome.SUPERSEDED, _FROZEN)
         if not isinstance(refusal, TimeoutTooLongError):
             return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)

@@ -1,13 +1,17 @@
 """One form, one post: what is not awaited is refused unread, and no upload stays in `publishing` for ever."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quittance import publishing, sandbox, tasks
 from quittance.errors import AgentNotReadyError
@@ -359,6 +363,94 @@ def test_giving_up_survives_a_crash_at_each_call(cloud: Cloud, monkeypatch: pyte
         posted = cloud.post(agent_id, 1, wasm("echo"))
         assert crashes.crash((number, when), lambda who=agent_id, what=posted: give_up(cloud, who, what))
         assert give_up(cloud, agent_id, posted) == "failed"
+
+
+# Any order of posts, events, failures and crashes.
+
+KINDS = ["open", "post", "post", "deliver", "deliver", "deliver", "fail", "crash", "give up", "retire"]
+
+
+class Uploads:
+    """One agent, what was posted for it, and what must hold of its uploads after each step."""
+
+    def __init__(self, cloud: Cloud, patch: pytest.MonkeyPatch) -> None:
+        request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
+        self.cloud, self.agent_id = cloud, publishing.register(cloud, "owner", request).agent_id
+        self.crashes, self.patch = Crashes(cloud, patch), patch
+        self.posted: list[tuple[int, str, bytes]] = []
+        self.compiled: Counter[int] = Counter()
+        self.excused: Counter[int] = Counter()
+        self.seen: dict[int, tuple[str | None, str]] = {}
+
+    def change(self, kind: str, choice: int) -> None:
+        """The author opens a version, posts a module for any upload, or retires the agent."""
+        if kind == "open":
+            with suppress(AgentNotReadyError):
+                publishing.open_version(self.cloud, "owner", self.agent_id, VersionRequest())
+        elif kind == "post":
+            number = 1 + choice % self.cloud.registry.get(self.agent_id).upload.number
+            module = wasm("echo") if choice % 3 else b"no module"
+            self.posted.append((number, self.cloud.post(self.agent_id, number, module), module))
+        elif choice == 0:
+            publishing.retire(self.cloud, "owner", self.agent_id)
+
+    def deliver(self, kind: str, choice: int) -> None:
+        """The event of any object is handled, early or late, to its end or not; or it is given up."""
+        number, version, _ = self.posted[choice % len(self.posted)]
+
+        def compiling(module: bytes) -> sandbox.Artefact:
+            self.compiled[number] += 1
+            if kind == "fail":
+                raise CompileFailedError
+            return compiled_once(module)
+
+        self.patch.setattr(sandbox, "compile_module", compiling)
+        story = partial(give_up if kind == "give up" else publish, self.cloud, self.agent_id, version, number)
+        before = self.compiled[number]
+        if kind == "crash":
+            self.crashes.crash((1 + choice, "after" if choice % 2 else "before"), story)
+        else:
+            with suppress(CompileFailedError):
+                story()
+        if kind in {"crash", "fail"}:
+            self.excused[number] += self.compiled[number] - before
+        assert self.compiled[number] <= 1 + self.excused[number]
+        if kind == "give up":
+            upload = self.cloud.registry.get(self.agent_id).upload
+            assert (upload.number, upload.posted) != (number, version) or upload.state != "publishing", "for ever"
+
+    def check(self) -> None:
+        """An upload has one object and one decision, which is that of its object."""
+        upload = self.cloud.registry.get(self.agent_id).upload
+        now = (upload.posted, str(upload.state))
+        earlier = self.seen.get(upload.number, (None, ""))
+        self.seen[upload.number] = now
+        assert earlier[0] in {None, now[0]}, "the first object is the upload"
+        assert earlier == now or earlier[1] not in {"active", "rejected"}, "a decision stands"
+        assert (now[0] is None) == (now[1] == "awaiting_upload")
+        if upload.decided:
+            (module,) = {module for _, version, module in self.posted if version == upload.posted}
+            assert (module == wasm("echo")) == (upload.state == "active")
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example has an agent of its own
+)
+@given(steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 7)), min_size=3, max_size=25))
+def test_any_order_of_events_ends_in_one_decision(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int]]
+) -> None:
+    with monkeypatch.context() as patch:
+        uploads = Uploads(cloud, patch)
+        for kind, choice in steps:
+            if kind in {"open", "post", "retire"}:
+                uploads.change(kind, choice)
+            elif uploads.posted:
+                uploads.deliver(kind, choice)
+            uploads.check()
 
 
 # What Lambda and SQS send.

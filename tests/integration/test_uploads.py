@@ -127,7 +127,7 @@ def test_a_second_post_while_the_first_is_published_is_refused(
     assert cloud.registry.get(agent_id).version.artefact_key == expected  # type: ignore[union-attr]
 
 
-def test_the_bytes_that_are_published_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
+def test_the_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
     """The object's key has got another version by the time that the first one's event is handled."""
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
     assert publish(cloud, agent_id, first) == "active"
@@ -153,7 +153,7 @@ def test_a_post_that_nobody_awaits_is_refused_before_it_is_read(
     assert publishing.describe(cloud, agent_id) == before
 
 
-def test_nothing_is_stored_for_an_upload_that_is_overtaken_while_it_compiles(
+def test_nothing_is_stored_for_an_upload_overtaken_meanwhile(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
@@ -165,6 +165,32 @@ def test_nothing_is_stored_for_an_upload_that_is_overtaken_while_it_compiles(
     monkeypatch.setattr(sandbox, "compile_module", meanwhile)
     assert publish(cloud, agent_id, posted) == "retired"
     assert binaries(cloud) == []
+
+
+@pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
+@pytest.mark.parametrize("step", ["claim", "activate", "give up"])
+def test_an_upload_overtaken_at_the_last_moment_changes_nothing(
+    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, step: str, overtaken_by: str
+) -> None:
+    """Between the last look at the agent and the write."""
+    posted = cloud.post(agent_id, 1, wasm("echo"))
+    name = {"claim": "claim_upload", "activate": "activate", "give up": "fail_upload"}[step]
+    write = getattr(cloud.registry, name)
+
+    def too_late(*arguments: Any) -> Agent:
+        if overtaken_by == "retirement":
+            publishing.retire(cloud, "owner", agent_id)
+        else:
+            publishing.open_version(cloud, "owner", agent_id, VersionRequest())
+        standing: Agent = write(*arguments)
+        return standing
+
+    monkeypatch.setattr(cloud.registry, name, too_late)
+    assert (give_up if step == "give up" else publish)(cloud, agent_id, posted) == "retired"
+    seen = publishing.describe(cloud, agent_id)
+    assert seen.state == ("retired" if overtaken_by == "retirement" else "awaiting_upload")
+    assert (seen.module_sha256, seen.rejection) == (None, None)
+    assert publishing.page(cloud, owner=None, limit=1, after=None).agents == []
 
 
 @pytest.mark.parametrize(
@@ -585,7 +611,7 @@ def forget_compilations(cloud: Cloud) -> None:
             cloud._dynamodb.delete_item(TableName="RegistryTable", Key={"pk": item["pk"]})
 
 
-def test_a_crashed_recompilation_holds_others_off_for_its_own_time_only(
+def test_a_crashed_recompilation_holds_off_others_for_a_while(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = outdated(cloud)
@@ -620,9 +646,7 @@ def test_a_failed_recompilation_is_retried_after_a_pause(
     assert is_current(cloud, agent)
 
 
-def test_a_module_that_no_longer_compiles_is_not_tried_at_each_request(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_recompilation_is_not_tried_at_each_request(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = outdated(cloud)
     tries = []
 
@@ -647,9 +671,7 @@ def test_a_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]
     assert not compilations
 
 
-def test_one_environment_asks_for_a_recompilation_once_in_a_while(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_asks_for_recompilations_sparingly(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call of the publish function costs, even one that finds nothing to do."""
     agents = [outdated(cloud), outdated(cloud)]
     asked: list[str] = []

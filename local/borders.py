@@ -8,11 +8,14 @@ them (`limits.py`) is what these borders are to find wrong.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Final
 
-from ministack.core import iam_actions, iam_evaluator  # type: ignore[import-not-found]  # in the cloud's environment only
+from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]  # in the cloud's environment only
 from ministack.core.responses import error_response_json  # type: ignore[import-not-found]
 from ministack.services import (  # type: ignore[import-not-found]
     apigateway_v1,
@@ -44,6 +47,7 @@ def draw(handlers: dict[str, _Handler]) -> None:
     _wrap(apigateway_v1, "_execute_in_scope", _request_bodies)
     _wrap(apigateway_v1, "_call_lambda_raw", _proxy_events)
     _wrap(apigateway_v1, "_invoke_lambda_proxy_v1", _integration_time)
+    _wrap(lambda_runtime.Worker, "_spawn", _cold_starts)
     _wrap(apigateway_v1, "_lambda_proxy_response", _no_inner_errors)
     _wrap(eventbridge, "_put_events", _entries)
     _wrap(eventbridge, "_invoke_target", _queue_policies)
@@ -55,7 +59,7 @@ def draw(handlers: dict[str, _Handler]) -> None:
     _wrap(iam_actions, "request_tag_context", _event_conditions)
 
 
-def _wrap(module: ModuleType, name: str, wrapper: Callable[[Any], Any]) -> None:
+def _wrap(module: ModuleType | type, name: str, wrapper: Callable[[Any], Any]) -> None:
     setattr(module, name, wrapper(getattr(module, name)))
 
 
@@ -128,17 +132,53 @@ def _proxy_events(call: _Handler) -> _Handler:
     return bounded
 
 
+class _Patience:
+    """How long a gateway waits. Cold starts do not count: many at once take long on a small machine, not on Lambda."""
+
+    def __init__(self, seconds: float) -> None:
+        self._ends = time.monotonic() + seconds
+        self._cold_since: float | None = None
+
+    def left_s(self) -> float:
+        now = time.monotonic()
+        return self._ends - now + (0 if self._cold_since is None else now - self._cold_since)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """While a worker is started."""
+        self._cold_since = began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._cold_since, self._ends = None, self._ends + time.monotonic() - began
+
+
+_patience: Final[ContextVar[_Patience | None]] = ContextVar("patience", default=None)
+
+
+def _cold_starts(spawn: Callable[..., Any]) -> Callable[..., Any]:
+    def pausing(*arguments: Any) -> Any:  # noqa: ANN401
+        patience = _patience.get()
+        with patience.pausing() if patience else nullcontext():
+            return spawn(*arguments)
+
+    return pausing
+
+
 def _integration_time(invoke: _Handler) -> _Handler:
     """Of an integration: its caller gets 504, and the function goes on."""
 
     async def bounded(integration: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+        most_ms = min(int(integration.get("timeoutInMillis") or GATEWAY_MS_MAX), GATEWAY_MS_MAX)
+        patience = _Patience(most_ms / 1_000)
+        _patience.set(patience)
         running = asyncio.ensure_future(invoke(integration, *rest, **named))
         _outlived.add(running)
         running.add_done_callback(_outlived.discard)
-        most_ms = min(int(integration.get("timeoutInMillis") or GATEWAY_MS_MAX), GATEWAY_MS_MAX)
-        done, _ = await asyncio.wait({running}, timeout=most_ms / 1_000)
-        if done:
-            return running.result()
+        while (left_s := patience.left_s()) > 0:
+            done, _ = await asyncio.wait({running}, timeout=left_s)
+            if done:
+                return running.result()
         return apigateway_v1._gw_error("INTEGRATION_TIMEOUT", "Endpoint request timed out")  # noqa: SLF001
 
     return bounded

@@ -113,6 +113,10 @@ def told(outputs: dict[str, str], aws: Callable[[str], Any]) -> Iterator[Told]:
     sqs, events, name = aws("sqs"), aws("events"), f"listener-{uuid.uuid4().hex}"
     queue = sqs.create_queue(QueueName=name)["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    allowed = {"Effect": "Allow", "Principal": {"Service": "events.amazonaws.com"}, "Action": "sqs:SendMessage",
+               "Resource": arn}  # fmt: skip
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
     rule = {"Name": name, "EventBusName": outputs["EventBus"]}
     events.put_rule(**rule, EventPattern=json.dumps({"source": ["quittance"]}))
     events.put_targets(Rule=name, EventBusName=outputs["EventBus"], Targets=[{"Id": "q", "Arn": arn}])

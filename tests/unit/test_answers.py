@@ -5,6 +5,7 @@ import json
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
+from unittest import mock
 
 import pytest
 from aws_lambda_powertools.event_handler import Response
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from quittance import documentation, limits
 from quittance.audit import Audit, Difference
 from quittance.auditing import report, standings
+from quittance.batches import NotDoneError, each_message
 from quittance.errors import InvalidRequestError, NotFoundError, QuittanceError, problem
 from quittance.escrow import State
 from quittance.exact_json import canonical, is_surely_longer
@@ -39,6 +41,7 @@ from quittance.models import (
 from quittance.pricing import MeteredTariff
 from quittance.reading import read_json, validated
 from quittance.run import Outcome, Side
+from quittance.store.queue import Delivery
 from quittance.store.registry import AgentState
 from tests.unit.test_http import TASK, _app, event
 from tests.unit.test_models import JSON_VALUES
@@ -393,3 +396,16 @@ def test_a_full_page_of_agents_can_be_sent(character: str) -> None:
 def test_the_page_and_the_description_can_be_sent() -> None:
     assert sent_bytes(documentation.page().html) < LAMBDA_SYNC_BYTES_MAX // 2
     assert sent_bytes(documentation.openapi_json()) < LAMBDA_SYNC_BYTES_MAX // 2
+
+
+def test_the_answer_to_a_batch_names_messages_and_nothing_of_them() -> None:
+    """Ten messages of a megabyte, each of which fails with a long sentence."""
+    record = {"body": "\x01" * MIB, "receiptHandle": "h" * 1_024, "attributes": {"ApproximateReceiveCount": "1"}}
+    records = [record | {"messageId": f"m-{number}", "eventSource": "aws:sqs"} for number in range(10)]
+
+    def fail(delivery: Delivery) -> None:
+        raise NotDoneError(delivery.body)
+
+    answered = each_message({"Records": records}, mock.Mock(), fail)
+    assert len(answered["batchItemFailures"]) == 10
+    assert sent_bytes(answered) < 2_000

@@ -410,6 +410,7 @@ READS: Final = {
     "certified.read_json: loads": "key set",
     "config.settings: model_validate": OURS,
     "delivering.deliver: model_validate_json": "notice of an event",
+    "documentation.openapi_json: loads": OURS,
     "dynamo.from_item: int": OURS,
     "errors.problem: int": OURS,
     "exact_json._number_text: Decimal": "message of the queue",

@@ -420,6 +420,7 @@ READS: Final = {
     "certified.read_json: loads": "key set",
     "config.settings: model_validate": OURS,
     "delivering.deliver: model_validate_json": "notice of an event",
+    "documentation.openapi_json: loads": OURS,
     "dynamo.from_item: int": OURS,
     "errors.problem: int": OURS,
     "escrow.seed: fromhex": OURS,

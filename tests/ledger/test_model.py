@@ -27,7 +27,7 @@ from quittance import auditing, receipt
 from quittance import escrow as escrows
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, State
-from quittance.run import Meter, Outcome, Run
+from quittance.run import Limits, Meter, Outcome, Run
 from tests.depth import LONG
 from tests.ledger.memory import Memory
 from tests.ledger.world import START_MS, World
@@ -221,7 +221,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
-        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
+        ran = settlement.outcome is not Outcome.EXPIRED
+        engine = {"engine": "e", "config_sha256": "c0" * 32} if ran else {"engine": "", "config_sha256": ""}
+        limits = Limits(1, 1, 1) if ran else None
+        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=limits, **engine)
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

@@ -18,10 +18,10 @@ from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Settlement, StoredBytes
 from quittance.journal import PayoutState
-from quittance.run import Meter, Outcome, Run
+from quittance.run import Limits, Meter, Outcome, Run
 from tests.ledger.checks import violations
 from tests.ledger.memory import Memory
-from tests.ledger.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
+from tests.ledger.world import AGENTS, FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
 
 LEASE, EXPIRY = START_MS + 1_000, START_MS + 5_000
 BUDGET = 2 * FLAT_MICRO
@@ -79,7 +79,10 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
 def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlement:
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes("dd" * 32, 0, b""))
-    return tasks._signed(case_world, escrow, settlement)
+    if settlement.outcome is Outcome.EXPIRED:
+        return tasks._signed(case_world, escrow, settlement)
+    run = Run(settlement.outcome, settlement.message, Meter(), limits=Limits(1, 1, 1))
+    return tasks._signed(case_world, escrow, settlement, run, AGENTS[FLAT].version)
 
 
 def done(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Escrow:

@@ -215,12 +215,14 @@ def test_new_rules_of_host_calls_need_no_new_artefact():
 def test_what_the_clock_or_the_platform_ended_is_not_repeated(settled):
     timeout = settled(LOOPS, b"", Limits(fuel=10**12, memory_bytes=MIB, timeout_ms=1_000))
     assert timeout["outcome"] == "timeout"
-    unlimited = settled(DICE) | {"limits": None}
+    nothing = dict.fromkeys(timeout["meter"], 0) | {"fuel_exact": True}
+    unrun = timeout | {"outcome": "superseded", "fault": "none", "reputation_tenths": 0, "meter": nothing}
+    unrun |= {"limits": None, "engine": "", "config_sha256": "", "stderr_sha256": None}
     lost = timeout | {"outcome": "worker_lost", "fault": "platform", "reputation_tenths": 0}
     for claims, module, said in (
         (timeout, LOOPS, "ended by the clock"),
         (lost, LOOPS, r"the platform's fault (worker_lost)"),
-        (unlimited, DICE, "does not state the limits"),
+        (unrun, LOOPS, "does not state the limits"),
     ):
         status, sentence, _ = replayed(claims, module)
         assert status == EXITS[Flaw.UNREPEATABLE][0]

@@ -56,7 +56,12 @@ def result(output: bytes, log: bytes = b"") -> TaskResult:
     """An answer with everything in it as large as it can be, beside an output and a log."""
     text, encoded = as_text(output)
     judge = JudgeAnswer(
-        side=Side.TASK, agent_id="a" * 64, task_id="t" * limits.STATED_TASK_CHARS_MAX, budget_micro=1, score="0.123456"
+        side=Side.TASK,
+        agent_id="a" * 64,
+        task_id="t" * limits.STATED_TASK_CHARS_MAX,
+        budget_micro=1,
+        cost_micro=1,
+        score="0.123456",
     )
     usage = dict.fromkeys(ResourceUsage.model_fields, 10**18)
     return TaskResult(
@@ -384,6 +389,9 @@ def test_a_full_page_of_agents_can_be_sent(character: str) -> None:
         module_sha256="f" * 64,
         rejection=AgentRejection(code="x" * 64, message=character * limits.MESSAGE_CHARS_MAX),
         tariff=MeteredTariff(type="metered", base="1", minimum="1"),
+        tariff_sha256="f" * 64,
+        rules_sha256="f" * 64,
+        task_judges=None,
         limits=AgentLimits(),
         created_at=0,
     )

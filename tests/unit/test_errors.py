@@ -10,6 +10,7 @@ from quittance.errors import (
     AccountFrozenError,
     AgentNotReadyError,
     AnswerTooLargeError,
+    BondInUseError,
     BondRequiredError,
     BondTooLowError,
     BudgetTooLowError,
@@ -63,6 +64,7 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (TaskConflictError("t-1"), 409, {"code": "task_conflict"}),
     (TaskInProgressError("t-1", retry_after_s=3), 409, {"code": "task_in_progress"}),
     (AgentNotReadyError("agt_1", "awaiting_upload"), 409, {"code": "agent_not_ready", "state": "awaiting_upload"}),
+    (BondInUseError("an agent of yours is active"), 409, {"code": "bond_in_use"}),
     (BondTooLowError("agt_1"), 409, {"code": "agent_not_ready"}),
     (
         TermsChangedError("tariff_sha256", now="ab" * 32),

@@ -9,7 +9,7 @@ import pytest
 from quittance.certified import Flaw, ProofError
 from quittance.escrow import Escrow, StoredBytes, decide, expire
 from quittance.receipt import Statement, _check_wall_time, claims, sign, verify
-from quittance.run import Fault, Limits, Meter, OF_THE_RULES, Outcome, Rejection, Run
+from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Rejection, Run
 from tests.unit.roots import NOW_S, Root
 
 ROOT = Root()

@@ -158,6 +158,18 @@ def test_a_task_does_not_settle_without_its_judges() -> None:
     assert memory.items == before
 
 
+def test_a_judge_that_may_have_expired_holds_its_task_back() -> None:
+    """By its own expiry, were that ever another than its task's: somebody may be refunding it now."""
+    memory, world = world_of()
+    task, judges = judged(sides=(Side.AGENT,))
+    early = replace(judges[0], expires_ms=EXPIRY - 10)
+    world.ledger.fund(task, early)
+    before = dict(memory.items)
+    assert world.ledger.settle(*ended(world, task, [early], DONE, now_ms=EXPIRY - 10)).state is State.FUNDED
+    assert memory.items == before
+    assert world.ledger.settle(*ended(world, task, [early], DONE, now_ms=EXPIRY - 11)).state is State.RELEASED
+
+
 def test_what_was_held_for_an_expired_judge_goes_back_to_the_bond() -> None:
     _, world = world_of()
     task, judges = judged()

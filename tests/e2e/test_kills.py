@@ -183,7 +183,7 @@ class Storm:
 
     def _environments(self, function: str) -> list[Process]:
         # Told by the command line: a runner's environment and directory are hidden from other processes of its user.
-        name, stalled = self._functions[function].removesuffix(":live"), {process for _, process in self._stalled}
+        name, stalled = self._functions[function].split(":")[-2], {process for _, process in self._stalled}
         children = {process for process, parent in processes.table().items() if parent == self._cloud.pid} - stalled
         return [process for process in children if name in _command(process)]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quittance import delivering, outbound, publishing, tasks, webhook
+from quittance.certified import Purpose
 from quittance.errors import InvalidRequestError
 from quittance.escrow import escrow_id
 from quittance.journal import PayoutState
@@ -300,8 +301,9 @@ def test_a_message_that_cannot_be_postponed_or_signed_stays(
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(500).post)
     assert not deliver(context, message | {"receiptHandle": "forged"})
-    monkeypatch.setattr(platform.keys, "_signing_key", None)
-    monkeypatch.setattr(platform.keys, "_root_key_ids", ["arn:aws:kms:eu-central-1:123456789012:key/none"])
+    none = {Purpose.WEBHOOK: "arn:aws:kms:eu-central-1:123456789012:key/none"}
+    monkeypatch.setattr(platform.keys, "_signing_keys", {})
+    monkeypatch.setattr(platform.keys, "_first", none)
     assert not deliver(context, message)
 
 
@@ -331,7 +333,7 @@ def test_the_receiver_of_the_howto_takes_what_is_its_own_and_nothing_else(platfo
 
         def sent(body: bytes, signed: bytes, url: str) -> int:
             now_ms = platform.now_ms()
-            key = platform.keys.signing_key(now_s=now_ms // 1_000)
+            key = platform.keys.signing_key(now_s=now_ms // 1_000, purpose=Purpose.WEBHOOK)
             signature = webhook.sign(signed, url=url, event_id="e", issuer="i", now_ms=now_ms, key=key)
             headers = {"Quittance-Signature": signature}
             return outbound.post(f"http://127.0.0.1:{server.server_port}/", body, headers, loopback=True)

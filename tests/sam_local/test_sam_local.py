@@ -181,13 +181,13 @@ def test_the_gateway_asks_for_a_token_on_every_route_that_needs_one(url: str, na
 
 @pytest.mark.parametrize("flaw", ["no token", "another issuer's", "expired"])
 def test_a_bad_token_is_refused_by_the_authorizer(url: str, stack: Stack, flaw: str) -> None:
-    """By 502: `sam local` does not know that REST APIs make 401 of an authorizer's "Unauthorized"."""
+    """By 403: `sam local` evaluates the policy that denies, and does not know gateway responses."""
     key = issuer.load_key(STATE.key) if flaw == "expired" else ec.generate_private_key(ec.SECP256R1())
     claims = issuer.claims("alice", ttl=-60)
     token = "no token" if flaw == "no token" else issuer.sign(key, claims)
     me = f"{url}{client.PREFIX}/accounts/me"
     answer = httpx.get(me, headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False)
-    assert (answer.status_code, answer.json()) == (502, {"message": "Internal server error"})
+    assert (answer.status_code, answer.json()) == (403, {"message": "User is not authorized to access this resource"})
 
 
 def test_the_story_of_a_paid_task(url: str, stack: Stack) -> None:

@@ -186,6 +186,17 @@ def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
 # The deadline.
 
 
+@pytest.mark.parametrize(("beyond_ms", "outcome"), [(0, Outcome.SUCCEEDED), (1, Outcome.TIMEOUT)])
+def test_a_run_longer_than_its_timeout_is_a_timeout_when_seen_late(make, monkeypatch, beyond_ms, outcome):
+    """Its end is there when the parent looks, which was kept from looking at the deadline, as a stopped process is."""
+    late = report(wall_ms=GENEROUS_MS + beyond_ms)
+    impostor(monkeypatch, f"greet(); take(); os.write(channel, {late!r}); take()")
+    with Sandbox() as own:
+        run = own.run(make(TRIVIAL, timeout_ms=GENEROUS_MS))
+        assert (run.outcome, run.meter.wall_ms) == (outcome, GENEROUS_MS)
+        assert (own._worker is None) == (outcome is Outcome.TIMEOUT), "who ran for too long is not used again"
+
+
 def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):
     monkeypatch.setattr(limits, "LOAD_MS_MAX", GENEROUS_MS)
     impostor(monkeypatch, f"greet(); take(); time.sleep(2.5); log.begin(); os.write(channel, {report()!r})")

@@ -9,6 +9,7 @@ from quittance.errors import (
     PROBLEM_TYPE_PREFIX,
     AccountFrozenError,
     AgentNotReadyError,
+    AnswerTooLargeError,
     BondRequiredError,
     BondTooLowError,
     BudgetTooLowError,
@@ -79,6 +80,7 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (TimeoutTooLongError(timeout_s_max=25, reason="tasks over HTTP are synchronous"), 422, {}),
     (TooManyRunningError(running_max=2, retry_after_s=3), 429, {"code": "too_many_running", "running_max": 2}),
     (FundingPausedError(), 503, {"code": "funding_paused"}),
+    (AnswerTooLargeError(), 500, {"code": "answer_too_large"}),
     (PlatformUnavailableError(), 503, {}),
 ]
 
@@ -122,6 +124,14 @@ def test_problem_types_are_distinct() -> None:
         (TooManyRunningError(running_max=2, retry_after_s=3), {"Retry-After": "3"}),
         (PlatformUnavailableError(retry_after_s=0), {"Retry-After": "0"}),
         (UnauthenticatedError(), {"WWW-Authenticate": "Bearer"}),
+        (
+            UnauthenticatedError("The token has expired."),
+            {"WWW-Authenticate": 'Bearer error="invalid_token", error_description="The token has expired."'},
+        ),
+        (
+            MissingScopeError("ledger:deposit"),
+            {"WWW-Authenticate": 'Bearer error="insufficient_scope", scope="ledger:deposit"'},
+        ),
         (TaskConflictError("t"), {}),
     ],
 )

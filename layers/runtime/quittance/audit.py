@@ -248,7 +248,8 @@ def _note(
         return
     due_micro, taken_micro = line.due_micro or 0, -line.amount_micro
     result.check("I10", f"{line.account} {line.reference}", expected=True, found=0 <= taken_micro <= due_micro)
-    due[line.account] += due_micro
+    if line.tasks:  # a publication's is known to the registry alone
+        due[line.account] += due_micro
     charged[line.account] += taken_micro
     result.charged_micro += taken_micro
     result.written_off_micro += due_micro - taken_micro

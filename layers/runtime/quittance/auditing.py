@@ -7,6 +7,8 @@ from quittance import log, reputation
 from quittance.audit import Audit, Difference, audit
 from quittance.bootstrap import Platform
 from quittance.certified import ProofError
+from quittance.errors import shortened
+from quittance.limits import AUDIT_DIFFERENCES_SHOWN_MAX, AUDIT_LINE_CHARS_MAX
 from quittance.money import format_credits
 from quittance.store.blobs import BlobMissingError
 
@@ -31,7 +33,7 @@ def run(platform: Platform) -> Audit:
 
 
 def report(result: Audit) -> list[str]:
-    """The conservation equation with both sides, and a line for each difference."""
+    """The conservation equation with both sides, and a line for each difference, as many as an answer has room for."""
     inside = result.available_micro + result.held_micro + result.uncredited_micro
     lines = [
         f"escrows      {result.escrows}",
@@ -48,10 +50,16 @@ def report(result: Audit) -> list[str]:
         f"available + held + uncredited = {format_credits(inside)}",
         f"differences  {len(result.differences)}",
     ]
-    return lines + [
-        f"{difference.invariant} at {difference.at}: expected {difference.expected}, found {difference.found}"
-        for difference in result.differences
+    shown = result.differences[:AUDIT_DIFFERENCES_SHOWN_MAX]
+    lines += [
+        shortened(
+            f"{difference.invariant} at {difference.at}: expected {difference.expected}, found {difference.found}",
+            AUDIT_LINE_CHARS_MAX,
+        )
+        for difference in shown
     ]
+    more = len(result.differences) - len(shown)
+    return [*lines, f"{more} more differences: mend these first"] if more else lines
 
 
 def standings(result: Audit) -> list[str]:

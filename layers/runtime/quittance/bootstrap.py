@@ -148,10 +148,18 @@ class Platform:
 
     @cached_property
     def keys(self) -> "Keys":
-        """The receipt keys."""
+        """The keys that sign receipts, checkpoints and webhooks."""
+        from quittance.certified import Purpose
         from quittance.store.keys import Keys
 
-        return Keys(clients.kms(), root_key_ids=self.settings.receipt_key_ids.split(","))
+        named = {
+            Purpose.RECEIPT: self.settings.receipt_key_ids,
+            Purpose.CHECKPOINT: self.settings.checkpoint_key_ids,
+            Purpose.WEBHOOK: self.settings.webhook_key_ids,
+        }
+        roots = {purpose: key_ids.split(",") for purpose, key_ids in named.items()}
+        without_purpose = list(filter(None, self.settings.keys_without_purpose.split(",")))
+        return Keys(clients.kms(), root_key_ids=roots, without_purpose=without_purpose)
 
     @cached_property
     def bus(self) -> "Bus":

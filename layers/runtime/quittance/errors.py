@@ -1,6 +1,7 @@
 """Every refusal that a caller can meet, and the table that turns it into problem+json (RFC 9457).
 
 QuittanceError
+├── AnswerTooLargeError           500  a fault of ours: no answer is meant to be so large
 ├── RequestError                  the caller can mend it
 │   ├── InvalidRequestError           400  fields are wrong; each is named
 │   ├── UnauthenticatedError          401  no verified identity
@@ -35,7 +36,13 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from quittance.limits import PAUSED_RETRY_S
+from quittance.limits import (
+    DETAIL_CHARS_MAX,
+    FAULT_CHARS_MAX,
+    FAULTS_NAMED_MAX,
+    FIELD_NAME_CHARS_MAX,
+    PAUSED_RETRY_S,
+)
 from quittance.money import format_credits
 
 _LOGGED_AFTER_S: Final = 60
@@ -44,10 +51,12 @@ _LOGGED_AFTER_S: Final = 60
 class QuittanceError(Exception):
     """Anything that Quittance answers with a problem instead of a result.
 
-    `members` are the problem's extension members; `retry_after_s` becomes the `Retry-After` header.
+    `members` are the problem's extension members; `retry_after_s` becomes the `Retry-After` header. `detail` is cut:
+    a refusal that quotes its request must still fit into an answer.
     """
 
     def __init__(self, detail: str, *, retry_after_s: int | None = None, **members: object) -> None:
+        detail = shortened(detail, DETAIL_CHARS_MAX)
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
@@ -59,18 +68,28 @@ class RequestError(QuittanceError):
 
 
 class InvalidRequestError(RequestError):
-    """One or more fields are wrong. `errors` lists each as `{"field", "message"}`."""
+    """One or more fields are wrong. `errors` lists each as `{"field", "message"}`: the first FAULTS_NAMED_MAX of them,
+    and one that says that there are more.
+    """
 
     def __init__(self, *errors: tuple[str, str]) -> None:
-        listed = [{"field": field, "message": message} for field, message in errors]
-        super().__init__("; ".join(f"{field}: {message}" for field, message in errors), errors=listed)
+        named = [
+            (shortened(field, FIELD_NAME_CHARS_MAX), shortened(message, FAULT_CHARS_MAX))
+            for field, message in errors[:FAULTS_NAMED_MAX]
+        ]
+        if len(errors) > FAULTS_NAMED_MAX:
+            named.append(("body", "has more faults than are named here: mend these first"))
+        listed = [{"field": field, "message": message} for field, message in named]
+        super().__init__("; ".join(f"{field}: {message}" for field, message in named), errors=listed)
 
 
 class UnauthenticatedError(RequestError):
-    """The request carries no verified identity."""
+    """The request carries no verified identity. `refused` is the check that its token failed, None without a token."""
 
-    def __init__(self) -> None:
-        super().__init__("Send a valid bearer token in the Authorization header.")
+    def __init__(self, refused: str | None = None) -> None:
+        advice = "Send a valid bearer token in the Authorization header."
+        super().__init__(f"{refused} {advice}" if refused else advice)
+        self.refused = refused
 
 
 class InsufficientFundsError(RequestError):
@@ -90,6 +109,7 @@ class MissingScopeError(RequestError):
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"The token needs the scope {scope!r}.", required_scope=scope)
+        self.scope = scope
 
 
 class AccountFrozenError(RequestError):
@@ -280,6 +300,15 @@ class FundingPausedError(QuittanceError):
         )
 
 
+class AnswerTooLargeError(QuittanceError):
+    """What was to be answered is larger than Lambda sends. Every answer is bounded by its parts: this is a fault."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer is too large to be sent. What was asked for is done. Tell the platform's operator."
+        )
+
+
 class PlatformUnavailableError(QuittanceError):
     """A part of the platform did not answer. Whatever was begun can be repeated with the same ids."""
 
@@ -315,10 +344,16 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
     TooManyRunningError: (HTTPStatus.TOO_MANY_REQUESTS, "too_many_running", "Too many tasks are running"),
     FundingPausedError: (HTTPStatus.SERVICE_UNAVAILABLE, "funding_paused", "New tasks are paused"),
+    AnswerTooLargeError: (HTTPStatus.INTERNAL_SERVER_ERROR, "answer_too_large", "The answer is too large"),
     PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),
 }
 
 PROBLEM_TYPE_PREFIX: Final = "urn:quittance:problem:"
+
+
+def shortened(text: str, chars_max: int) -> str:
+    """A text, or its first characters and an ellipsis if it is longer than this."""
+    return text if len(text) <= chars_max else f"{text[:chars_max]}…"
 
 
 def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -333,6 +368,13 @@ def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]
         **error.members,
     }
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    if status is HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 §11.6.1: a 401 must name its scheme
+    if isinstance(error, UnauthenticatedError | MissingScopeError):
+        headers["WWW-Authenticate"] = challenge(error)
     return int(status), body, headers
+
+
+def challenge(error: UnauthenticatedError | MissingScopeError) -> str:
+    """What `WWW-Authenticate` says of a refusal (RFC 6750 §3): the scheme alone to whoever sent no token."""
+    if isinstance(error, MissingScopeError):
+        return f'Bearer error="insufficient_scope", scope="{error.scope}"'
+    return "Bearer" if error.refused is None else f'Bearer error="invalid_token", error_description="{error.refused}"'

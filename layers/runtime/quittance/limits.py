@@ -13,6 +13,8 @@ INPUT_BYTES_MAX: Final = MIB
 JSON_DEPTH_MAX: Final = 64
 FAULTS_NAMED_MAX: Final = 100  # of one request: its refusal names so many and counts the others
 FIELD_NAME_CHARS_MAX: Final = 200  # of a stranger's field in a refusal; the longest path of ours has some 60
+FAULT_CHARS_MAX: Final = 1_000  # of the sentence that says what is wrong with a field
+DETAIL_CHARS_MAX: Final = 2_000  # of the text that says what is wrong: Step Functions cuts a cause at 32 KiB of JSON
 TASK_ID_CHARS_MAX: Final = 128
 STATED_TASK_CHARS_MAX: Final = TASK_ID_CHARS_MAX + len(":judge-agent")  # as receipts name a judge's task
 ACCOUNT_ID_CHARS_MAX: Final = 255  # OpenID Connect Core 1.0 §2: a `sub` has at most 255 ASCII characters
@@ -28,6 +30,15 @@ PAYOUT_ID_CHARS_MAX: Final = (ACCOUNT_ID_CHARS_MAX + len("#") + TASK_ID_CHARS_MA
 UNLISTED_AT_ONCE_MAX: Final = 25  # of agents that code of before had listed: writes that one page may make
 OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for an active one; some 300 bytes each
 
+# What an answer may carry.
+LAMBDA_SYNC_BYTES_MAX: Final = 6_291_556  # Lambda's own limit of a request and of an answer of a synchronous invocation
+# An output is shown as text up to this, in the JSON of a Lambda answer, which escapes an HTTP body's JSON once more:
+# there a quotation mark takes 4 bytes, a control character 7. The rest of the answer, with a log of 64 KiB of control
+# characters, has room beside it, and the base64 of a larger output is shorter.
+OUTPUT_TEXT_WIRE_BYTES_MAX: Final = 5 * MIB
+AUDIT_DIFFERENCES_SHOWN_MAX: Final = 1_000  # in the audit's answer; all are counted and logged
+AUDIT_LINE_CHARS_MAX: Final = 300
+
 # What a verifier reads.
 TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
 JWKS_KEYS_MAX: Final = 1_000
@@ -36,12 +47,19 @@ JWKS_FAILURE_S_MAX: Final = 2  # for how long a failed read of the roots is answ
 COUNT_MAX: Final = 2**53  # of any counter in a receipt: JSON numbers are exact up to it
 LOG_SIZE_MAX: Final = COUNT_MAX  # entries
 
+# The keys of the issuer whose tokens are accepted.
+ISSUER_KEYS_AGE_S_MAX: Final = 5 * 60  # a key that the issuer has withdrawn is good for so much longer
+ISSUER_KEYS_REFETCH_S_MIN: Final = 10  # between two reads for tokens that no known key fits, in one environment
+
 # What one execution of the workflow may carry (docs/howto/step-functions.md).
 WORKFLOW_STATE_BYTES_MAX: Final = 256 * KIB  # Step Functions' own limit, which ends an execution that grows over it
 RUN_ID_CHARS_MAX: Final = 100  # a task's id is the run's with two numbers
 RUN_TASKS_MAX: Final = 60  # their receipts are in the execution's output
 RUN_SHARE_MAX: Final = 1_000
 RUN_TASK_BYTES: Final = 4 * KIB  # kept free in the output for each task: a receipt and its few fields
+RUN_PLAN_BYTES_MAX: Final = (
+    WORKFLOW_STATE_BYTES_MAX - RUN_TASK_BYTES
+)  # beside it, headers of Lambda's answer are counted
 RUN_PASSED_ON_BYTES_MAX: Final = 120 * KIB  # of an output that is another step's input, or one of few
 
 # Money, in micro-credits.
@@ -87,7 +105,7 @@ WORK_SECONDS_MAX: Final = 660  # of one invocation of the worker: the longest ru
 KILL_MARGIN_MS: Final = 200  # how long after its deadline a guest may still be alive before the parent kills it
 
 # The queue of tasks.
-QUEUE_MESSAGE_BYTES_MAX: Final = 128 * KIB  # a larger input goes to S3; SQS takes 256 KiB, EventBridge adds its own
+QUEUE_MESSAGE_BYTES_MAX: Final = 128 * KIB  # a larger input goes to S3, for less: SQS bills 64 KiB, and takes 1 MiB
 DEAD_LETTER_HIDDEN_S: Final = 15 * 60  # until a dead letter that nobody can read is tried, and told, once more
 
 # The ledger.
@@ -149,7 +167,7 @@ WEBHOOK_TRIES_MAX: Final = 15  # the queue's maxReceiveCount: crashes count too
 WEBHOOK_WAIT_S_MIN: Final = 5  # before the second try; doubles with each
 WEBHOOK_WAIT_S_MAX: Final = 60 * 60
 WEBHOOK_AGE_MS_MAX: Final = 5 * 60 * 1_000  # how far a receiver's clock may be from the signature's time
-EVENT_BYTES_MAX: Final = 256 * KIB  # EventBridge's own limit of one entry
+EVENT_BYTES_MAX: Final = MIB  # EventBridge's own limit of the entries of one call (256 KiB before January 2026)
 
 # Of a trace.
 TRACE_STEPS_MAX: Final = 100  # of one invocation: a long sweep must not flood its trace

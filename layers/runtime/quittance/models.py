@@ -24,6 +24,7 @@ from quittance import exact_json, limits
 from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
+from quittance.exact_json import Sent
 from quittance.journal import Kind, PayoutState
 from quittance.money import (
     MICRO_PER_CREDIT,
@@ -172,11 +173,6 @@ PublishedRules = Annotated[
 """Rules that anyone may read: shown as they were sent, to any reader that takes numbers for doubles."""
 
 
-class _Request(BaseModel):
-    # By alias only: a client that wrote `budget_micro` would be taken to mean credits.
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
@@ -184,7 +180,7 @@ class _Answer(BaseModel):
 # Tasks.
 
 
-class TaskRequest(_Request):
+class TaskRequest(Sent):
     """One task: which agent, on what input, for at most how much."""
 
     task_id: TaskId = Field(description="Yours to choose; the same id and body never run or cost twice.")
@@ -196,9 +192,10 @@ class TaskRequest(_Request):
         description="A string (stdin gets its UTF-8 bytes) or any other JSON value (stdin gets it as compact JSON).",
     )
     budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
-    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = Field(
-        default=None, description="Whole seconds; the agent's own limit if absent."
-    )
+    timeout: (
+        Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), exact_json.WHOLE]
+        | None
+    ) = Field(default=None, description="Whole seconds; the agent's own limit if absent.")
     acceptance: Rules | None = Field(
         default=None, description="Rules that the output must meet, beside the agent's own; else it is not paid for."
     )
@@ -251,10 +248,10 @@ class DirectTaskRequest(TaskRequest):
     """A task from a caller that IAM has authorised: Step Functions, the SDK, a queue."""
 
     user_id: AccountId
-    inline_bytes_max: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+    inline_bytes_max: Annotated[int, Field(strict=True, ge=0), exact_json.WHOLE] | None = Field(
         default=None,
-        description="Leave an output, or a log, out of the answer if it takes more bytes there. Step Functions loses an"
-        " execution whose state grows over 256 KiB.",
+        description="Leave an output, or a log, out of the answer if it takes more bytes there, as base64 too."
+        " Step Functions loses an execution whose state grows over 256 KiB.",
     )
 
 
@@ -300,7 +297,11 @@ class TaskResult(_Answer):
     agent_id: str
     success: bool
     output: str | None = Field(description="What the agent wrote, if it is UTF-8; only of a task that was paid for.")
-    output_base64: str | None = Field(default=None, description="What the agent wrote, if it is not UTF-8.")
+    output_base64: str | None = Field(
+        default=None,
+        description="What the agent wrote, if it is not UTF-8, or is a text that JSON spells with too many bytes for"
+        " one answer, such as a megabyte of control characters.",
+    )
     log: str | None = Field(default=None, description="What the agent wrote to stderr, at most 64 KiB.")
     error: TaskError | None
     execution_time_ms: int
@@ -324,9 +325,16 @@ class TaskResult(_Answer):
     receipt: str = Field(description="Signed statement of all this (compact JWS).")
 
     def within(self, bytes_max: int) -> Self:
-        """Without an output, and without a log, of more bytes in JSON; the receipt still names them by digest."""
+        """Without an output, and without a log, of more bytes in JSON; the receipt still names them by digest.
+
+        An output that is too long as text, and not as base64, is given as base64.
+        """
         texts = {name: getattr(self, name) for name in ("output", "output_base64", "log")}
-        return self.model_copy(update={name: None for name, text in texts.items() if json_bytes(text) > bytes_max})
+        if json_bytes(self.output) > bytes_max and self.output is not None:
+            texts["output_base64"] = base64.b64encode(self.output.encode()).decode()
+        return self.model_copy(
+            update={name: text if json_bytes(text) <= bytes_max else None for name, text in texts.items()}
+        )
 
 
 class TaskPending(_Answer):
@@ -342,19 +350,22 @@ class TaskPending(_Answer):
 # Runs: many tasks under one budget, for the workflow of template.yaml.
 
 
-class RunStep(_Request):
+class RunStep(Sent):
     """One agent of a chain: each input goes through all of them, one's output being the next one's input."""
 
     agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
-    share: Annotated[int, Field(strict=True, ge=1, le=limits.RUN_SHARE_MAX)] = Field(
+    share: Annotated[int, Field(strict=True, ge=1, le=limits.RUN_SHARE_MAX), exact_json.WHOLE] = Field(
         default=1, description="How much of an input's budget is this step's, compared with the other steps."
     )
-    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = None
+    timeout: (
+        Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), exact_json.WHOLE]
+        | None
+    ) = None
     acceptance: PublishedRules | None = None
     min_reputation: Score | None = None
 
 
-class RunRequest(_Request):
+class RunRequest(Sent):
     """Agents to run on many inputs, for at most so much in all. The workflow's input."""
 
     run_id: Annotated[
@@ -405,19 +416,19 @@ class RunPlan(_Answer):
 # Agents.
 
 
-class AgentLimits(_Request):
+class AgentLimits(Sent):
     """What one run of the agent may use."""
 
-    memory_mib: Annotated[int, Field(strict=True, ge=1, le=limits.MEMORY_BYTES_MAX // limits.MIB)] = (
+    memory_mib: Annotated[int, Field(strict=True, ge=1, le=limits.MEMORY_BYTES_MAX // limits.MIB), exact_json.WHOLE] = (
         limits.MEMORY_BYTES_DEFAULT // limits.MIB
     )
-    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] = (
-        limits.TIMEOUT_S_DEFAULT
-    )
-    fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX)] = limits.FUEL_MAX
+    timeout: Annotated[
+        int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), exact_json.WHOLE
+    ] = limits.TIMEOUT_S_DEFAULT
+    fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX), exact_json.WHOLE] = limits.FUEL_MAX
 
 
-class TaskJudges(_Request):
+class TaskJudges(Sent):
     """On which terms an agent takes tasks that bring a judge of their own."""
 
     rejected_share_bps: Share = Field(
@@ -426,7 +437,7 @@ class TaskJudges(_Request):
     )
 
 
-class AgentRequest(_Request):
+class AgentRequest(Sent):
     """A new agent and its terms."""
 
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.AGENT_NAME_CHARS_MAX)]
@@ -441,7 +452,7 @@ class AgentRequest(_Request):
     )
 
 
-class VersionRequest(_Request):
+class VersionRequest(Sent):
     """A new version of an agent; terms that are absent stay as they are."""
 
     tariff: Tariff | None = None
@@ -583,21 +594,21 @@ class LogTile(_Answer):
 # Accounts.
 
 
-class DepositRequest(_Request):
+class DepositRequest(Sent):
     """Credits for an account."""
 
     deposit_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
     amount_micro: Amount = Field(alias="amount")
 
 
-class WithdrawalRequest(_Request):
+class WithdrawalRequest(Sent):
     """Credits out of one's own account."""
 
     withdrawal_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
     amount_micro: Amount = Field(alias="amount")
 
 
-class BondRequest(_Request):
+class BondRequest(Sent):
     """Credits from one's account into one's bond, or back."""
 
     bond_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
@@ -704,7 +715,7 @@ PayoutId = Annotated[
 ]
 
 
-class PayoutDecision(_Request):
+class PayoutDecision(Sent):
     """How a payout ended. Final: the same again changes nothing, the other is refused."""
 
     state: Literal["paid", "failed"] = Field(description="`failed` returns the credits to the account at once.")
@@ -734,7 +745,7 @@ class PayoutPage(_Answer):
 # Operations.
 
 
-class OperationRequest(_Request):
+class OperationRequest(Sent):
     """Why an operator does something."""
 
     reason: Annotated[
@@ -758,6 +769,28 @@ class OperationPage(_Answer):
 
     operations: list[OperationAnswer]
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+def as_text(data: bytes | None) -> tuple[str | None, str | None]:
+    """What an agent wrote as `output`, or as `output_base64`: the other one is None.
+
+    Text is shown as text, unless it is so long in JSON that an answer with it could not be delivered: then base64 is
+    shorter. This depends on the bytes alone, so every answer about a task shows its output in the same way.
+    """
+    if data is None:
+        return None, None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = None
+    if text is None or _wire_bytes(text) > limits.OUTPUT_TEXT_WIRE_BYTES_MAX:
+        return None, base64.b64encode(data).decode()
+    return text, None
+
+
+def _wire_bytes(text: str) -> int:
+    """The most bytes that a text takes in what Lambda sends: the JSON of a body that is JSON itself."""
+    return len(json.dumps(json.dumps(text, ensure_ascii=False)))
 
 
 def json_bytes(text: str | None) -> int:

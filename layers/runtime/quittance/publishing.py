@@ -5,12 +5,20 @@ import hashlib
 import re
 import secrets
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from quittance import judging, pricing, reputation, tracing
 from quittance.acceptance import Rules, parse_rules, rules_json
+from quittance.bond import bond_account
 from quittance.bootstrap import Platform
-from quittance.errors import AccountFrozenError, AgentNotReadyError, InvalidRequestError, NotFoundError
+from quittance.errors import (
+    AccountFrozenError,
+    AgentNotReadyError,
+    BondRequiredError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
 from quittance.models import (
     AgentAnswer,
@@ -43,15 +51,21 @@ CLOCKS_DIFFER_MS_MAX: Final = 5_000
 _FAILED_AGAIN_MS: Final = 30_000  # before Lambda's own next try, a minute later
 _REFUSED_AGAIN_MS: Final = 24 * 60 * 60_000
 _AGENT_ID_BYTES: Final = 10
+_UNBONDED: Final = Rejection(
+    "bond_required",
+    "Your bond is below the minimum. Deposit the rest with POST /accounts/me/bond, then open another version.",
+)
 _CURSOR: Final = re.compile(r"(?P<created_ms>[0-9]{1,15})~(?P<agent_id>[A-Za-z0-9_-]{1,64})")
 
 
 def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUpload:
     """Registers an agent, and answers with a form for its module.
 
-    Raises AccountFrozenError, InvalidRequestError for a judge that cannot judge, PlatformUnavailableError.
+    Raises AccountFrozenError, BondRequiredError, InvalidRequestError for a judge that cannot judge,
+    PlatformUnavailableError.
     """
     _check_not_frozen(platform, owner)
+    _check_bond(platform, owner)
     rules = request.acceptance or Rules()
     _check_judge(platform, rules)
     terms = _terms(request.tariff, request.limits, rules, request.task_judges)
@@ -72,9 +86,10 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     """Opens the upload of a new version; the active one serves until the new one is active.
 
     Raises NotFoundError, AgentNotReadyError for a retired agent, InvalidRequestError for a judge that cannot judge,
-    AccountFrozenError, PlatformUnavailableError.
+    AccountFrozenError, BondRequiredError, PlatformUnavailableError.
     """
     _check_not_frozen(platform, owner)
+    _check_bond(platform, owner)
     agent = _own(platform, owner, agent_id)
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
     rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
@@ -85,6 +100,13 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     if opened.retired_ms is not None:
         raise AgentNotReadyError(agent_id, opened.state)
     return _upload_form(platform, opened)
+
+
+def _check_bond(platform: Platform, owner: str) -> None:
+    """Raises BondRequiredError unless the owner's bond is large enough to publish."""
+    minimum_micro = platform.settings.bond_minimum_micro
+    if minimum_micro and (bond_micro := platform.ledger.available_micro(bond_account(owner))) < minimum_micro:
+        raise BondRequiredError(bond_micro=bond_micro, minimum_micro=minimum_micro)
 
 
 def _check_not_frozen(platform: Platform, owner: str) -> None:
@@ -147,6 +169,14 @@ def page(platform: Platform, *, owner: str | None, limit: int, after: str | None
     return AgentPage(agents=[_answer(agent) for agent in found.agents], next=cursor)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A module that the compiler does not take, and the processor time that it took to find out."""
+
+    rejection: Rejection
+    cpu_ms: int
+
+
 def publish(platform: Platform, key: str, version: str = "") -> AgentState:
     """Makes a posted module the active version of its agent, or records why not. Safe to repeat.
 
@@ -168,14 +198,18 @@ def publish(platform: Platform, key: str, version: str = "") -> AgentState:
     if not _is_claimed(agent, posted):
         logger.info("post not awaited", agent_id=agent.agent_id, upload=posted.number, state=agent.upload.state)
         return _state_of(agent, posted)
+    if not platform.registry.is_bonded(agent.owner):
+        return _state_of(platform.registry.reject(agent, _UNBONDED), posted)
     try:
         with tracing.step("read"):
             module = platform.uploads.read(posted)
     except BlobMissingError:
         return give_up(platform, key, version)
     artefact = _compile(module)
-    if isinstance(artefact, Rejection):
-        agent = platform.registry.reject(agent, artefact)
+    if cost_micro := _cost_micro(platform, module, artefact.cpu_ms):
+        platform.registry.owe(agent, cost_micro, now_ms=platform.now_ms())
+    if isinstance(artefact, _Refused):
+        agent = platform.registry.reject(agent, artefact.rejection)
     else:
         standing = platform.registry.get(agent.agent_id)
         if not _is_claimed(standing, posted):  # overtaken, or published by another delivery of the same event
@@ -237,8 +271,9 @@ def _compile_anew(platform: Platform, module_sha256: str, claim: Compilation) ->
     try:
         module = platform.binaries.load_module(module_sha256)
         artefact = _compile(module)
-        if isinstance(artefact, Rejection):
-            logger.error("a published module no longer compiles", module_sha256=module_sha256, code=artefact.code)
+        if isinstance(artefact, _Refused):
+            code = artefact.rejection.code
+            logger.error("a published module no longer compiles", module_sha256=module_sha256, code=code)
             platform.registry.postpone_compilation(claim, until_ms=platform.now_ms() + _REFUSED_AGAIN_MS)
             return None
         _keep(platform, module, artefact)
@@ -290,13 +325,20 @@ def _failure(agent_id: str) -> Rejection:
 
 
 @tracing.step("compile")
-def _compile(module: bytes) -> "Artefact | Rejection":
+def _compile(module: bytes) -> "Artefact | _Refused":
     from quittance import sandbox
 
     try:
         return sandbox.compile_module(module)
     except sandbox.ModuleRejectedError as rejected:
-        return Rejection(rejected.code, rejected.message)
+        return _Refused(Rejection(rejected.code, rejected.message), rejected.cpu_ms)
+
+
+def _cost_micro(platform: Platform, module: bytes, cpu_ms: int) -> int:
+    """What publishing costs the owner's bond: the module's size, and the processor time, each rounded up."""
+    settings = platform.settings
+    size_micro = -(-len(module) * settings.publish_per_mib_micro // MIB)
+    return size_micro - (-cpu_ms * settings.publish_per_cpu_second_micro // 1_000)
 
 
 @tracing.step("keep")

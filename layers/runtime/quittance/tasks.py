@@ -9,7 +9,6 @@ A judge that scores the output is a task of its own, with an escrow of its own: 
 and settled in the same write. Who bears what is decided in `escrow.decide`; docs/who-pays.md has the table.
 """
 
-import base64
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
@@ -54,7 +53,7 @@ from quittance.limits import (
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
 )
-from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
+from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult, as_text
 from quittance.observability import Metric, logger
 from quittance.run import Fault, Job, Meter, Outcome, Run, Side
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, artefact_key
@@ -705,7 +704,7 @@ def _answer(platform: Platform, escrow: Escrow, *, at_hand: tuple[bytes, ...] = 
     output = _load(platform, settlement.output, at_hand)
     log = _load(platform, settlement.log, at_hand)
     success = settlement.outcome is Outcome.SUCCEEDED
-    text, encoded = _as_text(output)
+    text, encoded = as_text(output)
     return TaskResult(
         task_id=escrow.task_id,
         agent_id=escrow.agent_id,
@@ -760,15 +759,6 @@ def _load(platform: Platform, stored: StoredBytes | None, at_hand: tuple[bytes, 
         return platform.outputs.load(stored)
     except BlobMissingError:
         return None  # past the retention of the outputs bucket; the receipt still names it by digest
-
-
-def _as_text(data: bytes | None) -> tuple[str | None, str | None]:
-    if data is None:
-        return None, None
-    try:
-        return data.decode(), None
-    except UnicodeDecodeError:
-        return None, base64.b64encode(data).decode()
 
 
 def _bond_owner(account: str) -> set[str]:

@@ -239,6 +239,9 @@ class _Worker:
             self._order(job, begin_by)
             header, body = self._report(job, begin_by)
             run, resident_bytes = wire.decode_run(header, body, self._log.read())
+            late = run.meter.wall_ms > job.timeout_ms  # this process was kept from looking when the time was up
+            if late and run.outcome is not Outcome.WORKER_LOST:
+                raise _OverdueError  # noqa: TRY301 - as if it had looked
             _check_report(run, job)
         except _OverdueError:
             return self._timed_out(job)

@@ -437,6 +437,28 @@ class Ledger:
                 waiting = waiting[len(batch.escrows) :]
         return credited
 
+    def charge(self, owner: str, agent_id: str, reference: str, due_micro: int, *, now_ms: int) -> Credited:
+        """Takes what a publication cost from an owner's bond for the platform, once per agent and reference.
+
+        A bond that has less pays what it has; the rest is written off.
+        """
+        patience, named = self._patience(), f"{agent_id}.{reference}"
+        while True:
+            has = self._bond_purses({owner: due_micro})[owner]
+            charge = crediting.publication(
+                owner, named, due_micro, has, agent_id=agent_id, platform_account=self._platform_account, now_ms=now_ms
+            )
+            try:
+                attempt(partial(self._send, self._charge_actions(charge)))
+            except RefusedError as refused:
+                if refused.items[0] is not None:  # it was charged before
+                    return Credited(bonds_left={owner: None})
+                patience.wait(ConflictError())
+            except BusyError as busy:
+                patience.wait(busy)
+            else:
+                return Credited(0, charge.written_off_micro, dict(charge.bonds_left))
+
     # The log.
 
     def unlogged(self) -> Iterator[str]:
@@ -716,8 +738,12 @@ class Ledger:
     def _credit_actions(self, batch: crediting.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
         first = batch.escrows[0]
         actions = [self._mark_swept(escrow, first, place, now_ms) for place, escrow in enumerate(batch.escrows)]
-        actions += [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
         actions.append({"Put": put_new(self._table, _batch_values(batch.escrows, now_ms))})
+        return actions + self._charge_actions(batch, contended=contended)
+
+    def _charge_actions(self, batch: crediting.Batch, *, contended: bool = False) -> list[dict[str, Any]]:
+        """What a batch moves: the lines of the journal, the bonds' purses, and the credits."""
+        actions: list[dict[str, Any]] = [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
         for bond, moves in batch.bond_moves.items():
             charged_micro = batch.charged[bond]  # noted at the first purse that is touched
             for purse, change_micro in moves.items():

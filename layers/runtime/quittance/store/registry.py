@@ -3,6 +3,7 @@
     pk                 attributes
     AGENT#<agent id>   owner, name, terms, the active version's digests, and the newest upload with its own terms
     ARTEFACT#<key>     who compiles an artefact anew, until when; and the artefact's digest once it is there
+    DUE#<agent>#<upload>  what the publication of an upload costs its owner's bond, until the sweep has charged it
     OWNER#<owner id>   bond_short, frozen: whether the agents of this owner may take tasks; no item means that they may
     FUNDING            paused: whether an operator has stopped the funding of tasks; no item means no
     OPERATION#<id>     what an operator did (see operations.py)
@@ -22,7 +23,7 @@ before have too, when every registration was in the listing; `page` takes out wh
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -55,6 +56,7 @@ LISTING_INDEX: Final = "listing"
 OWNER_INDEX: Final = "owner"
 FUNDING_PK: Final = "FUNDING"
 _LISTING: Final = "agents"
+_DUE: Final = "due"
 _CACHE_SECONDS: Final = 10.0
 _CACHED_AGENTS_MAX: Final = 1_000
 _REFUSED: Final = "refused"
@@ -111,6 +113,16 @@ class Rejection:
 
     code: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What the publication of one upload costs its owner's bond."""
+
+    owner: str
+    agent_id: str
+    upload: int
+    amount_micro: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +345,34 @@ class Registry:
             self._unlist(stale[:UNLISTED_AT_ONCE_MAX])
             agents = [agent for agent in agents if agent.state is AgentState.ACTIVE]
         return Page(agents, places[-1] if more and places else None)
+
+    # What publications cost. The publisher cannot reach money: it notes here what the sweep is to charge.
+
+    def owe(self, agent: Agent, amount_micro: int, *, now_ms: int) -> None:
+        """Notes what publishing an agent's newest upload costs its owner's bond. The last note of an upload counts."""
+        write = update(
+            self._table,
+            f"DUE#{agent.agent_id}#{agent.upload.number}",
+            set_={"debtor": agent.owner, "amount": amount_micro, "listing": _DUE, "created_ms": now_ms},
+        )
+        answered(lambda: self._client.update_item(**write), self._patience())
+
+    def dues(self) -> Iterator[Due]:
+        """What is noted and not charged yet, the oldest first, as the index shows it."""
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": LISTING_INDEX,
+            "KeyConditionExpression": "listing = :listing",
+            "ExpressionAttributeValues": to_item({":listing": _DUE}),
+        }
+        for values in map(from_item, paged(self._client.query, query, self._left_ms)):
+            _, agent_id, number = values["pk"].split("#")
+            yield Due(values["debtor"], agent_id, int(number), values["amount"])
+
+    def forget_due(self, due: Due) -> None:
+        """Removes what was charged. Repeating changes nothing."""
+        key = to_item({"pk": f"DUE#{due.agent_id}#{due.upload}"})
+        answered(lambda: self._client.delete_item(TableName=self._table, Key=key), self._patience())
 
     def check(self) -> None:
         """Reads one item of the listing at most. Raises PlatformUnavailableError unless the table answers."""

@@ -266,6 +266,24 @@ def test_of_a_price_the_judges_cost_goes_back_to_the_bond(budget: int) -> None:
     assert [line for line in found if "names no rules" not in line] == []  # the escrow here has a judge and no rules
 
 
+def test_what_comes_back_to_a_bond_pays_the_charges_of_the_same_batch() -> None:
+    _, world = world_of(bond=JUDGING)
+    task, judges = judged(sides=(Side.AGENT,))
+    world.ledger.fund(task, *judges)
+    stored = world.ledger.settle(*ended(world, task, judges, DONE, now_ms=START_MS))
+    assert stored.settlement
+    cost, back = stored.settlement.judging_micro, stored.settlement.split.paid_micro
+    assert back < cost
+    failures = (JUDGING - cost) // CHARGE + 1  # more than is left in the bond
+    for number in range(failures):
+        failing, _ = judged(sides=(), task_id=f"t{number}")
+        world.ledger.fund(failing)
+        world.ledger.settle(*ended(world, failing, (), FAILED, now_ms=START_MS))
+    for names in world.ledger.settled():
+        assert world.ledger.credit(names, now_ms=EXPIRY).written_off_micro == 0
+    assert world.ledger.bond("oskar").available_micro == JUDGING - cost + back - failures * CHARGE
+
+
 def test_a_charge_meets_a_bond_that_was_emptied_meanwhile() -> None:
     """Between what the sweep has read and its write, the bond is released: it takes what is there then."""
     memory, world = world_of(bond=2 * CHARGE)

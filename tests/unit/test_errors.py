@@ -10,6 +10,7 @@ from quittance.errors import (
     AccountFrozenError,
     AgentNotReadyError,
     AnswerTooLargeError,
+    BondInUseError,
     BondRequiredError,
     BondTooLowError,
     BudgetTooLowError,
@@ -64,6 +65,7 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (TaskInProgressError("t-1", retry_after_s=3), 409, {"code": "task_in_progress"}),
     (AgentNotReadyError("agt_1", "awaiting_upload"), 409, {"code": "agent_not_ready", "state": "awaiting_upload"}),
     (BondTooLowError("agt_1"), 409, {"code": "agent_not_ready"}),
+    (BondInUseError("why", retry_after_s=9), 409, {"code": "bond_in_use"}),
     (
         TermsChangedError("tariff_sha256", now="ab" * 32),
         409,

@@ -13,8 +13,8 @@ from quittance.observability import Metric, entry, logger, measure
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry: the equations with both sides, every difference, and on `{"standings": true}` every standing."""
     result = auditing.run(platform(context))
-    measure(Metric.AUDIT_DIFFERENCES, len(result.differences))
+    measure(Metric.AUDIT_DIFFERENCES, result.count)
     for difference in result.differences:
         logger.error("audit difference", invariant=difference.invariant, at=difference.at)
-    answer = {"differences": len(result.differences), "report": auditing.report(result)}
+    answer = {"differences": result.count, "report": auditing.report(result)}
     return answer | ({"standings": auditing.standings(result)} if event.get("standings") else {})

@@ -8,14 +8,16 @@ from typing import Any
 from unittest import mock
 
 from quittance import publishing, sandbox
+from quittance.bond import bond_account
 from quittance.bootstrap import Platform
 from quittance.models import AgentLimits, AgentRequest
 
 ROOT = Path(__file__).parents[1]
 AGENTS = ROOT / "examples" / "agents"
 REGION = "eu-central-1"
+CONSENT = {"rejected_share": "0"}
 FLAT = {"type": "flat", "price": "0.01"}
-UNSCORED = {"agent_score": None, "task_score": None}
+UNSCORED = {"agent_score": None, "task_score": None, "rejected_by": None}
 """What a receipt says of judges where there were none."""
 
 
@@ -40,7 +42,7 @@ class Cloud(Platform):
     skew_ms = 0
 
     def left_ms(self) -> int:
-        return remaining()
+        return remaining() - self._kept_ms
 
     def now_ms(self) -> int:
         return super().now_ms() + self.skew_ms
@@ -52,10 +54,16 @@ class Cloud(Platform):
         tariff: dict[str, Any] = FLAT,
         owner: str = "owner",
         acceptance: dict[str, Any] | None = None,
+        task_judges: dict[str, Any] | None = CONSENT,
         **limits: Any,
     ) -> str:
         """Publishes an agent through the use cases; returns its id."""
-        terms = {"tariff": tariff, "limits": AgentLimits(**limits), "acceptance": acceptance}
+        terms = {
+            "tariff": tariff,
+            "limits": AgentLimits(**limits),
+            "acceptance": acceptance,
+            "task_judges": task_judges,
+        }
         request = AgentRequest.model_validate({"name": "test", **terms})
         agent_id = publishing.register(self, owner, request).agent_id
         self.post(agent_id, 1, module)
@@ -71,6 +79,10 @@ class Cloud(Platform):
     def deposit(self, account: str, amount_micro: int) -> None:
         """Gives an account credits."""
         self.ledger.deposit(account, f"start-{amount_micro}", amount_micro, now_ms=self.now_ms())
+
+    def bond(self, owner: str, amount_micro: int) -> None:
+        """Gives an owner's bond credits."""
+        self.deposit(bond_account(owner), amount_micro)
 
     def items(self, prefix: str = "") -> list[dict[str, Any]]:
         """The ledger's items."""

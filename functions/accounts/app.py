@@ -8,6 +8,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import accounts
+from quittance.bond import bond_account
 from quittance.bootstrap import platform, prepare
 from quittance.errors import NotFoundError
 from quittance.http import PREFIX, answer, api, caller, responses
@@ -16,6 +17,9 @@ from quittance.limits import OWN_ACCOUNT, PAGE_ITEMS_MAX
 from quittance.models import (
     AccountAnswer,
     AccountInPath,
+    BondAnswer,
+    BondMoveAnswer,
+    BondRequest,
     DepositAnswer,
     DepositRequest,
     StatementPage,
@@ -25,7 +29,7 @@ from quittance.models import (
 from quittance.observability import entry
 
 app = api()
-prepare("ledger")
+prepare("ledger", "registry")
 _TAGS = ["accounts"]
 
 
@@ -52,6 +56,48 @@ def statement(
 ) -> Response[str]:
     """Every movement of the caller's credits, newest first; the index behind it may lag by a second."""
     account = caller(app).account
+    return answer(accounts.statement(platform(app.lambda_context), account, limit=limit, after=after))
+
+
+@app.get(
+    f"{PREFIX}/accounts/me/bond",
+    summary="Read one's bond",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, BondAnswer)),
+)
+def bond() -> Response[str]:
+    """What the caller has put up for failures of its agents, and what of it can be released now."""
+    return answer(accounts.bond(platform(app.lambda_context), caller(app).account))
+
+
+@app.post(
+    f"{PREFIX}/accounts/me/bond",
+    summary="Fill or release one's bond",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.CREATED, BondMoveAnswer)),
+    status_code=HTTPStatus.CREATED,
+)
+def move_bond(request: BondRequest) -> Response[str]:
+    """Moves credits from the caller's account into its bond, or back if `amount` has a minus.
+
+    A release needs that no agent of the caller has been active for a minute, and that their tasks are credited.
+    """
+    moved = accounts.move_bond(platform(app.lambda_context), caller(app).account, request)
+    return answer(moved, HTTPStatus.CREATED)
+
+
+@app.get(
+    f"{PREFIX}/accounts/me/bond/statement",
+    summary="Read what moved one's bond",
+    tags=_TAGS,
+    responses=responses((HTTPStatus.OK, StatementPage)),
+)
+def bond_statement(
+    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 50,
+    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+) -> Response[str]:
+    """Every movement of the caller's bond, newest first; the index behind it may lag by a second."""
+    account = bond_account(caller(app).account)
     return answer(accounts.statement(platform(app.lambda_context), account, limit=limit, after=after))
 
 

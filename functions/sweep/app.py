@@ -23,6 +23,7 @@ def _note(swept: Swept) -> None:
     count(Metric.SWEPT_EXPIRED, swept.expired)
     count(Metric.SWEPT_CREDITED, swept.credited)
     count(Metric.SWEPT_LOGGED, swept.logged)
+    count(Metric.WRITTEN_OFF, swept.written_off_micro)
     count(Metric.SWEEP_FAILURES, swept.failed)
     measure(Metric.SWEEP_COMPLETE, int(swept.complete))
     measure(Metric.SWEEP_LAG, swept.lag_ms)

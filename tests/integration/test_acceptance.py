@@ -26,7 +26,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_bytes": 4}, "hello", "it has 5 bytes, and must have at most 4 (max_bytes)"),
     ({"sha256": "00" * 32}, "hello", "it is not the one with the expected digest (sha256)"),
     ({"media_type": "image/png"}, "hello", "it does not begin like image/png (media_type)"),
-    ({"media_type": "application/json"}, "hello", "it must be JSON in UTF-8 (RFC 8259)"),
+    ({"media_type": "application/json"}, "hello", "it must be JSON in UTF-8 (RFC 8259) (media_type)"),
     (NUMBERS, "[1, 0.005]", "at /1 it must be a multiple of 0.01 (json_schema)"),
 ]
 
@@ -83,12 +83,15 @@ def test_an_output_that_does_not_is_refunded_and_not_shown(
     done = run(rich, agent, input=given, acceptance=rules if side == "task" else None)
     assert done.error is not None
     assert done.error.code == "rejected"
-    assert done.error.message == f"The output does not meet the {side}'s rules: {reason}."
-    assert (done.success, done.escrow_status, done.reputation_delta) == (False, "refunded", -50)
+    told = reason if side == "agent" else f"see {reason.rpartition('(')[2].removesuffix(')')}"
+    assert done.error.message == f"The output does not meet the {side}'s rules: {told}."
+    assert (done.success, done.escrow_status, done.reputation_delta) == (False, "refunded", BLAMED[side])
+    assert done.fault == ("agent" if side == "agent" else "payer")
     assert (done.output, done.output_base64) == (None, None)
     assert rich.ledger.available_micro("alice") == rich.total_micro() == START
     assert stated(rich, done) == {"agent_sha256": None, "task_sha256": None, **UNSCORED, "accepted": False} | {
-        f"{side}_sha256": digest(rules)
+        f"{side}_sha256": digest(rules),
+        "rejected_by": f"{side}_rules",
     }
     assert given.encode() not in json.dumps(rich.items("ESC#"), default=str).encode(), "nor kept"
     assert (
@@ -96,19 +99,22 @@ def test_an_output_that_does_not_is_refunded_and_not_shown(
     )
     sweep(rich)
     assert rich.ledger.available_micro("owner") == 0
-    assert rich.ledger.standing(agent).reference_tenths == 450
+    assert rich.ledger.standing(agent).reference_tenths == 500 + BLAMED[side]
+
+
+BLAMED = {"agent": -50, "task": 0}
 
 
 def ask_rules(side: str, rules: dict[str, Any]) -> dict[str, Any] | None:
     return rules if side == "task" else None
 
 
-def test_rules_without_end_are_the_agents_fault_if_they_are_its_own_and_else_nobodys(rich: Cloud) -> None:
+def test_rules_without_end_are_the_fault_of_who_made_them(rich: Cloud) -> None:
     own = run(rich, rich.publish(wasm("echo"), acceptance=TOO_COSTLY), task_id="own", input=DEEP)
     guest = run(rich, rich.publish(wasm("echo")), task_id="guest", input=DEEP, acceptance=TOO_COSTLY)
-    for done, code, delta in ((own, "rejected", -50), (guest, "rules_failed", 0)):
+    for done, fault, delta in ((own, "agent", -50), (guest, "payer", 0)):
         assert done.error is not None
-        assert (done.error.code, done.reputation_delta) == (code, delta)
+        assert (done.error.code, done.fault, done.reputation_delta) == ("rejected", fault, delta)
         assert "steps" in done.error.message
     assert rich.ledger.available_micro("alice") == START
 
@@ -264,7 +270,7 @@ def test_anybody_comes_to_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: 
     refused = run(rich, agent, input="hello", acceptance=json.loads(task_rules))
     assert verify(rich, tmp_path, refused, module, input=b"hello", **both)[0] == 0
     told = checks(capsys)
-    assert told["verdict"][1].startswith("The output does not meet the task's rules: it has 5 bytes")
+    assert told["verdict"][1].startswith("The output does not meet the task's rules: see max_bytes")
     assert told["acceptance"] == ("not done", "no --output was given")
     assert verify(rich, tmp_path, refused, module, input=b"hello", agent_rules=agent_rules)[0] == 0
     told = checks(capsys)

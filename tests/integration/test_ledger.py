@@ -14,10 +14,15 @@ from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.escrow import Escrow, Settlement, State
 from quittance.journal import Kind, Line
-from quittance.limits import CALL_MS_MAX, WALLET_PURSES
+from quittance.limits import (
+    BATCH_GET_ITEMS_MAX,
+    CALL_MS_MAX,
+    LOGGED_AGENTS_MAX,
+    TRANSACTION_ITEMS_MAX,
+    WALLET_PURSES,
+)
 from quittance.run import Meter, Outcome, Run
 from quittance.store import dynamo
-from quittance.store.ledger import CREDITED_ESCROWS_MAX
 from tests.support import Cloud
 
 BUDGET = 1_000_000
@@ -53,9 +58,14 @@ def end(escrow: Escrow, run: Run = DONE, *, now_ms: int = 10) -> Settlement:
     return stated(escrow, escrows.decide(escrow, run, now_ms=now_ms))
 
 
+def settled(escrow: Escrow, run: Run = DONE, *, now_ms: int = 10) -> Escrow:
+    return replace(escrow, settlement=end(escrow, run, now_ms=now_ms))
+
+
 def stated(escrow: Escrow, settlement: Settlement) -> Settlement:
     """With a receipt that can be read; whether it verifies is not the ledger's affair."""
-    claims = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
+    run = Run(settlement.outcome, settlement.message, Meter())
+    claims = receipt.claims(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
     return replace(settlement, receipt=jwt.encode(claims, "k" * 32))
 
 
@@ -69,10 +79,9 @@ def test_what_is_stored_is_what_is_read(rich: Cloud) -> None:
     escrow = hold()
     rich.ledger.fund(escrow)
     assert rich.ledger.find(escrow.escrow_id) == escrow
-    settled = rich.ledger.settle(
-        escrow, replace(end(escrow), output=rich.outputs.keep(b"out"), log=rich.outputs.keep(b""))
-    )
-    assert rich.ledger.find(escrow.escrow_id) == settled
+    settlement = replace(end(escrow), output=rich.outputs.keep(b"out"), log=rich.outputs.keep(b""))
+    stored = rich.ledger.settle(replace(escrow, settlement=settlement))
+    assert rich.ledger.find(escrow.escrow_id) == stored
 
 
 def test_fund_holds_the_budget_once(rich: Cloud) -> None:
@@ -113,7 +122,7 @@ def test_only_the_newest_fence_settles_and_only_before_expiry(
     """I7, I8."""
     escrow = rich.ledger.fund(hold())
     attempt = replace(escrow, fence=fence)
-    standing = rich.ledger.settle(attempt, end(attempt, run, now_ms=now_ms))
+    standing = rich.ledger.settle(settled(attempt, run, now_ms=now_ms))
     assert (standing.state is not State.FUNDED) == settles
     assert rich.total_micro() == 10 * BUDGET
 
@@ -136,7 +145,7 @@ def test_an_escrow_leaves_funded_once(rich: Cloud, first: Run | None, second: Ru
     def leave(run: Run | None) -> Escrow:
         if run is None:
             return rich.ledger.expire(escrow, stated(escrow, escrows.expire(escrow, now_ms=EXPIRY)))
-        return rich.ledger.settle(escrow, end(escrow, run))
+        return rich.ledger.settle(settled(escrow, run))
 
     stands = leave(first)
     balance = rich.ledger.available_micro("alice")
@@ -156,9 +165,9 @@ def test_takeover_needs_a_lapsed_lease_and_the_fence_that_was_seen(
     standing = rich.ledger.take_over(seen, runner="runner-2", now_ms=now_ms, lease_ms=now_ms + LEASE)
     assert (standing.runner == "runner-2") == taken
     if taken:
-        late = rich.ledger.settle(escrow, end(escrow))
+        late = rich.ledger.settle(settled(escrow))
         assert late.state is State.FUNDED, "the runner that lost its lease cannot settle"
-        assert rich.ledger.settle(standing, end(standing)).state is State.RELEASED
+        assert rich.ledger.settle(settled(standing)).state is State.RELEASED
 
 
 def test_movements_count_once_by_their_id(cloud: Cloud) -> None:
@@ -173,48 +182,98 @@ def test_movements_count_once_by_their_id(cloud: Cloud) -> None:
     assert cloud.ledger.available_micro("alice") == 0
 
 
+ONE_OWNER_MAX = TRANSACTION_ITEMS_MAX - 5  # its wallet and line, the platform's, and the batch go along
+MANY_OWNERS_MAX = (TRANSACTION_ITEMS_MAX - 3) // 3
+
+
 def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
     """I10, I15: more than fits one transaction, by two sweeps that saw the same index."""
-    count = CREDITED_ESCROWS_MAX + 3
+    count = BATCH_GET_ITEMS_MAX + 3
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
         escrow = cloud.ledger.fund(hold(f"t-{number}"))
-        cloud.ledger.settle(escrow, end(escrow, DONE if number % 2 else FAILED, now_ms=number))
+        cloud.ledger.settle(settled(escrow, DONE if number % 2 else FAILED, now_ms=number))
     batches = list(cloud.ledger.settled())
-    assert [len(batch) for batch in batches] == [CREDITED_ESCROWS_MAX, 3]
-    credited = [cloud.ledger.credit(batch, now_ms=now) for now, batch in enumerate([*batches, *batches])]
-    assert credited == [CREDITED_ESCROWS_MAX, 3, 0, 0]
+    assert [len(batch) for batch in batches] == [BATCH_GET_ITEMS_MAX, 3]
+    credited = [cloud.ledger.credit(batch, now_ms=now).escrows for now, batch in enumerate([*batches, *batches])]
+    assert credited == [BATCH_GET_ITEMS_MAX, 3, 0, 0]
     successes = count // 2
     assert cloud.ledger.available_micro("owner") == successes * 390_000
     assert cloud.ledger.available_micro("quittance:platform") == successes * 10_000
     assert list(cloud.ledger.settled()) == []
     assert cloud.total_micro() == count * BUDGET
-    unlogged = list(cloud.ledger.unlogged())
-    assert [cloud.ledger.append(name) for name in [*unlogged, *unlogged]] == [CREDITED_ESCROWS_MAX, 3, 0, 0]
+    sizes = [ONE_OWNER_MAX, BATCH_GET_ITEMS_MAX - ONE_OWNER_MAX, 3]
+    unlogged = [batches[0][0], batches[0][ONE_OWNER_MAX], batches[1][0]]
+    assert sorted(cloud.ledger.unlogged()) == sorted(unlogged)
+    assert [cloud.ledger.append(name) for name in [*unlogged, *unlogged]] == [*sizes, 0, 0, 0]
     standing = cloud.ledger.standing("agt_1")
     assert (standing.outcomes, standing.successes, standing.failures) == (count, successes, count - successes)
     assert cloud.ledger.log_head() == LogHead(count, 0)
-    logged = cloud.ledger.logged(0) + cloud.ledger.logged(CREDITED_ESCROWS_MAX)
-    settled = [escrow for batch in batches for name in batch if (escrow := cloud.ledger.find(name))]
-    assert [cloud.ledger.log_place(escrow) for escrow in settled] == list(range(count))
-    assert logged == [escrow.settlement.receipt for escrow in settled if escrow.settlement]
+    logged = [receipt for first in (0, ONE_OWNER_MAX, BATCH_GET_ITEMS_MAX) for receipt in cloud.ledger.logged(first)]
+    found = [escrow for batch in batches for name in batch if (escrow := cloud.ledger.find(name))]
+    assert [cloud.ledger.log_place(escrow) for escrow in found] == list(range(count))
+    assert logged == [escrow.settlement.receipt for escrow in found if escrow.settlement]
+
+
+def test_many_agents_of_many_owners_are_credited_and_logged_together(cloud: Cloud) -> None:
+    """I10, I15, I16: one escrow each of as many owners as fit one transaction, and one more."""
+    count = MANY_OWNERS_MAX + 1
+    cloud.deposit("alice", count * BUDGET)
+    for number in range(count):
+        escrow = cloud.ledger.fund(hold(f"t-{number}", agent_id=f"agt_{number:03}", owner=f"owner-{number:03}"))
+        cloud.ledger.settle(settled(escrow, now_ms=number))
+    (names,) = cloud.ledger.settled()
+    assert cloud.ledger.credit(names, now_ms=9).escrows == count
+    assert [cloud.ledger.available_micro(f"owner-{number:03}") for number in range(count)] == [390_000] * count
+    assert cloud.ledger.available_micro("quittance:platform") == count * 10_000
+    fees, _ = cloud.ledger.statement("quittance:platform", limit=9)
+    assert sorted((line.tasks, line.agent_id) for line in fees) == [(1, f"agt_{count - 1:03}"), (MANY_OWNERS_MAX, None)]
+    unlogged = list(cloud.ledger.unlogged())
+    assert sorted(cloud.ledger.append(name) for name in unlogged) == [1, MANY_OWNERS_MAX]
+    assert {cloud.ledger.standing(f"agt_{number:03}").outcomes for number in range(count)} == {1}
+    assert cloud.ledger.log_head().size == count
+
+
+def test_a_batch_has_no_more_agents_than_one_append_can_write(cloud: Cloud) -> None:
+    count = LOGGED_AGENTS_MAX + 1
+    cloud.deposit("alice", count * BUDGET)
+    for number in range(count):
+        escrow = cloud.ledger.fund(hold(f"t-{number}", agent_id=f"agt_{number:03}"))
+        cloud.ledger.settle(settled(escrow, now_ms=number))
+    (names,) = cloud.ledger.settled()
+    assert cloud.ledger.credit(names, now_ms=9).escrows == count
+    assert sorted(cloud.ledger.append(name) for name in cloud.ledger.unlogged()) == [1, LOGGED_AGENTS_MAX]
+
+
+def test_a_batch_of_before_is_logged(cloud: Cloud) -> None:
+    """A batch of one agent that was credited by the code of before, which named the agent in it."""
+    cloud.deposit("alice", 2 * BUDGET)
+    for number in range(2):
+        escrow = cloud.ledger.fund(hold(f"t-{number}"))
+        cloud.ledger.settle(settled(escrow, now_ms=number))
+    (names,) = cloud.ledger.settled()
+    cloud.ledger.credit(names, now_ms=9)
+    (batch,) = cloud.items("BATCH#")
+    cloud._dynamodb.put_item(TableName=cloud.settings.ledger_table, Item=batch | {"agent_id": {"S": "agt_1"}})
+    assert cloud.ledger.append(names[0]) == 2
+    assert cloud.ledger.standing("agt_1").outcomes == 2
 
 
 def test_sweep_leaves_out_what_another_sweep_took_and_credits_the_rest(rich: Cloud) -> None:
     for number in range(3):
         escrow = rich.ledger.fund(hold(f"t-{number}"))
-        rich.ledger.settle(escrow, end(escrow, now_ms=number))
+        rich.ledger.settle(settled(escrow, now_ms=number))
     (batch,) = rich.ledger.settled()
-    assert rich.ledger.credit(batch[:1], now_ms=1) == 1
-    assert rich.ledger.credit(batch, now_ms=2) == 2
+    assert rich.ledger.credit(batch[:1], now_ms=1).escrows == 1
+    assert rich.ledger.credit(batch, now_ms=2).escrows == 2
     assert rich.ledger.available_micro("owner") == 3 * 390_000
 
 
 def test_platform_as_owner_is_credited_in_one_action(rich: Cloud) -> None:
     escrow = rich.ledger.fund(hold(owner="quittance:platform"))
-    rich.ledger.settle(escrow, end(escrow))
+    rich.ledger.settle(settled(escrow))
     (batch,) = rich.ledger.settled()
-    assert rich.ledger.credit(batch, now_ms=1) == 1
+    assert rich.ledger.credit(batch, now_ms=1).escrows == 1
     assert rich.ledger.available_micro("quittance:platform") == 400_000
 
 
@@ -340,7 +399,7 @@ def test_a_lost_answer_is_found_out_by_asking_again(rich: Cloud, time: Time, mon
         lambda: rich.ledger.deposit("alice", "d", 5, now_ms=1),
         lambda: rich.ledger.withdraw("alice", "w", 5, now_ms=1),
         lambda: rich.ledger.fund(hold()),
-        lambda: rich.ledger.settle(hold(), end(hold(), FAILED)),
+        lambda: rich.ledger.settle(settled(hold(), FAILED)),
     ):
         lost.clear()
         monkeypatch.setattr(rich._dynamodb, "transact_write_items", loses_the_first)
@@ -374,7 +433,7 @@ def test_who_collides_goes_to_another_purse(cloud: Cloud, time: Time, monkeypatc
     cloud.ledger.fund(hold("next"))
     assert "ACCT#alice#7" in sent[-1]
     sent = fails_first(cloud, monkeypatch, CONFLICT)
-    cloud.ledger.settle(escrow, end(escrow, FAILED))
+    cloud.ledger.settle(settled(escrow, FAILED))
     assert ["ACCT#alice#7" in sent[0], "ACCT#alice#9" in sent[-1]] == [True, True]
     assert cloud.ledger.available_micro("alice") == 98 * BUDGET
 
@@ -420,9 +479,9 @@ def test_another_try_of_the_same_that_took_the_last_credit_is_no_lack(
 def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> None:
     cloud.ledger.deposit("alice", "d", 10 * BUDGET, now_ms=1)
     paid = cloud.ledger.fund(hold("paid", funded_ms=2))
-    cloud.ledger.settle(paid, end(paid))
+    cloud.ledger.settle(settled(paid))
     failed = cloud.ledger.fund(hold("failed", funded_ms=3))
-    cloud.ledger.settle(failed, end(failed, FAILED))
+    cloud.ledger.settle(settled(failed, FAILED))
     cloud.ledger.fund(hold("open", funded_ms=4))
     cloud.ledger.withdraw("alice", "w", 7, now_ms=4)
     (batch,) = cloud.ledger.settled()

@@ -94,12 +94,13 @@ def busy(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     movements(cloud)
     tasks_of_all_kinds(cloud, "logged")
     sweep(cloud)
-    tasks_of_all_kinds(cloud, "unlogged")
+    execute(cloud, cloud.publish(wasm("echo")), "unlogged")
     for ids in cloud.ledger.settled():
-        cloud.ledger.credit(ids, now_ms=cloud.now_ms())
+        assert cloud.ledger.credit(ids, now_ms=cloud.now_ms())
     tasks_of_all_kinds(cloud, "settled")
-    judged = cloud.publish(wasm("echo"), acceptance=judged_by(cloud))
-    execute(cloud, judged, "held", budget="0.2", dies=True, webhook=HOOK, acceptance={"min_bytes": 1})
+    judge = cloud.publish(wasm("coverage"), owner="judith")
+    judged = cloud.publish(wasm("echo"), acceptance=judged_by(judge))
+    execute(cloud, judged, "held", dies=True, webhook=HOOK, acceptance={"min_bytes": 1})
     return cloud
 
 
@@ -118,26 +119,36 @@ HOOK: Final = "https://example.com/hook"
 
 
 def movements(cloud: Cloud) -> None:
-    cloud.deposit("alice", 5_000_000)
+    prices = {"compute_run_micro": 100, "compute_per_billion_fuel_micro": 100}
+    cloud.settings = cloud.settings.model_copy(update=prices)
+    cloud.deposit("alice", 9_000_000)
     cloud.ledger.withdraw("alice", "w-1", 1_000_000, now_ms=cloud.now_ms())
     cloud.ledger._purse_in_use["alice"] = 3  # as after a collision in the home purse
     cloud.deposit("alice", 3)
     cloud.ledger._purse_in_use.clear()
+    for owner, amount_micro in (("owner", 5_000_000), ("judith", 1_000_000), ("poor", 1)):
+        cloud.deposit(owner, amount_micro)
+        cloud.ledger.move_bond(owner, "b-1", amount_micro, now_ms=cloud.now_ms())
+    cloud.ledger.move_bond("owner", "b-2", -1_000_000, now_ms=cloud.now_ms())
 
 
-def judged_by(cloud: Cloud) -> dict[str, Any]:
-    judge = cloud.publish(wasm("coverage"), owner="judith")
-    return {"judge": {"agent_id": judge, "threshold": "0.5", "budget": "0.05"}}
+def judged_by(judge: str, threshold: str = "0.5") -> dict[str, Any]:
+    return {"judge": {"agent_id": judge, "threshold": threshold, "budget": "0.3"}}
 
 
 def tasks_of_all_kinds(cloud: Cloud, name: str) -> None:
     """Tasks that end in every state, with all that an escrow may carry."""
-    echo = cloud.publish(wasm("echo"))
-    judged = cloud.publish(wasm("echo"), acceptance=judged_by(cloud))
-    execute(cloud, judged, f"{name}-judged", budget="0.2", webhook=HOOK, acceptance={"min_bytes": 1})
+    echo, judge = cloud.publish(wasm("echo")), cloud.publish(wasm("coverage"), owner="judith")
+    judged = cloud.publish(wasm("echo"), acceptance=judged_by(judge))
+    strict = cloud.publish(wasm("echo"), acceptance=judged_by(judge, "1"))
+    consenting = cloud.publish(wasm("echo"), task_judges={"rejected_share": "0.5"})
+    execute(cloud, judged, f"{name}-judged", webhook=HOOK, acceptance={"min_bytes": 1})
+    execute(cloud, strict, f"{name}-rejected", input="\n")
+    execute(cloud, consenting, f"{name}-own-judge", acceptance=judged_by(judge))
     execute(cloud, echo, f"{name}-long", input="x" * (OUTPUT_INLINE_BYTES_MAX + 1))
-    execute(cloud, echo, f"{name}-whole", budget="0.01")
+    execute(cloud, echo, f"{name}-refused", acceptance={"min_bytes": 1_000})
     execute(cloud, cloud.publish(wasm("failing")), f"{name}-failed")
+    execute(cloud, cloud.publish(wasm("failing"), owner="poor"), f"{name}-failed-poor")
     execute(cloud, echo, f"{name}-expired", dies=True)
     now_ms = cloud.skew_ms
     cloud.skew_ms += 150_000
@@ -146,7 +157,7 @@ def tasks_of_all_kinds(cloud: Cloud, name: str) -> None:
 
 
 def execute(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False, **fields: Any) -> None:
-    request = {"task_id": task_id, "agent_id": agent, "input": "to be or not", "budget": "0.05", **fields}
+    request = {"task_id": task_id, "agent_id": agent, "input": "to be or not", "budget": "1", **fields}
     with pytest.MonkeyPatch.context() as patch:
         if dies:
             patch.setattr(tasks, "_run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))

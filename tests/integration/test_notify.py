@@ -85,7 +85,7 @@ def test_only_leaving_funded_is_told_of(platform: Cloud, bus: Bus, context: Any)
     agent_id = platform.publish(wasm("echo"))
     funded, settled = run(platform, agent_id, "t")
     taken_over = funded | {"fence": {"N": "2"}, "runner": {"S": "other"}}
-    assert platform.ledger.credit([escrow_id("alice", "t")], now_ms=platform.now_ms()) == 1
+    assert platform.ledger.credit([escrow_id("alice", "t")], now_ms=platform.now_ms()).escrows == 1
     swept = item(platform, "t")
     assert swept != settled
     silent = [(funded, taken_over), (settled, swept), (settled, settled), ({}, funded)]

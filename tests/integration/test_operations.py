@@ -229,7 +229,7 @@ def test_a_settlement_that_lost_the_race_is_not_counted(
     for _ in range(2):
         assert tasks.expire_if_overdue(platform, seen).state == "expired"
         platform.skew_ms += 1
-    assert observability._outcomes == {Outcome.EXPIRED: 1}
+    assert observability._outcomes == {(Outcome.EXPIRED, Fault.PLATFORM): 1}
     assert observability._counts[Metric.REFUNDED] == 50_000
 
 

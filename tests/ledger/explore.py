@@ -277,7 +277,8 @@ class Walk:
     def _check(self, before: Table, after: Table, fence: int | None, actor: Actor) -> None:
         for pk, item in after.items():
             if pk.startswith("ESC#") and item is not before.get(pk):
-                self._wrong += [f"{actor.name}: {what}" for what in step(before.get(pk), item, fence=fence)]
+                found = step(before.get(pk), item, fence=fence, table=before.values())
+                self._wrong += [f"{actor.name}: {what}" for what in found]
         balances = [int(item["available"]["N"]) for pk, item in after.items() if pk.startswith("ACCT#")]
         if min(balances, default=0) < 0:
             self._wrong.append(f"{actor.name}: somebody owes")

@@ -30,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
 
 from quittance import escrow as escrows
 from quittance import tasks
+from quittance.bond import bond_account
 from quittance.errors import (
+    BondTooLowError,
     InsufficientFundsError,
     NotFoundError,
     PlatformUnavailableError,
@@ -102,6 +104,7 @@ class Task:
     payer: str
     sent: tuple[Sent, Sent]
     texts: tuple[str, str]
+    judge: bool
 
 
 @dataclass
@@ -192,7 +195,8 @@ def _statements(world: World) -> list[str]:
     """Who has what the lines of the statement do not add up to."""
     pairs = [f"{kind}-{pair}" for pair in range(PAIRS) for kind in ("payer", "poor")]
     found = []
-    for account in ("hot", "olga", "oskar", PLATFORM_ACCOUNT, *pairs):
+    owners = ("olga", "oskar", "judith", PLATFORM_ACCOUNT)
+    for account in ("hot", *owners, *map(bond_account, owners), *pairs):
         total, after, more = 0, None, True
         while more:
             lines, more = world.ledger.statement(account, limit=100, after=after)
@@ -208,21 +212,27 @@ def _deposits(world: World, escrow_count: int) -> None:
         world.ledger.deposit(f"payer-{pair}", "start", escrow_count * 10**5, now_ms=START_MS)
         world.ledger.deposit(f"poor-{pair}", "start", 5 * FLAT_MICRO, now_ms=START_MS)
     world.ledger.deposit("hot", "start", escrow_count * 10**5, now_ms=START_MS)
+    for owner, bond in (("olga", escrow_count * 10**5), ("oskar", 3_000)):  # oskar's is soon used up
+        world.ledger.deposit(owner, "bond", bond, now_ms=START_MS)
+        world.ledger.move_bond(owner, "bond", bond, now_ms=START_MS)
 
 
 def _plan(random: Random, pair: int, count: int) -> list[Task]:
     plan = []
     for number in range(count + count // 8):  # some will not find the money
         payer = random.choices((f"payer-{pair}", "hot", f"poor-{pair}"), (45, 45, 10))[0]
-        agent = random.choices((HOT, FLAT, OWN, JUDGED), (70, 12, 4, 14))[0]
-        budget = FLAT_MICRO + random.choice((0, 1, 4_999, FLAT_MICRO, 80_000))
-        budget += JUDGE_MICRO if agent == JUDGED else 0
+        agent = random.choices((HOT, FLAT, OWN, JUDGED), (64, 12, 4, 20))[0]
+        budget = FLAT_MICRO + random.choice((210, 211, 4_999, FLAT_MICRO, 80_000))
+        if agent == HOT and random.random() < 0.2:
+            budget = 6_000 + random.randrange(20_000)  # less than what some runs cost: the payer's fault
+        judge = agent == JUDGED and random.random() < 0.5
+        budget += JUDGE_MICRO * judge
         texts = ("in", "other" if random.random() < 0.1 else "in")
         sent = [
             Sent(payer, f"p{pair}-t{number}", agent, budget, hashlib.sha256(text.encode()).hexdigest())
             for text in texts
         ]
-        plan.append(Task(payer, (sent[0], sent[1]), texts))
+        plan.append(Task(payer, (sent[0], sent[1]), texts, judge))
     return plan
 
 
@@ -243,7 +253,7 @@ def _client_story(this: Round, pair: int, side: int, plan: Sequence[Task]) -> No
 def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, side: int) -> bool:
     """One request of a client; True if the client asks no more."""
     sent = task.sent[side]
-    request = ask(sent.task_id, sent.agent_id, budget=sent.budget, text=task.texts[side])
+    request = ask(sent.task_id, sent.agent_id, budget=sent.budget, text=task.texts[side], judge=task.judge)
     begun = world.now_ms()
     faulty.fence = None
     world.begin(lambda: LIFE_MS - (world.now_ms() - begun))
@@ -258,6 +268,9 @@ def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, 
         return True
     except InsufficientFundsError:
         this.ends["no funds"] += 1
+        return True
+    except BondTooLowError:
+        this.ends["no bond"] += 1
         return True
     except QuittanceError as exc:  # in progress, or unavailable
         patience = this.rates.lease_s * 1.1 if random.random() < 0.4 else (exc.retry_after_s or 1) / SPEED
@@ -310,19 +323,26 @@ def _teller_story(this: Round) -> None:
     while not this.over.wait(random.uniform(0.02, 0.1)):
         number += 1
         account = random.choice(("hot", "payer-0", "olga", PLATFORM_ACCOUNT))
-        amount, is_deposit = random.randrange(1, 5 * FLAT_MICRO), random.random() < 0.5
-        move = world.ledger.deposit if is_deposit else world.ledger.withdraw
+        amount, kind = random.randrange(1, 5 * FLAT_MICRO), random.choice(("deposit", "withdraw", "fill", "release"))
         for _ in range(20):
             try:
-                move(account, f"teller-{number}", amount, now_ms=world.now_ms())
+                _tell(world, kind, account, f"teller-{number}", amount)
             except (Crash, PlatformUnavailableError):
                 continue
             except InsufficientFundsError:
                 break
-            this.moved[account] += amount if is_deposit else -amount
+            this.moved[account] += {"deposit": amount, "withdraw": -amount}.get(kind, 0)
             break
         else:
             this.wrong.append(f"teller-{number}: never known")
+
+
+def _tell(world: World, kind: str, account: str, name: str, amount: int) -> None:
+    """One movement, of an account or of olga's bond; the bond is moved whatever it is needed for."""
+    if kind in {"deposit", "withdraw"}:
+        getattr(world.ledger, kind)(account, name, amount, now_ms=world.now_ms())
+    else:
+        world.ledger.move_bond("olga", name, amount if kind == "fill" else -amount, now_ms=world.now_ms())
 
 
 def _guarded(this: Round, story: Callable[..., None]) -> Callable[..., None]:

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("layers/runtime/quittance", "tests/ledger", "tests/unit", "local", "template.yaml", "pyproject.toml")
 SECONDS_MAX = 1_200  # a mutant may well loop for ever
 LEDGER, TASKS, DYNAMO = "store/ledger.py", "tasks.py", "store/dynamo.py"
+CREDITING, ACCOUNTS = "crediting.py", "accounts.py"
 MATRIX, WALK = "tests/ledger/test_matrix.py", "tests/ledger/test_interleavings.py"
+BONDS = "tests/ledger/test_bonds.py"
 WALLET = "tests/unit/test_wallet.py"
 PAIR = f"{WALK}::test_two_actors_one_of_whom_may_lose_an_answer"
 
@@ -40,6 +42,7 @@ class Mutant:
 
 SETTLE = 'condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now"'
 EXPIRE = 'condition="#state = :funded AND #expires_ms <= :now"'
+JUDGE = 'in_time = "#state = :funded AND #expires_ms > :now"'
 TAKE = 'condition="#state = :funded AND #fence = :seen_fence AND #lease_ms <= :now AND #expires_ms > :now"'
 
 
@@ -53,7 +56,7 @@ def _without(condition: str, term: str) -> str:
 MUTANTS = (
     Mutant("fund: uniqueness", DYNAMO, '"attribute_not_exists(pk)"', '"attribute_not_exists(x)"', MATRIX),
     Mutant("fund: balance", LEDGER, '"available >= :taken"', '"attribute_exists(available)"', MATRIX),
-    Mutant("fund: the hold itself", LEDGER, "for move in moves.items())", "for move in ())", MATRIX),
+    Mutant("fund: the hold itself", LEDGER, "puts + self._moves(moves)", "puts", MATRIX),
     Mutant("fund: the escrow's reason first", LEDGER, "if refused.items[0] is not None:", "if False:", MATRIX),
     Mutant("fund: the escrow once more before a lack", LEDGER, "if standing is None:\n", "if True:\n", MATRIX),
     Mutant("take over: state", LEDGER, TAKE, _without(TAKE, "#state = :funded"), MATRIX),
@@ -67,8 +70,8 @@ MUTANTS = (
     Mutant(
         "settle: refund of what was not used",
         LEDGER,
-        "self._give({settled.payer: refunded_micro}, ",
-        "self._give({}, ",
+        'self._give(refunds, [{"Update"',
+        'self._give({}, [{"Update"',
         MATRIX,
     ),
     Mutant("settle: the receipt goes along", LEDGER, '"receipt": settlement.receipt', '"receipt": ""', MATRIX),
@@ -76,7 +79,7 @@ MUTANTS = (
     Mutant(
         "settle: fee of the used, not of the budget",
         "escrow.py",
-        "used_micro * fee_bps",
+        "price_micro * fee_bps",
         "budget_micro * fee_bps",
         MATRIX,
     ),
@@ -98,17 +101,19 @@ MUTANTS = (
         MATRIX,
     ),
     Mutant("sweep: failures too", LEDGER, 'f"SETTLED#{self._shard', 'f"{settlement.state}#{self._shard', MATRIX),
-    Mutant("sweep: the platform's credit", LEDGER, "sum(split.fee_micro for split in splits)", "0", MATRIX),
-    Mutant("sweep: the owner's credit", LEDGER, "sum(split.paid_micro for split in splits)", "0", MATRIX),
+    Mutant(
+        "sweep: the platform's credit", CREDITING, "gifts[platform_account] +=", "gifts[platform_account] = 0 *", MATRIX
+    ),
+    Mutant("sweep: the owner's credit", CREDITING, "gifts[owner] += share", "gifts[owner] += 0 * share", MATRIX),
     Mutant(
         "sweep: the journal",
         LEDGER,
-        'actions += [{"Put": put_new(self._table, self._line_values(line))} for line in lines]',
+        'actions += [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]',
         "",
         MATRIX,
     ),
     Mutant("sweep: leaves out what is credited", LEDGER, 'if "swept_ms" not in item and', "if", MATRIX),
-    Mutant("log: places in order", LEDGER, "batch[0], place, now_ms)", "batch[0], 0, now_ms)", MATRIX),
+    Mutant("log: places in order", LEDGER, "first, place, now_ms)", "first, 0, now_ms)", MATRIX),
     Mutant(
         "log: leaves the index",
         LEDGER,
@@ -121,14 +126,107 @@ MUTANTS = (
     Mutant(
         "log: standings are folded",
         LEDGER,
-        "reputation.fold(self.standing(agent_id), entries)",
-        "reputation.fold(Standing(), entries)",
+        "reputation.fold(known[agent_id], new)",
+        "reputation.fold(Standing(), new)",
         MATRIX,
     ),
-    Mutant(
-        "sweep: refunds the expired", "sweeping.py", "        _expire(platform, escrow_id, done)", "        pass", PAIR
-    ),
+    Mutant("log: each agent's own standing", LEDGER, "entries[entry.agent]", 'entries["agt"]', MATRIX),
+    Mutant("sweep: refunds the expired", "sweeping.py", "self._expire)", "lambda _: None)", PAIR),
     Mutant("movements: one amount an id", LEDGER, "if recorded.amount_micro != amount_micro:", "if False:", MATRIX),
+    Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
+    Mutant("judges: a bond's lack is its own refusal", LEDGER, "if is_bond(lack.account):", "if False:", BONDS),
+    Mutant(
+        "judges: all settle or none", LEDGER, "if sorted(judge.escrow_id", "if False and sorted(judge.escrow_id", BONDS
+    ),
+    Mutant("judges: in the same write", LEDGER, "writes=[task, *held]", "writes=[task]", BONDS),
+    Mutant("judges: state", LEDGER, JUDGE, _without(JUDGE, "#state = :funded"), BONDS),
+    Mutant("judges: expiry", LEDGER, JUDGE, _without(JUDGE, "#expires_ms > :now"), BONDS),
+    Mutant(
+        "judges: refund of what was not used",
+        LEDGER,
+        "for ended in (settled, *judges):",
+        "for ended in (settled,):",
+        BONDS,
+    ),
+    Mutant(
+        "judges: their refusal is the task's", LEDGER, "if refused.items[0] is None and judges:", "if False:", BONDS
+    ),
+    Mutant(
+        "bond: a line on each side",
+        LEDGER,
+        "((owner, -amount_micro), (bond, amount_micro))",
+        "((owner, -amount_micro),)",
+        BONDS,
+    ),
+    Mutant("bond: what leaves one side comes to the other", LEDGER, "*records, to=target)", "*records)", BONDS),
+    Mutant(
+        "bond: out of the bond", LEDGER, "if amount_micro > 0 else (bond, owner)", "if True else (bond, owner)", BONDS
+    ),
+    Mutant("release: no agent is active", ACCOUNTS, "if owned.active:", "if False:", BONDS),
+    Mutant("release: a minute after the last", ACCOUNTS, "if wait_ms > 0:", "if False:", BONDS),
+    Mutant("release: nothing is open", ACCOUNTS, "if platform.ledger.has_open_work(owner):", "if False:", BONDS),
+    Mutant(
+        "release: no judge that the bond pays",
+        LEDGER,
+        'for of in (("owner", owner), ("account", bond_account(owner)))',
+        'for of in (("owner", owner),)',
+        BONDS,
+    ),
+    Mutant(
+        "release: settled is not credited",
+        LEDGER,
+        '[*self._shards_of("OPEN"), *self._shards_of("SETTLED")]',
+        'self._shards_of("OPEN")',
+        BONDS,
+    ),
+    Mutant("release: a repeat is no release", ACCOUNTS, "if amount_micro < 0 and ", "if amount_micro < 0 or ", BONDS),
+    Mutant("bond: who notes it looks again", ACCOUNTS, "        noted = short\n", "        return\n", BONDS),
+    Mutant(
+        "charge: no more than there is",
+        CREDITING,
+        "min(self.charged.amount_micro, sum(purses) + self.returned.amount_micro)",
+        "self.charged.amount_micro",
+        BONDS,
+    ),
+    Mutant(
+        "charge: what comes back pays too", CREDITING, "sum(purses) + self.returned.amount_micro", "sum(purses)", BONDS
+    ),
+    Mutant("charge: out of all purses", LEDGER, "if has[wallet.HOME] < due_micro[owner]:", "if False:", BONDS),
+    Mutant("charge: the platform gets it", CREDITING, "fees.amount_micro += taken_micro", "pass", BONDS),
+    Mutant(
+        "charge: it leaves the bond",
+        LEDGER,
+        "for bond, moves in batch.bond_moves.items():",
+        "for bond, moves in ():",
+        BONDS,
+    ),
+    Mutant("charge: the bond notes it", LEDGER, "if charged_micro:", "if False:", BONDS),
+    Mutant(
+        "charge: what was due is said",
+        CREDITING,
+        "-taken_micro, share.charged.amount_micro or None)",
+        "-taken_micro)",
+        BONDS,
+    ),
+    Mutant(
+        "charge: looks again after a refusal",
+        LEDGER,
+        "waiting = self._uncredited([escrow.escrow_id for escrow in waiting])",
+        "pass",
+        BONDS,
+    ),
+    Mutant("judging: comes back out of the price", CREDITING, "min(settlement.judging_micro, paid_micro)", "0", BONDS),
+    Mutant(
+        "judging: no more than the price",
+        CREDITING,
+        "min(settlement.judging_micro, paid_micro)",
+        "settlement.judging_micro",
+        BONDS,
+    ),
+    Mutant(
+        "sweep: fits a transaction", CREDITING, "> TRANSACTION_ITEMS_MAX or", "> TRANSACTION_ITEMS_MAX + 1 or", BONDS
+    ),
+    Mutant("sweep: fits an append", CREDITING, "len(agents) > LOGGED_AGENTS_MAX", "False", BONDS),
     Mutant("wallet: no purse below zero", "wallet.py", "min(purses[purse], missing_micro)", "missing_micro", WALLET),
     Mutant("wallet: all that is there", "wallet.py", "if not able:", "if False:", WALLET),
     Mutant("wallet: what is spread is taken", "wallet.py", "* (WALLET_PURSES - 1)", "* WALLET_PURSES", WALLET),

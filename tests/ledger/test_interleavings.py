@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quittance import escrow as escrows
-from quittance import tasks
+from quittance import judging, tasks
 from quittance.limits import ESCROW_GRACE_MS, VERDICT_MS_MAX
 from quittance.sweeping import sweep
 from tests.depth import LONG
@@ -25,17 +25,23 @@ from tests.ledger.world import (
     TIMEOUT_S,
     World,
     ask,
-    judged_task_named,
+    compute,
+    drawn_run,
+    judge_seed,
+    successful_task_named,
     task_named,
 )
 
 LEASE = START_MS + LEASE_MS
 EXPIRY = START_MS + TIMEOUT_S * 1_000 + ESCROW_GRACE_MS
-PARTLY, FULLY = 2 * FLAT_MICRO, FLAT_MICRO
 WINS = task_named("t", payer="alice", state="released")
 FAILS = task_named("t", payer="alice", state="refunded")
+_FUEL = drawn_run(escrows.task_seed(escrows.escrow_id("alice", WINS))).meter.fuel
+PARTLY, FULLY = 2 * FLAT_MICRO, FLAT_MICRO + compute(_FUEL)
+BOND = 2 * JUDGE_MICRO  # of olga, whose agent is judged; oskar's bond has less than a failure costs
 COUNTED: list[tuple[Any, ...]] = []
 RIVALS = ("retry", "other body", "sweep", "expiry", "credit", "reader", "stray expiry", "withdrawal")
+BOND_LEFT = 100  # of oskar's bond: less than a failure costs
 TRIOS = (
     ("retry", "expiry"),
     ("retry", "credit"),
@@ -47,14 +53,15 @@ TRIOS = (
     ("expiry", "second expiry"),
     ("credit", "second credit"),
     ("credit", "withdrawal"),
+    ("credit", "release"),
     ("stray expiry", "expiry"),
     ("sweep", "withdrawal"),
 )
 JUDGED_RIVALS = ("reader", "retry", "sweep") if LONG else ("reader",)  # judges beside a writer take most of the time
 
 
-def client(name: str, task_id: str, budget: int, text: str = "in", *, agent: str = FLAT) -> Actor:
-    request = ask(task_id, agent, budget=budget, text=text)
+def client(name: str, task_id: str, budget: int, text: str = "in", *, agent: str = FLAT, judge: bool = False) -> Actor:
+    request = ask(task_id, agent, budget=budget, text=text, judge=judge)
     sent = Sent("alice", task_id, agent, budget, hashlib.sha256(text.encode()).hexdigest())
     return Actor(name, lambda world: tasks.execute(world, "alice", request), sent)
 
@@ -70,7 +77,7 @@ def stray_expiry(world: World, escrow_id: str) -> Any:
 
 
 def withdraw(world: World) -> int:
-    return world.ledger.withdraw("alice", "w-1", 2 * FLAT_MICRO, now_ms=world.now_ms())
+    return world.ledger.withdraw("alice", "w-1", 2 * FLAT_MICRO + JUDGE_MICRO, now_ms=world.now_ms())
 
 
 def swept(world: World) -> Any:
@@ -91,6 +98,11 @@ def credit(world: World) -> None:
         world.ledger.append(batch_id)
 
 
+def release(world: World) -> int:
+    """The owner of the agent takes the whole bond back, as if nobody had looked whether that may be."""
+    return world.ledger.move_bond("oskar", "out", -BOND_LEFT, now_ms=world.now_ms())
+
+
 def cast(task_id: str, budget: int) -> dict[str, Actor]:
     """Who may meet at one escrow. The runner is the late runner wherever its clock jumps before it settles."""
     escrow_id = escrows.escrow_id("alice", task_id)
@@ -106,6 +118,7 @@ def cast(task_id: str, budget: int) -> dict[str, Actor]:
         Actor("reader", lambda world: tasks.result(world, "alice", task_id)),
         Actor("stray expiry", lambda world: stray_expiry(world, escrow_id)),
         Actor("withdrawal", withdraw),
+        Actor("release", release),
     ]
     return {actor.name: actor for actor in actors}
 
@@ -114,7 +127,10 @@ def start() -> Table:
     """A ledger in which alice has enough for the task or the withdrawal, not for both."""
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
-    world.ledger.deposit("alice", "start", 3 * FLAT_MICRO, now_ms=START_MS)
+    world.ledger.deposit("alice", "start", 3 * FLAT_MICRO + JUDGE_MICRO, now_ms=START_MS)
+    for owner, bond in (("oskar", BOND_LEFT), ("olga", BOND)):
+        world.ledger.deposit(owner, "bond", bond, now_ms=START_MS)
+        world.ledger.move_bond(owner, "bond", bond, now_ms=START_MS)
     return memory.items
 
 
@@ -134,13 +150,21 @@ def test_two_actors_one_of_whom_may_lose_an_answer(rival: str, task_id: str, bud
     assert walked.interleavings > walked.states > 1
 
 
+@pytest.mark.parametrize("rival", ["second credit", "release"])
+def test_a_failure_whose_bond_is_too_small(rival: str) -> None:
+    """The sweep charges what is there, once, whoever moves the bond meanwhile."""
+    walked = walk(("runner", "credit", rival), task_id=FAILS)
+    assert walked.interleavings > walked.states
+
+
 @pytest.mark.parametrize("rivals", TRIOS, ids="+".join)
 def test_three_actors(rivals: tuple[str, str]) -> None:
     walked = walk(("runner", *rivals))
     assert walked.interleavings > walked.states
 
 
-JUDGED_LEASE = LEASE + TIMEOUT_S * 1_000 + tasks._RUN_RESERVE_MS + 2 * VERDICT_MS_MAX
+JUDGING_MS = TIMEOUT_S * 1_000 + tasks._RUN_RESERVE_MS + VERDICT_MS_MAX
+JUDGED_LEASE = LEASE + JUDGING_MS + VERDICT_MS_MAX
 JUDGED_EXPIRY = EXPIRY + TIMEOUT_S * 1_000
 
 
@@ -149,11 +173,19 @@ JUDGED_EXPIRY = EXPIRY + TIMEOUT_S * 1_000
     ("own", "judge", "score", "state"),
     [(True, True, "0.5", "released"), (True, True, "0.4", "refunded"), (False, True, "0.5", "refunded")],
 )
-def test_a_task_and_its_judge_under_a_rival(rival: str, own: bool, judge: bool, score: str, state: str) -> None:
-    task_id = judged_task_named("t", payer="alice", own=own, judge=judge, score=score)
-    budget = FLAT_MICRO + JUDGE_MICRO + 5
-    actors = cast(task_id, budget) | {name: client(name, task_id, budget, agent=JUDGED) for name in ("runner", "retry")}
-    walked = Walk(start(), [actors["runner"], actors[rival]], [START_MS, JUDGED_LEASE, JUDGED_EXPIRY]).all()
+@pytest.mark.parametrize("both", [False, True], ids=["agent's judge", "judges on both sides"])
+def test_a_task_and_its_judges_under_a_rival(
+    rival: str, own: bool, judge: bool, score: str, state: str, both: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = successful_task_named("t", payer="alice", success=own)
+    seed = judge_seed(succeeds=judge, score=score)
+    monkeypatch.setattr(judging.secrets, "token_bytes", lambda _: seed)
+    budget = FLAT_MICRO + 500 + JUDGE_MICRO * both
+    actors = cast(task_id, budget) | {
+        name: client(name, task_id, budget, agent=JUDGED, judge=both) for name in ("runner", "retry")
+    }
+    times = [START_MS, JUDGED_LEASE + JUDGING_MS * both, JUDGED_EXPIRY + TIMEOUT_S * 1_000 * both]
+    walked = Walk(start(), [actors["runner"], actors[rival]], times).all()
     assert walked.wrong == []
     assert ("runner", state) in walked.results
     COUNTED.append(("runner", rival, walked.states, walked.interleavings))

@@ -82,6 +82,10 @@ def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlem
     return tasks._signed(case_world, escrow, settlement)
 
 
+def done(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Escrow:
+    return replace(escrow, settlement=ended(world, escrow, run, now_ms))
+
+
 def ended(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Settlement:
     """The settlement of a run; of an expiry for None."""
     plain = escrows.expire(escrow, now_ms=now_ms) if run is None else escrows.decide(escrow, run, now_ms=now_ms)
@@ -96,14 +100,14 @@ def case(state: str) -> Case:
     escrow = world.ledger.fund(hold(budget=FLAT_MICRO if state == "fully" else BUDGET))
     first = state.split(maxsplit=1)[0]
     if first in ("partly", "fully"):
-        world.ledger.settle(escrow, ended(world, escrow, DONE, START_MS + 1))
+        world.ledger.settle(done(world, escrow, DONE, START_MS + 1))
     elif first == "refunded":
-        world.ledger.settle(escrow, ended(world, escrow, FAILED, START_MS + 1))
+        world.ledger.settle(done(world, escrow, FAILED, START_MS + 1))
     elif first == "expired":
         world.ledger.expire(escrow, ended(world, escrow, None, EXPIRY))
     if state.endswith("swept"):
         (batch,) = world.ledger.settled()
-        assert world.ledger.credit(batch, now_ms=EXPIRY) == 1
+        assert world.ledger.credit(batch, now_ms=EXPIRY).escrows == 1
         (batch_id,) = world.ledger.unlogged()
         assert world.ledger.append(batch_id) == 1
     return Case(memory, world, escrow, state)
@@ -159,10 +163,10 @@ def test_settle(state: str, run: Run) -> None:
         settlement = ended(this.world, attempt, run, now_ms)
         funds = this.balances()["alice"]
         if state == "funded" and fence == FENCE and now_ms < EXPIRY:
-            this.world.ledger.settle(attempt, settlement)
+            this.world.ledger.settle(replace(attempt, settlement=settlement))
             left(this, settlement, SPLITS["partly" if run is DONE else "refunded"], funds)
         else:
-            refused(this, lambda: this.world.ledger.settle(attempt, settlement))  # noqa: B023 - called here
+            refused(this, lambda: this.world.ledger.settle(replace(attempt, settlement=settlement)))  # noqa: B023 - called here
 
 
 @pytest.mark.parametrize("fence", FENCES)
@@ -177,10 +181,10 @@ def test_settle_in_full(fence: int) -> None:
         attempt = replace(this.escrow, fence=fence)
         settlement = ended(this.world, attempt, DONE, now_ms)
         if fence == FENCE and now_ms < EXPIRY:
-            this.world.ledger.settle(attempt, settlement)
+            this.world.ledger.settle(replace(attempt, settlement=settlement))
             left(this, settlement, (FLAT_MICRO - FEE, FEE, 0), DEPOSIT - FLAT_MICRO)
         else:
-            refused(this, lambda: this.world.ledger.settle(attempt, settlement))  # noqa: B023 - called here
+            refused(this, lambda: this.world.ledger.settle(replace(attempt, settlement=settlement)))  # noqa: B023 - called here
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -258,7 +262,7 @@ def test_credit(state: str) -> None:
     """I10: what is settled is credited once, whatever a sweep saw in the index before."""
     this = case(state)
     before, balances = dict(this.memory.items), this.balances()
-    credited = this.world.ledger.credit([this.escrow.escrow_id], now_ms=EXPIRY + 1)
+    credited = this.world.ledger.credit([this.escrow.escrow_id], now_ms=EXPIRY + 1).escrows
     if state == "funded" or state.endswith("swept"):
         assert credited == 0
         assert this.memory.items == before
@@ -272,7 +276,7 @@ def test_credit(state: str) -> None:
     assert "work" not in item
     assert "work_at" not in item
     before = dict(this.memory.items)
-    assert this.world.ledger.credit([this.escrow.escrow_id], now_ms=EXPIRY + 2) == 0
+    assert this.world.ledger.credit([this.escrow.escrow_id], now_ms=EXPIRY + 2).escrows == 0
     assert this.memory.items == before
 
 
@@ -283,7 +287,7 @@ def settled_tasks(count: int) -> tuple[Memory, World]:
     world.ledger.deposit("alice", "start", 2 * count * BUDGET, now_ms=START_MS)
     for number in range(count):
         escrow = world.ledger.fund(hold(task_id=f"t{number}"))
-        world.ledger.settle(escrow, ended(world, escrow, DONE if number % 2 else FAILED, START_MS + number))
+        world.ledger.settle(done(world, escrow, DONE if number % 2 else FAILED, START_MS + number))
     return memory, world
 
 
@@ -306,8 +310,8 @@ def test_a_sweep_that_another_overtakes_credits_the_rest(first_credited: int) ->
     """I10: the other one credits all of it, or a part, in a batch of its own."""
     memory, world = settled_tasks(2)
     (names,) = world.ledger.settled()
-    met = overtaken(memory, lambda: world.ledger.credit(names[first_credited:], now_ms=EXPIRY))
-    assert world.ledger.credit(names, now_ms=EXPIRY) == first_credited
+    met = overtaken(memory, lambda: world.ledger.credit(names[first_credited:], now_ms=EXPIRY).escrows)
+    assert world.ledger.credit(names, now_ms=EXPIRY).escrows == first_credited
     assert met == [2 - first_credited]
     logged = [world.ledger.append(batch_id) for batch_id in world.ledger.unlogged()]
     assert sum(logged) == 2

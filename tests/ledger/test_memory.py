@@ -15,10 +15,13 @@ from botocore.exceptions import ClientError
 
 from quittance.errors import QuittanceError
 from quittance.escrow import Escrow
+from quittance.run import Run
 from quittance.store import dynamo
+from tests.ledger import test_bonds as bonds
 from tests.ledger.engines import client_of, engine, new_table
 from tests.ledger.memory import Memory
-from tests.ledger.test_matrix import DONE, EXPIRY, FAILED, LEASE, TIMES, ended, hold
+from tests.ledger.test_bonds import BUDGET, COMPUTE, judged
+from tests.ledger.test_matrix import DONE, EXPIRY, FAILED, LEASE, TIMES, done, ended, hold
 from tests.ledger.world import FLAT_MICRO, TABLE, World
 
 ENGINES = os.environ.get("QUITTANCE_ENGINES", "ministack").split(",")
@@ -73,6 +76,13 @@ def client(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield client_of(url)
 
 
+def _judged(world: World, task_id: str, run: Run, now_ms: int) -> None:
+    """A task with judges on both sides, funded and perhaps settled."""
+    task, judges = judged(task_id=task_id)
+    if world.ledger.fund(task, *judges).settlement is None and now_ms < EXPIRY:
+        world.ledger.settle(*bonds.ended(world, task, judges, run, now_ms=now_ms))
+
+
 def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
     ledger, number, now_ms = world.ledger, random.randrange(4), random.choice(TIMES)
     amount, run = random.choice((FLAT_MICRO, 2 * FLAT_MICRO)), random.choice((DONE, FAILED))
@@ -80,16 +90,21 @@ def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
     operations: list[Callable[[], Any]] = [
         lambda: ledger.deposit("alice", f"m{number}", amount, now_ms=now_ms),
         lambda: ledger.withdraw("alice", f"m{number}", FLAT_MICRO, now_ms=now_ms),
-        lambda: seen.append(ledger.fund(hold(task_id=f"t{number}", budget=amount))),
+        lambda: seen.append(ledger.fund(hold(task_id=f"t{number}", budget=amount, compute=COMPUTE))),
+        lambda: ledger.move_bond("oskar", f"m{number}", amount - FLAT_MICRO // 2, now_ms=now_ms),
+        lambda: ledger.move_bond("oskar", f"m{number}", -FLAT_MICRO // 2, now_ms=now_ms),
+        lambda: _judged(world, f"j{number}", run, now_ms),
     ]
     if seen:
         operations += [
             lambda: seen.append(ledger.take_over(old, runner="x", now_ms=now_ms, lease_ms=LEASE + now_ms % 7)),
-            lambda: ledger.settle(old, ended(world, old, run, now_ms)),
+            lambda: ledger.settle(done(world, old, run, now_ms)),
             lambda: ledger.expire(old, ended(world, old, None, now_ms)),
             lambda: list(ledger.overdue(now_ms=now_ms)),
             lambda: ledger.pending("oskar"),
             lambda: ledger.available_micro("alice"),
+            lambda: ledger.bond("oskar"),
+            lambda: ledger.has_open_work("oskar"),
             lambda: ledger.statement("alice", limit=100),
             lambda: [ledger.credit(batch, now_ms=now_ms) for batch in ledger.settled()],
             lambda: [ledger.append(batch_id) for batch_id in ledger.unlogged()],
@@ -105,6 +120,8 @@ def test_random_programs_of_the_ledger_agree(client: Any, seed: int) -> None:
     both = Both(memory, client)
     world = World(both, now_ms=lambda: EXPIRY, shards=2)
     seen: list[Escrow] = []
+    world.ledger.deposit("alice", "much", 10 * BUDGET, now_ms=EXPIRY)
+    world.ledger.deposit("oskar", "much", 10 * BUDGET, now_ms=EXPIRY)
     for _ in range(STEPS):
         with suppress(QuittanceError):  # refusals are part of it, and both refused alike
             _operate(world, random, seen)

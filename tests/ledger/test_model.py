@@ -7,6 +7,7 @@ sweep has credited. After every step both sides must agree on every balance, and
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,19 +27,23 @@ from hypothesis.stateful import (
 
 from quittance import auditing, receipt
 from quittance import escrow as escrows
+from quittance.bond import bond_account
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, State
-from quittance.run import Meter, Outcome, Run
+from quittance.pricing import ComputePrices
+from quittance.run import Limits, Meter, Outcome, Run
 from tests.depth import LONG
 from tests.ledger.memory import Memory
 from tests.ledger.world import START_MS, World
 
 USERS = st.sampled_from(["alice", "bob"])
-OWNERS = st.sampled_from(["olga", "alice", "quittance:platform"])
+ALL_OWNERS = ("olga", "alice", "quittance:platform")
+OWNERS = st.sampled_from(ALL_OWNERS)
 AMOUNTS = st.integers(1, 3_000_000)
 BUDGETS = st.integers(1, 300_000)
 LEASE_MS, LIFE_MS = 1_000, 3_000
 PROGRAMS = 5_000 if LONG else 300
+COMPUTE, LIMITS = ComputePrices(run_micro=30_011), Limits(fuel=9, memory_bytes=1, timeout_ms=1_000)
 OUTCOMES = st.sampled_from([Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.EXIT_CODE, Outcome.WORKER_LOST])
 
 
@@ -56,6 +61,7 @@ class Held:
     paid: int = 0
     fee: int = 0
     refunded: int = 0
+    charge: int = 0
     swept: bool = False
 
 
@@ -72,6 +78,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.held: dict[str, Held] = {}
         self.moved: dict[tuple[str, str, str], int] = {}
         self.unlogged: list[tuple[str, int]] = []
+        self.written_off = self.written_off_before = 0
         for account in ("alice", "bob"):
             self.deposit(account, 0, 1_000_000)
 
@@ -105,6 +112,24 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.moved["out", account, str(number)] = amount
                 self.add(account, -amount)
 
+    @rule(owner=OWNERS, number=st.integers(0, 3), amount=st.one_of(AMOUNTS, AMOUNTS.map(lambda amount: -amount)))
+    def move_bond(self, owner: str, number: int, amount: int) -> None:
+        """Into the bond, or out of it; which may be by a client who repeats what it did before."""
+        recorded = self.moved.get(("bond", owner, str(number)))
+        source = owner if amount > 0 else bond_account(owner)
+        if recorded is not None and recorded != amount:
+            with pytest.raises(MovementConflictError):
+                self.world.ledger.move_bond(owner, str(number), amount, now_ms=self.now)
+        elif recorded is None and self.balances.get(source, 0) < abs(amount):
+            with pytest.raises(InsufficientFundsError):
+                self.world.ledger.move_bond(owner, str(number), amount, now_ms=self.now)
+        else:
+            self.world.ledger.move_bond(owner, str(number), amount, now_ms=self.now)
+            if recorded is None:
+                self.moved["bond", owner, str(number)] = amount
+                self.add(owner, -amount)
+                self.add(bond_account(owner), amount)
+
     @rule(target=seen, payer=USERS, owner=OWNERS, number=st.integers(0, 2), budget=BUDGETS, price=BUDGETS)
     def fund(self, payer: str, owner: str, number: int, budget: int, price: int) -> Any:
         name = escrows.escrow_id(payer, str(number))
@@ -113,7 +138,7 @@ class LedgerMachine(RuleBasedStateMachine):
             owner=owner, module_sha256="bb" * 32, input_sha256="cc" * 32,
             tariff=f'{{"type":"flat","price":"0.{price % 10**6:06}"}}', budget_micro=budget, fee_bps=250,
             timeout_ms=1_000, runner=f"runner-{self.now}", fence=1, funded_ms=self.now,
-            lease_ms=self.now + LEASE_MS, expires_ms=self.now + LIFE_MS,
+            lease_ms=self.now + LEASE_MS, expires_ms=self.now + LIFE_MS, compute=COMPUTE, own_limits=LIMITS,
         )  # fmt: skip
         if name not in self.held and self.balances.get(payer, 0) < budget:
             with pytest.raises(InsufficientFundsError):
@@ -146,11 +171,12 @@ class LedgerMachine(RuleBasedStateMachine):
         settlement = escrows.decide(bare, Run(outcome, "", Meter(wall_ms=1)), now_ms=self.now)
         if outcome is Outcome.SUCCEEDED:
             settlement = replace(settlement, output=escrows.StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
-        standing = self.world.ledger.settle(bare, self.signed(bare, settlement))
+        standing = self.world.ledger.settle(replace(bare, settlement=self.signed(bare, settlement)))
         if allowed:
             split = settlement.split
             held.state = settlement.state
             held.paid, held.fee, held.refunded = split.paid_micro, split.fee_micro, split.refunded_micro
+            held.charge = settlement.charge_micro
             self.add(held.payer, held.refunded)
         self.agree(standing)
 
@@ -174,15 +200,26 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(batch=batches)
     def credit(self, batch: list[str]) -> None:
         """By a sweep that may be late: the same escrows can be credited by several."""
-        fresh = [name for name in batch if not self.held[name].swept]
-        assert self.world.ledger.credit(batch, now_ms=self.now) == len(fresh)
+        fresh = sorted((name for name in batch if not self.held[name].swept), key=lambda name: self.held[name].owner)
+        before = {owner: self.balances.get(bond_account(owner), 0) for owner in ALL_OWNERS}
+        credited = self.world.ledger.credit(batch, now_ms=self.now)
+        assert credited.escrows == len(fresh)
         if fresh:
             self.unlogged.append((fresh[0], len(fresh)))
+        due: Counter[str] = Counter()
         for name in fresh:
             held = self.held[name]
             held.swept = True
+            due[held.owner] += held.charge
             self.add(held.owner, held.paid)
             self.add("quittance:platform", held.fee)
+        for owner, micro in due.items():
+            taken = min(micro, before[owner])
+            self.add(bond_account(owner), -taken)
+            self.add("quittance:platform", taken)
+            self.written_off += micro - taken
+        assert credited.written_off_micro == self.written_off - self.written_off_before
+        self.written_off_before = self.written_off
 
     @rule()
     def append(self) -> None:
@@ -206,7 +243,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def balances_agree(self) -> None:
-        for account in ("alice", "bob", "olga", "quittance:platform"):
+        for account in ("alice", "bob", "olga", "quittance:platform", *map(bond_account, ALL_OWNERS)):
             assert self.world.ledger.available_micro(account) == self.balances.get(account, 0), account
             pending = self.world.ledger.pending(account)
             mine = [held for held in self.held.values() if held.state is State.FUNDED and held.payer == account]
@@ -222,7 +259,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
-        stated = receipt.claims(escrow, settlement, issuer="t", meter=Meter(), limits=None, engine="", config_sha256="")
+        run = Run(settlement.outcome, settlement.message, Meter())
+        stated = receipt.claims(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

@@ -5,7 +5,7 @@ What a task comes to follows from its seed alone, so a checker can say beforehan
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +24,7 @@ from quittance.bootstrap import Platform
 from quittance.certified import SigningKey
 from quittance.config import Settings
 from quittance.errors import NotFoundError
-from quittance.escrow import Escrow, Settlement
+from quittance.escrow import Escrow
 from quittance.limits import KIB, MIB
 from quittance.log import Tile
 from quittance.models import TaskRequest
@@ -34,12 +34,15 @@ from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs
 from quittance.store.keys import Keys
 from quittance.store.ledger import Ledger
-from quittance.store.registry import Agent, AgentState, Terms, Upload, Version
+from quittance.store.registry import Agent, AgentState, OwnedAgents, OwnerState, Terms, Upload, Version
 from tests.template import template
 
 TABLE = "LedgerTable"
 PLATFORM_ACCOUNT = "quittance:platform"
 FEE_BPS = 333  # of odd prices: every fee is rounded
+COMPUTE_RUN, COMPUTE_BILLION = 101, 7_001  # the platform's prices of computing
+TASK_JUDGE_BPS = 2_500
+BOND_MINIMUM = 30_000
 START_MS = 1_800_000_000_000
 TIMEOUT_S = 10
 LIFE_MS = 60_000  # of one invocation
@@ -56,8 +59,16 @@ def micro(amount: int) -> str:
     return f"{amount // 10**6}.{amount % 10**6:06}"
 
 
-def _agent(name: str, owner: str, tariff: str, *, rules: str = "{}", artefact: str = "artefact") -> Agent:
-    terms = Terms(tariff=tariff, memory_bytes=MIB, timeout_s=TIMEOUT_S, fuel=FUEL, rules=rules)
+def _agent(
+    name: str,
+    owner: str,
+    tariff: str,
+    *,
+    rules: str = "{}",
+    artefact: str = "artefact",
+    task_judge_bps: int | None = None,
+) -> Agent:
+    terms = Terms(tariff, memory_bytes=MIB, timeout_s=TIMEOUT_S, fuel=FUEL, rules=rules, task_judge_bps=task_judge_bps)
     return Agent(
         agent_id=name,
         owner=owner,
@@ -74,13 +85,14 @@ _FLAT = f'{{"type":"flat","price":"{micro(FLAT_MICRO)}"}}'
 _RATES = ",".join(f'"{name}":"{micro(rate)}"' for name, rate in METERED.items())
 HOT, FLAT, OWN = "agt_" + "h" * 26, "agt_" + "f" * 26, "agt_" + "o" * 26
 JUDGED, JUDGE = "agt_" + "d" * 26, "agt_" + "j" * 26
-JUDGE_MICRO = FLAT_MICRO + 3  # what is held for the judge
+JUDGE_COMPUTE = COMPUTE_RUN + COMPUTE_BILLION  # for its whole fuel limit, however little it uses
+JUDGE_MICRO = FLAT_MICRO + JUDGE_COMPUTE + 3  # what is held for a judge
 _JUDGED_RULES = f'{{"judge":{{"agent_id":"{JUDGE}","budget":"{micro(JUDGE_MICRO)}","threshold":"0.5"}}}}'
 AGENTS = {
     HOT: _agent(HOT, "olga", f'{{"type":"metered",{_RATES}}}'),
     FLAT: _agent(FLAT, "oskar", _FLAT),
     OWN: _agent(OWN, PLATFORM_ACCOUNT, _FLAT),
-    JUDGED: _agent(JUDGED, "olga", _FLAT, rules=_JUDGED_RULES),
+    JUDGED: _agent(JUDGED, "olga", _FLAT, rules=_JUDGED_RULES, task_judge_bps=TASK_JUDGE_BPS),
     JUDGE: _agent(JUDGE, "judith", _FLAT, artefact="judge"),
 }
 
@@ -97,7 +109,14 @@ def quiet() -> Iterator[None]:
 
 
 class Agents:
-    """The registry: three agents that are always ready."""
+    """The registry: agents that are always ready, and what is noted of their owners."""
+
+    def __init__(self) -> None:
+        self.short: dict[str, bool] = {}
+        self.owned = OwnedAgents(active=False, retired_ms=None)
+
+    def active_agents_of(self, _owner_id: str) -> OwnedAgents:
+        return self.owned
 
     def get(self, agent_id: str) -> Agent:
         if agent_id not in AGENTS:
@@ -105,6 +124,15 @@ class Agents:
         return AGENTS[agent_id]
 
     get_cached = get
+
+    def owner(self, owner_id: str) -> OwnerState:
+        return OwnerState(bonded=not self.short.get(owner_id))
+
+    def owner_cached(self, owner_id: str) -> OwnerState:
+        return OwnerState()  # what is proved does not hang on it: anybody may take a task for ten seconds more
+
+    def set_bond_short(self, owner_id: str, short: bool) -> None:
+        self.short[owner_id] = short
 
 
 class Kms:
@@ -148,9 +176,9 @@ def one_key() -> OneKey:
 class Watched(Ledger):
     """The ledger, telling its client which fence an actor settles with."""
 
-    def settle(self, escrow: Escrow, settlement: Settlement) -> Escrow:
-        self._client.fence = escrow.fence  # type: ignore[attr-defined]  # for whoever keeps a journal
-        return super().settle(escrow, settlement)
+    def settle(self, settled: Escrow, *judges: Escrow) -> Escrow:
+        self._client.fence = settled.fence  # type: ignore[attr-defined]  # for whoever keeps a journal
+        return super().settle(settled, *judges)
 
 
 class Shelf:
@@ -198,6 +226,9 @@ class World(Platform):
                 log_bucket="-",
                 ledger_shards=shards,
                 fee_bps=FEE_BPS,
+                compute_run_micro=COMPUTE_RUN,
+                compute_per_billion_fuel_micro=COMPUTE_BILLION,
+                bond_minimum_micro=BOND_MINIMUM,
                 platform_account=PLATFORM_ACCOUNT,
                 receipt_key_ids="alias/root",
                 receipt_issuer="urn:quittance:test",
@@ -225,31 +256,37 @@ class World(Platform):
 
 
 def instant_run(job: Job) -> Run:
-    """A run without a guest: outcome, output and meter follow from the escrow's seed."""
-    return _run(job.seed, len(job.stdin), job.fuel, judges=job.artefact_sha256 == "judge")
+    """A run without a guest: outcome, output and meter follow from the escrow's seed, and from the fuel it may use."""
+    return drawn_run(job.seed, len(job.stdin), job.fuel, judges=job.artefact_sha256 == "judge")
 
 
-def _run(seed: bytes, input_bytes: int, fuel_max: int, *, judges: bool = False) -> Run:
+def drawn_run(seed: bytes, input_bytes: int = 0, fuel_max: int = FUEL, *, judges: bool = False) -> Run:
+    """How the run of a seed ends."""
     draw = hashlib.sha256(seed).digest()
     output = OUTPUT if not judges else b"0.5" if draw[6] < 128 else b"0.4"
+    fuel = int.from_bytes(draw[:3])
     meter = Meter(
-        fuel=min(int.from_bytes(draw[:3]), fuel_max),
+        fuel=min(fuel, fuel_max),
         wall_ms=draw[4] * 8,
         memory_bytes=KIB,
         input_bytes=input_bytes,
         output_bytes=len(output),
     )
+    if fuel > fuel_max:
+        return Run(Outcome.FUEL_EXHAUSTED, "It used up its fuel.", meter, 3)
     if draw[5] < 190:
         return Run(Outcome.SUCCEEDED, "", meter, 0, output)
     outcome = Outcome.EXIT_CODE if draw[5] < 230 else Outcome.WORKER_LOST
     return Run(outcome, "It failed.", meter, 3)
 
 
-def ask(task_id: str, agent_id: str = FLAT, *, budget: int = 2 * FLAT_MICRO, text: str = "in") -> TaskRequest:
-    """A task's request."""
-    return TaskRequest.model_validate(
-        {"task_id": task_id, "agent_id": agent_id, "input": text, "budget": micro(budget)}
-    )
+def ask(
+    task_id: str, agent_id: str = FLAT, *, budget: int = 2 * FLAT_MICRO, text: str = "in", judge: bool = False
+) -> TaskRequest:
+    """A task's request; perhaps with a judge of its own."""
+    rule = {"agent_id": JUDGE, "budget": micro(JUDGE_MICRO), "threshold": "0.5"}
+    asked: dict[str, Any] = {"task_id": task_id, "agent_id": agent_id, "input": text, "budget": micro(budget)}
+    return TaskRequest.model_validate(asked | ({"acceptance": {"judge": rule}} if judge else {}))
 
 
 @dataclass(frozen=True)
@@ -260,39 +297,74 @@ class Due:
     paid: int
     fee: int
     refunded: int
+    charge: int = 0
+    judging: int = 0
 
 
-def judged_run(payer: str, task_id: str) -> tuple[Run, Run]:
-    """How a judged task's own run ends, and its judge's, if that is asked."""
-    names = task_id, escrows.judge_task_id(task_id, Side.AGENT)
-    seeds = [escrows.seed(escrows.escrow_id(payer, name)) for name in names]
-    return _run(seeds[0], 0, FUEL), _run(seeds[1], 0, FUEL, judges=True)
+def compute(fuel: int) -> int:
+    """The platform's price of a run."""
+    return COMPUTE_RUN + -(-fuel * COMPUTE_BILLION // 10**9)
 
 
-def expected(payer: str, task_id: str, agent_id: str, budget: int) -> Due:
-    """What the escrow of a task must be if its run is settled in time."""
-    if agent_id in {JUDGED, JUDGE}:
-        own, judge = judged_run(payer, task_id.partition(":")[0])
-        paid = own.outcome is judge.outcome is Outcome.SUCCEEDED
-        if agent_id == JUDGED:
-            paid = paid and judge.stdout == b"0.5"
-        return _due(FLAT_MICRO, budget) if paid else Due("refunded", 0, 0, budget)
-    bought = (budget - METERED["base"]) * 1_000_000 // METERED["per_million_fuel"] if agent_id == HOT else FUEL
-    run = _run(escrows.seed(escrows.escrow_id(payer, task_id)), 0, min(bought, FUEL))
-    if run.outcome is not Outcome.SUCCEEDED:
+def price(agent_id: str, fuel: int) -> int:
+    """The agent's price of a run that prints one KiB or less."""
+    if agent_id != HOT:
+        return FLAT_MICRO
+    used = METERED["base"] + -(-fuel * METERED["per_million_fuel"] // 10**6) + METERED["per_kib_output"]
+    return max(METERED["minimum"], used)
+
+
+def fuel_bought(agent_id: str, budget: int) -> int:
+    """The most fuel whose price a budget covers, without output."""
+    low, high = 0, FUEL
+    while low < high:
+        fuel = (low + high + 1) // 2
+        output = METERED["per_kib_output"] if agent_id == HOT else 0
+        of_fuel = max(price(agent_id, fuel) - output, METERED["minimum"] if agent_id == HOT else 0)
+        low, high = (fuel, high) if of_fuel + compute(fuel) <= budget else (low, fuel - 1)
+    return low
+
+
+def due_of_judge(run: Run, *, asked: bool, excused: bool, budget: int = JUDGE_MICRO) -> Due:
+    """What a judge's escrow must be: `excused` if the platform failed, so that nobody is paid."""
+    if not asked or excused or run.outcome is Outcome.WORKER_LOST:
         return Due("refunded", 0, 0, budget)
-    used = FLAT_MICRO
-    if agent_id == HOT:
-        million = 1_000_000
-        fuel = (run.meter.fuel * METERED["per_million_fuel"] + million - 1) // million
-        used = max(METERED["minimum"], METERED["base"] + fuel + METERED["per_kib_output"])
-    return _due(min(used, budget), budget)
+    fee = FLAT_MICRO * FEE_BPS // 10_000
+    return Due("released", FLAT_MICRO - fee, fee + JUDGE_COMPUTE, budget - FLAT_MICRO - JUDGE_COMPUTE)
 
 
-def _due(used: int, budget: int) -> Due:
-    fee, rest = divmod(used * FEE_BPS, 10_000)
-    assert 0 <= rest < 10_000
-    return Due("released", used - fee, fee, budget - used)
+def expected(
+    payer: str, task_id: str, agent_id: str, budget: int, *, judges: Mapping[Side, bytes] | None = None
+) -> Due:
+    """What a task's own escrow must be if its run is settled in time; `judges` are the seeds of those it has."""
+    seed = escrows.task_seed(escrows.escrow_id(payer, task_id))
+    bought = fuel_bought(agent_id, budget)
+    run = drawn_run(seed, fuel_max=bought)
+    of_compute = compute(run.meter.fuel)
+    due = price(agent_id, run.meter.fuel)
+    if run.outcome is Outcome.WORKER_LOST:
+        return Due("refunded", 0, 0, budget)
+    if run.outcome is Outcome.EXIT_CODE:
+        return Due("refunded", 0, 0, budget, charge=of_compute)
+    if run.outcome is Outcome.FUEL_EXHAUSTED or due + of_compute > budget:  # the budget's limit: the payer's fault
+        return Due("refunded", 0, min(of_compute, budget), budget - min(of_compute, budget))
+    return _judged(judges or {}, due, of_compute, budget)
+
+
+def _judged(judges: Mapping[Side, bytes], due: int, of_compute: int, budget: int) -> Due:
+    """What a run that ended well comes to by the verdicts of its judges."""
+    judging, state = 0, "released"
+    for side, seed in sorted(judges.items()):
+        verdict = drawn_run(seed, judges=True)
+        if verdict.outcome is Outcome.WORKER_LOST:
+            return Due("refunded", 0, 0, budget)
+        judging += JUDGE_MICRO - 3 if side is Side.AGENT else 0
+        if verdict.outcome is not Outcome.SUCCEEDED or verdict.stdout != b"0.5":
+            if side is Side.AGENT:
+                return Due("refunded", 0, 0, budget, charge=of_compute, judging=judging)
+            due, state = due * TASK_JUDGE_BPS // 10_000, "refunded"
+    fee = due * FEE_BPS // 10_000
+    return Due(state, due - fee, fee + of_compute, budget - due - of_compute, judging=judging)
 
 
 def task_named(prefix: str, *, payer: str, state: str) -> str:
@@ -301,15 +373,27 @@ def task_named(prefix: str, *, payer: str, state: str) -> str:
     return next(name for name in names if expected(payer, name, FLAT, 2 * FLAT_MICRO).state == state)
 
 
-def judged_task_named(prefix: str, *, payer: str, own: bool, judge: bool, score: str) -> str:
-    """A task id of the judged agent: whether its run succeeds, whether its judge's does, and what that one says."""
+def successful_task_named(prefix: str, *, payer: str, success: bool = True) -> str:
+    """A task id of the judged agent, and whether its own run is accepted so far."""
+    names = (f"{prefix}{number}" for number in count())
+    runs = ((name, drawn_run(escrows.task_seed(escrows.escrow_id(payer, name)))) for name in names)
+    wanted = Outcome.SUCCEEDED if success else Outcome.EXIT_CODE
+    return next(name for name, run in runs if run.outcome is wanted)
 
-    def fits(name: str) -> bool:
-        runs = judged_run(payer, name)
-        ended = tuple(run.outcome is Outcome.SUCCEEDED for run in runs)
-        return ended == (own, judge) and (not judge or runs[1].stdout.decode() == score)
 
-    return next(filter(fits, (f"{prefix}{number}" for number in count())))
+def judge_seed(*, succeeds: bool = True, score: str = "0.5") -> bytes:
+    """What a judge's seed must be for it to end so."""
+    seeds = (number.to_bytes(32) for number in count())
+    runs = ((seed, drawn_run(seed, judges=True)) for seed in seeds)
+    wanted = Outcome.SUCCEEDED if succeeds else Outcome.EXIT_CODE
+    return next(seed for seed, run in runs if run.outcome is wanted and run.stdout in (score.encode(), b""))
+
+
+def fill_bonds(world: "World", amount: int = 10**9) -> None:
+    """Gives the agents' owners bonds."""
+    for owner in sorted({agent.owner for agent in AGENTS.values()}):
+        world.ledger.deposit(owner, "bond", amount, now_ms=START_MS)
+        world.ledger.move_bond(owner, "bond", amount, now_ms=START_MS)
 
 
 @cache

@@ -31,7 +31,14 @@ def receipt() -> str:
     )  # fmt: skip
     done = decide(escrow, Run(Outcome.SUCCEEDED, "", Meter()), now_ms=NOW_S * 1_000 + 5)
     done = replace(done, output=StoredBytes("dd" * 32, 1, b""))
-    stated = claims(escrow, done, issuer="i", meter=Meter(), limits=Limits(1, 1, 1), engine="", config_sha256="")
+    stated = claims(
+        escrow,
+        done,
+        issuer="i",
+        run=Run(Outcome.SUCCEEDED, "", Meter(), limits=Limits)(1, 1, 1),
+        engine="",
+        config_sha256="",
+    )
     return sign(stated, PLATFORM.certify())
 
 

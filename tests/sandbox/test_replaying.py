@@ -15,7 +15,7 @@ from quittance import receipt, verifier
 from quittance.certified import Flaw
 from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, seed
 from quittance.limits import MIB
-from quittance.run import Limits, Outcome
+from quittance.run import Limits, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
 from quittance.verifier import EXITS, Given, examine
 from tests.support import ROOT as PROJECT
@@ -74,7 +74,9 @@ def settled(make, sandbox):
         done = decide(escrow, run, now_ms=NOW_S * 1_000 + 9)
         done = replace(done, log=kept(run.stderr), output=kept(run.stdout) if done.state == "released" else None)
         engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
-        stated = receipt.claims(escrow, done, issuer="i", meter=run.meter, limits=limits, **engine)
+        stated = receipt.claims(
+            escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", run.meter, limits=limits), **engine
+        )
         return json.loads(json.dumps(stated)) | changes
 
     return settle

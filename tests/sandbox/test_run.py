@@ -87,7 +87,14 @@ def test_endless_guests_are_ended_at_their_deadline(make, wat):
         assert not run.meter.fuel_exact
         assert watch.seconds() >= 0.25
         assert 0 < run.meter.cpu_ms < 550
+        assert run.meter.fuel == run.meter.cpu_ms * limits.FUEL_PER_CPU_MS, "an estimate, not zero"
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
+
+
+def test_a_killed_run_states_no_more_fuel_than_it_had(make, sandbox):
+    wat = program(f"(loop $again (drop {call('sched_yield')}) (br $again))", "sched_yield")
+    run = sandbox.run(make(wat, fuel=10**8, timeout_ms=200))
+    assert (run.outcome, run.meter.fuel, run.meter.fuel_exact) == (Outcome.TIMEOUT, 10**8, False)
 
 
 def test_what_was_said_before_a_timeout_is_kept(make, sandbox):
@@ -124,6 +131,16 @@ def test_output_one_byte_beyond_the_limit(make, sandbox):
     assert beyond.meter.fuel_exact
 
 
+@pytest.mark.parametrize("most", [0, 1, 1_000, limits.OUTPUT_BYTES_MAX - 1])
+def test_a_jobs_own_output_limit_holds_to_the_byte(make, sandbox, most):
+    exact = sandbox.run(make(ECHO, stdin=bytes(most), output_bytes=most))
+    assert (exact.outcome, len(exact.stdout), exact.meter.output_bytes) == (Outcome.SUCCEEDED, most, most)
+    beyond = sandbox.run(make(ECHO, stdin=bytes(most + 1), output_bytes=most))
+    assert beyond.outcome is Outcome.OUTPUT_LIMIT
+    assert beyond.meter.output_bytes <= most
+    assert f"more than {most} bytes" in beyond.message
+
+
 def test_a_flood_of_tiny_writes_ends_at_the_limit(make, sandbox):
     run = sandbox.run(make(writer(1, 16, None), timeout_ms=20_000))
     assert run.outcome is Outcome.OUTPUT_LIMIT
@@ -148,6 +165,51 @@ def test_memory_at_the_limit_and_one_page_beyond(make, sandbox):
     assert str(16 * PAGE_BYTES) in run.message
     unharmed = program("(drop (memory.grow (i32.const 15)))")
     assert sandbox.run(make(unharmed, memory_bytes=16 * PAGE_BYTES)).outcome is Outcome.SUCCEEDED
+
+
+GROW_AT_ONCE = "(if (i32.lt_s (memory.grow (i32.const 64)) (i32.const 0)) (then {then}))"
+FAILURES = {
+    "trap": program(GROW_AT_ONCE.format(then="unreachable")),
+    "exit": program(GROW_AT_ONCE.format(then=call("proc_exit", 1)), "proc_exit"),
+    "bounds": program(GROW_AT_ONCE.format(then="") + "(i32.store (i32.const 4000000) (i32.const 1)) unreachable"),
+    "endless": program(GROW_AT_ONCE.format(then="(loop $again (br $again))")),
+    "initial": program("", pages=20),
+}
+
+
+@pytest.mark.parametrize("wat", FAILURES.values(), ids=FAILURES)
+def test_a_failure_after_refused_memory_says_so(make, sandbox, wat):
+    low, own = 16 * PAGE_BYTES, 100 * PAGE_BYTES
+    refused = sandbox.run(make(wat, memory_bytes=low, memory_bytes_own=own, fuel=10**6))
+    assert refused.outcome.fault is Fault.AGENT
+    assert refused.memory_refused
+    assert refused.meter.memory_bytes <= low, "the second run leaves the first one's meter as it is"
+    assert not sandbox.run(make(wat, memory_bytes=low, fuel=10**6)).memory_refused, "it is the agent's own limit"
+    assert not sandbox.run(make(wat, memory_bytes=own, memory_bytes_own=own, fuel=10**6)).memory_refused
+
+
+@pytest.mark.parametrize("body", ["unreachable", "(drop (memory.grow (i32.const 10))) unreachable"])
+def test_a_failure_without_refused_memory_does_not_say_so(make, sandbox, body):
+    run = sandbox.run(make(program(body), memory_bytes=16 * PAGE_BYTES, memory_bytes_own=100 * PAGE_BYTES))
+    assert (run.outcome, run.memory_refused) == (Outcome.TRAP_UNREACHABLE, False)
+
+
+def test_a_success_after_refused_memory_is_a_success(make, sandbox):
+    wat = program("(drop (memory.grow (i32.const 64)))")
+    run = sandbox.run(make(wat, memory_bytes=16 * PAGE_BYTES, memory_bytes_own=100 * PAGE_BYTES))
+    assert (run.outcome, run.memory_refused) == (Outcome.SUCCEEDED, False)
+
+
+def test_refused_memory_that_cannot_be_found_out_counts_as_refused(make, sandbox, monkeypatch):
+    """With the higher limit the guest loops until its deadline: the second run says nothing."""
+    body = GROW_AT_ONCE.format(then="unreachable") + "(loop $again (br $again))"
+    limited = {"memory_bytes": 16 * PAGE_BYTES, "memory_bytes_own": 100 * PAGE_BYTES}
+    divided = "(drop (i32.div_u (i32.const 1) (i32.const 0)))"  # its fuel is not exact, so that only time is a bound
+    job = make(program(body.replace("unreachable", divided)), timeout_ms=300, fuel=limits.FUEL_MAX, **limited)
+    run = sandbox.run(job)
+    assert (run.outcome, run.memory_refused) == (Outcome.TRAP_ARITHMETIC, True)
+    monkeypatch.setattr(limits, "KILL_MARGIN_MS", 10**6)
+    assert sandbox.run(make(program("unreachable"), timeout_ms=1, **limited)).memory_refused, "no time is left"
 
 
 def test_initial_memory_at_the_limit_and_one_page_beyond(make, sandbox):
@@ -248,6 +310,9 @@ def test_more_modules_than_are_kept_can_be_run(make, sandbox):
         {"fuel": limits.FUEL_MAX + 1},
         {"fuel": 0},
         {"memory_bytes": limits.MEMORY_BYTES_MAX + 1},
+        {"memory_bytes_own": limits.MEMORY_BYTES_MAX + 1},
+        {"output_bytes": limits.OUTPUT_BYTES_MAX + 1},
+        {"output_bytes": -1},
         {"timeout_ms": limits.TIMEOUT_S_ASYNC_MAX * 1_000 + 1},
         {"timeout_ms": 0},
         {"epoch_ns": -1},

@@ -35,7 +35,7 @@ from quittance.limits import (
     SCHEMA_BYTES_MAX,
     SCORE_BYTES_MAX,
 )
-from quittance.run import Fault, Outcome, Side
+from quittance.run import Outcome, Rejection, Side
 
 JUDGE = {"agent_id": "agt_judge", "threshold": "0.9", "budget": "0.05"}
 BOMB = {"not": {"items": {"allOf": [True] * 100}}}
@@ -86,21 +86,29 @@ def test_an_output_is_accepted_exactly_if_it_meets_the_rules(
     members: dict[str, Any], met: bytes | None, unmet: bytes
 ) -> None:
     assert met is None or of_agent(met, **members) == Verdict()
-    for name, found in (
-        ("agent", of_agent(unmet, **members)),
-        ("task", verdict(unmet, agent=None, task=rules(**members))),
-    ):
-        assert (found.outcome, found.side) == (Outcome.REJECTED, Side(name))
-        assert found.message.startswith(f"The output does not meet the {name}'s rules: it ")
-        assert not found.accepted
+    agents, tasks = of_agent(unmet, **members), verdict(unmet, agent=None, task=rules(**members))
+    assert (agents.outcome, agents.rejected_by) == (Outcome.REJECTED, Rejection.AGENT_RULES)
+    assert (tasks.outcome, tasks.rejected_by) == (Outcome.REJECTED, Rejection.TASK_RULES)
+    assert agents.message.startswith("The output does not meet the agent's rules: it ")
+    assert not agents.accepted
+    assert not tasks.accepted
+
+
+@given(st.binary(max_size=64))
+def test_a_payer_learns_nothing_but_which_rule_was_not_met(output: bytes) -> None:
+    """The payer has not paid for the output: no size, place or value of it is told, however the rules ask."""
+    for members in ({"max_bytes": 0}, {"sha256": "00" * 32}, {"json_schema": False}):
+        found = verdict(output, agent=None, task=rules(**members))
+        if not found.accepted:
+            assert found.message == f"The output does not meet the task's rules: see {next(iter(members))}."
 
 
 def test_both_sides_rules_must_be_met_and_the_agents_come_first() -> None:
     small, large = rules(max_bytes=2), rules(min_bytes=2)
     assert verdict(b"ab", agent=small, task=large).accepted
-    assert verdict(b"abc", agent=small, task=large).side is Side.AGENT
-    assert verdict(b"a", agent=small, task=large).side is Side.TASK
-    assert verdict(b"abc", agent=small, task=rules(json_schema=False)).side is Side.AGENT
+    assert verdict(b"abc", agent=small, task=large).rejected_by is Rejection.AGENT_RULES
+    assert verdict(b"a", agent=small, task=large).rejected_by is Rejection.TASK_RULES
+    assert verdict(b"abc", agent=small, task=rules(json_schema=False)).rejected_by is Rejection.AGENT_RULES
 
 
 @given(st.binary(max_size=64))
@@ -144,8 +152,8 @@ def test_a_sentence_is_short_and_printable_and_does_not_repeat_values(schema: An
 def test_rules_that_take_too_many_steps_are_the_fault_of_who_made_them() -> None:
     agents = verdict(BOMBED, agent=rules(json_schema=BOMB), task=None)
     tasks = verdict(BOMBED, agent=rules(max_bytes=OUTPUT_BYTES_MAX), task=rules(json_schema=BOMB))
-    assert (agents.outcome, agents.side, agents.outcome.fault) == (Outcome.REJECTED, Side.AGENT, Fault.AGENT)
-    assert (tasks.outcome, tasks.side, tasks.outcome.fault) == (Outcome.RULES_FAILED, Side.TASK, Fault.NONE)
+    assert (agents.outcome, agents.rejected_by) == (Outcome.REJECTED, Rejection.AGENT_RULES)
+    assert (tasks.outcome, tasks.rejected_by) == (Outcome.RULES_FAILED, Rejection.TASK_RULES)
     assert agents.message == f"The agent's rules for the output take more than {ACCEPTANCE_STEPS_MAX} steps."
 
 
@@ -304,10 +312,12 @@ def test_garbage_is_no_score(output: bytes) -> None:
     assert score_micro(output) is None
 
 
-def test_a_judge_without_a_score_is_nobodys_fault() -> None:
-    found = judged(Judge.model_validate(JUDGE), None, side=Side.TASK)
-    assert (found.outcome, found.outcome.fault, found.side) == (Outcome.JUDGE_FAILED, Fault.NONE, Side.TASK)
-    assert found.message == "The judge agt_judge of the task's rules gave no score."
+@pytest.mark.parametrize("side", Side)
+def test_no_score_and_a_low_score_look_alike(side: Side) -> None:
+    judge = Judge.model_validate(JUDGE)
+    none, low = judged(judge, None, side=side), judged(judge, 0, side=side)
+    assert (none.rejected_by, none.message) == (low.rejected_by, low.message)
+    assert none.message == f"The judge agt_judge of the {side}'s rules did not accept the output."
 
 
 def test_the_longest_score_and_one_byte_more() -> None:
@@ -323,8 +333,7 @@ def test_a_score_at_the_threshold_and_one_below() -> None:
     judge = Judge.model_validate(JUDGE)
     assert judged(judge, 900_000, side=Side.AGENT) == Verdict()
     below = judged(judge, 899_999, side=Side.AGENT)
-    assert (below.outcome, below.side) == (Outcome.REJECTED, Side.AGENT)
-    assert below.message == "The judge agt_judge of the agent's rules gave the output 0.899999; it needs 0.9."
+    assert (below.outcome, below.rejected_by) == (Outcome.REJECTED, Rejection.AGENT_JUDGE)
 
 
 def test_a_judges_terms_are_counted_in_millionths() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from quittance.escrow import Escrow, Split, State, decide, escrow_id, expire, request_sha256, seed, split
+from quittance.escrow import Escrow, Split, State, decide, escrow_id, expire, request_sha256, seed, split, task_seed
 from quittance.limits import BUDGET_MICRO_MAX
 from quittance.run import Fault, Meter, Outcome, Run
 
@@ -20,11 +20,12 @@ BPS = st.integers(0, 10_000)
 LATER_MS = 1_800_000_000_007  # seven milliseconds after the funding
 NAMES = st.text(min_size=1, max_size=8)
 FAULTS = {
-    Fault.NONE: {"succeeded", "rules_failed", "judge_failed", "not_needed", "superseded"},
+    Fault.NONE: {"succeeded", "rules_failed", "judge_failed", "not_needed", "withheld", "superseded"},
     Fault.AGENT: {
         *("exit_code", "trap_unreachable", "trap_memory", "trap_arithmetic", "trap_stack", "trap_table"),
         *("fuel_exhausted", "timeout", "memory_limit", "output_limit", "rejected"),
     },
+    Fault.PAYER: {"budget_exhausted"},
     Fault.PLATFORM: {
         "worker_lost",
         "out_of_time",
@@ -42,7 +43,7 @@ FAILURES = [outcome for outcome in Outcome if outcome is not Outcome.SUCCEEDED]
 def test_a_budget_is_split_without_loss_and_the_fee_is_rounded_down(budget: int, data: st.DataObject, bps: int) -> None:
     """I3, I4."""
     used = data.draw(st.integers(0, budget))
-    done = split(budget_micro=budget, used_micro=used, fee_bps=bps)
+    done = split(budget_micro=budget, price_micro=used, fee_bps=bps)
     assert done.paid_micro + done.fee_micro + done.refunded_micro == done.budget_micro == budget
     assert min(done.paid_micro, done.fee_micro, done.refunded_micro) >= 0
     assert done.paid_micro + done.fee_micro == used
@@ -52,7 +53,7 @@ def test_a_budget_is_split_without_loss_and_the_fee_is_rounded_down(budget: int,
 
 @pytest.mark.parametrize(("used", "fee"), [(0, 0), (39, 0), (40, 1), (79, 1), (10**12, 25 * 10**9)])
 def test_the_fee_at_250_basis_points(used: int, fee: int) -> None:
-    assert split(budget_micro=10**12, used_micro=used, fee_bps=250).fee_micro == fee
+    assert split(budget_micro=10**12, price_micro=used, fee_bps=250).fee_micro == fee
 
 
 @given(st.lists(st.integers(-5, 5), min_size=4, max_size=4))
@@ -68,7 +69,7 @@ def test_a_split_that_does_not_add_up_cannot_be_made(numbers: list[int]) -> None
 @pytest.mark.parametrize(("used", "bps"), [(11, 0), (-1, 0), (-1, 10_000), (5, -1), (5, 10_001)])
 def test_nobody_is_paid_over_the_budget_nor_under_zero(used: int, bps: int) -> None:
     with pytest.raises(ValueError, match=r"add up|between 0 and 10000"):
-        split(budget_micro=10, used_micro=used, fee_bps=bps)
+        split(budget_micro=10, price_micro=used, fee_bps=bps)
 
 
 def test_every_outcome_has_the_fault_that_the_contract_gives_it() -> None:
@@ -151,31 +152,42 @@ def test_no_shift_between_the_names_meets_in_one_escrow(text: str, part: str) ->
     assert len(set(ids)) == len(ids)
 
 
-def test_the_id_and_the_seed_of_an_escrow_are_for_ever() -> None:
+def test_the_id_and_the_seed_of_an_escrow_are_for_ever(new_escrow: NewEscrow) -> None:
     """Both are derived again years later: the id by a replay, the seed by whoever re-executes a receipt."""
     digest = hashlib.sha256(b"6:user-16:task-1").digest()
     eid = escrow_id("user-1", "task-1")
     assert eid == base64.b32encode(digest).decode().lower()[:26]
     assert re.fullmatch("[a-z2-7]{26}", eid)
-    assert seed(eid) == hashlib.sha256(f"quittance seed {eid}".encode()).digest()
-    assert seed(eid) != seed(escrow_id("user-1", "task-2"))
+    assert task_seed(eid) == hashlib.sha256(f"quittance seed {eid}".encode()).digest()
+    assert task_seed(eid) != task_seed(escrow_id("user-1", "task-2"))
+    assert seed(new_escrow(escrow_id=eid)) == task_seed(eid)
 
 
-def test_every_part_of_a_request_tells_it_from_another() -> None:
+def test_a_judges_seed_is_the_one_drawn_for_it(new_escrow: NewEscrow) -> None:
+    assert seed(new_escrow(seed="ab" * 32)) == bytes.fromhex("ab" * 32)
+
+
+def test_every_part_of_a_request_distinguishes_it() -> None:
     parts: dict[str, tuple[Any, ...]] = {
         "agent_id": ("a", "ab"),
         "input_sha256": ("c", "bc"),
         "budget_micro": (1, 11, 2),
         "timeout_s": (None, 0, 1, 11),
-        "least_tenths": (None, 0, 1),
-        "rules_sha256": (None, "c", "d"),
-        "webhook": (None, "c", "d"),
     }
-    every = list(itertools.product(*parts.values()))
-    digests = {request_sha256(**dict(zip(parts, values, strict=True))) for values in every}
-    assert len(digests) == len(every)
-    one = dict(zip(parts, every[0], strict=True))
-    assert request_sha256(**one) == hashlib.sha256(b'["a","c",1,null]').hexdigest()
+    wishes: dict[str, tuple[Any, ...]] = {
+        "min_reputation": (None, 0, 1),
+        "acceptance": (None, "c", "d"),
+        "webhook": (None, "c", "d"),
+        "max_judging": (None, 0, 1),
+    }
+    every = list(itertools.product(*parts.values(), *wishes.values()))
+
+    def digest(values: tuple[Any, ...]) -> str:
+        named = dict(zip(parts, values, strict=False))
+        return request_sha256(**named, wishes=dict(zip(wishes, values[len(parts) :], strict=True)))
+
+    assert len({digest(values) for values in every}) == len(every)
+    assert digest(every[0]) == hashlib.sha256(b'["a","c",1,null]').hexdigest()
 
 
 def _credits(micro: int) -> str:

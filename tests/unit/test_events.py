@@ -42,6 +42,8 @@ def test_a_settled_task_is_told_without_what_it_was_about(new_escrow: NewEscrow)
         "at": "2027-01-15T08:00:00.123Z", "task_id": "task-1", "user": "user-1", "agent_id": "agt_1",
         "owner": "owner-1", "escrow_id": escrow.escrow_id, "escrow_status": "released", "success": True,
         "outcome": "succeeded", "fault": "none", "budget": "1", "amount_paid": "0.39", "amount_refunded": "0.6",
+        "compute": "0",
+        "judging": "0",
         "fee": "0.01", "receipt": "a.b.c",
     }  # fmt: skip
 

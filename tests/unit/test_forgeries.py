@@ -29,7 +29,7 @@ NewEscrow = Callable[..., Escrow]
 ROOT = Root()
 KEY = ROOT.certify()
 METER = Meter(fuel=5, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11)
-LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
+LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70, output_bytes=80)
 METER_JSON = asdict(METER)
 RULES = {"agent_sha256": None, "task_sha256": "ab" * 32, **UNSCORED, "accepted": True}
 REJECTED = {
@@ -44,7 +44,14 @@ def statement(new_escrow: NewEscrow) -> dict[str, Any]:
     escrow = new_escrow()
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", METER), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b""), log=StoredBytes("ee" * 32, 11, None))
-    stated = claims(escrow, settled, issuer="i", meter=METER, limits=LIMITS, engine="50.0.1", config_sha256="ff" * 32)
+    stated = claims(
+        escrow,
+        settled,
+        issuer="i",
+        run=Run(Outcome.SUCCEEDED, "", METER, limits=LIMITS),
+        engine="50.0.1",
+        config_sha256="ff" * 32,
+    )
     return dict(json.loads(json.dumps(stated)))
 
 
@@ -131,9 +138,10 @@ def signed_with(statement: object, certificate: str) -> str:
 
 FREE = {
     "iss", "agent", "owner", "module_sha256", "input_sha256", "stderr_sha256", "tariff_sha256", "engine",
-    "config_sha256", "limits", "limits.fuel", "limits.memory_bytes", "limits.timeout_ms", "meter.fuel",
+    "config_sha256", "limits", "limits.fuel", "limits.memory_bytes", "limits.timeout_ms", "limits.output_bytes",
+    "task_judge_bps", "meter.fuel",
     "meter.fuel_exact", "meter.cpu_ms", "meter.wall_ms", "meter.memory_bytes", "meter.input_bytes",
-    "meter.output_bytes", "meter.stderr_bytes",
+    "meter.output_bytes", "meter.stderr_bytes", "own_limits",
 }  # fmt: skip
 
 
@@ -179,8 +187,9 @@ def judged(token: str) -> str | None:
         (REJECTED | {"acceptance": RULES}, Flaw.CONTRADICTION, "acceptance.accepted is True"),
         ({"acceptance": {}}, Flaw.FORM, "wrong form: 'acceptance"),
         ({"acceptance": RULES | {"score": 1}}, Flaw.FORM, "wrong form: 'acceptance"),
-        ({"v": 2}, Flaw.FORM, "of version 2; this verifier knows version 1"),
-        ({"v": True}, Flaw.FORM, "wrong form: 'v'"),
+        ({"v": 3}, Flaw.FORM, "of version 3; this verifier knows the versions 1 to 2"),
+        ({"v": 1}, Flaw.FORM, "charge is no claim of version 1"),
+        ({"v": True}, Flaw.FORM, "of version True"),
         ({"outcome": "fine"}, Flaw.FORM, "wrong form: 'outcome'"),
         ({"paid": 390_000}, Flaw.FORM, "wrong form: 'paid'"),
         ({"paid": "0390000"}, Flaw.FORM, "wrong form: 'paid'"),
@@ -190,7 +199,7 @@ def judged(token: str) -> str | None:
         ({"task": "\ud800"}, Flaw.FORM, "wrong form: 'task'"),
         ({"settled_at": NOW_S * 1_000 - 1}, Flaw.TIMES, "is before funded_at"),
         ({"settled_at": 1_800_000_100_000}, Flaw.TIMES, "is released, but settled_at 1800000100000 is not before"),
-        ({"fee": "10001", "paid": "389999"}, Flaw.AMOUNTS, "the fee 10001 is not the part .* states, 10000"),
+        ({"fee": "10001", "paid": "389999"}, Flaw.AMOUNTS, "the fee 10001 is not the compute 0 .* states, 10000"),
         ({"budget": "0", "paid": "0", "fee": "0", "refunded": "0"}, Flaw.AMOUNTS, "the budget 0 is not between"),
         (
             {"state": "refunded", "outcome": "timeout", "fault": "agent", "reputation_tenths": -50},
@@ -211,7 +220,14 @@ def test_an_expired_escrow_expires_not_before_its_time(new_escrow: NewEscrow) ->
     escrow = new_escrow()
     for late_ms, held in ((0, True), (-1, False)):
         settled = expire(escrow, now_ms=escrow.expires_ms + late_ms)
-        stated = claims(escrow, settled, issuer="i", meter=Meter(), limits=None, engine="", config_sha256="")
+        stated = claims(
+            escrow,
+            settled,
+            issuer="i",
+            run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None),
+            engine="",
+            config_sha256="",
+        )
         token = sign(stated, KEY)
         if held:
             assert verify(token, ROOT.jwks())["state"] == "expired"

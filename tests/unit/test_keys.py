@@ -13,7 +13,7 @@ from quittance.certified import CERTIFICATE_SECONDS, ProofError
 from quittance.errors import PlatformUnavailableError
 from quittance.escrow import Escrow, expire
 from quittance.limits import JWKS_AGE_S_MAX, JWKS_FAILURE_S_MAX
-from quittance.run import Meter
+from quittance.run import Meter, Outcome, Run
 from quittance.store.keys import Keys
 from tests.unit.roots import NOW_S, parse
 
@@ -45,7 +45,9 @@ class Kms:
 def statement(new_escrow: Any) -> dict[str, Any]:
     escrow: Escrow = new_escrow()
     settled = expire(escrow, now_ms=escrow.expires_ms)
-    return receipt.claims(escrow, settled, issuer="i", meter=Meter(), limits=None, engine="", config_sha256="")
+    return receipt.claims(
+        escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="", config_sha256=""
+    )
 
 
 def test_a_receipt_of_a_former_root_verifies_from_the_published_set(statement: dict[str, Any]) -> None:

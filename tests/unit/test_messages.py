@@ -72,6 +72,7 @@ def test_every_field_of_a_request_is_carried() -> None:
     request = TaskRequest.model_validate(
         {key: value for key, value in TASK.items() if key != "user_id"}
         | {"timeout": 1, "min_reputation": 50, "acceptance": {"max_bytes": 1}, "webhook": "https://example.com/"}
+        | {"module_sha256": "ab" * 32, "tariff_sha256": "ab" * 32, "rules_sha256": "ab" * 32, "max_judging": "1"}
     )
     names = {field.alias or name for name, field in TaskRequest.model_fields.items()} - {"input"}
     assert json.loads(messages.write("alice", request, input_base64="")).keys() == names | {"user_id"}

@@ -26,7 +26,7 @@ from quittance.models import (
 )
 from quittance.pricing import parse_tariff
 from quittance.reading import read_json
-from quittance.run import Side
+from quittance.run import Fault, Side
 
 PLAIN: dict[str, Any] = {"task_id": "t-1", "agent_id": "agt_1", "budget": "1"}
 JSON_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -395,6 +395,9 @@ def _result(**changed: Any) -> TaskResult:
         "amount_paid_micro": 390_000,
         "amount_refunded_micro": 600_000,
         "fee_micro": 10_000,
+        "compute_micro": 0,
+        "judging_micro": 0,
+        "fault": Fault.NONE,
         "reputation_delta": 25,
         "timestamp": 1_800_000_000_005,
         "receipt": "r",
@@ -446,4 +449,6 @@ def test_every_amount_of_the_api_is_described_as_a_decimal_string() -> None:
         schema = model.model_json_schema(mode="serialization")
         for name, field in model.model_fields.items():
             if name.endswith("_micro"):
-                assert schema["properties"][field.alias or name]["type"] == "string", (model, name)
+                shown = schema["properties"][field.alias or name]
+                kinds = [kind["type"] for kind in shown.get("anyOf", [shown]) if kind["type"] != "null"]
+                assert kinds == ["string"], (model, name)

@@ -6,22 +6,26 @@ from math import ceil
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from quittance.limits import AMOUNT_MICRO_MAX, BUDGET_MICRO_MAX, FUEL_MAX, MEMORY_BYTES_MAX, OUTPUT_BYTES_MAX
+from quittance.limits import AMOUNT_MICRO_MAX, BUDGET_MICRO_MAX, FUEL_MAX, KIB, MEMORY_BYTES_MAX, MIB, OUTPUT_BYTES_MAX
 from quittance.money import format_credits
 from quittance.pricing import (
+    FREE,
+    ComputePrices,
+    FlatTariff,
     Tariff,
-    fuel_bought,
-    least_price_micro,
+    due_micro,
+    least_budget_micro,
+    limits_bought,
     parse_tariff,
     price_micro,
     tariff_json,
     tariff_sha256,
 )
-from quittance.run import Meter
+from quittance.run import Limits, Meter
 
 PARTS = ("base", "per_million_fuel", "per_mib_memory", "per_kib_output", "minimum")
 RATES = st.one_of(st.integers(0, 2_000), st.integers(0, AMOUNT_MICRO_MAX))
@@ -46,10 +50,14 @@ def flat(micro: int) -> Tariff:
 
 METERED = st.fixed_dictionaries(dict.fromkeys(PARTS, RATES)).map(lambda rates: metered(**rates))
 TARIFFS = st.one_of(METERED, RATES.map(flat))
+COMPUTE = st.builds(ComputePrices, RATES, RATES)
+OWN = Limits(FUEL_MAX, MEMORY_BYTES_MAX, 25_000, OUTPUT_BYTES_MAX)
 
 
-def metered_by_hand(tariff: Any, meter: Meter) -> int:
-    """The price before the budget caps it, computed again with fractions."""
+def price_by_hand(tariff: Any, meter: Meter) -> int:
+    """The price, computed again with fractions."""
+    if isinstance(tariff, FlatTariff):
+        return tariff.price_micro
     used = (
         tariff.base_micro
         + ceil(Fraction(meter.fuel, 10**6) * tariff.per_million_fuel_micro)
@@ -59,62 +67,68 @@ def metered_by_hand(tariff: Any, meter: Meter) -> int:
     return max(used, tariff.minimum_micro)
 
 
-@given(METERED, METERS, BUDGETS)
-def test_a_metered_price_is_exact_and_never_over_the_budget(tariff: Tariff, meter: Meter, budget: int) -> None:
-    assert price_micro(tariff, meter, budget_micro=budget) == min(metered_by_hand(tariff, meter), budget)
+def due_by_hand(tariff: Tariff, compute: ComputePrices, meter: Meter) -> int:
+    """What the payer owes, computed again with fractions."""
+    fuel = ceil(Fraction(meter.fuel, 10**9) * compute.per_billion_fuel_micro)
+    return price_by_hand(tariff, meter) + compute.run_micro + fuel
 
 
-@given(RATES, METERS, BUDGETS)
-def test_a_flat_price_ignores_the_meter(price: int, meter: Meter, budget: int) -> None:
-    assert price_micro(flat(price), meter, budget_micro=budget) == min(price, budget)
-    assert least_price_micro(flat(price)) == price
-    assert fuel_bought(flat(price), budget_micro=budget, fuel_max=FUEL_MAX) == FUEL_MAX
+@given(TARIFFS, COMPUTE, METERS)
+def test_a_price_and_what_is_due_are_exact(tariff: Tariff, compute: ComputePrices, meter: Meter) -> None:
+    assert price_micro(tariff, meter) == price_by_hand(tariff, meter)
+    assert due_micro(tariff, compute, meter) == due_by_hand(tariff, compute, meter)
 
 
-@given(TARIFFS, METERS, BUDGETS, st.sampled_from(["fuel", "memory_bytes", "output_bytes"]), st.integers(0, 10**9))
-def test_more_use_never_costs_less(tariff: Tariff, meter: Meter, budget: int, part: str, more: int) -> None:
+def test_compute_that_is_free_costs_nothing() -> None:
+    assert FREE.micro(FUEL_MAX) == 0
+
+
+@given(TARIFFS, COMPUTE, METERS, st.sampled_from(["fuel", "memory_bytes", "output_bytes"]), st.integers(0, 10**9))
+def test_more_use_never_costs_less(tariff: Tariff, compute: ComputePrices, meter: Meter, part: str, more: int) -> None:
     grown = replace(meter, **{part: getattr(meter, part) + more})
-    price = price_micro(tariff, meter, budget_micro=budget)
-    assert price <= price_micro(tariff, grown, budget_micro=budget)
-    assert price <= price_micro(tariff, meter, budget_micro=budget + more)
+    assert due_micro(tariff, compute, meter) <= due_micro(tariff, compute, grown)
 
 
-@given(TARIFFS, METERS, BUDGETS)
-def test_the_least_price_buys_one_unit_of_fuel_and_no_run_that_used_it_costs_less(
-    tariff: Tariff, meter: Meter, budget: int
-) -> None:
-    least = least_price_micro(tariff)
-    run = replace(meter, fuel=max(meter.fuel, 1))
-    assert price_micro(tariff, Meter(fuel=1), budget_micro=max(budget, least)) == least
-    assert price_micro(tariff, run, budget_micro=max(budget, least)) >= least
-    assert fuel_bought(tariff, budget_micro=max(budget, least), fuel_max=FUEL_MAX) >= 1
+@given(TARIFFS, COMPUTE, METERS)
+def test_no_run_costs_less_than_the_least_budget(tariff: Tariff, compute: ComputePrices, meter: Meter) -> None:
+    run = replace(meter, fuel=max(meter.fuel, 1), memory_bytes=max(meter.memory_bytes, 1))
+    assert due_micro(tariff, compute, run) >= least_budget_micro(tariff, compute)
 
 
-@given(METERED, BUDGETS, st.integers(1, FUEL_MAX))
-@example(metered(base=1, per_million_fuel=3), 2, FUEL_MAX)
-def test_the_fuel_that_a_budget_buys_is_all_that_it_can_pay(tariff: Any, budget: int, fuel_max: int) -> None:
-    assume(budget >= tariff.base_micro)
-    bought = fuel_bought(tariff, budget_micro=budget, fuel_max=fuel_max)
+@given(TARIFFS, COMPUTE, BUDGETS)
+@example(metered(base=1, per_million_fuel=3), FREE, 2)
+@example(metered(base=1, per_million_fuel=3), ComputePrices(1, 7), 4)
+def test_a_budget_buys_of_each_limit_all_that_it_can_pay(tariff: Tariff, compute: ComputePrices, budget: int) -> None:
+    budget = max(budget, least_budget_micro(tariff, compute))
+    bought = limits_bought(tariff, compute, budget_micro=budget, own=OWN)
+    least = Meter(fuel=1, memory_bytes=1)
+    for name, unit in (("fuel", 1), ("memory_bytes", MIB), ("output_bytes", KIB)):
+        given, own = getattr(bought, name), getattr(OWN, name)
+        assert due_by_hand(tariff, compute, replace(least, **{name: given})) <= budget
+        if given < own:
+            assert due_by_hand(tariff, compute, replace(least, **{name: given + unit})) > budget
+        else:
+            assert given == own
+    assert bought.timeout_ms == OWN.timeout_ms
+    assert bought.fuel >= 1
+    assert bought.memory_bytes >= MIB
 
-    def cost(fuel: int) -> Fraction:
-        return tariff.base_micro + Fraction(fuel, 10**6) * tariff.per_million_fuel_micro
 
-    assert 0 <= bought <= fuel_max
-    assert ceil(cost(bought)) <= budget
-    assert bought == fuel_max or cost(bought + 1) > budget
-
-
-def test_a_budget_below_the_base_buys_no_fuel() -> None:
-    assert fuel_bought(metered(base=10, per_million_fuel=1), budget_micro=9, fuel_max=FUEL_MAX) == 0
+def test_a_budget_of_a_millionth_buys_next_to_nothing() -> None:
+    """Seen before: with a price for output alone, 0.000001 bought 100 KiB of output and 10^12 units of fuel."""
+    tariff, compute = metered(per_kib_output=1_000_000), ComputePrices(0, 40)
+    bought = limits_bought(tariff, compute, budget_micro=1, own=OWN)
+    assert (bought.output_bytes, bought.fuel) == (0, 25_000_000)
+    assert limits_bought(metered(), ComputePrices(10, 40), budget_micro=10, own=OWN).fuel == 1
 
 
 def test_the_largest_numbers_are_exact() -> None:
     """At 10^12 micro of budget and 10^12 fuel, where a float would have lost micro-credits."""
     tariff = metered(base=1, per_million_fuel=999_999)
-    assert price_micro(tariff, Meter(fuel=10**12 - 1), budget_micro=10**12) == 999_999_000_001
-    assert fuel_bought(tariff, budget_micro=10**12, fuel_max=10**13) == (10**12 - 1) * 10**6 // 999_999
-    assert price_micro(metered(base=10**12 - 1), Meter(), budget_micro=10**12) == 10**12 - 1
-    assert price_micro(metered(base=10**12 + 1), Meter(), budget_micro=10**12) == 10**12
+    assert price_micro(tariff, Meter(fuel=10**12 - 1)) == 999_999_000_001
+    own = replace(OWN, fuel=10**13)
+    assert limits_bought(tariff, FREE, budget_micro=10**12, own=own).fuel == (10**12 - 1) * 10**6 // 999_999
+    assert ComputePrices(1, 999_999_999).micro(10**12 - 1) == 999_999_999_001
 
 
 @given(TARIFFS)

@@ -20,7 +20,7 @@ from quittance.certified import CERTIFICATE_SECONDS, ProofError
 from quittance.escrow import Escrow, Settlement, StoredBytes, decide, expire
 from quittance.receipt import StatedAcceptance, StatedLimits, StatedMeter, Statement, claims, read_claims, sign
 from quittance.receipt import verify as verify_receipt
-from quittance.run import Limits, Meter, Outcome, Run
+from quittance.run import Limits, Meter, Outcome, Rejection, Run
 from tests.support import UNSCORED
 from tests.unit.roots import NOW_S, Root, decode, encode, parse, part
 
@@ -28,7 +28,7 @@ NewEscrow = Callable[..., Escrow]
 METER = Meter(
     fuel=5, fuel_exact=False, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11
 )
-LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
+LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70, output_bytes=80)
 JSON_VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8) | st.just([]) | st.just({})
 
 
@@ -46,7 +46,11 @@ def paid(new_escrow: NewEscrow) -> tuple[Escrow, Settlement]:
 @pytest.fixture(scope="session")
 def statement(paid: tuple[Escrow, Settlement]) -> dict[str, Any]:
     return claims(
-        *paid, issuer="https://q.example", meter=METER, limits=LIMITS, engine="50.0.1", config_sha256="ff" * 32
+        *paid,
+        issuer="https://q.example",
+        run=Run(Outcome.SUCCEEDED, "", METER, limits=LIMITS),
+        engine="50.0.1",
+        config_sha256="ff" * 32,
     )
 
 
@@ -58,7 +62,7 @@ def receipt(statement: dict[str, Any]) -> str:
 def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any]) -> None:
     """I12: field by field, and no field that this test does not know."""
     assert json.loads(json.dumps(statement)) == {
-        "v": 1,
+        "v": 2,
         "iss": "https://q.example",
         "eid": "pt7fxmrlpdhb4aqyxxot3tnqg5",
         "task": "task-1",
@@ -74,7 +78,13 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
         "paid": "390000",
         "fee": "10000",
         "refunded": "600000",
+        "compute": "0",
+        "charge": "0",
+        "judging": "0",
+        "task_judging": "0",
+        "compute_prices": {"run": "0", "per_billion_fuel": "0"},
         "fee_bps": 250,
+        "task_judge_bps": 0,
         "tariff_sha256": hashlib.sha256(b'{"type":"flat","price":"0.4"}').hexdigest(),
         "state": "released",
         "outcome": "succeeded",
@@ -91,7 +101,9 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
             "output_bytes": 10,
             "stderr_bytes": 11,
         },
-        "limits": {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70},
+        "limits": {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70, "output_bytes": 80},
+        "own_limits": None,
+        "memory_refused": False,
         "engine": "50.0.1",
         "config_sha256": "ff" * 32,
         "epoch_ns": "1800000000000000000",
@@ -103,23 +115,31 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
 
 
 @pytest.mark.parametrize(("agent", "task"), [("aa" * 32, None), (None, "bb" * 32), ("aa" * 32, "bb" * 32)])
-@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.EXIT_CODE])
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.EXIT_CODE])
 def test_rules_are_stated_by_digest_and_whether_they_were_met(
     new_escrow: NewEscrow, agent: str | None, task: str | None, outcome: Outcome
 ) -> None:
     escrow = new_escrow(agent_rules_sha256=agent, task_rules_sha256=task)
     accepted = outcome is Outcome.SUCCEEDED
-    settled = decide(escrow, Run(outcome, "", METER), now_ms=NOW_S * 1_000 + 5)
+    by = (Rejection.AGENT_RULES if agent else Rejection.TASK_RULES) if outcome is Outcome.REJECTED else None
+    run = Run(outcome, "", METER, limits=LIMITS, rejected_by=by)
+    settled = decide(escrow, run, now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b"") if accepted else None)
-    stated = claims(escrow, settled, issuer="i", meter=METER, limits=LIMITS, engine="", config_sha256="")
-    assert stated["acceptance"] == {"agent_sha256": agent, "task_sha256": task, **UNSCORED, "accepted": accepted}
+    stated = claims(escrow, settled, issuer="i", run=run, engine="", config_sha256="")
+    named = {"agent_sha256": agent, "task_sha256": task, **UNSCORED, "accepted": accepted, "rejected_by": by}
+    assert stated["acceptance"] == named
     assert verify_receipt(sign(stated, KEY), ROOT.jwks()) == stated
 
 
 def test_a_refund_states_that_nobody_was_paid(new_escrow: NewEscrow) -> None:
     escrow = new_escrow()
     stated = claims(
-        escrow, expire(escrow, now_ms=1), issuer="i", meter=Meter(), limits=None, engine="", config_sha256=""
+        escrow,
+        expire(escrow, now_ms=1),
+        issuer="i",
+        run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None),
+        engine="",
+        config_sha256="",
     )
     assert (stated["paid"], stated["fee"], stated["refunded"], stated["state"]) == ("0", "0", "1000000", "expired")
     assert (stated["outcome"], stated["fault"], stated["output_sha256"]) == ("expired", "platform", None)
@@ -128,7 +148,7 @@ def test_a_refund_states_that_nobody_was_paid(new_escrow: NewEscrow) -> None:
 def test_a_receipt_proves_its_claims(statement: dict[str, Any], receipt: str) -> None:
     assert verify_receipt(receipt, ROOT.jwks()) == statement == read_claims(receipt)
     assert verify_receipt(receipt, {"keys": Root("other").jwks()["keys"] + ROOT.jwks()["keys"]}) == statement
-    assert len(receipt) < 2_600  # it is stored in the escrow item, which is paid for by size
+    assert len(receipt) < 2_700  # it is stored in the escrow item, which is paid for by size
 
 
 def test_an_independent_library_verifies_the_chain(statement: dict[str, Any], receipt: str) -> None:

@@ -12,13 +12,14 @@ DELTAS = st.sampled_from([25, 20, 0, -50])
 
 @pytest.mark.parametrize(("wall_ms", "tenths"), [(0, 25), (999, 25), (1_000, 20), (600_000, 20)])
 def test_success_earns_two_points_and_half_a_point_more_under_a_second(wall_ms: int, tenths: int) -> None:
-    assert delta_tenths(Outcome.SUCCEEDED, wall_ms=wall_ms) == tenths
+    assert delta_tenths(Outcome.SUCCEEDED, Fault.NONE, wall_ms=wall_ms) == tenths
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.SUCCEEDED])
+@pytest.mark.parametrize("fault", Fault)
 @pytest.mark.parametrize("wall_ms", [0, 999, 1_000])
-def test_only_a_failure_of_the_agents_own_costs_it(outcome: Outcome, wall_ms: int) -> None:
-    assert delta_tenths(outcome, wall_ms=wall_ms) == (-50 if outcome.fault is Fault.AGENT else 0)
+def test_only_the_agents_own_fault_costs_it(outcome: Outcome, fault: Fault, wall_ms: int) -> None:
+    assert delta_tenths(outcome, fault, wall_ms=wall_ms) == (-50 if fault is Fault.AGENT else 0)
 
 
 @given(st.integers(0, SCORE_TENTHS_MAX), st.lists(DELTAS))

@@ -53,12 +53,13 @@ def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Entry:
         "user": user,
         "owner": "owner",
         "outcome": outcome,
+        "fault": outcome.fault,
         "paid_micro": used - fee,
         "fee_micro": fee,
         "budget_micro": 1_000_000,
         "wall_ms": 1_500,
         "settled_ms": NOW_MS,
-        "reputation_tenths": delta_tenths(outcome, wall_ms=changed.get("wall_ms", 1_500)),
+        "reputation_tenths": delta_tenths(outcome, outcome.fault, wall_ms=changed.get("wall_ms", 1_500)),
     }
     return Entry(**(plain | changed))
 
@@ -162,11 +163,16 @@ def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: 
 def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) -> None:
     escrow, meter = new_escrow(), Meter(wall_ms=7)
     done = decide(escrow, Run(SUCCESS, "ok", meter), now_ms=1_800_000_000_005)
-    assert entry(claims(escrow, done, issuer="i", meter=meter, limits=None, engine="e", config_sha256="c")) == Entry(
+    assert entry(
+        claims(
+            escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", meter, limits=None), engine="e", config_sha256="c"
+        )
+    ) == Entry(
         agent="agt_1",
         user="user-1",
         owner="owner-1",
         outcome=SUCCESS,
+        fault=Fault.NONE,
         paid_micro=390_000,
         fee_micro=10_000,
         budget_micro=1_000_000,
@@ -179,14 +185,25 @@ def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) 
 def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
-    one = entry(claims(escrow, expired, issuer="i", meter=Meter(), limits=None, engine="e", config_sha256="c"))
+    one = entry(
+        claims(
+            escrow,
+            expired,
+            issuer="i",
+            run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None),
+            engine="e",
+            config_sha256="c",
+        )
+    )
     assert fold(Standing(), [one]) == Standing(outcomes=1)
 
 
 def test_claims_that_no_receipt_has_are_refused(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
-    known = claims(escrow, expired, issuer="i", meter=Meter(), limits=None, engine="e", config_sha256="c")
+    known = claims(
+        escrow, expired, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="e", config_sha256="c"
+    )
     with pytest.raises(ValueError, match="won"):
         entry(known | {"outcome": "won"})
     with pytest.raises(KeyError):

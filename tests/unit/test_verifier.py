@@ -58,7 +58,14 @@ def statement(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", meter), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes(sha256(OUTPUT), len(OUTPUT), OUTPUT))
     limits = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
-    return claims(escrow, settled, issuer=ISSUER, meter=meter, limits=limits, engine="50.0.1", config_sha256="")
+    return claims(
+        escrow,
+        settled,
+        issuer=ISSUER,
+        run=Run(Outcome.SUCCEEDED, "", meter, limits=limits),
+        engine="50.0.1",
+        config_sha256="",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +163,7 @@ def test_the_price_follows_from_the_tariff(statement: dict[str, Any]) -> None:
     report = examine(Given(sign(dear, KEY), KEYS, tariff=TARIFF))
     (failed,) = [check for check in report.checks if check.flaw]
     assert (failed.flaw, failed.sentence) == (
-        Flaw.AMOUNTS, "paid and fee are 600000 together, by the tariff the run costs 400000",
+        Flaw.AMOUNTS, "paid and commission are 600000 together, by the tariff 400000 is due",
     )  # fmt: skip
     spaced = b' {"price": "0.40", "type": "flat"}'
     assert examine(Given(sign(statement, KEY), KEYS, tariff=spaced)).exit_status == 0
@@ -165,7 +172,14 @@ def test_the_price_follows_from_the_tariff(statement: dict[str, Any]) -> None:
 def test_a_failed_task_has_no_output_and_no_price(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow(tariff=TARIFF.decode())
     settled = expire(escrow, now_ms=escrow.expires_ms)
-    stated = claims(escrow, settled, issuer=ISSUER, meter=Meter(), limits=None, engine="", config_sha256="")
+    stated = claims(
+        escrow,
+        settled,
+        issuer=ISSUER,
+        run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None),
+        engine="",
+        config_sha256="",
+    )
     report = examine(Given(sign(stated, KEY), KEYS, output=b"", tariff=TARIFF))
     assert [(check.name, check.sentence) for check in report.checks if check.flaw] == [
         ("output", "the receipt names no output, but one is given")

@@ -39,7 +39,7 @@ from quittance.limits import (
     SCORE_BYTES_MAX,
 )
 from quittance.money import CreditsIn, between, format_credits, parse_credits
-from quittance.run import Outcome, Side
+from quittance.run import Outcome, Rejection, Side
 from quittance.schema import Schema, Steps, TooCostlyError, shorten
 
 SCORE_MICRO_MAX: Final = 1_000_000
@@ -126,19 +126,20 @@ SCORE_RULES: Final = Rules(max_bytes=SCORE_BYTES_MAX, json_schema={"type": "numb
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows for a run that ended well: SUCCEEDED, REJECTED, RULES_FAILED or JUDGE_FAILED.
+    """What follows for a run that ended well.
 
-    `side` tells whose rules decided, and `message` why; both say nothing for an output that is accepted.
+    `rejected_by` names what did not accept the output, and `message` says why; both are empty for one that is accepted.
+    `outcome` is what a receipt of version 1 states; one of version 2 states REJECTED for all that is not accepted.
     """
 
     outcome: Outcome = Outcome.SUCCEEDED
-    side: Side | None = None
+    rejected_by: Rejection | None = None
     message: str = ""
 
     @property
     def accepted(self) -> bool:
         """Whether the agent is to be paid."""
-        return self.outcome is Outcome.SUCCEEDED
+        return self.rejected_by is None
 
 
 def rules_json(rules: Rules) -> str:
@@ -160,34 +161,35 @@ def rules_sha256(text: str) -> str | None:
 def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdict:
     """Whether an output meets the agent's rules and the task's, their judges left aside.
 
-    The agent's come first. If they take too many steps, the agent is to blame, who published them; if the task's do,
-    nobody is. Each side has its own budget of steps, so neither can use up the other's.
+    The agent's come first. Each side bears the fault of rules of its own that take too many steps, and each has its
+    own budget of steps, so neither can use up the other's. Of a task's rules only the name of the one that failed is
+    said: its payer has not paid for the output, and must not learn it by asking.
     """
     read = cache(lambda: exact_json.read(output))
-    for side, rules in ((Side.AGENT, agent), (Side.TASK, task)):
+    for side, rules in ((Rejection.AGENT_RULES, agent), (Rejection.TASK_RULES, task)):
         if rules is None:
             continue
+        by_agent = side is Rejection.AGENT_RULES
         try:
-            reason = _mismatch(rules, output, read)
+            found = _mismatch(rules, output, read)
         except TooCostlyError as exc:
-            message = f"The {side}'s rules for the output {exc}."
-            return Verdict(Outcome.REJECTED if side is Side.AGENT else Outcome.RULES_FAILED, side, message)
-        if reason:
-            message = f"The output does not meet the {side}'s rules: {reason}."
+            message = f"The {side.side}'s rules for the output {exc}."
+            return Verdict(Outcome.REJECTED if by_agent else Outcome.RULES_FAILED, side, message)
+        if found:
+            rule, reason = found
+            message = f"The output does not meet the {side.side}'s rules: "
+            message += f"{reason} ({rule})." if by_agent else f"see {rule}."
             return Verdict(Outcome.REJECTED, side, message[:MESSAGE_CHARS_MAX])
     return Verdict()
 
 
 def judged(judge: Judge, score_micro: int | None, *, side: Side) -> Verdict:
-    """What follows from a judge's score in millionths, None if it gave none."""
-    if score_micro is None:
-        message = f"The judge {judge.agent_id} of the {side}'s rules gave no score."
-        return Verdict(Outcome.JUDGE_FAILED, side, message)
-    if score_micro >= judge.threshold_micro:
+    """What follows from a judge's score in millionths, None if it gave none. The message does not tell these apart."""
+    if score_micro is not None and score_micro >= judge.threshold_micro:
         return Verdict()
-    needed, given = format_credits(judge.threshold_micro), format_credits(score_micro)
-    message = f"The judge {judge.agent_id} of the {side}'s rules gave the output {given}; it needs {needed}."
-    return Verdict(Outcome.REJECTED, side, message)
+    by = Rejection.AGENT_JUDGE if side is Side.AGENT else Rejection.TASK_JUDGE
+    outcome = Outcome.JUDGE_FAILED if score_micro is None else Outcome.REJECTED
+    return Verdict(outcome, by, f"The judge {judge.agent_id} of the {side}'s rules did not accept the output.")
 
 
 def read_score(output: bytes) -> int:
@@ -215,43 +217,43 @@ def _as_member(name: str, data: bytes) -> tuple[str, str]:
     return name, text
 
 
-def _mismatch(rules: Rules, output: bytes, read: Callable[[], Any]) -> str | None:
-    """Why an output does not meet the rules; None if it does. Cheap rules come first. Raises TooCostlyError."""
+def _mismatch(rules: Rules, output: bytes, read: Callable[[], Any]) -> tuple[str, str] | None:
+    """Which rule an output does not meet, and why; None if all. Cheap ones come first. Raises TooCostlyError."""
     return _size_mismatch(rules, len(output)) or _bytes_mismatch(rules, output) or _json_mismatch(rules, read)
 
 
-def _size_mismatch(rules: Rules, size: int) -> str | None:
+def _size_mismatch(rules: Rules, size: int) -> tuple[str, str] | None:
     if rules.min_bytes is not None and size < rules.min_bytes:
-        return f"it has {size} bytes, and must have at least {rules.min_bytes} (min_bytes)"
+        return "min_bytes", f"it has {size} bytes, and must have at least {rules.min_bytes}"
     if rules.max_bytes is not None and size > rules.max_bytes:
-        return f"it has {size} bytes, and must have at most {rules.max_bytes} (max_bytes)"
+        return "max_bytes", f"it has {size} bytes, and must have at most {rules.max_bytes}"
     return None
 
 
-def _bytes_mismatch(rules: Rules, output: bytes) -> str | None:
+def _bytes_mismatch(rules: Rules, output: bytes) -> tuple[str, str] | None:
     if rules.sha256 is not None and hashlib.sha256(output).hexdigest() != rules.sha256:
-        return "it is not the one with the expected digest (sha256)"
+        return "sha256", "it is not the one with the expected digest"
     if rules.media_type in _SIGNATURES and not output.startswith(_SIGNATURES[rules.media_type]):
-        return f"it does not begin like {rules.media_type} (media_type)"
+        return "media_type", f"it does not begin like {rules.media_type}"
     if rules.media_type == _TEXT and not _is_utf8(output):
-        return "it must be text in UTF-8 (media_type)"
+        return "media_type", "it must be text in UTF-8"
     return None
 
 
-def _json_mismatch(rules: Rules, read: Callable[[], Any]) -> str | None:
+def _json_mismatch(rules: Rules, read: Callable[[], Any]) -> tuple[str, str] | None:
     if rules.media_type != _JSON and rules.json_schema is None:
         return None
     try:
         value = read()
     except exact_json.JsonError as exc:
-        return f"it {exc}"
+        return "media_type" if rules.media_type == _JSON else "json_schema", f"it {exc}"
     if rules.json_schema is None:
         return None
     mismatch = Schema(rules.json_schema).mismatch(value, Steps(ACCEPTANCE_STEPS_MAX))
     if mismatch is None:
         return None
     place = shorten(mismatch.pointer, _POINTER_CHARS_MAX)
-    return f"{f'at {place} it' if place else 'it'} {mismatch.sentence} (json_schema)"
+    return "json_schema", f"{f'at {place} it' if place else 'it'} {mismatch.sentence}"
 
 
 def _is_utf8(data: bytes) -> bool:

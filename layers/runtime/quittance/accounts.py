@@ -1,14 +1,18 @@
-"""Accounts: what one has, how that came, and the two ways in which credits enter and leave the platform."""
+"""Accounts: what one has, how that came, the ways in which credits enter and leave the platform, and the bond."""
 
 import re
 from typing import Final
 
+from quittance.bond import bond_account
 from quittance.bootstrap import Platform
-from quittance.errors import InvalidRequestError
+from quittance.errors import BondInUseError, InvalidRequestError
 from quittance.journal import Kind, Line
-from quittance.limits import PAGE_ITEMS_MAX, STATED_TASK_CHARS_MAX
+from quittance.limits import BOND_NOTICE_MS, PAGE_ITEMS_MAX, STATED_TASK_CHARS_MAX
 from quittance.models import (
     AccountAnswer,
+    BondAnswer,
+    BondMoveAnswer,
+    BondRequest,
     DepositAnswer,
     DepositRequest,
     StatementLine,
@@ -76,6 +80,70 @@ def withdraw(platform: Platform, account: str, request: WithdrawalRequest) -> Wi
     )
 
 
+def bond(platform: Platform, owner: str) -> BondAnswer:
+    """What an owner's bond has, and what of it can be released now. Raises PlatformUnavailableError."""
+    note_bond(platform, owner)  # whoever died before it did so may have left agents without tasks
+    has = platform.ledger.bond(owner)
+    free = not has.available_micro or _why_in_use(platform, owner) is None
+    return BondAnswer(
+        account_id=owner,
+        available_micro=has.available_micro,
+        held_micro=platform.ledger.pending(bond_account(owner)).held_micro,
+        charged_micro=has.charged_micro,
+        releasable_micro=has.available_micro if free else 0,
+        minimum_micro=platform.settings.bond_minimum_micro,
+    )
+
+
+def move_bond(platform: Platform, owner: str, request: BondRequest) -> BondMoveAnswer:
+    """Moves credits into an owner's bond, or releases them, once per id.
+
+    Raises BondInUseError for a release, InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
+    """
+    amount_micro, ledger = request.amount_micro, platform.ledger
+    if amount_micro < 0 and ledger.bond_moved_ms(owner, request.bond_id, amount_micro) is None:
+        in_use = _why_in_use(platform, owner)
+        if in_use:
+            raise in_use
+    recorded_ms = ledger.move_bond(owner, request.bond_id, amount_micro, now_ms=platform.now_ms())
+    note_bond(platform, owner)  # of a repeated request too: the first one may not have come so far
+    return BondMoveAnswer(account_id=owner, bond_id=request.bond_id, amount_micro=amount_micro, recorded_at=recorded_ms)
+
+
+def note_bond(platform: Platform, owner: str) -> None:
+    """Records in the registry whether an owner's bond is below the minimum: then its agents take no tasks.
+
+    Others may move the bond meanwhile, and record what they see. So whoever has written looks again, and the last one
+    to write has seen the bond as it is. Raises PlatformUnavailableError.
+    """
+    noted = not platform.registry.owner(owner).bonded
+    while (short := _is_short(platform, owner)) is not noted:
+        platform.registry.set_bond_short(owner, short)
+        noted = short
+
+
+def _is_short(platform: Platform, owner: str) -> bool:
+    return platform.ledger.available_micro(bond_account(owner)) < platform.settings.bond_minimum_micro
+
+
+def _why_in_use(platform: Platform, owner: str) -> BondInUseError | None:
+    """Why an owner's bond cannot be released now, if it cannot.
+
+    Other environments may take tasks for a while after an agent was retired, and the index shows them a little later.
+    """
+    owned = platform.registry.active_agents_of(owner)
+    if owned.active:
+        return BondInUseError("an agent of yours is active. Retire all of them first")
+    wait_ms = (owned.retired_ms or 0) + BOND_NOTICE_MS - platform.now_ms()
+    if wait_ms > 0:
+        reason = "an agent of yours was retired less than a minute ago. Repeat the request then"
+        return BondInUseError(reason, retry_after_s=-(-wait_ms // 1_000))
+    if platform.ledger.has_open_work(owner):
+        reason = "tasks of your agents are not settled and credited yet. Repeat the request later"
+        return BondInUseError(reason, retry_after_s=BOND_NOTICE_MS // 1_000)
+    return None
+
+
 def _line(line: Line) -> StatementLine:
     return StatementLine(
         at=line.at_ms,
@@ -85,6 +153,7 @@ def _line(line: Line) -> StatementLine:
         agent_id=line.agent_id,
         tasks=line.tasks,
         escrow_status=line.state,
+        due_micro=line.due_micro,
     )
 
 

@@ -12,7 +12,7 @@ no attribute is overlooked.
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -31,11 +31,12 @@ from quittance.limits import (
 )
 from quittance.pricing import tariff_sha256
 from quittance.receipt import verify
-from quittance.run import Outcome, Side
+from quittance.run import Fault, Outcome, Side
 from quittance.seal import SEAL, UNSEALED, is_sealed
 
 _BPS: Final = 10_000
 _JUDGE_MARK: Final = ":judge-"
+_BOND: Final = "bond "  # begins the account of an owner's bond
 _NOTHING_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 Values = Mapping[str, Any]
@@ -82,26 +83,31 @@ _SEALED: Final = _form("pk", f"{SEAL}:bytes")
 _HELD: Final = _SEALED | _form(
     """state account at:int task_id request_sha256 agent_id owner module_sha256 input_sha256 tariff budget:int
     fee_bps:int timeout_ms:int runner fence:int lease_ms:int expires_ms:int""",
-    "agent_rules_sha256 task_rules_sha256 judges webhook",
+    """agent_rules_sha256 task_rules_sha256 judges webhook compute_prices own_limits task_judge_bps:int seed""",
 )
 _ENDED: Final = _HELD | _form(
     "paid:int fee:int refunded:int outcome message reputation_tenths:int settled_ms:int receipt",
-    "output:bytes output_sha256 output_bytes:int log:bytes log_sha256 log_bytes:int",
+    """output:bytes output_sha256 output_bytes:int log:bytes log_sha256 log_bytes:int
+    fault compute:int charge:int judging:int task_judging:int""",
 )
 _QUEUED: Final = _form("work work_at:int")
 _CREDITED: Final = _form("swept_ms:int batch place:int")
-_BATCH: Final = _SEALED | _form("agent_id escrows", "at:int")
+_BATCH: Final = _SEALED | _form("escrows", "at:int agent_id")
 _MOVEMENT: Final = _SEALED | _form("account at:int amount:int")
-_SHARE: Final = _MOVEMENT | _form("agent_id tasks:int")
+_SHARE: Final = _MOVEMENT | _form("tasks:int", "agent_id")
+_SHARES: Final = frozenset({"EARN", "FEE", "JUDGING", "CHARGE"})  # the lines by which the sweep credits a batch
 _FORMS: Final[Mapping[tuple[str, str], Form]] = {
     ("ESC", "held"): _HELD | _QUEUED,
     ("ESC", "ended"): _ENDED | _QUEUED,
     ("ESC", "swept"): _ENDED | _CREDITED,
-    ("ACCT", ""): _form("pk available:int"),
+    ("ACCT", ""): _form("pk available:int", "charged:int"),
     ("IN", ""): _MOVEMENT,
     ("OUT", ""): _MOVEMENT,
+    ("BOND", ""): _MOVEMENT,
     ("EARN", ""): _SHARE,
     ("FEE", ""): _SHARE,
+    ("JUDGING", ""): _SHARE,
+    ("CHARGE", ""): _SHARE | _form("due:int"),
     ("BATCH", "credited"): _BATCH | _QUEUED,
     ("BATCH", "logged"): _BATCH | _form("first:int"),
     ("LOG", ""): _form("pk size:int published:int"),
@@ -187,6 +193,8 @@ class Audit:
     uncredited_micro: int = 0
     credited_micro: int = 0
     journalled_micro: int = 0
+    charged_micro: int = 0
+    written_off_micro: int = 0
     differences: list[Difference] = field(default_factory=list)
     unnamed: int = 0
     moved: int = 0
@@ -215,6 +223,20 @@ class Audit:
 # Money.
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What an account has, and what of its bond was charged."""
+
+    available_micro: int = 0
+    charged_micro: int = 0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.available_micro + other.available_micro, self.charged_micro + other.charged_micro)
+
+    def __sub__(self, other: "Sums") -> "Sums":
+        return Sums(self.available_micro - other.available_micro, self.charged_micro - other.charged_micro)
+
+
 @dataclass(slots=True)
 class Books:
     """What each account should have, and what it has. Its size grows with accounts and open tasks, not with escrows.
@@ -224,8 +246,8 @@ class Books:
     """
 
     recent_ms: int
-    final_micro: Counter[str] = field(default_factory=Counter)
-    gap_micro: Counter[str] = field(default_factory=Counter)
+    final: defaultdict[str, Sums] = field(default_factory=lambda: defaultdict(Sums))
+    gaps: defaultdict[str, Sums] = field(default_factory=lambda: defaultdict(Sums))
     held: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def post(self, result: Audit, values: Values) -> None:
@@ -233,7 +255,7 @@ class Books:
         match kind(values):
             case "ACCT" if is_purse(values):
                 result.available_micro += values["available"]
-                self.gap_micro[account(values)] += values["available"]
+                self.gaps[account(values)] += lies_in(values)
             case "ESC":
                 result.escrows += 1
                 self._move(values)
@@ -244,18 +266,28 @@ class Books:
             case "OUT":
                 self._move(values)
                 result.withdrawn_micro -= values["amount"]
-            case "EARN" | "FEE":
+            case "BOND":
+                self._move(values)
+            case other if other in _SHARES:
                 self._move(values)
                 result.journalled_micro += values["amount"]
+                if other == "CHARGE":
+                    result.charged_micro -= values["amount"]
+                    result.written_off_micro += values["due"] + values["amount"]
 
     def _move(self, values: Values) -> None:
-        self.gap_micro[values["account"]] -= moved_micro(values)
+        self.gaps[values["account"]] -= moved(values)
         if values["at"] >= self.recent_ms:
             return
         if kind(values) == "ESC" and is_held(values):
             self.held[values["account"]].add(values["pk"])
         else:
-            self.final_micro[values["account"]] += moved_micro(values)
+            self.final[values["account"]] += moved(values)
+
+
+def lies_in(purse: Values) -> Sums:
+    """What a purse of a right form has, and what it notes as charged."""
+    return Sums(purse["available"], purse.get("charged", 0))
 
 
 def account(values: Values) -> str:
@@ -269,11 +301,16 @@ def is_purse(values: Values) -> bool:
     return not parted or purse in {str(number) for number in range(1, WALLET_PURSES)}
 
 
-def moved_micro(values: Values) -> int:
-    """By how much a movement, or an escrow, has changed what its account has available."""
-    if kind(values) != "ESC":
-        return int(values["amount"])
-    return int(values.get("refunded", 0)) - int(values["budget"])
+def is_share(values: Values) -> bool:
+    """Whether a line is one of those by which the sweep credits a batch."""
+    return kind(values) in _SHARES
+
+
+def moved(values: Values) -> Sums:
+    """By how much a movement, or an escrow, has changed what its account has."""
+    if kind(values) == "ESC":
+        return Sums(values.get("refunded", 0) - values["budget"])
+    return Sums(values["amount"], -values["amount"] if kind(values) == "CHARGE" else 0)
 
 
 def _post_escrow(result: Audit, values: Values) -> None:
@@ -309,8 +346,8 @@ def named(values: Values) -> list[str]:
         case "ESC":
             batch = [f"BATCH#{values['batch']}"] if is_swept(values) else []
             return batch + [f"ESC#{judge.escrow_id}" for judge in _judges(values) or ()]
-        case "EARN" | "FEE":
-            return [f"ESC#{reference(values)}"]
+        case "BOND":
+            return [_other_side(values)]
         case "BATCH" if "first" in values:
             return [f"LOG#{values['first']}"]
         case "LOG#":
@@ -331,11 +368,17 @@ def check(values: Values, others: Mapping[str, Values], context: Context) -> lis
             found += _unless_equal("I2", at, expected=True, found=values["available"] >= 0)
             found += _unless_equal("I2", at, expected="a purse of the wallet", found=_purse_name(values))
         case "IN" | "OUT" as sign:
-            found += _unless_equal("form", at, values["account"], account(values))
+            found += _check_movement(values)
             found += _unless_equal("I2", at, expected=True, found=(values["amount"] > 0) == (sign == "IN"))
-            found += _unless_equal("I2", at, expected=True, found=values["amount"] != 0)
-        case "EARN" | "FEE":
-            found += _check_share(values, others, context)
+        case "BOND":
+            other = others.get(_other_side(values), {})
+            due = (-values["amount"], values["at"])
+            found += _unless_equal("I10", at, due, (other.get("amount"), other.get("at")))
+            found += _check_movement(values)
+        case other if other in _SHARES:
+            found += _check_movement(values)
+            charge = (-values.get("due", 0) <= values["amount"] <= 0) and "due" in values
+            found += _unless_equal("I2", at, expected=True, found=charge or values["amount"] > 0)
         case "BATCH":
             found += _check_batch(values, others, context)
         case "LOG#":
@@ -357,6 +400,19 @@ def _check_seal(values: Values) -> Iterator[Difference]:
         if kind(values) == "ESC" and is_judges(values):
             del sealed["input_sha256"]
         yield from _unless_equal("form", values["pk"], expected=True, found=is_sealed(sealed))
+
+
+def _check_movement(values: Values) -> Iterator[Difference]:
+    yield from _unless_equal("form", values["pk"], values["account"], account(values))
+    if values["amount"] == 0 and not values.get("due"):
+        yield Difference("I2", values["pk"], "an amount", 0)
+
+
+def _other_side(values: Values) -> str:
+    """The key of the line by which credits left a bond's owner for the bond, or the other way round."""
+    mine = account(values)
+    other = mine.removeprefix(_BOND) if mine.startswith(_BOND) else _BOND + mine
+    return f"BOND#{other}#{reference(values)}"
 
 
 def is_judges(values: Values) -> bool:
@@ -413,11 +469,13 @@ def _check_age(values: Values, most_ms: int, done: str, context: Context) -> Ite
 
 
 def _check_split(values: Values) -> Iterator[Difference]:
-    at, used = values["pk"], used_micro(values)
+    at, used, compute = values["pk"], used_micro(values), values.get("compute", 0)
     yield from _unless_equal("I3", at, values["budget"], used + values["refunded"])
-    yield from _unless_equal("I3", at, expected=True, found=min(values["paid"], values["fee"], values["refunded"]) >= 0)
-    yield from _unless_equal("I4", at, used * values["fee_bps"] // _BPS, values["fee"])
-    if values["state"] != State.RELEASED:
+    parts = (values["paid"], values["fee"], values["refunded"], compute)
+    yield from _unless_equal("I3", at, expected=True, found=min(parts) >= 0)
+    yield from _unless_equal("I4", at, (used - compute) * values["fee_bps"] // _BPS, values["fee"] - compute)
+    is_whole = values["state"] == State.EXPIRED or values.get("fault") in {Fault.AGENT, Fault.PLATFORM}
+    if is_whole or (values["state"] == State.REFUNDED and "fault" not in values):
         yield from _unless_equal("I3", at, values["budget"], values["refunded"])
 
 
@@ -428,8 +486,10 @@ def _check_receipt(values: Values, context: Context) -> Iterator[Difference]:
     except ProofError as exc:
         yield Difference("I12", values["pk"], "a valid receipt", str(exc))
         return
-    due, rules, meter = _due_claims(values), stated["acceptance"] or {}, stated["meter"]
-    stated["rules"] = [rules.get("agent_sha256"), rules.get("task_sha256")]
+    due, meter = _due_claims(values, stated), stated["meter"]
+    stated["rules"] = [(stated["acceptance"] or {}).get(f"{side}_sha256") for side in ("agent", "task")]
+    stated["prices"] = [int(price) for price in stated["compute_prices"].values()]
+    stated["own"] = list(stated["own_limits"].values()) if stated["own_limits"] else None
     wrong = [name for name, claim in due.items() if stated.get(name) != claim]
     if wrong:
         found = {name: due[name] for name in wrong}
@@ -443,9 +503,21 @@ def _check_receipt(values: Values, context: Context) -> Iterator[Difference]:
         yield Difference("I12", values["pk"], f"a timeout of at least {limits['timeout_ms']} ms", values["timeout_ms"])
 
 
-def _due_claims(values: Values) -> dict[str, object]:
-    """What an escrow's receipt must state, by the names of its claims."""
+def _due_claims(values: Values, stated: Mapping[str, Any]) -> dict[str, object]:
+    """What an escrow's receipt must state, by the names of its claims.
+
+    What a receipt of version 1 does not state, escrows of that time do not have.
+    """
     return {
+        "fault": values.get("fault", stated["fault"] if stated["v"] == 1 else None),
+        "compute": str(values.get("compute", 0)),
+        "charge": str(values.get("charge", 0)),
+        "judging": str(values.get("judging", 0)),
+        "task_judging": str(values.get("task_judging", 0)),
+        "task_judge_bps": values.get("task_judge_bps", 0),
+        "prices": _numbers(values, "compute_prices", [0, 0]),
+        "own": _numbers(values, "own_limits", None),
+        "seed": values.get("seed", stated["seed"]),
         "eid": key(values),
         "task": values["task_id"],
         "user": values["account"],
@@ -469,6 +541,14 @@ def _due_claims(values: Values) -> dict[str, object]:
         "settled_at": values["settled_ms"],
         "rules": [values.get("agent_rules_sha256"), values.get("task_rules_sha256")],
     }
+
+
+def _numbers(values: Values, name: str, absent: list[int] | None) -> object:
+    """What an attribute has as a JSON array; None if it cannot be read."""
+    try:
+        return json.loads(values[name]) if name in values else absent
+    except ValueError:
+        return None
 
 
 def _check_stored(values: Values, name: str, size: int | None) -> Iterator[Difference]:
@@ -527,17 +607,6 @@ def _judges_id(values: Values, side: Side) -> str:
     return escrows.escrow_id(values["account"], f"{values['task_id']}{_JUDGE_MARK}{side}")
 
 
-def _check_share(values: Values, others: Mapping[str, Values], context: Context) -> Iterator[Difference]:
-    """I10: what the sweep credited belongs to a batch, which is checked with all of its escrows and lines."""
-    first = others.get(f"ESC#{reference(values)}", {})
-    owner = first.get("owner") if kind(values) == "EARN" else context.platform_account
-    due = (owner, reference(values), first.get("agent_id"))
-    found = (values["account"], first.get("batch"), values["agent_id"])
-    yield from _unless_equal("I10", values["pk"], due, found)
-    yield from _unless_equal("form", values["pk"], values["account"], account(values))
-    yield from _unless_equal("I2", values["pk"], expected=True, found=values["amount"] > 0)
-
-
 # Batches and the log.
 
 
@@ -564,9 +633,13 @@ def members(batch: Values) -> list[str]:
 
 
 def share_keys(batch: Values, escrows_: Mapping[str, Values], context: Context) -> list[str]:
-    """The keys of the lines by which a batch was credited."""
-    owner = escrows_.get(f"ESC#{key(batch)}", {}).get("owner")
-    return [f"EARN#{owner}#{key(batch)}", f"FEE#{context.platform_account}#{key(batch)}"]
+    """The keys of all lines by which a batch may have been credited."""
+    owners = dict.fromkeys(str(escrows_[pk]["owner"]) for pk in members(batch) if "owner" in escrows_.get(pk, {}))
+    of_owners = [(name, before + owner) for owner in owners for name, before in _SHARES_OF_OWNERS]
+    return [f"{name}#{of}#{key(batch)}" for name, of in [*of_owners, ("FEE", context.platform_account)]]
+
+
+_SHARES_OF_OWNERS: Final = (("EARN", ""), ("JUDGING", _BOND), ("CHARGE", _BOND))
 
 
 def check_credited(
@@ -577,24 +650,56 @@ def check_credited(
     credited = []
     for place, pk in enumerate(members(batch)):
         escrow = escrows_.get(pk, {})
-        due = (key(batch), place, batch["agent_id"], batch.get("at", escrow.get("swept_ms")))
-        stands = (escrow.get("batch"), escrow.get("place"), escrow.get("agent_id"), escrow.get("swept_ms"))
-        found += _unless_equal("I15", pk, due, stands)
+        due = (key(batch), place, batch.get("at", escrow.get("swept_ms")))
+        found += _unless_equal("I15", pk, due, (escrow.get("batch"), escrow.get("place"), escrow.get("swept_ms")))
+        if "agent_id" in batch:
+            found += _unless_equal("I15", pk, batch["agent_id"], escrow.get("agent_id"))
         if escrow and flaw(escrow) is None and is_swept(escrow):
             credited.append(escrow)
-    amounts = [sum(escrow[name] for escrow in credited) for name in ("paid", "fee")]
-    for pk, amount in zip(share_keys(batch, escrows_, context), amounts, strict=True):
-        wanted = {
-            "pk": pk,
-            "account": pk.split("#")[1],
-            "amount": amount,
-            "agent_id": batch["agent_id"],
-            "tasks": len(members(batch)),
-            "at": credited[0]["swept_ms"] if credited else None,
-        }
+    shares = _shares(batch, credited, lines, context)
+    for pk in share_keys(batch, escrows_, context):
         line = {name: value for name, value in lines.get(pk, {}).items() if name != SEAL}
-        found += _unless_equal("I10", pk, wanted if amount else {}, line)
+        found += _unless_equal("I10", pk, shares.get(pk, {}), line)
     return found
+
+
+def _shares(
+    batch: Values, credited: list[Values], lines: Mapping[str, Values], context: Context
+) -> dict[str, dict[str, object]]:
+    """The lines that a batch's escrows come to, by their keys.
+
+    What a bond paid of a charge is no matter of the escrows: it is taken from the line itself, which `check` bounds.
+    """
+    shares: dict[str, dict[str, object]] = {}
+
+    def note(name: str, of: str, part: list[Values], amount: int, due: int = 0) -> None:
+        if part and (amount or due):
+            pk, agents = f"{name}#{of}#{key(batch)}", {escrow["agent_id"] for escrow in part}
+            values = {"pk": pk, "account": of, "at": part[0]["swept_ms"], "amount": amount, "tasks": len(part)}
+            if len(agents) == 1:
+                values["agent_id"] = next(iter(agents))
+            shares[pk] = {**values, "due": due} if name == "CHARGE" else values
+
+    taken_micro = 0
+    for owner in dict.fromkeys(escrow["owner"] for escrow in credited):
+        mine = [escrow for escrow in credited if escrow["owner"] == owner]
+        returned = [escrow for escrow in mine if _returned_micro(escrow)]
+        charged = [escrow for escrow in mine if escrow.get("charge", 0)]
+        returned_micro, bond = sum(map(_returned_micro, returned)), _BOND + owner
+        note("EARN", owner, mine, sum(escrow["paid"] for escrow in mine) - returned_micro)
+        note("JUDGING", bond, returned, returned_micro)
+        line = lines.get(f"CHARGE#{bond}#{key(batch)}", {})
+        paid_micro = line["amount"] if line and flaw(line) is None else 0
+        note("CHARGE", bond, charged, paid_micro, sum(escrow["charge"] for escrow in charged))
+        taken_micro -= paid_micro
+    fees_micro = sum(escrow["fee"] for escrow in credited)
+    note("FEE", context.platform_account, credited, fees_micro + taken_micro)
+    return shares
+
+
+def _returned_micro(escrow: Values) -> int:
+    """What of an owner's price goes back to the bond that has paid the agent's judge."""
+    return min(int(escrow.get("judging", 0)), int(escrow["paid"]))
 
 
 def _unless_equal(invariant: str, at: str, expected: object, found: object) -> Iterator[Difference]:

@@ -11,21 +11,22 @@ What stays in memory: a few numbers for each account, the standing of each agent
 import time
 from array import array
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import jwt
 
 from quittance import audit, log, reputation
-from quittance.audit import Audit, Books, Context, Difference, LogHead, Values
+from quittance.audit import Audit, Books, Context, Difference, LogHead, Sums, Values
 from quittance.bootstrap import Platform
 from quittance.certified import ProofError
 from quittance.limits import (
     AUDIT_DIFFERENCES_MAX,
-    AUDIT_READ_KEYS_MAX,
     AUDIT_RECENT_MS,
     AUDIT_STANDINGS_MAX,
+    BATCH_GET_ITEMS_MAX,
     UNPUBLISHED_MS_MAX,
 )
 from quittance.log import Frontier
@@ -55,6 +56,8 @@ def report(result: Audit) -> list[str]:
         f"available    {format_credits(result.available_micro)}",
         f"held         {format_credits(result.held_micro)}",
         f"uncredited   {format_credits(result.uncredited_micro)}",
+        f"charged      {format_credits(result.charged_micro)}",
+        f"written off  {format_credits(result.written_off_micro)}",
         f"deposited - withdrawn = {format_credits(result.deposited_micro - result.withdrawn_micro)}",
         f"available + held + uncredited = {format_credits(inside)}",
         f"accounts that moved meanwhile {result.moved}, of them not settled {result.unsettled}",
@@ -99,6 +102,7 @@ class _Auditor:
         self._firsts = array("Q")  # where batches begin in the log, as far as it was walked
         self._late_firsts: list[int] = []  # where batches begin that the scan met beyond that
         self._kept_agents: set[str] = set()  # of whom something is kept, but nothing was logged when it was met
+        self._old_lines_met = self._old_lines_due = 0  # by which batches were credited, before the recent past
         self._is_broken = False  # whether the log cannot be followed to its end
 
     def run(self) -> Audit:
@@ -109,6 +113,7 @@ class _Auditor:
         self._check_again()
         self._check_standings()
         self._check_log_end()
+        self._check_old_lines()
         self._check_accounts()
         self._check_conservation()
         return result
@@ -146,14 +151,18 @@ class _Auditor:
             self._frontier.append(log.leaf_hash(receipt.encode()))
             if self._frontier.size == self._result.log.published:
                 self._published_root = self._frontier.root()
-        agent_id, kept = batch["agent_id"], self._result.standings
-        standing = reputation.parse(kept[agent_id]) if agent_id in kept else Standing()
+        entries: defaultdict[str, list[reputation.Entry]] = defaultdict(list)
         try:
-            entries = [reputation.entry(read_claims(receipt)) for receipt in receipts]
+            for receipt in receipts:
+                entry = reputation.entry(read_claims(receipt))
+                entries[entry.agent].append(entry)
         except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
             self._result.check("I16", batch["pk"], "receipts", repr(exc))
-        else:
-            kept[agent_id] = reputation.serialise(reputation.fold(standing, entries))
+            return
+        kept = self._result.standings
+        for agent_id, new in entries.items():
+            standing = reputation.parse(kept[agent_id]) if agent_id in kept else Standing()
+            kept[agent_id] = reputation.serialise(reputation.fold(standing, new))
 
     def _check_batch(self, batch: Values) -> dict[str, dict[str, Any]]:
         """Checks a batch against its escrows and the lines that credited it; returns its escrows.
@@ -167,6 +176,7 @@ class _Auditor:
             if not differences:
                 break
         self._result.add(differences)
+        self._old_lines_due += sum(not self._is_recent(line) for line in lines.values())
         return escrows
 
     def _check_published(self, escrows: Iterable[Values]) -> None:
@@ -181,7 +191,7 @@ class _Auditor:
 
     def _scan(self) -> None:
         everything = self._ledger.everything()
-        while items := list(islice(everything, AUDIT_READ_KEYS_MAX)):
+        while items := list(islice(everything, BATCH_GET_ITEMS_MAX)):
             sound = [values for values in items if audit.flaw(values) is None]
             for values in sound:
                 self._books.post(self._result, values)
@@ -192,6 +202,8 @@ class _Auditor:
                     self._suspect(values["pk"])
                 elif audit.kind(values) == "BATCH" and "first" not in values:
                     self._check_batch(values)
+                elif audit.is_share(values) and self._is_recent(values):
+                    self._check_line(values)
 
     def _note(self, values: Values) -> None:
         match audit.kind(values):
@@ -199,8 +211,36 @@ class _Auditor:
                 self._note_first(values["first"])
             case "LOG#" if audit.key(values).isdecimal():
                 self._note_first(int(audit.key(values)))
+            case _ if audit.is_share(values):
+                self._old_lines_met += not self._is_recent(values)
             case "REP" if audit.key(values) not in self._result.standings:
                 self._kept_agents.add(audit.key(values))
+
+    def _is_recent(self, values: Values) -> bool:
+        at = values.get("at")
+        return not isinstance(at, int) or at >= self._books.recent_ms
+
+    def _check_line(self, line: Values) -> None:
+        """I10: a line that credits somebody belongs to a batch, which is checked with all of its lines."""
+        batch_key = f"BATCH#{audit.reference(line)}"
+        keys: list[str] = []
+        for _ in range(2):  # other transactions may have been half visible
+            batch = self._ledger.read([batch_key]).get(batch_key)
+            if batch is None or audit.flaw(batch):
+                continue
+            keys = audit.share_keys(batch, self._ledger.read(audit.members(batch)), self._context)
+            if line["pk"] in keys:
+                return
+        self._result.check("I10", line["pk"], f"a line of {batch_key}", "one that no escrow of it asks for")
+
+    def _check_old_lines(self) -> None:
+        """I10: besides the lines of batches there are none. They never change, so counting them is enough."""
+        if self._is_broken or self._old_lines_met == self._old_lines_due:
+            return
+        self._result.check("I10", "lines", self._old_lines_due, self._old_lines_met)
+        for values in self._ledger.everything():
+            if audit.is_share(values) and audit.flaw(values) is None and not self._is_recent(values):
+                self._check_line(values)
 
     def _note_first(self, first: int) -> None:
         if not self._is_walked(first):
@@ -268,35 +308,34 @@ class _Auditor:
 
     def _check_accounts(self) -> None:
         """I10 and I11: what an account has is the sum of its movements. Who moved meanwhile is compared by itself."""
-        books = self._books
-        for account in sorted(account for account, gap_micro in books.gap_micro.items() if gap_micro):
+        for account in sorted(account for account, gap in self._books.gaps.items() if gap != Sums()):
             self._result.moved += 1
             self._result.add(self._compare(account))
 
     def _compare(self, account: str) -> list[Difference]:
-        books, difference = self._books, []
+        difference: list[Difference] = []
         for tried in range(_ACCOUNT_TRIES):
             if tried:
                 time.sleep(_INDEX_LAG_S)
             before = self._ledger.purses(account)
-            expected = books.final_micro[account] + self._recent_micro(account)
+            expected = self._books.final[account] + self._recent(account)
             after = self._ledger.purses(account)
-            found = sum(purse["available"] for purse in after if purse and audit.flaw(purse) is None)
+            sound = (purse for purse in after if purse and audit.flaw(purse) is None)
+            found = sum(map(audit.lies_in, sound), start=Sums())
             if expected == found:
                 return []
             difference = [Difference("I10/I11", account, expected, found)] if before == after else []
         self._result.unsettled += not difference
         return difference
 
-    def _recent_micro(self, account: str) -> int:
+    def _recent(self, account: str) -> Sums:
         """What an account's younger movements, and its tasks that were open, come to now."""
         held = self._books.held.get(account, set())
         keys = (pk for pk in self._ledger.movements_since(account, self._books.recent_ms) if pk not in held)
-        total = 0
-        for page in _pages([*held]), _pages(keys):
-            for pks in page:
-                found = self._ledger.read(pks).values()
-                total += sum(audit.moved_micro(values) for values in found if audit.flaw(values) is None)
+        total = Sums()
+        for pks in chain(_pages(held), _pages(keys)):
+            sound = (values for values in self._ledger.read(pks).values() if audit.flaw(values) is None)
+            total = sum(map(audit.moved, sound), start=total)
         return total
 
     def _check_conservation(self) -> None:
@@ -310,5 +349,5 @@ class _Auditor:
 
 def _pages(keys: Iterable[str]) -> Iterator[list[str]]:
     rest = iter(keys)
-    while page := list(islice(rest, AUDIT_READ_KEYS_MAX)):
+    while page := list(islice(rest, BATCH_GET_ITEMS_MAX)):
         yield page

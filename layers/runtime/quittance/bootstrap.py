@@ -6,8 +6,8 @@ and public data only, and whatever is secret, random or connected is made after 
 
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
@@ -38,14 +38,24 @@ class Platform:
     def __init__(self, config: Settings) -> None:
         self.settings = config
         self._remaining_ms: Callable[[], int] = lambda: _LEFT_MS
+        self._kept_ms = 0
 
     def begin(self, remaining_ms: Callable[[], int]) -> None:
         """From now on serves an invocation that may live for so many milliseconds; one at a time."""
         self._remaining_ms = remaining_ms
 
     def left_ms(self) -> int:
-        """How many milliseconds the present invocation may still live."""
-        return self._remaining_ms()
+        """How many milliseconds the present invocation may still live, without those that are kept free."""
+        return self._remaining_ms() - self._kept_ms
+
+    @contextmanager
+    def keeping(self, kept_ms: int) -> Iterator[None]:
+        """Keeps so many milliseconds of the invocation free of what is done meanwhile."""
+        before_ms, self._kept_ms = self._kept_ms, self._kept_ms + kept_ms
+        try:
+            yield
+        finally:
+            self._kept_ms = before_ms
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch, by this machine's clock."""

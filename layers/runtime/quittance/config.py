@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from quittance.limits import FEE_BPS_MAX
+from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX
+from quittance.pricing import ComputePrices
 
 
 class Settings(BaseModel):
@@ -21,6 +22,11 @@ class Settings(BaseModel):
     log_bucket: str
     ledger_shards: int = Field(ge=1, le=64)
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
+    compute_run_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
+    compute_per_billion_fuel_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
+    bond_minimum_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
+    publish_per_mib_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
+    publish_per_cpu_second_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
     reputation: Literal["reference", "robust"] = "reference"
     platform_account: str
     publish_function: str = ""
@@ -37,6 +43,11 @@ class Settings(BaseModel):
     audience_claim: str = "aud"
     token_algorithms: str = "RS256,ES256"  # noqa: S105 - names of algorithms
     scratch_dir: Path = Path("/tmp")  # noqa: S108 - the one writable folder of a Lambda environment
+
+    @property
+    def compute(self) -> ComputePrices:
+        """What the platform takes for computing, from now on."""
+        return ComputePrices(self.compute_run_micro, self.compute_per_billion_fuel_micro)
 
 
 @lru_cache(maxsize=1)

@@ -10,11 +10,15 @@ QuittanceError
 │   ├── TaskConflictError             409  same task_id, other request
 │   ├── TaskInProgressError           409  same task is running now
 │   ├── AgentNotReadyError            409  no active version
-│   ├── MovementConflictError         409  same deposit or withdrawal id, other amount
+│   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
+│   ├── TermsChangedError             409  module, tariff or rules are not those that the task names
+│   ├── BondInUseError                409  the bond cannot be released yet
+│   ├── MovementConflictError         409  same id of a movement, other amount
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
+│   ├── JudgingTooDearError           422  the task's judge may cost more than the task allows
 │   ├── ReputationTooLowError         422  the agent's score is below the one that was asked for
 │   └── TimeoutTooLongError           422  over the synchronous limit
 └── PlatformUnavailableError          503  nothing is lost: repeat the same request
@@ -111,8 +115,23 @@ class AgentNotReadyError(RequestError):
         super().__init__(detail, retry_after_s=retry_after_s, state=state)
 
 
+class BondTooLowError(AgentNotReadyError):
+    """The agent has a judge of its own, and its owner's bond has less than what is held for it."""
+
+    def __init__(self, agent_id: str) -> None:
+        detail = f"The agent {agent_id!r} takes no tasks: its owner's bond cannot pay the agent's judge."
+        RequestError.__init__(self, detail, state="bond_too_low")
+
+
+class BondInUseError(RequestError):
+    """The bond still stands for agents that take tasks, or for tasks that are not settled and credited."""
+
+    def __init__(self, reason: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(f"The bond cannot be released: {reason}.", retry_after_s=retry_after_s)
+
+
 class MovementConflictError(RequestError):
-    """The id of a deposit or withdrawal was used before with another amount."""
+    """The id of a deposit, a withdrawal or a movement of the bond was used before with another amount."""
 
     def __init__(self, movement_id: str, *, recorded_micro: int) -> None:
         super().__init__(
@@ -140,14 +159,36 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class BudgetTooLowError(RequestError):
-    """The budget is below the least that one run of the agent costs."""
+    """The budget is below the least that one run of the agent costs, with the compute and the task's own judge."""
 
     def __init__(self, *, budget_micro: int, least_micro: int) -> None:
         least = format_credits(least_micro)
         super().__init__(
-            f"The budget {format_credits(budget_micro)} is below the agent's least price {least}.",
+            f"The budget {format_credits(budget_micro)} is below {least}, the least that a task of this agent costs.",
             errors=[{"field": "budget", "message": f"must be at least {least}"}],
             least_price=least,
+        )
+
+
+class TermsChangedError(RequestError):
+    """The agent's module, tariff or rules are not those that the task names by digest."""
+
+    def __init__(self, field: str, *, now: str) -> None:
+        super().__init__(
+            f"The agent's {field} is now {now}, not the one that the task names. Read the agent's terms again.",
+            errors=[{"field": field, "message": f"must be {now}, or absent"}],
+        )
+
+
+class JudgingTooDearError(RequestError):
+    """The task's judge may cost more than the task allows."""
+
+    def __init__(self, *, judging_micro: int, most_micro: int) -> None:
+        judging, most = format_credits(judging_micro), format_credits(most_micro)
+        super().__init__(
+            f"Judging may cost {judging}, more than max_judging {most}.",
+            errors=[{"field": "max_judging", "message": f"must be at least {judging}, or absent"}],
+            judging=judging,
         )
 
 
@@ -201,11 +242,15 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     TaskConflictError: (HTTPStatus.CONFLICT, "task_conflict", "The task id is taken"),
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    BondTooLowError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    BondInUseError: (HTTPStatus.CONFLICT, "bond_in_use", "The bond is in use"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
     BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),
     NotLoggedError: (HTTPStatus.NOT_FOUND, "not_logged", "Not in the log yet"),
+    TermsChangedError: (HTTPStatus.CONFLICT, "terms_changed", "The agent's terms have changed"),
+    JudgingTooDearError: (HTTPStatus.UNPROCESSABLE_ENTITY, "judging_too_dear", "Judging costs too much"),
     ReputationTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "reputation_too_low", "The reputation is too low"),
     TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
     PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),

@@ -60,6 +60,8 @@ class TaskSettled(Event):
     amount_paid_micro: CreditsOut = Field(alias="amount_paid", description="To the agent's owner.")
     amount_refunded_micro: CreditsOut = Field(alias="amount_refunded", description="Back to the user.")
     fee_micro: CreditsOut = Field(alias="fee", description="To the platform. paid + refunded + fee = budget.")
+    compute_micro: CreditsOut = Field(alias="compute", description="The part of the fee that is for computing.")
+    judging_micro: CreditsOut = Field(alias="judging", description="What the task's own judge cost, beside the budget.")
     receipt: str = Field(description="Signed statement of all this (compact JWS).")
 
 
@@ -113,11 +115,13 @@ def task_settled(escrow: Escrow, settlement: Settlement) -> TaskSettled:
         escrow_status=settlement.state,
         success=settlement.outcome is Outcome.SUCCEEDED,
         outcome=settlement.outcome,
-        fault=settlement.outcome.fault,
+        fault=settlement.fault,
         budget_micro=escrow.budget_micro,
         amount_paid_micro=settlement.split.paid_micro,
         amount_refunded_micro=settlement.split.refunded_micro,
         fee_micro=settlement.split.fee_micro,
+        compute_micro=settlement.compute_micro,
+        judging_micro=settlement.task_judging_micro,
         receipt=settlement.receipt,
     )
 

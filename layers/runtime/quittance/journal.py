@@ -18,14 +18,18 @@ class Kind(StrEnum):
     TASK = "task"
     EARNINGS = "earnings"
     FEES = "fees"
+    BOND = "bond"
+    CHARGE = "charge"
+    JUDGING = "judging"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One movement: by how much the account's available credits changed, in micro-credits, negative for less.
 
-    `reference` is unique for the account and the kind: the id of a deposit or withdrawal, a task's id, or for earnings
-    and fees the id of the first of the escrows that were credited together.
+    `reference` is unique for the account and the kind: the id of a deposit, a withdrawal or a movement of the bond, a
+    task's id, or for what the sweep moves the id of the first of the escrows that were credited together. `agent_id` is
+    set if one agent did all `tasks`. `due_micro` is what a charge should have taken: a bond pays no more than it has.
     """
 
     account: str
@@ -36,6 +40,7 @@ class Line:
     agent_id: str | None = None
     tasks: int | None = None
     state: State | None = None
+    due_micro: int | None = None
 
 
 def task_line(escrow: Escrow) -> Line:

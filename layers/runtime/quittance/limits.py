@@ -23,6 +23,7 @@ ACCOUNT_IDS_RESERVED: Final = DOT_SEGMENTS | {OWN_ACCOUNT}
 AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
+OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for an active one; some 300 bytes each
 
 # What a verifier reads.
 TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
@@ -46,6 +47,7 @@ FEE_BPS_MAX: Final = 10_000
 
 # What an agent may use.
 FUEL_MAX: Final = 10**12
+FUEL_PER_CPU_MS: Final = 10**7  # stated for a run that had to be killed: what real programs use in that time
 OUTPUT_BYTES_MAX: Final = MIB
 STDERR_BYTES_MAX: Final = 64 * KIB
 MEMORY_BYTES_DEFAULT: Final = 256 * MIB
@@ -81,6 +83,9 @@ DEAD_LETTER_HIDDEN_S: Final = 15 * 60  # until a dead letter that nobody can rea
 # The ledger.
 OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: the whole item is paid for at each write of it
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
+LOGGED_AGENTS_MAX: Final = 60  # of one batch of the log: their standings, 64 KiB each, go into one write of 4 MB
+BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
+BOND_NOTICE_MS: Final = 60_000  # from the last retirement to a release: longer than caches and the index lag behind
 WALLET_PURSES: Final = 16  # items over which an account's credits may lie; see wallet.py
 
 # The audit.
@@ -89,7 +94,6 @@ UNLOGGED_MS_MAX: Final = 15 * 60_000  # between credit and a place in the log
 UNPUBLISHED_MS_MAX: Final = 30 * 60_000  # between credit and a checkpoint that covers the receipt
 AUDIT_RECENT_MS: Final = 20 * 60_000  # what is older and final is not written any more: 15 min, and the clocks' skew
 AUDIT_DIFFERENCES_MAX: Final = 1_000  # named in one report; the others are counted
-AUDIT_READ_KEYS_MAX: Final = 100  # items of one call: DynamoDB's own limit of BatchGetItem
 AUDIT_STANDINGS_MAX: Final = 24  # read in one transaction: with 64 KiB each well below its 4 MB
 
 # Modules: counts that bound what checking, compiling and loading one can cost (see docs/sandbox.md for the bombs).

@@ -25,15 +25,26 @@ from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
 from quittance.journal import Kind
-from quittance.money import MICRO_PER_CREDIT, CreditsChange, CreditsIn, CreditsOut, between, parse_credits
+from quittance.money import (
+    MICRO_PER_CREDIT,
+    ChangeIn,
+    CreditsChange,
+    CreditsIn,
+    CreditsOut,
+    between,
+    format_credits,
+    parse_credits,
+)
 from quittance.pricing import Tariff
-from quittance.run import Outcome, Side
+from quittance.run import Fault, Outcome, Side
 from quittance.store.registry import AgentState
 from quittance.webhook import WebhookUrl
 
 _ABSENT: Final = object()
 _MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10
 _TENTHS_MAX: Final = 1_000
+_BPS: Final = 10_000
+_MICRO_PER_BPS: Final = MICRO_PER_CREDIT // _BPS
 _TASK_ID: Final = "[A-Za-z0-9._~-]+"  # what URLs need not encode (RFC 3986 §2.3)
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
 
@@ -43,6 +54,16 @@ def _no_dot_segment(name: str) -> str:
         msg = "must not be . or .., which URLs leave out; choose another id"
         raise ValueError(msg)
     return name
+
+
+def _check_not_zero(micro: int) -> int:
+    if not micro:
+        msg = "must not be 0"
+        raise ValueError(msg)
+    return micro
+
+
+_not_zero: Final = AfterValidator(_check_not_zero)
 
 
 def _no_own_account(name: str) -> str:
@@ -73,6 +94,8 @@ AccountInPath = Annotated[
 ]
 """An account's id, or `me` for the caller's own account."""
 AccountId = Annotated[AccountInPath, AfterValidator(_no_own_account)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal."""
 Amount = Annotated[CreditsIn, between(1, limits.AMOUNT_MICRO_MAX)]
 Timestamp = Annotated[
     int,
@@ -124,6 +147,23 @@ def _as_doubles(rules: Rules) -> Rules:
     return rules
 
 
+def _bps(value: object) -> int:
+    bps, rest = divmod(parse_credits(value), _MICRO_PER_BPS)
+    if rest or bps > _BPS:
+        msg = 'must be from 0 to 1, with at most four decimals, such as "0.25"'
+        raise ValueError(msg)
+    return bps
+
+
+Share = Annotated[
+    int,
+    BeforeValidator(_bps),
+    PlainSerializer(lambda bps: format_credits(bps * _MICRO_PER_BPS)),
+    WithJsonSchema({"type": "string", "pattern": r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", "examples": ["0.25"]}),
+]
+"""A part of a price: basis points inside, a decimal string from 0 to 1 in JSON."""
+
+
 # The serializer has no return type, for the schema of an answer would be that type's.
 PublishedRules = Annotated[
     Rules, AfterValidator(_as_doubles), PlainSerializer(lambda rules: json.loads(rules_json(rules)))
@@ -163,6 +203,18 @@ class TaskRequest(_Request):
     )
     min_reputation: Score | None = Field(
         default=None, description="Refuse the task if the agent's score is lower. From 0 to 100, one decimal."
+    )
+    module_sha256: Digest | None = Field(
+        default=None, description="Refuse the task if the agent's module is another one now."
+    )
+    tariff_sha256: Digest | None = Field(default=None, description="Refuse the task if the agent's tariff is another.")
+    rules_sha256: Digest | None = Field(
+        default=None, description="Refuse the task if the agent's rules for its outputs are others."
+    )
+    max_judging_micro: Annotated[CreditsIn, between(0, limits.BUDGET_MICRO_MAX)] | None = Field(
+        default=None,
+        alias="max_judging",
+        description="Refuse the task if its own judge may cost more. The agent's own judge costs you nothing.",
     )
     webhook: WebhookUrl | None = Field(
         default=None,
@@ -226,13 +278,18 @@ class TaskError(_Answer):
 
 
 class JudgeAnswer(_Answer):
-    """A judge of the output: paid by a task of its own, whose result tells what it cost."""
+    """A judge of the output: paid by a task of its own, whose result has its receipt."""
 
-    side: Side = Field(description="Whose rules ask for it.")
+    side: Side = Field(description="Whose rules ask for it. The agent's is paid by its owner, the task's by its payer.")
     agent_id: str
     task_id: str
-    budget_micro: CreditsOut = Field(alias="budget", description="Held for it, out of the budget that was offered.")
-    score: str | None = Field(description="From 0 to 1; null if it was not asked, or gave none.")
+    budget_micro: CreditsOut = Field(
+        alias="budget",
+        description="Held for it: out of the budget that was offered if it is the task's, else out of the bond of the"
+        " agent's owner.",
+    )
+    cost_micro: CreditsOut = Field(alias="cost", description="What it cost whoever pays it; 0 if it was not asked.")
+    score: str | None = Field(description="From 0 to 1; null unless the output was accepted.")
 
 
 class TaskResult(_Answer):
@@ -252,8 +309,13 @@ class TaskResult(_Answer):
     amount_paid_micro: CreditsOut = Field(alias="amount_paid", description="To the agent's owner.")
     amount_refunded_micro: CreditsOut = Field(alias="amount_refunded", description="Back to the user.")
     fee_micro: CreditsOut = Field(
-        alias="fee", description="To the platform. paid + refunded + fee + judges' budgets = budget."
+        alias="fee",
+        description="To the platform: commission and compute. paid + refunded + fee + what was held for the task's own"
+        " judge = budget.",
     )
+    compute_micro: CreditsOut = Field(alias="compute", description="The part of the fee that is for computing.")
+    judging_micro: CreditsOut = Field(alias="judging", description="What the task's own judge cost, beside the rest.")
+    fault: Fault = Field(description="Whose limit was hit or who failed: that side bears the compute.")
     judges: list[JudgeAnswer] = Field(default=[], description="Agents that score the output before it is paid for.")
     payment_method: Literal["escrow"] = "escrow"
     reputation_delta: Points
@@ -354,6 +416,15 @@ class AgentLimits(_Request):
     fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX)] = limits.FUEL_MAX
 
 
+class TaskJudges(_Request):
+    """On which terms an agent takes tasks that bring a judge of their own."""
+
+    rejected_share_bps: Share = Field(
+        alias="rejected_share",
+        description="The part of the price, from 0 to 1, that is due when the task's judge does not accept the output.",
+    )
+
+
 class AgentRequest(_Request):
     """A new agent and its terms."""
 
@@ -364,6 +435,9 @@ class AgentRequest(_Request):
     acceptance: PublishedRules | None = Field(
         default=None, description="Rules that each output must meet for the agent to be paid."
     )
+    task_judges: TaskJudges | None = Field(
+        default=None, description="Consent to tasks that bring a judge; without it they are refused."
+    )
 
 
 class VersionRequest(_Request):
@@ -372,6 +446,9 @@ class VersionRequest(_Request):
     tariff: Tariff | None = None
     limits: AgentLimits | None = None
     acceptance: PublishedRules | None = Field(default=None, description="`{}` takes all rules away.")
+    task_judges: TaskJudges | Literal["refused"] | None = Field(
+        default=None, description='`"refused"` takes the consent back.'
+    )
 
 
 class UploadForm(_Answer):
@@ -440,13 +517,30 @@ class AgentReputation(_Answer):
     )
 
 
+class ComputeAnswer(_Answer):
+    """What the platform takes for computing."""
+
+    run_micro: CreditsOut = Field(alias="run", description="For each run.")
+    per_billion_fuel_micro: CreditsOut = Field(alias="per_billion_fuel")
+
+
 class PriceEstimate(_Answer):
     """What a task of an agent may cost: by its tariff at least, and by its history."""
 
     agent_id: str
     tariff: Tariff
     tariff_sha256: str = Field(description="By this the receipts name the tariff.")
-    least_price_micro: CreditsOut = Field(alias="least_price", description="No task is taken with a smaller budget.")
+    least_price_micro: CreditsOut = Field(
+        alias="least_price",
+        description="No task is taken with a smaller budget: the agent's price and the compute of the shortest run.",
+    )
+    compute: ComputeAnswer = Field(description="What the platform takes for computing, beside the agent's price.")
+    module_sha256: str | None = Field(description="Pin it in a task, so that no other version runs.")
+    rules_sha256: str = Field(description="Of the rules for its outputs; pin it in a task likewise.")
+    judging_micro: CreditsOut = Field(
+        alias="judging", description="Held for the agent's own judge out of its owner's bond: it costs a task nothing."
+    )
+    task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
     recent: AgentEstimate | None = Field(description="Null if it has had no paid run of late.")
 
 
@@ -461,7 +555,10 @@ class AgentAnswer(_Answer):
     module_sha256: str | None = Field(description="Names the version that tasks run now.")
     rejection: AgentRejection | None = None
     tariff: Tariff
+    tariff_sha256: str = Field(description="Pin it in a task, so that no other tariff counts.")
+    rules_sha256: str = Field(description="Of the rules for its outputs; that of `{}` if there are none.")
     limits: AgentLimits
+    task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
     acceptance: PublishedRules | None = Field(
         default=None, description="The rules for its outputs, `{}` if there are none; only when one agent is read."
     )
@@ -499,6 +596,43 @@ class WithdrawalRequest(_Request):
     amount_micro: Amount = Field(alias="amount")
 
 
+class BondRequest(_Request):
+    """Credits from one's account into one's bond, or back."""
+
+    bond_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    amount_micro: Annotated[ChangeIn, between(-limits.AMOUNT_MICRO_MAX, limits.AMOUNT_MICRO_MAX), _not_zero] = Field(
+        alias="amount", description="Into the bond; with a minus, out of it: a release."
+    )
+
+
+class BondAnswer(_Answer):
+    """What stands for the failures of one's agents. `available` and `charged` are exact; `held` may lag by a second."""
+
+    account_id: str
+    available_micro: CreditsOut = Field(alias="available", description="What is in the bond now.")
+    held_micro: CreditsOut = Field(
+        alias="held", description="Of the bond, in the funded escrows of judges that one's own agents have."
+    )
+    charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
+    releasable_micro: CreditsOut = Field(
+        alias="releasable",
+        description="What can be released now: nothing while an agent is active, and for a minute after the last one"
+        " was retired, or while one of their tasks is not settled and credited.",
+    )
+    minimum_micro: CreditsOut = Field(
+        alias="minimum", description="With less in the bond one's agents take no tasks, and none can be published."
+    )
+
+
+class BondMoveAnswer(_Answer):
+    """A movement of the bond as it was recorded the first time."""
+
+    account_id: str
+    bond_id: str
+    amount_micro: CreditsChange = Field(alias="amount")
+    recorded_at: Timestamp
+
+
 class AccountAnswer(_Answer):
     """What an account has. `available` is exact; `held` and `earned` come from an index and may lag by a second."""
 
@@ -506,7 +640,9 @@ class AccountAnswer(_Answer):
     available_micro: CreditsOut = Field(alias="available")
     held_micro: CreditsOut = Field(alias="held", description="In funded escrows.")
     earned_micro: CreditsOut = Field(
-        alias="earned", description="From settled tasks; the next sweep makes it available."
+        alias="earned",
+        description="From settled tasks; the next sweep makes it available, or gives it back to the bond that paid the"
+        " agents' own judges.",
     )
 
 
@@ -516,7 +652,7 @@ class StatementLine(_Answer):
     at: Timestamp
     kind: Kind
     id: str = Field(
-        description="The deposit's, withdrawal's or task's; of the first escrow for what the sweep credits."
+        description="Of the deposit, withdrawal, bond movement or task; of the first escrow for what the sweep moves."
     )
     amount_micro: CreditsChange = Field(
         alias="amount",
@@ -525,6 +661,9 @@ class StatementLine(_Answer):
     agent_id: str | None = None
     tasks: int | None = Field(default=None, description="How many settled tasks were credited together.")
     escrow_status: State | None = Field(default=None, description="Of a task.")
+    due_micro: CreditsOut | None = Field(
+        default=None, alias="due", description="Of a charge: what the failures cost. A bond pays no more than it has."
+    )
 
 
 class StatementPage(_Answer):

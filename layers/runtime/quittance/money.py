@@ -29,6 +29,15 @@ def parse_credits(value: object) -> int:
     return int(match["whole"]) * MICRO_PER_CREDIT + int((match["fraction"] or "").ljust(_PLACES, "0"))
 
 
+def parse_change(value: object) -> int:
+    """Micro-credits of a change as clients write it: an amount, with a minus before it for less. Raises ValueError."""
+    number = isinstance(value, int | Decimal) and not isinstance(value, bool)
+    text = _plain(value) if number else value  # type: ignore[arg-type]  # mypy does not follow `number`
+    if isinstance(text, str) and text.startswith("-"):
+        return -parse_credits(text[1:])
+    return parse_credits(text)
+
+
 def format_credits(micro: int) -> str:
     """The shortest decimal string of an amount in micro-credits: 1_250_000 → "1.25"."""
     sign, micro = ("-", -micro) if micro < 0 else ("", micro)
@@ -74,6 +83,9 @@ CreditsIn = Annotated[int, BeforeValidator(parse_credits), PlainSerializer(forma
 
 CreditsOut = Annotated[int, PlainSerializer(format_credits), _JSON_SCHEMA]
 """An amount that we answer: micro-credits, shown as a decimal string."""
+
+ChangeIn = Annotated[int, BeforeValidator(parse_change), PlainSerializer(format_credits), _CHANGE_SCHEMA]
+"""By how much a client asks to change something: micro-credits, negative for less."""
 
 CreditsChange = Annotated[int, PlainSerializer(format_credits), _CHANGE_SCHEMA]
 """By how much something changed: micro-credits, negative for less, shown as a decimal string."""

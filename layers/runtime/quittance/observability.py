@@ -19,7 +19,7 @@ from quittance import tracing
 
 if TYPE_CHECKING:
     from quittance.escrow import Escrow, Settlement
-    from quittance.run import Outcome
+    from quittance.run import Fault, Outcome
 
 NAMESPACE: Final = "Quittance"
 SERVICE: Final = os.environ.get("POWERTOOLS_SERVICE_NAME", "quittance")
@@ -51,6 +51,7 @@ class Metric(StrEnum):
     SWEPT_CREDITED = "SweepCredited"
     SWEPT_LOGGED = "SweepLogged"
     LOG_SIZE = "LogPublished"
+    WRITTEN_OFF = "BondWrittenOffMicro"
     SWEEP_FAILURES = "SweepFailures"
     SWEEP_COMPLETE = "SweepComplete"
     SWEEP_LAG = "SweepLagMs"
@@ -74,7 +75,7 @@ class Metric(StrEnum):
 
 _metrics = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
 _counts: Counter[Metric] = Counter()
-_outcomes: Counter["Outcome"] = Counter()
+_outcomes: Counter[tuple["Outcome", "Fault"]] = Counter()
 
 
 def entry(handler: Handler) -> Handler:
@@ -126,7 +127,7 @@ def settled(stands: "Escrow", ours: "Settlement") -> "Escrow":
         return stands
     split, outcome, latency_ms = ours.split, ours.outcome, ours.settled_ms - stands.funded_ms
     tracing.note(stands.escrow_id, outcome=outcome)
-    _outcomes[outcome] += 1
+    _outcomes[outcome, ours.fault] += 1
     count(Metric.PAID, split.paid_micro)
     count(Metric.FEES, split.fee_micro)
     count(Metric.REFUNDED, split.refunded_micro)
@@ -139,7 +140,7 @@ def settled(stands: "Escrow", ours: "Settlement") -> "Escrow":
         agent_id=stands.agent_id,
         state=stands.state,
         outcome=outcome,
-        fault=outcome.fault,
+        fault=ours.fault,
         paid_micro=split.paid_micro,
         fee_micro=split.fee_micro,
         refunded_micro=split.refunded_micro,
@@ -152,8 +153,8 @@ def _tell(function: str) -> None:
     """Writes what was noted to standard output, where CloudWatch finds it, and forgets it."""
     try:
         _tell_cold_start(function)
-        for outcome, number in _outcomes.items():
-            _tell_one(Metric.TASKS, number, {"fault": outcome.fault, "outcome": outcome}, {"fault": outcome.fault})
+        for (outcome, fault), number in _outcomes.items():
+            _tell_one(Metric.TASKS, number, {"fault": fault, "outcome": outcome}, {"fault": fault})
         for metric, number in _counts.items():
             measure(metric, number)
         if _metrics.metric_set:

@@ -20,8 +20,10 @@ from quittance.models import (
     AgentReputation,
     AgentRequest,
     AgentUpload,
+    ComputeAnswer,
     CreditsSpread,
     PriceEstimate,
+    TaskJudges,
     TimeSpread,
     UploadForm,
     VersionRequest,
@@ -43,7 +45,7 @@ def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUplo
     """
     rules = request.acceptance or Rules()
     _check_judge(platform, rules)
-    terms = _terms(request.tariff, request.limits, rules)
+    terms = _terms(request.tariff, request.limits, rules, request.task_judges)
     agent = Agent(
         agent_id="agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(),
         owner=owner,
@@ -67,7 +69,9 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
     rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
     _check_judge(platform, rules)
-    opened = platform.registry.open_upload(agent, _terms(tariff, request.limits or _limits(agent.terms), rules))
+    judges = _task_judges(agent.terms) if request.task_judges is None else request.task_judges
+    terms = _terms(tariff, request.limits or _limits(agent.terms), rules, None if judges == "refused" else judges)
+    opened = platform.registry.open_upload(agent, terms)
     if opened.retired_ms is not None:
         raise AgentNotReadyError(agent_id, opened.state)
     return _upload_form(platform, opened)
@@ -101,11 +105,17 @@ def estimate(platform: Platform, agent_id: str) -> PriceEstimate:
     """What a task of an agent may cost, by terms and history. Raises NotFoundError, PlatformUnavailableError."""
     agent = platform.registry.get(agent_id)
     tariff, judge = pricing.parse_tariff(agent.terms.tariff), parse_rules(agent.terms.rules).judge
+    compute = platform.settings.compute
     return PriceEstimate(
         agent_id=agent_id,
         tariff=tariff,
         tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
-        least_price_micro=pricing.least_price_micro(tariff) + (judge.budget_micro if judge else 0),
+        least_price_micro=max(pricing.least_budget_micro(tariff, compute), 1),
+        compute=ComputeAnswer(run_micro=compute.run_micro, per_billion_fuel_micro=compute.per_billion_fuel_micro),
+        module_sha256=agent.version.module_sha256 if agent.version else None,
+        rules_sha256=agent.terms.rules_sha256,
+        judging_micro=judge.budget_micro if judge else 0,
+        task_judges=_task_judges(agent.terms),
         recent=_recent(platform.ledger.standing(agent_id)),
     )
 
@@ -210,7 +220,7 @@ def _check_judge(platform: Platform, rules: Rules) -> None:
         raise InvalidRequestError(judging.NOT_AN_AGENT) from exc
     if judge.version is None or judge.retired_ms is not None:
         raise InvalidRequestError(judging.NOT_AN_AGENT)
-    judging.check_fit(judge, rules.judge)
+    judging.check_fit(judge, rules.judge, platform.settings.compute)
 
 
 def _upload_form(platform: Platform, agent: Agent) -> AgentUpload:
@@ -220,14 +230,21 @@ def _upload_form(platform: Platform, agent: Agent) -> AgentUpload:
     return AgentUpload(agent_id=agent.agent_id, state=agent.upload.state, upload=form)
 
 
-def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules) -> Terms:
+def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges | None) -> Terms:
     return Terms(
         tariff=pricing.tariff_json(tariff),
         memory_bytes=limits.memory_mib * MIB,
         timeout_s=limits.timeout,
         fuel=limits.fuel,
         rules=rules_json(rules),
+        task_judge_bps=judges.rejected_share_bps if judges else None,
     )
+
+
+def _task_judges(terms: Terms) -> TaskJudges | None:
+    if terms.task_judge_bps is None:
+        return None
+    return TaskJudges.model_construct(rejected_share_bps=terms.task_judge_bps)
 
 
 def _limits(terms: Terms) -> AgentLimits:
@@ -245,7 +262,10 @@ def _answer(agent: Agent) -> AgentAnswer:
         module_sha256=agent.version.module_sha256 if agent.version else None,
         rejection=AgentRejection(code=rejection.code, message=rejection.message) if rejection else None,
         tariff=pricing.parse_tariff(agent.terms.tariff),
+        tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
+        rules_sha256=agent.terms.rules_sha256,
         limits=_limits(agent.terms),
+        task_judges=_task_judges(agent.terms),
         created_at=agent.created_ms,
     )
 

@@ -1,6 +1,8 @@
 """Receipts: signed statements of an outcome that anyone can check offline. Pure. See docs/receipts.md."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 import jwt
@@ -8,15 +10,22 @@ from pydantic import Field
 
 from quittance import certified, reputation
 from quittance import escrow as escrows
+from quittance.bond import bond_account
 from quittance.certified import Certified, Flaw, Form, Kind, ProofError, SigningKey, shown
 from quittance.escrow import Escrow, Settlement, State
-from quittance.limits import ACCOUNT_ID_CHARS_MAX, BUDGET_MICRO_MAX, FEE_BPS_MAX, STATED_TASK_CHARS_MAX
+from quittance.limits import (
+    ACCOUNT_ID_CHARS_MAX,
+    BUDGET_MICRO_MAX,
+    FEE_BPS_MAX,
+    OUTPUT_BYTES_MAX,
+    STATED_TASK_CHARS_MAX,
+)
 from quittance.money import format_credits
-from quittance.pricing import tariff_sha256
-from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Side
+from quittance.pricing import ComputePrices, tariff_sha256
+from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Rejection, Run, Side
 
 RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt")
-_VERSION: Final = 1
+_VERSION: Final = 2
 _BPS: Final = 10_000
 _NS_PER_MS: Final = 1_000_000
 
@@ -24,7 +33,8 @@ _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Amount = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,15})$")]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Score = Annotated[str, Field(pattern=r"^(0(\.[0-9]{0,5}[1-9])?|1)$")]
-_Account = Annotated[str, Field(min_length=1, max_length=ACCOUNT_ID_CHARS_MAX)]
+_Account = Annotated[str, Field(min_length=1, max_length=len(bond_account("")) + ACCOUNT_ID_CHARS_MAX)]
+_NOTHING_READ: Final = hashlib.sha256(b"").hexdigest()
 
 
 class StatedMeter(Form):
@@ -46,12 +56,21 @@ class StatedLimits(Form):
     fuel: _Count
     memory_bytes: _Count
     timeout_ms: _Count
+    output_bytes: _Count
+
+
+class StatedPrices(Form):
+    """What the platform takes for computing: for a run, and for 10^9 units of fuel."""
+
+    run: _Amount
+    per_billion_fuel: _Amount
 
 
 class StatedAcceptance(Form):
     """The rules that the output had to meet, whose canonical JSON is named by digest, and whether it did.
 
-    A score is what the judge of a side's rules gave the output: from 0 to 1, None if it was not asked or gave none.
+    A score is what the judge of a side's rules gave the output, from 0 to 1: stated only of an accepted output.
+    `rejected_by` names what did not accept it.
     """
 
     agent_sha256: _Digest | None
@@ -59,6 +78,7 @@ class StatedAcceptance(Form):
     agent_score: _Score | None
     task_score: _Score | None
     accepted: bool
+    rejected_by: Annotated[Rejection, Field(strict=False)] | None
 
     @property
     def scores(self) -> dict[Side, str | None]:
@@ -72,9 +92,15 @@ class StatedAcceptance(Form):
 
 
 class Statement(Form):
-    """The claims of a receipt: amounts are strings of micro-credits, times are milliseconds since the epoch."""
+    """The claims of a receipt: amounts are strings of micro-credits, times are milliseconds since the epoch.
 
-    v: Annotated[int, Field(ge=_VERSION, le=_VERSION)]
+    `fee` is the commission and `compute`; `charge` is taken from the owner's bond; `judging` is what the agent's own
+    judge cost the bond, `task_judging` what the task's own cost the payer. `own_limits` are the agent's limits,
+    `limits` those of the run. A receipt of version 1 is read as one in which all that version 2 added is free, unknown
+    or absent.
+    """
+
+    v: Annotated[int, Field(ge=1, le=_VERSION)]
     iss: Annotated[str, Field(max_length=1_000)]
     eid: Annotated[str, Field(pattern=r"^[a-z2-7]{26}$")]
     task: Annotated[str, Field(min_length=1, max_length=STATED_TASK_CHARS_MAX)]
@@ -90,7 +116,13 @@ class Statement(Form):
     paid: _Amount
     fee: _Amount
     refunded: _Amount
+    compute: _Amount
+    charge: _Amount
+    judging: _Amount
+    task_judging: _Amount
+    compute_prices: StatedPrices
     fee_bps: Annotated[int, Field(ge=0, le=FEE_BPS_MAX)]
+    task_judge_bps: Annotated[int, Field(ge=0, le=_BPS)]
     tariff_sha256: _Digest
     state: Annotated[State, Field(strict=False)]
     outcome: Annotated[Outcome, Field(strict=False)]
@@ -99,6 +131,8 @@ class Statement(Form):
     reputation_tenths: Annotated[int, Field(ge=-1_000, le=1_000)]
     meter: StatedMeter
     limits: StatedLimits | None
+    own_limits: StatedLimits | None
+    memory_refused: bool
     engine: Annotated[str, Field(max_length=100)]
     config_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     epoch_ns: Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,21})$")]
@@ -113,13 +147,16 @@ def claims(
     settlement: Settlement,
     *,
     issuer: str,
-    meter: Meter,
-    limits: Limits | None,
+    run: Run,
     engine: str,
     config_sha256: str,
-    scores_micro: Mapping[Side, int | None] | None = None,
 ) -> dict[str, Any]:
-    """What a receipt states, in the form that `Statement` describes. `limits` is None where nothing ran."""
+    """What a receipt states, in the form that `Statement` describes.
+
+    Of a judge whose work is withheld nothing is stated that follows from what it read.
+    """
+    withheld = settlement.outcome is Outcome.WITHHELD
+    meter = Meter() if withheld else run.meter
     return {
         "v": _VERSION,
         "iss": issuer,
@@ -129,7 +166,7 @@ def claims(
         "agent": escrow.agent_id,
         "owner": escrow.owner,
         "module_sha256": escrow.module_sha256,
-        "input_sha256": escrow.input_sha256,
+        "input_sha256": _NOTHING_READ if withheld else escrow.input_sha256,
         "output_sha256": settlement.output.sha256 if settlement.output else None,
         "stderr_sha256": settlement.log.sha256 if settlement.log else None,
         "asset": "credit/6",
@@ -137,52 +174,48 @@ def claims(
         "paid": str(settlement.split.paid_micro),
         "fee": str(settlement.split.fee_micro),
         "refunded": str(settlement.split.refunded_micro),
+        "compute": str(settlement.compute_micro),
+        "charge": str(settlement.charge_micro),
+        "judging": str(settlement.judging_micro),
+        "task_judging": str(settlement.task_judging_micro),
+        "compute_prices": {
+            "run": str(escrow.compute.run_micro),
+            "per_billion_fuel": str(escrow.compute.per_billion_fuel_micro),
+        },
         "fee_bps": escrow.fee_bps,
+        "task_judge_bps": escrow.task_judge_bps,
         "tariff_sha256": tariff_sha256(escrow.tariff),
         "state": settlement.state,
         "outcome": settlement.outcome,
-        "fault": settlement.outcome.fault,
-        "acceptance": _acceptance(escrow, settlement, scores_micro or {}),
+        "fault": settlement.fault,
+        "acceptance": _acceptance(escrow, settlement, run),
         "reputation_tenths": settlement.reputation_tenths,
-        "meter": {
-            "fuel": meter.fuel,
-            "fuel_exact": meter.fuel_exact,
-            "cpu_ms": meter.cpu_ms,
-            "wall_ms": meter.wall_ms,
-            "memory_bytes": meter.memory_bytes,
-            "input_bytes": meter.input_bytes,
-            "output_bytes": meter.output_bytes,
-            "stderr_bytes": meter.stderr_bytes,
-        },
-        "limits": {
-            "fuel": limits.fuel,
-            "memory_bytes": limits.memory_bytes,
-            "timeout_ms": limits.timeout_ms,
-        }
-        if limits
-        else None,
+        "meter": asdict(meter),
+        "limits": asdict(run.limits) if run.limits else None,
+        "own_limits": asdict(escrow.own_limits) if escrow.own_limits else None,
+        "memory_refused": run.memory_refused and not withheld,
         "engine": engine,
         "config_sha256": config_sha256,
         "epoch_ns": str(escrow.funded_ms * _NS_PER_MS),
-        "seed": escrows.seed(escrow.escrow_id).hex(),
+        "seed": escrows.seed(escrow).hex(),
         "funded_at": escrow.funded_ms,
         "expires_at": escrow.expires_ms,
         "settled_at": settlement.settled_ms,
     }
 
 
-def _acceptance(
-    escrow: Escrow, settlement: Settlement, scores_micro: Mapping[Side, int | None]
-) -> dict[str, Any] | None:
+def _acceptance(escrow: Escrow, settlement: Settlement, run: Run) -> dict[str, Any] | None:
     if escrow.agent_rules_sha256 is None and escrow.task_rules_sha256 is None:
         return None
-    scores = {side: format_credits(score) for side, score in scores_micro.items() if score is not None}
+    released = settlement.state is State.RELEASED and settlement.outcome is Outcome.SUCCEEDED
+    scores = {side: format_credits(score) for side, score in run.scores_micro.items()} if released else {}
     return {
         "agent_sha256": escrow.agent_rules_sha256,
         "task_sha256": escrow.task_rules_sha256,
         "agent_score": scores.get(Side.AGENT),
         "task_score": scores.get(Side.TASK),
-        "accepted": settlement.state is State.RELEASED,
+        "accepted": released,
+        "rejected_by": None if settlement.outcome is Outcome.WITHHELD else run.rejected_by,
     }
 
 
@@ -205,11 +238,44 @@ def verify(receipt: str, jwks: Mapping[str, Any]) -> dict[str, Any]:
 def authenticate(receipt: str, jwks: Mapping[str, Any]) -> tuple[Statement, Certified]:
     """What a receipt states and who certified it; whether it holds together is not checked. Raises ProofError."""
     chain = certified.verify(receipt, jwks, RECEIPT)
-    version = chain.claims.get("v")
-    if version != _VERSION:
-        sentence = f"the receipt is of version {shown(version)}; this verifier knows version {_VERSION}"
+    return read(chain.claims), chain
+
+
+def read(claims: Mapping[str, Any]) -> Statement:
+    """The statement of a receipt's claims, of this version or an older one. Raises ProofError."""
+    version = claims.get("v")
+    if version == 1 and not isinstance(version, bool):
+        claims = _as_version_2(claims)
+    elif version != _VERSION:
+        sentence = f"the receipt is of version {shown(version)}; this verifier knows the versions 1 to {_VERSION}"
         raise ProofError(Flaw.FORM, sentence)
-    return certified.read(Statement, chain.claims, "receipt"), chain
+    return certified.read(Statement, claims, "receipt")
+
+
+def _as_version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims of version 1 with what version 2 added, which then did not exist. Raises ProofError."""
+    added = _ADDED | {"compute_prices": dict(_ADDED["compute_prices"])}
+    if odd := sorted(added.keys() & claims.keys()):
+        raise ProofError(Flaw.FORM, f"the receipt has a wrong form: {odd[0]} is no claim of version 1")
+    for name, member, value in (("limits", "output_bytes", OUTPUT_BYTES_MAX), ("acceptance", "rejected_by", None)):
+        part = claims.get(name)
+        if isinstance(part, dict):
+            if member in part:
+                raise ProofError(Flaw.FORM, f"the receipt has a wrong form: {name}.{member} is no claim of version 1")
+            added[name] = {**part, member: value}
+    return {**claims, **added}
+
+
+_ADDED: Final[dict[str, Any]] = {
+    "compute": "0",
+    "charge": "0",
+    "judging": "0",
+    "task_judging": "0",
+    "compute_prices": {"run": "0", "per_billion_fuel": "0"},
+    "task_judge_bps": 0,
+    "own_limits": None,
+    "memory_refused": False,
+}
 
 
 def checks(statement: Statement, chain: Certified) -> Iterator[tuple[Flaw, Callable[[], None]]]:
@@ -239,59 +305,164 @@ def _check_times(stated: Statement, chain: Certified) -> None:
 
 
 def _check_amounts(stated: Statement) -> None:
-    """The arithmetic of a settlement (I3 and I4)."""
+    """The arithmetic of a settlement (I3 and I4), and that each amount is borne by whom the claims say."""
     budget, paid, fee, refunded = map(int, (stated.budget, stated.paid, stated.fee, stated.refunded))
+    compute = int(stated.compute)
     if paid + fee + refunded != budget:
         sentence = f"paid {paid}, fee {fee} and refunded {refunded} do not add up to the budget {budget}"
-        raise ProofError(Flaw.AMOUNTS, sentence)
-    if fee != (due := (paid + fee) * stated.fee_bps // _BPS):
-        sentence = f"the fee {fee} is not the part of what was used that fee_bps states, {due}"
-        raise ProofError(Flaw.AMOUNTS, sentence)
-    if paid + fee and stated.state is not State.RELEASED:
-        sentence = f"{paid + fee} was paid although the escrow is {stated.state}, not released"
         raise ProofError(Flaw.AMOUNTS, sentence)
     if not 0 < budget <= BUDGET_MICRO_MAX:
         sentence = f"the budget {budget} is not between 1 and {BUDGET_MICRO_MAX}"
         raise ProofError(Flaw.AMOUNTS, sentence)
+    for name, found, due in (
+        ("compute", compute, _compute_due(stated)),
+        ("charge", int(stated.charge), _charge(stated)),
+    ):
+        if found != due:
+            sentence = f"{name} is {found}, but by the stated prices, fault and meter it is {due}"
+            raise ProofError(Flaw.AMOUNTS, sentence)
+    price = paid + fee - compute
+    if price < 0 or fee - compute != (due := price * stated.fee_bps // _BPS):
+        due = max(price, 0) * stated.fee_bps // _BPS
+        sentence = f"the fee {fee} is not the compute {compute} and the part of the price that fee_bps states, {due}"
+        raise ProofError(Flaw.AMOUNTS, sentence)
+    if price and not _is_price_due(stated):
+        sentence = f"{price} was paid although the escrow is {stated.state}, not released"
+        raise ProofError(Flaw.AMOUNTS, sentence)
+    for side, cost in ((Side.AGENT, stated.judging), (Side.TASK, stated.task_judging)):
+        if int(cost) and not (stated.acceptance and stated.acceptance.digests[side]):
+            raise ProofError(
+                Flaw.AMOUNTS, f"a judge of the {side} was paid, but acceptance names no rules of the {side}"
+            )
+
+
+def is_judge(stated: Statement) -> bool:
+    """Whether a receipt is that of a judge."""
+    return escrows.JUDGE_MARK in stated.task
+
+
+def fuel_computed(stated: Statement) -> int:
+    """The fuel that compute is due for: what the run used; of a judge its whole limit, so that it tells nothing."""
+    if stated.v > 1 and is_judge(stated) and stated.state is State.RELEASED:
+        return stated.limits.fuel if stated.limits else 0
+    return stated.meter.fuel
+
+
+def _prices(stated: Statement) -> ComputePrices:
+    return ComputePrices(int(stated.compute_prices.run), int(stated.compute_prices.per_billion_fuel))
+
+
+def _compute_due(stated: Statement) -> int:
+    if stated.state is not State.RELEASED and stated.fault is not Fault.PAYER:
+        return 0
+    return min(_prices(stated).micro(fuel_computed(stated)), int(stated.budget))
+
+
+def _charge(stated: Statement) -> int:
+    return _prices(stated).micro(stated.meter.fuel) if stated.fault is Fault.AGENT else 0
+
+
+def _is_price_due(stated: Statement) -> bool:
+    """Whether the agent is to be paid: for accepted work, or the agreed share if the task's own judge rejected it."""
+    by_judge = stated.acceptance is not None and stated.acceptance.rejected_by is Rejection.TASK_JUDGE
+    return stated.state is State.RELEASED or (by_judge and stated.task_judge_bps > 0)
 
 
 def _check_consistency(stated: Statement) -> None:
     """What follows from the other claims must be what follows from them."""
     rules = stated.acceptance
+    fault = _fault(stated)
+    succeeded = stated.outcome is Outcome.SUCCEEDED
+    reputation_due = reputation.delta_tenths(stated.outcome, fault, wall_ms=stated.meter.wall_ms)
     for name, found, due in (
         ("eid", stated.eid, escrows.escrow_id(stated.user, stated.task)),
-        ("seed", stated.seed, escrows.seed(stated.eid).hex()),
+        ("seed", stated.seed, _seed_due(stated)),
         ("epoch_ns", stated.epoch_ns, str(stated.funded_at * _NS_PER_MS)),
         ("state", stated.state.value, _STATES.get(stated.outcome, State.REFUNDED).value),
-        ("fault", stated.fault.value, stated.outcome.fault.value),
-        (
-            "reputation_tenths",
-            stated.reputation_tenths,
-            reputation.delta_tenths(stated.outcome, wall_ms=stated.meter.wall_ms),
-        ),
-        ("output_sha256", "given" if stated.output_sha256 else None, _output_due(stated)),
-        ("acceptance.accepted", rules and rules.accepted, rules and stated.state is State.RELEASED),
+        ("fault", stated.fault.value, fault.value),
+        ("reputation_tenths", stated.reputation_tenths, reputation_due),
+        ("output_sha256", "given" if stated.output_sha256 else None, "given" if succeeded else None),
+        ("acceptance.accepted", rules and rules.accepted, rules and succeeded),
     ):
         if found != due:
             sentence = f"{name} is {shown(found)}, but the other claims ask for {shown(due)}"
             raise ProofError(Flaw.CONTRADICTION, sentence)
-    if rules and rules.agent_sha256 is None and rules.task_sha256 is None:
-        raise ProofError(Flaw.CONTRADICTION, "acceptance is stated, but names no rules")
-    if rules and any(score and not rules.digests[side] for side, score in rules.scores.items()):
-        raise ProofError(Flaw.CONTRADICTION, "acceptance states a score by rules that it does not name")
-    if stated.outcome in OF_THE_RULES and rules is None:
+    if rules:
+        _check_acceptance(stated, rules)
+    elif stated.outcome in OF_THE_RULES:
         sentence = f"the outcome is {stated.outcome}, but acceptance names no rules"
         raise ProofError(Flaw.CONTRADICTION, sentence)
-    if stated.limits and stated.meter.fuel > stated.limits.fuel:
-        sentence = f"the run took {stated.meter.fuel} fuel, over its limit {stated.limits.fuel}"
+    if stated.limits:
+        _check_limits(stated, stated.limits)
+    if stated.memory_refused and stated.outcome.fault is not Fault.AGENT:
+        raise ProofError(Flaw.CONTRADICTION, f"memory_refused is stated of a run that ended as {stated.outcome}")
+    if stated.outcome is Outcome.WITHHELD and not _is_withheld(stated):
+        raise ProofError(Flaw.CONTRADICTION, "the outcome is withheld, but what the judge did is stated")
+
+
+def _check_acceptance(stated: Statement, rules: StatedAcceptance) -> None:
+    if rules.agent_sha256 is None and rules.task_sha256 is None:
+        raise ProofError(Flaw.CONTRADICTION, "acceptance is stated, but names no rules")
+    if any(score and not rules.digests[side] for side, score in rules.scores.items()):
+        raise ProofError(Flaw.CONTRADICTION, "acceptance states a score by rules that it does not name")
+    if stated.v == 1:
+        return
+    if (rules.rejected_by is not None) != (stated.outcome is Outcome.REJECTED):
+        sentence = f"rejected_by is {shown(rules.rejected_by)}, but the outcome is {stated.outcome}"
         raise ProofError(Flaw.CONTRADICTION, sentence)
-    if stated.limits and stated.meter.memory_bytes > stated.limits.memory_bytes:
-        sentence = f"the run took {stated.meter.memory_bytes} bytes of memory, over its limit"
-        raise ProofError(Flaw.CONTRADICTION, sentence)
+    if rules.rejected_by and rules.digests[rules.rejected_by.side] is None:
+        raise ProofError(Flaw.CONTRADICTION, f"rejected_by is {rules.rejected_by}, but no such rules are named")
+    if stated.outcome is not Outcome.SUCCEEDED and any(rules.scores.values()):
+        raise ProofError(Flaw.CONTRADICTION, "a score is stated of an output that was not accepted")
 
 
-_STATES: Final = {Outcome.SUCCEEDED: State.RELEASED, Outcome.EXPIRED: State.EXPIRED}
+def _check_limits(stated: Statement, given: StatedLimits) -> None:
+    for name, used, limit in (
+        ("fuel", stated.meter.fuel, given.fuel),
+        ("bytes of memory", stated.meter.memory_bytes, given.memory_bytes),
+        ("bytes of output", stated.meter.output_bytes, given.output_bytes),
+    ):
+        if used > limit:
+            sentence = f"the run took {used} {name}, over its limit {limit}"
+            raise ProofError(Flaw.CONTRADICTION, sentence)
+    for name, limit in (stated.own_limits.model_dump() if stated.own_limits else {}).items():
+        if getattr(given, name) > limit:
+            sentence = f"the run was given {getattr(given, name)} as its {name}, over the agent's own limit {limit}"
+            raise ProofError(Flaw.CONTRADICTION, sentence)
 
 
-def _output_due(stated: Statement) -> str | None:
-    return "given" if stated.outcome is Outcome.SUCCEEDED else None
+def _fault(stated: Statement) -> Fault:
+    run = Run(
+        stated.outcome,
+        "",
+        Meter(**stated.meter.model_dump()),
+        limits=_limits(stated.limits),
+        memory_refused=stated.memory_refused,
+        rejected_by=stated.acceptance.rejected_by if stated.acceptance else None,
+    )
+    return escrows.fault(run, _limits(stated.own_limits))
+
+
+def _limits(stated: StatedLimits | None) -> Limits | None:
+    return Limits(**stated.model_dump()) if stated else None
+
+
+def _seed_due(stated: Statement) -> str:
+    """A judge's seed was drawn when it was funded, so any is right; every other follows from the escrow's id."""
+    drawn = stated.v > 1 and is_judge(stated)
+    return stated.seed if drawn else escrows.task_seed(stated.eid).hex()
+
+
+def _is_withheld(stated: Statement) -> bool:
+    return (
+        is_judge(stated)
+        and stated.meter == StatedMeter(**asdict(Meter()))
+        and (stated.input_sha256, stated.stderr_sha256, stated.memory_refused) == (_NOTHING_READ, None, False)
+    )
+
+
+_STATES: Final = {
+    Outcome.SUCCEEDED: State.RELEASED,
+    Outcome.WITHHELD: State.RELEASED,
+    Outcome.EXPIRED: State.EXPIRED,
+}

@@ -17,6 +17,7 @@ from itertools import accumulate, chain, pairwise
 from math import isqrt
 from typing import Any, Final
 
+from quittance.bond import bond_account
 from quittance.run import Fault, Outcome
 
 START_TENTHS: Final = 500
@@ -50,11 +51,11 @@ _DECAY_BITS: Final = 16
 _DECAY: Final = (65_536, 46_341, 32_768, 23_170, 16_384, 11_585, 8_192, 5_793)  # 2^(-age / 2): half in two periods
 
 
-def delta_tenths(outcome: Outcome, *, wall_ms: int) -> int:
+def delta_tenths(outcome: Outcome, fault: Fault, *, wall_ms: int) -> int:
     """How far one outcome moves the score: success +2.0 (+0.5 under a second), agent's fault -5.0, else nothing."""
     if outcome is Outcome.SUCCEEDED:
         return _SUCCESS_TENTHS + (_EFFICIENCY_TENTHS if wall_ms < _EFFICIENT_BELOW_MS else 0)
-    return _FAILURE_TENTHS if outcome.fault is Fault.AGENT else 0
+    return _FAILURE_TENTHS if fault is Fault.AGENT else 0
 
 
 def moved_tenths(score_tenths: int, delta: int) -> int:
@@ -64,12 +65,13 @@ def moved_tenths(score_tenths: int, delta: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one receipt says to its agent's standing."""
+    """What one receipt says to its agent's standing. `fee_micro` is the commission; compute is no vote."""
 
     agent: str
     user: str
     owner: str
     outcome: Outcome
+    fault: Fault
     paid_micro: int
     fee_micro: int
     budget_micro: int
@@ -85,8 +87,9 @@ def entry(claims: Mapping[str, Any]) -> Entry:
         user=claims["user"],
         owner=claims["owner"],
         outcome=Outcome(claims["outcome"]),
+        fault=Fault(claims["fault"]),
         paid_micro=int(claims["paid"]),
-        fee_micro=int(claims["fee"]),
+        fee_micro=int(claims["fee"]) - int(claims.get("compute", 0)),
         budget_micro=int(claims["budget"]),
         wall_ms=claims["meter"]["wall_ms"],
         settled_ms=claims["settled_at"],
@@ -210,13 +213,13 @@ def fold(standing: Standing, entries: Iterable[Entry]) -> Standing:
     reference_tenths = standing.reference_tenths
     for moved in batch:
         reference_tenths = moved_tenths(reference_tenths, moved.reputation_tenths)
-    counted = [entry for entry in batch if _is_decided(entry.outcome) and entry.user != entry.owner]
+    counted = [entry for entry in batch if _is_decided(entry) and not _is_own(entry)]
     paying = {_key(entry) for entry in counted if entry.paid_micro + entry.fee_micro}
     return Standing(
         reference_tenths=reference_tenths,
         outcomes=standing.outcomes + len(batch),
         successes=standing.successes + sum(entry.outcome is Outcome.SUCCEEDED for entry in batch),
-        failures=standing.failures + sum(entry.outcome.fault is Fault.AGENT for entry in batch),
+        failures=standing.failures + sum(entry.fault is Fault.AGENT for entry in batch),
         payer_keys=tuple(heapq.nsmallest(PAYERS_MAX, paying.union(standing.payer_keys))),
         periods=_periods(standing.periods, counted),
     )
@@ -303,9 +306,14 @@ def parse(text: str) -> Standing:
 # The standing's parts.
 
 
-def _is_decided(outcome: Outcome) -> bool:
-    """Whether an outcome says anything of the agent's work."""
-    return outcome is Outcome.SUCCEEDED or outcome.fault is Fault.AGENT
+def _is_decided(entry: Entry) -> bool:
+    """Whether a receipt says anything of the agent's work."""
+    return entry.outcome is Outcome.SUCCEEDED or entry.fault is Fault.AGENT
+
+
+def _is_own(entry: Entry) -> bool:
+    """Whether an owner paid for a run of its own agent, from its account or from its bond."""
+    return entry.user in {entry.owner, bond_account(entry.owner)}
 
 
 def _key(entry: Entry) -> str:

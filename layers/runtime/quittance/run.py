@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+from quittance.limits import OUTPUT_BYTES_MAX
 
 
 class Fault(StrEnum):
-    """Whose fault a run's end is: it decides the refund's consequence, never the refund itself."""
+    """Whose fault a run's end is: whoever set the limit that was hit, or did the failing thing. It decides who pays."""
 
     NONE = "none"
     AGENT = "agent"
+    PAYER = "payer"
     PLATFORM = "platform"
 
 
@@ -27,10 +31,12 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     MEMORY_LIMIT = "memory_limit"
     OUTPUT_LIMIT = "output_limit"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     REJECTED = "rejected"
     RULES_FAILED = "rules_failed"
     JUDGE_FAILED = "judge_failed"
     NOT_NEEDED = "not_needed"
+    WITHHELD = "withheld"
     WORKER_LOST = "worker_lost"
     OUT_OF_TIME = "out_of_time"
     ARTEFACT_MISSING = "artefact_missing"
@@ -42,25 +48,29 @@ class Outcome(StrEnum):
 
     @property
     def fault(self) -> Fault:
-        """Whose fault this end is."""
+        """Whose fault this end is, if every limit was the agent's own; see `escrow.fault` for who set them."""
         if self in _NOBODYS_FAULTS:
             return Fault.NONE
+        if self in _PAYERS_FAULTS:
+            return Fault.PAYER
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
-# Besides success: a task's own rules, or a judge, did not come to a verdict, so nothing is known of the agent's work;
-# or it is a judge that was not asked, or an agent that is not the one any more that the task was funded for.
+# Besides success: a judge whose work is not shown or was not needed, or an agent that changed after funding.
+# RULES_FAILED and JUDGE_FAILED are found in receipts of version 1 only: nothing was known of the agent's work.
 _NOBODYS_FAULTS = frozenset(
     {
         Outcome.SUCCEEDED,
         Outcome.RULES_FAILED,
         Outcome.JUDGE_FAILED,
         Outcome.NOT_NEEDED,
+        Outcome.WITHHELD,
         Outcome.SUPERSEDED,
     }
 )
+_PAYERS_FAULTS = frozenset({Outcome.BUDGET_EXHAUSTED})
 # The run itself ended well; what decided is what its output was held to.
-OF_THE_RULES = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
+OF_THE_RULES: Final = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
         Outcome.WORKER_LOST,
@@ -81,11 +91,29 @@ class Side(StrEnum):
     TASK = "task"
 
 
+class Rejection(StrEnum):
+    """What did not accept an output: rules or a judge, of the agent's owner or of the task's sender."""
+
+    AGENT_RULES = "agent_rules"
+    TASK_RULES = "task_rules"
+    AGENT_JUDGE = "agent_judge"
+    TASK_JUDGE = "task_judge"
+
+    @property
+    def side(self) -> Side:
+        """Whose rule it is."""
+        return Side.AGENT if self in {Rejection.AGENT_RULES, Rejection.AGENT_JUDGE} else Side.TASK
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What the sandbox needs for one run. Equal jobs give equal output and fuel, on any machine.
 
     `epoch_ns` and `seed` start the virtual clock and the virtual randomness; both are recorded in the receipt.
+
+    `memory_bytes_own` is the agent's own memory limit where `memory_bytes` is a lower one, for example because the
+    budget bought less. It changes nothing for the guest; a failed run then says in `Run.memory_refused` whether the
+    lower limit was hit. 0 means that there is no other limit.
     """
 
     artefact_path: str
@@ -96,6 +124,8 @@ class Job:
     timeout_ms: int
     epoch_ns: int
     seed: bytes
+    output_bytes: int = OUTPUT_BYTES_MAX
+    memory_bytes_own: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +135,16 @@ class Limits:
     fuel: int
     memory_bytes: int
     timeout_ms: int
+    output_bytes: int = OUTPUT_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What the sandbox measured. `fuel_exact` is false where a hardware trap made the engine under-report."""
+    """What the sandbox measured.
+
+    `fuel_exact` is false where a hardware trap made the engine under-report, and for a run that was killed: its `fuel`
+    is then what its processor time comes to at `FUEL_PER_CPU_MS`, at most its limit.
+    """
 
     fuel: int = 0
     fuel_exact: bool = True
@@ -125,7 +160,9 @@ class Meter:
 class Run:
     """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began.
 
-    `scores_micro` are those that judges gave its output, in millionths, None for a judge who was asked and gave none.
+    `memory_refused` is true if the run failed after it was refused memory that `Job.memory_bytes_own` would have given
+    it, or if that could not be found out before the run's deadline: whoever set the lower limit bears the doubt.
+    `rejected_by` names what did not accept the output. `scores_micro` are those that judges gave, in millionths.
     """
 
     outcome: Outcome
@@ -135,4 +172,6 @@ class Run:
     stdout: bytes = b""
     stderr: bytes = b""
     limits: Limits | None = None
-    scores_micro: Mapping[Side, int | None] = field(default_factory=dict)
+    memory_refused: bool = False
+    rejected_by: Rejection | None = None
+    scores_micro: Mapping[Side, int] = field(default_factory=dict)

@@ -5,14 +5,14 @@
 A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays held
 until another attempt takes the task over, or until the escrow expires and is refunded.
 
-A judge that scores the output is a task of its own, with an escrow of its own: funded in the same write, settled before
-the task that it is for, paid for its work whatever its score is.
+A judge that scores the output is a task of its own, with an escrow of its own: funded in the same write as the task's,
+and settled in the same write. Who bears what is decided in `escrow.decide`; docs/who-pays.md has the table.
 """
 
 import base64
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +20,21 @@ from typing import Final
 
 from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation, tracing, webhook
 from quittance import escrow as escrows
-from quittance.acceptance import SCORE_RULES, Judge, Rules, parse_rules, rules_json, rules_sha256
+from quittance.acceptance import SCORE_RULES, Judge, Rules, Verdict, parse_rules, rules_json, rules_sha256
+from quittance.bond import is_bond, owner_of
 from quittance.bootstrap import Platform
 from quittance.errors import (
     AgentNotReadyError,
     BudgetTooLowError,
     InvalidRequestError,
+    JudgingTooDearError,
     NotFoundError,
     PlatformUnavailableError,
     ReputationTooLowError,
     RequestError,
     TaskConflictError,
     TaskInProgressError,
+    TermsChangedError,
     TimeoutTooLongError,
 )
 from quittance.escrow import Escrow, Hire, Settlement, StoredBytes
@@ -48,7 +51,7 @@ from quittance.limits import (
 )
 from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
 from quittance.observability import Metric, logger
-from quittance.run import Job, Limits, Meter, Outcome, Run, Side
+from quittance.run import Fault, Job, Meter, Outcome, Run, Side
 from quittance.sandbox import artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
@@ -70,11 +73,6 @@ class _Attempt:
     stdin: bytes
     runner: str
     timeout_s_max: int
-
-    @property
-    def rules_sha256(self) -> str | None:
-        """The digest of the task's own rules for the output."""
-        return _rules_sha256(self.request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +98,14 @@ class _Seat:
     ready: _Ready
 
     @property
+    def payers_micro(self) -> int:
+        """What of the offered budget is held for the judge: the agent's own is paid by its owner's bond."""
+        return self.rule.budget_micro if self.side is Side.TASK else 0
+
+    @property
     def timeout_s(self) -> int:
         """How long the judge may take."""
         return self.ready.agent.terms.timeout_s
-
-    def hold(self, task: Escrow) -> Escrow:
-        """The escrow that pays the judge, as it is funded with the task's."""
-        return judging.hold(task, self.side, self.rule, self.ready.agent, self.ready.version)
 
 
 def execute(
@@ -127,11 +126,11 @@ def execute(
     try:
         ready, seats = _check(platform, attempt)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
-        hold = _hold(platform, attempt, ready, seats)
+        hold, judges = _holds(platform, attempt, ready, seats)
         observability.about(hold)
         with tracing.step("fund"):
-            standing = platform.ledger.fund(hold, *(seat.hold(hold) for seat in seats), keep_ms=_span_ms(hold, seats))
-        escrow = observability.funded(standing, by=attempt.runner)
+            stored = platform.ledger.fund(hold, *judges, keep_ms=_span_ms(hold, seats))
+        escrow = observability.funded(stored, by=attempt.runner)
     except RequestError as refusal:
         # A task that was funded before is answered from its escrow, whatever has become of the agent or the balance.
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
@@ -139,17 +138,14 @@ def execute(
             raise
         return _answer(platform, _join_refused(platform, earlier, attempt, refusal))
     if escrow.runner != attempt.runner:
-        escrow = _join(platform, escrow, attempt, ready, seats)
+        escrow, judges = _join(platform, escrow, attempt, ready, seats)
     if escrow.settlement:
         return _answer(platform, escrow)
     leased(escrow)
     run = _run(platform, escrow, ready, attempt.stdin, keep_ms=_span_ms(escrow, seats) - escrow.timeout_ms)
-    run = _held_to(ready.rules, request.acceptance, run)
-    judged = _judge(platform, escrow, attempt, seats, run)
-    if judged is None:  # whether a judge was paid is not known, and so not what follows from it
-        return _answer(platform, _look_again(platform, escrow))
-    settled = _settle(platform, escrow, judged, ready.version)
-    _dismiss(platform, settled, attempt, [seat for seat in seats if seat.side not in judged.scores_micro])
+    run = _held_to(ready.rules, request.acceptance, escrows.held_to_budget(escrow, run))
+    run, judged = _judge(platform, escrow, attempt, list(zip(seats, judges, strict=True)), run)
+    settled = _settle(platform, escrow, run, ready.version, judged)
     return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
 
 
@@ -164,12 +160,14 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
     try:
         ready, seats = _check(platform, attempt)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
-        hold = _hold(platform, attempt, ready, seats)
+        hold, judges = _holds(platform, attempt, ready, seats)
         # A lease that has lapsed: it is nobody's yet, and whoever gets the message takes it over.
-        hold = replace(hold, lease_ms=hold.funded_ms, expires_ms=hold.expires_ms + QUEUE_WAIT_MS_MAX)
+        hold, *judges = (
+            replace(each, lease_ms=each.funded_ms, expires_ms=each.expires_ms + QUEUE_WAIT_MS_MAX)
+            for each in (hold, *judges)
+        )
         observability.about(hold)
-        standing = platform.ledger.fund(hold, *(seat.hold(hold) for seat in seats))
-        escrow = observability.funded(standing, by=attempt.runner)
+        escrow = observability.funded(platform.ledger.fund(hold, *judges), by=attempt.runner)
     except RequestError:
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
         if earlier is None:
@@ -193,26 +191,27 @@ def refund(platform: Platform, escrow: Escrow, outcome: Outcome, message: str) -
     lease_ms = min(now_ms + _RUN_RESERVE_MS, escrow.expires_ms)
     escrow = platform.ledger.take_over(escrow, runner=runner, now_ms=now_ms, lease_ms=lease_ms)
     if escrow.runner == runner and escrow.settlement is None:
-        escrow = _settle(platform, escrow, Run(outcome, message, Meter()), None)
-        for hire in escrow.judges if escrow.settlement and escrow.runner == runner else ():
-            task_id = escrows.judge_task_id(escrow.task_id, hire.side)
-            judge = platform.ledger.find(escrows.escrow_id(escrow.payer, task_id))
-            if judge and judge.settlement is None:
-                judge = platform.ledger.take_over(judge, runner=runner, now_ms=now_ms, lease_ms=lease_ms)
-                _send_away(platform, judge, runner)
+        judged = [_Judged(judge) for judge in _stored_judges(platform, escrow)]
+        escrow = _settle(platform, escrow, Run(outcome, message, Meter()), None, judged)
     return _settled(platform, escrow)
 
 
 def request_sha256(request: TaskRequest, input_sha256: str) -> str:
-    """The digest that tells a repeated request from another one under the same task_id."""
+    """The digest that distinguishes a repeated request from another one under the same task_id."""
     return escrows.request_sha256(
         agent_id=request.agent_id,
         input_sha256=input_sha256,
         budget_micro=request.budget_micro,
         timeout_s=request.timeout,
-        least_tenths=request.min_reputation,
-        rules_sha256=_rules_sha256(request),
-        webhook=request.webhook,
+        wishes={
+            "min_reputation": request.min_reputation,
+            "acceptance": _rules_sha256(request),
+            "webhook": request.webhook,
+            "module_sha256": request.module_sha256,
+            "tariff_sha256": request.tariff_sha256,
+            "rules_sha256": request.rules_sha256,
+            "max_judging": request.max_judging_micro,
+        },
     )
 
 
@@ -222,15 +221,23 @@ def result(platform: Platform, caller: str, task_id: str, *, user: str | None = 
     The owner names the `user` whose task it is. Raises NotFoundError, PlatformUnavailableError.
     """
     escrow = expire_if_overdue(platform, find(platform, caller, task_id, user=user))
-    if caller != escrow.payer and escrow.settlement:
+    if caller != (user or caller) and escrow.settlement:
         escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
     return _answer(platform, escrow)
 
 
 def find(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> Escrow:
-    """The escrow of a task, for its user and for the agent's owner. Raises NotFoundError, PlatformUnavailableError."""
-    escrow = platform.ledger.find(escrows.escrow_id(user or caller, task_id))
-    if escrow is None or caller not in {escrow.payer, escrow.owner}:
+    """The escrow of a task or of its judge, for the task's user, the owner of the agent, and who pays for it.
+
+    Raises NotFoundError, PlatformUnavailableError.
+    """
+    payer = user or caller
+    named, _, side = task_id.partition(escrows.JUDGE_MARK)
+    escrow = platform.ledger.find(escrows.escrow_id(payer, named))
+    if escrow and side:
+        hire = next((hire for hire in escrow.judges if hire.side == side), None)
+        escrow = platform.ledger.find(hire.escrow_id) if hire else None
+    if escrow is None or caller not in {payer, escrow.owner} | _bond_owner(escrow.payer):
         msg = f"You have no task {task_id!r}."
         raise NotFoundError(msg)
     observability.about(escrow)
@@ -257,8 +264,12 @@ def _check(platform: Platform, attempt: _Attempt) -> tuple[_Ready, list[_Seat]]:
     if (request.timeout or TIMEOUT_S_MIN) > most_s:
         reason = "the caller waits for the answer" + (", and for the judges" if seats else "")
         raise TimeoutTooLongError(timeout_s_max=most_s, reason=reason)
-    least_micro = pricing.least_price_micro(pricing.parse_tariff(ready.agent.terms.tariff))
-    least_micro += sum(seat.rule.budget_micro for seat in seats)
+    _check_terms(request, ready)
+    judging_micro = sum(seat.payers_micro for seat in seats)
+    if request.max_judging_micro is not None and judging_micro > request.max_judging_micro:
+        raise JudgingTooDearError(judging_micro=judging_micro, most_micro=request.max_judging_micro)
+    tariff = pricing.parse_tariff(ready.agent.terms.tariff)
+    least_micro = judging_micro + max(pricing.least_budget_micro(tariff, platform.settings.compute), 1)
     if request.budget_micro < least_micro:
         raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
     if request.min_reputation is not None:
@@ -282,6 +293,18 @@ def _ready(platform: Platform, agent_id: str) -> _Ready:
     return _Ready(agent, version, parse_rules(agent.terms.rules))
 
 
+def _check_terms(request: TaskRequest, ready: _Ready) -> None:
+    """Raises TermsChangedError unless module, tariff and rules are those that the task names."""
+    terms = ready.agent.terms
+    for field, now in (
+        ("module_sha256", ready.version.module_sha256),
+        ("tariff_sha256", pricing.tariff_sha256(terms.tariff)),
+        ("rules_sha256", terms.rules_sha256),
+    ):
+        if getattr(request, field) not in {None, now}:
+            raise TermsChangedError(field, now=now)
+
+
 def _check_webhook(platform: Platform, request: TaskRequest) -> None:
     loopback = platform.settings.webhook_loopback_targets
     if request.webhook and (refused := webhook.why_refused(request.webhook, loopback=loopback)):
@@ -302,6 +325,8 @@ def _seats(platform: Platform, request: TaskRequest, ready: _Ready) -> list[_Sea
         except (NotFoundError, InvalidRequestError) as unfit:
             raise AgentNotReadyError(request.agent_id, "without a judge that can judge it") from unfit
     if request.acceptance and request.acceptance.judge:
+        if ready.agent.terms.task_judge_bps is None:
+            raise InvalidRequestError(judging.REFUSED)
         try:
             seats.append(_seat(platform, Side.TASK, request.acceptance.judge))
         except NotFoundError as unfit:
@@ -311,11 +336,12 @@ def _seats(platform: Platform, request: TaskRequest, ready: _Ready) -> list[_Sea
 
 def _seat(platform: Platform, side: Side, rule: Judge) -> _Seat:
     ready = _ready(platform, rule.agent_id)
-    judging.check_fit(ready.agent, rule)
+    judging.check_fit(ready.agent, rule, platform.settings.compute)
     return _Seat(side, rule, ready)
 
 
-def _hold(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Seat]) -> Escrow:
+def _holds(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Seat]) -> tuple[Escrow, list[Escrow]]:
+    """The escrows of a task and of its judges, as they are to be funded."""
     agent, request, now_ms = ready.agent, attempt.request, platform.now_ms()
     judging_s = sum(seat.timeout_s for seat in seats)
     timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, attempt.timeout_s_max - judging_s)
@@ -329,7 +355,7 @@ def _hold(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Sea
         module_sha256=ready.version.module_sha256,
         input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
         tariff=agent.terms.tariff,
-        budget_micro=request.budget_micro - sum(seat.rule.budget_micro for seat in seats),
+        budget_micro=request.budget_micro - sum(seat.payers_micro for seat in seats),
         fee_bps=platform.settings.fee_bps,
         timeout_ms=timeout_s * 1_000,
         runner=attempt.runner,
@@ -338,11 +364,19 @@ def _hold(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Sea
         lease_ms=now_ms,
         expires_ms=now_ms + (timeout_s + judging_s) * 1_000 + ESCROW_GRACE_MS,
         agent_rules_sha256=rules_sha256(agent.terms.rules),
-        task_rules_sha256=attempt.rules_sha256,
-        judges=tuple(Hire(seat.side, seat.rule.agent_id, seat.rule.budget_micro) for seat in seats),
+        task_rules_sha256=_rules_sha256(request),
+        compute=platform.settings.compute,
+        own_limits=judging.own_limits(agent.terms),
+        task_judge_bps=agent.terms.task_judge_bps or 0,
         webhook=request.webhook,
     )
-    return replace(hold, lease_ms=_lease_ms(platform, now_ms, hold, seats))
+    hold = replace(hold, lease_ms=_lease_ms(platform, now_ms, hold, seats))
+    judges = [judging.hold(hold, seat.side, seat.rule, seat.ready.agent, seat.ready.version) for seat in seats]
+    hires = [
+        Hire(seat.side, judge.agent_id, judge.budget_micro, judge.escrow_id)
+        for seat, judge in zip(seats, judges, strict=True)
+    ]
+    return replace(hold, judges=tuple(hires)), judges
 
 
 def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escrow:
@@ -381,24 +415,42 @@ def _settled(platform: Platform, escrow: Escrow) -> Escrow:
     return escrow
 
 
-def _join(platform: Platform, escrow: Escrow, attempt: _Attempt, ready: _Ready, seats: list[_Seat]) -> Escrow:
-    """What stands of an earlier attempt: settled, or ours because its lease has lapsed.
+def _join(
+    platform: Platform, escrow: Escrow, attempt: _Attempt, ready: _Ready, seats: list[_Seat]
+) -> tuple[Escrow, list[Escrow]]:
+    """The stored escrow of an earlier attempt, settled, or ours with its judges because its lease has lapsed.
 
-    A task keeps the version and the agent's rules that it was funded for. If those are not the active ones any more,
-    it is refunded. One that may run for longer than this way in can wait is left to the queue. Raises
+    A task keeps the versions and rules that it was funded for. If those are not the active ones any more, it is
+    refunded. One that may run for longer than this entry point can wait is left to the queue. Raises
     TaskConflictError, TaskInProgressError.
     """
     now_ms = platform.now_ms()
     if _is_ours_to_take(platform, escrow, attempt):
-        if not ready.may_do(escrow):
-            return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)
-        if escrow.timeout_ms > (attempt.timeout_s_max - sum(seat.timeout_s for seat in seats)) * 1_000:
-            return _join_settled(platform, escrow, attempt)
-        lease_ms = min(_lease_ms(platform, now_ms, escrow, seats), escrow.expires_ms)
-        escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
-        if escrow.runner == attempt.runner and escrow.settlement is None:
-            return escrow
-    return _join_settled(platform, escrow, attempt)
+        judges = _stored_judges(platform, escrow)
+        if not ready.may_do(escrow) or not _may_judge(seats, judges):
+            return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED), []
+        if escrow.timeout_ms <= (attempt.timeout_s_max - sum(seat.timeout_s for seat in seats)) * 1_000:
+            lease_ms = min(_lease_ms(platform, now_ms, escrow, seats), escrow.expires_ms)
+            escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
+            if escrow.runner == attempt.runner and escrow.settlement is None:
+                return escrow, judges
+    return _join_settled(platform, escrow, attempt), []
+
+
+def _stored_judges(platform: Platform, escrow: Escrow) -> list[Escrow]:
+    """The escrows of a task's judges. Raises LookupError if one is missing, which a write with the task's forbids."""
+    judges = [platform.ledger.find(hire.escrow_id) for hire in escrow.judges]
+    if None in judges:
+        msg = f"the escrow {escrow.escrow_id} was funded without its judge's"
+        raise LookupError(msg)
+    return [judge for judge in judges if judge]
+
+
+def _may_judge(seats: list[_Seat], judges: list[Escrow]) -> bool:
+    """Whether a task's judges are still the ones that it was funded for."""
+    if [seat.ready.agent.agent_id for seat in seats] != [judge.agent_id for judge in judges]:
+        return False
+    return all(seat.ready.may_do(judge) for seat, judge in zip(seats, judges, strict=True))
 
 
 def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, keep_ms: int) -> Run:
@@ -426,18 +478,22 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
 
 def _run_from(platform: Platform, path: Path, escrow: Escrow, ready: _Ready, stdin: bytes, *, left_ms: int) -> Run:
     """Runs the artefact at `path`, for `left_ms` at most."""
-    version, terms = ready.version, ready.agent.terms
+    version = ready.version
+    own = escrow.own_limits or judging.own_limits(ready.agent.terms)
+    tariff = pricing.parse_tariff(escrow.tariff)
+    limits = pricing.limits_bought(tariff, escrow.compute, budget_micro=escrow.budget_micro, own=own)
+    limits = replace(limits, timeout_ms=min(escrow.timeout_ms, left_ms))
     job = Job(
         artefact_path=str(path),
         artefact_sha256=version.artefact_sha256,
         stdin=stdin,
-        fuel=pricing.fuel_bought(
-            pricing.parse_tariff(escrow.tariff), budget_micro=escrow.budget_micro, fuel_max=terms.fuel
-        ),
-        memory_bytes=terms.memory_bytes,
-        timeout_ms=min(escrow.timeout_ms, left_ms),
+        fuel=limits.fuel,
+        memory_bytes=limits.memory_bytes,
+        memory_bytes_own=own.memory_bytes,
+        output_bytes=limits.output_bytes,
+        timeout_ms=limits.timeout_ms,
         epoch_ns=escrow.funded_ms * 1_000_000,
-        seed=escrows.seed(escrow.escrow_id),
+        seed=escrows.seed(escrow),
     )
     try:
         run = tracing.step("run")(platform.sandbox.run)(job)
@@ -445,7 +501,7 @@ def _run_from(platform: Platform, path: Path, escrow: Escrow, ready: _Ready, std
         logger.exception("run failed")
         run = Run(Outcome.WORKER_LOST, "The platform could not run the agent.", Meter(input_bytes=len(stdin)))
     observability.measure(Metric.SANDBOX, run.meter.wall_ms)
-    run = replace(run, limits=Limits(job.fuel, job.memory_bytes, job.timeout_ms))
+    run = replace(run, limits=limits)
     if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
         platform.binaries.forget(version.artefact_sha256)
     if run.outcome is Outcome.TIMEOUT and left_ms < escrow.timeout_ms:
@@ -462,7 +518,11 @@ def _held_to(agent: Rules, task: Rules | None, run: Run) -> Run:
         verdict = acceptance.verdict(run.stdout, agent=agent, task=task)
     except MemoryError:
         return _unjudged(run)
-    return run if verdict.accepted else replace(run, outcome=verdict.outcome, message=verdict.message)
+    return run if verdict.accepted else _rejected(run, verdict)
+
+
+def _rejected(run: Run, verdict: Verdict) -> Run:
+    return replace(run, outcome=Outcome.REJECTED, message=verdict.message, rejected_by=verdict.rejected_by)
 
 
 def _unjudged(run: Run) -> Run:
@@ -471,94 +531,94 @@ def _unjudged(run: Run) -> Run:
     return replace(run, outcome=Outcome.WORKER_LOST, message="The platform had no memory left to read the output.")
 
 
-def _judge(platform: Platform, escrow: Escrow, attempt: _Attempt, seats: list[_Seat], run: Run) -> Run | None:
-    """The run with its judges' scores, or how it ends because one is not content: then the others are not asked.
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A judge's escrow, and what ran and how it ended; None if the judge was not asked."""
 
-    None if it is not known whether a judge was paid: what is not known must not decide about the task.
+    escrow: Escrow
+    run: Run | None = None
+    version: Version | None = None
+
+
+def _judge(
+    platform: Platform, escrow: Escrow, attempt: _Attempt, seats: list[tuple[_Seat, Escrow]], run: Run
+) -> tuple[Run, list[_Judged]]:
+    """The run with its judges' scores, or how it ends because one does not accept it: then the others are not asked.
+
+    A judge that the platform could not run decides nothing: the task then ends by the platform's fault too.
     """
-    if not seats or run.outcome is not Outcome.SUCCEEDED:
-        return run
-    try:
-        read = acceptance.judge_input(attempt.stdin, run.stdout)
-    except MemoryError:
-        return _unjudged(run)
-    for place, seat in enumerate(seats):
-        standing = _seated(platform, escrow, attempt, seat)
-        if standing.settlement is None and standing.runner == attempt.runner:
-            keep_ms = _span_ms(escrow, seats[place:]) - escrow.timeout_ms - standing.timeout_ms
-            standing = _ask(platform, standing, seat, read, keep_ms=keep_ms)
-        if standing.settlement is None:
-            return None
-        score_micro = judging.score_micro(standing, read)
-        run = replace(run, scores_micro={**run.scores_micro, seat.side: score_micro})
+    judged = {seat.side: _Judged(judge) for seat, judge in seats}
+    read = b""
+    for place, (seat, judge) in enumerate(seats):
+        if run.outcome is not Outcome.SUCCEEDED:
+            break
+        try:
+            read = read or acceptance.judge_input(attempt.stdin, run.stdout)
+        except MemoryError:
+            run = _unjudged(run)
+            break
+        keep_ms = _span_ms(escrow, [seat for seat, _ in seats[place:]]) - escrow.timeout_ms - judge.timeout_ms
+        scored = _ask(platform, judge, seat, read, keep_ms=keep_ms)
+        judged[seat.side] = _Judged(judging.reading(judge, read), scored, seat.ready.version)
+        if scored.outcome.fault is Fault.PLATFORM:
+            run = replace(run, outcome=scored.outcome, message=f"The judge could not be run: {scored.message}")
+            break
+        score_micro = judging.score_micro(scored)
         verdict = acceptance.judged(seat.rule, score_micro, side=seat.side)
-        if not verdict.accepted:
-            return replace(run, outcome=verdict.outcome, message=verdict.message)
-    return run
-
-
-def _seated(platform: Platform, escrow: Escrow, attempt: _Attempt, seat: _Seat) -> Escrow:
-    """A judge's escrow as it stands: ours, unless it is settled or we are overtaken."""
-    hold = seat.hold(escrow)
-    if escrow.fence == 1:
-        return hold  # funded with the task by this very attempt
-    standing = platform.ledger.find(hold.escrow_id)
-    if standing is None:
-        msg = f"the escrow {escrow.escrow_id} was funded without its judge's"
-        raise LookupError(msg)
-    if standing.settlement or standing.runner == attempt.runner:
-        return standing
-    now_ms = platform.now_ms()
-    return platform.ledger.take_over(standing, runner=attempt.runner, now_ms=now_ms, lease_ms=escrow.lease_ms)
+        if score_micro is None or not verdict.accepted:
+            run = _rejected(run, verdict)
+        else:
+            run = replace(run, scores_micro={**run.scores_micro, seat.side: score_micro})
+    return run, list(judged.values())
 
 
 @tracing.step("judge")
-def _ask(platform: Platform, escrow: Escrow, seat: _Seat, read: bytes, *, keep_ms: int) -> Escrow:
-    """Runs a judge and settles its escrow, which from now on names what it read; returns the escrow that stands."""
-    if not seat.ready.may_do(escrow):
-        changed = Run(Outcome.NOT_NEEDED, "The judge got a new version before it was asked.", Meter())
-        return _settle(platform, escrow, changed, None)
-    escrow = judging.reading(escrow, read)
-    run = _held_to(seat.ready.rules, SCORE_RULES, _run(platform, escrow, seat.ready, read, keep_ms=keep_ms))
-    return _settle(platform, escrow, run, seat.ready.version)
-
-
-def _dismiss(platform: Platform, settled: Escrow, attempt: _Attempt, seats: list[_Seat]) -> None:
-    """Refunds what was held for judges who were not asked; if that fails, their expiry does.
-
-    Only once the task is settled, and by this attempt: one that was overtaken may not send away another's judges.
-    """
-    if settled.settlement and settled.runner == attempt.runner:
-        for seat in seats:
-            _send_away(platform, _seated(platform, settled, attempt, seat), attempt.runner)
-
-
-def _send_away(platform: Platform, judge: Escrow, runner: str) -> None:
-    if judge.settlement is None and judge.runner == runner:
-        _settle(platform, judge, Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter()), None)
+def _ask(platform: Platform, judge: Escrow, seat: _Seat, read: bytes, *, keep_ms: int) -> Run:
+    """Runs a judge on what it is to read, and holds what it printed to its own rules and to those of a score."""
+    return _held_to(seat.ready.rules, SCORE_RULES, _run(platform, judge, seat.ready, read, keep_ms=keep_ms))
 
 
 @tracing.step("settle")
-def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None) -> Escrow:
-    """Ends the escrow by the run's outcome, and returns the escrow that stands, which may be another's work.
+def _settle(
+    platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[_Judged] = ()
+) -> Escrow:
+    """Ends the escrow and its judges' by the run's outcome; returns the stored escrow, which may be another's work.
 
     `version` is what ran, None if nothing did.
     """
     output = log = None
     try:
-        if version and not escrows.is_judge(escrow):  # whose log could tell the payer what was not paid for
+        if version:
             log = platform.outputs.keep(run.stderr)
         if run.outcome is Outcome.SUCCEEDED:
             output = platform.outputs.keep(run.stdout)
     except (PlatformUnavailableError, *_HOST_FAILURES):
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message="The platform's storage did not take the output.")
-    settlement = replace(escrows.decide(escrow, run, now_ms=platform.now_ms()), output=output, log=log)
+    now_ms = platform.now_ms()
     try:
-        signed = _signed(platform, escrow, settlement, run, version)
-        return expire_if_overdue(platform, observability.settled(platform.ledger.settle(escrow, signed), signed))
+        judges = [_settled_judge(platform, judge, run, now_ms) for judge in judged]
+        settlement = escrows.decide(escrow, run, now_ms=now_ms, judging_micro=judging.costs_micro(escrow, judges))
+        signed = _signed(platform, escrow, replace(settlement, output=output, log=log), run, version)
+        stored = platform.ledger.settle(replace(escrow, settlement=signed), *judges)
+        if stored.settlement == signed:
+            for judge in judges:
+                if judge.settlement:
+                    observability.settled(judge, judge.settlement)
+        return expire_if_overdue(platform, observability.settled(stored, signed))
     except (PlatformUnavailableError, *_HOST_FAILURES):
         logger.warning("settlement unknown")
         return _look_again(platform, escrow)
+
+
+def _settled_judge(platform: Platform, judged: _Judged, task: Run, now_ms: int) -> Escrow:
+    """A judge's escrow with its settlement, which depends on how the task ended that it judged."""
+    judge, run = judged.escrow, judged.run or judging.NOT_NEEDED
+    settlement = judging.settle(judge, judged.run, task, now_ms=now_ms)
+    if settlement.outcome is Outcome.SUCCEEDED:
+        settlement = replace(settlement, output=platform.outputs.keep(run.stdout))
+    if settlement.outcome is Outcome.WITHHELD:  # its receipt does not state what it read, so nothing could check it
+        judge = replace(judge, input_sha256=judging.NOTHING_READ)
+    return replace(judge, settlement=_signed(platform, judge, settlement, run, judged.version))
 
 
 def _look_again(platform: Platform, escrow: Escrow) -> Escrow:
@@ -572,14 +632,11 @@ def _signed(
     platform: Platform, escrow: Escrow, settlement: Settlement, run: Run | None = None, version: Version | None = None
 ) -> Settlement:
     """The settlement with its receipt. A receipt that loses the race to be stored is dropped unseen."""
-    run = run or Run(settlement.outcome, settlement.message, Meter())
     claims = receipt.claims(
         escrow,
         settlement,
         issuer=platform.settings.receipt_issuer,
-        meter=run.meter,
-        limits=run.limits,
-        scores_micro=run.scores_micro,
+        run=run or Run(settlement.outcome, settlement.message, Meter()),
         engine=version.engine if version else "",
         config_sha256=version.config_sha256 if version else "",
     )
@@ -628,12 +685,16 @@ def _answer(platform: Platform, escrow: Escrow, *, at_hand: tuple[bytes, ...] = 
         amount_paid_micro=settlement.split.paid_micro,
         amount_refunded_micro=settlement.split.refunded_micro,
         fee_micro=settlement.split.fee_micro,
+        compute_micro=settlement.compute_micro,
+        judging_micro=settlement.task_judging_micro,
+        fault=settlement.fault,
         judges=[
             JudgeAnswer(
                 side=hire.side,
                 agent_id=hire.agent_id,
                 task_id=escrows.judge_task_id(escrow.task_id, hire.side),
                 budget_micro=hire.budget_micro,
+                cost_micro=settlement.judging_micro if hire.side is Side.AGENT else settlement.task_judging_micro,
                 score=rules.get(f"{hire.side}_score"),
             )
             for hire in escrow.judges
@@ -663,6 +724,11 @@ def _as_text(data: bytes | None) -> tuple[str | None, str | None]:
         return data.decode(), None
     except UnicodeDecodeError:
         return None, base64.b64encode(data).decode()
+
+
+def _bond_owner(account: str) -> set[str]:
+    """The owner of a bond that pays for a judge; nobody for any other account."""
+    return {owner_of(account)} if is_bond(account) else set()
 
 
 def _request_sha256(attempt: _Attempt) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -21,13 +21,15 @@ from typing import Any, Final, NoReturn
 from pydantic import ValidationError
 
 from quittance import acceptance, limits, log, pricing, receipt, webhook
+from quittance.bond import bond_account
 from quittance.certified import Flaw, ProofError, read, read_json, shown
-from quittance.escrow import judge_task_id
+from quittance.escrow import State, judge_task_id
 from quittance.money import format_credits, parse_credits
 from quittance.receipt import Statement
-from quittance.run import OF_THE_RULES, Meter, Outcome, Side
+from quittance.run import OF_THE_RULES, Meter, Outcome, Rejection, Side
 
 _USAGE: Final = 2
+_BPS: Final = 10_000
 _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
 
 
@@ -177,13 +179,20 @@ def _check_price(stated: Statement, tariff: bytes) -> None:
     except (ValidationError, ValueError) as exc:
         raise ProofError(Flaw.DIGEST, "the tariff file holds no tariff") from exc
     _check_digest("tariff", pricing.tariff_json(terms).encode(), stated.tariff_sha256)
-    if stated.state != "released":
-        return
     measured = Meter(**stated.meter.model_dump())
-    due = pricing.price_micro(terms, measured, budget_micro=int(stated.budget))
-    used = int(stated.paid) + int(stated.fee)
-    if used != due:
-        raise ProofError(Flaw.AMOUNTS, f"paid and fee are {used} together, by the tariff the run costs {due}")
+    if stated.outcome is Outcome.WITHHELD:
+        measured = replace(measured, fuel=receipt.fuel_computed(stated))
+    price = pricing.price_micro(terms, measured)
+    if stated.v == 1 or receipt.is_judge(stated):
+        price = min(price, int(stated.budget) - int(stated.compute))
+    by = stated.acceptance.rejected_by if stated.acceptance else None
+    if stated.state is State.RELEASED:
+        due = price
+    else:
+        due = price * stated.task_judge_bps // _BPS if by is Rejection.TASK_JUDGE else 0
+    paid = int(stated.paid) + int(stated.fee) - int(stated.compute)
+    if paid != due:
+        raise ProofError(Flaw.AMOUNTS, f"paid and commission are {paid} together, by the tariff {due} is due")
 
 
 def _check_rules(report: Report, stated: Statement, given: Given) -> None:
@@ -240,13 +249,30 @@ def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
     for side, rules in ((Side.AGENT, agent), (Side.TASK, task)):
         score_micro = _score_micro(stated, side)
         if found.accepted and rules and rules.judge:
+            if stated.v > 1 and stated.outcome is Outcome.REJECTED:
+                return _check_judges_word(stated, side, task)
             found = acceptance.judged(rules.judge, score_micro, side=side)
         elif score_micro is not None:
             raise ProofError(Flaw.RULES, f"the receipt states a score of the {side}'s judge, who was not to be asked")
-    if found.outcome is not stated.outcome:
-        sentence = f"by the rules the outcome is {found.outcome}, the receipt states {stated.outcome}. {found.message}"
-        raise ProofError(Flaw.RULES, sentence.rstrip())
+    if stated.v == 1:
+        ends: tuple[object, object] = (found.outcome, stated.outcome)
+    else:
+        ends = (found.rejected_by, stated.acceptance.rejected_by if stated.acceptance else None)
+    if ends[0] != ends[1]:
+        sentence = f"by the rules the end is {ends[0] or 'accepted'}, the receipt states {ends[1] or 'accepted'}. "
+        raise ProofError(Flaw.RULES, (sentence + found.message).rstrip())
     return found.message or "the output meets the rules"
+
+
+def _check_judges_word(stated: Statement, side: Side, task: acceptance.Rules | None) -> str:
+    """A judge that did not accept is the platform's word: its score is not stated. It must be one that was asked."""
+    by = stated.acceptance.rejected_by if stated.acceptance else None
+    able = {Rejection.AGENT_JUDGE} if side is Side.AGENT else set()
+    if task and task.judge:
+        able.add(Rejection.TASK_JUDGE)
+    if by not in able:
+        raise ProofError(Flaw.RULES, f"the receipt states the end {by}, but the output meets the rules")
+    return f"the output meets the rules; that {by} rejected it is the platform's word"
 
 
 def _score_micro(stated: Statement, side: Side) -> int | None:
@@ -272,10 +298,13 @@ def _check_judge(
     judge, chain = receipt.authenticate(token, keys)
     for _, check in receipt.checks(judge, chain):
         check()
+    user, task = stated.user, judge_task_id(stated.task, side)
+    if stated.v > 1 and side is Side.AGENT:
+        user, task = bond_account(stated.owner), judge_task_id(stated.eid, side)
     pairs = {
         "iss": (judge.iss, stated.iss),
-        "user": (judge.user, stated.user),
-        "task": (judge.task, judge_task_id(stated.task, side)),
+        "user": (judge.user, user),
+        "task": (judge.task, task),
     }
     if rules and (rule := _read_rules(rules).judge):
         pairs["agent"] = (judge.agent, rule.agent_id)

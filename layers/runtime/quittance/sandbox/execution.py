@@ -75,7 +75,7 @@ class Executor:
 
     def run(self, program: Program, job: Job, log: Callable[[bytes], None]) -> Run:
         """Run a program; `log` takes what it writes to standard error."""
-        guest = Guest(stdin=job.stdin, epoch_ns=job.epoch_ns, seed=job.seed, log=log)
+        guest = Guest(stdin=job.stdin, epoch_ns=job.epoch_ns, seed=job.seed, log=log, output_bytes_max=job.output_bytes)
         self._host.begin(_answer_for(guest))
         try:
             with wasmtime.Store(self._engine) as store:
@@ -121,17 +121,17 @@ class Executor:
             start(store)  # type: ignore[operator]  # as above
             ending = _Ending(Outcome.SUCCEEDED, "The agent succeeded.", exit_code=0)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as stop:
-            ending = self._classify(stop)
+            ending = self._classify(stop, job)
         peak = memory.data_len(store) if memory else max(self._host.memory_bytes, program.memory_minimum_bytes)
         return _or_memory_limit(ending, peak, job.memory_bytes), peak
 
-    def _classify(self, stop: wasmtime.Trap | wasmtime.WasmtimeError) -> _Ending:
+    def _classify(self, stop: wasmtime.Trap | wasmtime.WasmtimeError, job: Job) -> _Ending:
         failure = self._host.failure
         if isinstance(failure, ExitedError):
             return _exited(failure.code)
         if isinstance(failure, OutputLimitError):
-            most = limits.OUTPUT_BYTES_MAX
-            return _Ending(Outcome.OUTPUT_LIMIT, f"The agent wrote more than {most} bytes to standard output.")
+            sentence = f"The agent wrote more than {job.output_bytes} bytes to standard output."
+            return _Ending(Outcome.OUTPUT_LIMIT, sentence)
         if failure is not None or not isinstance(stop, wasmtime.Trap):
             traceback.print_exception(failure or stop)
             return _Ending(Outcome.WORKER_LOST, "The sandbox failed; the agent is not to blame.", fuel_exact=False)

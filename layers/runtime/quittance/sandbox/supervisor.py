@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from quittance import limits
-from quittance.run import Job, Meter, Outcome, Run
+from quittance.run import Fault, Job, Meter, Outcome, Run
 from quittance.sandbox import process, wire
 from quittance.sandbox.wasi import CLOCK_NS_MAX
 
@@ -27,6 +27,11 @@ _logger = logging.getLogger(__name__)
 _REAP_POLL_S: Final = 0.001
 _WORDS_BYTES_MAX: Final = 16 * limits.KIB
 _ATTEMPTS: Final = 2
+
+# The failures of which a second run can tell whether a lower memory limit led to them: it has the time for it.
+_ENDS_BY_ITSELF: Final = frozenset(
+    outcome for outcome in Outcome if outcome.fault is Fault.AGENT and outcome is not Outcome.TIMEOUT
+)
 
 
 class _NotStartedError(Exception):
@@ -82,17 +87,43 @@ class Sandbox:
         _check(job)
         with self._lock:
             begin_by = _deadline(limits.LOAD_MS_MAX)
-            for _ in range(_ATTEMPTS):
-                try:
-                    return self._attempt(job, begin_by)
-                except _NotStartedError:
-                    continue
-            return _lost(job, "No worker could begin the run.")
+            run = self._run(job, begin_by)
+            if job.memory_bytes_own > job.memory_bytes and run.outcome in _ENDS_BY_ITSELF:
+                return replace(run, memory_refused=self._wanted_more_memory(job, run, begin_by))
+            return run
 
     def close(self) -> None:
         """End the worker. The sandbox can still be used; a new worker is then started."""
         with self._lock:
             self._discard()
+
+    def _run(self, job: Job, begin_by: float) -> Run:
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._attempt(job, begin_by)
+            except _NotStartedError:
+                continue
+        return _lost(job, "No worker could begin the run.")
+
+    def _wanted_more_memory(self, job: Job, run: Run, begin_by: float) -> bool:
+        """Whether a failed run takes more memory where its agent's own limit allows it.
+
+        The engine leaves no trace of a refused `memory.grow`. But runs repeat: with the higher limit the guest does
+        the same until it is given what it was refused. The fuel of the first run, and what is left of the time that
+        `run` may take, bound this second run.
+        """
+        left_ms = int((begin_by - time.monotonic()) * 1_000) + job.timeout_ms - limits.KILL_MARGIN_MS
+        if left_ms <= 0:
+            return True
+        freer = replace(
+            job,
+            memory_bytes=job.memory_bytes_own,
+            fuel=max(run.meter.fuel, 1) if run.meter.fuel_exact else job.fuel,
+            timeout_ms=min(left_ms, job.timeout_ms),
+        )
+        second = self._run(freer, max(begin_by, _deadline(limits.KILL_MARGIN_MS)))
+        unknown = second.outcome is Outcome.TIMEOUT or second.outcome.fault is Fault.PLATFORM
+        return unknown or second.meter.memory_bytes > job.memory_bytes
 
     def _attempt(self, job: Job, begin_by: float) -> Run:
         try:
@@ -240,7 +271,7 @@ class _Worker:
                     continue
 
         try:
-            return wire.receive(read, limits.OUTPUT_BYTES_MAX)
+            return wire.receive(read, job.output_bytes)
         except (ConnectionError, EOFError) as error:
             if time_left.began:
                 raise
@@ -266,6 +297,7 @@ class _Worker:
         usage = self.kill()
         cpu_ms = max(round((usage.ru_utime + usage.ru_stime) * 1_000 - cpu_ns / 1_000_000), 0) if usage else 0
         meter = Meter(
+            fuel=min(cpu_ms * limits.FUEL_PER_CPU_MS, job.fuel),
             fuel_exact=False,
             cpu_ms=cpu_ms,
             wall_ms=job.timeout_ms,
@@ -317,6 +349,8 @@ def _check(job: Job) -> None:
         len(job.stdin) <= limits.STDIN_BYTES_MAX
         and 0 < job.fuel <= limits.FUEL_MAX
         and 0 < job.memory_bytes <= limits.MEMORY_BYTES_MAX
+        and 0 <= job.memory_bytes_own <= limits.MEMORY_BYTES_MAX
+        and 0 <= job.output_bytes <= limits.OUTPUT_BYTES_MAX
         and 0 < job.timeout_ms <= limits.TIMEOUT_S_ASYNC_MAX * 1_000
         and 0 <= job.epoch_ns <= CLOCK_NS_MAX
     )

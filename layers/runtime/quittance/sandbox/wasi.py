@@ -138,8 +138,17 @@ class Guest:
     integers and returns an error number.
     """
 
-    def __init__(self, *, stdin: bytes, epoch_ns: int, seed: bytes, log: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        *,
+        stdin: bytes,
+        epoch_ns: int,
+        seed: bytes,
+        log: Callable[[bytes], None],
+        output_bytes_max: int = limits.OUTPUT_BYTES_MAX,
+    ) -> None:
         self.stdout = bytearray()
+        self._output_bytes_max = output_bytes_max
         self._stdin = memoryview(stdin)
         self._log = log
         self._log_room = limits.STDERR_BYTES_MAX
@@ -275,7 +284,7 @@ class Guest:
         memory.read(result, _U32.size)  # a bad pointer is told before anything is written
         if fd == _STDERR:
             self._write_log(memory, spans, total)
-        elif len(self.stdout) + total > limits.OUTPUT_BYTES_MAX:
+        elif len(self.stdout) + total > self._output_bytes_max:
             raise OutputLimitError
         else:
             for address, length in spans:

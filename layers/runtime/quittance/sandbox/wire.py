@@ -22,7 +22,7 @@ _READ_BYTES: Final = 16 * limits.KIB  # enough for most frames to come in one pi
 _NUMBER_MAX: Final = 2**63 - 1
 
 _GREETING: Final = struct.Struct("<?")
-_JOB: Final = struct.Struct("<IIIQQQQ")  # bytes of the path, digest and seed that follow; the job's numbers
+_JOB: Final = struct.Struct("<IIIQQQQQ")  # bytes of the path, digest and seed that follow; the job's numbers
 _NO_EXIT_CODE: Final = -1
 _OUTCOMES: Final = tuple(Outcome)
 _METER_FIELDS: Final = tuple(field.name for field in fields(Meter))
@@ -128,7 +128,7 @@ def decode_greeting(header: bytes) -> bool:
 def encode_job(job: Job) -> bytes:
     """Make the frame that orders a run."""
     path, digest = os.fsencode(job.artefact_path), job.artefact_sha256.encode()
-    numbers = job.fuel, job.memory_bytes, job.timeout_ms, job.epoch_ns
+    numbers = job.fuel, job.memory_bytes, job.timeout_ms, job.epoch_ns, job.output_bytes
     return encode(
         b"".join((_JOB.pack(len(path), len(digest), len(job.seed), *numbers), path, digest, job.seed)), job.stdin
     )
@@ -136,7 +136,7 @@ def encode_job(job: Job) -> bytes:
 
 def decode_job(header: bytes, body: bytes) -> Job:
     """Read the frame that orders a run."""
-    path_bytes, digest_bytes, _, fuel, memory_bytes, timeout_ms, epoch_ns = _JOB.unpack_from(header)
+    path_bytes, digest_bytes, _, fuel, memory_bytes, timeout_ms, epoch_ns, output_bytes = _JOB.unpack_from(header)
     digest = _JOB.size + path_bytes
     seed = digest + digest_bytes
     return Job(
@@ -148,6 +148,7 @@ def decode_job(header: bytes, body: bytes) -> Job:
         timeout_ms=timeout_ms,
         epoch_ns=epoch_ns,
         seed=header[seed:],
+        output_bytes=output_bytes,
     )
 
 

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar
 
 from botocore import exceptions
@@ -117,11 +118,11 @@ def update(
     pk: str,
     *,
     set_: Mapping[str, Value | None],
-    condition: str,
-    values: Mapping[str, Value],
+    condition: str | None = None,
+    values: Mapping[str, Value] = MappingProxyType({}),
     remove: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """An update that is refused, with the stored item, if `condition` fails.
+    """An update that is refused, with the stored item, if `condition` fails; without one it also makes the item.
 
     Conditions write attributes as `#name`, because many good names are reserved words. What is None is not set.
     """
@@ -131,15 +132,16 @@ def update(
     if removed:
         expression += " REMOVE " + ", ".join(removed)
     new_values = {f":new_{name}": value for name, value in present.items()}
-    return {
+    write = {
         "TableName": table,
         "Key": to_item({"pk": pk}),
         "UpdateExpression": expression,
-        "ConditionExpression": condition,
-        "ExpressionAttributeNames": {f"#{name}": name for name in _NAMED.findall(f"{expression} {condition}")},
+        "ExpressionAttributeNames": {f"#{name}": name for name in _NAMED.findall(f"{expression} {condition or ''}")},
         "ExpressionAttributeValues": to_item({**new_values, **values}),
-        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
     }
+    if condition is None:
+        return write
+    return {**write, "ConditionExpression": condition, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
 
 
 def attempt(send: Callable[[], _T]) -> _T:

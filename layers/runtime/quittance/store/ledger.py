@@ -1,14 +1,17 @@
 """The ledger: every movement of money, as conditional writes on one DynamoDB table.
 
     pk                        attributes
-    ACCT#<account>            available: what the home purse of the account has (see wallet.py)
+    ACCT#<account>            available: what the home purse of the account has (see wallet.py); of a bond, `charged`
     ACCT#<account>#<purse>    available: what another of its purses has
     ESC#<escrow id>           the escrow; `work` and `work_at` while something is still to be done with it
     IN#<account>#<id>         a deposit: amount
     OUT#<account>#<id>        a withdrawal: amount
-    EARN#<account>#<id>       what the sweep credited an owner for one agent's tasks: amount, tasks, agent_id
-    FEE#<account>#<id>        what it credited the platform for the same tasks
-    BATCH#<id>                escrows of one agent that were credited together; `first`: where they are in the log
+    BOND#<account>#<id>       what moved between an owner's account and its bond: amount; one line on each side
+    EARN#<account>#<id>       what the sweep credited an owner for a batch: amount, tasks, agent_id if it is one agent
+    JUDGING#<account>#<id>    what it gave back to a bond out of the owner's price for its own judges
+    CHARGE#<account>#<id>     what it took from a bond for failures (amount), and what was due
+    FEE#<account>#<id>        what it credited the platform for the same batch
+    BATCH#<id>                escrows that were credited together; `first`: where they are in the log
     LOG                       size: how many receipts the log has; published: how many of them a checkpoint tells of
     LOG#<first>               which batch begins at that place of the log
     REP#<agent>               standing: the fold of the agent's receipts in the log's order (see reputation.py)
@@ -25,25 +28,28 @@ lost race and a lost answer are told apart without a read. Every write undoes it
 again after an answer that was lost, and is refused if it took effect the first time.
 """
 
+import heapq
 import json
 import random
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from quittance import receipt, reputation, wallet
+from quittance import crediting, receipt, reputation, wallet
 from quittance.audit import LogHead
-from quittance.errors import InsufficientFundsError, MovementConflictError
-from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, is_judge
+from quittance.bond import bond_account, is_bond
+from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
+from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, is_judge, judge_task_id
 from quittance.journal import Kind, Line, task_line
-from quittance.limits import AUDIT_READ_KEYS_MAX, TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.limits import BATCH_GET_ITEMS_MAX, WALLET_PURSES
+from quittance.pricing import ComputePrices
 from quittance.reputation import Standing
-from quittance.run import Outcome, Side
+from quittance.run import Fault, Limits, Outcome, Side
 from quittance.seal import sealed
 from quittance.store.dynamo import (
     BusyError,
@@ -67,11 +73,43 @@ if TYPE_CHECKING:
 
 WORK_INDEX: Final = "work"
 STATEMENT_INDEX: Final = "statement"
-# The owner, the platform, a line of the journal for each, and the batch go along.
-CREDITED_ESCROWS_MAX: Final = TRANSACTION_ITEMS_MAX - 5
-_PREFIXES: Final = {Kind.DEPOSIT: "IN", Kind.WITHDRAWAL: "OUT", Kind.EARNINGS: "EARN", Kind.FEES: "FEE"}
+_PREFIXES: Final = {
+    Kind.DEPOSIT: "IN",
+    Kind.WITHDRAWAL: "OUT",
+    Kind.EARNINGS: "EARN",
+    Kind.FEES: "FEE",
+    Kind.BOND: "BOND",
+    Kind.CHARGE: "CHARGE",
+    Kind.JUDGING: "JUDGING",
+}
 _KINDS: Final = {prefix: kind for kind, prefix in _PREFIXES.items()}
 _WALLETS_REMEMBERED_MAX: Final = 1_000
+
+
+@dataclass(slots=True)
+class Credited:
+    """What one crediting did: how many escrows, what was due from bonds that lacked it, and which bonds it touched.
+
+    `bonds_left` says what each owner's bond has at least; None if it may have become enough again.
+    """
+
+    escrows: int = 0
+    written_off_micro: int = 0
+    bonds_left: dict[str, int | None] = field(default_factory=dict)
+
+    def add(self, batch: crediting.Batch) -> None:
+        """Adds what was credited in one transaction."""
+        self.escrows += len(batch.escrows)
+        self.written_off_micro += batch.written_off_micro
+        self.bonds_left.update(batch.bonds_left)
+
+
+@dataclass(frozen=True, slots=True)
+class Bond:
+    """What a bond has, and what was taken from it for failures, ever."""
+
+    available_micro: int
+    charged_micro: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +118,20 @@ class Pending:
 
     held_micro: int
     earned_micro: int
+
+
+class _LackError(Exception):
+    """An account has less than what is to be taken from it."""
+
+    def __init__(self, account: str, *, available_micro: int, required_micro: int) -> None:
+        super().__init__(account)
+        self.account = account
+        self._available_micro = available_micro
+        self._required_micro = required_micro
+
+    def refusal(self) -> InsufficientFundsError:
+        """What the account's holder is told."""
+        return InsufficientFundsError(available_micro=self._available_micro, required_micro=self._required_micro)
 
 
 class Ledger:
@@ -109,14 +161,22 @@ class Ledger:
     # One task.
 
     def fund(self, escrow: Escrow, *judges: Escrow, keep_ms: int = 0) -> Escrow:
-        """Takes the budgets of a task and its judges from the payer into new escrows; returns the task's that stands.
+        """Takes the budgets of a task and its judges from their payers into new escrows; returns the stored task's.
 
         That is `escrow` if its runner holds it now. If the task was funded before, it is that earlier escrow, and no
-        money moved. `keep_ms` is the time that the run will need. Raises InsufficientFundsError.
+        money moved. `keep_ms` is the time that the run will need. Raises InsufficientFundsError for the task's payer,
+        and BondTooLowError for the bond that pays the agent's own judge; then no money moved either.
         """
-        held_micro = sum(hold.budget_micro for hold in (escrow, *judges))
+        held: Counter[str] = Counter()
+        for hold in (escrow, *judges):
+            held[hold.payer] += hold.budget_micro
         records = [self._escrow_values(hold) for hold in (escrow, *judges)]
-        standing = self._take(escrow.payer, held_micro, *records, keep_ms=keep_ms)
+        try:
+            standing = self._take(held, *records, keep_ms=keep_ms)
+        except _LackError as lack:
+            if is_bond(lack.account):
+                raise BondTooLowError(escrow.agent_id) from lack
+            raise lack.refusal() from lack
         return escrow if standing is None else _escrow(standing)
 
     def take_over(self, stale: Escrow, *, runner: str, now_ms: int, lease_ms: int) -> Escrow:
@@ -131,24 +191,37 @@ class Ledger:
         )
         return self._write(write, taken)
 
-    def settle(self, escrow: Escrow, settlement: Settlement) -> Escrow:
-        """Ends a funded escrow that this fence holds and that has not expired; returns the escrow that stands.
+    def settle(self, settled: Escrow, *judges: Escrow) -> Escrow:
+        """Ends a funded escrow that this fence holds and that has not expired; returns the stored escrow.
 
-        State, receipt and output change in one write; what goes back to the payer goes in the same transaction.
+        Each escrow that is given carries its settlement. The escrows of the task's judges end in the same transaction,
+        so no judge is paid for a task that is not decided. Of them the task's fence is the guard: they leave FUNDED
+        with the task, or by their own expiry. If one of them has expired, nothing ends, and the task will expire too.
+        State, receipt and output change in one write; what goes back to the payers goes in the same transaction.
         """
-        return self._leave_funded(
-            replace(escrow, settlement=settlement),
+        settlement = _settlement_of(settled)
+        if sorted(judge.escrow_id for judge in judges) != sorted(hire.escrow_id for hire in settled.judges):
+            msg = "a task and its judges settle together"
+            raise ValueError(msg)
+        now: Mapping[str, Value] = {":funded": State.FUNDED, ":now": settlement.settled_ms}
+        task = self._leaving(
+            settled,
             condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now",
-            values={":funded": State.FUNDED, ":my_fence": escrow.fence, ":now": settlement.settled_ms},
+            values={**now, ":my_fence": settled.fence},
         )
+        in_time = "#state = :funded AND #expires_ms > :now"
+        held = [self._leaving(judge, condition=in_time, values=now) for judge in judges]
+        return self._leave_funded(settled, *judges, writes=[task, *held])
 
     def expire(self, escrow: Escrow, settlement: Settlement) -> Escrow:
-        """Refunds a funded escrow that has expired, whoever holds it; returns the escrow that stands."""
-        return self._leave_funded(
-            replace(escrow, settlement=settlement),
+        """Refunds a funded escrow that has expired, whoever holds it; returns the stored escrow."""
+        expired = replace(escrow, settlement=settlement)
+        write = self._leaving(
+            expired,
             condition="#state = :funded AND #expires_ms <= :now",
             values={":funded": State.FUNDED, ":now": settlement.settled_ms},
         )
+        return self._leave_funded(expired, writes=[write])
 
     def find(self, escrow_id: str) -> Escrow | None:
         """The escrow as it stands now (consistent read), or None."""
@@ -172,8 +245,45 @@ class Ledger:
         Raises MovementConflictError if the id has another amount, InsufficientFundsError.
         """
         record = self._line_values(Line(account, Kind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro))
-        recorded = self._take(account, amount_micro, record)
+        try:
+            recorded = self._take({account: amount_micro}, record)
+        except _LackError as lack:
+            raise lack.refusal() from lack
         return now_ms if recorded is None else _recorded_ms(recorded, withdrawal_id, -amount_micro)
+
+    def move_bond(self, owner: str, bond_id: str, amount_micro: int, *, now_ms: int) -> int:
+        """Moves credits from an owner's account into its bond, or back if less than 0; once per id; returns when.
+
+        Raises MovementConflictError if the id has another amount, InsufficientFundsError for the side that lacks.
+        """
+        bond = bond_account(owner)
+        records = [
+            self._line_values(Line(account, Kind.BOND, bond_id, now_ms, change_micro))
+            for account, change_micro in ((owner, -amount_micro), (bond, amount_micro))
+        ]
+        source, target = (owner, bond) if amount_micro > 0 else (bond, owner)
+        try:
+            recorded = self._take({source: abs(amount_micro)}, *records, to=target)
+        except _LackError as lack:
+            raise lack.refusal() from lack
+        return now_ms if recorded is None else _recorded_ms(recorded, bond_id, -amount_micro)
+
+    def bond_moved_ms(self, owner: str, bond_id: str, amount_micro: int) -> int | None:
+        """When a movement of a bond was recorded, None if it was not. Raises MovementConflictError."""
+        item = self._get(_pk(owner, Kind.BOND, bond_id))
+        return None if item is None else _recorded_ms(item, bond_id, -amount_micro)
+
+    def bond(self, owner: str) -> Bond:
+        """What an owner's bond has and was charged: a snapshot."""
+        purses = self._purses(bond_account(owner))
+        return Bond(sum(map(_available_micro, purses)), sum(map(_charged_micro, purses)))
+
+    def has_open_work(self, owner: str) -> bool:
+        """Whether the index shows escrows of an owner's agents, or judges that its bond pays, that are not swept."""
+        queues = [*self._shards_of("OPEN"), *self._shards_of("SETTLED")]
+        return any(
+            True for of in (("owner", owner), ("account", bond_account(owner))) for _ in self._work(*queues, of=of)
+        )
 
     def available_micro(self, account: str) -> int:
         """What an account can spend now: a snapshot of all its purses. 0 for an account that never had anything."""
@@ -217,47 +327,43 @@ class Ledger:
     # The sweep.
 
     def overdue(self, *, now_ms: int) -> Iterator[str]:
-        """Ids of escrows that the index shows as funded and expired, the longest overdue first in each shard."""
-        for item in self._work(*self._shards_of("OPEN"), before_ms=now_ms):
-            yield item["pk"].removeprefix("ESC#")
+        """Ids of escrows that the index shows as funded and expired, the longest overdue first."""
+        return self._oldest_first("OPEN", before_ms=now_ms)
 
     def settled(self) -> Iterator[list[str]]:
-        """Ids of settled escrows that wait to be credited, in batches of one agent each that fit one transaction."""
-        batches: dict[str, list[str]] = defaultdict(list)
-        for item in self._work(*self._shards_of("SETTLED")):
-            batch = batches[item["agent_id"]]
-            batch.append(item["pk"].removeprefix("ESC#"))
-            if len(batch) == CREDITED_ESCROWS_MAX:
-                yield batches.pop(item["agent_id"])
-        yield from batches.values()
+        """Ids of settled escrows that wait to be credited, the oldest first, as many at once as one call reads."""
+        waiting = self._oldest_first("SETTLED")
+        while ids := list(islice(waiting, BATCH_GET_ITEMS_MAX)):
+            yield ids
 
     def uncredited_since_ms(self) -> int | None:
         """When the oldest escrow that waits to be credited was settled, as the index shows it; None if none waits."""
         oldest = (islice(self._work(queue, page_items=1), 1) for queue in self._shards_of("SETTLED"))
         return min((item["work_at"] for items in oldest for item in items), default=None)
 
-    def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> int:
-        """Credits owner and platform for settled escrows of one agent, and makes a batch of them for the log.
+    def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> Credited:
+        """Credits owners, bonds and the platform for settled escrows, in as few transactions as these fit in.
 
-        Each escrow is credited once, however many sweeps run: those that are credited already are left out. Returns
-        how many were credited.
+        Each transaction makes a batch for the log. Each escrow is credited once, however many sweeps run: those that
+        are credited already are left out.
         """
-        patience = self._patience()
-        while batch := self._uncredited(escrow_ids):
-            lines = self._credit_lines(batch, now_ms)
-            amounts: Counter[str] = Counter()
-            for line in lines:
-                amounts[line.account] += line.amount_micro
-            actions = [self._mark_swept(escrow, batch[0], place, now_ms) for place, escrow in enumerate(batch)]
-            actions += [{"Put": put_new(self._table, self._line_values(line))} for line in lines]
-            actions.append({"Put": put_new(self._table, _batch_values(batch, now_ms))})
+        credited, patience, contended = Credited(), self._patience(), False
+        waiting = self._uncredited(escrow_ids)
+        while waiting:
+            batch = self._batch(waiting, now_ms)
             try:
-                self._give(amounts, actions)
-            except RefusedError:  # another sweep took some of them
-                patience.wait(ConflictError())
+                attempt(partial(self._send, self._credit_actions(batch, now_ms, contended=contended)))
+            except (
+                RefusedError,
+                BusyError,
+            ) as failed:  # another sweep took some of them, or a bond's purse was emptied
+                contended = isinstance(failed, ConflictError)
+                patience.wait(ConflictError() if isinstance(failed, RefusedError) else failed)
+                waiting = self._uncredited([escrow.escrow_id for escrow in waiting])
             else:
-                return len(batch)
-        return 0
+                credited.add(batch)
+                waiting = waiting[len(batch.escrows) :]
+        return credited
 
     # The log.
 
@@ -267,22 +373,29 @@ class Ledger:
             yield item["pk"].removeprefix("BATCH#")
 
     def append(self, batch_id: str) -> int:
-        """Gives a batch its place in the log, and folds its receipts into the agent's standing; once.
+        """Gives a batch its place in the log, and folds each agent's receipts into that agent's standing; once.
 
         All appending goes through one item, so the log has one order, and standings are folded in it. Returns how
         many receipts were appended.
         """
         patience = self._patience()
+        receipts: list[str] = []
         while True:
-            batch = self._get(f"BATCH#{batch_id}")
+            # The standings are read after the head: if they are older than they should be, so is the head.
+            found = self._get_all([f"BATCH#{batch_id}", "LOG"])
+            batch = found.get(f"BATCH#{batch_id}")
             if batch is None or "first" in batch:
                 return 0
-            first, receipts = self.log_head().size, self._receipts(batch)
-            agent_id = batch["agent_id"]["S"]
-            entries = [reputation.entry(receipt.read_claims(signed)) for signed in receipts]
-            standing = reputation.fold(self.standing(agent_id), entries)
+            head = _log_head(found["LOG"]) if "LOG" in found else LogHead()
+            receipts = receipts or self._receipts(batch)
+            entries: dict[str, list[reputation.Entry]] = defaultdict(list)
+            for signed in receipts:
+                entry = reputation.entry(receipt.read_claims(signed))
+                entries[entry.agent].append(entry)
+            known = self._standings(entries)
+            standings = {agent_id: reputation.fold(known[agent_id], new) for agent_id, new in entries.items()}
             try:
-                attempt(partial(self._send, self._append_actions(batch_id, agent_id, first, len(receipts), standing)))
+                attempt(partial(self._send, self._append_actions(batch_id, head.size, len(receipts), standings)))
             except RefusedError:  # another batch went first
                 patience.wait(ConflictError())
             except BusyError as busy:
@@ -337,7 +450,7 @@ class Ledger:
         """The attributes of those of some items that are there, by their keys (consistent reads, but no snapshot)."""
         wanted = iter(dict.fromkeys(pks))
         found: dict[str, dict[str, Any]] = {}
-        while page := list(islice(wanted, AUDIT_READ_KEYS_MAX)):
+        while page := list(islice(wanted, BATCH_GET_ITEMS_MAX)):
             found |= {pk: plain(item) for pk, item in self._get_all(page).items()}
         return found
 
@@ -355,27 +468,19 @@ class Ledger:
 
     def purses(self, account: str) -> list[dict[str, Any]]:
         """The attributes of each purse of an account, all at one moment."""
-        return self._at_once([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
+        return [plain(purse or {}) for purse in self._purses(account)]
 
     def standings(self, agent_ids: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The attributes of the log's head and of what is kept of some agents, all at one moment."""
         head, *kept = self._at_once(["LOG", *(f"REP#{agent_id}" for agent_id in agent_ids)])
-        return head, kept
-
-    def _at_once(self, pks: Sequence[str]) -> list[dict[str, Any]]:
-        """The attributes of at most 100 items at one moment, in order; none of one that is not there."""
-        gets: Any = [{"Get": {"TableName": self._table, "Key": to_item({"pk": pk})}} for pk in pks]
-        answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
-        return [plain(response.get("Item", {})) for response in answer["Responses"]]
+        return plain(head or {}), [plain(item or {}) for item in kept]
 
     # Writes.
 
-    def _leave_funded(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> Escrow:
-        settlement = settled.settlement
-        if settlement is None:
-            msg = "only a settlement ends an escrow"
-            raise ValueError(msg)
-        write = update(
+    def _leaving(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> dict[str, Any]:
+        """The update by which an escrow leaves FUNDED."""
+        settlement = _settlement_of(settled)
+        return update(
             self._table,
             f"ESC#{settled.escrow_id}",
             set_=_settlement_values(settlement)
@@ -384,12 +489,20 @@ class Ledger:
             condition=condition,
             values=values,
         )
-        refunded_micro = settlement.split.refunded_micro
-        if not refunded_micro:
-            return self._write(write, settled)
+
+    def _leave_funded(self, settled: Escrow, *judges: Escrow, writes: Sequence[dict[str, Any]]) -> Escrow:
+        """Sends the updates of escrows that end together, with what goes back to their payers."""
+        refunds: Counter[str] = Counter()
+        for ended in (settled, *judges):
+            refunds[ended.payer] += _settlement_of(ended).split.refunded_micro
+        refunds = +refunds  # without those who get nothing back
+        if not refunds and not judges:
+            return self._write(writes[0], settled)
         try:
-            self._give({settled.payer: refunded_micro}, [{"Update": write}])
+            self._give(refunds, [{"Update": write} for write in writes])
         except RefusedError as refused:
+            if refused.items[0] is None and judges:  # a judge's refused
+                return self.find(settled.escrow_id) or _standing(refused)
             return _standing(refused)
         return settled
 
@@ -403,20 +516,28 @@ class Ledger:
     # Wallets.
 
     def _take(
-        self, account: str, amount_micro: int, *records: Mapping[str, Value | None], keep_ms: int = 0
+        self,
+        amounts: Mapping[str, int],
+        *records: Mapping[str, Value | None],
+        to: str | None = None,
+        keep_ms: int = 0,
     ) -> Mapping[str, Any] | None:
-        """Puts records and takes an amount for them out of an account, in one transaction.
+        """Puts records and takes amounts for them out of accounts, in one transaction; `to` is who gets all, if any.
 
         Returns the item that stood in the first record's place, if one did: then nothing was taken. The others are
-        there if and only if the first one is. Raises InsufficientFundsError.
+        there if and only if the first one is. Raises _LackError for the first account that lacks what is taken.
         """
         puts = [{"Put": put_new(self._table, record)} for record in records]
         patience = self._patience(keep_ms=keep_ms)
-        moves: Mapping[int, int] = {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
-        planned = False
+        moves: Mapping[str, Mapping[int, int]] = {
+            account: {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
+            for account, amount_micro in amounts.items()
+        }
+        planned = contended = False
         while True:
+            gifts = {to: sum(amounts.values())} if to else {}
             try:
-                attempt(partial(self._send, [*puts, *(self._move(account, *move) for move in moves.items())]))
+                attempt(partial(self._send, puts + self._moves(moves) + self._gifts(gifts, contended=contended)))
             except RefusedError as refused:
                 # The record's reason comes first: on a replay, the first attempt may have taken the last credit.
                 if refused.items[0] is not None:
@@ -431,16 +552,21 @@ class Ledger:
                 patience.wait(busy)
                 continue
             else:
-                self._remember(account, min(moves, key=moves.__getitem__))
+                self._remember(moves)
                 return None
             try:
-                moves, planned = self._plan(account, amount_micro, contended=contended), True
-            except InsufficientFundsError:
+                moves, planned = self._plans(amounts, contended=contended), True
+            except _LackError:
                 # Another try of the same may have put the record and taken the last credit since ours was refused.
                 standing = self._get(str(records[0]["pk"]))
                 if standing is None:
                     raise
                 return standing
+
+    def _plans(self, amounts: Mapping[str, int], *, contended: bool) -> Mapping[str, Mapping[int, int]]:
+        return {
+            account: self._plan(account, amount_micro, contended=contended) for account, amount_micro in amounts.items()
+        }
 
     def _plan(self, account: str, amount_micro: int, *, contended: bool) -> Mapping[int, int]:
         found = self._get_all([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
@@ -450,24 +576,33 @@ class Ledger:
             seen = self._snapshot(account)
             moves = wallet.taking(seen, amount_micro, contended=contended)
         if moves is None:
-            raise InsufficientFundsError(available_micro=sum(seen), required_micro=amount_micro)
+            raise _LackError(account, available_micro=sum(seen), required_micro=amount_micro)
         return moves
 
     def _give(self, amounts: Mapping[str, int], actions: list[dict[str, Any]]) -> None:
         """Sends actions together with credits to accounts; after a conflict into another purse."""
-        patience = self._patience()
-        purses = {account: self._purse_in_use.get(account, wallet.HOME) for account in amounts}
+        patience, contended = self._patience(), False
         while True:
-            gifts = [self._move(account, purses[account], amount) for account, amount in amounts.items()]
             try:
-                return attempt(partial(self._send, actions + gifts))
-            except ConflictError as busy:
-                patience.wait(busy)
-                purses = {account: random.randrange(WALLET_PURSES) for account in amounts}  # noqa: S311 - spreads load, hides nothing
+                return attempt(partial(self._send, actions + self._gifts(amounts, contended=contended)))
             except BusyError as busy:
                 patience.wait(busy)
+                contended = contended or isinstance(busy, ConflictError)
 
-    def _move(self, account: str, purse: int, change_micro: int) -> dict[str, Any]:
+    def _gifts(self, amounts: Mapping[str, int], *, contended: bool) -> list[dict[str, Any]]:
+        """Credits to accounts, into the purses in use; into any if others write to these now."""
+        return [
+            self._move(
+                account,
+                random.randrange(WALLET_PURSES)  # noqa: S311 - spreads load, hides nothing
+                if contended
+                else self._purse_in_use.get(account, wallet.HOME),
+                amount_micro,
+            )
+            for account, amount_micro in amounts.items()
+        ]
+
+    def _move(self, account: str, purse: int, change_micro: int, *, charged_micro: int = 0) -> dict[str, Any]:
         change: dict[str, Any] = {
             "TableName": self._table,
             "Key": to_item({"pk": _purse_pk(account, purse)}),
@@ -477,38 +612,73 @@ class Ledger:
         if change_micro < 0:
             change["ConditionExpression"] = "available >= :taken"
             change["ExpressionAttributeValues"][":taken"] = attribute(-change_micro)
+        if charged_micro:
+            change["UpdateExpression"] += ", charged :charged"
+            change["ExpressionAttributeValues"][":charged"] = attribute(charged_micro)
         return {"Update": change}
 
-    def _remember(self, account: str, purse: int) -> None:
-        self._purse_in_use.pop(account, None)
-        if purse != wallet.HOME:
-            if len(self._purse_in_use) >= _WALLETS_REMEMBERED_MAX:
-                self._purse_in_use.clear()
-            self._purse_in_use[account] = purse
+    def _moves(self, moves: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
+        return [
+            self._move(account, purse, change_micro)
+            for account, changes in moves.items()
+            for purse, change_micro in changes.items()
+        ]
+
+    def _remember(self, moves: Mapping[str, Mapping[int, int]]) -> None:
+        """The purses that were taken from are where the next taking begins."""
+        for account, changes in moves.items():
+            purse = min(changes, key=changes.__getitem__)
+            self._purse_in_use.pop(account, None)
+            if purse != wallet.HOME:
+                if len(self._purse_in_use) >= _WALLETS_REMEMBERED_MAX:
+                    self._purse_in_use.clear()
+                self._purse_in_use[account] = purse
 
     def _snapshot(self, account: str) -> list[int]:
         """What each purse of an account has, all at one moment."""
-        return [int(purse.get("available", 0)) for purse in self.purses(account)]
+        return [_available_micro(purse) for purse in self._purses(account)]
+
+    def _purses(self, account: str) -> list[Mapping[str, Any] | None]:
+        """The items of an account's purses, all of one moment."""
+        return self._at_once([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
 
     # The sweep's actions.
 
-    def _credit_lines(self, batch: Sequence[Escrow], now_ms: int) -> list[Line]:
-        """What a batch of one agent's escrows adds to the journals of its owner and of the platform."""
-        first, splits = batch[0], [escrow.settlement.split for escrow in batch if escrow.settlement]
-        earned = [
-            (first.owner, Kind.EARNINGS, sum(split.paid_micro for split in splits)),
-            (self._platform_account, Kind.FEES, sum(split.fee_micro for split in splits)),
-        ]
-        return [
-            Line(account, kind, first.escrow_id, now_ms, amount_micro, first.agent_id, len(batch))
-            for account, kind, amount_micro in earned
-            if amount_micro
-        ]
+    def _batch(self, waiting: Sequence[Escrow], now_ms: int) -> crediting.Batch:
+        """The first of the escrows that wait, as many as one transaction credits, and what that moves."""
+        chosen = crediting.fitting(waiting)
+        purses = self._bond_purses(crediting.charged_owners(chosen))
+        chosen = crediting.fitting(chosen, purses)
+        return crediting.batch(chosen, purses, platform_account=self._platform_account, now_ms=now_ms)
+
+    def _bond_purses(self, due_micro: Mapping[str, int]) -> crediting.Purses:
+        """What the bonds have from which something is due: the home purse, or a snapshot where that has too little."""
+        homes = {owner: _purse_pk(bond_account(owner), wallet.HOME) for owner in due_micro}
+        found = self._get_all(list(homes.values()))
+        purses = {owner: [_available_micro(found.get(pk))] for owner, pk in homes.items()}
+        for owner, has in purses.items():
+            if has[wallet.HOME] < due_micro[owner]:
+                purses[owner] = self._snapshot(bond_account(owner))
+        return purses
+
+    def _credit_actions(self, batch: crediting.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
+        first = batch.escrows[0]
+        actions = [self._mark_swept(escrow, first, place, now_ms) for place, escrow in enumerate(batch.escrows)]
+        actions += [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
+        actions.append({"Put": put_new(self._table, _batch_values(batch.escrows, now_ms))})
+        for bond, moves in batch.bond_moves.items():
+            charged_micro = batch.charged[bond]  # noted at the first purse that is touched
+            for purse, change_micro in moves.items():
+                actions.append(self._move(bond, purse, change_micro, charged_micro=charged_micro))
+                charged_micro = 0
+        return actions + self._gifts(batch.gifts, contended=contended)
 
     def _uncredited(self, escrow_ids: Sequence[str]) -> list[Escrow]:
+        """Those of some escrows that are settled and not credited; an owner's own beside each other, to save lines."""
         found = self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids])
         items = [found[pk] for escrow_id in escrow_ids if (pk := f"ESC#{escrow_id}") in found]
-        return [escrow for item in items if "swept_ms" not in item and (escrow := _escrow(item)).settlement]
+        waiting = [escrow for item in items if "swept_ms" not in item and (escrow := _escrow(item)).settlement]
+        return sorted(waiting, key=lambda escrow: escrow.owner)
 
     def _mark_swept(self, escrow: Escrow, first: Escrow, place: int, now_ms: int) -> dict[str, Any]:
         write = update(
@@ -522,7 +692,7 @@ class Ledger:
         return {"Update": write}
 
     def _append_actions(
-        self, batch_id: str, agent_id: str, first: int, count: int, standing: Standing
+        self, batch_id: str, first: int, count: int, standings: Mapping[str, Standing]
     ) -> list[dict[str, Any]]:
         head = update(
             self._table,
@@ -540,12 +710,24 @@ class Ledger:
             values={},
         )
         pointer = put_new(self._table, {"pk": f"LOG#{first}", "batch": batch_id})
-        # The head's condition is the guard of this one too: whoever read an older standing read an older head.
-        kept = {
-            "TableName": self._table,
-            "Item": to_item({"pk": f"REP#{agent_id}", "standing": reputation.serialise(standing)}),
+        # The head's condition is the guard of these too: whoever read an older standing read an older head.
+        kept: list[dict[str, Any]] = [
+            {
+                "Put": {
+                    "TableName": self._table,
+                    "Item": to_item({"pk": f"REP#{agent_id}", "standing": reputation.serialise(standing)}),
+                }
+            }
+            for agent_id, standing in standings.items()
+        ]
+        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, *kept]
+
+    def _standings(self, agent_ids: Collection[str]) -> dict[str, Standing]:
+        found = self._get_all([f"REP#{agent_id}" for agent_id in agent_ids])
+        return {
+            agent_id: reputation.parse(found[pk]["standing"]["S"]) if (pk := f"REP#{agent_id}") in found else Standing()
+            for agent_id in agent_ids
         }
-        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, {"Put": kept}]
 
     def _receipts(self, batch: Mapping[str, Any]) -> list[str]:
         """The receipts of a batch's escrows, in order."""
@@ -567,6 +749,18 @@ class Ledger:
             lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
         )
         return answer.get("Item")
+
+    def _oldest_first(self, queue: str, *, before_ms: int | None = None) -> Iterator[str]:
+        """Ids of the escrows that the index shows in a queue, over all its shards."""
+        shards = [self._work(shard, before_ms=before_ms) for shard in self._shards_of(queue)]
+        for item in heapq.merge(*shards, key=lambda item: item["work_at"]):
+            yield item["pk"].removeprefix("ESC#")
+
+    def _at_once(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
+        """At most 100 items as they were at one moment, in order; None for one that is not there."""
+        gets: Any = [{"Get": {"TableName": self._table, "Key": to_item({"pk": pk})}} for pk in pks]
+        answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
+        return [response.get("Item") for response in answer["Responses"]]
 
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
@@ -635,7 +829,11 @@ class Ledger:
             "expires_ms": escrow.expires_ms,
             "agent_rules_sha256": escrow.agent_rules_sha256,
             "task_rules_sha256": escrow.task_rules_sha256,
+            "compute_prices": _numbers_json(escrow.compute),
+            "own_limits": _numbers_json(escrow.own_limits),
+            "task_judge_bps": escrow.task_judge_bps or None,
             "judges": _judges_json(escrow.judges),
+            "seed": escrow.seed,
             "webhook": escrow.webhook,
             "work": f"OPEN#{self._shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
@@ -651,6 +849,7 @@ class Ledger:
             "amount": line.amount_micro,
             "agent_id": line.agent_id,
             "tasks": line.tasks,
+            "due": line.due_micro,
         }
         return sealed(values)
 
@@ -679,6 +878,10 @@ def _available_micro(purse: Mapping[str, Any] | None) -> int:
     return int(purse["available"]["N"]) if purse else 0
 
 
+def _charged_micro(purse: Mapping[str, Any] | None) -> int:
+    return int(purse["charged"]["N"]) if purse and "charged" in purse else 0
+
+
 def _line(item: Mapping[str, Any]) -> Line:
     values = from_item(item)
     prefix, _, rest = values["pk"].partition("#")
@@ -692,6 +895,7 @@ def _line(item: Mapping[str, Any]) -> Line:
         amount_micro=values["amount"],
         agent_id=values.get("agent_id"),
         tasks=values.get("tasks"),
+        due_micro=values.get("due"),
     )
 
 
@@ -714,6 +918,11 @@ def _settlement_values(settlement: Settlement) -> dict[str, Value | None]:
         "refunded": settlement.split.refunded_micro,
         "outcome": settlement.outcome,
         "message": settlement.message,
+        "fault": settlement.fault,
+        "compute": settlement.compute_micro or None,
+        "charge": settlement.charge_micro or None,
+        "judging": settlement.judging_micro or None,
+        "task_judging": settlement.task_judging_micro or None,
         "reputation_tenths": settlement.reputation_tenths,
         "settled_ms": settlement.settled_ms,
         "receipt": settlement.receipt,
@@ -750,7 +959,11 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         expires_ms=values["expires_ms"],
         agent_rules_sha256=values.get("agent_rules_sha256"),
         task_rules_sha256=values.get("task_rules_sha256"),
-        judges=tuple(Hire(Side(side), *hired) for side, *hired in json.loads(values.get("judges", "[]"))),
+        compute=ComputePrices(*json.loads(values.get("compute_prices", "[]"))),
+        own_limits=Limits(*json.loads(values["own_limits"])) if "own_limits" in values else None,
+        task_judge_bps=values.get("task_judge_bps", 0),
+        judges=tuple(_hires(values)),
+        seed=values.get("seed"),
         webhook=values.get("webhook"),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
     )
@@ -758,6 +971,17 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
 
 def _judges_json(judges: Sequence[Hire]) -> str | None:
     return json.dumps([astuple(hire) for hire in judges]) if judges else None
+
+
+def _hires(values: Mapping[str, Any]) -> Iterator[Hire]:
+    for side, agent_id, budget_micro, *named in json.loads(values.get("judges", "[]")):
+        # Before the agent's judge was paid by a bond, the payer paid both, and their ids followed from the task's.
+        of_payer = escrow_id(values["account"], judge_task_id(values["task_id"], Side(side)))
+        yield Hire(Side(side), agent_id, budget_micro, *(named or [of_payer]))
+
+
+def _numbers_json(numbers: ComputePrices | Limits | None) -> str | None:
+    return json.dumps(astuple(numbers), separators=(",", ":")) if numbers else None
 
 
 def _settlement(values: Mapping[str, Any]) -> Settlement:
@@ -768,6 +992,11 @@ def _settlement(values: Mapping[str, Any]) -> Settlement:
         message=values["message"],
         reputation_tenths=values["reputation_tenths"],
         settled_ms=values["settled_ms"],
+        fault=Fault(values["fault"]) if "fault" in values else Outcome(values["outcome"]).fault,
+        compute_micro=values.get("compute", 0),
+        charge_micro=values.get("charge", 0),
+        judging_micro=values.get("judging", 0),
+        task_judging_micro=values.get("task_judging", 0),
         receipt=values["receipt"],
         output=_stored(values, "output"),
         log=_stored(values, "log"),
@@ -785,7 +1014,6 @@ def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | Non
     first = batch[0]
     values: dict[str, Value | None] = {
         "pk": f"BATCH#{first.escrow_id}",
-        "agent_id": first.agent_id,
         "escrows": ",".join(escrow.escrow_id for escrow in batch),
         "at": now_ms,
         "work": "BATCH",
@@ -797,6 +1025,13 @@ def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | Non
 def _log_head(item: Mapping[str, Any]) -> LogHead:
     values = from_item(item)
     return LogHead(values["size"], values["published"])
+
+
+def _settlement_of(settled: Escrow) -> Settlement:
+    if settled.settlement is None:
+        msg = "only a settlement ends an escrow"
+        raise ValueError(msg)
+    return settled.settlement
 
 
 def _standing(refused: RefusedError) -> Escrow:

@@ -2,11 +2,14 @@
 
     pk                 attributes
     AGENT#<agent id>   owner, name, terms, the active version's digests, and the newest upload with its own terms
+    OWNER#<owner id>   bond_short, frozen: whether the agents of this owner may take tasks; no item means that they may
 
 An agent has at most one active version and one open upload. Only the newest upload can become active, once, and its
-terms with it, so a late or repeated S3 event changes nothing. The index `listing` serves `GET /agents`.
+terms with it, so a late or repeated S3 event changes nothing. The index `listing` serves `GET /agents`, and the index
+`owner` finds all agents of one owner.
 """
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -14,10 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from quittance.acceptance import NO_RULES
 from quittance.errors import NotFoundError
+from quittance.limits import OWNED_AGENTS_READ_MAX
 from quittance.store.dynamo import (
     Patience,
     RefusedError,
@@ -34,9 +38,13 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 LISTING_INDEX: Final = "listing"
+OWNER_INDEX: Final = "owner"
 _LISTING: Final = "agents"
 _CACHE_SECONDS: Final = 10.0
 _CACHED_AGENTS_MAX: Final = 1_000
+_REFUSED: Final = "refused"
+_CACHED_MAX: Final = 1_000
+_Entry = TypeVar("_Entry")
 
 
 class AgentState(StrEnum):
@@ -53,7 +61,8 @@ class AgentState(StrEnum):
 class Terms:
     """What an agent asks and is allowed: its tariff, the limits of a run, and the rules for its output.
 
-    Tariff and rules are canonical JSON.
+    Tariff and rules are canonical JSON. `task_judge_bps` is the share of the price that is due when a task's own judge
+    rejects the output, in basis points; None if the agent takes no task that brings a judge.
     """
 
     tariff: str
@@ -61,6 +70,12 @@ class Terms:
     timeout_s: int
     fuel: int
     rules: str = NO_RULES
+    task_judge_bps: int | None = None
+
+    @property
+    def rules_sha256(self) -> str:
+        """The digest of the rules, that of `{}` if there are none: by it a task pins them."""
+        return hashlib.sha256(self.rules.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,46 @@ class Agent:
         return AgentState.ACTIVE if self.version else self.upload.state
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerState:
+    """Whether an owner's agents may take tasks: only with a bond that covers their failures, and unless frozen."""
+
+    bonded: bool = True
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedAgents:
+    """What an owner has: whether any agent has an active version, and when the last one was retired."""
+
+    active: bool
+    retired_ms: int | None
+
+
+class _Cache(Generic[_Entry]):
+    """The entries that were used last, each for ten seconds."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, tuple[float, _Entry]] = OrderedDict()
+
+    def get(self, key: str, read: Callable[[str], _Entry]) -> _Entry:
+        """The entry of a key, read anew if it is older than ten seconds."""
+        now = time.monotonic()
+        cached = self._entries.get(key)
+        if cached and cached[0] > now:
+            return cached[1]
+        entry = read(key)
+        self._entries[key] = (now + _CACHE_SECONDS, entry)
+        self._entries.move_to_end(key)
+        if len(self._entries) > _CACHED_MAX:
+            self._entries.popitem(last=False)
+        return entry
+
+    def drop(self, key: str) -> None:
+        """The next `get` of this key reads it anew."""
+        self._entries.pop(key, None)
+
+
 class Registry:
     """Reads and conditional writes of agents. Methods raise PlatformUnavailableError when DynamoDB does not answer."""
 
@@ -121,31 +176,61 @@ class Registry:
         self._client = client
         self._table = table
         self._left_ms = left_ms
-        self._cache: OrderedDict[str, tuple[float, Agent]] = OrderedDict()
+        self._agents: _Cache[Agent] = _Cache()
+        self._owners: _Cache[OwnerState] = _Cache()
 
     def get(self, agent_id: str) -> Agent:
         """The agent as it stands now (consistent read). Raises NotFoundError."""
-        key = to_item({"pk": f"AGENT#{agent_id}"})
-        answer = answered(
-            lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
-        )
-        if "Item" not in answer:
+        item = self._item(f"AGENT#{agent_id}")
+        if item is None:
             msg = f"There is no agent {agent_id!r}."
             raise NotFoundError(msg)
-        return _agent(answer["Item"])
+        return _agent(item)
 
     def get_cached(self, agent_id: str) -> Agent:
         """The agent as this environment saw it at most ten seconds ago. Raises NotFoundError."""
-        now = time.monotonic()
-        cached = self._cache.get(agent_id)
-        if cached and cached[0] > now:
-            return cached[1]
-        agent = self.get(agent_id)
-        self._cache[agent_id] = (now + _CACHE_SECONDS, agent)
-        self._cache.move_to_end(agent_id)
-        if len(self._cache) > _CACHED_AGENTS_MAX:
-            self._cache.popitem(last=False)
-        return agent
+        return self._agents.get(agent_id, self.get)
+
+    def owner(self, owner_id: str) -> OwnerState:
+        """Whether an owner's agents may take tasks, as it stands now (consistent read)."""
+        values = from_item(self._item(f"OWNER#{owner_id}") or {})
+        return OwnerState(bonded=not values.get("bond_short"), frozen=bool(values.get("frozen")))
+
+    def owner_cached(self, owner_id: str) -> OwnerState:
+        """Whether an owner's agents may take tasks, as this environment saw it at most ten seconds ago."""
+        return self._owners.get(owner_id, self.owner)
+
+    def set_bond_short(self, owner_id: str, short: bool) -> None:  # noqa: FBT001 - the flag is what is set
+        """Records whether an owner's bond is used up. Repeating changes nothing."""
+        self._set_flag(owner_id, "bond_short", short)
+
+    def set_frozen(self, owner_id: str, frozen: bool) -> None:  # noqa: FBT001 - the flag is what is set
+        """Records whether an operator has frozen an owner. Repeating changes nothing."""
+        self._set_flag(owner_id, "frozen", frozen)
+
+    def active_agents_of(self, owner_id: str) -> OwnedAgents:
+        """Whether an owner has agents with an active version, and when the last one was retired.
+
+        The index may lag by a second. Of an owner with more than OWNED_AGENTS_READ_MAX agents the others are not read:
+        one of them is taken to be active.
+        """
+        query = {
+            "TableName": self._table,
+            "IndexName": OWNER_INDEX,
+            "KeyConditionExpression": "#owner = :owner",
+            "ExpressionAttributeNames": {"#owner": "owner"},
+            "ExpressionAttributeValues": to_item({":owner": owner_id}),
+        }
+        read = 0
+        active, retired_ms = False, None
+        for item in islice(paged(self._client.query, query, self._left_ms), OWNED_AGENTS_READ_MAX + 1):
+            read += 1
+            values = from_item(item)
+            if "retired_ms" in values:
+                retired_ms = max(retired_ms or 0, values["retired_ms"])
+            elif "module_sha256" in values:
+                active = True
+        return OwnedAgents(active or read > OWNED_AGENTS_READ_MAX, retired_ms)
 
     def page(self, *, owner: str | None, limit: int, after: tuple[int, str] | None) -> tuple[list[Agent], bool]:
         """Up to `limit` agents, newest first, beginning behind `after` (created_ms, agent id); and whether more follow.
@@ -266,7 +351,7 @@ class Registry:
         write = update(
             self._table, f"AGENT#{written.agent_id}", set_=set_, remove=remove, condition=condition, values=values
         )
-        self._cache.pop(written.agent_id, None)
+        self._agents.drop(written.agent_id)
         try:
             answered(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
@@ -275,6 +360,18 @@ class Registry:
                 raise NotFoundError(msg) from refused
             return _agent(refused.items[0])
         return written
+
+    def _item(self, pk: str) -> Mapping[str, Any] | None:
+        key = to_item({"pk": pk})
+        answer = answered(
+            lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
+        )
+        return answer.get("Item")
+
+    def _set_flag(self, owner_id: str, flag: str, value: bool) -> None:  # noqa: FBT001 - the flag is what is set
+        write = update(self._table, f"OWNER#{owner_id}", set_={flag: int(value)})
+        self._owners.drop(owner_id)
+        answered(lambda: self._client.update_item(**write), self._patience())
 
     def _patience(self) -> Patience:
         return Patience(self._left_ms())
@@ -287,6 +384,7 @@ def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:
         f"{prefix}timeout_s": terms.timeout_s,
         f"{prefix}fuel": terms.fuel,
         f"{prefix}rules": terms.rules,
+        f"{prefix}task_judges": _REFUSED if terms.task_judge_bps is None else str(terms.task_judge_bps),
     }
 
 
@@ -315,6 +413,7 @@ def _terms(values: Mapping[str, Any], prefix: str) -> Terms:
         timeout_s=values[f"{prefix}timeout_s"],
         fuel=values[f"{prefix}fuel"],
         rules=values.get(f"{prefix}rules", NO_RULES),
+        task_judge_bps=None if (share := values.get(f"{prefix}task_judges", _REFUSED)) == _REFUSED else int(share),
     )
 
 

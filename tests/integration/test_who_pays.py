@@ -1,0 +1,215 @@
+"""Who pays when: each fault with prices for compute, by whom it is borne, and what a cheat gets for it."""
+
+from typing import Any
+
+import pytest
+from wasmtime import wat2wasm
+
+from quittance import publishing, receipt, tasks
+from quittance.bond import bond_account
+from quittance.errors import AgentNotReadyError, BudgetTooLowError, TermsChangedError
+from quittance.models import TaskRequest, TaskResult, VersionRequest
+from quittance.sweeping import sweep
+from tests.support import Cloud, wasm
+
+START, BOND, PRICE, FEE = 10_000_000, 2_000_000, 10_000, 250
+RUN, PER_BILLION = 100, 50_000_000  # dear enough to show in every run: 5 micro-credits for 100 units of fuel
+OWNER = "owner"
+
+
+@pytest.fixture
+def dear(cloud: Cloud) -> Cloud:
+    """A platform on which computing costs something. alice has credits, the owner has a bond."""
+    prices = {"compute_run_micro": RUN, "compute_per_billion_fuel_micro": PER_BILLION, "bond_minimum_micro": 1_000_000}
+    cloud.settings = cloud.settings.model_copy(update=prices)
+    cloud.deposit("alice", START)
+    cloud.bond(OWNER, BOND)
+    return cloud
+
+
+def module(body: str, *, pages: int = 1) -> bytes:
+    return bytes(wat2wasm(f'(module (memory (export "memory") {pages}) (func (export "_start") {body}))'))
+
+
+LOOP = module("(loop (br 0))")
+TRAP = module("unreachable")
+GREEDY = module("(if (i32.eq (memory.grow (i32.const 300)) (i32.const -1)) (then unreachable))")
+
+
+def ask(agent: str, **changes: Any) -> TaskRequest:
+    return TaskRequest.model_validate({"task_id": "t-1", "agent_id": agent, "input": "hello", "budget": "1"} | changes)
+
+
+def run(cloud: Cloud, agent: str, **changes: Any) -> TaskResult:
+    done = tasks.execute(cloud, "alice", ask(agent, **changes))
+    assert isinstance(done, TaskResult)
+    return done
+
+
+def compute(done: TaskResult) -> int:
+    return RUN - (-done.resource_usage.fuel_used * PER_BILLION // 10**9)
+
+
+def spent(cloud: Cloud) -> int:
+    return START - cloud.ledger.available_micro("alice")
+
+
+def swept(cloud: Cloud) -> tuple[int, int, int]:
+    """What the owner has earned, the bond has lost and the platform has got; everything adds up."""
+    while (done := sweep(cloud)).credited or done.logged:
+        pass
+    assert cloud.total_micro() == START + BOND
+    available = cloud.ledger.available_micro
+    return available(OWNER), BOND - available(bond_account(OWNER)), available("quittance:platform")
+
+
+def stated(cloud: Cloud, done: TaskResult) -> Any:
+    return receipt.verify(done.receipt, cloud.keys.jwks())
+
+
+def test_success_pays_the_price_and_the_compute(dear: Cloud) -> None:
+    done = run(dear, dear.publish(wasm("echo")))
+    due = compute(done)
+    assert (done.amount_paid_micro, done.fee_micro, done.compute_micro) == (PRICE - FEE, FEE + due, due)
+    assert spent(dear) == PRICE + due
+    assert swept(dear) == (PRICE - FEE, 0, FEE + due)
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "limits"),
+    [("trap_unreachable", TRAP, {}), ("fuel_exhausted", LOOP, {"fuel": 10**6}), ("exit_code", wasm("failing"), {}),
+     ("timeout", LOOP, {"timeout": 1}), ("output_limit", None, {})],
+)  # fmt: skip
+def test_the_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: bytes | None, limits: Any) -> None:
+    agent = dear.publish(body or wasm("floods"), **limits)
+    done = run(dear, agent, budget="1000" if code == "timeout" else "100")
+    assert done.error is not None
+    assert (done.error.code, done.fault, done.reputation_delta) == (code, "agent", -50)
+    assert (done.amount_refunded_micro, spent(dear)) == (100_000_000, 0)
+    charge = int(stated(dear, done)["charge"])
+    assert charge == compute(done) > RUN
+    assert swept(dear) == (0, min(charge, BOND), min(charge, BOND))
+
+
+def test_fuel_that_a_small_budget_does_not_buy_is_the_payers_fault(dear: Cloud) -> None:
+    """Seen before: a low budget cost an agent its reputation, and the payer nothing."""
+    done = run(dear, dear.publish(LOOP), budget="0.02")
+    assert done.error is not None
+    assert (done.error.code, done.fault, done.reputation_delta) == ("fuel_exhausted", "payer", 0)
+    assert done.fee_micro == done.compute_micro == compute(done) == spent(dear)
+    assert stated(dear, done)["charge"] == "0"
+    assert swept(dear) == (0, 0, done.fee_micro)
+
+
+def test_a_shorter_timeout_is_the_payers_fault(dear: Cloud) -> None:
+    dear.settings = dear.settings.model_copy(update={"compute_per_billion_fuel_micro": 40})
+    done = run(dear, dear.publish(LOOP, timeout=2), timeout=1)
+    assert done.error is not None
+    assert (done.error.code, done.fault, done.reputation_delta) == ("timeout", "payer", 0)
+    assert RUN < done.fee_micro == done.compute_micro == spent(dear), "a run that was killed is paid for too"
+    assert swept(dear) == (0, 0, done.fee_micro)
+
+
+def test_memory_and_output_that_a_budget_does_not_buy_are_the_payers_fault(dear: Cloud) -> None:
+    memory = dear.publish(GREEDY, tariff={"type": "metered", "per_mib_memory": "0.01"})
+    done = run(dear, memory, budget="0.05")
+    assert done.error is not None
+    assert (done.error.code, done.fault) == ("trap_unreachable", "payer")
+    assert stated(dear, done)["memory_refused"] is True
+    assert run(dear, memory, budget="5", task_id="t-2").success
+    output = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "1"})
+    done = run(dear, output, budget="0.5", input="x" * 2_000, task_id="t-3")
+    assert done.error is not None
+    assert (done.error.code, done.fault, done.output) == ("output_limit", "payer", None)
+    assert dear.ledger.standing(output).failures == dear.ledger.standing(memory).failures == 0
+
+
+def test_a_budget_that_no_single_limit_exceeds_may_still_not_cover_the_sum(dear: Cloud) -> None:
+    agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "0.4", "per_mib_memory": "0.1"})
+    needed = run(dear, agent, budget="10").amount_paid_micro
+    done = run(dear, agent, budget="0.5", task_id="t-2")
+    assert done.error is not None
+    assert (done.error.code, done.fault, done.output, done.amount_paid_micro) == ("budget_exhausted", "payer", None, 0)
+    assert needed > 450_000
+    assert done.fee_micro == compute(done)
+
+
+def test_a_millionth_of_a_credit_buys_nothing(dear: Cloud) -> None:
+    """Seen before: with a price for output alone, 0.000001 bought 100 KiB of it."""
+    agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "1"})
+    with pytest.raises(BudgetTooLowError) as low:
+        run(dear, agent, budget="0.000001", input="x" * 100_000)
+    assert low.value.members["least_price"] == "0.000101"
+    done = run(dear, agent, budget="0.000101", input="x" * 100_000)
+    assert not done.success
+    assert spent(dear) == done.fee_micro == 101
+
+
+def test_impossible_rules_are_paid_by_who_made_them(dear: Cloud) -> None:
+    """Seen before: a payer's rule that no output meets cost the agent its reputation and the payer nothing."""
+    done = run(dear, dear.publish(wasm("echo")), acceptance={"max_bytes": 0})
+    assert (done.fault, done.reputation_delta, done.amount_paid_micro) == ("payer", 0, 0)
+    assert done.fee_micro == compute(done) == spent(dear)
+    own = run(dear, dear.publish(wasm("echo"), acceptance={"max_bytes": 0}), task_id="t-2")
+    assert (own.fault, own.reputation_delta, own.amount_refunded_micro) == ("agent", -50, 1_000_000)
+
+
+def test_the_platforms_fault_costs_nobody(dear: Cloud) -> None:
+    agent = dear.publish(wasm("echo"))
+    dear._s3.delete_object(Bucket="binaries", Key=dear.registry.get(agent).version.artefact_key)  # type: ignore[union-attr]
+    done = run(dear, agent)
+    assert (done.fault, spent(dear), stated(dear, done)["charge"]) == ("platform", 0, "0")
+    assert swept(dear) == (0, 0, 0)
+
+
+def test_prices_of_zero_turn_it_off(cloud: Cloud) -> None:
+    cloud.deposit("alice", START)
+    done = run(cloud, cloud.publish(TRAP))
+    assert (done.fault, done.compute_micro, spent(cloud)) == ("agent", 0, 0)
+    assert run(cloud, cloud.publish(wasm("echo")), task_id="t-2").fee_micro == FEE
+
+
+def test_a_bond_that_is_used_up_ends_its_agents_tasks_until_a_top_up(dear: Cloud) -> None:
+    agent, other = dear.publish(LOOP, fuel=10**8), dear.publish(wasm("echo"))
+    run(dear, agent, budget="100")
+    assert swept(dear)[1] == BOND
+    for stopped in (agent, other):
+        dear.registry._owners._entries.clear()
+        with pytest.raises(AgentNotReadyError, match="bond"):
+            run(dear, stopped, task_id="t-2")
+    dear.deposit(OWNER, 1_000_000)
+    from quittance import accounts
+    from quittance.models import BondRequest
+
+    accounts.move_bond(dear, OWNER, BondRequest.model_validate({"bond_id": "b-1", "amount": "1"}))
+    dear.registry._owners._entries.clear()
+    assert run(dear, other, task_id="t-3").success
+
+
+# What was quoted is what runs.
+
+
+def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
+    agent = dear.publish(wasm("echo"), acceptance={"min_bytes": 1})
+    quote = publishing.estimate(dear, agent)
+    pins = {
+        "module_sha256": quote.module_sha256,
+        "tariff_sha256": quote.tariff_sha256,
+        "rules_sha256": quote.rules_sha256,
+    }
+    assert run(dear, agent, **pins).success
+    assert run(dear, agent, task_id="t-2", rules_sha256=publishing.describe(dear, agent).rules_sha256).success
+    for field in pins:
+        with pytest.raises(TermsChangedError) as changed:
+            run(dear, agent, task_id="t-3", **pins | {field: "00" * 32})
+        assert changed.value.members["errors"] == [{"field": field, "message": f"must be {pins[field]}, or absent"}]
+    publishing.open_version(
+        dear, OWNER, agent, VersionRequest.model_validate({"tariff": {"type": "flat", "price": "0.9"}})
+    )
+    dear.post(agent, 2, wasm("echo"))
+    publishing.publish(dear, f"uploads/{agent}/2")
+    dear.registry._agents._entries.clear()
+    with pytest.raises(TermsChangedError, match="tariff_sha256"):
+        run(dear, agent, task_id="t-4", **pins)
+    assert run(dear, agent, **pins).success, "what is settled is answered"
+    assert spent(dear) < 3 * PRICE

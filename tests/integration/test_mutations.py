@@ -77,9 +77,9 @@ def mutations(item: Item) -> Iterator[Mutation]:
 
 
 OTHERS: Final[Mapping[str, Callable[[Any], list[Any]]]] = {
-    "N": lambda value: [str(int(value) + 1), str(int(value) - 1), str(10**15)],
-    "S": lambda value: [value[:-1], _other_letter(value)],
-    "B": lambda value: [value[:-1], value + b"a", bytes([value[0] ^ 1]) + value[1:]],
+    "N": lambda value: [str(int(value) + 1), str(10**15)],
+    "S": lambda value: [_other_letter(value)],
+    "B": lambda value: [bytes([value[0] ^ 1]) + value[1:]],
 }
 
 

@@ -26,7 +26,8 @@ ROUNDS: Final = scaled(5, 1)
 SETTINGS: Final = {
     "AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "l", "REGISTRY_TABLE": "r", "UPLOADS_BUCKET": "u",
     "BINARIES_BUCKET": "b", "OUTPUTS_BUCKET": "o", "LOG_BUCKET": "t", "LEDGER_SHARDS": "4", "FEE_BPS": "250",
-    "PLATFORM_ACCOUNT": "quittance:platform", "RECEIPT_KEY_IDS": "k", "RECEIPT_ISSUER": "i", "ISSUER_URL": "i",
+    "PLATFORM_ACCOUNT": "quittance:platform", "RECEIPT_KEY_IDS": "k", "CHECKPOINT_KEY_IDS": "c",
+    "WEBHOOK_KEY_IDS": "w", "RECEIPT_ISSUER": "i", "ISSUER_URL": "i",
     "JWKS_URL": "https://issuer.example/jwks.json", "AUDIENCE": "quittance",
 }  # fmt: skip
 
@@ -48,6 +49,7 @@ BUDGETS: Final[Mapping[str, Budget]] = {
     "result": Budget(24, 9, ROUTES),
     "agents": Budget(24, 9, ROUTES),
     "accounts": Budget(22, 8, ROUTES),
+    "operations": Budget(22, 1, "routes with validation and botocore; operators call it rarely"),
     "public": Budget(24, 9, ROUTES),
     "publish": Budget(20, 1, "no routes; nobody waits for it"),
     "work": Budget(22, 1, "no routes; the queue waits, not a person"),

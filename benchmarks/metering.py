@@ -27,7 +27,7 @@ from quittance import limits
 from quittance.sandbox import engine as adapter
 from quittance.sandbox import target
 from quittance.sandbox.engine import GuestMemory, Host
-from quittance.sandbox.wasi import HANDLERS, ExitedError, Guest
+from quittance.sandbox.wasi import ExitedError, Guest
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "metering.md"
@@ -120,7 +120,7 @@ class Subject:
         guest = Guest(stdin=self._stdin, epoch_ns=0, seed=b"", log=lambda _: None)
 
         def answer(name: str, memory: GuestMemory, arguments: Sequence[int]) -> int:
-            return HANDLERS[name](guest, memory, *arguments)
+            return guest.answer(name, memory, arguments)
 
         self._host.begin(answer)
         with wasmtime.Store(self._engine) as store:

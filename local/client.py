@@ -54,8 +54,8 @@ def publish(api: Api, name: str, module: bytes, terms: Mapping[str, Any]) -> str
     upload(registered["upload"], module)
     deadline = time.monotonic() + _PUBLISH_SECONDS
     while (agent := api.get(f"/agents/{agent_id}"))["state"] != "active":
-        if agent["state"] == "rejected":
-            msg = f"{name} was rejected: {agent.get('rejection')}"
+        if agent["state"] in {"rejected", "failed"}:
+            msg = f"{name} was {agent['state']}: {agent.get('rejection')}"
             raise RefusedError(msg)
         if time.monotonic() > deadline:
             msg = f"{name} is still {agent['state']} after {_PUBLISH_SECONDS:.0f} s"

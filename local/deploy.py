@@ -234,7 +234,7 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             registry_table=outputs["RegistryTable"],
             buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
             queues={"tasks": outputs["TaskQueue"], "dead_letters": outputs["TaskDeadLetters"]},
-            functions={name: f"{value}:live" for name, value in outputs.items() if name.endswith("Function")},
+            functions={name: value for name, value in outputs.items() if name.endswith("Function")},
             workflow=outputs["RunWorkflow"],
             platform_account=outputs["PlatformAccount"],
             issuer=issuer.ISSUER,

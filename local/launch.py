@@ -1,4 +1,4 @@
-"""ministack, with policies enforced (AUTH), and seven things that it does not do by itself.
+"""ministack, with policies enforced (AUTH), the borders of AWS (borders.py), and more that it does not do by itself.
 
 - A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
   unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
@@ -7,7 +7,12 @@
 - S3 tells that an object is missing to those alone who may list its bucket; others are denied. So it is on AWS.
 - `dynamodb:LeadingKeys` is known where a request names its keys (not in transactions).
 - A REST API leaves `path` and `pathParameters` as the client encoded them, as on AWS. ministack decodes them.
+- `requestContext.path` is the path that the client sent: with the address that the API has here, as on AWS with a stage
+  or a base path. Under a base path of a custom domain it is `path` too.
+- A gateway response may quote what the authorizer said of a request that it denied (`context.authorizer`).
+- A function's `WWW-Authenticate` reaches the client under another name, as REST APIs have it.
 - The loopback counts as TLS: else the buckets, which refuse everybody without it, would refuse everybody here.
+- An alias's EventInvokeConfig holds where the alias is invoked asynchronously. ministack reads that of `$LATEST` only.
 - What a handler raises keeps its class for a name, and its worker lives on. ministack would tell every exception as
   `Runtime.HandlerError` and end the worker: no Retry or Catch by name could be tried, every refusal would start cold.
 
@@ -18,20 +23,31 @@ cannot start, and tests/local/test_cloud.py says which.
 import hashlib
 import json
 import os
+import re
 import signal
+import sys
 import tempfile
 import threading
 import zipfile
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
 from ministack import app  # type: ignore[import-not-found]  # in the cloud's environment only
 from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]
-from ministack.services import lambda_svc, sts  # type: ignore[import-not-found]
+from ministack.services import apigateway_v1, lambda_svc, sts  # type: ignore[import-not-found]
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for this import alone: nothing else is ours
+from local import borders
+
+del sys.path[0]
 
 _UNPACKING = threading.Lock()
+_REQUESTED: ContextVar[tuple[str, str]] = ContextVar("requested")  # host and path of this request, as they were sent
+_AUTHORIZER: ContextVar[Mapping[str, str]] = ContextVar("authorizer")  # what it said of this request
+_QUOTED = re.compile(r"\$context\.authorizer\.(\w+)")
 _MISSING = 404
 _RAISED = "__raised__"
 _TELL_ERROR = '{"status": "error", "error": str(e), "trace": traceback.format_exc()}'
@@ -99,9 +115,91 @@ def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[by
     return context
 
 
+def _with_event_keys(known: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`events:source` and `events:detail-type` of a call of PutEvents: what all its entries state."""
+
+    def context(service: str, action: str, body: bytes, *rest: Any) -> dict[str, Any]:  # noqa: ANN401 - handed through
+        keys = known(service, action, body, *rest)
+        if action != "events:PutEvents":
+            return keys
+        entries = json.loads(body or b"{}").get("Entries", [])
+        named = {"events:source": "Source", "events:detail-type": "DetailType"}
+        stated = {key: [entry[member] for entry in entries if member in entry] for key, member in named.items()}
+        return {**keys, **{key: values for key, values in stated.items() if values}}
+
+    return context
+
+
 def _encoded_paths(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def answer(host: str, path: str, *rest: Any, raw_path: str | None = None, **named: Any) -> Any:  # noqa: ANN401
+        _REQUESTED.set((host, raw_path or path))
+        _AUTHORIZER.set({})
         return await execute(host, raw_path or path, *rest, raw_path=raw_path, **named)
+
+    return answer
+
+
+def _with_invoke_config(invoke: Callable[..., Any]) -> Callable[..., Any]:
+    def invoking(record: dict[str, Any], event: Any) -> Any:  # noqa: ANN401
+        function = lambda_svc._functions.get(record["config"]["FunctionName"], {})  # noqa: SLF001
+        configs = function.get("event_invoke_configs") or {}
+        named = [configs[alias] for alias in function.get("aliases", {}) if alias in configs]
+        if named and record is not function:  # a version: the template's functions have one alias each
+            record["event_invoke_config"] = named[0]
+        return invoke(record, event)
+
+    return invoking
+
+
+def _requested_paths(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def event(*arguments: Any, **named: Any) -> dict[str, Any]:  # noqa: ANN401 - handed through
+        built = build(*arguments, **named)
+        host, path = _REQUESTED.get()
+        if path.startswith("/restapis/"):
+            built["requestContext"]["path"] = path
+        elif app._parse_execute_api_url(host, path) is None:  # noqa: SLF001 - a custom domain, then
+            built["path"] = built["requestContext"]["path"] = path
+        return built
+
+    return event
+
+
+def _explain_denials() -> None:
+    """What an authorizer says with its policy is kept until the gateway answers."""
+    gateway = apigateway_v1
+    cache, evaluate = gateway._cache_authorizer_result, gateway._evaluate_policy  # noqa: SLF001
+    value, respond = gateway._gateway_request_value, gateway._gateway_error_response  # noqa: SLF001
+
+    def cache_with_context(key: Any, ends: float, policy: dict[str, Any], context: Mapping[str, str]) -> None:  # noqa: ANN401
+        policy["_Context"] = dict(context)
+        cache(key, ends, policy, context)
+
+    def evaluate_with_context(policy: dict[str, Any], method_arn: str) -> Any:  # noqa: ANN401
+        _AUTHORIZER.set(policy.get("_Context", {}))
+        return evaluate(policy, method_arn)
+
+    def value_of_context(source: str, request: Any) -> Any:  # noqa: ANN401
+        prefix, _, name = source.rpartition(".")
+        return _AUTHORIZER.get({}).get(name) if prefix == "context.authorizer" else value(source, request)
+
+    def respond_with_context(error: Any, request: Any) -> Any:  # noqa: ANN401
+        status, headers, body = respond(error, request)
+        said = _AUTHORIZER.get({})
+        return status, headers, _QUOTED.sub(lambda found: said.get(found[1], ""), body.decode()).encode()
+
+    gateway._cache_authorizer_result = cache_with_context  # noqa: SLF001
+    gateway._evaluate_policy = evaluate_with_context  # noqa: SLF001
+    gateway._gateway_request_value = value_of_context  # noqa: SLF001
+    gateway._gateway_error_response = respond_with_context  # noqa: SLF001
+
+
+def _challenges_renamed(invoke: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def answer(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - handed through
+        answered = await invoke(*arguments, **named)
+        if isinstance(answered, tuple):
+            for name in [name for name in answered[1] if name.lower() == "www-authenticate"]:
+                answered[1]["x-amzn-Remapped-WWW-Authenticate"] = answered[1].pop(name)
+        return answered
 
     return answer
 
@@ -113,8 +211,14 @@ def _prepare(env: Mapping[str, str]) -> None:
     app.SERVICE_HANDLERS["s3"] = _missing_denied(app.SERVICE_HANDLERS["s3"])
     app.pin_request_origin = lambda address, _secure: iam_evaluator.pin_request_origin(address, secure_transport=True)
     app._handle_execute_api_request = _encoded_paths(app._handle_execute_api_request)  # noqa: SLF001
+    lambda_svc.invoke_async_with_retry = _with_invoke_config(lambda_svc.invoke_async_with_retry)
+    apigateway_v1._build_lambda_event_v1 = _requested_paths(apigateway_v1._build_lambda_event_v1)  # noqa: SLF001
+    apigateway_v1._invoke_lambda_proxy_v1 = _challenges_renamed(apigateway_v1._invoke_lambda_proxy_v1)  # noqa: SLF001
+    _explain_denials()
     _name_errors()
+    borders.draw(app.SERVICE_HANDLERS)
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
+    iam_actions.request_tag_context = _with_event_keys(iam_actions.request_tag_context)
 
 
 def _end_with(descriptor: str) -> None:

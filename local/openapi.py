@@ -19,7 +19,14 @@ from quittance.http import PREFIX, api
 ROOT: Final = Path(__file__).parents[1]
 COMMITTED: Final = ROOT / "layers" / "runtime" / "quittance" / "openapi.json"
 EVENTS: Final = ROOT / "docs" / "events"
-_OPEN: Final = ("/health", "/openapi.json", "/docs", "/.well-known/jwks.json")
+_OPEN: Final = (  # as in template.yaml
+    "/health",
+    "/openapi.json",
+    "/docs",
+    "/.well-known/jwks.json",
+    "/log/checkpoint",
+    "/log/tile/{level}/{index}/{width}",
+)
 _PROBLEM: Final[dict[str, Any]] = {
     "description": "A refusal (RFC 9457)",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

@@ -84,6 +84,7 @@ def proofs(*, short: bool) -> list[Proof]:
             suite("kills", "killed and stalled runners lose nothing", "e2e/test_kills.py", "kills:"),
             suite("batch", "killed workers of the queue lose nothing", "e2e/test_async.py", "batch:"),
             suite("model", "random programs agree with the model", "ledger/test_model.py", "programs agree"),
+            suite("receipts", "two checkers of receipts agree", "unit/test_second_checker.py", "checkers agree"),
             suite("interleavings", "all orders of store calls", "ledger/test_interleavings.py", "walks"),
             suite("determinism", "agents repeat", "hostile/test_determinism.py", "are the same"),
             Proof("sandbox-fuzz", "no mutated module harms the host", modules, "modules in"),

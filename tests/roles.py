@@ -32,6 +32,9 @@ _FEEDING = {
 }
 
 
+_NONE = {"Ref": "AWS::NoValue"}
+
+
 class Call(NamedTuple):
     """What a function asked of AWS, and whether the local cloud let it."""
 
@@ -154,6 +157,9 @@ class Deployed:
             "Fn::GetAtt": lambda name: self._named(name if isinstance(name, str) else ".".join(name)),
             "Fn::Sub": lambda text: re.sub(r"\$\{([^}]+)\}", lambda found: self._named(found[1]), text),
             "Fn::Split": lambda both: self.value(both[1]).split(both[0]),
+            "Fn::Join": lambda both: both[0].join(
+                self.value([part for part in map(self._chosen, both[1]) if part != _NONE])
+            ),
             "Fn::If": lambda _: self.value(self._chosen(written)),
         }
         if function not in read:

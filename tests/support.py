@@ -71,10 +71,10 @@ class Cloud(Platform):
             assert publishing.publish(self, f"uploads/{agent_id}/1") == "active"
         return agent_id
 
-    def post(self, agent_id: str, number: int, module: bytes) -> None:
-        """Posts a module as its author would."""
+    def post(self, agent_id: str, number: int, module: bytes) -> str:
+        """Posts a module as its author would; returns the object's version."""
         key = f"uploads/{agent_id}/{number}"
-        self._s3.put_object(Bucket=self.settings.uploads_bucket, Key=key, Body=module)
+        return self._s3.put_object(Bucket=self.settings.uploads_bucket, Key=key, Body=module)["VersionId"]
 
     def deposit(self, account: str, amount_micro: int) -> None:
         """Gives an account credits."""

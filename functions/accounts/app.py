@@ -1,4 +1,4 @@
-"""Shows and moves an account's credits: `/accounts`."""
+"""Shows and moves an account's credits, and decides payouts: `/accounts`, `/payouts`."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -7,12 +7,12 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import accounts
+from quittance import accounts, payouts
 from quittance.bond import bond_account
 from quittance.bootstrap import platform, prepare
 from quittance.errors import NotFoundError
 from quittance.http import PREFIX, answer, api, caller, responses
-from quittance.identity import DEPOSIT_SCOPE
+from quittance.identity import DEPOSIT_SCOPE, PAYOUT_SCOPE
 from quittance.limits import OWN_ACCOUNT, PAGE_ITEMS_MAX
 from quittance.models import (
     AccountAnswer,
@@ -22,6 +22,10 @@ from quittance.models import (
     BondRequest,
     DepositAnswer,
     DepositRequest,
+    PayoutAnswer,
+    PayoutDecision,
+    PayoutId,
+    PayoutPage,
     StatementPage,
     WithdrawalAnswer,
     WithdrawalRequest,
@@ -113,7 +117,8 @@ def deposit(account_id: AccountInPath, request: DepositRequest) -> Response[str]
     bank = caller(app)
     bank.need(DEPOSIT_SCOPE)
     account = bank.account if account_id == OWN_ACCOUNT else account_id
-    return answer(accounts.deposit(platform(app.lambda_context), account, request), HTTPStatus.CREATED)
+    done = accounts.deposit(platform(app.lambda_context), account, request, depositor=bank.account)
+    return answer(done, HTTPStatus.CREATED)
 
 
 @app.post(
@@ -129,6 +134,34 @@ def withdraw(account_id: AccountInPath, request: WithdrawalRequest) -> Response[
         msg = "You can withdraw from your own account only."
         raise NotFoundError(msg)
     return answer(accounts.withdraw(platform(app.lambda_context), caller(app).account, request), HTTPStatus.CREATED)
+
+
+@app.get(
+    f"{PREFIX}/payouts",
+    summary="List the payouts that wait",
+    tags=["payouts"],
+    responses=responses((HTTPStatus.OK, PayoutPage)),
+)
+def waiting(
+    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 50,
+    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+) -> Response[str]:
+    """Withdrawals that are to be paid out, the longest waiting first; needs the scope `ledger:payout`."""
+    caller(app).need(PAYOUT_SCOPE)
+    return answer(payouts.page(platform(app.lambda_context), limit=limit, after=after))
+
+
+@app.post(
+    f"{PREFIX}/payouts/<payout_id>",
+    summary="Record how a payout ended",
+    tags=["payouts"],
+    responses=responses((HTTPStatus.OK, PayoutAnswer)),
+)
+def decide(payout_id: PayoutId, request: PayoutDecision) -> Response[str]:
+    """Ends a payout once, as paid or failed; needs the scope `ledger:payout`. What failed is available again."""
+    operator = caller(app)
+    operator.need(PAYOUT_SCOPE)
+    return answer(payouts.decide(platform(app.lambda_context), payout_id, request, operator=operator.account))
 
 
 @entry

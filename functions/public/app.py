@@ -1,4 +1,4 @@
-"""What anyone may read: the receipt keys, the log of receipts, the OpenAPI description and its page."""
+"""What anyone may read: the root keys, the log of receipts, the OpenAPI description and its page."""
 
 import json
 from http import HTTPStatus
@@ -10,7 +10,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import documentation, proving
 from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, answer, api, responses
+from quittance.http import PREFIX, answer, api, responses, root
 from quittance.limits import JWKS_AGE_S_MAX, LOG_SIZE_MAX
 from quittance.log import LOG_LEVEL_MAX, TILE_HASHES, Tile
 from quittance.models import LogTile
@@ -24,7 +24,9 @@ _FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _TAGS = ["public"]
 
 
-@app.get(f"{PREFIX}/.well-known/jwks.json", summary="Read the receipt keys", tags=_TAGS)
+@app.get(
+    f"{PREFIX}/.well-known/jwks.json", summary="Read the root keys of receipts, checkpoints and webhooks", tags=_TAGS
+)
 def jwks() -> Response[str]:
     """The root keys under which receipts verify, for ever (RFC 7517)."""
     return Response(200, "application/json", json.dumps(platform(app.lambda_context).keys.jwks()), headers=_CACHED)
@@ -60,14 +62,18 @@ def tile(
 @app.get(f"{PREFIX}/openapi.json", summary="Read the API description", tags=_TAGS)
 def openapi() -> Response[str]:
     """The OpenAPI 3.1 description."""
-    return Response(200, "application/json", documentation.openapi_json(), headers=_CACHED)
+    return Response(200, "application/json", documentation.openapi_json(_root()), headers=_CACHED)
 
 
 @app.get(f"{PREFIX}/docs", summary="Read the API's page", tags=_TAGS)
 def docs() -> Response[str]:
     """The description as a page."""
-    page = documentation.page()
+    page = documentation.page(_root())
     return Response(200, "text/html; charset=utf-8", page.html, headers={**_CACHED, **page.headers})
+
+
+def _root() -> str:
+    return root(app.current_event.raw_event)
 
 
 @entry

@@ -118,7 +118,7 @@ def _total(items: list[Item]) -> int:
 
 def _entered(items: list[Item]) -> int:
     """All that ever came in, less what went out."""
-    return sum(item["amount"] for item in items if item["pk"].startswith(("IN#", "OUT#")))
+    return sum(item["amount"] for item in items if item["pk"].startswith(("IN#", "OUT#", "BACK#")))
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,17 @@ def test_an_event_on_the_stacks_bus_asks_for_a_task_once_however_often_it_comes(
     assert balance(alice.name) == before - CREDIT // 100
 
 
+def test_the_platforms_own_source_asks_for_no_task(alice: User, echo: str, aws: Callable[[str], Any]) -> None:
+    """`notify` and `deadletter` may put events of this source alone, so they cannot spend anybody's credits."""
+    forged, later = task(echo) | {"user_id": alice.name}, task(echo) | {"user_id": alice.name}
+    for source, body in (("quittance", forged), ("com.example.shop", later)):
+        entry = {"EventBusName": "quittance", "Source": source, "DetailType": "TaskRequested"}
+        assert aws("events").put_events(Entries=[entry | {"Detail": json.dumps(body)}])["FailedEntryCount"] == 0
+    assert settled_or_unknown(alice, later["task_id"])["success"]
+    sleep(3)
+    assert alice.http.get(f"/tasks/{forged['task_id']}/result").status_code == 404
+
+
 def settled_or_unknown(user: User, task_id: str) -> dict[str, Any]:
     """The result of a task that is not even funded until a worker has taken its message."""
     until(lambda: user.http.get(f"/tasks/{task_id}/result").status_code != 404, f"nobody takes {task_id}")

@@ -1,6 +1,9 @@
 """The ways in that are not a user's HTTP request: direct invocation, the sweep's event, and what anyone may read."""
 
 import json
+import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +12,8 @@ import httpx
 import pytest
 
 from local.client import PREFIX
+from local.cloud import CREDENTIALS
+from local.deploy import STACK_NAME
 from local.paths import Stack
 from quittance import certified, receipt
 from tests.e2e.people import Ledger, User, credited, task
@@ -82,6 +87,49 @@ def test_direct_refusal_is_an_error_and_moves_nothing(  # few kinds: the local c
     assert failed, answer
     assert (balance(alice.name), ledger.total()) == (CREDIT, total)
     assert ledger.escrow(alice.name, payload["task_id"]) is None
+
+
+# What the stack's outputs name.
+
+SDK = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "howto" / "sdk.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def outputs(aws: Callable[[str], Any]) -> dict[str, str]:
+    """The deployed stack's outputs, as anybody reads them."""
+    (found,) = aws("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
+    return {output["OutputKey"]: output["OutputValue"] for output in found["Outputs"]}
+
+
+def test_outputs_name_aliases_and_what_they_name_runs(
+    alice: User, publish: Callable[..., str], outputs: dict[str, str], aws: Callable[[str], Any]
+) -> None:
+    """Of the version that the alias stands for: `$LATEST` knows no rollback and no snapshot."""
+    functions = {name: value for name, value in outputs.items() if name.endswith("Function")}
+    assert len(functions) == len([*(ROOT / "functions").iterdir()])
+    for name, arn in functions.items():
+        assert re.fullmatch(r"arn:aws:lambda:[\w-]+:\d{12}:function:[\w-]+:live", arn), name
+    arn = functions["ExecuteFunction"]
+    payload = json.dumps({"user_id": alice.name, **task(publish(wasm("echo")))}).encode()
+    answer = aws("lambda").invoke(FunctionName=arn, Payload=payload)
+    assert json.loads(answer["Payload"].read())["success"] is True
+    version = aws("lambda").get_alias(FunctionName=arn.removesuffix(":live"), Name="live")["FunctionVersion"]
+    assert answer["ExecutedVersion"] == version != "$LATEST"
+
+
+def test_the_documents_program_runs_a_task(
+    alice: User, publish: Callable[..., str], stack: Stack, balance: Callable[[str], int]
+) -> None:
+    """docs/howto/sdk.md, as it stands there but for who pays whom."""
+    (program,) = SDK
+    for placeholder, real in {'"alice"': f'"{alice.name}"', "agt_aaaaaaaaaaaaaaaa": publish(wasm("wordcount"))}.items():
+        assert placeholder in program
+        program = program.replace(placeholder, real)
+    env = CREDENTIALS | {"AWS_ENDPOINT_URL": stack.endpoint_url, "AWS_DEFAULT_REGION": stack.region}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True ")
+    assert balance(alice.name) == CREDIT - 10_000
 
 
 # The sweep.

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from local.paths import Stack
+from quittance.journal import Payout, PayoutState
 from tests.e2e.people import User
 from tests.support import ROOT, wasm
 from tests.template import template
@@ -37,9 +38,20 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "agents-retire": (200, {"state": "retired", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
     "accounts-me": (200, {"account_id": "alice"}),
     "accounts-statement": (200, {"account_id": "alice"}),
+    "accounts-bond": (200, {"account_id": "alice", "available": "0", "held": "0", "charged": "0"}),
+    "accounts-move-bond": (201, {"account_id": "alice", "bond_id": "bond-1", "amount": "0.5"}),
+    "accounts-bond-statement": (200, {"next": None}),
     "accounts-deposit": (201, {"account_id": "alice", "amount": "2.5"}),
     "accounts-deposit-encoded": (201, {"account_id": "auth0|dave", "amount": "2.5"}),
-    "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25"}),
+    "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25", "state": "requested"}),
+    "accounts-payouts": (200, {}),
+    "accounts-decide-payout": (200, {"account_id": "alice", "amount": "0.25", "state": "failed"}),
+    "operations-freeze": (200, {"action": "freeze", "target": "alice", "by": "operator"}),
+    "operations-unfreeze": (200, {"action": "unfreeze", "target": "alice", "by": "operator"}),
+    "operations-pause": (200, {"action": "pause", "target": "funding", "by": "operator"}),
+    "operations-resume": (200, {"action": "resume", "target": "funding", "by": "operator"}),
+    "operations-retire": (200, {"action": "retire", "target": "agt_bbbbbbbbbbbbbbbb", "by": "operator"}),
+    "operations-journal": (200, {}),
     "public-jwks": (200, {}),
     "public-openapi": (200, {"openapi": "3.1.0"}),
     "public-docs": (200, {}),
@@ -51,13 +63,19 @@ LOGGED: dict[str, tuple[int, dict[str, Any]]] = {
     "public-tile": (200, {}),
 }
 NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
-# Of messages, none is to stay in its queue: the tasks are settled, the dead one was refused before money moved.
-MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs")
+# Of messages, none is to stay in its queue: the tasks are settled, the dead one was refused before money moved, and the
+# upload is published.
+MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs", "publish-sqs")
 OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule", *MESSAGES}
 OTHERS |= {"notify-stream", "plan-run", "webhook-sqs"}
 NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
 # Its receiver's name is one that nobody has (RFC 6761), so the message must stay in the queue.
 UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
+
+
+def payout_of(account: str) -> str:
+    """The id of the payout of `accounts-withdraw`, for whoever sends it."""
+    return Payout(account, "withdrawal-1", 250_000, 1, PayoutState.REQUESTED).payout_id
 
 
 class Scene:
@@ -71,6 +89,7 @@ class Scene:
             '"alice"': f'"{alice.name}"',
             '\\"alice\\"': f'\\"{alice.name}\\"',
             "/alice/": f"/{alice.name}/",
+            payout_of("alice"): payout_of(alice.name),
             "agt_aaaaaaaaaaaaaaaa": hired,
             "agt_bbbbbbbbbbbbbbbb": own,
             "quittance-uploads-123456789012-eu-central-1": bucket,
@@ -125,7 +144,7 @@ def routes() -> dict[tuple[str, str], bool]:
 
 def test_every_file_is_used_and_every_route_has_one(routes: dict[tuple[str, str], bool]) -> None:
     assert set(FILES) == HTTP.keys() | LOGGED.keys() | OTHERS
-    assert {name.partition("-")[0] for name in MESSAGES} == {"work", "deadletter"}
+    assert {name.partition("-")[0] for name in MESSAGES} == {"work", "deadletter", "publish"}
     shown = {name: json.loads(FILES[name]) for name in HTTP | LOGGED}
     assert {(event["httpMethod"], event["resource"]) for event in shown.values()} == routes.keys()
     for event in shown.values():
@@ -135,8 +154,8 @@ def test_every_file_is_used_and_every_route_has_one(routes: dict[tuple[str, str]
 
 def test_publish_s3(scene: Scene, aws: Callable[[str], Any]) -> None:
     event = scene.speak_of(FILES["publish-s3"])
-    key = event["Records"][0]["s3"]["object"]["key"]
-    aws("s3").put_object(Bucket=scene.bucket, Key=key, Body=wasm("echo"))
+    posted = event["Records"][0]["s3"]["object"]
+    posted["versionId"] = aws("s3").put_object(Bucket=scene.bucket, Key=posted["key"], Body=wasm("echo"))["VersionId"]
     assert [scene.send("publish-s3", event) for _ in range(2)] == [["active"]] * 2, "S3 may say it twice"
     assert scene.alice.http.get(f"/agents/{scene.own}").json()["state"] == "active"
 
@@ -145,6 +164,8 @@ def test_publish_s3(scene: Scene, aws: Callable[[str], Any]) -> None:
 def test_http(scene: Scene, name: str) -> None:
     """In the order of the table: the task is run before its result is read, the agent retired at the end."""
     body = answered(scene, name, *HTTP[name])
+    if name == "accounts-payouts":
+        assert payout_of(scene.alice.name) in {payout["payout_id"] for payout in body["payouts"]}
     if name == "agents-list":
         assert scene.own in {agent["agent_id"] for agent in body["agents"]}
 
@@ -169,6 +190,8 @@ def test_execute_direct(scene: Scene) -> None:
 @pytest.mark.parametrize("name", MESSAGES)
 def test_messages(scene: Scene, name: str) -> None:
     assert scene.send(name, scene.speak_of(FILES[name])) == {"batchItemFailures": []}
+    if name == "publish-sqs":
+        return  # its upload is published: nothing is left to do
     sent = json.loads(json.loads(FILES[name])["Records"][0]["body"])
     found = scene.alice.http.get(f"/tasks/{sent.get('detail', sent)['task_id']}/result")
     assert found.status_code == (404 if name == "deadletter-sqs" else 200)

@@ -183,7 +183,7 @@ class Storm:
 
     def _environments(self, function: str) -> list[Process]:
         # Told by the command line: a runner's environment and directory are hidden from other processes of its user.
-        name, stalled = self._functions[function].removesuffix(":live"), {process for _, process in self._stalled}
+        name, stalled = self._functions[function].split(":")[-2], {process for _, process in self._stalled}
         children = {process for process, parent in processes.table().items() if parent == self._cloud.pid} - stalled
         return [process for process in children if name in _command(process)]
 
@@ -248,7 +248,8 @@ class Client:
         elif answer.status_code == 404 and errand.given_up:
             errand.given_up = False  # it never began, so it can be sent as if for the first time
         else:
-            assert answer.status_code == 202 or answer.json()["code"] == "task_in_progress", answer.text
+            later = {"task_in_progress", "too_many_running"}  # slots of killed runners lapse with their leases
+            assert answer.status_code == 202 or answer.json()["code"] in later, answer.text
             errand.due = monotonic() + min(float(answer.headers["Retry-After"]), WAIT_S_MAX)
 
     def _lose(self, errand: Errand, *, may_give_up: bool) -> None:

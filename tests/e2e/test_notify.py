@@ -113,6 +113,10 @@ def told(outputs: dict[str, str], aws: Callable[[str], Any]) -> Iterator[Told]:
     sqs, events, name = aws("sqs"), aws("events"), f"listener-{uuid.uuid4().hex}"
     queue = sqs.create_queue(QueueName=name)["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    allowed = {"Effect": "Allow", "Principal": {"Service": "events.amazonaws.com"}, "Action": "sqs:SendMessage",
+               "Resource": arn}  # fmt: skip
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
     rule = {"Name": name, "EventBusName": outputs["EventBus"]}
     events.put_rule(**rule, EventPattern=json.dumps({"source": ["quittance"]}))
     events.put_targets(Rule=name, EventBusName=outputs["EventBus"], Targets=[{"Id": "q", "Arn": arn}])
@@ -250,3 +254,19 @@ def test_the_webhook_is_part_of_the_request(user: User, echo: str, receiver: Rec
 def test_a_url_that_cannot_be_told_is_refused(user: User, echo: str, url: object) -> None:
     refused = user.execute(echo, webhook=url)
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (400, "webhook")
+
+
+def test_payouts_are_told_when_requested_and_when_decided(
+    told: Told, api: Callable[..., httpx.Client], deposit: Callable[..., None]
+) -> None:
+    """By the stream's filters, which let a new withdrawal through and a decided one."""
+    alice = User.new(api, deposit)
+    cashier = api(f"cashier-{uuid.uuid4().hex[:12]}", "ledger:payout")
+    body = {"withdrawal_id": "w-1", "amount": "0.25"}
+    assert alice.http.post("/accounts/me/withdrawals", json=body).status_code == 201
+    (requested,) = told(account=alice.name)
+    payout_id = requested["detail"]["payout_id"]
+    assert (requested["detail-type"], requested["detail"]["amount"]) == ("PayoutRequested", "0.25")
+    assert cashier.post(f"/payouts/{payout_id}", json={"state": "failed"}).status_code == 200
+    (decided,) = told(event="PayoutDecided", payout_id=payout_id)
+    assert (decided["detail"]["state"], decided["detail"]["account"]) == ("failed", alice.name)

@@ -4,6 +4,7 @@ These tests come last (conftest.py): what all others made the functions ask of A
 which enforces the roles (local/launch.py), and is compared with the template here, both ways.
 """
 
+import json
 import os
 from collections.abc import Callable
 from functools import cache
@@ -25,6 +26,15 @@ FUNCTIONS = [name for name, found in TEMPLATE["Resources"].items() if found["Typ
 BUCKETS = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == "AWS::S3::Bucket"]
 TABLES = [name for name, found in TEMPLATE["Resources"].items() if found["Type"] == "AWS::DynamoDB::Table"]
 KEY = {"pk": {"S": "ESC#x"}}
+SIGNERS = {
+    "ExecuteFunction": {"ReceiptRoot"},
+    "WorkFunction": {"ReceiptRoot"},
+    "DeadletterFunction": {"ReceiptRoot"},
+    "ResultFunction": {"ReceiptRoot"},
+    "SweepFunction": {"ReceiptRoot", "CheckpointRoot"},
+    "WebhookFunction": {"WebhookRoot"},
+}
+OWN_EVENTS = {"NotifyFunction": "AgentRejected", "DeadletterFunction": "TaskRefused"}
 
 # Rights that these tests need not use: function, action and resource as template.yaml writes it, and why it is there.
 _AS_EXECUTE = "it runs the story that execute runs, where this is tried"
@@ -139,6 +149,37 @@ def test_agents_and_health_see_neither_accounts_nor_escrows(
     assert "Item" not in dynamodb.get_item(TableName=ledger, Key={"pk": {"S": own}})
     for other in ("ACCT#alice", "ESC#x", "LOG", "REP", f"x{own}"):
         denied(dynamodb.get_item, TableName=ledger, Key={"pk": {"S": other}})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_only_who_needs_a_root_may_sign_with_it(function: str, as_role: AsRole, deployed: Deployed) -> None:
+    kms, may_sign = as_role(function, "kms"), SIGNERS.get(function, set())
+    for root in ("ReceiptRoot", "CheckpointRoot", "WebhookRoot"):
+        named = {"KeyId": deployed.ids[root], "MessageType": "RAW", "SigningAlgorithm": "ECDSA_SHA_256"}
+        if root in may_sign:
+            assert kms.sign(Message=b"x", **named)["Signature"], "the role itself works"
+        else:
+            denied(kms.sign, Message=b"x", **named)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_no_function_can_ask_for_a_task_on_the_bus(function: str, as_role: AsRole, deployed: Deployed) -> None:
+    client, detail = as_role(function, "events"), json.dumps({"user_id": "nobody", "task_id": "t"})
+    own = OWN_EVENTS.get(function)
+    bus = deployed.ids["EventBus"]
+
+    def entry(source: str, event_type: str) -> dict[str, str]:
+        return {"EventBusName": bus, "Source": source, "DetailType": event_type, "Detail": detail}
+
+    task = entry("com.example.shop", "TaskRequested")
+    others = [task, entry("quittance", "TaskRequested"), entry("com.example.shop", own or "TaskSettled")]
+    for other in others:
+        denied(client.put_events, Entries=[other])
+        if own:
+            denied(client.put_events, Entries=[entry("quittance", own), other])
+            denied(client.put_events, Entries=[other, entry("quittance", own)])
+    if own:
+        assert client.put_events(Entries=[entry("quittance", own)])["FailedEntryCount"] == 0, "the role itself works"
 
 
 def test_every_call_is_allowed_by_the_template(calls: list[Call], deployed: Deployed) -> None:

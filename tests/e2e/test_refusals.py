@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from local import issuer
 from local.paths import Stack
+from quittance import identity
 from tests.e2e.people import Ledger, User, task
 
 MIB = 2**20
@@ -101,6 +102,7 @@ TOKENS: dict[str, Callable[[Stack, Callable[..., str]], str | None]] = {
         f"Bearer {token('a', key=ec.generate_private_key(ec.SECP256R1()))}"
     ),
     "foreign claims": lambda stack, token: f"Bearer {other_subject(stack, token)}",
+    "ID token": lambda _stack, token: f"Bearer {token('alice', nonce='n', at_hash='x')}",
 }
 
 
@@ -108,13 +110,13 @@ TOKENS: dict[str, Callable[[Stack, Callable[..., str]], str | None]] = {
     "kind",
     [
         "no header", "expired", "wrong audience", "wrong issuer", "algorithm none",
-        "HS256 with the public key", "foreign key under our key id",
+        "HS256 with the public key", "foreign key under our key id", "ID token",
     ],
 )  # fmt: skip
 def test_401_at_the_gateway(
     stack: Stack, token: Callable[..., str], api: Callable[..., httpx.Client], echo: str, ledger: Ledger, kind: str
 ) -> None:
-    """Through the authorizer; only some kinds, because the local cloud ends an authorizer that refuses."""
+    """Through the authorizer; only some kinds: the others are in the test of the health check."""
     header, before = TOKENS[kind](stack, token), len(ledger.items("ESC#"))
     headers = {} if header is None else {"Authorization": header}
     answer = api(None).post("/tasks/execute", json=task(echo), headers=headers)
@@ -131,10 +133,45 @@ def test_401_for_whatever_is_no_token_of_ours(
     assert_refused(answer, 401, "unauthenticated")
 
 
-@pytest.mark.parametrize("path", ["/accounts/me", "/health"])
-def test_401_names_the_scheme(api: Callable[..., httpx.Client], path: str) -> None:
-    """RFC 9110 §15.5.2, whoever answers."""
-    answer = api(None).get(path, headers={"Authorization": "Bearer a.b.c"})
+SAID = {
+    "garbage": identity.MALFORMED,
+    "expired": identity.EXPIRED,
+    "never expires": "The token has no claim exp.",
+    "not yet": identity.EARLY,
+    "wrong audience": identity.OTHER_AUDIENCE,
+    "wrong issuer": identity.OTHER_ISSUER,
+    "subject that is a word of the paths": identity.NO_ACCOUNT,
+    "platform's subject without the operator's scope": identity.NO_ACCOUNT,
+    "algorithm none": identity.UNSIGNED,
+    "foreign key under our key id": identity.UNSIGNED,
+    "ID token": identity.NO_ACCESS_TOKEN,
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_401_says_which_check_failed(
+    stack: Stack, token: Callable[..., str], api: Callable[..., httpx.Client], kind: str
+) -> None:
+    """RFC 6750 §3.1; also from the gateway's cache, and by the health check, whose header REST APIs rename."""
+    challenge = f'Bearer error="invalid_token", error_description="{SAID[kind]}"'
+    headers = {"Authorization": TOKENS[kind](stack, token) or ""}
+    for _ in range(2):
+        answer = api(None).get("/accounts/me", headers=headers)
+        assert assert_refused(answer, 401, "unauthenticated")["detail"].startswith(SAID[kind])
+        assert answer.headers.get("WWW-Authenticate") == challenge
+    deep = api(None).get("/health", headers=headers)
+    assert deep.json() == answer.json()
+    assert deep.headers.get("x-amzn-Remapped-WWW-Authenticate") == challenge
+    assert "WWW-Authenticate" not in deep.headers
+
+
+@pytest.mark.parametrize("kind", ["no header", "no token", "other scheme", "no scheme"])
+def test_401_without_a_token_names_the_scheme_alone(
+    stack: Stack, token: Callable[..., str], api: Callable[..., httpx.Client], kind: str
+) -> None:
+    """RFC 6750 §3.1: no error code for whoever sent no token."""
+    header = TOKENS[kind](stack, token)
+    answer = api(None).get("/accounts/me", headers={} if header is None else {"Authorization": header})
     assert_refused(answer, 401, "unauthenticated")
     assert answer.headers.get("WWW-Authenticate") == "Bearer"
 

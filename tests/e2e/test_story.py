@@ -544,3 +544,27 @@ def test_withdrawal_takes_out_once_and_never_more_than_there_is(alice: User, bal
     assert balance(alice.name) == 250_000
     rest = alice.http.post("/accounts/me/withdrawals", json={"withdrawal_id": "x", "amount": "0.25"})
     assert (rest.status_code, balance(alice.name)) == (201, 0)
+
+
+def test_a_payout_is_found_decided_and_told(
+    api: Callable[..., httpx.Client], alice: User, balance: Callable[[str], int]
+) -> None:
+    cashier = api(f"cashier-{uuid.uuid4().hex[:12]}", "ledger:payout")
+    assert alice.http.get("/payouts").status_code == 403
+    for number, state in enumerate(("paid", "failed")):
+        body = {"withdrawal_id": f"w-{number}", "amount": "0.25"}
+        assert alice.http.post("/accounts/me/withdrawals", json=body).json()["state"] == "requested"
+        path, found = "/payouts?limit=100", list[str]()
+        while not found:  # the index may lag
+            page = cashier.get(path).json()
+            found = [one["payout_id"] for one in page["payouts"] if one["account_id"] == alice.name]
+            path = f"/payouts?limit=100&after={page['next']}" if page["next"] else "/payouts?limit=100"
+        decided = cashier.post(f"/payouts/{found[0]}", json={"state": state})
+        assert (decided.status_code, decided.json()["state"]) == (200, state)
+        assert cashier.post(f"/payouts/{found[0]}", json={"state": state}).content == decided.content
+        assert alice.http.post("/accounts/me/withdrawals", json=body).json()["state"] == state
+    assert balance(alice.name) == 750_000
+    lines = alice.http.get("/accounts/me/statement").json()["lines"]
+    assert [(line["kind"], line["payout"]) for line in lines][:3] == [
+        ("returned", None), ("withdrawal", "failed"), ("withdrawal", "paid"),
+    ]  # fmt: skip

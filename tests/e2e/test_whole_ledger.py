@@ -60,7 +60,7 @@ def test_every_balance_follows_from_movements_and_tasks(stack: Stack, items: lis
     expected: Counter[str] = Counter()
     for item in items:
         kind, _, rest = item["pk"].partition("#")
-        if kind in {"IN", "OUT"}:
+        if kind in {"IN", "OUT", "BACK"}:
             expected[rest.partition("#")[0]] += item["amount"]
     for item in escrows:
         expected[item["account"]] -= item["budget"] - item["refunded"]

@@ -17,18 +17,16 @@ import contextlib
 import os
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
-import types
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, NoReturn
+from typing import NoReturn
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -55,7 +53,7 @@ REAL_COMPILER_EVERY = 200
 GENERATED_SHARE = 0.3
 SEED_BYTES_MAX = 64 * limits.KIB
 
-FUEL = 100_000
+FUEL = 1_000_000  # a hundred host calls
 MEMORY_BYTES = 4 * limits.MIB
 TIMEOUT_MS = 200
 STDIN = b"wordcount 10\n" * 8
@@ -180,34 +178,32 @@ def _job(path: Path, sha256: str) -> Job:
 @contextlib.contextmanager
 def _forking() -> Iterator[None]:
     """Let the compiler's child be forked from here, with lower limits, for the sake of time."""
-    stand_in = types.SimpleNamespace(run=_run_forked, TimeoutExpired=subprocess.TimeoutExpired)
     with (
-        mock.patch.object(compiler, "subprocess", stand_in),
+        mock.patch.object(compiler, "_run_child", _run_forked),
         mock.patch.object(limits, "COMPILE_SECONDS_MAX", COMPILE_SECONDS),
         mock.patch.object(limits, "COMPILE_MEMORY_BYTES_MAX", COMPILE_MEMORY_BYTES),
     ):
         yield
 
 
-def _run_forked(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Stand in for `subprocess.run` of the compiler: the same program, forked."""
+def _run_forked(_python: str, binary: bytes) -> compiler._Ended:
+    """Stand in for the compiler's way to run its child: the same program, forked."""
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as module:
-        module.write(options["input"])
+        module.write(binary)
         module.seek(0)
         child = os.fork()
         if child == 0:
             _be_the_compiler(module.fileno(), writer)
     os.close(writer)
     try:
-        output = _read_all(reader, time.monotonic() + options["timeout"])
+        output = _read_all(reader, time.monotonic() + limits.COMPILE_WALL_SECONDS_MAX)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)  # if it has ended, it is not yet collected, so that the number is still its own
-        _, status, _ = os.wait4(child, 0)
-    if output is None:
-        raise subprocess.TimeoutExpired(command, options["timeout"])
-    return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), output, b"")
+        _, status, usage = os.wait4(child, 0)
+    ended = None if output is None else os.waitstatus_to_exitcode(status)
+    return compiler._Ended(ended, output or b"", b"", compiler.cpu_ms_of(usage))
 
 
 def _be_the_compiler(module: int, answer: int) -> NoReturn:
@@ -216,7 +212,7 @@ def _be_the_compiler(module: int, answer: int) -> NoReturn:
         os.dup2(module, 0)
         os.dup2(answer, 1)
         sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - descriptors, and this process ends soon
-        compiler._main()
+        compiler._main(COMPILE_SECONDS, COMPILE_MEMORY_BYTES)
     except BaseException:  # noqa: BLE001 - whatever it is, no child must go on as its parent
         traceback.print_exc()
     finally:

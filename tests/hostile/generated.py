@@ -304,5 +304,11 @@ def globals_100001() -> bytes:
     return command({6: repeated(limits.MODULE_ITEMS_MAX + 1, I32 + b"\0" + ZERO + END)})
 
 
+def function_name_48_mb() -> bytes:
+    name = b"n" * 48 * 10**6
+    functions = vector(b"\0" + leb(len(name)) + name)
+    return command({10: vector(body(b"\0"))}) + section(0, b"\4name" + section(1, functions))
+
+
 def module_too_large() -> bytes:
     return command().ljust(limits.MODULE_BYTES_MAX + 1, b"\0")

@@ -11,7 +11,6 @@ is read just before the kill.
 import contextlib
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from unittest import mock
 
 from quittance import limits
 from quittance.run import Job, Meter, Outcome, Run
-from quittance.sandbox import ModuleRejectedError, Sandbox, compile_module, process, supervisor
+from quittance.sandbox import ModuleRejectedError, Sandbox, compile_module, supervisor
 from tests.hostile.corpus import Case
 from tests.hostile.generated import command
 from tests.waiting import GENEROUS_MS, Stopwatch
@@ -156,17 +155,11 @@ def shortcomings(case: Case, ending: Ending, environment: Environment) -> list[s
 
 @contextlib.contextmanager
 def _compile_limits(case: Case) -> Iterator[None]:
-    """Lower the compiler's limits as the case wants it; the memory's is kept by the child, so tell the child."""
-    script = (
-        "from quittance import limits; from quittance.sandbox.compile import _main;"
-        f"limits.COMPILE_MEMORY_BYTES_MAX = {case.compile_mib} * limits.MIB; _main()"
-    )
-    lowered = case.compile_mib * limits.MIB < limits.COMPILE_MEMORY_BYTES_MAX
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(limits, "COMPILE_SECONDS_MAX", case.compile_seconds))
-        if lowered:
-            child = [sys.executable, "-sSP", "-c", script]
-            stack.enter_context(mock.patch.object(process, "command", return_value=child))
+    """Lower the compiler's limits as the case wants it."""
+    with (
+        mock.patch.object(limits, "COMPILE_SECONDS_MAX", case.compile_seconds),
+        mock.patch.object(limits, "COMPILE_MEMORY_BYTES_MAX", case.compile_mib * limits.MIB),
+    ):
         yield
 
 

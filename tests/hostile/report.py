@@ -6,20 +6,51 @@ Ends with status 1 if a module did not end as it must; the table then says how i
 """
 
 import contextlib
+import hashlib
+import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
 
 from quittance import limits
-from quittance.run import Outcome
-from tests.hostile.corpus import CASES, FUEL, MEMORY_MIB, TIMEOUT_MS, Case
+from quittance.run import HOST_RULES, Outcome
+from quittance.sandbox import target
+from tests.hostile.corpus import CASES, FOLDER, FUEL, MEMORY_MIB, TIMEOUT_MS, Case
 from tests.hostile.harness import Ending, Environment, shortcomings
 
 PAGE = Path(__file__).parents[2] / "docs" / "hostile.md"
-BEGIN, END = "<!-- the table: python tests/hostile/report.py -->\n", "<!-- end of the table -->\n"
+BEGIN = re.compile(r"^<!-- the table: python tests/hostile/report.py, of ([0-9a-f]{64}) -->\n", re.MULTILINE)
+END = "<!-- end of the table -->\n"
+
+
+_OF_THE_SANDBOX = (
+    *("ARTEFACT_", "COMPILE_", "FUEL_", "HOST_", "IOVECS_", "KILL_", "LOAD_", "MEMORY_", "MODULE_", "OUTPUT_BYTES_"),
+    *("POLL_", "RANDOM_", "STDERR_", "STDIN_", "TABLE_", "WORKER_"),
+)
+
+
+def made_of() -> str:
+    """Give a digest of what the table was made of: modules, their limits and the sandbox's, engine, configuration."""
+    files = [FOLDER / "corpus.toml", FOLDER / "generated.py", *sorted((FOLDER / "modules").iterdir())]
+    parts = [path.name.encode() + b"\0" + path.read_bytes() for path in files]
+    bounds = sorted((name, value) for name, value in vars(limits).items() if name.startswith(_OF_THE_SANDBOX))
+    parts.append(repr((target.ENGINE_VERSION, sorted(target.CONFIG.items()), HOST_RULES, bounds)).encode())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def shortcomings_of_page() -> list[str]:
+    """Say in what the page is not of these sources; what only a run can tell is not looked at."""
+    page = PAGE.read_text(encoding="utf-8")
+    begin = BEGIN.search(page)
+    if begin is None or begin[1] != made_of():
+        return ["its table was made of other sources"]
+    lines = page[begin.end() : page.index(END)].splitlines()
+    told = [line.rsplit("|", 3)[0].rstrip() for line in lines if line.startswith("| [")]
+    return [] if told == [_row(case).rstrip() for case in CASES] else ["its table was changed by hand"]
 
 
 def rows(folder: Path) -> tuple[list[str], int]:
@@ -37,21 +68,26 @@ def rows(folder: Path) -> tuple[list[str], int]:
             if not environment.is_unharmed():
                 found.append("the next run was harmed")
             short += bool(found)
-            lines.append(_row(case, ending, found))
+            lines.append(_row(case, found) + _measured(ending))
     return lines, short
 
 
 _HEAD = ["| module | what it does | limits | ends with | in ms | worker MiB |", "|---|---|---|---|---|---|"]
 
 
-def _row(case: Case, ending: Ending, found: list[str]) -> str:
+def _row(case: Case, found: Sequence[str] = ()) -> str:
+    """Make the part of a line that is the same in each run."""
     code = f"`{case.ends}`" + (f" {case.exit_code}" if case.exit_code is not None else "")
     if found:
         code += f" **but {'; '.join(found)}**".replace("|", "/").replace("\n", " ")
+    name = f"[`{case.name}`](../tests/hostile/{case.source})"
+    return f"| {name} | {case.does} | {_limits(case)} | {code} "
+
+
+def _measured(ending: Ending) -> str:
     took = f"{ending.took_ms:.0f}" if ending.run else ""
     worker = f"{ending.worker_peak_bytes // limits.MIB}" if ending.run else ""
-    name = f"[`{case.name}`](../tests/hostile/{case.source})"
-    return f"| {name} | {case.does} | {_limits(case)} | {code} | {took} | {worker} |"
+    return f"| {took} | {worker} |"
 
 
 def _limits(case: Case) -> str:
@@ -69,9 +105,10 @@ def main() -> int:
     """Write the page."""
     with tempfile.TemporaryDirectory() as folder:
         lines, short = rows(Path(folder))
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text("".join((before, BEGIN, "\n".join(lines), "\n\n", END, after)), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = BEGIN.split(page)[0], page.partition(END)[2]
+    begin = f"<!-- the table: python tests/hostile/report.py, of {made_of()} -->\n"
+    PAGE.write_text("".join((before, begin, "\n".join(lines), "\n\n", END, after)), encoding="utf-8")
     sys.stdout.write(f"{len(CASES)} modules, {short} did not end as they must; {PAGE.name} is written\n")
     return int(short > 0)
 

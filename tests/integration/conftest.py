@@ -52,9 +52,11 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
         session.create_client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
     for name in ("uploads", "binaries", "outputs", "log"):
         session.create_client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        session.create_client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     session.create_client("events").create_event_bus(Name="bus")
     webhooks = session.create_client("sqs").create_queue(QueueName="webhooks")["QueueUrl"]
-    key = session.create_client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
+    kms = session.create_client("kms")
+    keys = [kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"] for _ in range(3)]
     sqs = session.create_client("sqs")
     cloud = Cloud(
         Settings(
@@ -69,7 +71,9 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
             ledger_shards=3,
             fee_bps=250,
             platform_account="quittance:platform",
-            receipt_key_ids=key["KeyMetadata"]["Arn"],
+            receipt_key_ids=keys[0],
+            checkpoint_key_ids=keys[1],
+            webhook_key_ids=keys[2],
             receipt_issuer="urn:quittance:test",
             issuer_url="https://issuer.test",
             jwks_url="https://issuer.test/jwks.json",

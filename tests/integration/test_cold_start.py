@@ -34,6 +34,7 @@ NOT_LOADED = {
     "result": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
     "agents": ENGINE | {"quittance.sandbox.supervisor", "quittance.auditing", "quittance.tasks"},
     "accounts": ENGINE | {"quittance.sandbox", "quittance.auditing", "quittance.tasks", "quittance.publishing"},
+    "operations": ENGINE | BEHIND - {"aws_lambda_powertools.event_handler"},
     "public": ENGINE | {"quittance.sandbox.supervisor", "quittance.auditing", "quittance.publishing"},
     "publish": ENGINE | ROUTES | {"quittance.auditing", "quittance.tasks"},
     "work": ENGINE | {"quittance.sandbox.supervisor", "quittance.publishing", "quittance.auditing"},
@@ -156,7 +157,9 @@ def test_a_restored_copy_reads_the_roots_anew(initialised: Cloud) -> None:
     bootstrap.begin_anew()
     with bootstrap._platform().sandbox:
         keys = bootstrap._platform().keys
-    assert (made._roots.keys(), keys._roots) == ({initialised.settings.receipt_key_ids}, {})
+    config = initialised.settings
+    published = {config.receipt_key_ids, config.checkpoint_key_ids, config.webhook_key_ids}
+    assert (made._roots.keys(), keys._roots) == (published, {})
 
 
 def test_a_version_without_its_settings_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
     own = publishing.register(platform, "alice", AgentRequest.model_validate({"name": "own", "tariff": FLAT})).agent_id
     token = issuer.sign(ISSUER_KEY, issuer.claims("alice") | {"iss": platform.settings.issuer_url})
     real = {"agt_aaaaaaaaaaaaaaaa": hired, "agt_bbbbbbbbbbbbbbbb": own, "TOKEN": token}
-    platform.post(own, 1, wasm("echo"))
+    real["096fKKXTRTtl3on89fVO.nfljtsv6qko"] = platform.post(own, 1, wasm("echo"))
 
     def real_in(text: str) -> Any:
         for placeholder, value in real.items():

@@ -470,7 +470,7 @@ def test_an_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"), acceptance=judged_by(own))
     assert run(rich, agent).success
     publishing.retire(rich, "judith", own)
-    rich.registry._agents._entries.clear()
+    rich.registry._cache.clear()
     with pytest.raises(AgentNotReadyError):
         run(rich, agent, task_id="t-2")
     assert run(rich, agent).success, "what is settled is answered"

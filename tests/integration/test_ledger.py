@@ -13,7 +13,7 @@ from quittance import receipt
 from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.escrow import Escrow, Settlement, State
-from quittance.journal import Kind, Line
+from quittance.journal import Kind, Line, Payout, PayoutState
 from quittance.limits import (
     BATCH_GET_ITEMS_MAX,
     CALL_MS_MAX,
@@ -175,8 +175,9 @@ def test_movements_count_once_by_their_id(cloud: Cloud) -> None:
     assert cloud.ledger.deposit("alice", "d", 5, now_ms=2) == 1
     with pytest.raises(MovementConflictError):
         cloud.ledger.deposit("alice", "d", 6, now_ms=3)
-    assert cloud.ledger.withdraw("alice", "w", 5, now_ms=4) == 4
-    assert cloud.ledger.withdraw("alice", "w", 5, now_ms=5) == 4
+    first = cloud.ledger.withdraw("alice", "w", 5, now_ms=4)
+    assert first == Payout("alice", "w", 5, 4, PayoutState.REQUESTED, waits=True)
+    assert cloud.ledger.withdraw("alice", "w", 5, now_ms=5) == first
     with pytest.raises(InsufficientFundsError):
         cloud.ledger.withdraw("alice", "w2", 1, now_ms=6)
     assert cloud.ledger.available_micro("alice") == 0
@@ -472,7 +473,7 @@ def test_another_try_of_the_same_that_took_the_last_credit_is_no_lack(
         return honest(*asked, **how)
 
     monkeypatch.setattr(cloud.ledger, "_plan", overtaken)
-    assert cloud.ledger.withdraw("alice", "w", 2 * BUDGET, now_ms=3) == 2
+    assert cloud.ledger.withdraw("alice", "w", 2 * BUDGET, now_ms=3).requested_ms == 2
     assert cloud.ledger.available_micro("alice") == 0
 
 
@@ -494,7 +495,7 @@ def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> 
     assert not more
     assert sorted(lines, key=lambda line: (-line.at_ms, line.reference)) == [
         task("open", 4, -BUDGET, State.FUNDED),
-        Line("alice", Kind.WITHDRAWAL, "w", 4, -7),
+        Line("alice", Kind.WITHDRAWAL, "w", 4, -7, payout=PayoutState.REQUESTED),
         task("failed", 3, 0, State.REFUNDED),
         task("paid", 2, -400_000, State.RELEASED),
         Line("alice", Kind.DEPOSIT, "d", 1, 10 * BUDGET),

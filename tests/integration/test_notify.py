@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from quittance import delivering, outbound, publishing, tasks, webhook
+from quittance.certified import Purpose
 from quittance.errors import InvalidRequestError
 from quittance.escrow import escrow_id
+from quittance.journal import PayoutState
 from quittance.limits import EVENT_BYTES_MAX, WEBHOOK_TRIES_MAX, WEBHOOK_WAIT_S_MAX
 from quittance.models import TaskRequest
 from quittance.outbound import UndeliveredError
@@ -180,6 +182,22 @@ def test_uploads_are_told_when_they_are_decided(platform: Cloud, bus: Bus, conte
     assert bus.details[-1]["upload"] == 3
 
 
+def test_payouts_are_told_when_they_are_requested_and_decided(platform: Cloud, bus: Bus, context: Any) -> None:
+    payout = platform.ledger.withdraw("alice", "w-1", 500_000, now_ms=platform.now_ms())
+    (requested,) = platform.items("OUT#")
+    platform.ledger.decide_payout(payout, PayoutState.FAILED, by="bank", now_ms=platform.now_ms())
+    (failed,), (returned,) = platform.items("OUT#"), platform.items("BACK#")
+    of_before = {name: value for name, value in requested.items() if name not in {"payout", "work", "work_at"}}
+    silent = [(requested, requested), (failed, failed), ({}, returned), ({}, of_before)]
+    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(silent))) == []
+    assert bus.details == []
+    told = [({}, requested), (requested, failed), (of_before, failed)]
+    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(told))) == []
+    assert [one["event"] for one in bus.details] == ["PayoutRequested", "PayoutDecided", "PayoutDecided"]
+    assert [one["event_id"].rpartition(".")[2] for one in bus.details] == ["requested", "failed", "failed"]
+    assert {one["amount"] for one in bus.details} == {"0.5"}
+
+
 def test_a_judges_escrow_is_told_of_as_its_own_task_but_calls_nobody(platform: Cloud, bus: Bus, context: Any) -> None:
     judge, agent_id = platform.publish(saying("1")), platform.publish(wasm("echo"))
     run(platform, agent_id, "t", webhook=HOOK, acceptance=judged_by(judge, budget="0.02"))
@@ -283,8 +301,9 @@ def test_a_message_that_cannot_be_postponed_or_signed_stays(
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(500).post)
     assert not deliver(context, message | {"receiptHandle": "forged"})
-    monkeypatch.setattr(platform.keys, "_signing_key", None)
-    monkeypatch.setattr(platform.keys, "_root_key_ids", ["arn:aws:kms:eu-central-1:123456789012:key/none"])
+    none = {Purpose.WEBHOOK: "arn:aws:kms:eu-central-1:123456789012:key/none"}
+    monkeypatch.setattr(platform.keys, "_signing_keys", {})
+    monkeypatch.setattr(platform.keys, "_first", none)
     assert not deliver(context, message)
 
 
@@ -314,7 +333,7 @@ def test_the_receiver_of_the_howto_takes_what_is_its_own_and_nothing_else(platfo
 
         def sent(body: bytes, signed: bytes, url: str) -> int:
             now_ms = platform.now_ms()
-            key = platform.keys.signing_key(now_s=now_ms // 1_000)
+            key = platform.keys.signing_key(now_s=now_ms // 1_000, purpose=Purpose.WEBHOOK)
             signature = webhook.sign(signed, url=url, event_id="e", issuer="i", now_ms=now_ms, key=key)
             headers = {"Quittance-Signature": signature}
             return outbound.post(f"http://127.0.0.1:{server.server_port}/", body, headers, loopback=True)

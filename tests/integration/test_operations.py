@@ -140,6 +140,7 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     tasks.submit(platform, "alice", ask(echo, task_id="lost"))
     for function, body in (("work", "no JSON"), ("deadletter", "no JSON"), *letters(echo)):
         load(function).handler(batch_of(body), context)
+    platform.ledger.withdraw("alice", "w-1", 1, now_ms=platform.now_ms())
     stuck = platform.ledger.find(escrow_id("alice", "stuck"))
     assert stuck is not None
     platform.skew_ms = stuck.expires_ms - platform.now_ms() + 5_000
@@ -178,6 +179,8 @@ def test_a_story_is_told_in_numbers(story: Emitted) -> None:
     assert 5_000 <= story.of(Metric.OLDEST_OVERDUE)[0] < 10_000
     assert story.of(Metric.SWEEP_LAG)[0] >= 5_000
     assert story.of(Metric.AUDIT_DIFFERENCES) == [0]
+    assert story.of(Metric.PAYOUTS_WAITING) == [1]
+    assert 5_000 <= story.of(Metric.OLDEST_PAYOUT)[0] < 200_000
     assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 4
     assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.UNDELIVERED, Outcome.EXPIRED}
     assert sum(story.of(Metric.EVENTS_TOLD)) == 2

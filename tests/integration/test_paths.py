@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from quittance.journal import Payout, PayoutState
 from tests.integration import test_handlers
 from tests.integration.test_handlers import PREFIX, Call, task
 from tests.support import FLAT, Cloud, wasm
@@ -18,6 +19,7 @@ call = test_handlers.call  # the fixture
 PLATFORM = "quittance:platform"
 DEPOSIT = {"deposit_id": "d-1", "amount": "2"}
 WITHDRAWAL = {"withdrawal_id": "w-1", "amount": "0.5"}
+REASON = {"reason": "a test"}
 TASK = {"task_id": "t-1", "agent_id": "agt_x", "input": "", "budget": "1"}
 
 # Each route with a function and a body that is right, so that nothing but the path can be at fault.
@@ -33,8 +35,19 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("DELETE", "/agents/{agent_id}"): ("agents", None),
     ("GET", "/accounts/me"): ("accounts", None),
     ("GET", "/accounts/me/statement"): ("accounts", None),
+    ("GET", "/accounts/me/bond"): ("accounts", None),
+    ("POST", "/accounts/me/bond"): ("accounts", {"bond_id": "b-1", "amount": "0.5"}),
+    ("GET", "/accounts/me/bond/statement"): ("accounts", None),
     ("POST", "/accounts/{account_id}/deposits"): ("accounts", DEPOSIT),
     ("POST", "/accounts/{account_id}/withdrawals"): ("accounts", WITHDRAWAL),
+    ("GET", "/payouts"): ("accounts", None),
+    ("POST", "/payouts/{payout_id}"): ("accounts", {"state": "paid"}),
+    ("GET", "/operations"): ("operations", None),
+    ("POST", "/operations/agents/{agent_id}/retire"): ("operations", REASON),
+    ("POST", "/operations/accounts/{account_id}/freeze"): ("operations", REASON),
+    ("POST", "/operations/accounts/{account_id}/unfreeze"): ("operations", REASON),
+    ("POST", "/operations/funding/pause"): ("operations", REASON),
+    ("POST", "/operations/funding/resume"): ("operations", REASON),
     ("GET", "/log/tile/{level}/{index}/{width}"): ("public", None),
     ("GET", "/log/checkpoint"): ("public", None),
     ("GET", "/.well-known/jwks.json"): ("public", None),
@@ -43,9 +56,11 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/health"): ("health", None),
 }
 PRIVATE = [route for route, (function, _) in ROUTES.items() if function not in {"public", "health"}]
+SCOPES = "ledger:deposit ledger:payout platform:operate"  # all that any route asks for
 PARAMETERS = [(*route, name) for route in ROUTES for name in re.findall(r"{(\w+)}", route[1])]
 IDS = ["-".join(words) for words in PARAMETERS]
 GOOD = {"task_id": "t-1", "agent_id": "agt_x", "account_id": "alice", "level": "0", "index": "0", "width": "1"}
+GOOD["payout_id"] = Payout("alice", "w-1", 1, 1, PayoutState.REQUESTED).payout_id
 
 MALFORMED = [
     "%",
@@ -85,6 +100,7 @@ ACCOUNTS = {
 }
 NO_TASK = ACCOUNTS.keys() - {"%61lice", "ME", "..a"}
 NO_AGENT = ACCOUNTS.keys() - {"%61lice", "ME"} | {"t-1%3Ajudge-agent"}
+NO_PAYOUT = NO_AGENT - {"x" * 255}
 
 
 def filled(path: str, **changed: str) -> str:
@@ -113,7 +129,7 @@ def test_malformed_encoding_is_refused_by_name(platform: Cloud, call: Call, meth
     function, body = ROUTES[method, path]
     before = platform.items()
     for raw in MALFORMED:
-        answer = call(function, method, filled(path, **{name: raw}), body, scope="ledger:deposit")
+        answer = call(function, method, filled(path, **{name: raw}), body, scope=SCOPES)
         assert errors(answer) == [name], raw
     assert platform.items() == before
 
@@ -122,8 +138,9 @@ def test_malformed_encoding_is_refused_by_name(platform: Cloud, call: Call, meth
 def test_what_is_no_id_is_refused_by_name(platform: Cloud, call: Call, method: str, path: str, name: str) -> None:
     function, body = ROUTES[method, path]
     before = platform.items()
-    for raw in [*NO_ID, *({"account_id": (), "task_id": NO_TASK, "agent_id": NO_AGENT}.get(name, ACCOUNTS))]:
-        answer = call(function, method, filled(path, **{name: raw}), body, scope="ledger:deposit")
+    others = {"account_id": (), "task_id": NO_TASK, "agent_id": NO_AGENT, "payout_id": NO_PAYOUT}
+    for raw in [*NO_ID, *others.get(name, ACCOUNTS)]:
+        answer = call(function, method, filled(path, **{name: raw}), body, scope=SCOPES)
         assert errors(answer) == [name], raw
     assert platform.items() == before
 
@@ -180,7 +197,7 @@ def test_a_subject_that_is_no_account_is_nobody(platform: Cloud, call: Call, met
     function, body = ROUTES[method, path]
     before = platform.items()
     for subject in ("me", ".", "..", "a b", "é", "a#b", "a\n", "x" * 256):
-        status, problem, _ = call(function, method, filled(path), body, user=subject, scope="ledger:deposit")
+        status, problem, _ = call(function, method, filled(path), body, user=subject, scope=SCOPES)
         assert (status, problem["code"]) == (401, "unauthenticated"), subject
     assert platform.items() == before
 

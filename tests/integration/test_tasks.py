@@ -213,7 +213,8 @@ def test_two_writes_and_no_read_when_warm(rich: Cloud) -> None:
     for client in (rich._dynamodb, rich._s3):
         client.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
     run(rich, agent, task_id="cold")
-    assert calls == {"GetItem": 1, "TransactWriteItems": 2, "GetObject": 1}
+    # The agent, whether the payer is frozen, and whether funding is paused; the owner is known from publishing.
+    assert calls == {"GetItem": 3, "TransactWriteItems": 2, "GetObject": 1}
     calls.clear()
     run(rich, agent, task_id="warm")
     assert calls == {"TransactWriteItems": 2}

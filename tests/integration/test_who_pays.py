@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from wasmtime import wat2wasm
 
-from quittance import publishing, receipt, tasks
+from quittance import accounts, publishing, receipt, tasks
 from quittance.bond import bond_account
-from quittance.errors import AgentNotReadyError, BudgetTooLowError, TermsChangedError
-from quittance.models import TaskRequest, TaskResult, VersionRequest
+from quittance.errors import AgentNotReadyError, BondRequiredError, BudgetTooLowError, TermsChangedError
+from quittance.models import AgentRequest, BondRequest, TaskRequest, TaskResult, VersionRequest
 from quittance.sweeping import sweep
-from tests.support import Cloud, wasm
+from tests.support import FLAT, Cloud, wasm
 
-START, BOND, PRICE, FEE = 10_000_000, 2_000_000, 10_000, 250
+START, BOND, PRICE, FEE = 10**10, 2_000_000, 10_000, 250
 RUN, PER_BILLION = 100, 50_000_000  # dear enough to show in every run: 5 micro-credits for 100 units of fuel
 OWNER = "owner"
 
@@ -85,7 +85,7 @@ def test_the_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: 
     done = run(dear, agent, budget="1000" if code == "timeout" else "100")
     assert done.error is not None
     assert (done.error.code, done.fault, done.reputation_delta) == (code, "agent", -50)
-    assert (done.amount_refunded_micro, spent(dear)) == (100_000_000, 0)
+    assert (done.amount_paid_micro, done.fee_micro, spent(dear)) == (0, 0, 0)
     charge = int(stated(dear, done)["charge"])
     assert charge == compute(done) > RUN
     assert swept(dear) == (0, min(charge, BOND), min(charge, BOND))
@@ -125,12 +125,14 @@ def test_memory_and_output_that_a_budget_does_not_buy_are_the_payers_fault(dear:
 
 
 def test_a_budget_that_no_single_limit_exceeds_may_still_not_cover_the_sum(dear: Cloud) -> None:
-    agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "0.4", "per_mib_memory": "0.1"})
-    needed = run(dear, agent, budget="10").amount_paid_micro
-    done = run(dear, agent, budget="0.5", task_id="t-2")
+    agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "0.2", "per_mib_memory": "0.1"})
+    needed = run(dear, agent, budget="10", input="x" * 2_000)
+    memory_mib = -(-needed.resource_usage.memory_used_mb // 1)
+    due = 400_000 + int(memory_mib) * 100_000 + needed.compute_micro
+    assert run(dear, agent, budget=f"{due / 10**6:.6f}", input="x" * 2_000, task_id="t-2").success
+    done = run(dear, agent, budget=f"{(due - 1) / 10**6:.6f}", input="x" * 2_000, task_id="t-3")
     assert done.error is not None
     assert (done.error.code, done.fault, done.output, done.amount_paid_micro) == ("budget_exhausted", "payer", None, 0)
-    assert needed > 450_000
     assert done.fee_micro == compute(done)
 
 
@@ -156,7 +158,10 @@ def test_impossible_rules_are_paid_by_who_made_them(dear: Cloud) -> None:
 
 def test_the_platforms_fault_costs_nobody(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"))
-    dear._s3.delete_object(Bucket="binaries", Key=dear.registry.get(agent).version.artefact_key)  # type: ignore[union-attr]
+    version = dear.registry.get(agent).version
+    assert version is not None
+    dear._s3.delete_object(Bucket="binaries", Key=version.artefact_key)
+    dear.binaries.forget(version.artefact_sha256)
     done = run(dear, agent)
     assert (done.fault, spent(dear), stated(dear, done)["charge"]) == ("platform", 0, "0")
     assert swept(dear) == (0, 0, 0)
@@ -174,16 +179,68 @@ def test_a_bond_that_is_used_up_ends_its_agents_tasks_until_a_top_up(dear: Cloud
     run(dear, agent, budget="100")
     assert swept(dear)[1] == BOND
     for stopped in (agent, other):
-        dear.registry._owners._entries.clear()
+        dear.registry._owners.clear()
         with pytest.raises(AgentNotReadyError, match="bond"):
             run(dear, stopped, task_id="t-2")
     dear.deposit(OWNER, 1_000_000)
-    from quittance import accounts
-    from quittance.models import BondRequest
-
     accounts.move_bond(dear, OWNER, BondRequest.model_validate({"bond_id": "b-1", "amount": "1"}))
-    dear.registry._owners._entries.clear()
+    dear.registry._owners.clear()
     assert run(dear, other, task_id="t-3").success
+
+
+# Publishing.
+
+
+def priced(cloud: Cloud) -> Cloud:
+    prices = {"publish_per_mib_micro": 1_000_000, "publish_per_cpu_second_micro": 1_000_000}
+    cloud.settings = cloud.settings.model_copy(update=prices)
+    return cloud
+
+
+def test_publishing_is_charged_to_the_bond_once(dear: Cloud) -> None:
+    module = wasm("echo")
+    agent = priced(dear).publish(module)
+    (due,) = dear.registry.dues()
+    assert (due.owner, due.agent_id, due.upload) == (OWNER, agent, 1)
+    assert due.amount_micro >= -(-len(module) * 1_000_000 // 2**20)
+    assert swept(dear) == (0, due.amount_micro, due.amount_micro)
+    dear.registry.owe(dear.registry.get(agent), 999_999, now_ms=dear.now_ms())  # the publisher's event came again
+    assert swept(dear) == (0, due.amount_micro, due.amount_micro)
+    assert not [*dear.registry.dues()]
+    (line,) = accounts.statement(dear, bond_account(OWNER), limit=1, after=None).lines
+    assert (line.kind, line.amount_micro, line.due_micro, line.tasks) == (
+        "charge",
+        -due.amount_micro,
+        due.amount_micro,
+        None,
+    )
+
+
+def test_a_refused_module_is_charged_for_what_it_took(dear: Cloud) -> None:
+    """Seen before: a module that compiles for 95 seconds cost nobody anything."""
+    priced(dear)
+    request = AgentRequest.model_validate({"name": "bad", "tariff": FLAT})
+    agent = publishing.register(dear, OWNER, request).agent_id
+    dear.post(agent, 1, b"\0asm\1\0\0\0" + b"\xff" * 10**5)
+    assert publishing.publish(dear, f"uploads/{agent}/1") == "rejected"
+    assert swept(dear)[1] >= 10**5 * 1_000_000 // 2**20
+
+
+def test_without_a_bond_nothing_is_registered_or_published(dear: Cloud) -> None:
+    agent = publishing.register(dear, OWNER, AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
+    for call in (
+        lambda: publishing.register(dear, "poor", AgentRequest.model_validate({"name": "a", "tariff": FLAT})),
+        lambda: publishing.open_version(dear, "poor", agent, VersionRequest()),
+    ):
+        with pytest.raises(BondRequiredError) as needed:
+            call()
+        assert needed.value.members == {"bond": "0", "required": "1"}
+    accounts.move_bond(dear, OWNER, BondRequest.model_validate({"bond_id": "out", "amount": "-2"}))
+    dear.registry._owners.clear()
+    dear.post(agent, 1, wasm("echo"))
+    assert publishing.publish(dear, f"uploads/{agent}/1") == "rejected"
+    assert publishing.describe(dear, agent).rejection.code == "bond_required"  # type: ignore[union-attr]
+    assert not [*dear.registry.dues()], "nothing was read, so nothing is due"
 
 
 # What was quoted is what runs.
@@ -199,16 +256,16 @@ def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
     }
     assert run(dear, agent, **pins).success
     assert run(dear, agent, task_id="t-2", rules_sha256=publishing.describe(dear, agent).rules_sha256).success
-    for field in pins:
+    for field, pinned in pins.items():
         with pytest.raises(TermsChangedError) as changed:
             run(dear, agent, task_id="t-3", **pins | {field: "00" * 32})
-        assert changed.value.members["errors"] == [{"field": field, "message": f"must be {pins[field]}, or absent"}]
+        assert changed.value.members["errors"] == [{"field": field, "message": f"must be {pinned}, or absent"}]
     publishing.open_version(
         dear, OWNER, agent, VersionRequest.model_validate({"tariff": {"type": "flat", "price": "0.9"}})
     )
     dear.post(agent, 2, wasm("echo"))
     publishing.publish(dear, f"uploads/{agent}/2")
-    dear.registry._agents._entries.clear()
+    dear.registry._cache.clear()
     with pytest.raises(TermsChangedError, match="tariff_sha256"):
         run(dear, agent, task_id="t-4", **pins)
     assert run(dear, agent, **pins).success, "what is settled is answered"

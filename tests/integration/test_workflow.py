@@ -1,5 +1,6 @@
 """The workflow's definition, and what it rests on: names of errors, and answers that fit into its state."""
 
+import base64
 import json
 import re
 from typing import Any
@@ -33,13 +34,15 @@ OF_LAMBDA = {
     "Runtime.ExitError",
     "States.Timeout",
 }
-# What only HTTP, deposits and proofs raise.
+# What only HTTP, deposits, payouts and proofs raise.
 NOT_OF_TASKS = {
     "UnauthenticatedError",
     "MissingScopeError",
     "MovementConflictError",
+    "PayoutConflictError",
     "UnsupportedMediaTypeError",
     "NotLoggedError",
+    "AnswerTooLargeError",
 }
 MARK = "marked-payload"
 
@@ -75,7 +78,8 @@ def test_every_substitution_is_given(template: dict[str, Any]) -> None:
 def test_every_refusal_is_caught_and_all_else_is_tried_again() -> None:
     """By exact names: a misspelt one would match nothing, and a new error would end executions."""
     retried, caught = named(EXECUTE["Retry"]), named(EXECUTE["Catch"])
-    assert retried == {"TaskInProgressError", "PlatformUnavailableError", "AgentNotReadyError"} | OF_LAMBDA
+    ours = {"TaskInProgressError", "TooManyRunningError", "FundingPausedError", "PlatformUnavailableError"}
+    assert retried == ours | {"AgentNotReadyError"} | OF_LAMBDA
     assert caught == subclasses(RequestError) - {"RequestError", "TaskInProgressError"} - NOT_OF_TASKS
     assert subclasses(QuittanceError) - NOT_OF_TASKS - {"QuittanceError", "RequestError"} <= retried | caught
     assert named(WORKFLOW["States"]["Plan"]["Retry"]) == OF_LAMBDA
@@ -135,7 +139,11 @@ def test_an_output_or_log_over_the_bound_is_left_out_and_the_rest_stays(platform
         assert whole["output"] == text
         assert execute(asked | {"inline_bytes_max": in_json}, context) == whole, "the same task, whatever the bound"
         less = execute(asked | {"inline_bytes_max": in_json - 1}, context)
-        assert less == whole | {"output": None}
+        encoded = base64.b64encode(text.encode()).decode()
+        in_base64 = encoded if len(encoded) + 2 < in_json else None  # an output of few bytes, spelt with many
+        assert less == whole | {"output": None, "output_base64": in_base64}
+        assert (in_base64 is None) == (text[0] in "xé")
+        assert execute(asked | {"inline_bytes_max": 10}, context) == whole | {"output": None}
     failing = task(platform.publish(wasm("failing")), task_id="f") | {"user_id": "alice"}
     assert execute(failing, context)["log"]
     assert execute(failing | {"inline_bytes_max": 10}, context)["log"] is None

@@ -21,6 +21,7 @@ from unittest import mock
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from quittance import log, receipt
+from quittance.certified import Purpose
 from quittance.errors import QuittanceError
 from quittance.log import Tile
 from quittance.models import TaskResult
@@ -64,7 +65,7 @@ class Derived(Shelf):
 
     def checkpoint(self, size: int | None = None) -> str:
         assert size is not None
-        key = one_key().key
+        key = one_key().signing_key(now_s=START_MS // 1_000, purpose=Purpose.CHECKPOINT)
         return log.sign_checkpoint(log.Checkpoint("urn:quittance:test", size, self._root(size), START_MS), key)
 
     def _root(self, size: int) -> bytes:

@@ -39,6 +39,7 @@ from quittance.errors import (
     QuittanceError,
     TaskConflictError,
 )
+from quittance.journal import PayoutState
 from quittance.limits import CALL_MS_MAX, ESCROW_GRACE_MS
 from quittance.models import TaskResult
 from quittance.run import Job, Run
@@ -181,7 +182,7 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
     found = violations(honest, items, this.journal.writes, this.answers)
     found += _statements(honest)
     for account, amount in this.moved.items():
-        told = (f"IN#{account}#teller", f"OUT#{account}#teller")
+        told = tuple(f"{kind}#{account}#teller" for kind in ("IN", "OUT", "BACK"))
         moved = sum(int(item["amount"]["N"]) for item in items if item["pk"]["S"].startswith(told))
         if moved != amount:
             found.append(f"{account}: {amount} were told to be moved, {moved} are recorded")
@@ -332,9 +333,28 @@ def _teller_story(this: Round) -> None:
             except InsufficientFundsError:
                 break
             this.moved[account] += {"deposit": amount, "withdraw": -amount}.get(kind, 0)
+            if kind == "withdraw" and random.random() < 0.7:
+                this.moved[account] += _decided(this, world, account, f"teller-{number}", amount, random)
             break
         else:
             this.wrong.append(f"teller-{number}: never known")
+
+
+def _decided(this: Round, world: World, account: str, name: str, amount: int, random: Random) -> int:
+    """What comes back of a withdrawal whose payout is decided, until that is known."""
+    state = random.choice((PayoutState.PAID, PayoutState.FAILED))
+    for _ in range(20):
+        try:
+            payout = world.ledger.payout(account, name)
+            if payout and payout.state is PayoutState.REQUESTED:
+                payout = world.ledger.decide_payout(payout, state, by="teller", now_ms=world.now_ms())
+        except (Crash, PlatformUnavailableError):
+            continue
+        if payout is None or payout.state is not state:
+            this.wrong.append(f"{name}: {state} was decided, {payout} stands")
+        return amount if state is PayoutState.FAILED else 0
+    this.wrong.append(f"{name}: its payout is never known")
+    return 0
 
 
 def _tell(world: World, kind: str, account: str, name: str, amount: int) -> None:

@@ -111,7 +111,9 @@ class Memory:
 
 
 def _holds(expression: str, item: Item, names: Item, values: Item) -> bool:
-    return all(_term(term, item, names, values) for term in expression.split(" AND "))
+    return any(
+        all(_term(term, item, names, values) for term in part.split(" AND ")) for part in expression.split(" OR ")
+    )
 
 
 def _term(term: str, item: Item, names: Item, values: Item) -> bool:

@@ -25,6 +25,7 @@ LEDGER, TASKS, DYNAMO = "store/ledger.py", "tasks.py", "store/dynamo.py"
 CREDITING, ACCOUNTS = "crediting.py", "accounts.py"
 MATRIX, WALK = "tests/ledger/test_matrix.py", "tests/ledger/test_interleavings.py"
 BONDS = "tests/ledger/test_bonds.py"
+SLOTS = "tests/ledger/test_slots.py -k not(engine)"
 WALLET = "tests/unit/test_wallet.py"
 PAIR = f"{WALK}::test_two_actors_one_of_whom_may_lose_an_answer"
 
@@ -130,9 +131,40 @@ MUTANTS = (
         "reputation.fold(Standing(), new)",
         MATRIX,
     ),
+    Mutant(
+        "movements: one amount an id", LEDGER, "if recorded.amount_micro != line.amount_micro:", "if False:", MATRIX
+    ),
+    Mutant(
+        "deposits: one depositor an id",
+        LEDGER,
+        "if recorded.depositor not in {None, line.depositor}:",
+        "if False:",
+        MATRIX,
+    ),
+    Mutant("payouts: decided once", LEDGER, "attribute_not_exists(#decided_ms)", "attribute_exists(#amount)", MATRIX),
+    Mutant(
+        "payouts: what failed is returned",
+        LEDGER,
+        "self._give({payout.account: payout.amount_micro}, ",
+        "self._give({}, ",
+        MATRIX,
+    ),
+    Mutant(
+        "payouts: the journal of what is returned",
+        LEDGER,
+        '[{"Update": write}, returned]',
+        '[{"Update": write}]',
+        MATRIX,
+    ),
+    Mutant(
+        "payouts: leave the index",
+        LEDGER,
+        'remove=("work", "work_at"),\n            condition="attribute_exists(#amount)',
+        'condition="attribute_exists(#amount)',
+        MATRIX,
+    ),
     Mutant("log: each agent's own standing", LEDGER, "entries[entry.agent]", 'entries["agt"]', MATRIX),
     Mutant("sweep: refunds the expired", "sweeping.py", "self._expire)", "lambda _: None)", PAIR),
-    Mutant("movements: one amount an id", LEDGER, "if recorded.amount_micro != amount_micro:", "if False:", MATRIX),
     Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
     Mutant("judges: a bond's lack is its own refusal", LEDGER, "if is_bond(lack.account):", "if False:", BONDS),
     Mutant(
@@ -227,6 +259,17 @@ MUTANTS = (
         "sweep: fits a transaction", CREDITING, "> TRANSACTION_ITEMS_MAX or", "> TRANSACTION_ITEMS_MAX + 1 or", BONDS
     ),
     Mutant("sweep: fits an append", CREDITING, "len(agents) > LOGGED_AGENTS_MAX", "False", BONDS),
+    Mutant(
+        "slots: a free one alone",
+        "store/slots.py",
+        "attribute_not_exists(#lease_ms) OR #lease_ms <= :now",
+        "attribute_not_exists(#lease_ms) OR attribute_exists(#lease_ms)",
+        SLOTS,
+    ),
+    Mutant(
+        "slots: its holder alone gives it back", "store/slots.py", '"#holder = :me"', '"attribute_exists(pk)"', SLOTS
+    ),
+    Mutant("slots: a lost answer is found out", "store/slots.py", 'stands.get("holder") == holder', "False", SLOTS),
     Mutant("wallet: no purse below zero", "wallet.py", "min(purses[purse], missing_micro)", "missing_micro", WALLET),
     Mutant("wallet: all that is there", "wallet.py", "if not able:", "if False:", WALLET),
     Mutant("wallet: what is spread is taken", "wallet.py", "* (WALLET_PURSES - 1)", "* WALLET_PURSES", WALLET),

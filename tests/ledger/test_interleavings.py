@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from quittance import escrow as escrows
-from quittance import judging, tasks
+from quittance import judging, payouts, tasks
+from quittance.journal import Payout, PayoutState
 from quittance.limits import ESCROW_GRACE_MS, VERDICT_MS_MAX
+from quittance.models import PayoutDecision
 from quittance.sweeping import sweep
 from tests.depth import LONG
 from tests.ledger.checks import Sent
@@ -76,7 +78,7 @@ def stray_expiry(world: World, escrow_id: str) -> Any:
     return world.ledger.expire(bare, tasks._signed(world, bare, end))
 
 
-def withdraw(world: World) -> int:
+def withdraw(world: World) -> Payout:
     return world.ledger.withdraw("alice", "w-1", 2 * FLAT_MICRO + JUDGE_MICRO, now_ms=world.now_ms())
 
 
@@ -189,6 +191,29 @@ def test_a_task_and_its_judges_under_a_rival(
     assert walked.wrong == []
     assert ("runner", state) in walked.results
     COUNTED.append(("runner", rival, walked.states, walked.interleavings))
+
+
+def decision(state: str) -> Actor:
+    """An operator who decides the payout of alice's withdrawal."""
+    payout_id = Payout("alice", "w-1", 2 * FLAT_MICRO, START_MS, PayoutState.REQUESTED).payout_id
+    request = PayoutDecision.model_validate({"state": state})
+    return Actor(state, lambda world: payouts.decide(world, payout_id, request, operator=state))
+
+
+@pytest.mark.parametrize("decisions", [("paid", "failed"), ("failed", "failed"), ("paid", "paid")], ids="+".join)
+def test_two_operators_and_the_owner_meet_at_a_payout(decisions: tuple[str, str]) -> None:
+    """One answer is lost anywhere; whatever the order, credits are out or back, once."""
+    begun = Memory(start())
+    withdraw(World(begun, now_ms=lambda: START_MS))
+    actors = [*map(decision, decisions), cast(WINS, PARTLY)["withdrawal"]]
+    walked = Walk(begun.items, actors, [START_MS, EXPIRY], losses=1).all()
+    assert walked.wrong == []
+    assert walked.interleavings > walked.states
+    answers = {name: {what for who, what in walked.results if who == name} for name in decisions}
+    for state in decisions:
+        other = {"PayoutConflictError"} if len(answers) > 1 else set()
+        assert answers[state] - {"PlatformUnavailableError"} == {"PayoutAnswer"} | other
+    COUNTED.append((*decisions, walked.states, walked.interleavings))
 
 
 def test_how_much_was_walked(record_property: Callable[[str, str], None]) -> None:

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from quittance import auditing, tasks
 from quittance import escrow as escrows
-from quittance import tasks
 from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Settlement, StoredBytes
-from quittance.run import Meter, Outcome, Run
+from quittance.journal import PayoutState
+from quittance.run import Limits, Meter, Outcome, Run
 from tests.ledger.checks import violations
 from tests.ledger.memory import Memory
-from tests.ledger.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
+from tests.ledger.world import AGENTS, FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
 
 LEASE, EXPIRY = START_MS + 1_000, START_MS + 5_000
 BUDGET = 2 * FLAT_MICRO
@@ -79,7 +80,10 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
 def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlement:
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
-    return tasks._signed(case_world, escrow, settlement)
+    if settlement.outcome is Outcome.EXPIRED:
+        return tasks._signed(case_world, escrow, settlement)
+    run = Run(settlement.outcome, settlement.message, Meter(), limits=Limits(1, 1, 1))
+    return tasks._signed(case_world, escrow, settlement, run, AGENTS[FLAT].version)
 
 
 def done(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Escrow:
@@ -374,6 +378,10 @@ def test_movements(kind: str, amount: int, recorded: int | None) -> None:
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     move = getattr(world.ledger, kind)
+
+    def at(moved: Any) -> int:
+        return moved if kind == "deposit" else moved.requested_ms
+
     world.ledger.deposit("alice", "start", BUDGET, now_ms=START_MS)
     if recorded is not None:
         move("alice", "m", recorded, now_ms=START_MS + 1)
@@ -381,7 +389,7 @@ def test_movements(kind: str, amount: int, recorded: int | None) -> None:
     have = world.ledger.available_micro("alice")
     sign = 1 if kind == "deposit" else -1
     if recorded == amount:
-        assert move("alice", "m", amount, now_ms=START_MS + 2) == START_MS + 1
+        assert at(move("alice", "m", amount, now_ms=START_MS + 2)) == START_MS + 1
         assert memory.items == before
     elif recorded is not None:
         with pytest.raises(MovementConflictError):
@@ -392,8 +400,55 @@ def test_movements(kind: str, amount: int, recorded: int | None) -> None:
             move("alice", "m", amount, now_ms=START_MS + 2)
         assert memory.items == before
     else:
-        assert move("alice", "m", amount, now_ms=START_MS + 2) == START_MS + 2
+        assert at(move("alice", "m", amount, now_ms=START_MS + 2)) == START_MS + 2
         assert world.ledger.available_micro("alice") == have + sign * amount
+
+
+DECISIONS = (PayoutState.PAID, PayoutState.FAILED)
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+@pytest.mark.parametrize("stands", ["requested", "of before", *DECISIONS])
+def test_a_payout_is_decided_once_in_every_state(stands: str, decision: PayoutState) -> None:
+    memory = Memory()
+    world = World(memory, now_ms=lambda: START_MS)
+    world.ledger.deposit("alice", "start", BUDGET, now_ms=START_MS)
+    payout = world.ledger.withdraw("alice", "w", FLAT_MICRO, now_ms=START_MS)
+    pk = "OUT#alice#w"
+    if stands in DECISIONS:
+        world.ledger.decide_payout(payout, PayoutState(stands), by="first", now_ms=START_MS + 1)
+    elif stands == "of before":
+        kept = {name: value for name, value in memory.items[pk].items() if name not in {"payout", "work", "work_at"}}
+        memory.items[pk] = kept
+    before, have = dict(memory.items), world.ledger.available_micro("alice")
+    stood = world.ledger.decide_payout(payout, decision, by="bank", now_ms=START_MS + 2)
+    assert world.ledger.payout("alice", "w") == stood
+    if stands in DECISIONS:
+        assert (stood.state, stood.decided_by, stood.decided_ms) == (stands, "first", START_MS + 1)
+        assert memory.items == before
+        return
+    assert (stood.state, stood.decided_by, stood.waits) == (decision, "bank", False)
+    assert world.ledger.available_micro("alice") == have + (FLAT_MICRO if decision is PayoutState.FAILED else 0)
+    assert not {"work", "work_at"} & memory.items[pk].keys()
+    assert ("BACK#alice#w" in memory.items) == (decision is PayoutState.FAILED)
+    assert auditing.run(world).differences == []
+
+
+@pytest.mark.parametrize("first", [None, "bank-1"])
+@pytest.mark.parametrize("second", [None, "bank-1", "bank-2"])
+@pytest.mark.parametrize("amount", [BUDGET, BUDGET + 1])
+def test_a_deposit_is_repeated_by_its_depositor_alone(first: str | None, second: str | None, amount: int) -> None:
+    """One whose depositor was not recorded is anybody's, and no other is."""
+    memory = Memory()
+    world = World(memory, now_ms=lambda: START_MS)
+    world.ledger.deposit("alice", "d", BUDGET, now_ms=START_MS, depositor=first)
+    before = dict(memory.items)
+    if amount == BUDGET and first in {None, second}:
+        assert world.ledger.deposit("alice", "d", amount, now_ms=START_MS + 1, depositor=second) == START_MS
+    else:
+        with pytest.raises(MovementConflictError):
+            world.ledger.deposit("alice", "d", amount, now_ms=START_MS + 1, depositor=second)
+    assert memory.items == before
 
 
 @pytest.mark.parametrize("second", ["TransactionConflict", "ThrottlingError", "ConditionalCheckFailed", "None"])

@@ -15,8 +15,10 @@ from botocore.exceptions import ClientError
 
 from quittance.errors import QuittanceError
 from quittance.escrow import Escrow
+from quittance.journal import PayoutState
 from quittance.run import Run
 from quittance.store import dynamo
+from quittance.store.ledger import Ledger
 from tests.ledger import test_bonds as bonds
 from tests.ledger.engines import client_of, engine, new_table
 from tests.ledger.memory import Memory
@@ -90,6 +92,8 @@ def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
     operations: list[Callable[[], Any]] = [
         lambda: ledger.deposit("alice", f"m{number}", amount, now_ms=now_ms),
         lambda: ledger.withdraw("alice", f"m{number}", FLAT_MICRO, now_ms=now_ms),
+        lambda: _decide(ledger, f"m{number}", random.choice((PayoutState.PAID, PayoutState.FAILED)), now_ms),
+        lambda: ledger.payouts(limit=100),
         lambda: seen.append(ledger.fund(hold(task_id=f"t{number}", budget=amount, compute=COMPUTE))),
         lambda: ledger.move_bond("oskar", f"m{number}", amount - FLAT_MICRO // 2, now_ms=now_ms),
         lambda: ledger.move_bond("oskar", f"m{number}", -FLAT_MICRO // 2, now_ms=now_ms),
@@ -111,6 +115,12 @@ def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
             lambda: ledger.set_published(ledger.log_head().size),
         ]
     random.choice(operations)()
+
+
+def _decide(ledger: Ledger, withdrawal_id: str, state: PayoutState, now_ms: int) -> None:
+    payout = ledger.payout("alice", withdrawal_id)
+    if payout:
+        ledger.decide_payout(payout, state, by="bank", now_ms=now_ms)
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS))

@@ -30,6 +30,7 @@ from quittance import escrow as escrows
 from quittance.bond import bond_account
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, State
+from quittance.journal import PayoutState
 from quittance.pricing import ComputePrices
 from quittance.run import Limits, Meter, Outcome, Run
 from tests.depth import LONG
@@ -77,6 +78,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.balances: dict[str, int] = {}
         self.held: dict[str, Held] = {}
         self.moved: dict[tuple[str, str, str], int] = {}
+        self.decided: dict[tuple[str, str], PayoutState] = {}
         self.unlogged: list[tuple[str, int]] = []
         self.written_off = self.written_off_before = 0
         for account in ("alice", "bob"):
@@ -111,6 +113,19 @@ class LedgerMachine(RuleBasedStateMachine):
             if recorded is None:
                 self.moved["out", account, str(number)] = amount
                 self.add(account, -amount)
+
+    @rule(account=USERS, number=st.integers(0, 3), state=st.sampled_from((PayoutState.PAID, PayoutState.FAILED)))
+    def decide_payout(self, account: str, number: int, state: PayoutState) -> None:
+        payout = self.world.ledger.payout(account, str(number))
+        amount = self.moved.get(("out", account, str(number)))
+        assert (payout and payout.amount_micro) == amount
+        if payout is None or amount is None:
+            return
+        stood = self.world.ledger.decide_payout(payout, state, by="bank", now_ms=self.now)
+        due = self.decided.setdefault((account, str(number)), state)
+        assert stood.state == due
+        if payout.state is PayoutState.REQUESTED and due is PayoutState.FAILED:
+            self.add(account, amount)
 
     @rule(owner=OWNERS, number=st.integers(0, 3), amount=st.one_of(AMOUNTS, AMOUNTS.map(lambda amount: -amount)))
     def move_bond(self, owner: str, number: int, amount: int) -> None:
@@ -259,8 +274,11 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
-        run = Run(settlement.outcome, settlement.message, Meter())
-        stated = receipt.claims(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
+        ran = settlement.outcome is not Outcome.EXPIRED
+        engine = {"engine": "e", "config_sha256": "c0" * 32} if ran else {"engine": "", "config_sha256": ""}
+        limits = Limits(1, 1, 1) if ran else None
+        run = Run(settlement.outcome, settlement.message, Meter(), limits=limits)
+        stated = receipt.claims(escrow, settlement, issuer="t", run=run, **engine)
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

@@ -161,11 +161,11 @@ def test_no_receipt_waits_longer_than_its_limit(
 
 def test_differences_beyond_the_limit_are_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger.run(6)
-    monkeypatch.setattr("quittance.audit.AUDIT_DIFFERENCES_MAX", 2)
-    monkeypatch.setattr(auditing, "AUDIT_DIFFERENCES_MAX", 2)
+    monkeypatch.setattr("quittance.audit.AUDIT_DIFFERENCES_SHOWN_MAX", 2)
+    monkeypatch.setattr(auditing, "AUDIT_DIFFERENCES_SHOWN_MAX", 2)
     for pk, item in ledger.table.items.items():
         if pk.startswith("ESC#"):
             ledger.table.items[pk] = {**item, "unheard_of": {"S": "a"}}
     result = ledger.audit()
     assert (len(result.differences), result.count > 5) == (2, True)
-    assert auditing.report(result)[-1] == f"and {result.unnamed} more"
+    assert auditing.report(result)[-1] == f"{result.unnamed} more differences: mend these first"

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from quittance import escrow as escrows
 from quittance import tasks
 from quittance.bootstrap import Platform
-from quittance.certified import SigningKey
+from quittance.certified import Purpose, SigningKey
 from quittance.config import Settings
 from quittance.errors import NotFoundError
 from quittance.escrow import Escrow
@@ -125,6 +125,12 @@ class Agents:
 
     get_cached = get
 
+    def is_frozen(self, account: str) -> bool:
+        return False
+
+    def funding_is_paused(self) -> bool:
+        return False
+
     def owner(self, owner_id: str) -> OwnerState:
         return OwnerState(bonded=not self.short.get(owner_id))
 
@@ -150,27 +156,29 @@ class Kms:
 
 @dataclass(frozen=True)
 class OneKey:
-    """One signing key for everybody: equal settlements then have equal receipts."""
+    """One signing key for everybody and each purpose: equal settlements then have equal receipts."""
 
-    key: SigningKey
+    keys: dict[Purpose, SigningKey]
     roots: dict[str, Any]
 
-    def signing_key(self, *, now_s: int) -> SigningKey:
-        return self.key
+    def signing_key(self, *, now_s: int, purpose: Purpose = Purpose.RECEIPT) -> SigningKey:
+        return self.keys[purpose]
 
     def jwks(self) -> dict[str, Any]:
         return self.roots
 
 
 def new_keys() -> Keys:
-    """An environment's own receipt keys."""
-    return Keys(Kms(), root_key_ids=["alias/root"])  # type: ignore[arg-type]  # the two calls that Keys makes
+    """An environment's own keys."""
+    roots = {purpose: [f"alias/{purpose}"] for purpose in Purpose}
+    return Keys(Kms(), root_key_ids=roots)  # type: ignore[arg-type]  # the two calls that Keys makes
 
 
 @cache
 def one_key() -> OneKey:
     keys = new_keys()
-    return OneKey(keys.signing_key(now_s=START_MS // 1_000), keys.jwks())
+    signing = {purpose: keys.signing_key(now_s=START_MS // 1_000, purpose=purpose) for purpose in Purpose}
+    return OneKey(signing, keys.jwks())
 
 
 class Watched(Ledger):
@@ -230,7 +238,9 @@ class World(Platform):
                 compute_per_billion_fuel_micro=COMPUTE_BILLION,
                 bond_minimum_micro=BOND_MINIMUM,
                 platform_account=PLATFORM_ACCOUNT,
-                receipt_key_ids="alias/root",
+                receipt_key_ids="alias/receipt",
+                checkpoint_key_ids="alias/checkpoint",
+                webhook_key_ids="alias/webhook",
                 receipt_issuer="urn:quittance:test",
                 issuer_url="-",
                 jwks_url="-",

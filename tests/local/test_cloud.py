@@ -107,7 +107,7 @@ def shared(tmp_path_factory):
     venvs.ensure("cloud")
     state = State(tmp_path_factory.mktemp("shared"))
     running = cloud.start(state)
-    own = {name: deploy.aws(running, name) for name in ("iam", "sts", "dynamodb", "s3", "lambda", "apigateway")}
+    own = {name: deploy.aws(running, name) for name in ("iam", "sts", "dynamodb", "s3", "lambda", "apigateway", "sqs")}
     own["dynamodb"].create_table(
         TableName="table", KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}], BillingMode="PAY_PER_REQUEST",
         AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "other")],
@@ -268,29 +268,126 @@ def handler(event, context):
     )
 
 
-def test_a_path_reaches_a_function_as_it_was_encoded(tenant):
-    """A repair of launch.py, as REST APIs have it on AWS. Without it: `a|b`, and an encoded slash is 403."""
-    code = "import json\ndef handler(event, context):\n    return {'statusCode': 200, 'body': json.dumps(event)}\n"
-    function = tenant.own["lambda"].create_function(
+def test_a_failed_event_of_an_alias_goes_to_its_destination(tenant):
+    """A repair of launch.py, as on AWS. Without it: three tries, and the event is lost."""
+    code = "def handler(event, context):\n    raise ValueError(event)\n"
+    client, sqs = tenant.own["lambda"], tenant.own["sqs"]
+    client.create_function(
         FunctionName=tenant.name, Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler", Timeout=30,
+        Role=f"{IAM}:role/{tenant.name}", Code={"ZipFile": zipped({"app.py": code})}, Publish=True,
+    )  # fmt: skip
+    client.create_alias(FunctionName=tenant.name, Name="live", FunctionVersion="1")
+    queue = sqs.create_queue(QueueName=tenant.name)["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    client.put_function_event_invoke_config(
+        FunctionName=tenant.name, Qualifier="live", MaximumRetryAttempts=1,
+        DestinationConfig={"OnFailure": {"Destination": arn}},
+    )  # fmt: skip
+    client.invoke(FunctionName=f"{tenant.name}:live", InvocationType="Event", Payload=b'{"a": 1}')
+    found = until(lambda: sqs.receive_message(QueueUrl=queue).get("Messages"), "the event is not in the queue")
+    assert json.loads(found[0]["Body"])["requestPayload"] == {"a": 1}
+
+
+ECHO = "import json\ndef handler(event, context):\n    return {'statusCode': 200, 'body': json.dumps(event)}\n"
+
+
+def put_function(tenant, name, code):
+    return tenant.own["lambda"].create_function(
+        FunctionName=name, Runtime=f"python{venvs.PYTHON_VERSION}", Handler="app.handler", Timeout=30,
         Role=f"{IAM}:role/{tenant.name}", Code={"ZipFile": zipped({"app.py": code})},
     )["FunctionArn"]  # fmt: skip
+
+
+def invoked_by(function):
+    return f"arn:aws:apigateway:{cloud.REGION}:lambda:path/2015-03-31/functions/{function}/invocations"
+
+
+def put_api(tenant, code, **method):
+    """An API whose stage `v1` has one route, `GET /ids/{id}`; its id."""
     api = tenant.own["apigateway"]
     api_id = api.create_rest_api(name=tenant.name)["id"]
     parent = api.get_resources(restApiId=api_id)["items"][0]["id"]
     for part in ("ids", "{id}"):
         parent = api.create_resource(restApiId=api_id, parentId=parent, pathPart=part)["id"]
     where = {"restApiId": api_id, "resourceId": parent, "httpMethod": "GET"}
-    api.put_method(**where, authorizationType="NONE")
-    uri = f"arn:aws:apigateway:{cloud.REGION}:lambda:path/2015-03-31/functions/{function}/invocations"
+    if "authorizer" in method:
+        method["authorizerId"] = api.create_authorizer(
+            restApiId=api_id, name="a", type="REQUEST", authorizerUri=invoked_by(method.pop("authorizer")),
+            identitySource="method.request.header.Authorization", authorizerResultTtlInSeconds=60,
+        )["id"]  # fmt: skip
+    api.put_method(**where, **{"authorizationType": "NONE"} | method)
+    uri = invoked_by(put_function(tenant, tenant.name, code))
     api.put_integration(**where, type="AWS_PROXY", integrationHttpMethod="POST", uri=uri)
-    api.create_deployment(restApiId=api_id, stageName="v1")
+    return api_id
+
+
+def get(tenant, path, **headers):
+    url = httpx.URL(tenant.url).copy_with(raw_path=path.encode())
+    return httpx.get(url, headers=headers, trust_env=False)
+
+
+def test_a_path_reaches_a_function_as_it_was_encoded(tenant):
+    """A repair of launch.py, as REST APIs have it on AWS. Without it: `a|b`, and an encoded slash is 403."""
+    api_id = put_api(tenant, ECHO)
+    tenant.own["apigateway"].create_deployment(restApiId=api_id, stageName="v1")
     for sent in ("a%7Cb", "a%2Fb", "%2e%2E", "a%257Cb", "%22", "%C3%A9", "%zz", "plain~-._"):
-        url = httpx.URL(tenant.url).copy_with(raw_path=f"/_aws/execute-api/{api_id}/v1/ids/{sent}?q=%7C%257C".encode())
-        event = httpx.get(url, trust_env=False).json()
+        event = get(tenant, f"/_aws/execute-api/{api_id}/v1/ids/{sent}?q=%7C%257C").json()
         assert (event["path"], event["pathParameters"]) == (f"/ids/{sent}", {"id": sent})
         assert event["requestContext"]["path"] == f"/v1/ids/{sent}"
         assert event["queryStringParameters"] == {"q": "|%7C"}, "decoded once"
+
+
+def test_a_function_is_told_the_path_that_was_asked_for(tenant):
+    """A repair of launch.py. Without it links cannot work at the local address, and base paths are not as on AWS."""
+    api_id, api = put_api(tenant, ECHO), tenant.own["apigateway"]
+    api.create_deployment(restApiId=api_id, stageName="v1")
+    for base in ("(none)", "pay"):
+        domain = f"{base.strip('()')}.{tenant.name.lower()}.example"
+        api.create_domain_name(domainName=domain, endpointConfiguration={"types": ["REGIONAL"]})
+        api.create_base_path_mapping(domainName=domain, basePath=base, restApiId=api_id, stage="v1")
+        asked = "/ids/a%2Fb" if base == "(none)" else "/pay/ids/a%2Fb"
+        event = get(tenant, asked, Host=domain).json()
+        assert (event["path"], event["requestContext"]["path"], event["resource"]) == (asked, asked, "/ids/{id}")
+    here = f"/restapis/{api_id}/v1/_user_request_/ids/x"
+    event = get(tenant, here).json()
+    assert (event["path"], event["requestContext"]["path"]) == ("/ids/x", here)
+    event = get(tenant, "/v1/ids/x", Host=f"{api_id}.execute-api.localhost").json()
+    assert (event["path"], event["requestContext"]["path"]) == ("/ids/x", "/v1/ids/x")
+
+
+DENY = """
+def handler(event, context):
+    word = event["headers"]["authorization"]
+    statement = {"Action": "execute-api:Invoke", "Effect": word, "Resource": "*"}
+    return {"principalId": "p", "policyDocument": {"Version": "2012-10-17", "Statement": [statement]},
+            "context": {"challenge": 'Bearer error="e"', "refused": "Because."}}
+"""
+CHALLENGED = "def handler(event, context):\n    return {'statusCode': 403, 'headers': {'WWW-Authenticate': 'Bearer'}}\n"
+
+
+def test_a_denial_is_answered_with_what_the_authorizer_said(tenant):
+    """Repairs of launch.py, as REST APIs have them on AWS: from the cache too, and never another request's words."""
+    api = tenant.own["apigateway"]
+    authorizer = put_function(tenant, f"{tenant.name}-authorizer", DENY)
+    api_id = put_api(tenant, CHALLENGED, authorizationType="CUSTOM", authorizer=authorizer)
+    for kind in ("ACCESS_DENIED", "UNAUTHORIZED"):
+        api.put_gateway_response(
+            restApiId=api_id, responseType=kind, statusCode="401",
+            responseParameters={"gatewayresponse.header.WWW-Authenticate": "context.authorizer.challenge"},
+            responseTemplates={"application/json": '{"said":"$context.authorizer.refused $context.authorizer.none."}'},
+        )  # fmt: skip
+    api.create_deployment(restApiId=api_id, stageName="v1")
+    path = f"/_aws/execute-api/{api_id}/v1/ids/x"
+    for _ in range(2):
+        denied = get(tenant, path, Authorization="Deny")
+        assert (denied.status_code, denied.json()) == (401, {"said": "Because. ."})
+        assert denied.headers["WWW-Authenticate"] == 'Bearer error="e"'
+    anonymous = get(tenant, path)
+    assert (anonymous.status_code, anonymous.json()) == (401, {"said": " ."})
+    assert "WWW-Authenticate" not in anonymous.headers
+    allowed = get(tenant, path, Authorization="Allow")
+    assert (allowed.status_code, allowed.headers["x-amzn-Remapped-WWW-Authenticate"]) == (403, "Bearer")
+    assert "WWW-Authenticate" not in allowed.headers
 
 
 def zipped(files):

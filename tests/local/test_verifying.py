@@ -35,9 +35,9 @@ def receipt() -> str:
         escrow,
         done,
         issuer="i",
-        run=Run(Outcome.SUCCEEDED, "", Meter(), limits=Limits)(1, 1, 1),
-        engine="",
-        config_sha256="",
+        run=Run(Outcome.SUCCEEDED, "", Meter(), limits=Limits(1, 1, 1)),
+        engine="e",
+        config_sha256="ff" * 32,
     )
     return sign(stated, PLATFORM.certify())
 

@@ -70,7 +70,10 @@ def main(channel: int, _log: int, parent: int, _tied: int) -> None:
     os.write(channel, wire.encode_greeting(seccomp=filtered))
     wire.receive(lambda count: os.read(channel, count), limits.STDIN_BYTES_MAX)
     found = repr({**found, "seccomp": filtered, **touch(parent)}).encode()
-    os.write(channel, wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(), stdout=found), resident_bytes=0))
+    os.write(
+        channel,
+        wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(output_bytes=len(found)), stdout=found), resident_bytes=0),
+    )
     os.read(channel, 1)
 
 

@@ -1,9 +1,12 @@
 """Compilation in a child of its own: what comes out, what is refused, and that bombs are bounded."""
 
+import contextlib
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import wasmtime
@@ -11,8 +14,8 @@ import wasmtime
 from quittance import limits
 from quittance.run import Job, Outcome
 from quittance.sandbox import (
-    CONFIG_DIGEST,
     CPU_TARGET,
+    ENGINE_DIGEST,
     ENGINE_VERSION,
     CompileFailedError,
     ModuleRejectedError,
@@ -22,6 +25,7 @@ from quittance.sandbox import (
 )
 from quittance.sandbox.validate import Refusal
 from tests.sandbox.wat import ECHO, TRIVIAL, program
+from tests.waiting import GENEROUS_S
 
 
 def binary(wat: str) -> bytes:
@@ -33,7 +37,7 @@ def test_an_artefact_names_all_that_it_depends_on_and_runs(tmp_path, sandbox):
     artefact = compile_module(module)
     assert artefact.sha256 == hashlib.sha256(artefact.data).hexdigest()
     assert artefact.key == artefact_key(hashlib.sha256(module).hexdigest())
-    for part in (hashlib.sha256(module).hexdigest(), ENGINE_VERSION, CONFIG_DIGEST[:16], CPU_TARGET):
+    for part in (hashlib.sha256(module).hexdigest(), ENGINE_VERSION, ENGINE_DIGEST[:16], CPU_TARGET):
         assert part in artefact.key
     path = tmp_path / artefact.key
     path.write_bytes(artefact.data)
@@ -67,11 +71,76 @@ def test_what_the_engine_refuses_is_the_modules_fault(wat):
     assert len(caught.value.message) <= 500
 
 
-def test_a_module_that_takes_too_long_is_refused_in_time(monkeypatch):
+def test_a_module_that_takes_too_much_processor_time_is_refused(monkeypatch):
     monkeypatch.setattr(limits, "COMPILE_SECONDS_MAX", 1)
     with pytest.raises(ModuleRejectedError) as caught:
         compile_module(bomb(60_000))
     assert caught.value.code is Refusal.COMPILE_LIMIT, "before it was compiled"
+    assert "1 s of processor time" in caught.value.message
+    assert 900 < caught.value.cpu_ms < 2_500, "it was ended when it had used that much, as the kernel counts"
+
+
+@pytest.mark.parametrize("work", ["time.sleep(10**6)", "os.kill(0, signal.SIGSTOP)", "os.close(1); time.sleep(10**6)"])
+def test_a_machine_that_is_too_busy_is_the_platforms_fault(monkeypatch, work):
+    """A child that waits instead of computing is one that other work on the machine holds up."""
+    monkeypatch.setattr(limits, "COMPILE_WALL_SECONDS_MAX", 1)
+    stand_in(monkeypatch, work)
+    with pytest.raises(CompileFailedError, match="did not end within 1 s") as caught:
+        compile_module(binary(TRIVIAL))
+    assert 0 < caught.value.cpu_ms < 1_000
+
+
+def test_a_child_that_computes_past_the_wall_clock_too_is_the_modules_fault(monkeypatch):
+    monkeypatch.setattr(limits, "COMPILE_SECONDS_MAX", 1)
+    monkeypatch.setattr(limits, "COMPILE_WALL_SECONDS_MAX", GENEROUS_S)
+    limit = "resource.setrlimit(resource.RLIMIT_CPU, (1, 2))"
+    stand_in(monkeypatch, f"import resource; {limit}; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass")
+    with pytest.raises(ModuleRejectedError) as caught:
+        compile_module(binary(TRIVIAL))
+    assert caught.value.code is Refusal.COMPILE_LIMIT, "it ignored SIGXCPU, and SIGKILL does not say why"
+    assert caught.value.cpu_ms >= 1_000
+
+
+def test_the_processor_time_of_the_child_is_told_in_success_and_refusal(monkeypatch):
+    """Whoever publishes pays for it."""
+    small, large = compile_module(binary(TRIVIAL)), compile_module(bomb(20_000))
+    assert 0 < small.cpu_ms < large.cpu_ms
+    for module in (bomb(20_000)[:-1], binary(program("(drop (ref.null extern))"))):
+        with pytest.raises(ModuleRejectedError) as refused:
+            compile_module(module)
+        assert refused.value.cpu_ms > 0
+    burn = "end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
+    for ending, error in (("os._exit(3)", ModuleRejectedError), ("os._exit(4)", CompileFailedError)):
+        stand_in(monkeypatch, burn + ending)
+        with pytest.raises(error) as ended:
+            compile_module(binary(TRIVIAL))
+        assert ended.value.cpu_ms >= 500
+
+
+def test_no_more_of_an_answer_is_read_than_an_artefact_may_have(monkeypatch):
+    monkeypatch.setattr(limits, "ARTEFACT_BYTES_MAX", 10**6)
+    stand_in(monkeypatch, "while True: os.write(1, b'A' * 10**6)")
+    with pytest.raises(ModuleRejectedError) as caught:
+        compile_module(binary(TRIVIAL))
+    assert caught.value.code is Refusal.ARTEFACT_TOO_LARGE
+
+
+def stand_in(monkeypatch, work: str) -> None:
+    """Put a script in the compiler's place."""
+    script = f"import os, signal, sys, time; sys.stdin.buffer.read()\n{work}"
+    monkeypatch.setattr(process, "command", lambda *_: [sys.executable, "-c", script])
+
+
+def test_nothing_of_a_child_is_left(monkeypatch):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    compile_module(binary(TRIVIAL))
+    stand_in(monkeypatch, "os._exit(3)")
+    for python in (sys.executable, "/nowhere/python"):
+        with pytest.raises((ModuleRejectedError, CompileFailedError)):
+            compile_module(binary(TRIVIAL), python=python)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with contextlib.suppress(ChildProcessError):  # the sandbox of other tests may be there, and lives
+        assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "an ended child was not collected"
 
 
 @pytest.mark.parametrize(
@@ -86,8 +155,7 @@ def test_a_module_that_takes_too_long_is_refused_in_time(monkeypatch):
     ],
 )
 def test_each_end_of_the_child_is_told_apart(monkeypatch, ending, error):
-    child = [sys.executable, "-c", f"import os, signal, sys; sys.stdin.buffer.read(); {ending}"]
-    monkeypatch.setattr(process, "command", lambda *_: child)
+    stand_in(monkeypatch, ending)
     with pytest.raises(error):
         compile_module(binary(TRIVIAL))
 
@@ -122,12 +190,8 @@ def bomb(functions: int) -> bytes:
 
 def test_memory_of_the_child_is_bounded():
     """The child is really under its limit: with little room it dies, and the module is blamed, not the platform."""
-    script = (
-        "import sys; from quittance import limits; limits.COMPILE_MEMORY_BYTES_MAX = 96 * 2**20;"
-        "from quittance.sandbox.compile import _main; _main()"
-    )
     child = subprocess.run(
-        [sys.executable, "-sSP", "-c", script],
+        [sys.executable, "-sSP", "-m", "quittance.sandbox.compile", "120", str(96 * limits.MIB)],
         input=bomb(90_000),
         env=process.environment(),
         capture_output=True,

@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from quittance import receipt, verifier
-from quittance.certified import Flaw
+from quittance import receipt, replaying, verifier
+from quittance.certified import Flaw, ProofError
 from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, seed
 from quittance.limits import MIB
-from quittance.run import Limits, Outcome, Run
-from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
+from quittance.run import HOST_RULES, Limits, Outcome, Run
+from quittance.sandbox import (
+    CONFIG_DIGEST,
+    CPU_TARGET,
+    ENGINE_DIGEST,
+    ENGINE_VERSION,
+    artefact_key,
+    config_digest,
+    host_rules_of,
+)
 from quittance.verifier import EXITS, Given, examine
 from tests.support import ROOT as PROJECT
 from tests.support import wasm
@@ -165,15 +173,56 @@ def test_another_engine_may_count_otherwise_but_not_answer_otherwise(settled):
     )
 
 
+RULES = sorted((Path(__file__).parent / "receipts").glob("rules-*"))
+
+
+@pytest.mark.parametrize("folder", RULES, ids=lambda folder: folder.name)
+def test_receipts_of_all_rules_of_host_calls_verify_and_replay(folder: Path):
+    """Each under its own rules: see receipts/make.py. Counts are compared where this machine can make the artefact."""
+    jwks, text = (folder / "jwks.json").read_bytes(), (folder / "receipt.jws").read_text()
+    module, stdin = (folder / "module.wasm").read_bytes(), (folder / "input").read_bytes()
+    report = examine(Given(text, jwks, module, stdin, output=(folder / "output").read_bytes()))
+    assert report.exit_status == 0
+    claims = receipt.verify(text, json.loads(jwks))
+    rules = host_rules_of(claims["config_sha256"])
+    assert folder.name == f"rules-{rules}"
+    stated = receipt.authenticate(text, json.loads(jwks))[0]
+    done = replaying.replay(stated, module, stdin)
+    assert done.run.stdout == (folder / "output").read_bytes()
+    assert done.same_engine or CPU_TARGET != "x86_64-avx2"
+    if done.same_engine:
+        assert done.run.meter.fuel == claims["meter"]["fuel"]
+    for others in set(range(1, HOST_RULES + 1)) - {rules}:
+        other = config_digest(others)
+        with pytest.raises(ProofError):
+            replaying.replay(stated.model_copy(update={"config_sha256": other}), module, stdin)
+
+
+def test_a_receipt_is_kept_of_every_rule_of_host_calls():
+    assert [folder.name for folder in RULES] == [f"rules-{rules}" for rules in range(1, HOST_RULES + 1)]
+    assert host_rules_of(CONFIG_DIGEST) == HOST_RULES
+    assert host_rules_of("00" * 32) is None
+
+
+def test_new_rules_of_host_calls_need_no_new_artefact():
+    """The digest that artefacts are named for is that of the first rules: nothing published before is recompiled."""
+    stated = receipt.read_claims((RULES[0] / "receipt.jws").read_text())
+    assert (stated["engine"], stated["config_sha256"]) == (ENGINE_VERSION, config_digest(1))
+    assert ENGINE_DIGEST == config_digest(1) != CONFIG_DIGEST
+    assert ENGINE_DIGEST[:16] in artefact_key("module")
+
+
 def test_what_the_clock_or_the_platform_ended_is_not_repeated(settled):
     timeout = settled(LOOPS, b"", Limits(fuel=10**12, memory_bytes=MIB, timeout_ms=1_000))
     assert timeout["outcome"] == "timeout"
-    unlimited = settled(DICE) | {"limits": None}
+    nothing = dict.fromkeys(timeout["meter"], 0) | {"fuel_exact": True}
+    unrun = timeout | {"outcome": "superseded", "fault": "none", "reputation_tenths": 0, "meter": nothing}
+    unrun |= {"limits": None, "engine": "", "config_sha256": "", "stderr_sha256": None}
     lost = timeout | {"outcome": "worker_lost", "fault": "platform", "reputation_tenths": 0}
     for claims, module, said in (
         (timeout, LOOPS, "ended by the clock"),
         (lost, LOOPS, r"the platform's fault (worker_lost)"),
-        (unlimited, DICE, "does not state the limits"),
+        (unrun, LOOPS, "does not state the limits"),
     ):
         status, sentence, _ = replayed(claims, module)
         assert status == EXITS[Flaw.UNREPEATABLE][0]

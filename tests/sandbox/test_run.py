@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from quittance import limits
-from quittance.run import Fault, Outcome
+from quittance import limits, receipt
+from quittance.run import Fault, Meter, Outcome
 from quittance.sandbox import Sandbox
 from quittance.sandbox.wasi import CLOCK_STEP_NS
+from tests.hostile.generated import body as function_body
+from tests.hostile.generated import command, leb, section, vector
 from tests.sandbox.wat import ECHO, PAGE_BYTES, TRIVIAL, WORLD, call, memory, program, writer
 from tests.waiting import Stopwatch
 
@@ -50,8 +52,48 @@ def test_each_trap_has_its_outcome_and_names_the_function(make, sandbox, body, o
     assert run.outcome.fault is Fault.AGENT
     assert run.meter.fuel_exact is fuel_exact
     assert says in run.message
-    assert "in main [0] at 0x" in run.message
+    assert ("in main [0]" if outcome is Outcome.TRAP_STACK else "in main [0] at 0x") in run.message
+    assert "0xffff" not in run.message, "a place that is not known is not stated"
     assert len(run.message) <= limits.MESSAGE_CHARS_MAX
+
+
+def test_a_used_up_stack_names_its_functions_not_where_it_ended(make, sandbox):
+    """On another processor frames have another size, so that the stack ends in another function, at another place."""
+    messages = set()
+    for values in (0, 5, 10, 15):  # that the leaf keeps on the stack
+        kept = "".join(f"(local.set {i} (i64.load (i32.const {8 * i})))" for i in range(values))
+        used = "".join(f"(i64.xor (local.get {i}) " for i in range(values)) + "(i64.const 1)" + ")" * values
+        more = f"""(func $odd (result i64) (i64.add (call $even) (i64.const 1)))
+            (func $even (result i64) (i64.mul (call $leaf) (call $odd)))
+            (func $leaf (result i64) (local {"i64 " * values}) {kept} (call $last) {used})
+            (func $last)"""
+        run = sandbox.run(make(program("(drop (call $odd))", more=more)))
+        assert run.outcome is Outcome.TRAP_STACK
+        messages.add(run.message)
+    (message,) = messages
+    assert message.splitlines()[1:] == ["  in odd [0]", "  in even [1]"]
+
+
+def test_a_huge_name_of_a_function_costs_the_worker_next_to_nothing(make):
+    """As in a module that was published before names were bounded: the name is cut before anything else is done."""
+    name = b"n" * 12 * 10**6
+    body, index = leb(len(name)) + name, iter(range(4))
+    functions = vector(*(leb(next(index)) + body for _ in range(4)))
+    names = section(0, b"\4name" + b"\1" + leb(len(functions)) + functions)
+    calls = [b"\x10\1", b"\x10\2", b"\x10\3", b"\0"]  # each calls the next, the last one is unreachable
+    module = command({3: vector(*[b"\0"] * 4), 10: vector(*map(function_body, calls))}) + names
+    with Sandbox() as own:
+        own.run(make(TRIVIAL))
+        trivial = peak_of(own)
+        run = own.run(make(module))
+        assert (run.outcome, len(run.message) < limits.MESSAGE_CHARS_MAX) == (Outcome.TRAP_UNREACHABLE, True)
+        assert "in " + "n" * 80 + " [3] at 0x" in run.message
+        assert peak_of(own) - trivial < 5 * len(body) * 4, "the artefact, twice, and the engine's copies of the names"
+
+
+def peak_of(sandbox: Sandbox) -> int:
+    status = Path("/proc", str(sandbox._worker._process.pid), "status").read_text()
+    return next(int(line.split()[1]) * limits.KIB for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 125, 126, 255, 256, 2**31, 2**32 - 1])
@@ -91,10 +133,10 @@ def test_endless_guests_are_ended_at_their_deadline(make, wat):
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
-def test_a_killed_run_states_no_more_fuel_than_it_had(make, sandbox):
-    wat = program(f"(loop $again (drop {call('sched_yield')}) (br $again))", "sched_yield")
-    run = sandbox.run(make(wat, fuel=10**8, timeout_ms=200))
-    assert (run.outcome, run.meter.fuel, run.meter.fuel_exact) == (Outcome.TIMEOUT, 10**8, False)
+def test_a_killed_run_states_no_more_fuel_than_it_had(make, sandbox, monkeypatch):
+    monkeypatch.setattr(limits, "FUEL_PER_CPU_MS", limits.FUEL_MAX)
+    run = sandbox.run(make(ENDLESS, fuel=10**11, timeout_ms=200))
+    assert (run.outcome, run.meter.fuel, run.meter.fuel_exact) == (Outcome.TIMEOUT, 10**11, False)
 
 
 def test_what_was_said_before_a_timeout_is_kept(make, sandbox):
@@ -209,7 +251,7 @@ def test_refused_memory_that_cannot_be_found_out_counts_as_refused(make, sandbox
     run = sandbox.run(job)
     assert (run.outcome, run.memory_refused) == (Outcome.TRAP_ARITHMETIC, True)
     monkeypatch.setattr(limits, "KILL_MARGIN_MS", 10**6)
-    assert sandbox.run(make(program("unreachable"), timeout_ms=1, **limited)).memory_refused, "no time is left"
+    assert sandbox.run(make(program("unreachable"), **limited)).memory_refused, "no time is left"
 
 
 def test_initial_memory_at_the_limit_and_one_page_beyond(make, sandbox):
@@ -342,3 +384,17 @@ def test_an_artefact_that_is_gone_changed_or_foreign_is_the_platforms_fault(make
         assert own.run(job).outcome is Outcome.SUCCEEDED
         os.truncate(str(changed), 0)
         assert own.run(dataclasses.replace(job, artefact_path=str(changed))).outcome is Outcome.SUCCEEDED, "kept loaded"
+
+
+def test_every_count_of_a_meter_can_be_stated_in_a_receipt(make, sandbox):
+    """Each that a guest drives ends at its limit, and each limit at what a receipt can state."""
+    counts = receipt.StatedMeter.model_fields
+    assert set(counts) == {field.name for field in dataclasses.fields(Meter)}
+    at_most = (limits.FUEL_MAX, limits.MEMORY_BYTES_MAX, limits.STDIN_BYTES_MAX, limits.OUTPUT_BYTES_MAX)
+    assert max(at_most) <= limits.COUNT_MAX
+    many = sandbox.run(make(writer(2, 19 * PAGE_BYTES, 2_000), memory_bytes=64 * limits.MIB))
+    assert many.meter.stderr_bytes > limits.STDERR_BYTES_MAX
+    most = dict.fromkeys(counts, limits.COUNT_MAX) | {"fuel_exact": True}
+    receipt.StatedMeter.model_validate(most)
+    with pytest.raises(ValueError, match="stderr_bytes"):
+        receipt.StatedMeter.model_validate(most | {"stderr_bytes": limits.COUNT_MAX + 1})

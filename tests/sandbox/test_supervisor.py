@@ -111,8 +111,13 @@ def test_a_worker_that_stops_before_it_begins_is_lost_in_time(make, monkeypatch)
         assert own.run(job).outcome is Outcome.WORKER_LOST, "noticed before the guest's own deadline"
 
 
-def report(outcome: int = 0, exit_code: int = 0, fuel: int = 1, text: bytes = b"", body: bytes = b"") -> bytes:
-    return wire.encode(wire._REPORT.pack(outcome, exit_code, 0, fuel, True, *[0] * 6) + text, body)
+def report(outcome: int = 0, exit_code: int = 0, text: bytes = b"", body: bytes = b"", **counts: int) -> bytes:
+    meter = Meter(**{"fuel": 1, "output_bytes": len(body)} | counts)
+    return wire.encode(wire._REPORT.pack(outcome, exit_code, 0, *wire._meter_of(meter)) + text, body)
+
+
+COUNTS = ["cpu_ms", "wall_ms", "stderr_bytes"]
+NO_ENDS_OF_A_WORKER = [Outcome.TIMEOUT, Outcome.REJECTED, Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.NOT_NEEDED]
 
 
 def impostor(monkeypatch, script: str) -> None:
@@ -136,7 +141,7 @@ def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
         assert own.seccomp is None
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # the job has 10^9 fuel, 16 MiB of memory and no input
     "answer",
     [
         b"\xff" * 64,
@@ -147,13 +152,20 @@ def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
         report() + report(),
         report(outcome=len(Outcome)),
         report(exit_code=-2),
+        report(exit_code=2**32),
         report(fuel=2**63),
+        *(report(**{count: limits.COUNT_MAX + 1}) for count in COUNTS),
+        report(fuel=10**9 + 1),
+        report(memory_bytes=16 * limits.MIB + 1),
+        report(input_bytes=1),
+        report(body=b"x", output_bytes=0),
+        report(output_bytes=1),
+        *(report(outcome=list(Outcome).index(outcome)) for outcome in NO_ENDS_OF_A_WORKER),
         report(text=b"\xff"),
         report(text=b"x" * (limits.MESSAGE_CHARS_MAX + 1)),
         report(text=b"x" * 20 * limits.KIB),
         bytes(4) + (limits.OUTPUT_BYTES_MAX + 1).to_bytes(4, "little"),
     ],
-    ids=range(13),
 )
 def test_a_worker_that_lies_is_lost(make, monkeypatch, answer):
     impostor(monkeypatch, f"greet(); take(); os.write(channel, {answer!r}); os.close(channel)")
@@ -162,7 +174,8 @@ def test_a_worker_that_lies_is_lost(make, monkeypatch, answer):
 
 
 def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
-    longest = report(text=b"x" * limits.MESSAGE_CHARS_MAX)
+    most = dict.fromkeys(COUNTS, limits.COUNT_MAX) | {"fuel": 10**9, "memory_bytes": 16 * limits.MIB}
+    longest = report(text=b"x" * limits.MESSAGE_CHARS_MAX, exit_code=2**32 - 1, **most)
     impostor(monkeypatch, f"greet(); take(); os.write(channel, {longest!r}); take()")
     with Sandbox() as own:
         run = own.run(make(TRIVIAL))
@@ -171,6 +184,17 @@ def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
 
 
 # The deadline.
+
+
+@pytest.mark.parametrize(("beyond_ms", "outcome"), [(0, Outcome.SUCCEEDED), (1, Outcome.TIMEOUT)])
+def test_a_run_longer_than_its_timeout_is_a_timeout_when_seen_late(make, monkeypatch, beyond_ms, outcome):
+    """Its end is there when the parent looks, which was kept from looking at the deadline, as a stopped process is."""
+    late = report(wall_ms=GENEROUS_MS + beyond_ms)
+    impostor(monkeypatch, f"greet(); take(); os.write(channel, {late!r}); take()")
+    with Sandbox() as own:
+        run = own.run(make(TRIVIAL, timeout_ms=GENEROUS_MS))
+        assert (run.outcome, run.meter.wall_ms) == (outcome, GENEROUS_MS)
+        assert (own._worker is None) == (outcome is Outcome.TIMEOUT), "who ran for too long is not used again"
 
 
 def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):

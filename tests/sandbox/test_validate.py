@@ -54,6 +54,61 @@ def refusal(module: bytes) -> ModuleRejectedError:
     return caught.value
 
 
+def named(name: bytes) -> bytes:
+    return leb(len(name)) + name
+
+
+def name_section(*parts: tuple[int, bytes]) -> bytes:
+    return section(0, named(b"name") + b"".join(section(kind, part) for kind, part in parts))
+
+
+PLACES = {
+    "custom section": lambda name: command() + section(0, named(name)),
+    "export": lambda name: command(_7=vector([b"\6_start\0\0", b"\6memory\2\0", named(name) + b"\0\0"])),
+    "function": lambda name: command() + name_section((0, named(b"module")), (1, vector([b"\0" + named(name)]))),
+    "second list": lambda name: command() + name_section((1, b"\0")) + name_section((1, vector([b"\0" + named(name)]))),
+    "import's module": lambda name: command(_2=vector([named(name) + named(b"f") + b"\0\0"])),
+    "import": lambda name: command(_2=vector([named(b"wasi_snapshot_preview1") + named(name) + b"\0\0"])),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_name_is_bounded(place):
+    most = limits.MODULE_NAME_BYTES_MAX
+    within = PLACES[place](b"n" * most)
+    if "import" in place:
+        assert refusal(within).code in {Refusal.IMPORT_FOREIGN, Refusal.IMPORT_UNKNOWN}
+    else:
+        validate_module(within)
+        compile_to_artefact(within)
+    beyond = refusal(PLACES[place](b"n" * (most + 1)))
+    assert beyond.code is Refusal.NAME_TOO_LONG
+    assert f"{most + 1}; the most is {most} bytes" in beyond.message
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\1", b"\1\x7f", section(1, b"\5"), section(1, vector([b"\0\1\xff"])), b"\xff" * 9]
+)
+def test_damaged_names_of_functions_are_ignored_as_the_engine_ignores_them(damage):
+    module = command() + section(0, named(b"name") + damage)
+    validate_module(module)
+    compile_to_artefact(module)
+
+
+def test_names_of_functions_are_counted():
+    many = leb(101_001) + b"".join(leb(index) + b"\0" for index in range(101_001))
+    assert refusal(command() + name_section((1, many))).code is Refusal.TOO_MANY_ITEMS
+    validate_module(command() + name_section((1, leb(101_000) + many[3:])))
+
+
+def test_emscripten_with_memory_growth_is_told_its_flags():
+    wat = '(module (import "env" "emscripten_notify_memory_growth" (func (param i32))) (memory (export "memory") 1))'
+    refused = refusal(binary(wat))
+    assert refused.code is Refusal.IMPORT_FOREIGN
+    for flag in ("-sALLOW_MEMORY_GROWTH", "-sPURE_WASI", "-sINITIAL_MEMORY"):
+        assert flag in refused.message
+
+
 def binary(wat: str) -> bytes:
     return bytes(wasmtime.wat2wasm(wat))
 

@@ -1,17 +1,21 @@
 """The host calls, called by real guests: what they answer, and what a guest's bad pointers come to."""
 
+import os
 import re
 import struct
 from pathlib import Path
 
 import pytest
 import wasmtime
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quittance import limits
 from quittance.run import Outcome
 from quittance.sandbox.engine import new_engine
-from quittance.sandbox.wasi import ARGV, CALLS, MODULE, NO_RESULT, Errno, Guest
-from tests.sandbox.wat import PAGE_BYTES, TRIVIAL, call, errno_program, iovecs, memory, program
+from quittance.sandbox.wasi import ARGV, CALLS, CLOCK_LOOKS, CLOCK_STEP_NS, MODULE, NO_RESULT, Errno, Guest
+from tests.hostile.harness import lasting
+from tests.sandbox.wat import PAGE_BYTES, TRIVIAL, call, errno_program, iovecs, memory, program, writer
 
 END = 2 * PAGE_BYTES  # of the guest's memory
 TOP = 2**32 - 1
@@ -83,7 +87,8 @@ def test_a_pointer_may_reach_the_end_of_the_memory_and_no_further(make, sandbox,
         ([(END, 0)], Errno.SUCCESS),
         ([(END - 8, 8)], Errno.SUCCESS),
         ([(END - 8, 9)], Errno.FAULT),
-        ([(END + 1, 0)], Errno.FAULT),
+        ([(END + 1, 0)], Errno.SUCCESS),
+        ([(TOP, 0), (1024, 8), (TOP, 0)], Errno.SUCCESS),
         ([(TOP, TOP)], Errno.FAULT),
         ([(8, TOP - 7)], Errno.FAULT),
         ([(1024, 8), (TOP, 1)], Errno.FAULT),
@@ -119,6 +124,50 @@ def test_writes_gather_and_reads_scatter(make, sandbox):
     assert sandbox.run(make(wat, stdin=b"abcd")).stdout == b"cd\0ab" + (4).to_bytes(4, "little")
 
 
+BUFFERS = st.lists(st.integers(0, 20) | st.just(0), max_size=12)
+
+
+@given(BUFFERS, st.binary(max_size=60))
+def test_reads_scatter_as_readv_does(lengths, data):
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    expected = [bytearray(length) for length in lengths]
+    count = os.readv(reader, expected)
+    os.close(reader)
+    flat, asked = Flat(), Guest(stdin=data, epoch_ns=0, seed=b"", log=lambda _: None)
+    places = [(1_024 + 32 * index, length) for index, length in enumerate(lengths)]
+    flat.write(0, iovecs(*places))
+    assert asked.fd_read(flat, 0, 0, len(places), 512) == Errno.SUCCESS
+    assert int.from_bytes(flat.read(512, 4), "little") == count
+    assert [flat.read(*place) for place in places] == expected
+
+
+@given(BUFFERS, st.sampled_from([1, 2]))
+def test_writes_gather_as_writev_does(lengths, fd):
+    kept: list[bytes] = []
+    flat, asked = Flat(), guest(kept)
+    pieces = [bytes([index + 1]) * length for index, length in enumerate(lengths)]
+    places = [(1_024 + 32 * index, length) for index, length in enumerate(lengths)]
+    flat.write(0, iovecs(*places))
+    for (address, _), piece in zip(places, pieces, strict=True):
+        flat.write(address, piece)
+    assert asked.fd_write(flat, fd, 0, len(places), 512) == Errno.SUCCESS
+    reader, writer = os.pipe()
+    assert int.from_bytes(flat.read(512, 4), "little") == os.writev(writer, pieces)
+    os.close(writer)
+    assert (bytes(asked.stdout) if fd == 1 else b"".join(kept)) == os.read(reader, 1_000)
+    os.close(reader)
+
+
+def test_a_read_into_an_empty_buffer_first_reads_into_the_next(make, sandbox):
+    """As Emscripten's C library does for scanf, getchar and std::cin."""
+    body = f"(drop {call('fd_read', 0, 0, 2, 100)}) (drop {call('fd_write', 1, 16, 3, 104)})"
+    more = memory(0, iovecs((200, 0), (300, 1_024))) + memory(16, iovecs((100, 4), (0, 0), (300, 5)))
+    run = sandbox.run(make(program(body, "fd_read", "fd_write", more=more), stdin=b"hello"))
+    assert run.stdout == b"\5\0\0\0hello"
+
+
 # Descriptors.
 
 
@@ -143,9 +192,11 @@ def test_writes_gather_and_reads_scatter(make, sandbox):
         ("proc_raise", (9,), Errno.NOTSUP),
         ("clock_time_get", (2, 0, 64), Errno.INVAL),
         ("clock_res_get", (4, 64), Errno.INVAL),
-        ("random_get", (0, limits.RANDOM_BYTES_MAX), Errno.SUCCESS),
-        ("random_get", (0, limits.RANDOM_BYTES_MAX + 1), Errno.INVAL),
-        ("random_get", (0, TOP), Errno.INVAL),
+        ("random_get", (0, limits.RANDOM_PIECE_BYTES), Errno.SUCCESS),
+        ("random_get", (0, limits.RANDOM_PIECE_BYTES + 1), Errno.SUCCESS),
+        ("random_get", (0, END), Errno.SUCCESS),
+        ("random_get", (0, END + 1), Errno.FAULT),
+        ("random_get", (0, TOP), Errno.FAULT),
         ("poll_oneoff", (0, 8192, 0, 64), Errno.INVAL),
         ("poll_oneoff", (0, 8192, limits.POLL_SUBSCRIPTIONS_MAX, 64), Errno.SUCCESS),
         ("poll_oneoff", (0, 8192, limits.POLL_SUBSCRIPTIONS_MAX + 1, 64), Errno.INVAL),
@@ -203,6 +254,87 @@ def test_bad_subscriptions_are_reported_one_by_one(make, sandbox):
     assert sandbox.run(make(odd)).exit_code == Errno.INVAL
 
 
+WAITS = [20 * 10**9, 600 * 10**9]
+
+
+@pytest.mark.parametrize("clock", [0, 1])
+@pytest.mark.parametrize("wait_ns", WAITS)
+@pytest.mark.parametrize("between", ["", f"(drop {call('sched_yield')})"], ids=["spin", "yield"])
+def test_a_busy_wait_ends_after_few_looks_at_the_clock(make, sandbox, clock, wait_ns, between):
+    """As compilers make it of `while (now() < end) {}`. 16,000 looks take a tenth of a second of processor time."""
+    read = f"(drop {call('clock_time_get', clock, 0, 64)})"
+    body = f"""{read} (i64.store (i32.const 72) (i64.add (i64.load (i32.const 64)) (i64.const {wait_ns})))
+        (loop $again {read} {between} (local.set $i (i32.add (local.get $i) (i32.const 1)))
+            (br_if $again (i64.lt_u (i64.load (i32.const 64)) (i64.load (i32.const 72)))))
+        (call $proc_exit (local.get $i))"""
+    job = make(program(body, "clock_time_get", "sched_yield", "proc_exit"), fuel=10**10)
+    run = sandbox.run(job)
+    assert run.exit_code is not None
+    assert run.exit_code < (wait_ns / 10**9) ** 0.5 * 4_000, "looks"
+    assert lasting(sandbox.run(job)) == lasting(run)
+
+
+def test_the_clock_keeps_its_pace_between_reads_and_writes():
+    """Thousands of lines with a time each take as long as the looks, not as a wait."""
+    flat, asked = Flat(), guest([])
+    flat.write(0, iovecs((1_024, 1)))
+    for _ in range(10_000):
+        asked.clock_time_get(flat, 1, 0, 64)
+        asked.fd_write(flat, 1, 0, 1, 512)
+    assert int.from_bytes(flat.read(64, 8), "little") == 10_000 * CLOCK_STEP_NS
+    for _ in range(CLOCK_LOOKS):
+        asked.clock_time_get(flat, 1, 0, 64)
+    assert int.from_bytes(flat.read(64, 8), "little") == (10_000 + CLOCK_LOOKS) * CLOCK_STEP_NS
+    asked.clock_time_get(flat, 1, 0, 64)
+    assert int.from_bytes(flat.read(64, 8), "little") == (10_002 + CLOCK_LOOKS) * CLOCK_STEP_NS
+
+
+# What a call costs.
+
+
+def cost(make, sandbox, name: str, *arguments: int, more: str = "") -> int:
+    """The fuel of one call, without the few instructions around it."""
+    run = sandbox.run(make(errno_program(name, *arguments, more=more)))
+    assert run.exit_code == Errno.SUCCESS
+    return (run.meter.fuel - limits.HOST_CALL_FUEL) // 100 * 100  # the call of proc_exit
+
+
+def test_each_call_each_buffer_and_each_random_byte_cost_fuel(make, sandbox):
+    call_fuel, buffer_fuel = limits.HOST_CALL_FUEL, limits.HOST_BUFFER_FUEL
+    buffers = memory(0, iovecs((1_024, 1), (0, 0), (1_024, 5)))
+    assert cost(make, sandbox, "sched_yield") == call_fuel
+    assert cost(make, sandbox, "clock_time_get", 1, 0, 64) == call_fuel
+    assert cost(make, sandbox, "fd_write", 2, 0, 3, 512, more=buffers) == call_fuel + 3 * buffer_fuel
+    assert cost(make, sandbox, "fd_read", 0, 0, 3, 512, more=buffers) == call_fuel + 3 * buffer_fuel
+    assert cost(make, sandbox, "poll_oneoff", 0, 8192, 64, 512) == call_fuel + 64 * buffer_fuel
+    assert cost(make, sandbox, "random_get", 0, 100_000) == call_fuel + 100_000 * limits.RANDOM_BYTE_FUEL
+
+
+def test_host_calls_count_against_the_fuel_limit_to_the_unit(make, sandbox):
+    wat = program(f"(drop {call('random_get', 0, 100_000)})", "random_get")
+    needed = sandbox.run(make(wat)).meter.fuel
+    assert needed > 100_000 * limits.RANDOM_BYTE_FUEL
+    assert sandbox.run(make(wat, fuel=needed)).outcome is Outcome.SUCCEEDED
+    for fuel in (needed - 1, 1):
+        run = sandbox.run(make(wat, fuel=fuel))
+        assert (run.outcome, run.meter.fuel, run.meter.fuel_exact) == (Outcome.FUEL_EXHAUSTED, fuel, True)
+        assert f"{fuel} units of fuel" in run.message
+
+
+@pytest.mark.parametrize(
+    "wat",
+    [
+        program(f"(loop $again (drop {call('sched_yield')}) (br $again))", "sched_yield"),
+        program(f"(drop {call('random_get', 0, 256 * PAGE_BYTES)})", "random_get", pages=256),
+        writer(2, 1, None),
+    ],
+    ids=["calls", "one huge call", "writes"],
+)
+def test_fuel_ends_a_guest_that_only_calls_the_host(make, sandbox, wat):
+    run = sandbox.run(make(wat, fuel=5 * 10**8, memory_bytes=32 * limits.MIB))
+    assert (run.outcome, run.meter.fuel) == (Outcome.FUEL_EXHAUSTED, 5 * 10**8)
+
+
 @pytest.mark.parametrize("timeout", [2**63 - 1, 2**64 - 1])
 def test_sleeping_for_centuries_returns_at_once_and_time_never_runs_back(make, sandbox, timeout):
     body = f"""(drop {call("poll_oneoff", 0, 8192, 1, 8000)}) (drop {call("poll_oneoff", 0, 8192, 1, 8000)})
@@ -240,6 +372,21 @@ def test_randomness_is_one_stream_however_it_is_drawn():
         pieces.random_get(flat, at, length)
         at += length
     assert flat.read(0, 500) == flat.read(1_000, 500) != bytes(500)
+    huge, parts = guest([]), guest([])
+    huge.random_get(flat, 0, 70_001)
+    for at, length in ((70_001, 65_536), (70_001 + 65_536, 70_001 - 65_536)):
+        parts.random_get(flat, at, length)
+    assert flat.read(0, 500) == flat.read(70_001, 500)
+    assert flat.read(69_000, 1_001) == flat.read(139_001, 1_001)
+
+
+def test_no_more_randomness_is_held_at_once_than_a_piece(monkeypatch):
+    taken = []
+    asked = guest([])
+    take = asked._random.take
+    monkeypatch.setattr(asked._random, "take", lambda length: taken.append(length) or take(length))
+    asked.random_get(Flat(), 0, END)
+    assert (sum(taken), max(taken)) == (END, limits.RANDOM_PIECE_BYTES)
 
 
 def test_no_more_of_standard_error_is_copied_than_is_kept():
@@ -250,6 +397,15 @@ def test_no_more_of_standard_error_is_copied_than_is_kept():
         assert talker.fd_write(flat, 2, 0, 2, 64) == Errno.SUCCESS
     assert [len(piece) for piece in kept] == [limits.STDERR_BYTES_MAX]
     assert talker.stderr_bytes == 6 * END
+
+
+def test_the_count_of_standard_error_ends_where_receipts_can_state_it():
+    flat, talker = Flat(), guest([])
+    flat.write(0, iovecs((0, END)))
+    talker.stderr_bytes = limits.COUNT_MAX - 1
+    for _ in range(2):
+        assert talker.fd_write(flat, 2, 0, 1, 64) == Errno.SUCCESS
+        assert talker.stderr_bytes == limits.COUNT_MAX
 
 
 # The table of calls, the engine's own idea of it, and the documentation.

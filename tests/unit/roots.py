@@ -8,16 +8,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from quittance.certified import SigningKey, certified_key
+from quittance.certified import Purpose, SigningKey, certified_key
 
 NOW_S = 1_800_000_000
 
 
 class Root:
-    """A root key as KMS would hold it: it signs bytes and shows its public half."""
+    """A root key as KMS would hold it, by default for receipts: it signs bytes and shows its public half."""
 
-    def __init__(self, key_id: str = "root-1") -> None:
+    def __init__(self, key_id: str = "root-1", purpose: Purpose = Purpose.RECEIPT) -> None:
         self.key_id = key_id
+        self.purpose = purpose
         self.private = ec.generate_private_key(ec.SECP256R1())
         self.public = self.private.public_key()
 
@@ -28,10 +29,16 @@ class Root:
     def jwks(self) -> dict[str, Any]:
         numbers = self.public.public_numbers()
         x, y = (encode(part.to_bytes(32, "big")) for part in (numbers.x, numbers.y))
-        return {"keys": [{"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": self.key_id, "alg": "ES256"}]}
+        key = {"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": self.key_id, "alg": "ES256"}
+        return {"keys": [{**key, "purpose": self.purpose.value}]}
 
     def certify(self, now_s: int = NOW_S) -> SigningKey:
-        return certified_key(now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
+        return certified_key(purpose=self.purpose, now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
+
+
+def key_set(*roots: Root) -> dict[str, Any]:
+    """The JWKS of several roots."""
+    return {"keys": [key for root in roots for key in root.jwks()["keys"]]}
 
 
 class Token(NamedTuple):

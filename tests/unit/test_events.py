@@ -13,6 +13,7 @@ from local.openapi import EVENTS, event_schemas
 from quittance import events
 from quittance.errors import InsufficientFundsError, problem
 from quittance.escrow import Escrow, StoredBytes, decide, expire
+from quittance.journal import Payout, PayoutState
 from quittance.run import Meter, Outcome, Run
 from quittance.store.registry import Agent, AgentState, Rejection, Terms, Upload, Version
 
@@ -76,19 +77,32 @@ def test_a_refusal_carries_its_problem(user: str | None) -> None:
 def agent(state: AgentState, **more: Any) -> Agent:
     terms = Terms('{"type":"flat","price":"1"}', 1, 1, 1)
     version = Version("ab" * 32, "key", "cd" * 32, "engine", "config")
-    rejection = Rejection("no_start", "It has no _start.") if state is AgentState.REJECTED else None
+    why = {AgentState.REJECTED: ("no_start", "It has no _start."), AgentState.FAILED: ("platform_failed", "Again.")}
+    rejection = Rejection(*why[state]) if state in why else None
     upload = Upload(3, state, terms, rejection)
     return Agent("agt_1", "owner", "name", "", 1, terms, upload, **({"version": version} | more))
 
 
-def test_uploads_are_told_once_they_are_decided() -> None:
-    told = [events.upload_decided(agent(state), at_ms=NOW_MS) for state in AgentState]
+def test_uploads_are_told_once_they_have_ended() -> None:
+    told = [events.upload_ended(agent(state), at_ms=NOW_MS) for state in AgentState]
     shown = [checked(event) for event in told if event]
     assert [(one["event"], one["event_id"]) for one in shown] == [
         ("AgentPublished", "agent.agt_1.3.active"), ("AgentRejected", "agent.agt_1.3.rejected"),
+        ("PublishingFailed", "agent.agt_1.3.failed"),
     ]  # fmt: skip
     assert shown[0]["module_sha256"] == "ab" * 32
     assert (shown[1]["code"], shown[1]["message"]) == ("no_start", "It has no _start.")
+
+
+@pytest.mark.parametrize("state", PayoutState)
+def test_payouts_are_told_by_ids_that_name_their_state(state: PayoutState) -> None:
+    decided: dict[str, Any] = {} if state == "requested" else {"decided_ms": NOW_MS + 1_000, "decided_by": "bank"}
+    payout = Payout("alice", "w-1", 500_000, NOW_MS, state, **decided)
+    shown = checked(events.payout_moved(payout))
+    assert shown["event"] == ("PayoutRequested" if state == "requested" else "PayoutDecided")
+    assert shown["event_id"] == f"payout.{payout.payout_id}.{state}"
+    assert (shown["account"], shown["withdrawal_id"], shown["amount"]) == ("alice", "w-1", "0.5")
+    assert shown["at"] == ("2027-01-15T08:00:00.123Z" if state == "requested" else "2027-01-15T08:00:01.123Z")
 
 
 def test_the_committed_schemas_are_what_the_code_says_and_speak_of_no_micro_credits() -> None:

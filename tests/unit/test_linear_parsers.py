@@ -37,7 +37,9 @@ from quittance import (
     messages,
     models,
     money,
+    operating,
     outbound,
+    payouts,
     pricing,
     publishing,
     receipt,
@@ -48,6 +50,7 @@ from quittance.certified import ProofError
 from quittance.delivering import Notice
 from quittance.errors import QuittanceError, UnauthenticatedError
 from quittance.http import Api, answer, api
+from quittance.journal import parse_payout_id
 from quittance.limits import KIB, LOG_SIZE_MAX, PAGE_ITEMS_MAX, SCHEMA_BYTES_MAX, TOKEN_CHARS_MAX, WEBHOOK_URL_CHARS_MAX
 from quittance.models import (
     AccountId,
@@ -180,10 +183,8 @@ JWKS: Final = Root("rsa-1").jwks()
 
 def _bearer(text: str) -> None:
     """Whatever is no token of the issuer's is refused as such: 401, never a fault of ours."""
-    keys = jwt.PyJWKClient(SETTINGS.jwks_url)
     with (
-        mock.patch.object(keys, "fetch_data", test_identity._jwks),
-        mock.patch.object(identity, "_jwks", return_value=keys),
+        mock.patch.object(jwt.PyJWKClient, "fetch_data", return_value=test_identity._jwks()),
         pytest.raises(UnauthenticatedError),
     ):
         identity.verify(identity.bearer_token({"Authorization": f"Bearer {text}"}) or "", SETTINGS)
@@ -247,6 +248,9 @@ PARSERS: Final = {
     "query": Parser(_query, HEADER, hostile.WORDS),
     "cursor of agents": Parser(publishing._read_cursor, HEADER, hostile.WORDS),
     "cursor of a statement": Parser(accounts._read_cursor, HEADER, hostile.WORDS),
+    "cursor of payouts": Parser(payouts._read_cursor, HEADER, hostile.WORDS),
+    "id of a payout": Parser(parse_payout_id, HEADER, hostile.WORDS),
+    "cursor of operations": Parser(operating._read_cursor, HEADER, hostile.WORDS),
     "amount": Parser(money.parse_credits, BODY, hostile.NUMBERS),
     "least reputation": Parser(models._tenths, BODY, hostile.NUMBERS),
     "URL of a webhook": Parser(webhook.why_refused, 4 * WEBHOOK_URL_CHARS_MAX, hostile.URLS | hostile.WORDS),
@@ -330,7 +334,7 @@ SOURCES: Final = [*(ROOT / "layers/runtime/quittance").rglob("*.py"), *(ROOT / "
 READERS: Final = {
     *("int", "float", "Decimal", "Fraction", "fromhex", "from_bytes", "unpack", "unpack_from", "literal_eval"),
     *("loads", "model_validate", "model_validate_json", "validate_json", "validate_python", "from_jwk"),
-    *("b64decode", "urlsafe_b64decode", "decode_complete", "get_signing_key_from_jwt", "fromisoformat", "strptime"),
+    *("b64decode", "urlsafe_b64decode", "decode_complete", "get_unverified_header", "fromisoformat", "strptime"),
     *("unquote", "urlsplit", "urlparse", "parse_qs", "parse_qsl", "ip_address"),
 }
 
@@ -366,15 +370,18 @@ def _reads() -> set[str]:
 OURS: Final = "ours: what we or AWS have written"
 FORM: Final = "bounded: the pattern before it allows few digits"
 FIXED: Final = "bounded: a structure of fixed size"
+SIGNED: Final = "ours: the configured issuer has signed it"
 
 PATTERNS: Final = {
     "acceptance._NO_TEXT": "output",
     "accounts._CURSOR": "cursor of a statement",
+    "blobs._POSTED": OURS,
     "certified._COMPACT": "tokens",
     "documentation._hashes: re.findall": OURS,
     "dynamo._NAMED": OURS,
     "exact_json._SURROGATE": "output",
     "identity._ACCOUNT_ID": "Authorization",
+    "identity._SCOPE": SIGNED,
     "messages._BEYOND_ASCII": OURS,
     "messages._SHA256": "message of the queue",
     "money._DECIMAL": "amount",
@@ -386,7 +393,9 @@ PATTERNS: Final = {
     "preferences._ESCAPED": "Prefer",
     "preferences._MEMBER": "Prefer",
     "preferences._PREFERENCE": "Prefer",
+    "operating._CURSOR": "cursor of operations",
     "outbound._STATUS_LINE": "answer of a webhook",
+    "payouts._CURSOR": "cursor of payouts",
     "publishing._CURSOR": "cursor of agents",
     "reading._BROKEN_ESCAPE": "path",
     "reading._CONTROL": "path",
@@ -404,12 +413,14 @@ READS: Final = {
     "acceptance.read_score: int": "score of a judge",
     "accounts._read_cursor: int": "cursor of a statement",
     "batches.each_message.take_one: int": OURS,
+    "blobs.Posted.of: int": FORM,
     "certified._decode: b64decode": "tokens",
     "certified._root: from_jwk": "key set",
     "certified.read: model_validate": "proof",
     "certified.read_json: loads": "key set",
     "config.settings: model_validate": OURS,
     "delivering.deliver: model_validate_json": "notice of an event",
+    "documentation.openapi_json: loads": OURS,
     "dynamo.from_item: int": OURS,
     "errors.problem: int": OURS,
     "escrow.seed: fromhex": OURS,
@@ -417,12 +428,13 @@ READS: Final = {
     "exact_json._number_text: int": "message of the queue",
     "exact_json._read_decimal: Decimal": "output",
     "exact_json._read_int: int": "output",
+    "exact_json._whole: int": "body of a task",
     "exact_json.read: loads": "output",
     "health._IDLE_MODULE: fromhex": OURS,
     "http._plain: b64decode": "body in base64",
     "http._proxy: int": OURS,
     "http.responses: int": OURS,
-    "identity.verify: get_signing_key_from_jwt": "Authorization",
+    "identity.verify: get_unverified_header": "Authorization",
     "ledger.Ledger.log_place: int": OURS,
     "ledger._available_micro: int": OURS,
     "ledger._escrow: loads": OURS,
@@ -437,10 +449,14 @@ READS: Final = {
     "notifying.tell: int": OURS,
     "outbound._checked_address: ip_address": OURS,
     "outbound._final_status: int": FORM,
+    "journal.parse_payout_id: b64decode": "id of a payout",
+    "operating._read_cursor: int": "cursor of operations",
+    "operations.Operations._deed: int": OURS,
+    "payouts._read_cursor: int": "cursor of payouts",
     "patterns._Parser._code_point: int": "pattern",
     "patterns._Parser._most: int": "pattern",
     "pricing.parse_tariff: validate_json": "file of a tariff",
-    "publishing._awaited: int": OURS,
+    "publish._give_up: loads": OURS,
     "publishing._read_cursor: int": "cursor of agents",
     "reading.read_json: loads": "body of a task",
     "reading.validated: model_validate": "payload of a direct task",
@@ -451,6 +467,7 @@ READS: Final = {
     "receipt._prices: int": FORM,
     "registry.Registry._set_flag: int": OURS,
     "registry._terms: int": OURS,
+    "registry.Registry.page: int": OURS,
     "reputation.Standing.distinct_payers: int": OURS,
     "reputation.entry: int": OURS,
     "reputation.parse: int": OURS,
@@ -496,4 +513,4 @@ def test_every_call_of_a_reader_is_in_the_table() -> None:
 
 
 def test_what_is_listed_names_a_row_or_a_bound() -> None:
-    assert {*PATTERNS.values(), *READS.values()} <= {*PARSERS, OURS, FORM, FIXED}
+    assert {*PATTERNS.values(), *READS.values()} <= {*PARSERS, OURS, FORM, FIXED, SIGNED}

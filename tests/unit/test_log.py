@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quittance.certified import Flaw, ProofError
+from quittance.certified import Flaw, ProofError, Purpose
 from quittance.limits import LOG_SIZE_MAX
 from quittance.log import (
     EMPTY_ROOT,
@@ -338,7 +338,7 @@ def test_what_is_not_there_cannot_be_proven(grown: Store, ask: Callable[[Any], A
         consistency_proof(6, 5, grown.read)
 
 
-ROOT = Root()
+ROOT = Root(purpose=Purpose.CHECKPOINT)
 CHECKPOINT = Checkpoint("https://q.example", 600, mth(0, 600), NOW_S * 1_000)
 
 

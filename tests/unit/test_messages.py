@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quittance import messages, tasks
+from quittance import events, messages, tasks
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.limits import INPUT_BYTES_MAX
 from quittance.models import DirectTaskRequest, TaskRequest
@@ -99,6 +99,15 @@ def test_a_message_is_a_payload_or_an_event(around: Any) -> None:
 def test_what_is_no_task_is_told_from_one(body: str) -> None:
     with pytest.raises(InvalidRequestError):
         messages.read(body)
+
+
+@pytest.mark.parametrize("event_type", ["TaskRequested", "TaskSettled", "Order", None])
+def test_an_event_of_the_platforms_own_is_no_task(event_type: str | None) -> None:
+    """Whatever rule it came by: who may put the platform's events on the bus may not spend anybody's credits."""
+    event = {"source": events.SOURCE, "detail-type": event_type, "detail": TASK}
+    with pytest.raises(InvalidRequestError, match="source"):
+        messages.read(json.dumps(event))
+    assert messages.read(json.dumps({**event, "source": "com.example.shop"})).request.user_id == "alice"
 
 
 def test_an_input_over_the_limit_is_refused() -> None:

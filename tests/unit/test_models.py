@@ -90,7 +90,7 @@ def agent(acceptance: str) -> AgentRequest:
 
 HOSTILE = [
     ('{"judge": {"agent_id": "agt_1", "threshold": "1.1", "budget": "0.05"}}', "acceptance.judge.threshold"),
-    ('{"min_bytes": 1.0}', "acceptance.min_bytes"),
+    ('{"min_bytes": 1.5}', "acceptance.min_bytes"),
     ('{"min_bytes": 3, "max_bytes": 2}', "acceptance.max_bytes"),
     ('{"sha256": "00"}', "acceptance.sha256"),
     ('{"media_type": "text/html"}', "acceptance.media_type"),
@@ -218,7 +218,7 @@ def test_the_input_at_its_limit_and_one_byte_beyond(field: str, at_limit: object
             [".", "..", "", "a" * 129, "a/b", "a#b", "a b", "a\n", "é", 5, None],
         ),
         ("agent_id", ["a", "a" * 64, "agt_-9"], ["", "a" * 65, "a.b", "a#b", "a\n", 5, None]),
-        ("timeout", [1, 25, 600, None], [0, 601, -1, 1.0, "5", True, 1.5, 10**30]),
+        ("timeout", [1, 25, 600, 1.0, None], [0, 601, -1, 601.0, "5", True, 1.5, 10**30]),
     ],
 )
 def test_a_field_at_its_limits_and_beyond(field: str, good: list[object], bad: list[object]) -> None:

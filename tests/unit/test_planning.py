@@ -10,6 +10,7 @@ from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.limits import (
     BUDGET_MICRO_MAX,
     RUN_ID_CHARS_MAX,
+    RUN_PLAN_BYTES_MAX,
     RUN_SHARE_MAX,
     RUN_TASK_BYTES,
     RUN_TASKS_MAX,
@@ -107,7 +108,7 @@ def test_a_plan_that_does_not_fit_into_one_state_is_refused(letter: str) -> None
     """Step Functions would end the execution, by an error that nothing can catch."""
     rest = len(plan(request(inputs=[""])).model_dump_json())
     each = len(plan(request(inputs=[letter])).model_dump_json().encode()) - rest
-    fits = (WORKFLOW_STATE_BYTES_MAX - rest) // each
+    fits = (RUN_PLAN_BYTES_MAX - rest) // each
     plan(request(inputs=[letter * fits]))
     with pytest.raises(PayloadTooLargeError, match="inputs"):
         plan(request(inputs=[letter * (fits + 1)]))

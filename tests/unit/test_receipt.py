@@ -125,7 +125,7 @@ def test_rules_are_stated_by_digest_and_whether_they_were_met(
     run = Run(outcome, "", METER, limits=LIMITS, rejected_by=by)
     settled = decide(escrow, run, now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b"") if accepted else None)
-    stated = claims(escrow, settled, issuer="i", run=run, engine="", config_sha256="")
+    stated = claims(escrow, settled, issuer="i", run=run, engine="e", config_sha256="ff" * 32)
     named = {"agent_sha256": agent, "task_sha256": task, **UNSCORED, "accepted": accepted, "rejected_by": by}
     assert stated["acceptance"] == named
     assert verify_receipt(sign(stated, KEY), ROOT.jwks()) == stated

@@ -80,6 +80,13 @@ def test_a_condition_is_decided_by_the_parameters() -> None:
     assert patterns(deployed(allow("kms:Sign", keys), former="arn:old")) == [KEY, "arn:old"]
 
 
+def test_a_join_leaves_out_what_has_no_value() -> None:
+    former = {"Fn::If": ["HasFormer", {"Ref": "Former"}, {"Ref": "AWS::NoValue"}]}
+    keys = {"Fn::Split": [",", {"Fn::Join": [",", [{"Fn::GetAtt": ["Key", "Arn"]}, former]]}]}
+    assert patterns(deployed(allow("kms:GetPublicKey", keys))) == [KEY]
+    assert patterns(deployed(allow("kms:GetPublicKey", keys), former="arn:a,arn:b")) == [KEY, "arn:a", "arn:b"]
+
+
 def test_what_lambda_asks_to_feed_a_function_is_known_by_its_sources() -> None:
     queue, stream = {"Fn::GetAtt": ["Queue", "Arn"]}, {"Fn::GetAtt": ["Table", "StreamArn"]}
     found = deployed(

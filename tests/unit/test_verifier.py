@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from quittance import verifier
 from quittance.acceptance import parse_rules, rules_json, rules_sha256
-from quittance.certified import Flaw
+from quittance.certified import Flaw, Purpose
 from quittance.escrow import Escrow, StoredBytes, decide, expire
 from quittance.limits import STDIN_BYTES_MAX
 from quittance.log import (
@@ -36,12 +36,14 @@ from quittance.receipt import claims, sign
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.verifier import EXITS, Given, Report, Verdict, examine, main
 from tests.support import UNSCORED
-from tests.unit.roots import NOW_S, Root, encode, parse, part
+from tests.unit.roots import NOW_S, Root, encode, key_set, parse, part
 
 ISSUER = "https://q.example"
 ROOT = Root()
 KEY = ROOT.certify()
-KEYS = json.dumps(ROOT.jwks()).encode()
+LOG_ROOT = Root("root-2", Purpose.CHECKPOINT)
+LOG_KEY = LOG_ROOT.certify()
+KEYS = json.dumps(key_set(ROOT, LOG_ROOT)).encode()
 MODULE, INPUT, OUTPUT = b"\0asm", b"some input", b"some output"
 TARIFF = b'{"type":"flat","price":"0.4"}'
 INDEX, OLD, SIZE = 5, 300, 700
@@ -64,7 +66,7 @@ def statement(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
         issuer=ISSUER,
         run=Run(Outcome.SUCCEEDED, "", meter, limits=limits),
         engine="50.0.1",
-        config_sha256="",
+        config_sha256="ff" * 32,
     )
 
 
@@ -88,7 +90,7 @@ class Log:
 
     def checkpoint(self, size: int = SIZE, /, **changes: Any) -> str:
         plain = Checkpoint(ISSUER, size, tree_root(size, self.tiles.__getitem__), NOW_S * 1_000 + size)
-        return sign_checkpoint(replace(plain, **changes), KEY)
+        return sign_checkpoint(replace(plain, **changes), LOG_KEY)
 
     def proof(self, index: int = INDEX, **changes: Any) -> dict[str, Any]:
         read = self.tiles.__getitem__
@@ -193,7 +195,7 @@ def failures(receipt: str, proof: dict[str, Any], older: str | None = None) -> l
 
 def test_another_place_another_log_another_size_proves_nothing(receipt: str, logged: Log) -> None:
     other = Log(receipt, salt=b"other")
-    foreign = sign_checkpoint(Checkpoint("https://other.example", SIZE, EMPTY_ROOT, NOW_S * 1_000), KEY)
+    foreign = sign_checkpoint(Checkpoint("https://other.example", SIZE, EMPTY_ROOT, NOW_S * 1_000), LOG_KEY)
     for proof, said in (
         (logged.proof(INDEX + 1), f"entry {INDEX + 1} leads to the root"),
         (logged.proof(leaf_index=SIZE), f"the proof names entry {SIZE} of a log of {SIZE} entries"),

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quittance import certified, receipt, verifier, webhook
-from quittance.certified import CERTIFICATE_SECONDS, Flaw, Kind, ProofError
+from quittance.certified import CERTIFICATE_SECONDS, Flaw, Kind, ProofError, Purpose
 from quittance.limits import WEBHOOK_AGE_MS_MAX, WEBHOOK_URL_CHARS_MAX
 from tests.unit.roots import NOW_S, Root, parse, part
 
 URL = "https://example.com/hook?for=alice"
 NOW_MS = NOW_S * 1_000
 BODY = b'{"event":"TaskSettled"}'
-ROOT_KEY = Root()
+ROOT_KEY = Root(purpose=Purpose.WEBHOOK)
 KEY = ROOT_KEY.certify()
 
 
@@ -231,12 +231,12 @@ def test_a_signature_cannot_be_put_together_from_other_statements() -> None:
     for payload in ({**token.payload, "url": "https://other.example/"}, {**token.payload, "at": NOW_MS + 1}):
         with pytest.raises(ProofError, match="signature"):
             check(signature=str(token._replace(payload=payload)), url=payload["url"])
-    as_receipt = certified.sign(token.payload, KEY, receipt.RECEIPT)
+    as_receipt = certified.sign(token.payload, KEY, Kind(receipt.RECEIPT.typ, "", Purpose.WEBHOOK))
     with pytest.raises(ProofError, match="not of the type"):
         check(signature=as_receipt)
     with pytest.raises(ProofError, match="not of the type"):
         certified.verify(signed(), ROOT_KEY.jwks(), receipt.RECEIPT)
-    more = certified.sign({**token.payload, "sub": "x"}, KEY, Kind(webhook.WEBHOOK.typ, ""))
+    more = certified.sign({**token.payload, "sub": "x"}, KEY, Kind(webhook.WEBHOOK.typ, "", Purpose.WEBHOOK))
     with pytest.raises(ProofError, match="wrong form"):
         check(signature=more)
     header = f"{part({**token.header, 'alg': 'none'})}.{part(token.payload)}."

@@ -18,9 +18,7 @@ from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     StringConstraints,
@@ -55,7 +53,7 @@ _SIGNATURES: Final = {  # of these the beginning is checked, not the whole
 _NO_TEXT: Final = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 
 MediaType = Literal["application/json", "text/plain; charset=utf-8", "application/pdf", "image/jpeg", "image/png"]
-Size = Annotated[int, Field(strict=True, ge=0, le=OUTPUT_BYTES_MAX)]
+Size = Annotated[int, Field(strict=True, ge=0, le=OUTPUT_BYTES_MAX), exact_json.WHOLE]
 Score = Annotated[
     int,
     BeforeValidator(parse_credits),
@@ -66,10 +64,8 @@ Score = Annotated[
 """A score from 0 to 1: an `int` of millionths inside, a decimal string with up to six places in JSON."""
 
 
-class Judge(BaseModel):
+class Judge(exact_json.Sent):
     """Another agent, which reads the input and the output and prints a score."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     agent_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
     threshold_micro: Score = Field(alias="threshold", description="The least score that is accepted.")
@@ -78,10 +74,8 @@ class Judge(BaseModel):
     )
 
 
-class Rules(BaseModel):
+class Rules(exact_json.Sent):
     """Rules for an output; all that are given must hold. An instance is well-formed: its schema has been compiled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     media_type: MediaType | None = Field(
         default=None, description="JSON and text are checked throughout, the others by their signature."
@@ -112,8 +106,9 @@ class Rules(BaseModel):
         if others.data.get("media_type") in _SIGNATURES:
             msg = f"is for JSON, which {others.data['media_type']} is not"
             raise ValueError(msg)
-        value = exact_json.exact(value)
-        if len(exact_json.canonical(value).encode()) > SCHEMA_BYTES_MAX:
+        too_long = exact_json.is_surely_longer(value, SCHEMA_BYTES_MAX)
+        value = None if too_long else exact_json.exact(value)
+        if too_long or len(exact_json.canonical(value).encode()) > SCHEMA_BYTES_MAX:
             msg = f"must have at most {SCHEMA_BYTES_MAX} bytes"
             raise ValueError(msg)
         Schema(value)

@@ -5,7 +5,7 @@ from typing import Final
 
 from quittance.bond import bond_account
 from quittance.bootstrap import Platform
-from quittance.errors import BondInUseError, InvalidRequestError
+from quittance.errors import AccountFrozenError, BondInUseError, InvalidRequestError
 from quittance.journal import Kind, Line
 from quittance.limits import BOND_NOTICE_MS, PAGE_ITEMS_MAX, STATED_TASK_CHARS_MAX
 from quittance.models import (
@@ -53,9 +53,14 @@ def statement(platform: Platform, account: str, *, limit: int, after: str | None
     )
 
 
-def deposit(platform: Platform, account: str, request: DepositRequest) -> DepositAnswer:
-    """Adds credits to an account, once per id. Raises MovementConflictError, PlatformUnavailableError."""
-    recorded_ms = platform.ledger.deposit(account, request.deposit_id, request.amount_micro, now_ms=platform.now_ms())
+def deposit(platform: Platform, account: str, request: DepositRequest, *, depositor: str) -> DepositAnswer:
+    """Adds credits to an account, once per id. Raises MovementConflictError, PlatformUnavailableError.
+
+    `depositor` is the account of who asks for it: another's deposit under the same id is a conflict, not a repeat.
+    """
+    recorded_ms = platform.ledger.deposit(
+        account, request.deposit_id, request.amount_micro, now_ms=platform.now_ms(), depositor=depositor
+    )
     return DepositAnswer(
         account_id=account,
         deposit_id=request.deposit_id,
@@ -65,18 +70,19 @@ def deposit(platform: Platform, account: str, request: DepositRequest) -> Deposi
 
 
 def withdraw(platform: Platform, account: str, request: WithdrawalRequest) -> WithdrawalAnswer:
-    """Takes credits out, once per id.
+    """Takes credits out, once per id; the operator then pays them out, or returns them (see payouts.py).
 
-    Raises InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
+    Raises AccountFrozenError, InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
     """
-    recorded_ms = platform.ledger.withdraw(
-        account, request.withdrawal_id, request.amount_micro, now_ms=platform.now_ms()
-    )
+    if platform.registry.owner(account).frozen and platform.ledger.payout(account, request.withdrawal_id) is None:
+        raise AccountFrozenError
+    payout = platform.ledger.withdraw(account, request.withdrawal_id, request.amount_micro, now_ms=platform.now_ms())
     return WithdrawalAnswer(
         account_id=account,
         withdrawal_id=request.withdrawal_id,
         amount_micro=request.amount_micro,
-        recorded_at=recorded_ms,
+        state=payout.state,
+        recorded_at=payout.requested_ms,
     )
 
 
@@ -154,6 +160,7 @@ def _line(line: Line) -> StatementLine:
         tasks=line.tasks,
         escrow_status=line.state,
         due_micro=line.due_micro,
+        payout=line.payout,
     )
 
 

@@ -21,7 +21,7 @@ from quittance import escrow as escrows
 from quittance.certified import ProofError
 from quittance.escrow import State
 from quittance.limits import (
-    AUDIT_DIFFERENCES_MAX,
+    AUDIT_DIFFERENCES_SHOWN_MAX,
     EXPIRY_REFUND_MS_MAX,
     OUTPUT_INLINE_BYTES_MAX,
     STDERR_BYTES_MAX,
@@ -94,15 +94,21 @@ _QUEUED: Final = _form("work work_at:int")
 _CREDITED: Final = _form("swept_ms:int batch place:int")
 _BATCH: Final = _SEALED | _form("escrows", "at:int agent_id")
 _MOVEMENT: Final = _SEALED | _form("account at:int amount:int")
-_SHARE: Final = _MOVEMENT | _form("tasks:int", "agent_id")
+_SHARE: Final = _MOVEMENT | _form("", "tasks:int agent_id")
+_DECIDED: Final = _form("payout decided_ms:int decided_by")
 _SHARES: Final = frozenset({"EARN", "FEE", "JUDGING", "CHARGE"})  # the lines by which the sweep credits a batch
 _FORMS: Final[Mapping[tuple[str, str], Form]] = {
     ("ESC", "held"): _HELD | _QUEUED,
     ("ESC", "ended"): _ENDED | _QUEUED,
     ("ESC", "swept"): _ENDED | _CREDITED,
     ("ACCT", ""): _form("pk available:int", "charged:int"),
-    ("IN", ""): _MOVEMENT,
-    ("OUT", ""): _MOVEMENT,
+    ("IN", ""): _MOVEMENT | _form("", "depositor"),
+    ("OUT", "unrecorded"): _MOVEMENT,
+    ("OUT", "requested"): _MOVEMENT | _QUEUED | _form("payout"),
+    ("OUT", "paid"): _MOVEMENT | _DECIDED,
+    ("OUT", "failed"): _MOVEMENT | _DECIDED,
+    ("BACK", ""): _MOVEMENT,
+    ("SLOT", ""): _form("pk", "holder lease_ms:int"),
     ("BOND", ""): _MOVEMENT,
     ("EARN", ""): _SHARE,
     ("FEE", ""): _SHARE,
@@ -150,6 +156,8 @@ def _phase(values: Values) -> str:
             return "held"
         case "ESC":
             return "swept" if is_swept(values) else "ended"
+        case "OUT":
+            return str(values.get("payout", "unrecorded"))
         case "BATCH":
             return "logged" if "first" in values else "credited"
     return ""
@@ -180,14 +188,18 @@ class Difference:
 class Audit:
     """The sums of the conservation equation, how many items there were, and the differences.
 
-    At most AUDIT_DIFFERENCES_MAX of these are named; `unnamed` counts the others. `moved` counts the accounts that
-    moved while the table was read and were compared by themselves, `unsettled` those of them that never stood still.
+    At most AUDIT_DIFFERENCES_SHOWN_MAX of these are named; `unnamed` counts the others. `moved` counts the accounts
+    that moved while the table was read and were compared by themselves, `unsettled` those that never stood still.
+    What was returned because it could not be paid out is not counted as withdrawn; `waiting_micro` of it waits.
     `standings` are folded from the agents' receipts in the log's order, as text.
     """
 
     escrows: int = 0
     deposited_micro: int = 0
     withdrawn_micro: int = 0
+    payouts_waiting: int = 0
+    waiting_micro: int = 0
+    oldest_payout_age_ms: int = 0
     available_micro: int = 0
     held_micro: int = 0
     uncredited_micro: int = 0
@@ -210,7 +222,7 @@ class Audit:
     def add(self, differences: Iterable[Difference]) -> None:
         """Records differences."""
         for difference in differences:
-            if len(self.differences) < AUDIT_DIFFERENCES_MAX:
+            if len(self.differences) < AUDIT_DIFFERENCES_SHOWN_MAX:
                 self.differences.append(difference)
             else:
                 self.unnamed += 1
@@ -263,7 +275,7 @@ class Books:
             case "IN":
                 self._move(values)
                 result.deposited_micro += values["amount"]
-            case "OUT":
+            case "OUT" | "BACK":
                 self._move(values)
                 result.withdrawn_micro -= values["amount"]
             case "BOND":
@@ -303,7 +315,7 @@ def is_purse(values: Values) -> bool:
 
 def is_share(values: Values) -> bool:
     """Whether a line is one of those by which the sweep credits a batch."""
-    return kind(values) in _SHARES
+    return kind(values) in _SHARES and not is_publication(values)
 
 
 def moved(values: Values) -> Sums:
@@ -340,19 +352,26 @@ class Context:
     now_ms: int
 
 
-def named(values: Values) -> list[str]:
+def named(values: Values, context: Context) -> list[str]:
     """The keys of the items without which an item of a right form cannot be checked."""
+    keys: list[str] = []
     match kind(values):
         case "ESC":
-            batch = [f"BATCH#{values['batch']}"] if is_swept(values) else []
-            return batch + [f"ESC#{judge.escrow_id}" for judge in _judges(values) or ()]
+            keys = [f"BATCH#{values['batch']}"] if is_swept(values) else []
+            keys += [f"ESC#{judge.escrow_id}" for judge in _judges(values) or ()]
         case "BOND":
-            return [_other_side(values)]
+            keys = [_other_side(values)]
+        case "OUT":
+            keys = ["BACK#" + key(values)]
+        case "BACK":
+            keys = ["OUT#" + key(values)]
+        case "CHARGE" if is_publication(values):
+            keys = [f"FEE#{context.platform_account}#{reference(values)}"]
         case "BATCH" if "first" in values:
-            return [f"LOG#{values['first']}"]
+            keys = [f"LOG#{values['first']}"]
         case "LOG#":
-            return [f"BATCH#{values['batch']}"]
-    return []
+            keys = [f"BATCH#{values['batch']}"]
+    return keys
 
 
 def check(values: Values, others: Mapping[str, Values], context: Context) -> list[Difference]:
@@ -367,9 +386,10 @@ def check(values: Values, others: Mapping[str, Values], context: Context) -> lis
         case "ACCT":
             found += _unless_equal("I2", at, expected=True, found=values["available"] >= 0)
             found += _unless_equal("I2", at, expected="a purse of the wallet", found=_purse_name(values))
-        case "IN" | "OUT" as sign:
+        case "IN" | "OUT" | "BACK" as sign:
             found += _check_movement(values)
-            found += _unless_equal("I2", at, expected=True, found=(values["amount"] > 0) == (sign == "IN"))
+            found += _unless_equal("I2", at, expected=True, found=(values["amount"] > 0) == (sign != "OUT"))
+            found += _check_payout(values, others)
         case "BOND":
             other = others.get(_other_side(values), {})
             due = (-values["amount"], values["at"])
@@ -377,6 +397,8 @@ def check(values: Values, others: Mapping[str, Values], context: Context) -> lis
             found += _check_movement(values)
         case other if other in _SHARES:
             found += _check_movement(values)
+            if is_publication(values):
+                found += _check_publication(values, others, context)
             charge = (-values.get("due", 0) <= values["amount"] <= 0) and "due" in values
             found += _unless_equal("I2", at, expected=True, found=charge or values["amount"] > 0)
         case "BATCH":
@@ -394,7 +416,7 @@ def _purse_name(values: Values) -> str:
 def _check_seal(values: Values) -> Iterator[Difference]:
     """What is written once stays as it was first written. Items of before there were seals have none."""
     if SEAL in values:
-        first = {"ESC": _HELD, "BATCH": _BATCH}.get(kind(values), Form(dict.fromkeys(values, str)))
+        first = {"ESC": _HELD, "BATCH": _BATCH, "OUT": _MOVEMENT}.get(kind(values), Form(dict.fromkeys(values, str)))
         names = (first.required.keys() | first.optional.keys()) - UNSEALED
         sealed = {name: value for name, value in values.items() if name in names}
         if kind(values) == "ESC" and is_judges(values):
@@ -406,6 +428,41 @@ def _check_movement(values: Values) -> Iterator[Difference]:
     yield from _unless_equal("form", values["pk"], values["account"], account(values))
     if values["amount"] == 0 and not values.get("due"):
         yield Difference("I2", values["pk"], "an amount", 0)
+
+
+def _check_payout(values: Values, others: Mapping[str, Values]) -> Iterator[Difference]:
+    """What failed to be paid out was returned in full, and nothing else was; what waits is where the operator looks."""
+    at = values["pk"]
+    match kind(values), values.get("payout"):
+        case "OUT", "requested":
+            due = ("PAYOUT", values["at"])
+            yield from _unless_equal("payouts", at, due, (values["work"], values["work_at"]))
+            yield from _unless_equal("payouts", at, {}, others.get("BACK#" + key(values), {}))
+        case "OUT", "failed":
+            returned = others.get("BACK#" + key(values), {})
+            stands = (returned.get("amount"), returned.get("at"))
+            yield from _unless_equal("payouts", at, (-values["amount"], values["decided_ms"]), stands)
+        case "OUT", _:
+            yield from _unless_equal("payouts", at, {}, others.get("BACK#" + key(values), {}))
+        case "BACK", _:
+            yield from _unless_equal("payouts", at, "failed", others.get("OUT#" + key(values), {}).get("payout"))
+
+
+def is_publication(values: Values) -> bool:
+    """Whether a charge, or the fee that it pays, is for a publication: then it counts no tasks."""
+    return kind(values) in {"CHARGE", "FEE"} and "tasks" not in values
+
+
+def _check_publication(values: Values, others: Mapping[str, Values], context: Context) -> Iterator[Difference]:
+    """What a publication took from a bond is the platform's; what is due for it, the registry alone knows."""
+    at, agent = values["pk"], values.get("agent_id", "")
+    yield from _unless_equal("I10", at, expected=True, found=bool(agent) and reference(values).startswith(f"{agent}."))
+    if kind(values) == "CHARGE":
+        fee = others.get(f"FEE#{context.platform_account}#{reference(values)}", {})
+        due = (-values["amount"], values["at"], None) if values["amount"] else (None, None, None)
+        yield from _unless_equal("I10", at, due, (fee.get("amount"), fee.get("at"), fee.get("tasks")))
+    else:
+        yield from _unless_equal("I10", at, context.platform_account, values["account"])
 
 
 def _other_side(values: Values) -> str:

@@ -22,8 +22,10 @@ from quittance import audit, log, reputation
 from quittance.audit import Audit, Books, Context, Difference, LogHead, Sums, Values
 from quittance.bootstrap import Platform
 from quittance.certified import ProofError
+from quittance.errors import shortened
 from quittance.limits import (
-    AUDIT_DIFFERENCES_MAX,
+    AUDIT_DIFFERENCES_SHOWN_MAX,
+    AUDIT_LINE_CHARS_MAX,
     AUDIT_RECENT_MS,
     AUDIT_STANDINGS_MAX,
     BATCH_GET_ITEMS_MAX,
@@ -53,6 +55,7 @@ def report(result: Audit) -> list[str]:
         f"in the log   {result.log.size}, published {result.log.published}",
         f"deposited    {format_credits(result.deposited_micro)}",
         f"withdrawn    {format_credits(result.withdrawn_micro)}",
+        f"to pay out   {format_credits(result.waiting_micro)} in {result.payouts_waiting} withdrawals",
         f"available    {format_credits(result.available_micro)}",
         f"held         {format_credits(result.held_micro)}",
         f"uncredited   {format_credits(result.uncredited_micro)}",
@@ -64,10 +67,13 @@ def report(result: Audit) -> list[str]:
         f"differences  {result.count}",
     ]
     lines += [
-        f"{difference.invariant} at {difference.at}: expected {difference.expected}, found {difference.found}"
+        shortened(
+            f"{difference.invariant} at {difference.at}: expected {difference.expected}, found {difference.found}",
+            AUDIT_LINE_CHARS_MAX,
+        )
         for difference in result.differences
     ]
-    return lines + ([f"and {result.unnamed} more"] if result.unnamed else [])
+    return [*lines, f"{result.unnamed} more differences: mend these first"] if result.unnamed else lines
 
 
 def standings(result: Audit) -> list[str]:
@@ -103,6 +109,7 @@ class _Auditor:
         self._late_firsts: list[int] = []  # where batches begin that the scan met beyond that
         self._kept_agents: set[str] = set()  # of whom something is kept, but nothing was logged when it was met
         self._old_lines_met = self._old_lines_due = 0  # by which batches were credited, before the recent past
+        self._unpaired_publications = 0  # fees of publications without a charge, before the recent past
         self._is_broken = False  # whether the log cannot be followed to its end
 
     def run(self) -> Audit:
@@ -196,7 +203,7 @@ class _Auditor:
             for values in sound:
                 self._books.post(self._result, values)
                 self._note(values)
-            others = self._ledger.read(pk for values in sound for pk in audit.named(values))
+            others = self._ledger.read(pk for values in sound for pk in audit.named(values, self._context))
             for values in items:
                 if audit.check(values, others, self._context):
                     self._suspect(values["pk"])
@@ -211,6 +218,13 @@ class _Auditor:
                 self._note_first(values["first"])
             case "LOG#" if audit.key(values).isdecimal():
                 self._note_first(int(audit.key(values)))
+            case "CHARGE" | "FEE" if audit.is_publication(values) and not self._is_recent(values):
+                self._unpaired_publications += 1 if audit.kind(values) == "FEE" else -bool(values["amount"])
+            case "OUT" if values.get("payout", "requested") == "requested":
+                self._result.payouts_waiting += 1
+                self._result.waiting_micro -= values["amount"]
+                age_ms = self._context.now_ms - values["at"]
+                self._result.oldest_payout_age_ms = max(self._result.oldest_payout_age_ms, age_ms)
             case _ if audit.is_share(values):
                 self._old_lines_met += not self._is_recent(values)
             case "REP" if audit.key(values) not in self._result.standings:
@@ -235,6 +249,7 @@ class _Auditor:
 
     def _check_old_lines(self) -> None:
         """I10: besides the lines of batches there are none. They never change, so counting them is enough."""
+        self._result.check("I10", "FEE# of publications", 0, self._unpaired_publications)
         if self._is_broken or self._old_lines_met == self._old_lines_due:
             return
         self._result.check("I10", "lines", self._old_lines_due, self._old_lines_met)
@@ -251,7 +266,7 @@ class _Auditor:
         return at < len(self._firsts) and self._firsts[at] == first
 
     def _suspect(self, pk: str) -> None:
-        if len(self._suspects) < AUDIT_DIFFERENCES_MAX:
+        if len(self._suspects) < AUDIT_DIFFERENCES_SHOWN_MAX:
             self._suspects[pk] = None
         else:
             self._result.unnamed += 1
@@ -264,7 +279,7 @@ class _Auditor:
             if values is None:
                 self._result.check("form", pk, "an item", "nothing: it was there a moment ago")
                 continue
-            others = self._ledger.read(audit.named(values)) if audit.flaw(values) is None else {}
+            others = self._ledger.read(audit.named(values, self._context)) if audit.flaw(values) is None else {}
             self._result.add(audit.check(values, others, self._context))
 
     def _check_standings(self) -> None:

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from quittance.store.bus import Bus
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
+    from quittance.store.operations import Operations
     from quittance.store.publisher import Publisher
     from quittance.store.queue import Queue
     from quittance.store.registry import Registry
+    from quittance.store.slots import Slots
 
 _LEFT_MS: Final = 30_000  # outside of Lambda: how long a call is tried again
 
@@ -75,11 +77,25 @@ class Platform:
         )
 
     @cached_property
+    def slots(self) -> "Slots":
+        """The tasks of each account that run."""
+        from quittance.store.slots import Slots
+
+        return Slots(self._dynamodb, table=self.settings.ledger_table, left_ms=self.left_ms)
+
+    @cached_property
     def registry(self) -> "Registry":
         """The agents."""
         from quittance.store.registry import Registry
 
         return Registry(self._dynamodb, table=self.settings.registry_table, left_ms=self.left_ms)
+
+    @cached_property
+    def operations(self) -> "Operations":
+        """What operators do."""
+        from quittance.store.operations import Operations
+
+        return Operations(self._dynamodb, table=self.settings.registry_table, left_ms=self.left_ms)
 
     @cached_property
     def uploads(self) -> "Uploads":
@@ -132,10 +148,18 @@ class Platform:
 
     @cached_property
     def keys(self) -> "Keys":
-        """The receipt keys."""
+        """The keys that sign receipts, checkpoints and webhooks."""
+        from quittance.certified import Purpose
         from quittance.store.keys import Keys
 
-        return Keys(clients.kms(), root_key_ids=self.settings.receipt_key_ids.split(","))
+        named = {
+            Purpose.RECEIPT: self.settings.receipt_key_ids,
+            Purpose.CHECKPOINT: self.settings.checkpoint_key_ids,
+            Purpose.WEBHOOK: self.settings.webhook_key_ids,
+        }
+        roots = {purpose: key_ids.split(",") for purpose, key_ids in named.items()}
+        without_purpose = list(filter(None, self.settings.keys_without_purpose.split(",")))
+        return Keys(clients.kms(), root_key_ids=roots, without_purpose=without_purpose)
 
     @cached_property
     def bus(self) -> "Bus":

@@ -4,6 +4,10 @@ The signing key is an Ed25519 key (RFC 8037) that one environment made for itsel
 carries its certificate: another compact JWS, signed by a root key (ECDSA P-256) whose public half is in the platform's
 JWKS for ever. So one root signature serves thousands of statements, and none of them needs a call to KMS.
 
+Every key has one purpose: the key set states it of a root, the certificate of the key that it certifies, and both must
+be the purpose of the statement. So whoever may use one root can issue statements of one kind only. Roots of before keys
+had purposes state none, nor do their certificates; what these signed stays valid, whatever its kind.
+
 Of each token there is exactly one spelling: base64url without padding or spare bits, no header member but ours, no
 member twice. What is verified here can therefore be named by the digest of its bytes.
 """
@@ -56,6 +60,14 @@ class Flaw(StrEnum):
     RULES = "rules"
 
 
+class Purpose(StrEnum):
+    """What a key signs, and nothing else. The values stand in certificates and key sets: never rename one."""
+
+    RECEIPT = "receipt"
+    CHECKPOINT = "checkpoint"
+    WEBHOOK = "webhook"
+
+
 class ProofError(Exception):
     """Something does not prove what it says: the class of the reason, and a sentence that tells it."""
 
@@ -66,20 +78,22 @@ class ProofError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """An environment's own key: made at first use, certified by the root, good until `expires_s`."""
+    """An environment's own key: made at first use, certified by a root for one purpose, good until `expires_s`."""
 
     private: Ed25519PrivateKey
     key_id: str
     certificate: str
     expires_s: int
+    purpose: Purpose
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of statement: the `typ` of its header, and its name in sentences."""
+    """A kind of statement: the `typ` of its header, its name in sentences, and the purpose of keys that sign it."""
 
     typ: str
     name: str
+    purpose: Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +131,24 @@ class _PublicKey(Form):
 
 
 class _Validity(Form):
+    """A certificate of before keys had purposes."""
+
     iat: _Seconds
     exp: _Seconds
     jwk: _PublicKey
+
+
+class _ValidityForPurpose(_Validity):
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """A root key of a key set; `purpose` is None for one of before keys had purposes."""
+
+    key_id: object
+    public: EllipticCurvePublicKey
+    purpose: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +159,8 @@ class _Token:
     signature: bytes
 
 
-def certified_key(*, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]) -> SigningKey:
-    """A new signing key, certified by one signature of the root.
+def certified_key(*, purpose: Purpose, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]) -> SigningKey:
+    """A new signing key for one purpose, certified by one signature of that purpose's root.
 
     `root_sign` returns the raw ES256 signature (r ‖ s, RFC 7518 §3.4) of the bytes that it is given.
     """
@@ -140,15 +169,22 @@ def certified_key(*, now_s: int, root_key_id: str, root_sign: Callable[[bytes], 
     public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
     key_id = _thumbprint(public)
     expires_s = now_s + CERTIFICATE_SECONDS
-    payload = {"iat": now_s - _BACKDATED_S, "exp": expires_s, "jwk": {**public, "kid": key_id}}
+    jwk = {**public, "kid": key_id}
+    payload = {"iat": now_s - _BACKDATED_S, "exp": expires_s, "purpose": purpose, "jwk": jwk}
     header = {"alg": _ROOT_ALGORITHM, "kid": root_key_id, "typ": CERTIFICATE_TYPE}
     signing_input = _part(header) + b"." + _part(payload)
     certificate = (signing_input + b"." + _base64url(root_sign(signing_input))).decode()
-    return SigningKey(private, key_id, certificate, expires_s)
+    return SigningKey(private, key_id, certificate, expires_s, purpose)
 
 
 def sign(claims: Mapping[str, Any], key: SigningKey, kind: Kind) -> str:
-    """The claims as a compact JWS under an environment's key, its certificate in the header."""
+    """The claims as a compact JWS under an environment's key, its certificate in the header.
+
+    Raises ValueError for a key of another purpose.
+    """
+    if key.purpose is not kind.purpose:
+        msg = f"a key for the purpose {key.purpose} signs no {kind.name}"
+        raise ValueError(msg)
     headers = {"typ": kind.typ, "kid": key.key_id, "cert": key.certificate}
     return jwt.encode(dict(claims), key.private, algorithm=_ALGORITHM, headers=headers)
 
@@ -163,11 +199,15 @@ def verify(token: str, jwks: Mapping[str, Any], kind: Kind) -> Certified:
     _check_algorithm(outer, _ALGORITHM, kind.name)
     _check_algorithm(inner, _ROOT_ALGORITHM, _CERTIFICATE)
     root = _root(jwks, inner.header["kid"])
-    if not ECAlgorithm(ECAlgorithm.SHA256).verify(inner.signed, root, inner.signature):
+    if not ECAlgorithm(ECAlgorithm.SHA256).verify(inner.signed, root.public, inner.signature):
         raise _unsigned(_CERTIFICATE)
-    certificate = read(_Validity, inner.payload, _CERTIFICATE)
+    _check_purpose(root, inner.payload.get("purpose"), kind)
+    certificate = read(_ValidityForPurpose if root.purpose else _Validity, inner.payload, _CERTIFICATE)
     if outer.header["kid"] != certificate.jwk.kid:
         sentence = f"the {kind.name} names the key {shown(outer.header['kid'])}, its certificate {certificate.jwk.kid}"
+        raise ProofError(Flaw.SIGNATURE, sentence)
+    if certificate.jwk.kid != (name := _thumbprint(certificate.jwk.model_dump())):
+        sentence = f"the key certificate names its key {certificate.jwk.kid}, but the key's thumbprint is {name}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     public = Ed25519PublicKey.from_public_bytes(_decode(certificate.jwk.x, _CERTIFICATE))
     if not OKPAlgorithm().verify(outer.signed, public, outer.signature):
@@ -240,7 +280,23 @@ def _check_algorithm(token: _Token, algorithm: str, name: str) -> None:
         raise ProofError(Flaw.SIGNATURE, sentence)
 
 
-def _root(jwks: Mapping[str, Any], key_id: object) -> EllipticCurvePublicKey:
+def _check_purpose(root: _Root, stated: object, kind: Kind) -> None:
+    """Root, certificate and statement are of one purpose; a root of before has none, and nor have its certificates."""
+    name = shown(root.key_id)
+    if root.purpose is None:
+        if stated is not None:
+            sentence = f"the key set states no purpose of the root key {name}, its certificate {shown(stated)}"
+            raise ProofError(Flaw.SIGNATURE, f"{sentence}: get the key set anew")
+        return
+    if root.purpose != kind.purpose:
+        sentence = f"the root key {name} is for the purpose {shown(root.purpose)}, which is not that of a {kind.name}"
+        raise ProofError(Flaw.SIGNATURE, sentence)
+    if stated != root.purpose:
+        sentence = f"the key certificate states the purpose {shown(stated)}, its root key {name} is for {root.purpose}"
+        raise ProofError(Flaw.SIGNATURE, sentence)
+
+
+def _root(jwks: Mapping[str, Any], key_id: object) -> _Root:
     keys = jwks.get("keys")
     if not isinstance(keys, list) or len(keys) > JWKS_KEYS_MAX:
         sentence = f"the key set is no JWKS of at most {JWKS_KEYS_MAX} keys"
@@ -250,6 +306,12 @@ def _root(jwks: Mapping[str, Any], key_id: object) -> EllipticCurvePublicKey:
         sentence = f"the key certificate is signed by an unknown root key {shown(key_id)}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     members = {name: named[0].get(name) for name in ("kty", "crv", "x", "y")}
+    purpose = named[0].get("purpose")
+    if "purpose" in named[0] and not (isinstance(purpose, str) and purpose):
+        raise _unusable(key_id)
+    if any(key != named[0] for key in named):
+        sentence = f"the key set names the root key {shown(key_id)} twice, and not alike"
+        raise ProofError(Flaw.FORM, sentence)
     if not all(isinstance(member, str) for member in members.values()) or members["crv"] != "P-256":
         raise _unusable(key_id)
     try:
@@ -258,7 +320,7 @@ def _root(jwks: Mapping[str, Any], key_id: object) -> EllipticCurvePublicKey:
         raise _unusable(key_id) from exc
     if not isinstance(key, EllipticCurvePublicKey):
         raise _unusable(key_id)
-    return key
+    return _Root(key_id, key, purpose)
 
 
 def _unusable(key_id: object) -> ProofError:

@@ -5,9 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
-from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX
+from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX, SLOTS_MAX
 from quittance.pricing import ComputePrices
 
 
@@ -20,6 +20,7 @@ class Settings(BaseModel):
     binaries_bucket: str
     outputs_bucket: str
     log_bucket: str
+    account_concurrency: int = Field(default=0, ge=0, le=SLOTS_MAX)
     ledger_shards: int = Field(ge=1, le=64)
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
     compute_run_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)
@@ -35,12 +36,15 @@ class Settings(BaseModel):
     event_bus: str = ""
     webhook_queue_url: str = ""
     webhook_loopback_targets: bool = False
-    receipt_key_ids: str
+    receipt_key_ids: str = Field(min_length=1)
+    checkpoint_key_ids: str = Field(min_length=1)
+    webhook_key_ids: str = Field(min_length=1)
+    keys_without_purpose: str = ""
     receipt_issuer: str
     issuer_url: str
     jwks_url: str
-    audience: str
-    audience_claim: str = "aud"
+    audience: str  # one or more, parted by commas; see `audiences`
+    audience_claim: Literal["aud", "client_id"] = "aud"
     token_algorithms: str = "RS256,ES256"  # noqa: S105 - names of algorithms
     scratch_dir: Path = Path("/tmp")  # noqa: S108 - the one writable folder of a Lambda environment
 
@@ -48,6 +52,28 @@ class Settings(BaseModel):
     def compute(self) -> ComputePrices:
         """What the platform takes for computing, from now on."""
         return ComputePrices(self.compute_run_micro, self.compute_per_billion_fuel_micro)
+
+    @field_validator("audience", "token_algorithms")
+    @classmethod
+    def _is_list(cls, text: str) -> str:
+        if not _parts(text):
+            msg = "must name at least one, several parted by commas"
+            raise ValueError(msg)
+        return text
+
+    @property
+    def audiences(self) -> tuple[str, ...]:
+        """Each of them is enough in a token."""
+        return _parts(self.audience)
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Of tokens' signatures."""
+        return _parts(self.token_algorithms)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @lru_cache(maxsize=1)

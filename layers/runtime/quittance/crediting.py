@@ -158,6 +158,31 @@ def batch(escrows: Sequence[Escrow], purses: Purses, *, platform_account: str, n
     return Batch(escrows, lines, +gifts, moves, charged, left)
 
 
+def publication(
+    owner: str,
+    reference: str,
+    due_micro: int,
+    purses: Sequence[int],
+    *,
+    agent_id: str,
+    platform_account: str,
+    now_ms: int,
+) -> Batch:
+    """What charging a bond for a publication moves: a batch without escrows, so its lines count no tasks."""
+    bond, taken_micro = bond_account(owner), min(due_micro, sum(purses))
+    lines = [Line(bond, Kind.CHARGE, reference, now_ms, -taken_micro, agent_id, due_micro=due_micro)]
+    if taken_micro:
+        lines.append(Line(platform_account, Kind.FEES, reference, now_ms, taken_micro, agent_id))
+    return Batch(
+        escrows=(),
+        lines=lines,
+        gifts={platform_account: taken_micro} if taken_micro else {},
+        bond_moves={bond: wallet.taking(purses, taken_micro, contended=False) or {}} if taken_micro else {},
+        charged={bond: taken_micro},
+        bonds_left={owner: sum(purses) - taken_micro},
+    )
+
+
 def _shares(escrows: Iterable[Escrow]) -> Mapping[str, _Share]:
     shares: dict[str, _Share] = {}
     for escrow in escrows:

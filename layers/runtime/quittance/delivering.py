@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from quittance import outbound, webhook
 from quittance.batches import NotDoneError
 from quittance.bootstrap import Platform
+from quittance.certified import Purpose
 from quittance.events import Event
 from quittance.limits import WEBHOOK_TRIES_MAX, WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN
 from quittance.observability import Metric, count, logger
@@ -85,7 +86,7 @@ def _try(platform: Platform, notice: Notice) -> tuple[Ended, str]:
         event_id=notice.event_id,
         issuer=platform.settings.receipt_issuer,
         now_ms=now_ms,
-        key=platform.keys.signing_key(now_s=now_ms // 1_000),
+        key=platform.keys.signing_key(now_s=now_ms // 1_000, purpose=Purpose.WEBHOOK),
     )
     headers = {
         "Content-Type": "application/json",

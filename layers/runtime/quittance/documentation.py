@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from importlib.resources import files
 from typing import Final
 
 _OPENAPI: Final = "openapi.json"
+_ROOTS_KEPT: Final = 4  # a stage's own address and some custom domains
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +22,18 @@ class Page:
     headers: Mapping[str, str]
 
 
-def openapi_json() -> str:
-    """The OpenAPI 3.1 description."""
-    return files("quittance").joinpath(_OPENAPI).read_text()
+@lru_cache(maxsize=_ROOTS_KEPT)
+def openapi_json(root: str = "") -> str:
+    """The OpenAPI 3.1 description for clients that find the API at this path: `/{stage}`, a base path, or nothing.
+
+    The server is relative to the host that the description came from (OpenAPI 3.1.0 §4.8.5): whatever name that has.
+    """
+    document = json.loads(files("quittance").joinpath(_OPENAPI).read_text())
+    return json.dumps(document | {"servers": [{"url": root or "/"}]}, indent=2, sort_keys=True)
 
 
-@lru_cache(maxsize=1)
-def page() -> Page:
+@lru_cache(maxsize=_ROOTS_KEPT)
+def page(root: str = "") -> Page:
     """A page that shows the description with Powertools' copy of Swagger UI; it loads nothing from elsewhere.
 
     The headers hold browsers to that (Content Security Policy Level 3): what stands in the page, and nothing else, may
@@ -36,7 +43,7 @@ def page() -> Page:
 
     ui = files(swagger_ui)
     html = swagger_ui.generate_swagger_html(
-        spec=openapi_json(),
+        spec=openapi_json(root),
         swagger_js=ui.joinpath("swagger-ui-bundle.min.js").read_text(),
         swagger_css=ui.joinpath("swagger-ui.min.css").read_text(),
         swagger_base_url="",

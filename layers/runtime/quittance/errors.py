@@ -1,11 +1,14 @@
 """Every refusal that a caller can meet, and the table that turns it into problem+json (RFC 9457).
 
 QuittanceError
+├── AnswerTooLargeError           500  a fault of ours: no answer is meant to be so large
 ├── RequestError                  the caller can mend it
 │   ├── InvalidRequestError           400  fields are wrong; each is named
 │   ├── UnauthenticatedError          401  no verified identity
 │   ├── InsufficientFundsError        402  available and required are given
+│   ├── BondRequiredError             402  the owner's bond is below the minimum
 │   ├── MissingScopeError             403  the token lacks a scope
+│   ├── AccountFrozenError            403  an operator has frozen the account
 │   ├── NotFoundError                 404  unknown, or not yours
 │   ├── TaskConflictError             409  same task_id, other request
 │   ├── TaskInProgressError           409  same task is running now
@@ -13,14 +16,17 @@ QuittanceError
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
 │   ├── TermsChangedError             409  module, tariff or rules are not those that the task names
 │   ├── BondInUseError                409  the bond cannot be released yet
-│   ├── MovementConflictError         409  same id of a movement, other amount
+│   ├── MovementConflictError         409  same id of a movement, other amount or depositor
+│   ├── PayoutConflictError           409  the payout was decided otherwise
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
 │   ├── JudgingTooDearError           422  the task's judge may cost more than the task allows
 │   ├── ReputationTooLowError         422  the agent's score is below the one that was asked for
-│   └── TimeoutTooLongError           422  over the synchronous limit
+│   ├── TimeoutTooLongError           422  over the synchronous limit
+│   └── TooManyRunningError           429  as many tasks of the account run as may run at once
+├── FundingPausedError                503  an operator has paused funding
 └── PlatformUnavailableError          503  nothing is lost: repeat the same request
 
 `detail` is written for the caller; it never holds an internal text, a stack or another user's data.
@@ -30,6 +36,13 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from quittance.limits import (
+    DETAIL_CHARS_MAX,
+    FAULT_CHARS_MAX,
+    FAULTS_NAMED_MAX,
+    FIELD_NAME_CHARS_MAX,
+    PAUSED_RETRY_S,
+)
 from quittance.money import format_credits
 
 _LOGGED_AFTER_S: Final = 60
@@ -38,10 +51,12 @@ _LOGGED_AFTER_S: Final = 60
 class QuittanceError(Exception):
     """Anything that Quittance answers with a problem instead of a result.
 
-    `members` are the problem's extension members; `retry_after_s` becomes the `Retry-After` header.
+    `members` are the problem's extension members; `retry_after_s` becomes the `Retry-After` header. `detail` is cut:
+    a refusal that quotes its request must still fit into an answer.
     """
 
     def __init__(self, detail: str, *, retry_after_s: int | None = None, **members: object) -> None:
+        detail = shortened(detail, DETAIL_CHARS_MAX)
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
@@ -53,18 +68,28 @@ class RequestError(QuittanceError):
 
 
 class InvalidRequestError(RequestError):
-    """One or more fields are wrong. `errors` lists each as `{"field", "message"}`."""
+    """One or more fields are wrong. `errors` lists each as `{"field", "message"}`: the first FAULTS_NAMED_MAX of them,
+    and one that says that there are more.
+    """
 
     def __init__(self, *errors: tuple[str, str]) -> None:
-        listed = [{"field": field, "message": message} for field, message in errors]
-        super().__init__("; ".join(f"{field}: {message}" for field, message in errors), errors=listed)
+        named = [
+            (shortened(field, FIELD_NAME_CHARS_MAX), shortened(message, FAULT_CHARS_MAX))
+            for field, message in errors[:FAULTS_NAMED_MAX]
+        ]
+        if len(errors) > FAULTS_NAMED_MAX:
+            named.append(("body", "has more faults than are named here: mend these first"))
+        listed = [{"field": field, "message": message} for field, message in named]
+        super().__init__("; ".join(f"{field}: {message}" for field, message in named), errors=listed)
 
 
 class UnauthenticatedError(RequestError):
-    """The request carries no verified identity."""
+    """The request carries no verified identity. `refused` is the check that its token failed, None without a token."""
 
-    def __init__(self) -> None:
-        super().__init__("Send a valid bearer token in the Authorization header.")
+    def __init__(self, refused: str | None = None) -> None:
+        advice = "Send a valid bearer token in the Authorization header."
+        super().__init__(f"{refused} {advice}" if refused else advice)
+        self.refused = refused
 
 
 class InsufficientFundsError(RequestError):
@@ -84,6 +109,14 @@ class MissingScopeError(RequestError):
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"The token needs the scope {scope!r}.", required_scope=scope)
+        self.scope = scope
+
+
+class AccountFrozenError(RequestError):
+    """An operator has frozen the account."""
+
+    def __init__(self) -> None:
+        super().__init__("Your account is frozen: it can fund, withdraw and publish nothing. Ask the operator why.")
 
 
 class NotFoundError(RequestError):
@@ -123,6 +156,18 @@ class BondTooLowError(AgentNotReadyError):
         RequestError.__init__(self, detail, state="bond_too_low")
 
 
+class BondRequiredError(RequestError):
+    """The owner's bond is below the minimum."""
+
+    def __init__(self, *, bond_micro: int, minimum_micro: int) -> None:
+        bond, minimum = format_credits(bond_micro), format_credits(minimum_micro)
+        super().__init__(
+            f"Your bond is {bond}, and publishing needs {minimum}. Deposit the rest with POST /accounts/me/bond.",
+            bond=bond,
+            required=minimum,
+        )
+
+
 class BondInUseError(RequestError):
     """The bond still stands for agents that take tasks, or for tasks that are not settled and credited."""
 
@@ -131,12 +176,23 @@ class BondInUseError(RequestError):
 
 
 class MovementConflictError(RequestError):
-    """The id of a deposit, a withdrawal or a movement of the bond was used before with another amount."""
+    """The id of a movement was used before with another amount, or that of a deposit by somebody else."""
 
-    def __init__(self, movement_id: str, *, recorded_micro: int) -> None:
+    def __init__(self, movement_id: str, *, recorded_micro: int, by_another: bool = False) -> None:
+        other = "by another depositor" if by_another else "with another amount"
         super().__init__(
-            f"The id {movement_id!r} was used before with another amount. Choose a new one.",
+            f"The id {movement_id!r} was used before {other}. Choose a new one.",
             recorded=format_credits(recorded_micro),
+        )
+
+
+class PayoutConflictError(RequestError):
+    """The payout was decided before, and otherwise. A decision is final."""
+
+    def __init__(self, payout_id: str, *, state: str) -> None:
+        super().__init__(
+            f"The payout {payout_id!r} is {state} already, and a decision is final. Correct it by a new movement.",
+            state=state,
         )
 
 
@@ -223,6 +279,36 @@ class TimeoutTooLongError(RequestError):
         )
 
 
+class TooManyRunningError(RequestError):
+    """As many tasks of the account run at this moment as may run at once."""
+
+    def __init__(self, *, running_max: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"{running_max} tasks of yours are running, and no more may run at once. Repeat the request later, or send"
+            " it with `Prefer: respond-async`.",
+            retry_after_s=retry_after_s,
+            running_max=running_max,
+        )
+
+
+class FundingPausedError(QuittanceError):
+    """An operator has paused funding: no new task is taken. Nothing was begun."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The operator has paused new tasks. Repeat the request later: no money moved.", retry_after_s=PAUSED_RETRY_S
+        )
+
+
+class AnswerTooLargeError(QuittanceError):
+    """What was to be answered is larger than Lambda sends. Every answer is bounded by its parts: this is a fault."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer is too large to be sent. What was asked for is done. Tell the platform's operator."
+        )
+
+
 class PlatformUnavailableError(QuittanceError):
     """A part of the platform did not answer. Whatever was begun can be repeated with the same ids."""
 
@@ -238,13 +324,16 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     UnauthenticatedError: (HTTPStatus.UNAUTHORIZED, "unauthenticated", "Authentication is needed"),
     InsufficientFundsError: (HTTPStatus.PAYMENT_REQUIRED, "insufficient_funds", "Insufficient funds"),
     MissingScopeError: (HTTPStatus.FORBIDDEN, "missing_scope", "A scope is missing"),
+    AccountFrozenError: (HTTPStatus.FORBIDDEN, "account_frozen", "The account is frozen"),
     NotFoundError: (HTTPStatus.NOT_FOUND, "not_found", "Not found"),
     TaskConflictError: (HTTPStatus.CONFLICT, "task_conflict", "The task id is taken"),
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     BondTooLowError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    BondRequiredError: (HTTPStatus.PAYMENT_REQUIRED, "bond_required", "A bond is needed"),
     BondInUseError: (HTTPStatus.CONFLICT, "bond_in_use", "The bond is in use"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
+    PayoutConflictError: (HTTPStatus.CONFLICT, "payout_conflict", "The payout is decided"),
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
     BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),
@@ -253,10 +342,18 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     JudgingTooDearError: (HTTPStatus.UNPROCESSABLE_ENTITY, "judging_too_dear", "Judging costs too much"),
     ReputationTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "reputation_too_low", "The reputation is too low"),
     TimeoutTooLongError: (HTTPStatus.UNPROCESSABLE_ENTITY, "timeout_too_long", "The timeout is too long"),
+    TooManyRunningError: (HTTPStatus.TOO_MANY_REQUESTS, "too_many_running", "Too many tasks are running"),
+    FundingPausedError: (HTTPStatus.SERVICE_UNAVAILABLE, "funding_paused", "New tasks are paused"),
+    AnswerTooLargeError: (HTTPStatus.INTERNAL_SERVER_ERROR, "answer_too_large", "The answer is too large"),
     PlatformUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "platform_unavailable", "Try again"),
 }
 
 PROBLEM_TYPE_PREFIX: Final = "urn:quittance:problem:"
+
+
+def shortened(text: str, chars_max: int) -> str:
+    """A text, or its first characters and an ellipsis if it is longer than this."""
+    return text if len(text) <= chars_max else f"{text[:chars_max]}…"
 
 
 def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -271,6 +368,13 @@ def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]
         **error.members,
     }
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    if status is HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 §11.6.1: a 401 must name its scheme
+    if isinstance(error, UnauthenticatedError | MissingScopeError):
+        headers["WWW-Authenticate"] = challenge(error)
     return int(status), body, headers
+
+
+def challenge(error: UnauthenticatedError | MissingScopeError) -> str:
+    """What `WWW-Authenticate` says of a refusal (RFC 6750 §3): the scheme alone to whoever sent no token."""
+    if isinstance(error, MissingScopeError):
+        return f'Bearer error="insufficient_scope", scope="{error.scope}"'
+    return "Bearer" if error.refused is None else f'Bearer error="invalid_token", error_description="{error.refused}"'

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from quittance import escrow as escrows
 from quittance.escrow import Escrow, Settlement, State
+from quittance.journal import Payout, PayoutState
 from quittance.models import Timestamp
 from quittance.money import CreditsOut
 from quittance.run import Fault, Outcome
@@ -99,7 +100,49 @@ class AgentRejected(Event):
     message: str
 
 
-ALL: Final[tuple[type[Event], ...]] = (TaskSettled, TaskRefused, AgentPublished, AgentRejected)
+class PublishingFailed(Event):
+    """The platform failed to publish an agent's upload; a version that was active stays so."""
+
+    event: Literal["PublishingFailed"] = "PublishingFailed"
+    agent_id: str
+    owner: str
+    name: str
+    upload: int = Field(description="Which upload of the agent it was, from 1.")
+    code: str
+    message: str
+
+
+class PayoutRequested(Event):
+    """Credits were withdrawn: somebody has to pay them out, and to record how that ended."""
+
+    event: Literal["PayoutRequested"] = "PayoutRequested"
+    payout_id: str
+    account: str
+    withdrawal_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+
+
+class PayoutDecided(Event):
+    """A payout ended. If it failed, the credits are available to the account again."""
+
+    event: Literal["PayoutDecided"] = "PayoutDecided"
+    payout_id: str
+    account: str
+    withdrawal_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    state: Literal["paid", "failed"]
+    decided_by: str = Field(description="The account of the operator who decided.")
+
+
+ALL: Final[tuple[type[Event], ...]] = (
+    TaskSettled,
+    TaskRefused,
+    AgentPublished,
+    AgentRejected,
+    PublishingFailed,
+    PayoutRequested,
+    PayoutDecided,
+)
 
 
 def task_settled(escrow: Escrow, settlement: Settlement) -> TaskSettled:
@@ -153,8 +196,23 @@ def task_refused(
     )
 
 
-def upload_decided(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejected | None:
-    """The event of an agent whose newest upload has become active or was rejected; None for any other state."""
+def payout_moved(payout: Payout) -> PayoutRequested | PayoutDecided:
+    """The event of a payout that was just requested or decided."""
+    common: dict[str, Any] = {
+        "event_id": f"payout.{payout.payout_id}.{payout.state}",
+        "at": payout.requested_ms if payout.decided_ms is None else payout.decided_ms,
+        "payout_id": payout.payout_id,
+        "account": payout.account,
+        "withdrawal_id": payout.withdrawal_id,
+        "amount_micro": payout.amount_micro,
+    }
+    if payout.state is PayoutState.REQUESTED:
+        return PayoutRequested(**common)
+    return PayoutDecided(**common, state=payout.state.value, decided_by=payout.decided_by or "")
+
+
+def upload_ended(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejected | PublishingFailed | None:
+    """The event of an agent whose newest upload has become active, was rejected or failed; None for any other state."""
     upload = agent.upload
     common: dict[str, Any] = {
         "event_id": f"agent.{agent.agent_id}.{upload.number}.{upload.state}",
@@ -168,4 +226,6 @@ def upload_decided(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejecte
         return AgentPublished(**common, module_sha256=agent.version.module_sha256)
     if upload.state is AgentState.REJECTED and upload.rejection:
         return AgentRejected(**common, code=upload.rejection.code, message=upload.rejection.message)
+    if upload.state is AgentState.FAILED and upload.rejection:
+        return PublishingFailed(**common, code=upload.rejection.code, message=upload.rejection.message)
     return None

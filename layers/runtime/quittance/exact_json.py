@@ -8,14 +8,38 @@ import json
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from itertools import islice
 from json.encoder import encode_basestring
 from typing import Any, Final
 
-from quittance.limits import JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _NUMBER_STEPS: Final = 3
+_WHOLE_DIGITS_MAX: Final = 30  # of an int that is made of a decimal: 1e999999 would be spelt out
 _ZEROS_SPELT_MAX: Final = 20  # beyond it a number is written with an exponent
+
+
+class Sent(BaseModel):
+    """An object that a client sends: a name that is not known is a fault.
+
+    Each such name costs a fault of its own, many times what reading it costs. So those that no refusal would name, one
+    excepted that tells of them, are dropped before the fields are looked at.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unknown_beyond_the_limit(cls, value: object) -> object:
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        if not isinstance(value, dict) or len(value) <= len(known) + FAULTS_NAMED_MAX:
+            return value
+        unknown = islice((name for name in value if name not in known), FAULTS_NAMED_MAX + 1)
+        kept = known.union(unknown)
+        return {name: member for name, member in value.items() if name in kept}
 
 
 class JsonError(ValueError):
@@ -76,6 +100,16 @@ def canonical(value: object, spend: Callable[[int], None] = lambda _: None) -> s
     raise TypeError(msg)
 
 
+def _whole(value: object) -> object:
+    if not isinstance(value, Decimal) or value.adjusted() > _WHOLE_DIGITS_MAX or value != value.to_integral_value():
+        return value
+    return int(value)
+
+
+WHOLE: Final = BeforeValidator(_whole)
+"""Makes an `int` of a number without a fractional part, `5.0` or `5e0`, which JSON Schema calls an integer too."""
+
+
 def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
     """A value that came through another reader, as `read` would give it. Raises JsonError."""
     try:
@@ -84,6 +118,17 @@ def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
         raise _too_deep() from exc
     except UnicodeEncodeError as exc:
         raise _half_pair() from exc
+
+
+def is_surely_longer(value: object, chars_max: int) -> bool:
+    """Whether a value's canonical text has more characters, found without writing it: looks at `chars_max` values."""
+    waiting, seen = [value], 0
+    while waiting and seen <= chars_max:
+        found = waiting.pop()
+        seen += max(len(found), 1) if isinstance(found, str | list | dict) else 1
+        if seen <= chars_max and isinstance(found, list | dict):
+            waiting += found.values() if isinstance(found, dict) else found
+    return seen > chars_max
 
 
 def check_depth(value: object) -> None:

@@ -5,11 +5,10 @@ from typing import Any, Final
 
 from quittance.bootstrap import Platform
 from quittance.errors import QuittanceError, problem
-from quittance.identity import bearer_token, verify
+from quittance.identity import HEALTH_SCOPE, authenticate
 from quittance.observability import logger
 from quittance.run import Job, Outcome
 
-HEALTH_SCOPE: Final = "health:read"
 # A module that does nothing, in binary: `(module (memory (export "memory") 1) (func (export "_start")))`.
 _IDLE_MODULE: Final = bytes.fromhex(
     "0061736d01000000010401600000030201000503010001071302066d656d6f72790200065f737461727400000a040102000b"
@@ -22,7 +21,7 @@ _IDLE_MEMORY_BYTES: Final = 64 * 1024
 def examine(platform: Platform, headers: Mapping[str, str]) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers for a caller who shows a token: every part with the scope, else a problem."""
     try:
-        verify(bearer_token(headers) or "", platform.settings).need(HEALTH_SCOPE)
+        authenticate(headers, platform.settings).need(HEALTH_SCOPE)
     except QuittanceError as refusal:
         return problem(refusal)
     parts = {name: _works(platform, name, check) for name, check in _CHECKS.items()}
@@ -50,7 +49,7 @@ def _ledger(parts: Platform) -> None:
 
 
 def _registry(parts: Platform) -> None:
-    parts.registry.page(owner=None, limit=1, after=None)
+    parts.registry.check()
 
 
 def _binaries(parts: Platform) -> None:

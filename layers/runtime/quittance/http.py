@@ -13,6 +13,7 @@ from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValida
 from pydantic import BaseModel
 
 from quittance.errors import (
+    AnswerTooLargeError,
     InvalidRequestError,
     NotFoundError,
     QuittanceError,
@@ -22,6 +23,7 @@ from quittance.errors import (
     problem,
 )
 from quittance.identity import Caller, is_account_id
+from quittance.limits import LAMBDA_SYNC_BYTES_MAX
 from quittance.models import TaskPending, TaskResult
 from quittance.observability import logger
 from quittance.reading import encoded_path, invalid, read_json, read_path
@@ -30,6 +32,7 @@ PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
+_JSON_BYTES_PER_CHAR_MAX: Final = 12  # \ud83d\ude00
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
@@ -37,12 +40,18 @@ class Api(APIGatewayRestResolver):
     """The resolver that every HTTP function mounts its routes on: it takes JSON and nothing else."""
 
     def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
-        """The answer to a REST API proxy event; every refusal and failure is one."""
+        """The answer to a REST API proxy event; every refusal and failure is one.
+
+        Routes give `Location` from this API's root, as they know it; the client gets it from its own.
+        """
         try:
             answered = super().resolve(_plain(event), context)
         except QuittanceError as error:  # of reading the request; what a route raises is answered inside
             answered = _proxy(_refuse(error))
-        answered["multiValueHeaders"]["X-Content-Type-Options"] = ["nosniff"]  # no browser guesses that JSON is a page
+        answered = _at_its_place(answered, event)
+        if _sent_bytes(answered) > LAMBDA_SYNC_BYTES_MAX:
+            logger.error("answer too large", status=answered["statusCode"])
+            answered = _at_its_place(_proxy(_refuse(AnswerTooLargeError())), event)
         return answered
 
     def _convert_matches_into_route_keys(self, match: Match[str]) -> dict[str, str]:
@@ -61,6 +70,16 @@ def api() -> Api:
     app.not_found(lambda _: _refuse(NotFoundError("There is nothing at this path.")))
     app.exception_handler(Exception)(_fail)
     return app
+
+
+def root(event: Mapping[str, Any]) -> str:
+    """The path at which a client finds this API: `/{stage}`, the base path of a custom domain, or nothing.
+
+    `requestContext.path` is the path that the client sent. What stands there before the route's own segments is ours to
+    give back in links; so a link works wherever the request did.
+    """
+    context = event.get("requestContext") or {}
+    return _parted(context.get("path") or event["path"], event.get("resource") or "")[0]
 
 
 def caller(app: APIGatewayRestResolver) -> Caller:
@@ -136,6 +155,22 @@ def _refuse_fields(error: RequestValidationError) -> Response[str]:
     return _refuse(invalid(error.errors()))
 
 
+def _at_its_place(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer with links from the client's root, and a header that keeps browsers from guessing what it is."""
+    headers = answered["multiValueHeaders"]
+    if "Location" in headers:
+        headers["Location"] = [root(event) + location for location in headers["Location"]]
+    headers["X-Content-Type-Options"] = ["nosniff"]
+    return answered
+
+
+def _sent_bytes(answered: Mapping[str, Any]) -> int:
+    """The most bytes that an answer takes in JSON, whatever a runtime escapes; 0 if they cannot be many."""
+    if len(answered["body"] or "") * _JSON_BYTES_PER_CHAR_MAX < LAMBDA_SYNC_BYTES_MAX // 2:
+        return 0
+    return len(json.dumps(answered))
+
+
 def _plain(event: Mapping[str, Any]) -> dict[str, Any]:
     """The event with an encoded path, its body as text and the media type in its plain form.
 
@@ -151,8 +186,26 @@ def _plain(event: Mapping[str, Any]) -> dict[str, Any]:
             body = base64.b64decode(body, validate=True).decode()
         except ValueError as exc:
             raise InvalidRequestError(("body", "must be UTF-8")) from exc
-    plain = {"path": encoded_path(event["path"]), "headers": {**headers, "content-type": _JSON}}
+    _, path = _parted(encoded_path(event["path"]), event.get("resource") or "")
+    plain = {"path": path, "headers": {**headers, "content-type": _JSON}}
     return {**event, **plain, "body": body, "isBase64Encoded": False}
+
+
+def _parted(path: str, resource: str) -> tuple[str, str]:
+    """A path in two: what is before the route that the gateway matched (`resource`), and the rest, without a slash at
+    its end. Not parted where it does not end like the route, or where the route is none of `template.yaml`.
+
+    A REST API leaves the base path of a custom domain in `path`, and the stage if the mapping names none.
+    """
+    names, parts = resource.split("/")[1:], path.rstrip("/").split("/")
+    before, own = parts[: -len(names)], parts[-len(names) :]
+    fits = len(own) == len(names) and all(
+        name == part or name.startswith("{") for name, part in zip(names, own, strict=True)
+    )
+    if not (resource.startswith(f"{PREFIX}/") and before and fits):
+        return "", path
+    at = encoded_path("/".join(before)).strip("/")
+    return (f"/{at}" if at else ""), "/" + "/".join(own)
 
 
 def _proxy(response: Response[str]) -> dict[str, Any]:

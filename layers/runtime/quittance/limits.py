@@ -13,6 +13,8 @@ INPUT_BYTES_MAX: Final = MIB
 JSON_DEPTH_MAX: Final = 64
 FAULTS_NAMED_MAX: Final = 100  # of one request: its refusal names so many and counts the others
 FIELD_NAME_CHARS_MAX: Final = 200  # of a stranger's field in a refusal; the longest path of ours has some 60
+FAULT_CHARS_MAX: Final = 1_000  # of the sentence that says what is wrong with a field
+DETAIL_CHARS_MAX: Final = 2_000  # of the text that says what is wrong: Step Functions cuts a cause at 32 KiB of JSON
 TASK_ID_CHARS_MAX: Final = 128
 STATED_TASK_CHARS_MAX: Final = TASK_ID_CHARS_MAX + len(":judge-agent")  # as receipts name a judge's task
 ACCOUNT_ID_CHARS_MAX: Final = 255  # OpenID Connect Core 1.0 §2: a `sub` has at most 255 ASCII characters
@@ -23,14 +25,31 @@ ACCOUNT_IDS_RESERVED: Final = DOT_SEGMENTS | {OWN_ACCOUNT}
 AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
 PAGE_ITEMS_MAX: Final = 100
+REASON_CHARS_MAX: Final = 500  # of why an operator did something
+PAYOUT_ID_CHARS_MAX: Final = (ACCOUNT_ID_CHARS_MAX + len("#") + TASK_ID_CHARS_MAX) * 4 // 3  # base64 of both names
+UNLISTED_AT_ONCE_MAX: Final = 25  # of agents that code of before had listed: writes that one page may make
 OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for an active one; some 300 bytes each
+
+# What an answer may carry.
+LAMBDA_SYNC_BYTES_MAX: Final = 6_291_556  # Lambda's own limit of a request and of an answer of a synchronous invocation
+# An output is shown as text up to this, in the JSON of a Lambda answer, which escapes an HTTP body's JSON once more:
+# there a quotation mark takes 4 bytes, a control character 7. The rest of the answer, with a log of 64 KiB of control
+# characters, has room beside it, and the base64 of a larger output is shorter.
+OUTPUT_TEXT_WIRE_BYTES_MAX: Final = 5 * MIB
+AUDIT_DIFFERENCES_SHOWN_MAX: Final = 1_000  # in the audit's answer; all are counted and logged
+AUDIT_LINE_CHARS_MAX: Final = 300
 
 # What a verifier reads.
 TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
 JWKS_KEYS_MAX: Final = 1_000
 JWKS_AGE_S_MAX: Final = 5 * 60  # how old a published root may be, here and once more in a client's cache
 JWKS_FAILURE_S_MAX: Final = 2  # for how long a failed read of the roots is answered without another one
-LOG_SIZE_MAX: Final = 2**53  # entries: JSON numbers are exact up to it
+COUNT_MAX: Final = 2**53  # of any counter in a receipt: JSON numbers are exact up to it
+LOG_SIZE_MAX: Final = COUNT_MAX  # entries
+
+# The keys of the issuer whose tokens are accepted.
+ISSUER_KEYS_AGE_S_MAX: Final = 5 * 60  # a key that the issuer has withdrawn is good for so much longer
+ISSUER_KEYS_REFETCH_S_MIN: Final = 10  # between two reads for tokens that no known key fits, in one environment
 
 # What one execution of the workflow may carry (docs/howto/step-functions.md).
 WORKFLOW_STATE_BYTES_MAX: Final = 256 * KIB  # Step Functions' own limit, which ends an execution that grows over it
@@ -38,6 +57,9 @@ RUN_ID_CHARS_MAX: Final = 100  # a task's id is the run's with two numbers
 RUN_TASKS_MAX: Final = 60  # their receipts are in the execution's output
 RUN_SHARE_MAX: Final = 1_000
 RUN_TASK_BYTES: Final = 4 * KIB  # kept free in the output for each task: a receipt and its few fields
+RUN_PLAN_BYTES_MAX: Final = (
+    WORKFLOW_STATE_BYTES_MAX - RUN_TASK_BYTES
+)  # beside it, headers of Lambda's answer are counted
 RUN_PASSED_ON_BYTES_MAX: Final = 120 * KIB  # of an output that is another step's input, or one of few
 
 # Money, in micro-credits.
@@ -62,7 +84,8 @@ JUDGE_TIMEOUT_S_MAX: Final = 10  # two judges leave a task some of the time that
 # What an agent's author may upload, and what it costs to compile it.
 MODULE_BYTES_MAX: Final = 50 * 10**6
 ARTEFACT_BYTES_MAX: Final = 200 * 10**6
-COMPILE_SECONDS_MAX: Final = 120
+COMPILE_SECONDS_MAX: Final = 120  # of processor time
+COMPILE_WALL_SECONDS_MAX: Final = 150  # the rest of the publisher's 180 s is for reading and storing
 COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
 UPLOAD_SECONDS_MAX: Final = 15 * 60
 CACHED_ARTEFACT_BYTES_MAX: Final = 400 * MIB  # of the 512 MiB of an environment's /tmp: the largest artefact, twice
@@ -72,12 +95,17 @@ EXPIRY_REFUND_MS_MAX: Final = 90_000  # no escrow is overdue for longer: the swe
 ESCROW_GRACE_MS: Final = 90_000  # an escrow expires this long after the run must have ended: room for one takeover
 CALL_MS_MAX: Final = 2_000  # of one call to DynamoDB, its time-outs together: none is begun later before the end
 SETTLE_RESERVE_MS: Final = CALL_MS_MAX  # kept free at the end of an invocation, so that a run that ended can be settled
+PAUSED_RETRY_S: Final = 60  # when to try again while funding is paused: nobody knows for how long that will be
+SLOT_RETRY_S_MIN: Final = 2  # when to try again for a slot: when the first one lapses, within these bounds
+SLOT_RETRY_S_MAX: Final = 30
+SLOTS_MAX: Final = 100  # of one account: one read shows them all
+SLOT_TRIES_MAX: Final = 4  # for slots that seem free and may be taken meanwhile
 QUEUE_WAIT_MS_MAX: Final = 15 * 60_000  # of a task in the queue, beyond the time that its run may take
 WORK_SECONDS_MAX: Final = 660  # of one invocation of the worker: the longest run, what goes with it, and a slow start
 KILL_MARGIN_MS: Final = 200  # how long after its deadline a guest may still be alive before the parent kills it
 
 # The queue of tasks.
-QUEUE_MESSAGE_BYTES_MAX: Final = 128 * KIB  # a larger input goes to S3; SQS takes 256 KiB, EventBridge adds its own
+QUEUE_MESSAGE_BYTES_MAX: Final = 128 * KIB  # a larger input goes to S3, for less: SQS bills 64 KiB, and takes 1 MiB
 DEAD_LETTER_HIDDEN_S: Final = 15 * 60  # until a dead letter that nobody can read is tried, and told, once more
 
 # The ledger.
@@ -93,7 +121,6 @@ UNSWEPT_MS_MAX: Final = 15 * 60_000  # between settlement and credit: the sweep 
 UNLOGGED_MS_MAX: Final = 15 * 60_000  # between credit and a place in the log
 UNPUBLISHED_MS_MAX: Final = 30 * 60_000  # between credit and a checkpoint that covers the receipt
 AUDIT_RECENT_MS: Final = 20 * 60_000  # what is older and final is not written any more: 15 min, and the clocks' skew
-AUDIT_DIFFERENCES_MAX: Final = 1_000  # named in one report; the others are counted
 AUDIT_STANDINGS_MAX: Final = 24  # read in one transaction: with 64 KiB each well below its 4 MB
 
 # Modules: counts that bound what checking, compiling and loading one can cost (see docs/sandbox.md for the bombs).
@@ -106,6 +133,7 @@ MODULE_EXPORTS_MAX: Final = 10_000
 MODULE_ELEMENT_BYTES_MAX: Final = 4 * MIB
 MODULE_TYPE_VALUES_MAX: Final = 1_000  # the engine's own limit
 MODULE_TABLES_MAX: Final = 4
+MODULE_NAME_BYTES_MAX: Final = 64 * KIB  # of a function, an import, an export, a custom section
 
 # The sandbox's worker.
 LOAD_MS_MAX: Final = 5_000  # to start a worker and load an artefact; the guest's own time begins after it
@@ -115,9 +143,14 @@ WORKER_RSS_BYTES_MAX: Final = 384 * MIB  # between two runs; above it the worker
 WORKER_RUNS_MAX: Final = 10_000  # after so many the worker is replaced, so that no slow leak can add up
 WORKER_DATA_BYTES_MAX: Final = MEMORY_BYTES_MAX + 2 * ARTEFACT_BYTES_MAX + WORKER_MODULE_BYTES_MAX + 256 * MIB
 MESSAGE_CHARS_MAX: Final = 2_000  # of the sentence, with backtrace, that tells how a run ended
-RANDOM_BYTES_MAX: Final = 64 * KIB  # of one `random_get`, as for getRandomValues on the Web
+RANDOM_PIECE_BYTES: Final = 64 * KIB  # `random_get` makes its bytes in such pieces: what it holds of them is bounded
 POLL_SUBSCRIPTIONS_MAX: Final = 64
 IOVECS_MAX: Final = 1_024
+
+# What a host call costs beside the instructions of the guest: see docs/adr/0019.
+HOST_CALL_FUEL: Final = 10_000
+HOST_BUFFER_FUEL: Final = 2_000  # each buffer of a list, each subscription of a poll
+RANDOM_BYTE_FUEL: Final = 50
 
 # What the rules of an output may be, and what it may cost to hold an output against them (see docs/acceptance.md).
 SCHEMA_BYTES_MAX: Final = 16 * KIB  # in canonical JSON; the other rules are small by their form
@@ -141,7 +174,7 @@ WEBHOOK_TRIES_MAX: Final = 15  # the queue's maxReceiveCount: crashes count too
 WEBHOOK_WAIT_S_MIN: Final = 5  # before the second try; doubles with each
 WEBHOOK_WAIT_S_MAX: Final = 60 * 60
 WEBHOOK_AGE_MS_MAX: Final = 5 * 60 * 1_000  # how far a receiver's clock may be from the signature's time
-EVENT_BYTES_MAX: Final = 256 * KIB  # EventBridge's own limit of one entry
+EVENT_BYTES_MAX: Final = MIB  # EventBridge's own limit of the entries of one call (256 KiB before January 2026)
 
 # Of a trace.
 TRACE_STEPS_MAX: Final = 100  # of one invocation: a long sweep must not flood its trace

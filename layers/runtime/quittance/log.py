@@ -18,10 +18,10 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from quittance import certified
-from quittance.certified import Flaw, Form, Kind, ProofError, SigningKey
+from quittance.certified import Flaw, Form, Kind, ProofError, Purpose, SigningKey
 from quittance.limits import LOG_SIZE_MAX, TOKEN_CHARS_MAX
 
-CHECKPOINT: Final = Kind("quittance-checkpoint+jwt", "checkpoint")
+CHECKPOINT: Final = Kind("quittance-checkpoint+jwt", "checkpoint", Purpose.CHECKPOINT)
 HASH_BYTES: Final = 32
 TILE_HASHES: Final = 256
 LOG_LEVEL_MAX: Final = LOG_SIZE_MAX.bit_length() // 8  # of tiles

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from quittance import exact_json
+from quittance import events, exact_json
 from quittance.acceptance import rules_json
 from quittance.errors import InvalidRequestError
 from quittance.limits import QUEUE_MESSAGE_BYTES_MAX
@@ -49,11 +49,16 @@ def send(platform: "Platform", user: str, request: TaskRequest, stdin: bytes) ->
 def read(body: str) -> Message:
     """The task of a message of the queue, which may be a whole event of EventBridge: then it is the event's detail.
 
+    An event of the platform's own is never a task: the functions that put those on the bus may spend nobody's credits.
     Here alone an input may be named by its digest: who may write to the queue is a matter of IAM. Raises
     InvalidRequestError, PayloadTooLargeError.
     """
     payload = read_json(body)
     if isinstance(payload, dict) and "detail-type" in payload:
+        if payload.get("source") == events.SOURCE:
+            raise InvalidRequestError(
+                ("source", f"must not be {events.SOURCE!r}: send tasks under a source of your own")
+            )
         payload = payload.get("detail")
     digest = payload.get("input_sha256") if isinstance(payload, dict) else None
     if digest is None:

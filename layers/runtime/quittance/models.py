@@ -24,7 +24,8 @@ from quittance import exact_json, limits
 from quittance.acceptance import Rules, rules_json
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.escrow import State
-from quittance.journal import Kind
+from quittance.exact_json import Sent
+from quittance.journal import Kind, PayoutState
 from quittance.money import (
     MICRO_PER_CREDIT,
     ChangeIn,
@@ -37,6 +38,7 @@ from quittance.money import (
 )
 from quittance.pricing import Tariff
 from quittance.run import Fault, Outcome, Side
+from quittance.store.operations import Action
 from quittance.store.registry import AgentState
 from quittance.webhook import WebhookUrl
 
@@ -171,11 +173,6 @@ PublishedRules = Annotated[
 """Rules that anyone may read: shown as they were sent, to any reader that takes numbers for doubles."""
 
 
-class _Request(BaseModel):
-    # By alias only: a client that wrote `budget_micro` would be taken to mean credits.
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
@@ -183,7 +180,7 @@ class _Answer(BaseModel):
 # Tasks.
 
 
-class TaskRequest(_Request):
+class TaskRequest(Sent):
     """One task: which agent, on what input, for at most how much."""
 
     task_id: TaskId = Field(description="Yours to choose; the same id and body never run or cost twice.")
@@ -195,9 +192,10 @@ class TaskRequest(_Request):
         description="A string (stdin gets its UTF-8 bytes) or any other JSON value (stdin gets it as compact JSON).",
     )
     budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
-    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = Field(
-        default=None, description="Whole seconds; the agent's own limit if absent."
-    )
+    timeout: (
+        Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), exact_json.WHOLE]
+        | None
+    ) = Field(default=None, description="Whole seconds; the agent's own limit if absent.")
     acceptance: Rules | None = Field(
         default=None, description="Rules that the output must meet, beside the agent's own; else it is not paid for."
     )
@@ -250,10 +248,10 @@ class DirectTaskRequest(TaskRequest):
     """A task from a caller that IAM has authorised: Step Functions, the SDK, a queue."""
 
     user_id: AccountId
-    inline_bytes_max: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+    inline_bytes_max: Annotated[int, Field(strict=True, ge=0), exact_json.WHOLE] | None = Field(
         default=None,
-        description="Leave an output, or a log, out of the answer if it takes more bytes there. Step Functions loses an"
-        " execution whose state grows over 256 KiB.",
+        description="Leave an output, or a log, out of the answer if it takes more bytes there, as base64 too."
+        " Step Functions loses an execution whose state grows over 256 KiB.",
     )
 
 
@@ -299,7 +297,11 @@ class TaskResult(_Answer):
     agent_id: str
     success: bool
     output: str | None = Field(description="What the agent wrote, if it is UTF-8; only of a task that was paid for.")
-    output_base64: str | None = Field(default=None, description="What the agent wrote, if it is not UTF-8.")
+    output_base64: str | None = Field(
+        default=None,
+        description="What the agent wrote, if it is not UTF-8, or is a text that JSON spells with too many bytes for"
+        " one answer, such as a megabyte of control characters.",
+    )
     log: str | None = Field(default=None, description="What the agent wrote to stderr, at most 64 KiB.")
     error: TaskError | None
     execution_time_ms: int
@@ -323,9 +325,16 @@ class TaskResult(_Answer):
     receipt: str = Field(description="Signed statement of all this (compact JWS).")
 
     def within(self, bytes_max: int) -> Self:
-        """Without an output, and without a log, of more bytes in JSON; the receipt still names them by digest."""
+        """Without an output, and without a log, of more bytes in JSON; the receipt still names them by digest.
+
+        An output that is too long as text, and not as base64, is given as base64.
+        """
         texts = {name: getattr(self, name) for name in ("output", "output_base64", "log")}
-        return self.model_copy(update={name: None for name, text in texts.items() if json_bytes(text) > bytes_max})
+        if json_bytes(self.output) > bytes_max and self.output is not None:
+            texts["output_base64"] = base64.b64encode(self.output.encode()).decode()
+        return self.model_copy(
+            update={name: text if json_bytes(text) <= bytes_max else None for name, text in texts.items()}
+        )
 
 
 class TaskPending(_Answer):
@@ -341,19 +350,22 @@ class TaskPending(_Answer):
 # Runs: many tasks under one budget, for the workflow of template.yaml.
 
 
-class RunStep(_Request):
+class RunStep(Sent):
     """One agent of a chain: each input goes through all of them, one's output being the next one's input."""
 
     agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
-    share: Annotated[int, Field(strict=True, ge=1, le=limits.RUN_SHARE_MAX)] = Field(
+    share: Annotated[int, Field(strict=True, ge=1, le=limits.RUN_SHARE_MAX), exact_json.WHOLE] = Field(
         default=1, description="How much of an input's budget is this step's, compared with the other steps."
     )
-    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] | None = None
+    timeout: (
+        Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), exact_json.WHOLE]
+        | None
+    ) = None
     acceptance: PublishedRules | None = None
     min_reputation: Score | None = None
 
 
-class RunRequest(_Request):
+class RunRequest(Sent):
     """Agents to run on many inputs, for at most so much in all. The workflow's input."""
 
     run_id: Annotated[
@@ -404,19 +416,19 @@ class RunPlan(_Answer):
 # Agents.
 
 
-class AgentLimits(_Request):
+class AgentLimits(Sent):
     """What one run of the agent may use."""
 
-    memory_mib: Annotated[int, Field(strict=True, ge=1, le=limits.MEMORY_BYTES_MAX // limits.MIB)] = (
+    memory_mib: Annotated[int, Field(strict=True, ge=1, le=limits.MEMORY_BYTES_MAX // limits.MIB), exact_json.WHOLE] = (
         limits.MEMORY_BYTES_DEFAULT // limits.MIB
     )
-    timeout: Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX)] = (
-        limits.TIMEOUT_S_DEFAULT
-    )
-    fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX)] = limits.FUEL_MAX
+    timeout: Annotated[
+        int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), exact_json.WHOLE
+    ] = limits.TIMEOUT_S_DEFAULT
+    fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX), exact_json.WHOLE] = limits.FUEL_MAX
 
 
-class TaskJudges(_Request):
+class TaskJudges(Sent):
     """On which terms an agent takes tasks that bring a judge of their own."""
 
     rejected_share_bps: Share = Field(
@@ -425,7 +437,7 @@ class TaskJudges(_Request):
     )
 
 
-class AgentRequest(_Request):
+class AgentRequest(Sent):
     """A new agent and its terms."""
 
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.AGENT_NAME_CHARS_MAX)]
@@ -440,7 +452,7 @@ class AgentRequest(_Request):
     )
 
 
-class VersionRequest(_Request):
+class VersionRequest(Sent):
     """A new version of an agent; terms that are absent stay as they are."""
 
     tariff: Tariff | None = None
@@ -452,7 +464,7 @@ class VersionRequest(_Request):
 
 
 class UploadForm(_Answer):
-    """Where to post the module as `multipart/form-data`: the fields first, then the part `file`."""
+    """Where to post the module, once, as `multipart/form-data`: the fields first, then the part `file`."""
 
     method: Literal["POST"] = "POST"
     url: str
@@ -469,7 +481,7 @@ class AgentUpload(_Answer):
 
 
 class AgentRejection(_Answer):
-    """Why the newest upload was refused."""
+    """Why the newest upload was refused, or that the platform failed to publish it (`platform_failed`)."""
 
     code: str
     message: str
@@ -567,7 +579,7 @@ class AgentAnswer(_Answer):
 
 
 class AgentPage(_Answer):
-    """Some agents, newest first."""
+    """Some agents, newest first; a page may be shorter than `limit`, or empty, though more follow."""
 
     agents: list[AgentAnswer]
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
@@ -582,21 +594,21 @@ class LogTile(_Answer):
 # Accounts.
 
 
-class DepositRequest(_Request):
+class DepositRequest(Sent):
     """Credits for an account."""
 
     deposit_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
     amount_micro: Amount = Field(alias="amount")
 
 
-class WithdrawalRequest(_Request):
+class WithdrawalRequest(Sent):
     """Credits out of one's own account."""
 
     withdrawal_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
     amount_micro: Amount = Field(alias="amount")
 
 
-class BondRequest(_Request):
+class BondRequest(Sent):
     """Credits from one's account into one's bond, or back."""
 
     bond_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
@@ -664,6 +676,9 @@ class StatementLine(_Answer):
     due_micro: CreditsOut | None = Field(
         default=None, alias="due", description="Of a charge: what the failures cost. A bond pays no more than it has."
     )
+    payout: PayoutState | None = Field(
+        default=None, description="Of a withdrawal: one that failed was returned, by a line `returned` with its id."
+    )
 
 
 class StatementPage(_Answer):
@@ -684,12 +699,98 @@ class DepositAnswer(_Answer):
 
 
 class WithdrawalAnswer(_Answer):
-    """A withdrawal as it was recorded the first time."""
+    """A withdrawal as it was recorded the first time, and how its payout stands now."""
 
     account_id: str
     withdrawal_id: str
     amount_micro: CreditsOut = Field(alias="amount")
+    state: PayoutState = Field(description="`requested` until it is paid out; `failed` if it was returned instead.")
     recorded_at: Timestamp
+
+
+# Payouts.
+
+PayoutId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=limits.PAYOUT_ID_CHARS_MAX)
+]
+
+
+class PayoutDecision(Sent):
+    """How a payout ended. Final: the same again changes nothing, the other is refused."""
+
+    state: Literal["paid", "failed"] = Field(description="`failed` returns the credits to the account at once.")
+
+
+class PayoutAnswer(_Answer):
+    """A withdrawal that is to be paid out, or was decided."""
+
+    payout_id: str
+    account_id: str
+    withdrawal_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    state: PayoutState
+    account_frozen: bool = Field(description="Whether the account is frozen now: find out why before you pay.")
+    requested_at: Timestamp
+    decided_at: Timestamp | None = None
+    decided_by: str | None = Field(default=None, description="The account of the operator who decided.")
+
+
+class PayoutPage(_Answer):
+    """Payouts that wait, the longest waiting first."""
+
+    payouts: list[PayoutAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+# Operations.
+
+
+class OperationRequest(Sent):
+    """Why an operator does something."""
+
+    reason: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.REASON_CHARS_MAX)
+    ] = Field(description="For whoever reads the journal.")
+
+
+class OperationAnswer(_Answer):
+    """What an operator did: a line of the journal."""
+
+    operation_id: str
+    action: Action
+    target: str = Field(description="An agent's id, an account's id, or `funding`.")
+    by: str = Field(description="The operator's account.")
+    at: Timestamp
+    reason: str
+
+
+class OperationPage(_Answer):
+    """Some lines of the journal, newest first."""
+
+    operations: list[OperationAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+def as_text(data: bytes | None) -> tuple[str | None, str | None]:
+    """What an agent wrote as `output`, or as `output_base64`: the other one is None.
+
+    Text is shown as text, unless it is so long in JSON that an answer with it could not be delivered: then base64 is
+    shorter. This depends on the bytes alone, so every answer about a task shows its output in the same way.
+    """
+    if data is None:
+        return None, None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = None
+    if text is None or _wire_bytes(text) > limits.OUTPUT_TEXT_WIRE_BYTES_MAX:
+        return None, base64.b64encode(data).decode()
+    return text, None
+
+
+def _wire_bytes(text: str) -> int:
+    """The most bytes that a text takes in what Lambda sends: the JSON of a body that is JSON itself."""
+    return len(json.dumps(json.dumps(text, ensure_ascii=False)))
 
 
 def json_bytes(text: str | None) -> int:

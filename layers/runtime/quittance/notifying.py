@@ -12,7 +12,7 @@ from quittance.bootstrap import Platform
 from quittance.delivering import Notice
 from quittance.events import Event
 from quittance.observability import Metric, count, logger
-from quittance.store.ledger import left_funded
+from quittance.store.ledger import left_funded, payout_moved
 from quittance.store.registry import upload_moved
 
 
@@ -31,11 +31,15 @@ def tell(platform: Platform, record: Mapping[str, Any]) -> Event | None:
         if escrow.webhook:
             platform.webhooks.send(Notice.of(settled, escrow.webhook).model_dump_json(), of=escrow.payer)
         return settled
+    if payout := payout_moved(before, after):
+        moved = events.payout_moved(payout)
+        put(platform, moved)
+        return moved
     agent = upload_moved(before, after)
-    decided = events.upload_decided(agent, at_ms=int(change["ApproximateCreationDateTime"] * 1_000)) if agent else None
-    if decided:
-        put(platform, decided)
-    return decided
+    ended = events.upload_ended(agent, at_ms=int(change["ApproximateCreationDateTime"] * 1_000)) if agent else None
+    if ended:
+        put(platform, ended)
+    return ended
 
 
 def put(platform: Platform, event: Event) -> None:

@@ -62,6 +62,8 @@ class Metric(StrEnum):
     DEAD_REFUSED = "DeadLettersRefused"
     DEAD_UNREADABLE = "DeadLettersUnreadable"
     AUDIT_DIFFERENCES = "AuditDifferences"
+    PAYOUTS_WAITING = "PayoutsWaiting"
+    OLDEST_PAYOUT = "OldestPayoutMs"
     EVENTS_TOLD = "EventsTold"
     WEBHOOKS_DELIVERED = "WebhooksDelivered"
     WEBHOOKS_FAILED = "WebhooksFailed"

@@ -4,7 +4,7 @@ Every task gets its id and its budget here, so that whatever the workflow repeat
 """
 
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
-from quittance.limits import RUN_PASSED_ON_BYTES_MAX, RUN_TASK_BYTES, WORKFLOW_STATE_BYTES_MAX
+from quittance.limits import RUN_PASSED_ON_BYTES_MAX, RUN_PLAN_BYTES_MAX, RUN_TASK_BYTES, WORKFLOW_STATE_BYTES_MAX
 from quittance.models import RunLine, RunPlan, RunRequest
 from quittance.money import format_credits
 
@@ -30,9 +30,9 @@ def plan(request: RunRequest) -> RunPlan:
             for line, text in enumerate(request.inputs)
         ],
     )
-    if len(planned.model_dump_json().encode()) > WORKFLOW_STATE_BYTES_MAX:
+    if len(planned.model_dump_json().encode()) > RUN_PLAN_BYTES_MAX:
         field = "inputs"
-        raise PayloadTooLargeError(field, bytes_max=WORKFLOW_STATE_BYTES_MAX)
+        raise PayloadTooLargeError(field, bytes_max=RUN_PLAN_BYTES_MAX)
     return planned
 
 

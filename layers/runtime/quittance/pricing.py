@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from quittance.exact_json import Sent
 from quittance.limits import AMOUNT_MICRO_MAX, KIB, MIB
 from quittance.money import CreditsIn, between
 from quittance.run import Limits, Meter
@@ -22,18 +23,14 @@ _FUEL_PER_COMPUTE_PRICE: Final = 1_000_000_000
 _Rate = Annotated[CreditsIn, between(0, AMOUNT_MICRO_MAX)]
 
 
-class _Terms(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FlatTariff(_Terms):
+class FlatTariff(Sent):
     """One price for every successful run."""
 
     type: Literal["flat"]
     price_micro: _Rate = Field(alias="price")
 
 
-class MeteredTariff(_Terms):
+class MeteredTariff(Sent):
     """A price that follows the meter: base + fuel + memory + output, and at least the minimum."""
 
     type: Literal["metered"]

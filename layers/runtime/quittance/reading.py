@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from quittance.errors import InvalidRequestError
 from quittance.exact_json import JsonError, check_depth
-from quittance.limits import FAULTS_NAMED_MAX, FIELD_NAME_CHARS_MAX, JSON_DEPTH_MAX
+from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX
 
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
 _PATH_CHARS: Final = "/%:@!$&'()*+,;="  # stay as they are in a path, like letters, digits and "-._~" (RFC 3986 §3.3)
@@ -52,7 +52,9 @@ def validated(model: type[_Model], payload: object) -> _Model:
     try:
         return model.model_validate(payload)
     except ValidationError as exc:
-        raise invalid(exc.errors()) from None  # pydantic's text quotes the input, and Lambda logs what is raised
+        raise invalid(
+            exc.errors(include_url=False)
+        ) from None  # pydantic's text quotes the input, and Lambda logs what is raised
 
 
 def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -100,14 +102,8 @@ def read_path(parameters: Mapping[str, str]) -> dict[str, str]:
 
 
 def invalid(found: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
-    """The refusal of what pydantic found wrong; it names the first FAULTS_NAMED_MAX faults, and counts the others.
-
-    An answer has a limit of its own (6 MB of a Lambda function), and a small body can have very many faults.
-    """
-    named = [(_field(error["loc"]), _sentence(error)) for error in found[:FAULTS_NAMED_MAX]]
-    if others := len(found) - len(named):
-        named.append(("body", f"has more faults than are named here ({others}): mend these first"))
-    return InvalidRequestError(*named)
+    """The refusal of what pydantic found wrong: it names the first FAULTS_NAMED_MAX faults."""
+    return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found[: FAULTS_NAMED_MAX + 1]))
 
 
 def _decode(raw: str) -> str:
@@ -129,7 +125,7 @@ def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise InvalidRequestError((_short(name), "must not be given twice"))
+            raise InvalidRequestError((name, "must not be given twice"))
         found[name] = value
     return found
 
@@ -144,12 +140,7 @@ def _field(location: tuple[str | int, ...]) -> str:
     parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
     if "tariff" in parts:
         del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]
-    return _short(".".join(parts)) or "body"
-
-
-def _short(name: str) -> str:
-    """A field's name, its end left out if it is longer than any of ours: an answer quotes it several times."""
-    return name if len(name) <= FIELD_NAME_CHARS_MAX else f"{name[:FIELD_NAME_CHARS_MAX]}…"
+    return ".".join(parts) or "body"
 
 
 def _too_deep() -> InvalidRequestError:

@@ -11,7 +11,7 @@ from pydantic import Field
 from quittance import certified, reputation
 from quittance import escrow as escrows
 from quittance.bond import bond_account
-from quittance.certified import Certified, Flaw, Form, Kind, ProofError, SigningKey, shown
+from quittance.certified import Certified, Flaw, Form, Kind, ProofError, Purpose, SigningKey, shown
 from quittance.escrow import Escrow, Settlement, State
 from quittance.limits import (
     ACCOUNT_ID_CHARS_MAX,
@@ -24,7 +24,7 @@ from quittance.money import format_credits
 from quittance.pricing import ComputePrices, tariff_sha256
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Rejection, Run, Side
 
-RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt")
+RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt", Purpose.RECEIPT)
 _VERSION: Final = 2
 _BPS: Final = 10_000
 _NS_PER_MS: Final = 1_000_000
@@ -282,7 +282,7 @@ def checks(statement: Statement, chain: Certified) -> Iterator[tuple[Flaw, Calla
     """All that a receipt carries in itself to be checked by: each check raises ProofError of its flaw, or passes."""
     yield Flaw.TIMES, lambda: _check_times(statement, chain)
     yield Flaw.AMOUNTS, lambda: _check_amounts(statement)
-    yield Flaw.CONTRADICTION, lambda: _check_consistency(statement)
+    yield Flaw.CONTRADICTION, lambda: _check_contradictions(statement)
 
 
 def read_claims(receipt: str) -> dict[str, Any]:
@@ -368,6 +368,12 @@ def _is_price_due(stated: Statement) -> bool:
     return stated.state is State.RELEASED or (by_judge and stated.task_judge_bps > 0)
 
 
+def _check_contradictions(stated: Statement) -> None:
+    _check_consistency(stated)
+    _check_run(stated)
+    _check_wall_time(stated)
+
+
 def _check_consistency(stated: Statement) -> None:
     """What follows from the other claims must be what follows from them."""
     rules = stated.acceptance
@@ -429,6 +435,42 @@ def _check_limits(stated: Statement, given: StatedLimits) -> None:
         if getattr(given, name) > limit:
             sentence = f"the run was given {getattr(given, name)} as its {name}, over the agent's own limit {limit}"
             raise ProofError(Flaw.CONTRADICTION, sentence)
+
+
+def _check_run(stated: Statement) -> None:
+    """What ran states its limits, its engine and the engine's configuration; what did not run has used nothing."""
+    outcome = stated.outcome
+    ran = outcome not in _NOTHING_RAN and stated.fault is not Fault.PLATFORM  # else it may have run or not
+    if ran and stated.limits is None:
+        raise ProofError(Flaw.CONTRADICTION, f"the outcome is {outcome}, but the run states no limits")
+    if (ran or stated.limits) and not (stated.engine and stated.config_sha256):
+        lacking = "config_sha256" if stated.engine else "engine"
+        raise ProofError(Flaw.CONTRADICTION, f"the outcome is {outcome}, but the run states no {lacking}")
+    if outcome in _NOTHING_RAN and (stated.limits or stated.engine or stated.config_sha256 or stated.stderr_sha256):
+        sentence = f"the outcome is {outcome}, so nothing ran, but limits, an engine or a log are stated"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
+    used = stated.meter.model_dump(exclude={"fuel_exact"} if outcome in _NOTHING_RAN else {"fuel_exact", "input_bytes"})
+    if stated.limits is None and any(used.values()):
+        sentence = f"the run states no limits, so nothing ran, but {next(name for name in used if used[name])} is not 0"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
+
+
+def _check_wall_time(stated: Statement) -> None:
+    """No run takes longer than its timeout, and one that is ended by it took just as long.
+
+    In version 1 a run that ended while its supervisor was kept from looking at the clock could state more.
+    """
+    if stated.limits is None or stated.fault is Fault.PLATFORM:
+        return
+    wall_ms, timeout_ms = stated.meter.wall_ms, stated.limits.timeout_ms
+    bounded = stated.v >= _WALL_TIME_BOUNDED_SINCE
+    if (bounded and wall_ms > timeout_ms) or (stated.outcome is Outcome.TIMEOUT and wall_ms != timeout_ms):
+        sentence = f"the outcome is {stated.outcome} after {wall_ms} ms, but the run's timeout is {timeout_ms} ms"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
+
+
+_WALL_TIME_BOUNDED_SINCE: Final = 2
+_NOTHING_RAN: Final = frozenset({Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED})
 
 
 def _fault(stated: Statement) -> Fault:

@@ -2,7 +2,8 @@
 
 What must be equal: outcome, output, log, and what the meter counts exactly (fuel, peak memory, bytes written). Under
 another engine or configuration than the receipt names, outcome, output and log must still be equal; the counts may
-differ, and an end that depends on them proves nothing either way.
+differ, and an end that depends on them proves nothing either way. Host calls answer by the rules that the receipt's
+configuration has, also by those of earlier releases.
 """
 
 import hashlib
@@ -15,14 +16,15 @@ from typing import Any, Final
 from quittance.certified import Flaw, ProofError
 from quittance.limits import TIMEOUT_S_ASYNC_MAX
 from quittance.receipt import StatedLimits, Statement
-from quittance.run import OF_THE_RULES, Fault, Job, Outcome, Run
+from quittance.run import HOST_RULES, OF_THE_RULES, Fault, Job, Outcome, Run
 from quittance.sandbox import (
-    CONFIG_DIGEST,
     ENGINE_VERSION,
     CompileFailedError,
     ModuleRejectedError,
     Sandbox,
     compile_module,
+    config_digest,
+    host_rules_of,
 )
 
 _TIMEOUT_MS: Final = TIMEOUT_S_ASYNC_MAX * 1_000  # this machine may be slower; fuel bounds the run as it did before
@@ -43,10 +45,11 @@ def replay(stated: Statement, module: bytes, stdin: bytes) -> Replay:
     Raises ProofError: `Flaw.REPLAY` if it ends in another way, `Flaw.UNREPEATABLE` if no run could tell, and
     `Flaw.NO_SANDBOX` if this machine cannot.
     """
-    found = _run(stated, _repeatable(stated), module, stdin)
+    rules = host_rules_of(stated.config_sha256) or HOST_RULES
+    found = _run(stated, _repeatable(stated), module, stdin, rules)
     if found.outcome.fault is Fault.PLATFORM or found.outcome is Outcome.TIMEOUT:
         raise ProofError(Flaw.NO_SANDBOX, f"the replay did not come to its end: {found.message}")
-    same_engine = (stated.engine, stated.config_sha256) == (ENGINE_VERSION, CONFIG_DIGEST)
+    same_engine = stated.engine == ENGINE_VERSION and stated.config_sha256 == config_digest(rules)
     differences = "; ".join(_differences(stated, found, counts=same_engine))
     if differences and not same_engine and {stated.outcome, found.outcome} & _OF_THE_ENGINE:
         raise ProofError(Flaw.UNREPEATABLE, f"the receipt is of another engine, so this proves nothing: {differences}")
@@ -67,7 +70,7 @@ def _repeatable(stated: Statement) -> StatedLimits:
     return stated.limits
 
 
-def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes) -> Run:
+def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes, rules: int) -> Run:
     try:
         artefact = compile_module(module)
         with tempfile.TemporaryDirectory(prefix="quittance-") as folder, Sandbox() as sandbox:
@@ -82,6 +85,7 @@ def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes) -
                 timeout_ms=_TIMEOUT_MS,
                 epoch_ns=int(stated.epoch_ns),
                 seed=bytes.fromhex(stated.seed),
+                host_rules=rules,
             )
             return sandbox.run(job)
     except ModuleRejectedError as exc:

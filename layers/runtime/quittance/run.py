@@ -7,6 +7,9 @@ from typing import Final
 
 from quittance.limits import OUTPUT_BYTES_MAX
 
+HOST_RULES: Final = 2
+"""How host calls answer a guest and what they cost it. A new number for each change that a guest can notice."""
+
 
 class Fault(StrEnum):
     """Whose fault a run's end is: whoever set the limit that was hit, or did the failing thing. It decides who pays."""
@@ -114,6 +117,8 @@ class Job:
     `memory_bytes_own` is the agent's own memory limit where `memory_bytes` is a lower one, for example because the
     budget bought less. It changes nothing for the guest; a failed run then says in `Run.memory_refused` whether the
     lower limit was hit. 0 means that there is no other limit.
+
+    `host_rules` is another than `HOST_RULES` only where a receipt of before is replayed.
     """
 
     artefact_path: str
@@ -126,6 +131,7 @@ class Job:
     seed: bytes
     output_bytes: int = OUTPUT_BYTES_MAX
     memory_bytes_own: int = 0
+    host_rules: int = HOST_RULES
 
 
 @dataclass(frozen=True, slots=True)

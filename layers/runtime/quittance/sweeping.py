@@ -14,10 +14,12 @@ from typing import Final
 
 from quittance import accounts, log, tracing
 from quittance.bootstrap import Platform
+from quittance.certified import Purpose
 from quittance.errors import PlatformUnavailableError
 from quittance.log import Checkpoint
 from quittance.observability import logger
 from quittance.store.ledger import Credited
+from quittance.store.registry import Due
 from quittance.tasks import expire_if_overdue
 
 _STOP_BEFORE_MS: Final = 5_000
@@ -40,6 +42,7 @@ class Swept:
     failed: int = 0
     complete: bool = False
     written_off_micro: int = 0
+    charged: int = 0
     oldest_overdue_ms: int = 0
     lag_ms: int = 0
 
@@ -68,6 +71,7 @@ class _Sweep:
         """Each step in its turn, for its share of the time that is left; whether all of them got to their end."""
         shares: Sequence[tuple[Callable[[], bool], int]] = (
             (self._refund, 3),
+            (self._charge, 1),
             (self._credit, 4),
             (self._log, 2),
             (self._publish, 1),
@@ -100,6 +104,15 @@ class _Sweep:
                 return False
             if waiting := [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]:
                 self._credit_all(waiting)
+        return True
+
+    def _charge(self) -> bool:
+        """Charges bonds for publications, which the publisher has noted in the registry."""
+        for due in self.platform.registry.dues():
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
+            if due.agent_id not in self.failed:
+                self._charge_one(due)
         return True
 
     def _publish(self) -> bool:
@@ -144,6 +157,21 @@ class _Sweep:
             self.done.written_off_micro += credited.written_off_micro
             self._note_bonds(credited)
 
+    @tracing.step("charge")
+    def _charge_one(self, due: Due) -> None:
+        platform = self.platform
+        try:
+            charged = platform.ledger.charge(
+                due.owner, due.agent_id, str(due.upload), due.amount_micro, now_ms=platform.now_ms()
+            )
+            platform.registry.forget_due(due)
+        except Exception:  # noqa: BLE001 - whatever is wrong with one publication must not keep others' money
+            self._fail("publication not charged", due.agent_id)
+        else:
+            self.done.charged += 1
+            self.done.written_off_micro += charged.written_off_micro
+            self._note_bonds(charged)
+
     def _note_bonds(self, credited: Credited) -> None:
         """Notes the bonds that are below the minimum now, or perhaps not any more."""
         for owner, left_micro in credited.bonds_left.items():
@@ -185,7 +213,7 @@ def publish_log(platform: Platform) -> int | None:
         platform.tiles.keep(tile, hashes)
     now_ms = platform.now_ms()
     checkpoint = Checkpoint(platform.settings.receipt_issuer, growth.size, growth.root, now_ms)
-    key = platform.keys.signing_key(now_s=now_ms // 1_000)
+    key = platform.keys.signing_key(now_s=now_ms // 1_000, purpose=Purpose.CHECKPOINT)
     platform.tiles.keep_checkpoint(growth.size, log.sign_checkpoint(checkpoint, key))
     platform.ledger.set_published(growth.size)
     return growth.size

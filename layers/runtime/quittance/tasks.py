@@ -3,13 +3,13 @@
     check → fund → run → accept → decide → settle → answer
 
 A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays held
-until another attempt takes the task over, or until the escrow expires and is refunded.
+until another attempt takes the task over, or until the escrow expires and is refunded. Where the operator limits how
+many tasks of one account run at once, a run also takes one of its payer's slots, and gives it back.
 
 A judge that scores the output is a task of its own, with an escrow of its own: funded in the same write as the task's,
 and settled in the same write. Who bears what is decided in `escrow.decide`; docs/who-pays.md has the table.
 """
 
-import base64
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,8 +24,10 @@ from quittance.acceptance import SCORE_RULES, Judge, Rules, Verdict, parse_rules
 from quittance.bond import is_bond, owner_of
 from quittance.bootstrap import Platform
 from quittance.errors import (
+    AccountFrozenError,
     AgentNotReadyError,
     BudgetTooLowError,
+    FundingPausedError,
     InvalidRequestError,
     JudgingTooDearError,
     NotFoundError,
@@ -36,6 +38,7 @@ from quittance.errors import (
     TaskInProgressError,
     TermsChangedError,
     TimeoutTooLongError,
+    TooManyRunningError,
 )
 from quittance.escrow import Escrow, Hire, Settlement, StoredBytes
 from quittance.limits import (
@@ -44,22 +47,27 @@ from quittance.limits import (
     LOAD_MS_MAX,
     QUEUE_WAIT_MS_MAX,
     SETTLE_RESERVE_MS,
+    SLOT_RETRY_S_MAX,
+    SLOT_RETRY_S_MIN,
     TIMEOUT_S_ASYNC_MAX,
     TIMEOUT_S_MIN,
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
 )
-from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult
+from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult, as_text
 from quittance.observability import Metric, logger
 from quittance.run import Fault, Job, Meter, Outcome, Run, Side
-from quittance.sandbox import artefact_key
+from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
+from quittance.store.slots import Busy
 
 _RECOMPILE_S: Final = 5
 # This machine's own: no descriptor, no memory, a broken disk. While a budget is held, they are outcomes as others are.
 _HOST_FAILURES: Final = (OSError, MemoryError)
 _SUPERSEDED: Final = "The agent is not the one any more that the task was funded for; the budget was refunded."
+_OF_FROZEN_OWNER: Final = "frozen"
+_FROZEN: Final = "The user's account, or the agent's owner's, was frozen before the task ran; the budget was refunded."
 # The most that a run without rules takes beside its timeout.
 _RUN_RESERVE_MS: Final = LOAD_MS_MAX + KILL_MARGIN_MS + SETTLE_RESERVE_MS
 
@@ -123,11 +131,21 @@ def execute(
     RequestError (no money moved) and PlatformUnavailableError (repeat the request).
     """
     attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, timeout_s_max)
+    with ExitStack() as slot:  # given back when the task is answered
+        return _execute(platform, attempt, leased, slot)
+
+
+def _execute(
+    platform: Platform, attempt: _Attempt, leased: Callable[[Escrow], None], slot: ExitStack
+) -> TaskResult | TaskPending:
+    user, request = attempt.user, attempt.request
     try:
         ready, seats = _check(platform, attempt)
         platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold, judges = _holds(platform, attempt, ready, seats)
         observability.about(hold)
+        _check_pause(platform, hold)
+        _take_slot(platform, hold, slot, keep_ms=_span_ms(hold, seats))
         with tracing.step("fund"):
             stored = platform.ledger.fund(hold, *judges, keep_ms=_span_ms(hold, seats))
         escrow = observability.funded(stored, by=attempt.runner)
@@ -167,6 +185,7 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
             for each in (hold, *judges)
         )
         observability.about(hold)
+        _check_pause(platform, hold)
         escrow = observability.funded(platform.ledger.fund(hold, *judges), by=attempt.runner)
     except RequestError:
         earlier = platform.ledger.find(escrows.escrow_id(user, request.task_id))
@@ -257,6 +276,8 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
 @tracing.step("check")
 def _check(platform: Platform, attempt: _Attempt) -> tuple[_Ready, list[_Seat]]:
     request = attempt.request
+    if platform.registry.is_frozen(attempt.user):
+        raise AccountFrozenError
     _check_webhook(platform, request)
     ready = _ready(platform, request.agent_id)
     seats = _seats(platform, request, ready)
@@ -287,6 +308,10 @@ def _ready(platform: Platform, agent_id: str) -> _Ready:
     version = agent.version
     if version is None or agent.retired_ms is not None:
         raise AgentNotReadyError(agent.agent_id, agent.state)
+    if platform.registry.is_frozen(agent.owner):
+        raise AgentNotReadyError(agent.agent_id, _OF_FROZEN_OWNER)
+    if not platform.registry.is_bonded(agent.owner):
+        raise AgentNotReadyError(agent.agent_id, "out_of_bond")
     if not _is_current(version):
         platform.publisher.recompile(agent.agent_id)
         raise AgentNotReadyError(agent.agent_id, "being compiled for a new engine", retry_after_s=_RECOMPILE_S)
@@ -303,6 +328,27 @@ def _check_terms(request: TaskRequest, ready: _Ready) -> None:
     ):
         if getattr(request, field) not in {None, now}:
             raise TermsChangedError(field, now=now)
+
+
+def _check_pause(platform: Platform, hold: Escrow) -> None:
+    """While an operator has paused funding, what is funded already goes on. Raises FundingPausedError."""
+    if platform.registry.funding_is_paused() and platform.ledger.find(hold.escrow_id) is None:
+        raise FundingPausedError
+
+
+def _take_slot(platform: Platform, hold: Escrow, slot: ExitStack, *, keep_ms: int) -> None:
+    """Takes one of the payer's slots for the run, given back when `slot` is closed. Raises TooManyRunningError."""
+    running_max, now_ms = platform.settings.account_concurrency, platform.now_ms()
+    if not running_max:
+        return
+    taken = platform.slots.take(
+        hold.payer, hold.runner, of=running_max, now_ms=now_ms, lease_ms=hold.lease_ms, keep_ms=keep_ms
+    )
+    if isinstance(taken, Busy):
+        wait_s = -(-(taken.until_ms - now_ms) // 1_000)
+        wait_s = min(max(wait_s, SLOT_RETRY_S_MIN), SLOT_RETRY_S_MAX)
+        raise TooManyRunningError(running_max=running_max, retry_after_s=wait_s)
+    slot.callback(platform.slots.give_back, hold.payer, taken, hold.runner)
 
 
 def _check_webhook(platform: Platform, request: TaskRequest) -> None:
@@ -395,6 +441,8 @@ def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal
     if _is_ours_to_take(platform, escrow, attempt):
         if refusal.retry_after_s is not None:
             raise refusal
+        if isinstance(refusal, AccountFrozenError) or refusal.members.get("state") == _OF_FROZEN_OWNER:
+            return refund(platform, escrow, Outcome.SUPERSEDED, _FROZEN)
         if not isinstance(refusal, TimeoutTooLongError):
             return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)
     return _join_settled(platform, escrow, attempt)
@@ -637,8 +685,8 @@ def _signed(
         settlement,
         issuer=platform.settings.receipt_issuer,
         run=run or Run(settlement.outcome, settlement.message, Meter()),
-        engine=version.engine if version else "",
-        config_sha256=version.config_sha256 if version else "",
+        engine=ENGINE_VERSION if version else "",  # of what ran here, which may be newer than the artefact
+        config_sha256=CONFIG_DIGEST if version else "",
     )
     key = platform.keys.signing_key(now_s=settlement.settled_ms // 1_000)
     return replace(settlement, receipt=receipt.sign(claims, key))
@@ -660,7 +708,7 @@ def _answer(platform: Platform, escrow: Escrow, *, at_hand: tuple[bytes, ...] = 
     output = _load(platform, settlement.output, at_hand)
     log = _load(platform, settlement.log, at_hand)
     success = settlement.outcome is Outcome.SUCCEEDED
-    text, encoded = _as_text(output)
+    text, encoded = as_text(output)
     return TaskResult(
         task_id=escrow.task_id,
         agent_id=escrow.agent_id,
@@ -715,15 +763,6 @@ def _load(platform: Platform, stored: StoredBytes | None, at_hand: tuple[bytes, 
         return platform.outputs.load(stored)
     except BlobMissingError:
         return None  # past the retention of the outputs bucket; the receipt still names it by digest
-
-
-def _as_text(data: bytes | None) -> tuple[str | None, str | None]:
-    if data is None:
-        return None, None
-    try:
-        return data.decode(), None
-    except UnicodeDecodeError:
-        return None, base64.b64encode(data).decode()
 
 
 def _bond_owner(account: str) -> set[str]:

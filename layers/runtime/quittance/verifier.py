@@ -31,14 +31,15 @@ from quittance.run import OF_THE_RULES, Meter, Outcome, Rejection, Side
 _USAGE: Final = 2
 _BPS: Final = 10_000
 _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
+_PLAIN_PLACES_MAX: Final = 6  # of a judge's score that its digest alone shows: a million digests, about a second
 
 
 EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
     Flaw.FORM: (3, "the receipt, the webhook, the key set, the checkpoint or the proof is malformed"),
-    Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set"),
+    Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set for its purpose"),
     Flaw.TIMES: (5, "a time does not fit the others or the validity of the key"),
     Flaw.AMOUNTS: (6, "the amounts do not add up, or do not follow from the tariff"),
-    Flaw.CONTRADICTION: (7, "the claims contradict one another"),
+    Flaw.CONTRADICTION: (7, "the claims contradict one another, or what is given (a length, a score)"),
     Flaw.DIGEST: (8, "a file is not the one that the receipt names"),
     Flaw.REPLAY: (9, "the replay ended in another way than the receipt says"),
     Flaw.UNREPEATABLE: (10, "the run of this receipt cannot be repeated"),
@@ -83,6 +84,8 @@ class Given:
     task_rules: bytes | None = None
     agent_judge: str | None = None
     task_judge: str | None = None
+    agent_judge_output: bytes | None = None
+    task_judge_output: bytes | None = None
     proof: bytes | None = None
     older: str | None = None
 
@@ -133,6 +136,7 @@ def examine(given: Given) -> Report:
     for flaw, check in checks:
         name, sentence = _SELF_CHECKS[flaw]
         report.check(name, sentence, check)
+    _note_wall_time(report, report.statement)
     _check_files(report, report.statement, given)
     _check_judges(report, report.statement, given, keys)
     _check_log(report, report.statement, given, keys)
@@ -146,22 +150,41 @@ _SELF_CHECKS: Final = {
 }
 
 
+def _note_wall_time(report: Report, stated: Statement) -> None:
+    """Says what a receipt of version 1 may state, although a run should not have taken so long."""
+    if stated.limits and stated.meter.wall_ms > stated.limits.timeout_ms and not report.exit_status:
+        sentence = f"the run took {stated.meter.wall_ms} ms, longer than its timeout of {stated.limits.timeout_ms} ms"
+        report.note("wall time", sentence)
+
+
 def _check_files(report: Report, stated: Statement, given: Given) -> None:
-    for name, data, digest in (
-        ("module", given.module, stated.module_sha256),
-        ("input", given.input, stated.input_sha256),
-        ("output", given.output, stated.output_sha256),
+    for name, data, digest, size in (
+        ("module", given.module, stated.module_sha256, None),
+        ("input", given.input, stated.input_sha256, _input_bytes(stated)),
+        ("output", given.output, stated.output_sha256, stated.meter.output_bytes),
     ):
         if data is None:
             report.skip(name, f"no --{name} was given")
         else:
-            report.check(name, f"its SHA-256 is {digest}", partial(_check_digest, name, data, digest))
+            report.check(name, f"its SHA-256 is {digest}", partial(_check_file, name, data, digest, size))
     if given.tariff is None:
         report.skip("tariff", "no --tariff was given, so the price was not computed")
     else:
         tariff = given.tariff
         report.check("tariff", "the price follows from the tariff and the meter", lambda: _check_price(stated, tariff))
     _check_rules(report, stated, given)
+
+
+def _input_bytes(stated: Statement) -> int | None:
+    """How long the input is by the meter; None if nothing ran, so that nobody has measured it."""
+    return stated.meter.input_bytes if stated.limits or stated.meter.input_bytes else None
+
+
+def _check_file(name: str, data: bytes, digest: str | None, size: int | None) -> None:
+    """The file is the one that the receipt names, and as long as the receipt's meter says."""
+    _check_digest(name, data, digest)
+    if size is not None and len(data) != size:
+        raise ProofError(Flaw.CONTRADICTION, f"the {name} has {len(data)} bytes, the receipt's meter says {size}")
 
 
 def _check_digest(name: str, data: bytes, digest: str | None) -> None:
@@ -282,19 +305,29 @@ def _score_micro(stated: Statement, side: Side) -> int | None:
 
 def _check_judges(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
     """The scores are those of the judges' own receipts, which can be replayed as any other."""
-    for side, token, rules in (
-        (Side.AGENT, given.agent_judge, given.agent_rules),
-        (Side.TASK, given.task_judge, given.task_rules),
+    for side, token, rules, printed in (
+        (Side.AGENT, given.agent_judge, given.agent_rules, given.agent_judge_output),
+        (Side.TASK, given.task_judge, given.task_rules, given.task_judge_output),
     ):
+        judges: list[Statement] = []
         if token is not None:
-            report.check(f"{side} judge", "", partial(_check_judge, stated, given, keys, side, token, rules))
-        elif _score_micro(stated, side) is not None:
+            check = partial(_check_judge, stated, given, keys, side, token, rules, judges)
+            if report.check(f"{side} judge", "", check):
+                _check_score(report, stated, side, judges[0], printed)
+        elif printed is not None or _score_micro(stated, side) is not None:
             report.skip(f"{side} judge", f"no --{side}-judge was given, so the score is the platform's word")
 
 
 def _check_judge(
-    stated: Statement, given: Given, keys: Mapping[str, Any], side: Side, token: str, rules: bytes | None
+    stated: Statement,
+    given: Given,
+    keys: Mapping[str, Any],
+    side: Side,
+    token: str,
+    rules: bytes | None,
+    judges: list[Statement],
 ) -> str:
+    """Checks the receipt of a side's judge, and adds to `judges` what it states."""
     judge, chain = receipt.authenticate(token, keys)
     for _, check in receipt.checks(judge, chain):
         check()
@@ -317,8 +350,56 @@ def _check_judge(
         raise ProofError(Flaw.CONTRADICTION, f"the judge ended as {judge.outcome}, yet the receipt states its score")
     if score_micro is not None and given.input is not None and given.output is not None:
         read_by_it = acceptance.judge_input(given.input, given.output)
-        _check_digest(f"input of the {side}'s judge", read_by_it, judge.input_sha256)
+        _check_file(f"input of the {side}'s judge", read_by_it, judge.input_sha256, _input_bytes(judge))
+    judges.append(judge)
     return f"the agent {shown(judge.agent)} ended as {judge.outcome}"
+
+
+def _check_score(report: Report, stated: Statement, side: Side, judge: Statement, printed: bytes | None) -> None:
+    """The score is what the judge printed, whose digest and length the judge's receipt names."""
+    score_micro, name = _score_micro(stated, side), f"{side} score"
+    if score_micro is None or judge.output_sha256 is None:
+        return
+    plain = _plain_score(judge.output_sha256, judge.meter.output_bytes) if printed is None else printed
+    if plain is None:
+        wanted = f"give what it printed as --{side}-judge-output"
+        report.skip(name, f"the judge's output is no plain decimal, which its digest alone would show: {wanted}")
+    else:
+        report.check(name, "", partial(_check_printed, side, score_micro, judge, plain))
+
+
+def _check_printed(side: Side, score_micro: int, judge: Statement, printed: bytes) -> str:
+    _check_file(f"output of the {side}'s judge", printed, judge.output_sha256, judge.meter.output_bytes)
+    if not acceptance.verdict(printed, agent=acceptance.SCORE_RULES, task=None).accepted:
+        raise ProofError(Flaw.CONTRADICTION, f"what the {side}'s judge printed is no score, yet the receipt states one")
+    found_micro = acceptance.read_score(printed)
+    if found_micro != score_micro:
+        found, said = format_credits(found_micro), format_credits(score_micro)
+        sentence = f"the {side}'s judge printed the score {found}, the receipt states {said}"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
+    return f"the judge printed {format_credits(found_micro)}"
+
+
+def _plain_score(digest: str, size: int) -> bytes | None:
+    """The output of a judge, found by its digest and length; None unless it is a decimal as most judges print it.
+
+    That is: without an exponent, with at most six places, with a line end or none. These are at most some two million.
+    """
+    for end in (b"\n", b"", b"\r\n"):
+        for number in _plain_decimals(size - len(end)):
+            if hashlib.sha256(number + end).hexdigest() == digest:
+                return number + end
+    return None
+
+
+def _plain_decimals(size: int) -> Iterator[bytes]:
+    """The decimals from 0 to 1 of so many characters, with at most six places."""
+    places = size - len("0.")
+    if size == 1:
+        yield from (b"0", b"1")
+    elif 1 <= places <= _PLAIN_PLACES_MAX:
+        yield b"1." + b"0" * places
+        yield from (b"0.%0*d" % (places, number) for number in range(10**places))
 
 
 def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
@@ -471,6 +552,8 @@ def _read_all(options: argparse.Namespace) -> Given:
         task_rules=options.task_rules and _read(options.task_rules, _DOCUMENT_BYTES_MAX),
         agent_judge=options.agent_judge and _read_token(options.agent_judge),
         task_judge=options.task_judge and _read_token(options.task_judge),
+        agent_judge_output=options.agent_judge_output and _read(options.agent_judge_output, limits.OUTPUT_BYTES_MAX),
+        task_judge_output=options.task_judge_output and _read(options.task_judge_output, limits.OUTPUT_BYTES_MAX),
         proof=options.proof and _read(options.proof, _DOCUMENT_BYTES_MAX),
         older=options.checkpoint and _read_token(options.checkpoint),
     )
@@ -568,6 +651,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--task-rules", type=Path, metavar="file", help="the task's own rules as JSON, likewise")
     add("--agent-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the agent's rules ask for")
     add("--task-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the task's rules ask for")
+    add("--agent-judge-output", type=Path, metavar="file", help="what the agent's judge printed: is it the score?")
+    add("--task-judge-output", type=Path, metavar="file", help="what the task's judge printed, likewise")
     add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
     add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
     add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")

@@ -15,12 +15,12 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from quittance import certified
-from quittance.certified import Flaw, Form, Kind, ProofError, SigningKey, shown
+from quittance.certified import Flaw, Form, Kind, ProofError, Purpose, SigningKey, shown
 from quittance.limits import WEBHOOK_AGE_MS_MAX, WEBHOOK_URL_CHARS_MAX
 
 SIGNATURE_HEADER: Final = "Quittance-Signature"
 EVENT_ID_HEADER: Final = "Quittance-Event-Id"
-WEBHOOK: Final = Kind("quittance-webhook+jwt", "webhook signature")
+WEBHOOK: Final = Kind("quittance-webhook+jwt", "webhook signature", Purpose.WEBHOOK)
 _VERSION: Final = 1
 _URL: Final = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header or be read in two ways
 # Labels and lengths of RFC 1035 §2.3.4; a dot at the end says that the name is whole.

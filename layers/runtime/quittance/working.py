@@ -1,7 +1,8 @@
 """The worker of the queue: a message's task is run and settled as any other, with more time.
 
 Messages may come twice, late, or never: the ledger alone decides what is done. A message stays in the queue until its
-task is settled; one that no repetition mends goes to the dead letters (see dead_letters.py).
+task is settled; one that no repetition mends goes to the dead letters (see dead_letters.py). One whose account has no
+slot free goes to the end of the queue, until its escrow expires.
 """
 
 import base64
@@ -9,7 +10,7 @@ import base64
 from quittance import messages, tasks
 from quittance.batches import NotDoneError
 from quittance.bootstrap import Platform
-from quittance.errors import QuittanceError, TaskInProgressError
+from quittance.errors import QuittanceError, TaskInProgressError, TooManyRunningError
 from quittance.escrow import Escrow
 from quittance.limits import TIMEOUT_S_ASYNC_MAX
 from quittance.messages import Message
@@ -32,9 +33,16 @@ def work(platform: Platform, delivery: Delivery) -> None:
 
     try:
         request = _whole(platform, messages.read(delivery.body))
-        done = tasks.execute(
-            platform, request.user_id, request, timeout_s_max=TIMEOUT_S_ASYNC_MAX, leased=hide_until_it_lapses
-        )
+        try:
+            done = tasks.execute(
+                platform, request.user_id, request, timeout_s_max=TIMEOUT_S_ASYNC_MAX, leased=hide_until_it_lapses
+            )
+        except TooManyRunningError as busy:
+            # As a new message: it has done nothing wrong, and its deliveries are counted.
+            platform.queue.send(delivery.body, of=request.user_id, delay_s=busy.retry_after_s or 0)
+            count(Metric.POSTPONED)
+            logger.info("waits for a slot", message_id=delivery.message_id, again_s=busy.retry_after_s)
+            return
     except (QuittanceError, BlobMissingError, BlobTamperedError) as exc:
         again_s = wait_s(exc, delivery)
         count(Metric.POSTPONED)

@@ -28,10 +28,10 @@
     (if (i32.ne (call $random_get (i32.const 1) (i32.const 65536)) (i32.const 21))
       (then (call $proc_exit (i32.const 8))))
     ;; 2^32-1 bytes
-    (if (i32.ne (call $random_get (i32.const 0) (i32.const -1)) (i32.const 28))
+    (if (i32.ne (call $random_get (i32.const 0) (i32.const -1)) (i32.const 21))
       (then (call $proc_exit (i32.const 9))))
     ;; 2^32-1 bytes at 2^32-1
-    (if (i32.ne (call $random_get (i32.const -1) (i32.const -1)) (i32.const 28))
+    (if (i32.ne (call $random_get (i32.const -1) (i32.const -1)) (i32.const 21))
       (then (call $proc_exit (i32.const 10))))
     ;; nothing, at the end
     (if (i32.ne (call $random_get (i32.const 65536) (i32.const 0)) (i32.const 0))

@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from quittance.sandbox.compile import Artefact, CompileFailedError, compile_module
     from quittance.sandbox.supervisor import Sandbox
-    from quittance.sandbox.target import CONFIG_DIGEST, CPU_TARGET, ENGINE_VERSION, artefact_key
+    from quittance.sandbox.target import (
+        CONFIG_DIGEST,
+        CPU_TARGET,
+        ENGINE_DIGEST,
+        ENGINE_VERSION,
+        artefact_key,
+        config_digest,
+        host_rules_of,
+    )
     from quittance.sandbox.validate import ModuleFacts, ModuleRejectedError, Refusal, validate_module
 
 __all__ = [
     "CONFIG_DIGEST",
     "CPU_TARGET",
+    "ENGINE_DIGEST",
     "ENGINE_VERSION",
     "Artefact",
     "CompileFailedError",
@@ -29,6 +38,8 @@ __all__ = [
     "Sandbox",
     "artefact_key",
     "compile_module",
+    "config_digest",
+    "host_rules_of",
     "validate_module",
 ]
 
@@ -39,8 +50,11 @@ _HOMES: Final = {
     "Sandbox": "supervisor",
     "CONFIG_DIGEST": "target",
     "CPU_TARGET": "target",
+    "ENGINE_DIGEST": "target",
     "ENGINE_VERSION": "target",
     "artefact_key": "target",
+    "config_digest": "target",
+    "host_rules_of": "target",
     "ModuleFacts": "validate",
     "ModuleRejectedError": "validate",
     "Refusal": "validate",

@@ -5,6 +5,7 @@ Host calls go through the unchecked C interface because the public one costs fou
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_size_t, c_uint64, c_void_p
 from typing import Any, Final
@@ -22,6 +23,9 @@ _WORDS_PER_SLOT: Final = 2  # an argument's slot holds a v128, of which an integ
 _MASKS: Final = {"i": 2**32 - 1, "I": 2**64 - 1}
 _MEMORY_NAME: Final = b"memory"
 _FRAMES_MAX: Final = 16
+_NAME_CHARS_MAX: Final = 80  # of a function in a message
+_UTF8_BYTES_MAX: Final = 4
+_UNKNOWN_OFFSET: Final = ctypes.c_size_t(-1).value  # of a trap in a function's first instructions
 
 _Callback = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_void_p, POINTER(c_uint64), c_size_t)
 _NO_FINALIZER = ctypes.CFUNCTYPE(None, c_void_p)()
@@ -206,10 +210,44 @@ def exported(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> A
 
 
 def backtrace(trap: wasmtime.Trap) -> list[str]:
-    """Name the functions of the guest that a trap came through, innermost first."""
-    return [_frame(frame) for frame in trap.frames[:_FRAMES_MAX]]
+    """Name the functions of the guest that a trap came through, and where in each, innermost first."""
+    names: dict[int, str] = {}
+    lines = []
+    for frame in trap.frames[:_FRAMES_MAX]:
+        place = "" if frame.module_offset == _UNKNOWN_OFFSET else f" at 0x{frame.module_offset:x}"
+        lines.append(_name(frame, names) + place)
+    return lines
 
 
-def _frame(frame: wasmtime.Frame) -> str:
-    name = "".join(character for character in frame.func_name or "" if character.isprintable())
-    return f"{name[:80] or 'function'} [{frame.func_index}] at 0x{frame.module_offset:x}"
+def recursion(trap: wasmtime.Trap) -> list[str]:
+    """Name the functions that used up the stack, each once, in the module's order.
+
+    Not those that they call, of which any may be the last, nor any place: the size of frames, and so where the stack
+    ends, is the processor's.
+    """
+    frames = trap.frames[:_FRAMES_MAX]
+    names: dict[int, str] = {}
+    times = Counter(frame.func_index for frame in frames)
+    repeated = [frame for frame in frames if times[frame.func_index] > 1]
+    for frame in repeated or frames:
+        _name(frame, names)
+    return [name for _, name in sorted(names.items())]
+
+
+def _name(frame: wasmtime.Frame, names: dict[int, str]) -> str:
+    """Name a frame's function; `names` are those of the same trap, for the engine copies a name each time anew."""
+    index = frame.func_index
+    if index not in names:
+        text = _start_of_name(frame).decode(errors="ignore")
+        printable = "".join(character for character in text if character.isprintable())
+        names[index] = f"{printable[:_NAME_CHARS_MAX] or 'function'} [{index}]"
+    return names[index]
+
+
+def _start_of_name(frame: wasmtime.Frame) -> bytes:
+    """Copy no more of a name than is shown: modules that were published before names were bounded are still there."""
+    found = ffi.wasmtime_frame_func_name(frame.ptr())
+    if not found:  # type: ignore[truthy-bool]  # a null pointer is false
+        return b""
+    size: int = found.contents.size
+    return ctypes.string_at(found.contents.data, min(size, _NAME_CHARS_MAX * _UTF8_BYTES_MAX))

@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,11 +10,14 @@ import wasmtime
 from wasmtime import TrapCode
 
 from quittance import limits
-from quittance.run import Job, Meter, Outcome, Run
-from quittance.sandbox.engine import GuestMemory, Host, backtrace, exported, memory_minimum_bytes, new_engine
-from quittance.sandbox.wasi import HANDLERS, ExitedError, Guest, OutputLimitError
+from quittance.run import HOST_RULES, Job, Meter, Outcome, Run
+from quittance.sandbox import wasi_1
+from quittance.sandbox.engine import Host, backtrace, exported, memory_minimum_bytes, new_engine, recursion
+from quittance.sandbox.wasi import ExitedError, FuelLimitError, Guest, OutputLimitError
 
 _NEAR: Final = 8  # a guest that failed with less than an eighth of its limit left had most likely asked for more
+
+_GUESTS: Final[Mapping[int, type[Guest]]] = {1: wasi_1.Guest, HOST_RULES: Guest}
 
 _TRAPS: Final = {
     TrapCode.UNREACHABLE: (Outcome.TRAP_UNREACHABLE, "It reached unreachable code: a panic, abort or assertion."),
@@ -75,8 +78,15 @@ class Executor:
 
     def run(self, program: Program, job: Job, log: Callable[[bytes], None]) -> Run:
         """Run a program; `log` takes what it writes to standard error."""
-        guest = Guest(stdin=job.stdin, epoch_ns=job.epoch_ns, seed=job.seed, log=log, output_bytes_max=job.output_bytes)
-        self._host.begin(_answer_for(guest))
+        guest = _GUESTS[job.host_rules](
+            stdin=job.stdin,
+            epoch_ns=job.epoch_ns,
+            seed=job.seed,
+            log=log,
+            output_bytes_max=job.output_bytes,
+            fuel=job.fuel,
+        )
+        self._host.begin(guest.answer)
         try:
             with wasmtime.Store(self._engine) as store:
                 return self._run(store, program, job, guest)
@@ -97,7 +107,7 @@ class Executor:
             ending, memory_bytes = _too_large(program.memory_minimum_bytes, job.memory_bytes), 0
         else:
             ending, memory_bytes = self._start(store, program, job)
-        fuel = job.fuel + 1 - store.get_fuel()
+        fuel = job.fuel + 1 - store.get_fuel() + guest.fuel
         if fuel > job.fuel:
             ending, fuel = _out_of_fuel(ending, job.fuel), job.fuel
         meter = Meter(
@@ -129,6 +139,8 @@ class Executor:
         failure = self._host.failure
         if isinstance(failure, ExitedError):
             return _exited(failure.code)
+        if isinstance(failure, FuelLimitError):
+            return _Ending(Outcome.FUEL_EXHAUSTED, "It ran out of fuel.")
         if isinstance(failure, OutputLimitError):
             sentence = f"The agent wrote more than {job.output_bytes} bytes to standard output."
             return _Ending(Outcome.OUTPUT_LIMIT, sentence)
@@ -136,13 +148,6 @@ class Executor:
             traceback.print_exception(failure or stop)
             return _Ending(Outcome.WORKER_LOST, "The sandbox failed; the agent is not to blame.", fuel_exact=False)
         return _trapped(stop)
-
-
-def _answer_for(guest: Guest) -> Callable[[str, GuestMemory, Sequence[int]], int]:
-    def answer(name: str, memory: GuestMemory, arguments: Sequence[int]) -> int:
-        return HANDLERS[name](guest, memory, *arguments)
-
-    return answer
 
 
 def _exited(code: int) -> _Ending:
@@ -157,7 +162,8 @@ def _trapped(trap: wasmtime.Trap) -> _Ending:
     except ValueError:  # a code that the binding does not know
         code = None
     outcome, sentence = _TRAPS.get(code, _OTHER_TRAP) if code else _OTHER_TRAP
-    message = "\n  in ".join((f"The agent trapped. {sentence}", *backtrace(trap)))
+    where = recursion(trap) if outcome is Outcome.TRAP_STACK else backtrace(trap)
+    message = "\n  in ".join((f"The agent trapped. {sentence}", *where))
     return _Ending(outcome, message[: limits.MESSAGE_CHARS_MAX], fuel_exact=code not in _FUEL_LOST)
 
 

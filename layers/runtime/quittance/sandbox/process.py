@@ -58,7 +58,7 @@ def confine(*, data_bytes: int, file_bytes: int, open_files: int, cpu_seconds: i
     _limit(resource.RLIMIT_NOFILE, open_files)
     _limit(resource.RLIMIT_DATA, data_bytes)
     if cpu_seconds is not None:
-        _limit(resource.RLIMIT_CPU, cpu_seconds)
+        _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)  # SIGXCPU says why it ends, SIGKILL does not
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
     hide()
@@ -71,10 +71,10 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def _limit(kind: int, value: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (bound, bound))
+def _limit(kind: int, soft: int, hard: int | None = None) -> None:
+    _, most = resource.getrlimit(kind)
+    bounds = (value if most == resource.RLIM_INFINITY else min(value, most) for value in (soft, hard or soft))
+    resource.setrlimit(kind, (next(bounds), next(bounds)))
 
 
 def _prctl(option: int, value: int) -> None:

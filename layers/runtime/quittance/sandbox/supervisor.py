@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from quittance import limits
-from quittance.run import Fault, Job, Meter, Outcome, Run
+from quittance.run import HOST_RULES, Fault, Job, Meter, Outcome, Run
 from quittance.sandbox import process, wire
 from quittance.sandbox.wasi import CLOCK_NS_MAX
 
@@ -28,10 +28,27 @@ _REAP_POLL_S: Final = 0.001
 _WORDS_BYTES_MAX: Final = 16 * limits.KIB
 _ATTEMPTS: Final = 2
 
-# The failures of which a second run can tell whether a lower memory limit led to them: it has the time for it.
-_ENDS_BY_ITSELF: Final = frozenset(
-    outcome for outcome in Outcome if outcome.fault is Fault.AGENT and outcome is not Outcome.TIMEOUT
+# How a run can end as its worker sees it; that a guest was late is for the parent to say.
+_ENDS_OF_A_WORKER: Final = frozenset(
+    {
+        Outcome.SUCCEEDED,
+        Outcome.EXIT_CODE,
+        Outcome.TRAP_UNREACHABLE,
+        Outcome.TRAP_MEMORY,
+        Outcome.TRAP_ARITHMETIC,
+        Outcome.TRAP_STACK,
+        Outcome.TRAP_TABLE,
+        Outcome.FUEL_EXHAUSTED,
+        Outcome.MEMORY_LIMIT,
+        Outcome.OUTPUT_LIMIT,
+        Outcome.WORKER_LOST,
+        Outcome.ARTEFACT_MISSING,
+        Outcome.ARTEFACT_TAMPERED,
+    }
 )
+
+# The failures of which a second run can tell whether a lower memory limit led to them: it has the time for it.
+_ENDS_BY_ITSELF: Final = frozenset(outcome for outcome in _ENDS_OF_A_WORKER if outcome.fault is Fault.AGENT)
 
 
 class _NotStartedError(Exception):
@@ -112,7 +129,7 @@ class Sandbox:
         the same until it is given what it was refused. The fuel of the first run, and what is left of the time that
         `run` may take, bound this second run.
         """
-        left_ms = int((begin_by - time.monotonic()) * 1_000) + job.timeout_ms - limits.KILL_MARGIN_MS
+        left_ms = round((begin_by - time.monotonic()) * 1_000) + job.timeout_ms - limits.KILL_MARGIN_MS
         if left_ms <= 0:
             return True
         freer = replace(
@@ -222,6 +239,10 @@ class _Worker:
             self._order(job, begin_by)
             header, body = self._report(job, begin_by)
             run, resident_bytes = wire.decode_run(header, body, self._log.read())
+            late = run.meter.wall_ms > job.timeout_ms  # this process was kept from looking when the time was up
+            if late and run.outcome is not Outcome.WORKER_LOST:
+                raise _OverdueError  # noqa: TRY301 - as if it had looked
+            _check_report(run, job)
         except _OverdueError:
             return self._timed_out(job)
         except (wire.CorruptFrameError, _TooLateError, EOFError, OSError) as error:
@@ -353,10 +374,27 @@ def _check(job: Job) -> None:
         and 0 <= job.output_bytes <= limits.OUTPUT_BYTES_MAX
         and 0 < job.timeout_ms <= limits.TIMEOUT_S_ASYNC_MAX * 1_000
         and 0 <= job.epoch_ns <= CLOCK_NS_MAX
+        and 1 <= job.host_rules <= HOST_RULES
     )
     if not sane:
         message = f"a job beyond the platform's limits: {replace(job, stdin=b'')!r:.500}"  # logs hold no input
         raise ValueError(message)
+
+
+def _check_report(run: Run, job: Job) -> None:
+    """Refuse what no run of the job can have come to: a guest that broke out may have written it."""
+    meter = run.meter
+    possible = (
+        run.outcome in _ENDS_OF_A_WORKER
+        and meter.fuel <= job.fuel
+        and meter.memory_bytes <= job.memory_bytes
+        and meter.input_bytes == len(job.stdin)
+        and meter.output_bytes == len(run.stdout)
+        and meter.stderr_bytes >= len(run.stderr)
+    )
+    if not possible:
+        message = f"a report that cannot be true: {run.outcome}, {meter}"
+        raise wire.CorruptFrameError(message)
 
 
 def _lost(job: Job, message: str, stderr: bytes = b"") -> Run:

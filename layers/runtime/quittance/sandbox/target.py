@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from quittance.run import HOST_RULES
+
 ENGINE_VERSION: Final = "50.0.1"
 """The pinned release of wasmtime; a test holds it equal to the installed one."""
 
@@ -63,12 +65,36 @@ if _MACHINE not in _TARGETS:
 
 TARGET_TRIPLE, CPU_TARGET, CPU_FLAGS = _TARGETS[_MACHINE]
 
-CONFIG_DIGEST: Final = hashlib.sha256(
-    json.dumps([dict(CONFIG), TARGET_TRIPLE, CPU_FLAGS], sort_keys=True).encode()
-).hexdigest()
-"""SHA-256 of the whole configuration. The engine itself checks only a part of it when it loads an artefact."""
+
+def _digest(triple: str, flags: tuple[str, ...], rules: int) -> str:
+    numbered = [{"host_rules": rules}] if rules > 1 else []  # the first ones had no number
+    return hashlib.sha256(json.dumps([dict(CONFIG), triple, flags, *numbered], sort_keys=True).encode()).hexdigest()
+
+
+def config_digest(host_rules: int) -> str:
+    """SHA-256 of all that a run on this machine depends on beside the engine's version: receipts state it."""
+    return _digest(TARGET_TRIPLE, CPU_FLAGS, host_rules)
+
+
+CONFIG_DIGEST: Final = config_digest(HOST_RULES)
+"""The configuration by which agents are run now."""
+
+ENGINE_DIGEST: Final = config_digest(1)
+"""SHA-256 of all that an artefact depends on. The engine itself checks only a part of it when it loads one.
+
+The rules of host calls are not in it: they are no part of the compiled code, so a change of them needs no compilation.
+"""
+
+_HOST_RULES_OF: Final = {
+    _digest(triple, flags, rules): rules for triple, _, flags in _TARGETS.values() for rules in range(1, HOST_RULES + 1)
+}
+
+
+def host_rules_of(config_sha256: str) -> int | None:
+    """The rules of host calls that are part of a configuration, None if this release does not know it."""
+    return _HOST_RULES_OF.get(config_sha256)
 
 
 def artefact_key(module_sha256: str) -> str:
     """Name the artefact of a module for this engine, configuration and CPU target; fit to be part of an S3 key."""
-    return f"{module_sha256}-wasmtime-{ENGINE_VERSION}-{CONFIG_DIGEST[:16]}-{CPU_TARGET}"
+    return f"{module_sha256}-wasmtime-{ENGINE_VERSION}-{ENGINE_DIGEST[:16]}-{CPU_TARGET}"

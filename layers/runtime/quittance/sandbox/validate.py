@@ -25,6 +25,9 @@ _VALUE_TYPES: Final = _I32 + _I64 + b"\x7d\x7c\x7b" + _REFERENCE_TYPES
 _BY_LETTER: Final = bytes.maketrans(b"iI", _I32 + _I64)
 _FUNCTION_TYPE: Final = 0x60
 _HAS_MAXIMUM: Final = 1
+_NAMES: Final = "name"  # the custom section that names functions, for debuggers and backtraces
+_NAMES_OF_FUNCTIONS: Final = 1
+_NAMES_MAX: Final = limits.MODULE_IMPORTS_MAX + limits.MODULE_FUNCTIONS_MAX
 
 
 class Refusal(StrEnum):
@@ -36,6 +39,7 @@ class Refusal(StrEnum):
     MALFORMED = "malformed"
     MODULE_TOO_LARGE = "module_too_large"
     TOO_MANY_ITEMS = "too_many_items"
+    NAME_TOO_LONG = "name_too_long"
     FUNCTION_TOO_LARGE = "function_too_large"
     ELEMENTS_TOO_LARGE = "elements_too_large"
     TABLE_TOO_LARGE = "table_too_large"
@@ -57,12 +61,16 @@ _Type = tuple[bytes, bytes]  # value types of the parameters and of the results
 
 
 class ModuleRejectedError(Exception):
-    """A module that cannot be published: `code` for programs, `message` for its author."""
+    """A module that cannot be published: `code` for programs, `message` for its author.
+
+    `cpu_ms` is the processor time that it took to find this out, once `compile_module` has raised it.
+    """
 
     def __init__(self, code: Refusal, message: str) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.cpu_ms = 0
 
 
 @dataclass(slots=True)
@@ -149,9 +157,12 @@ class _Reader:
         self.skip(count)
         return self._data[self._at - count : self._at]
 
-    def name(self) -> str:
+    def name(self, what: str) -> str:
+        length, most = self.number(), limits.MODULE_NAME_BYTES_MAX
+        if length > most:
+            _refuse_beyond(Refusal.NAME_TOO_LONG, f"The name of {what}", length, most, "bytes; shorten or strip it")
         try:
-            return self.take(self.number()).decode()
+            return self.take(length).decode()
         except UnicodeDecodeError:
             self.damaged("a name is not UTF-8")
 
@@ -196,7 +207,10 @@ class _Scan:
 
     def _section(self, kind: int, body: _Reader) -> None:
         if kind == 0:
-            self.facts.custom_sections.add(body.name())
+            name = body.name("a custom section")
+            self.facts.custom_sections.add(name)
+            if name == _NAMES:
+                self._check_names(body)
             return
         if kind in self._seen:
             body.damaged("a section comes twice")
@@ -205,6 +219,19 @@ class _Scan:
         if handler is None:
             body.damaged("a section of unknown kind")
         handler(self, body)
+
+    def _check_names(self, body: _Reader) -> None:
+        """Bound the names that messages about a run may show. A damaged list is read as far as the engine reads it."""
+        try:
+            while body.more:
+                kind, part = body.byte(), body.part(body.number())
+                if kind == _NAMES_OF_FUNCTIONS:
+                    for _ in range(part.count("names of functions", _NAMES_MAX)):
+                        part.number()
+                        part.name("a function")
+        except ModuleRejectedError as refused:
+            if refused.code is not Refusal.MALFORMED:
+                raise
 
     def type_section(self, body: _Reader) -> None:
         for _ in range(body.count("types", limits.MODULE_ITEMS_MAX)):
@@ -220,7 +247,7 @@ class _Scan:
 
     def import_section(self, body: _Reader) -> None:
         for _ in range(body.count("imports", limits.MODULE_IMPORTS_MAX)):
-            module, name, kind = body.name(), body.name(), body.byte()
+            module, name, kind = body.name("an import's module"), body.name("an import"), body.byte()
             if module != MODULE:
                 _refuse_import(module, name)
             if kind != _FUNCTION:
@@ -287,7 +314,7 @@ class _Scan:
 
     def export_section(self, body: _Reader) -> None:
         for _ in range(body.count("exports", limits.MODULE_EXPORTS_MAX)):
-            name, kind, index = body.name(), body.byte(), body.number()
+            name, kind, index = body.name("an export"), body.byte(), body.number()
             self.facts.exports[name] = (kind, index)
 
     def start_section(self, body: _Reader) -> None:
@@ -365,8 +392,16 @@ _FOREIGN_MODULES: Final = {
 }
 
 
+_GROWTH: Final = "emscripten_notify_memory_growth"
+_WITHOUT_GROWTH: Final = (
+    "only WASI preview 1 can be imported; with Emscripten's -sALLOW_MEMORY_GROWTH pass -sPURE_WASI too, and because the"
+    " memory may then not grow, an -sINITIAL_MEMORY that is enough"
+)
+
+
 def _refuse_import(module: str, name: str) -> NoReturn:
-    mend = _FOREIGN_MODULES.get(module, "only WASI preview 1 can be imported; build for the target wasm32-wasip1")
+    otherwise = "only WASI preview 1 can be imported; build for the target wasm32-wasip1"
+    mend = _WITHOUT_GROWTH if (module, name) == ("env", _GROWTH) else _FOREIGN_MODULES.get(module, otherwise)
     raise ModuleRejectedError(Refusal.IMPORT_FOREIGN, f"The module imports {name!r:.100} from {module!r:.100}: {mend}.")
 
 

@@ -3,11 +3,14 @@
 All 46 calls are answered here, in Python, and none by the engine: what the guest can reach is what this page says
 (`docs/sandbox.md` has the table), and output, time and randomness are functions of the job alone. One `Guest` lives
 for one run.
+
+What a guest can notice of this page has a number, `run.HOST_RULES`, which receipts name through the configuration's
+digest. The rules of before are kept for replays, as their differences from these: `wasi_1.py`.
 """
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, Protocol
 
@@ -68,7 +71,8 @@ CALLS: Final[Mapping[str, str]] = {
 NO_RESULT: Final = frozenset({"proc_exit"})
 
 ARGV: Final = (b"agent\0",)  # not empty: many a runtime takes argv[0] for granted
-CLOCK_STEP_NS: Final = 10_000  # how far each look at the clock moves it, so that waiting in a loop ends
+CLOCK_STEP_NS: Final = 10_000  # how far a look at the clock moves it
+CLOCK_LOOKS: Final = 64  # after so many looks in a row each moves it one step further, so that waiting in a loop ends
 CLOCK_NS_MAX: Final = 2**63 - 1
 
 _REALTIME, _MONOTONIC = 0, 1
@@ -77,9 +81,8 @@ _RIGHT_READ, _RIGHT_WRITE, _RIGHT_POLL = 1 << 1, 1 << 6, 1 << 27
 _ABSOLUTE = 1
 _HANGUP = 1
 _U32_MAX = 2**32 - 1
-_IOVEC = struct.Struct("<II")
+IOVEC = struct.Struct("<II")
 _U32 = struct.Struct("<I")
-_U32_PAIR = struct.Struct("<II")
 _U64 = struct.Struct("<Q")
 _FDSTAT = struct.Struct("<BxHxxxxQQ")
 _SUBSCRIPTION = struct.Struct("<QB7x32s")  # userdata, tag, the tag's own part
@@ -117,6 +120,10 @@ class ExitedError(Exception):
         self.code = code
 
 
+class FuelLimitError(Exception):
+    """The guest's host calls cost more fuel than it has."""
+
+
 class OutputLimitError(Exception):
     """The guest wrote more to stdout than it may."""
 
@@ -135,7 +142,7 @@ class Guest:
     """The state behind the host calls of one run: input, output, virtual clock and virtual randomness.
 
     Each method named like a preview-1 call is that call. It gets the guest's memory and the arguments as unsigned
-    integers and returns an error number.
+    integers and returns an error number. `fuel` is what the calls have cost, beside what the engine counts.
     """
 
     def __init__(
@@ -146,7 +153,10 @@ class Guest:
         seed: bytes,
         log: Callable[[bytes], None],
         output_bytes_max: int = limits.OUTPUT_BYTES_MAX,
+        fuel: int = limits.FUEL_MAX,
     ) -> None:
+        self.fuel = 0
+        self._fuel_max = fuel
         self.stdout = bytearray()
         self._output_bytes_max = output_bytes_max
         self._stdin = memoryview(stdin)
@@ -156,7 +166,20 @@ class Guest:
         self._open = {_STDIN, _STDOUT, _STDERR}
         self._epoch_ns = epoch_ns
         self._elapsed_ns = 0
+        self._looks = 0  # at the clock since the guest last read or wrote a byte
         self._random = _Random(seed)
+
+    def answer(self, name: str, memory: Memory, arguments: Sequence[int]) -> int:
+        """Answer a host call by its name."""
+        self._spend(limits.HOST_CALL_FUEL)
+        call: Callable[..., int] = _REFUSED.get(name) or getattr(type(self), name)
+        return call(self, memory, *arguments)
+
+    def _spend(self, fuel: int) -> None:
+        """Take fuel for work before it is done. What the engine counts is added when the run has ended."""
+        self.fuel += fuel
+        if self.fuel > self._fuel_max:
+            raise FuelLimitError
 
     # Arguments and environment.
 
@@ -192,19 +215,24 @@ class Guest:
         return Errno.SUCCESS
 
     def clock_time_get(self, memory: Memory, clock: int, _precision: int, result: int) -> int:
-        """Each look moves the clock one step."""
+        """Each look moves the clock: the more looks in a row with nothing read or written between, the further."""
         if clock not in {_REALTIME, _MONOTONIC}:
             return Errno.INVAL
-        self._advance(CLOCK_STEP_NS)
+        self._look()
         memory.write(result, _U64.pack(self._now(clock)))
         return Errno.SUCCESS
 
+    def _look(self) -> None:
+        self._advance(CLOCK_STEP_NS * (1 + self._looks // CLOCK_LOOKS))
+        self._looks += 1
+
     def random_get(self, memory: Memory, address: int, length: int) -> int:
         """The bytes are a stream from the job's seed."""
-        if length > limits.RANDOM_BYTES_MAX:
-            return Errno.INVAL
         memory.read(address + length, 0)  # a bad pointer draws nothing
-        memory.write(address, self._random.take(length))
+        self._spend(length * limits.RANDOM_BYTE_FUEL)
+        for start in range(0, length, limits.RANDOM_PIECE_BYTES):
+            piece = self._random.take(min(limits.RANDOM_PIECE_BYTES, length - start))
+            memory.write(address + start, piece)
         return Errno.SUCCESS
 
     def sched_yield(self, _memory: Memory) -> int:
@@ -215,6 +243,7 @@ class Guest:
         """Report what is ready; when only clocks are asked, jump to the earliest."""
         if not 1 <= count <= limits.POLL_SUBSCRIPTIONS_MAX:
             return Errno.INVAL
+        self._spend(count * limits.HOST_BUFFER_FUEL)
         asked = memory.read(subscriptions, count * _SUBSCRIPTION.size)
         memory.read(events, count * _EVENT.size)
         ready = self._poll(asked)
@@ -271,6 +300,7 @@ class Guest:
             memory.write(address, piece)
             self._stdin = self._stdin[len(piece) :]
             total += len(piece)
+        self._has_moved(total)
         memory.write(result, _U32.pack(total))
         return Errno.SUCCESS
 
@@ -289,11 +319,12 @@ class Guest:
         else:
             for address, length in spans:
                 self.stdout += memory.read(address, length)
+        self._has_moved(total)
         memory.write(result, _U32.pack(total))
         return Errno.SUCCESS
 
     def _write_log(self, memory: Memory, spans: list[tuple[int, int]], total: int) -> None:
-        self.stderr_bytes += total
+        self.stderr_bytes = min(self.stderr_bytes + total, limits.COUNT_MAX)
         for address, length in spans:
             if not self._log_room:
                 return
@@ -302,13 +333,22 @@ class Guest:
             self._log_room -= kept
 
     def _spans(self, memory: Memory, iovecs: int, count: int) -> list[tuple[int, int]]:
-        """Read a list of buffers and check that each lies inside the guest's memory."""
+        """Read a list of buffers and check that each lies inside the guest's memory.
+
+        An empty buffer is skipped, wherever it stands in the list and wherever it points, as by readv and writev.
+        """
         if count > limits.IOVECS_MAX:
             raise CallFailedError(Errno.INVAL)
-        spans = list(_IOVEC.iter_unpack(memory.read(iovecs, count * _IOVEC.size)))
+        self._spend(count * limits.HOST_BUFFER_FUEL)
+        spans = [span for span in IOVEC.iter_unpack(memory.read(iovecs, count * IOVEC.size)) if span[1]]
         for address, length in spans:
             memory.read(address + length, 0)
         return spans
+
+    def _has_moved(self, count: int) -> None:
+        """Note that so many bytes were read or written: a guest that does more than wait keeps the clock's pace."""
+        if count:
+            self._looks = 0
 
     def fd_close(self, _memory: Memory, fd: int) -> int:
         """Closing a standard stream is final."""
@@ -397,9 +437,6 @@ _REFUSED: Final[Mapping[str, Callable[..., int]]] = {
     "sock_send": _refusal(Errno.NOTSOCK, 0),
     "sock_shutdown": _refusal(Errno.NOTSOCK, 0),
 }
-
-HANDLERS: Final[Mapping[str, Callable[..., int]]] = {name: _REFUSED.get(name) or getattr(Guest, name) for name in CALLS}
-"""Each call's function `(guest, memory, *arguments) -> errno`."""
 
 
 class _Random:

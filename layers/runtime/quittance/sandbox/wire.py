@@ -19,11 +19,11 @@ from quittance.run import Job, Meter, Outcome, Run
 _LENGTHS: Final = struct.Struct("<II")
 _HEADER_BYTES_MAX: Final = 16 * limits.KIB
 _READ_BYTES: Final = 16 * limits.KIB  # enough for most frames to come in one piece
-_NUMBER_MAX: Final = 2**63 - 1
 
 _GREETING: Final = struct.Struct("<?")
-_JOB: Final = struct.Struct("<IIIQQQQQ")  # bytes of the path, digest and seed that follow; the job's numbers
+_JOB: Final = struct.Struct("<IIIQQQQQB")  # bytes of the path, digest and seed that follow; the job's numbers
 _NO_EXIT_CODE: Final = -1
+_EXIT_CODE_MAX: Final = 2**32 - 1
 _OUTCOMES: Final = tuple(Outcome)
 _METER_FIELDS: Final = tuple(field.name for field in fields(Meter))
 _METER_FORM: Final = "".join("?" if name == "fuel_exact" else "Q" for name in _METER_FIELDS)
@@ -128,7 +128,7 @@ def decode_greeting(header: bytes) -> bool:
 def encode_job(job: Job) -> bytes:
     """Make the frame that orders a run."""
     path, digest = os.fsencode(job.artefact_path), job.artefact_sha256.encode()
-    numbers = job.fuel, job.memory_bytes, job.timeout_ms, job.epoch_ns, job.output_bytes
+    numbers = job.fuel, job.memory_bytes, job.timeout_ms, job.epoch_ns, job.output_bytes, job.host_rules
     return encode(
         b"".join((_JOB.pack(len(path), len(digest), len(job.seed), *numbers), path, digest, job.seed)), job.stdin
     )
@@ -136,7 +136,8 @@ def encode_job(job: Job) -> bytes:
 
 def decode_job(header: bytes, body: bytes) -> Job:
     """Read the frame that orders a run."""
-    path_bytes, digest_bytes, _, fuel, memory_bytes, timeout_ms, epoch_ns, output_bytes = _JOB.unpack_from(header)
+    path_bytes, digest_bytes, _, fuel, memory_bytes, timeout_ms, epoch_ns, *rest = _JOB.unpack_from(header)
+    output_bytes, host_rules = rest
     digest = _JOB.size + path_bytes
     seed = digest + digest_bytes
     return Job(
@@ -149,6 +150,7 @@ def decode_job(header: bytes, body: bytes) -> Job:
         epoch_ns=epoch_ns,
         seed=header[seed:],
         output_bytes=output_bytes,
+        host_rules=host_rules,
     )
 
 
@@ -174,7 +176,7 @@ def decode_run(header: bytes, body: bytes, stderr: bytes) -> tuple[Run, int]:
     except (struct.error, IndexError, ValueError) as error:
         message = "a report that is none"
         raise CorruptFrameError(message) from error
-    if max(resident_bytes, *meter) > _NUMBER_MAX or exit_code < _NO_EXIT_CODE:
+    if max(resident_bytes, *meter) > limits.COUNT_MAX or not _NO_EXIT_CODE <= exit_code <= _EXIT_CODE_MAX:
         message = "a report of numbers that are no counts"
         raise CorruptFrameError(message)
     return run, resident_bytes

@@ -8,9 +8,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = MIB
 _PART: Final = "part-"  # begins the names of files that are being downloaded
 _ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404"})
+_POSTED: Final = re.compile(r"uploads/(?P<agent_id>[A-Za-z0-9_-]{1,64})/(?P<number>[0-9]{1,9})")
 
 
 class BlobMissingError(Exception):
@@ -44,6 +47,29 @@ class BlobMissingError(Exception):
 
 class BlobTamperedError(Exception):
     """The object's bytes are not those that its digest names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """An object in the uploads bucket: of which upload it is, and which of the objects that a form can be posted as.
+
+    S3 takes the same form more than once, and cannot be told not to: each post is another version of the same key.
+    """
+
+    agent_id: str
+    number: int
+    version: str = ""
+
+    @property
+    def key(self) -> str:
+        """The object's key."""
+        return f"uploads/{self.agent_id}/{self.number}"
+
+    @classmethod
+    def of(cls, key: str, version: str) -> "Posted | None":
+        """The object of a key and a version; None if no form of ours made it."""
+        match = _POSTED.fullmatch(key)
+        return cls(match["agent_id"], int(match["number"]), version) if match else None
 
 
 class Uploads:
@@ -57,15 +83,18 @@ class Uploads:
         """URL and form fields with which anyone who holds them can post one module of this upload, for 15 minutes."""
         post = self._client.generate_presigned_post(
             self._bucket,
-            f"uploads/{agent_id}/{number}",
+            Posted(agent_id, number).key,
             Conditions=[["content-length-range", 0, MODULE_BYTES_MAX]],
             ExpiresIn=UPLOAD_SECONDS_MAX,
         )
         return post["url"], post["fields"]
 
-    def read(self, key: str) -> bytes:
+    def read(self, posted: "Posted") -> bytes:
         """The posted bytes, one more than the limit at most. Raises BlobMissingError, PlatformUnavailableError."""
-        with _typed_faults(), closing(self._client.get_object(Bucket=self._bucket, Key=key)["Body"]) as body:
+        named = {"Bucket": self._bucket, "Key": posted.key}
+        if posted.version:
+            named["VersionId"] = posted.version
+        with _typed_faults(), closing(self._client.get_object(**named)["Body"]) as body:  # type: ignore[arg-type]  # a TypedDict
             return body.read(MODULE_BYTES_MAX + 1)
 
 

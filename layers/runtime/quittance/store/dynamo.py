@@ -117,7 +117,7 @@ def update(
     table: str,
     pk: str,
     *,
-    set_: Mapping[str, Value | None],
+    set_: Mapping[str, Value | None] = MappingProxyType({}),
     condition: str | None = None,
     values: Mapping[str, Value] = MappingProxyType({}),
     remove: Iterable[str] = (),
@@ -127,21 +127,23 @@ def update(
     Conditions write attributes as `#name`, because many good names are reserved words. What is None is not set.
     """
     present = {name: value for name, value in set_.items() if value is not None}
-    expression = "SET " + ", ".join(f"#{name} = :new_{name}" for name in present)
-    removed = [f"#{name}" for name in remove]
-    if removed:
-        expression += " REMOVE " + ", ".join(removed)
-    new_values = {f":new_{name}": value for name, value in present.items()}
+    clauses = {
+        "SET": [f"#{name} = :new_{name}" for name in present],
+        "REMOVE": [f"#{name}" for name in remove],
+    }
+    expression = " ".join(f"{verb} {', '.join(parts)}" for verb, parts in clauses.items() if parts)
+    all_values = {**{f":new_{name}": value for name, value in present.items()}, **values}
     write = {
         "TableName": table,
         "Key": to_item({"pk": pk}),
         "UpdateExpression": expression,
         "ExpressionAttributeNames": {f"#{name}": name for name in _NAMED.findall(f"{expression} {condition or ''}")},
-        "ExpressionAttributeValues": to_item({**new_values, **values}),
     }
-    if condition is None:
-        return write
-    return {**write, "ConditionExpression": condition, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+    if all_values:
+        write["ExpressionAttributeValues"] = to_item(all_values)
+    if condition is not None:
+        write |= {"ConditionExpression": condition, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+    return write
 
 
 def attempt(send: Callable[[], _T]) -> _T:
@@ -171,6 +173,22 @@ def answered(send: Callable[[], _T], patience: Patience) -> _T:
             return attempt(send)
         except BusyError as busy:
             patience.wait(busy)
+
+
+def batch(
+    read: Callable[..., Mapping[str, Any]], table: str, pks: Iterable[str], patience: Patience, *, consistent: bool
+) -> dict[str, Mapping[str, Any]]:
+    """Those of up to 100 different items that are there, by their keys. Raises PlatformUnavailableError."""
+    found: dict[str, Mapping[str, Any]] = {}
+    missing: list[Any] = [to_item({"pk": pk}) for pk in pks]
+    while missing:
+        asked = {table: {"Keys": missing, "ConsistentRead": consistent}}
+        answer = answered(partial(read, RequestItems=asked), patience)
+        found |= {item["pk"]["S"]: item for item in answer["Responses"].get(table, [])}
+        missing = list(answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", []))
+        if missing:
+            patience.wait(BusyError())
+    return found
 
 
 def paged(

@@ -4,8 +4,9 @@
     ACCT#<account>            available: what the home purse of the account has (see wallet.py); of a bond, `charged`
     ACCT#<account>#<purse>    available: what another of its purses has
     ESC#<escrow id>           the escrow; `work` and `work_at` while something is still to be done with it
-    IN#<account>#<id>         a deposit: amount
-    OUT#<account>#<id>        a withdrawal: amount
+    IN#<account>#<id>         a deposit: amount, depositor
+    OUT#<account>#<id>        a withdrawal: amount, payout; decided_ms and decided_by once it is paid or failed
+    BACK#<account>#<id>       a withdrawal that could not be paid out: amount, which is available again
     BOND#<account>#<id>       what moved between an owner's account and its bond: amount; one line on each side
     EARN#<account>#<id>       what the sweep credited an owner for a batch: amount, tasks, agent_id if it is one agent
     JUDGING#<account>#<id>    what it gave back to a bond out of the owner's price for its own judges
@@ -19,9 +20,10 @@
 `seal` of an escrow, a movement or a batch is a digest of what was first written of it and never changes (see seal.py).
 
 The sparse index `work` finds what the sweep has to do: `OPEN#<shard>` by expiry while an escrow is funded, then
-`SETTLED#<shard>` by time until its owner and the platform are credited, and `BATCH` until a batch is in the log. The
-index `statement` orders what moved an account's credits by `account` and `at`. An index only finds candidates: items
-are read, and conditions tested, anew.
+`SETTLED#<shard>` by time until its owner and the platform are credited, and `BATCH` until a batch is in the log. It
+also finds what the operator has to do: `PAYOUT` until a withdrawal is paid out or returned. The index `statement`
+orders what moved an account's credits by `account` and `at`. An index only finds candidates: items are read, and
+conditions tested, anew.
 
 The state machine is in the condition expressions. A refused write returns the item that refused it, so a replay, a
 lost race and a lost answer are told apart without a read. Every write undoes its own condition: so each can be sent
@@ -45,7 +47,7 @@ from quittance.audit import LogHead
 from quittance.bond import bond_account, is_bond
 from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, is_judge, judge_task_id
-from quittance.journal import Kind, Line, task_line
+from quittance.journal import Kind, Line, Payout, PayoutState, task_line
 from quittance.limits import BATCH_GET_ITEMS_MAX, WALLET_PURSES
 from quittance.pricing import ComputePrices
 from quittance.reputation import Standing
@@ -60,6 +62,7 @@ from quittance.store.dynamo import (
     answered,
     attempt,
     attribute,
+    batch,
     from_item,
     paged,
     plain,
@@ -76,13 +79,15 @@ STATEMENT_INDEX: Final = "statement"
 _PREFIXES: Final = {
     Kind.DEPOSIT: "IN",
     Kind.WITHDRAWAL: "OUT",
-    Kind.EARNINGS: "EARN",
-    Kind.FEES: "FEE",
+    Kind.RETURNED: "BACK",
     Kind.BOND: "BOND",
-    Kind.CHARGE: "CHARGE",
+    Kind.EARNINGS: "EARN",
     Kind.JUDGING: "JUDGING",
+    Kind.CHARGE: "CHARGE",
+    Kind.FEES: "FEE",
 }
 _KINDS: Final = {prefix: kind for kind, prefix in _PREFIXES.items()}
+_PAYOUT: Final = "PAYOUT"
 _WALLETS_REMEMBERED_MAX: Final = 1_000
 
 
@@ -230,26 +235,99 @@ class Ledger:
 
     # Accounts.
 
-    def deposit(self, account: str, deposit_id: str, amount_micro: int, *, now_ms: int) -> int:
-        """Adds to an account, once per `deposit_id`; returns when that was. Raises MovementConflictError."""
-        record = self._line_values(Line(account, Kind.DEPOSIT, deposit_id, now_ms, amount_micro))
+    def deposit(
+        self, account: str, deposit_id: str, amount_micro: int, *, now_ms: int, depositor: str | None = None
+    ) -> int:
+        """Adds to an account, once per `deposit_id`; returns when that was.
+
+        Raises MovementConflictError if the id has another amount, or was used by another depositor: the same id of two
+        depositors names two payments, and neither may be taken for a repeat of the other. A deposit of before whose
+        depositor is not recorded is anybody's.
+        """
+        line = Line(account, Kind.DEPOSIT, deposit_id, now_ms, amount_micro, depositor=depositor)
         try:
-            self._give({account: amount_micro}, [{"Put": put_new(self._table, record)}])
+            self._give({account: amount_micro}, [{"Put": put_new(self._table, self._line_values(line))}])
         except RefusedError as refused:
-            return _recorded_ms(refused.items[0], deposit_id, amount_micro)
+            return _recorded(refused.items[0], line).at_ms
         return now_ms
 
-    def withdraw(self, account: str, withdrawal_id: str, amount_micro: int, *, now_ms: int) -> int:
-        """Takes from an account, once per `withdrawal_id`; returns when that was.
+    def withdraw(self, account: str, withdrawal_id: str, amount_micro: int, *, now_ms: int) -> Payout:
+        """Takes from an account, once per `withdrawal_id`; returns the payout that stands, which waits to be decided.
 
         Raises MovementConflictError if the id has another amount, InsufficientFundsError.
         """
-        record = self._line_values(Line(account, Kind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro))
+        line = Line(account, Kind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro, payout=PayoutState.REQUESTED)
+        record = to_item(values := {**self._line_values(line), "work": _PAYOUT, "work_at": now_ms})
         try:
-            recorded = self._take({account: amount_micro}, record)
+            recorded = self._take({account: amount_micro}, values)
         except _LackError as lack:
             raise lack.refusal() from lack
-        return now_ms if recorded is None else _recorded_ms(recorded, withdrawal_id, -amount_micro)
+        if recorded is not None:
+            _recorded(recorded, line)
+        return _payout(recorded or record)
+
+    def payout(self, account: str, withdrawal_id: str) -> Payout | None:
+        """The payout of a withdrawal as it stands now (consistent read), or None."""
+        item = self._get(_pk(account, Kind.WITHDRAWAL, withdrawal_id))
+        return _payout(item) if item else None
+
+    def payouts(
+        self, *, limit: int, after: tuple[int, str, str] | None = None
+    ) -> tuple[list[Payout], tuple[int, str, str] | None]:
+        """Payouts that wait, of up to `limit` that the index shows, the longest waiting first; and where more follow.
+
+        `after` (requested_ms, account, withdrawal id) is where the page before ended. The index may lag by a second;
+        each payout is as its item stands now, and those that were decided meanwhile are left out.
+        """
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": WORK_INDEX,
+            "KeyConditionExpression": "#work = :queue",
+            "ExpressionAttributeNames": {"#work": "work"},
+            "ExpressionAttributeValues": to_item({":queue": _PAYOUT}),
+            "Limit": limit + 1,
+        }
+        if after is not None:
+            at_ms, account, withdrawal_id = after
+            pk = _pk(account, Kind.WITHDRAWAL, withdrawal_id)
+            query["ExclusiveStartKey"] = to_item({"pk": pk, "work": _PAYOUT, "work_at": at_ms})
+        shown = [from_item(item) for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
+        found = self._get_all([item["pk"] for item in shown[:limit]])
+        standing = [_payout(found[item["pk"]]) for item in shown[:limit] if item["pk"] in found]
+        last = None
+        if len(shown) > limit:
+            _, account, withdrawal_id = shown[limit - 1]["pk"].split("#", 2)
+            last = shown[limit - 1]["work_at"], account, withdrawal_id
+        return [payout for payout in standing if payout.state is PayoutState.REQUESTED], last
+
+    def decide_payout(self, payout: Payout, state: PayoutState, *, by: str, now_ms: int) -> Payout:
+        """Ends a requested payout as paid or failed, once; returns the payout that stands.
+
+        What could not be paid out is available again in the same transaction, with a line in the journal. A withdrawal
+        of before that has no state counts as requested.
+        """
+        decided = replace(payout, state=state, decided_ms=now_ms, decided_by=by, waits=False)
+        write = update(
+            self._table,
+            _pk(payout.account, Kind.WITHDRAWAL, payout.withdrawal_id),
+            set_={"payout": state, "decided_ms": now_ms, "decided_by": by},
+            remove=("work", "work_at"),
+            condition="attribute_exists(#amount) AND attribute_not_exists(#decided_ms)",
+            values={},
+        )
+        try:
+            if state is PayoutState.FAILED:
+                line = Line(payout.account, Kind.RETURNED, payout.withdrawal_id, now_ms, payout.amount_micro)
+                returned = {"Put": put_new(self._table, self._line_values(line))}
+                self._give({payout.account: payout.amount_micro}, [{"Update": write}, returned])
+            else:
+                answered(lambda: self._client.update_item(**write), self._patience())
+        except RefusedError as refused:
+            if refused.items[0] is None:
+                msg = f"the withdrawal {payout.withdrawal_id!r} is absent, or was returned although it is not failed"
+                raise LookupError(msg) from refused
+            return _payout(refused.items[0])
+        return decided
 
     def move_bond(self, owner: str, bond_id: str, amount_micro: int, *, now_ms: int) -> int:
         """Moves credits from an owner's account into its bond, or back if less than 0; once per id; returns when.
@@ -257,21 +335,19 @@ class Ledger:
         Raises MovementConflictError if the id has another amount, InsufficientFundsError for the side that lacks.
         """
         bond = bond_account(owner)
-        records = [
-            self._line_values(Line(account, Kind.BOND, bond_id, now_ms, change_micro))
-            for account, change_micro in ((owner, -amount_micro), (bond, amount_micro))
-        ]
+        line = Line(owner, Kind.BOND, bond_id, now_ms, -amount_micro)
+        records = [self._line_values(each) for each in (line, replace(line, account=bond, amount_micro=amount_micro))]
         source, target = (owner, bond) if amount_micro > 0 else (bond, owner)
         try:
             recorded = self._take({source: abs(amount_micro)}, *records, to=target)
         except _LackError as lack:
             raise lack.refusal() from lack
-        return now_ms if recorded is None else _recorded_ms(recorded, bond_id, -amount_micro)
+        return now_ms if recorded is None else _recorded(recorded, line).at_ms
 
     def bond_moved_ms(self, owner: str, bond_id: str, amount_micro: int) -> int | None:
         """When a movement of a bond was recorded, None if it was not. Raises MovementConflictError."""
         item = self._get(_pk(owner, Kind.BOND, bond_id))
-        return None if item is None else _recorded_ms(item, bond_id, -amount_micro)
+        return None if item is None else _recorded(item, Line(owner, Kind.BOND, bond_id, 0, -amount_micro)).at_ms
 
     def bond(self, owner: str) -> Bond:
         """What an owner's bond has and was charged: a snapshot."""
@@ -364,6 +440,28 @@ class Ledger:
                 credited.add(batch)
                 waiting = waiting[len(batch.escrows) :]
         return credited
+
+    def charge(self, owner: str, agent_id: str, reference: str, due_micro: int, *, now_ms: int) -> Credited:
+        """Takes what a publication cost from an owner's bond for the platform, once per agent and reference.
+
+        A bond that has less pays what it has; the rest is written off.
+        """
+        patience, named = self._patience(), f"{agent_id}.{reference}"
+        while True:
+            has = self._bond_purses({owner: due_micro})[owner]
+            charge = crediting.publication(
+                owner, named, due_micro, has, agent_id=agent_id, platform_account=self._platform_account, now_ms=now_ms
+            )
+            try:
+                attempt(partial(self._send, self._charge_actions(charge)))
+            except RefusedError as refused:
+                if refused.items[0] is not None:  # it was charged before
+                    return Credited(bonds_left={owner: None})
+                patience.wait(ConflictError())
+            except BusyError as busy:
+                patience.wait(busy)
+            else:
+                return Credited(0, charge.written_off_micro, dict(charge.bonds_left))
 
     # The log.
 
@@ -664,8 +762,12 @@ class Ledger:
     def _credit_actions(self, batch: crediting.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
         first = batch.escrows[0]
         actions = [self._mark_swept(escrow, first, place, now_ms) for place, escrow in enumerate(batch.escrows)]
-        actions += [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
         actions.append({"Put": put_new(self._table, _batch_values(batch.escrows, now_ms))})
+        return actions + self._charge_actions(batch, contended=contended)
+
+    def _charge_actions(self, batch: crediting.Batch, *, contended: bool = False) -> list[dict[str, Any]]:
+        """What a batch moves: the lines of the journal, the bonds' purses, and the credits."""
+        actions: list[dict[str, Any]] = [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
         for bond, moves in batch.bond_moves.items():
             charged_micro = batch.charged[bond]  # noted at the first purse that is touched
             for purse, change_micro in moves.items():
@@ -764,18 +866,7 @@ class Ledger:
 
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
-        found: dict[str, Mapping[str, Any]] = {}
-        missing: list[Any] = [to_item({"pk": pk}) for pk in pks]
-        patience = self._patience()
-        while missing:
-            asked: Any = {self._table: {"Keys": missing, "ConsistentRead": True}}
-            answer = answered(lambda: self._client.batch_get_item(RequestItems=asked), patience)  # noqa: B023 - called here
-            found |= {item["pk"]["S"]: item for item in answer["Responses"].get(self._table, [])}
-            unprocessed = answer.get("UnprocessedKeys", {})
-            missing = list(unprocessed[self._table]["Keys"]) if self._table in unprocessed else []
-            if missing:
-                patience.wait(BusyError())
-        return found
+        return batch(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
 
     def _work(
         self,
@@ -850,8 +941,19 @@ class Ledger:
             "agent_id": line.agent_id,
             "tasks": line.tasks,
             "due": line.due_micro,
+            "depositor": line.depositor,
+            "payout": line.payout,
         }
         return sealed(values)
+
+
+def payout_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Payout | None:
+    """The payout that a change of the table has requested or decided; None for any other change.
+
+    The images are those of a stream record.
+    """
+    moved = "payout" in after and before.get("payout") != after["payout"]
+    return _payout(after) if moved else None
 
 
 def left_funded(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow | None:
@@ -896,18 +998,43 @@ def _line(item: Mapping[str, Any]) -> Line:
         agent_id=values.get("agent_id"),
         tasks=values.get("tasks"),
         due_micro=values.get("due"),
+        depositor=values.get("depositor"),
+        payout=_payout(item).state if prefix == _PREFIXES[Kind.WITHDRAWAL] else None,
     )
 
 
-def _recorded_ms(item: Mapping[str, Any] | None, movement_id: str, amount_micro: int) -> int:
-    """When a movement was recorded. Raises MovementConflictError if it was with another amount."""
+def _payout(item: Mapping[str, Any]) -> Payout:
+    """The payout of a withdrawal; one of before that has no state waits like any other, but the index lacks it."""
+    values = from_item(item)
+    _, account, withdrawal_id = values["pk"].split("#", 2)
+    return Payout(
+        account=account,
+        withdrawal_id=withdrawal_id,
+        amount_micro=-values["amount"],
+        requested_ms=values["at"],
+        state=PayoutState(values.get("payout", PayoutState.REQUESTED)),
+        decided_ms=values.get("decided_ms"),
+        decided_by=values.get("decided_by"),
+        waits=values.get("work") == _PAYOUT,
+        recorded="payout" in values,
+    )
+
+
+def _recorded(item: Mapping[str, Any] | None, line: Line) -> Line:
+    """The line that stands in the place of a repeated one.
+
+    Raises MovementConflictError if it has another amount, or is another depositor's.
+    """
     if item is None:
         msg = "only a record that stands refuses a movement"
         raise LookupError(msg)
     recorded = _line(item)
-    if recorded.amount_micro != amount_micro:
-        raise MovementConflictError(movement_id, recorded_micro=abs(recorded.amount_micro))
-    return recorded.at_ms
+    recorded_micro = abs(recorded.amount_micro)
+    if recorded.depositor not in {None, line.depositor}:
+        raise MovementConflictError(line.reference, recorded_micro=recorded_micro, by_another=True)
+    if recorded.amount_micro != line.amount_micro:
+        raise MovementConflictError(line.reference, recorded_micro=recorded_micro)
+    return recorded
 
 
 def _settlement_values(settlement: Settlement) -> dict[str, Value | None]:

@@ -30,14 +30,14 @@ class Queue:
         self._client = client
         self._url = url
 
-    def send(self, body: str, *, of: str) -> None:
+    def send(self, body: str, *, of: str, delay_s: int = 0) -> None:
         """Puts a message of somebody's into the queue: one account's many do not delay others' (SQS fair queues).
 
-        Raises PlatformUnavailableError: it may be there nevertheless.
+        It is seen after `delay_s` seconds. Raises PlatformUnavailableError: it may be there nevertheless.
         """
         group = hashlib.sha256(of.encode()).hexdigest()  # a group's name has fewer characters than an account's
         try:
-            self._client.send_message(QueueUrl=self._url, MessageBody=body, MessageGroupId=group)
+            self._client.send_message(QueueUrl=self._url, MessageBody=body, MessageGroupId=group, DelaySeconds=delay_s)
         except (ClientError, BotoCoreError) as exc:
             raise PlatformUnavailableError from exc
 

@@ -2,31 +2,46 @@
 
     pk                 attributes
     AGENT#<agent id>   owner, name, terms, the active version's digests, and the newest upload with its own terms
+    ARTEFACT#<key>     who compiles an artefact anew, until when; and the artefact's digest once it is there
+    DUE#<agent>#<upload>  what the publication of an upload costs its owner's bond, until the sweep has charged it
     OWNER#<owner id>   bond_short, frozen: whether the agents of this owner may take tasks; no item means that they may
+    FUNDING            paused: whether an operator has stopped the funding of tasks; no item means no
+    OPERATION#<id>     what an operator did (see operations.py)
 
 An agent has at most one active version and one open upload. Only the newest upload can become active, once, and its
-terms with it, so a late or repeated S3 event changes nothing. The index `listing` serves `GET /agents`, and the index
-`owner` finds all agents of one owner.
+terms with it, so a late or repeated S3 event changes nothing. The first posted object whose event is handled is the
+upload: `claim_upload` notes its version, and no other one is read.
+
+    awaiting_upload → publishing → active | rejected     decided: nothing changes it any more
+                                 → failed                the platform's fault; the same object may be claimed again
+
+The index `listing` serves `GET /agents`: it holds agents from their first activation until they are retired, and no
+others, so that nothing is read in vain. The index `owner` finds all agents of one owner. Both have keys that items of
+before have too, when every registration was in the listing; `page` takes out what it meets of those.
 """
 
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from quittance.acceptance import NO_RULES
-from quittance.errors import NotFoundError
-from quittance.limits import OWNED_AGENTS_READ_MAX
+from quittance.errors import NotFoundError, PlatformUnavailableError
+from quittance.limits import OWNED_AGENTS_READ_MAX, UNLISTED_AT_ONCE_MAX
 from quittance.store.dynamo import (
+    BusyError,
     Patience,
     RefusedError,
     Value,
     answered,
+    attempt,
+    batch,
     from_item,
     paged,
     put_new,
@@ -39,7 +54,9 @@ if TYPE_CHECKING:
 
 LISTING_INDEX: Final = "listing"
 OWNER_INDEX: Final = "owner"
+FUNDING_PK: Final = "FUNDING"
 _LISTING: Final = "agents"
+_DUE: Final = "due"
 _CACHE_SECONDS: Final = 10.0
 _CACHED_AGENTS_MAX: Final = 1_000
 _REFUSED: Final = "refused"
@@ -54,6 +71,7 @@ class AgentState(StrEnum):
     PUBLISHING = "publishing"
     ACTIVE = "active"
     REJECTED = "rejected"
+    FAILED = "failed"
     RETIRED = "retired"
 
 
@@ -91,20 +109,39 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why the newest upload was refused, for its author."""
+    """Why the newest upload was refused or failed, for its author."""
 
     code: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """What the publication of one upload costs its owner's bond."""
+
+    owner: str
+    agent_id: str
+    upload: int
+    amount_micro: int
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
-    """The newest upload: its number, where it stands, and the terms that its version will have."""
+    """The newest upload: its number, where it stands, and the terms that its version will have.
+
+    `posted` is the version of the object that was claimed as this upload.
+    """
 
     number: int
     state: AgentState
     terms: Terms
     rejection: Rejection | None = None
+    posted: str | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing can change this upload any more."""
+        return self.state in {AgentState.ACTIVE, AgentState.REJECTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +166,18 @@ class Agent:
         return AgentState.ACTIVE if self.version else self.upload.state
 
 
+Place = tuple[int, str]
+"""Where a page ends: the creation time of its last agent, and its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some agents, and behind which place the next page begins; None at the end."""
+
+    agents: list[Agent]
+    after: Place | None
+
+
 @dataclass(frozen=True, slots=True)
 class OwnerState:
     """Whether an owner's agents may take tasks: only with a bond that covers their failures, and unless frozen."""
@@ -143,6 +192,16 @@ class OwnedAgents:
 
     active: bool
     retired_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """Who compiles an artefact anew: `ours` if it is the caller's work; its digest if it is there already."""
+
+    key: str
+    holder: str
+    ours: bool
+    artefact_sha256: str | None = None
 
 
 class _Cache(Generic[_Entry]):
@@ -164,6 +223,10 @@ class _Cache(Generic[_Entry]):
             self._entries.popitem(last=False)
         return entry
 
+    def clear(self) -> None:
+        """Forgets all entries."""
+        self._entries.clear()
+
     def drop(self, key: str) -> None:
         """The next `get` of this key reads it anew."""
         self._entries.pop(key, None)
@@ -176,8 +239,9 @@ class Registry:
         self._client = client
         self._table = table
         self._left_ms = left_ms
-        self._agents: _Cache[Agent] = _Cache()
+        self._cache: _Cache[Agent] = _Cache()
         self._owners: _Cache[OwnerState] = _Cache()
+        self._funding: _Cache[bool] = _Cache()
 
     def get(self, agent_id: str) -> Agent:
         """The agent as it stands now (consistent read). Raises NotFoundError."""
@@ -189,7 +253,7 @@ class Registry:
 
     def get_cached(self, agent_id: str) -> Agent:
         """The agent as this environment saw it at most ten seconds ago. Raises NotFoundError."""
-        return self._agents.get(agent_id, self.get)
+        return self._cache.get(agent_id, self.get)
 
     def owner(self, owner_id: str) -> OwnerState:
         """Whether an owner's agents may take tasks, as it stands now (consistent read)."""
@@ -207,6 +271,18 @@ class Registry:
     def set_frozen(self, owner_id: str, frozen: bool) -> None:  # noqa: FBT001 - the flag is what is set
         """Records whether an operator has frozen an owner. Repeating changes nothing."""
         self._set_flag(owner_id, "frozen", frozen)
+
+    def is_frozen(self, account: str) -> bool:
+        """Whether an operator has frozen an account: seen within ten seconds, and that it is no more at once."""
+        return self.owner_cached(account).frozen and self.owner(account).frozen
+
+    def is_bonded(self, owner_id: str) -> bool:
+        """Whether an owner's bond is large enough: a lack is seen within ten seconds, a top-up at once."""
+        return self.owner_cached(owner_id).bonded or self.owner(owner_id).bonded
+
+    def funding_is_paused(self) -> bool:
+        """Whether an operator has paused funding: seen within ten seconds, and that it goes on again at once."""
+        return self._funding.get(FUNDING_PK, self._paused) and self._paused(FUNDING_PK)
 
     def active_agents_of(self, owner_id: str) -> OwnedAgents:
         """Whether an owner has agents with an active version, and when the last one was retired.
@@ -232,30 +308,82 @@ class Registry:
                 active = True
         return OwnedAgents(active or read > OWNED_AGENTS_READ_MAX, retired_ms)
 
-    def page(self, *, owner: str | None, limit: int, after: tuple[int, str] | None) -> tuple[list[Agent], bool]:
-        """Up to `limit` agents, newest first, beginning behind `after` (created_ms, agent id); and whether more follow.
+    def page(self, *, owner: str | None, limit: int, after: Place | None) -> Page:
+        """Up to `limit` agents, newest first, beginning behind `after`: those that take tasks, or all of one owner's.
 
-        Without `owner` only agents that take tasks are listed.
+        What is read is bounded: one page of an index without a filter, and for an owner the items that it names. A page
+        may therefore hold fewer than `limit` agents, or none, though more follow.
         """
+        hash_name, hash_value, index = ("listing", _LISTING, LISTING_INDEX)
+        if owner is not None:
+            hash_name, hash_value, index = ("owner", owner, OWNER_INDEX)
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": index,
+            "KeyConditionExpression": "#hash = :hash",
+            "ExpressionAttributeNames": {"#hash": hash_name},
+            "ExpressionAttributeValues": to_item({":hash": hash_value}),
+            "ScanIndexForward": False,
+            "Limit": limit + 1,
+        }
+        if after is not None:
+            created_ms, agent_id = after
+            query["ExclusiveStartKey"] = to_item(
+                {"pk": f"AGENT#{agent_id}", hash_name: hash_value, "created_ms": created_ms}
+            )
+        answer = answered(partial(self._client.query, **query), self._patience())
+        items: Sequence[Mapping[str, Any]] = answer["Items"][:limit]
+        more = len(answer["Items"]) > limit or "LastEvaluatedKey" in answer
+        places = [(int(item["created_ms"]["N"]), item["pk"]["S"].removeprefix("AGENT#")) for item in items]
+        if owner is not None:
+            pks = [item["pk"]["S"] for item in items]
+            found = batch(self._client.batch_get_item, self._table, pks, self._patience(), consistent=False)
+            items = [found[pk] for pk in pks if pk in found]
+        agents = [_agent(item) for item in items]
+        if owner is None:
+            stale = [agent for agent in agents if agent.state is not AgentState.ACTIVE]
+            self._unlist(stale[:UNLISTED_AT_ONCE_MAX])
+            agents = [agent for agent in agents if agent.state is AgentState.ACTIVE]
+        return Page(agents, places[-1] if more and places else None)
+
+    # What publications cost. The publisher cannot reach money: it notes here what the sweep is to charge.
+
+    def owe(self, agent: Agent, amount_micro: int, *, now_ms: int) -> None:
+        """Notes what publishing an agent's newest upload costs its owner's bond. The last note of an upload counts."""
+        write = update(
+            self._table,
+            f"DUE#{agent.agent_id}#{agent.upload.number}",
+            set_={"debtor": agent.owner, "amount": amount_micro, "listing": _DUE, "created_ms": now_ms},
+        )
+        answered(lambda: self._client.update_item(**write), self._patience())
+
+    def dues(self) -> Iterator[Due]:
+        """What is noted and not charged yet, the oldest first, as the index shows it."""
         query: dict[str, Any] = {
             "TableName": self._table,
             "IndexName": LISTING_INDEX,
             "KeyConditionExpression": "listing = :listing",
-            "ScanIndexForward": False,
-            "FilterExpression": "attribute_exists(module_sha256) AND attribute_not_exists(retired_ms)",
-            "ExpressionAttributeValues": to_item({":listing": _LISTING}),
+            "ExpressionAttributeValues": to_item({":listing": _DUE}),
         }
-        if owner is not None:
-            query["FilterExpression"] = "#owner = :owner"
-            query["ExpressionAttributeNames"] = {"#owner": "owner"}
-            query["ExpressionAttributeValues"] |= to_item({":owner": owner})
-        if after is not None:
-            created_ms, agent_id = after
-            query["ExclusiveStartKey"] = to_item(
-                {"pk": f"AGENT#{agent_id}", "listing": _LISTING, "created_ms": created_ms}
-            )
-        found = [_agent(item) for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
-        return found[:limit], len(found) > limit
+        for values in map(from_item, paged(self._client.query, query, self._left_ms)):
+            _, agent_id, number = values["pk"].split("#")
+            yield Due(values["debtor"], agent_id, int(number), values["amount"])
+
+    def forget_due(self, due: Due) -> None:
+        """Removes what was charged. Repeating changes nothing."""
+        key = to_item({"pk": f"DUE#{due.agent_id}#{due.upload}"})
+        answered(lambda: self._client.delete_item(TableName=self._table, Key=key), self._patience())
+
+    def check(self) -> None:
+        """Reads one item of the listing at most. Raises PlatformUnavailableError unless the table answers."""
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": LISTING_INDEX,
+            "KeyConditionExpression": "listing = :listing",
+            "ExpressionAttributeValues": to_item({":listing": _LISTING}),
+            "Limit": 1,
+        }
+        answered(partial(self._client.query, **query), self._patience())
 
     def create(self, agent: Agent) -> None:
         """Records a new agent with its first upload awaited."""
@@ -264,7 +392,6 @@ class Registry:
             "owner": agent.owner,
             "name": agent.name,
             "description": agent.description,
-            "listing": _LISTING,
             "created_ms": agent.created_ms,
             **_terms_values("", agent.terms),
             **_upload_values(agent.upload),
@@ -278,23 +405,42 @@ class Registry:
         return self._write(
             replace(agent, upload=upload),
             set_=_upload_values(upload),
-            remove=("rejection_code", "rejection_message"),
+            remove=("rejection_code", "rejection_message", "upload_posted"),
             condition="#upload_number = :seen AND attribute_not_exists(#retired_ms)",
             values={":seen": agent.upload.number},
         )
 
-    def start_publishing(self, agent: Agent) -> Agent:
-        """Shows that the newest upload is being worked on."""
-        return self._write_upload(agent, AgentState.PUBLISHING)
+    def claim_upload(self, agent: Agent, posted: str) -> Agent:
+        """Takes an object as the newest upload, which is published from then on; returns the agent that stands.
+
+        Only the first object is taken, and taken again after a crash or a failure.
+        """
+        upload = replace(agent.upload, state=AgentState.PUBLISHING, rejection=None, posted=posted)
+        return self._write(
+            replace(agent, upload=upload),
+            set_={"upload_state": upload.state, "upload_posted": posted},
+            remove=("rejection_code", "rejection_message"),
+            condition=f"{_NEWEST} AND ({_AWAITED} OR {_CLAIMED})",
+            values=_upload_condition(agent, posted) | {":awaiting": AgentState.AWAITING_UPLOAD},
+        )
+
+    def fail_upload(self, agent: Agent, posted: str, rejection: Rejection) -> Agent:
+        """Records that the platform could not publish the newest upload; returns the agent that stands."""
+        upload = replace(agent.upload, state=AgentState.FAILED, rejection=rejection, posted=posted)
+        return self._write(
+            replace(agent, upload=upload),
+            set_={"upload_state": upload.state, "upload_posted": posted, **_rejection_values(rejection)},
+            condition=f"{_NEWEST} AND ({_AWAITED} OR {_CLAIMED})",
+            values=_upload_condition(agent, posted) | {":awaiting": AgentState.AWAITING_UPLOAD},
+        )
 
     def activate(self, agent: Agent, version: Version) -> Agent:
-        """Makes the newest upload, its version and its terms the active ones; returns the agent that stands."""
+        """Makes the claimed upload, its version and its terms the active ones; returns the agent that stands."""
         upload = replace(agent.upload, state=AgentState.ACTIVE, rejection=None)
         return self._write_upload(
             replace(agent, upload=upload, version=version, terms=upload.terms),
             AgentState.ACTIVE,
-            {**_version_values(version), **_terms_values("", upload.terms)},
-            remove=("rejection_code", "rejection_message"),
+            {**_version_values(version), **_terms_values("", upload.terms), "listing": _LISTING},
         )
 
     def reject(self, agent: Agent, rejection: Rejection) -> Agent:
@@ -302,7 +448,7 @@ class Registry:
         return self._write_upload(
             replace(agent, upload=replace(agent.upload, rejection=rejection)),
             AgentState.REJECTED,
-            {"rejection_code": rejection.code, "rejection_message": rejection.message},
+            _rejection_values(rejection),
         )
 
     def replace_artefact(self, agent: Agent, version: Version) -> Agent:
@@ -314,28 +460,59 @@ class Registry:
             values={":same": version.module_sha256},
         )
 
+    def claim_compilation(self, key: str, *, holder: str, now_ms: int, until_ms: int) -> Compilation:
+        """Decides who compiles an artefact anew: one holder at a time, until the artefact is there."""
+        write = update(
+            self._table,
+            f"ARTEFACT#{key}",
+            set_={"holder": holder, "lease_ms": until_ms},
+            condition="attribute_not_exists(#artefact_sha256)"
+            " AND (attribute_not_exists(#lease_ms) OR #lease_ms <= :now)",
+            values={":now": now_ms},
+        )
+        try:
+            answered(lambda: self._client.update_item(**write), self._patience())
+        except RefusedError as refused:
+            values = from_item(refused.items[0] or {})
+            sha256 = values.get("artefact_sha256")
+            # A repeat of our own write, whose answer was lost, is refused too.
+            return Compilation(key, holder, ours=values.get("holder") == holder, artefact_sha256=sha256)
+        return Compilation(key, holder, ours=True)
+
+    def finish_compilation(self, compilation: Compilation, artefact_sha256: str) -> None:
+        """Records that an artefact is stored, so that nobody compiles it again."""
+        write = update(self._table, f"ARTEFACT#{compilation.key}", set_={"artefact_sha256": artefact_sha256})
+        answered(lambda: self._client.update_item(**write), self._patience())
+
+    def postpone_compilation(self, compilation: Compilation, *, until_ms: int) -> None:
+        """Lets nobody compile the artefact before then, unless somebody has taken it over meanwhile."""
+        write = update(
+            self._table,
+            f"ARTEFACT#{compilation.key}",
+            set_={"lease_ms": until_ms},
+            condition="#holder = :holder",
+            values={":holder": compilation.holder},
+        )
+        with suppress(RefusedError):
+            answered(lambda: self._client.update_item(**write), self._patience())
+
     def retire(self, agent: Agent, *, now_ms: int) -> Agent:
         """Takes the agent out of service for good; repeating changes nothing."""
         return self._write(
             replace(agent, retired_ms=now_ms),
             set_={"retired_ms": now_ms},
+            remove=("listing",),
             condition="attribute_exists(#owner) AND attribute_not_exists(#retired_ms)",
             values={},
         )
 
-    def _write_upload(
-        self,
-        agent: Agent,
-        state: AgentState,
-        set_: Mapping[str, Value | None] | None = None,
-        remove: tuple[str, ...] = (),
-    ) -> Agent:
+    def _write_upload(self, agent: Agent, state: AgentState, set_: Mapping[str, Value | None]) -> Agent:
+        """Decides about the upload that `agent` was claimed with, unless it is decided."""
         return self._write(
             replace(agent, upload=replace(agent.upload, state=state)),
-            set_={"upload_state": state, **(set_ or {})},
-            remove=remove,
-            condition="#upload_number = :number AND #upload_state <> :active AND attribute_not_exists(#retired_ms)",
-            values={":number": agent.upload.number, ":active": AgentState.ACTIVE},
+            set_={"upload_state": state, **set_},
+            condition=f"{_NEWEST} AND {_CLAIMED}",
+            values=_upload_condition(agent, agent.upload.posted or ""),
         )
 
     def _write(
@@ -351,7 +528,7 @@ class Registry:
         write = update(
             self._table, f"AGENT#{written.agent_id}", set_=set_, remove=remove, condition=condition, values=values
         )
-        self._agents.drop(written.agent_id)
+        self._cache.drop(written.agent_id)
         try:
             answered(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
@@ -361,12 +538,32 @@ class Registry:
             return _agent(refused.items[0])
         return written
 
+    def _unlist(self, agents: Iterable[Agent]) -> None:
+        """Takes agents that do not take tasks out of the listing, where code of before had put every registration."""
+        for agent in agents:
+            write = update(
+                self._table,
+                f"AGENT#{agent.agent_id}",
+                remove=("listing",),
+                condition="attribute_exists(#listing)"
+                " AND (attribute_not_exists(#module_sha256) OR attribute_exists(#retired_ms))",
+            )
+            try:
+                attempt(partial(self._client.update_item, **write))
+            except RefusedError:  # it is active by now, or somebody else was faster
+                continue
+            except (BusyError, PlatformUnavailableError):  # whoever reads this page next tries again
+                return
+
     def _item(self, pk: str) -> Mapping[str, Any] | None:
         key = to_item({"pk": pk})
         answer = answered(
             lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
         )
         return answer.get("Item")
+
+    def _paused(self, pk: str) -> bool:
+        return bool(from_item(self._item(pk) or {}).get("paused"))
 
     def _set_flag(self, owner_id: str, flag: str, value: bool) -> None:  # noqa: FBT001 - the flag is what is set
         write = update(self._table, f"OWNER#{owner_id}", set_={flag: int(value)})
@@ -375,6 +572,27 @@ class Registry:
 
     def _patience(self) -> Patience:
         return Patience(self._left_ms())
+
+
+# Conditions on the newest upload: it is still the newest, nothing was posted yet, or this object was taken as it.
+_NEWEST: Final = "#upload_number = :number AND attribute_not_exists(#retired_ms)"
+_AWAITED: Final = "#upload_state = :awaiting"
+_CLAIMED: Final = (
+    "(#upload_state IN (:publishing, :failed) AND (attribute_not_exists(#upload_posted) OR #upload_posted = :posted))"
+)
+
+
+def _upload_condition(agent: Agent, posted: str) -> dict[str, Value]:
+    return {
+        ":number": agent.upload.number,
+        ":publishing": AgentState.PUBLISHING,
+        ":failed": AgentState.FAILED,
+        ":posted": posted,
+    }
+
+
+def _rejection_values(rejection: Rejection) -> dict[str, Value | None]:
+    return {"rejection_code": rejection.code, "rejection_message": rejection.message}
 
 
 def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:
@@ -442,6 +660,7 @@ def _agent(item: Mapping[str, Any]) -> Agent:
             state=AgentState(values["upload_state"]),
             terms=_terms(values, "upload_"),
             rejection=Rejection(values["rejection_code"], values["rejection_message"]) if rejected else None,
+            posted=values.get("upload_posted"),
         ),
         version=_version(values) if "module_sha256" in values else None,
         retired_ms=values.get("retired_ms"),

@@ -1,0 +1,172 @@
+"""Agents on the deployed stack: pages of them, uploads that are posted twice, and a platform that fails to publish."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from local import client
+from local.paths import Stack
+from quittance.limits import MODULE_BYTES_MAX
+from tests.e2e.people import User
+from tests.support import wasm
+from tests.waiting import until
+
+FLAT = {"type": "flat", "price": "0.01"}
+
+
+@pytest.fixture
+def olga(api: Callable[..., httpx.Client]) -> User:
+    return User.new(api)
+
+
+def register(owner: User) -> dict[str, Any]:
+    answer: dict[str, Any] = owner.http.post("/agents", json={"name": "test", "tariff": FLAT}).json()
+    return answer
+
+
+def seen(owner: User, agent_id: str) -> dict[str, Any]:
+    answer: dict[str, Any] = owner.http.get(f"/agents/{agent_id}").json()
+    return answer
+
+
+def once_it_is(owner: User, agent_id: str, state: str) -> dict[str, Any]:
+    """The agent, once it is in a state."""
+    return until(
+        lambda: agent if (agent := seen(owner, agent_id))["state"] == state else None, f"{agent_id} is not {state}"
+    )
+
+
+def pages(reader: User, **query: Any) -> list[str]:
+    """The ids of all agents that a client sees who follows `next`."""
+    found: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        page = reader.http.get("/agents", params={**query, **after}).json()
+        found += [agent["agent_id"] for agent in page["agents"]]
+        if page["next"] is None:
+            return found
+        after = {"after": page["next"]}
+
+
+def versions(aws: Callable[[str], Any], stack: Stack, agent_id: str) -> list[str]:
+    """The versions of the objects that the first form of an agent was posted as, oldest first."""
+    listed = aws("s3").list_object_versions(Bucket=stack.buckets["uploads"], Prefix=f"uploads/{agent_id}/1")
+    return [version["VersionId"] for version in reversed(listed.get("Versions", []))]
+
+
+def told(aws: Callable[[str], Any], stack: Stack, agent_id: str, version: str) -> Any:
+    """What the publish function answers to S3's event of an object."""
+    record = {"eventSource": "aws:s3", "s3": {"object": {"key": f"uploads/{agent_id}/1", "versionId": version}}}
+    answer = aws("lambda").invoke(
+        FunctionName=stack.functions["PublishFunction"], Payload=json.dumps({"Records": [record]}).encode()
+    )
+    return json.loads(answer["Payload"].read())
+
+
+def test_agents_are_listed_in_pages_while_they_are_active(olga: User, publish: Callable[..., str]) -> None:
+    awaiting = register(olga)["agent_id"]
+    active = [publish(wasm("echo"), tariff={"type": "flat", "price": price}, owner=olga.name) for price in "123"]
+    everything = [*reversed(active), awaiting]
+    until(lambda: pages(olga, owner=olga.name, limit=3) == everything, "the owner's agents are not listed")
+    assert pages(olga, owner=olga.name, limit=1) == everything
+    until(lambda: {*active} <= {*pages(olga, limit=2)}, "active agents are not listed")
+    assert awaiting not in pages(olga, limit=100)
+    assert olga.http.delete(f"/agents/{active[1]}").json()["state"] == "retired"
+    until(lambda: active[1] not in pages(olga, limit=100), "a retired agent is listed")
+    assert {*active} - {active[1]} <= {*pages(olga, limit=100)}
+    assert pages(olga, owner=olga.name, limit=2) == everything
+
+
+def test_a_form_publishes_one_module_however_often_it_is_posted(
+    olga: User, aws: Callable[[str], Any], stack: Stack
+) -> None:
+    registered = register(olga)
+    agent_id, form = registered["agent_id"], registered["upload"]
+    client.upload(form, wasm("echo"))
+    active = once_it_is(olga, agent_id, "active")
+    client.upload(form, wasm("sieve"))
+    first, second = until(
+        lambda: found if len(found := versions(aws, stack, agent_id)) == 2 else None, "not posted twice"
+    )
+    assert [told(aws, stack, agent_id, version) for version in (second, first)] == [["active"], ["active"]]
+    assert seen(olga, agent_id)["module_sha256"] == active["module_sha256"]
+
+
+def test_a_file_over_the_limit_is_not_posted(olga: User) -> None:
+    registered = register(olga)
+    form = registered["upload"]
+    too_large = httpx.post(
+        form["url"], data=form["fields"], files={"file": bytes(MODULE_BYTES_MAX + 1)}, timeout=300, trust_env=False
+    )
+    assert too_large.status_code == 400
+    assert "EntityTooLarge" in too_large.text
+    assert seen(olga, registered["agent_id"])["state"] == "awaiting_upload"
+
+
+@contextmanager
+def uploads_unreadable(aws: Callable[[str], Any], stack: Stack, agent_id: str) -> Iterator[None]:
+    """Nobody can read the uploads of one agent: storage that fails, as far as the publisher can tell."""
+    s3, bucket = aws("s3"), stack.buckets["uploads"]
+    before = s3.get_bucket_policy(Bucket=bucket)["Policy"]
+    policy = json.loads(before)
+    policy["Statement"].append(
+        {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": ["s3:GetObject", "s3:GetObjectVersion"],
+            "Resource": f"arn:aws:s3:::{bucket}/uploads/{agent_id}/*",
+        }
+    )
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    try:
+        yield
+    finally:
+        s3.put_bucket_policy(Bucket=bucket, Policy=before)
+
+
+def test_a_platform_that_fails_to_publish_says_so(olga: User, aws: Callable[[str], Any], stack: Stack) -> None:
+    """Lambda tries the event three times, puts it into the queue of failures, and the function tells the author."""
+    registered = register(olga)
+    agent_id = registered["agent_id"]
+    with uploads_unreadable(aws, stack, agent_id):
+        client.upload(registered["upload"], wasm("echo"))
+        failed = once_it_is(olga, agent_id, "failed")
+    assert failed["rejection"]["code"] == "platform_failed"
+    assert f"/agents/{agent_id}/versions" in failed["rejection"]["message"]
+    opened = olga.http.post(f"/agents/{agent_id}/versions", json={}).json()
+    client.upload(opened["upload"], wasm("echo"))
+    assert once_it_is(olga, agent_id, "active")["rejection"] is None
+
+
+def test_requests_without_credits_recompile_an_artefact_once(
+    olga: User, publish: Callable[..., str], aws: Callable[[str], Any], stack: Stack
+) -> None:
+    """The artefact of an engine of before, as the registry names it; nobody who asks has a credit."""
+    module = wasm("wordcount")
+    agent_id = publish(module, tariff={"type": "flat", "price": "0.012345"}, owner=olga.name)
+    dynamodb, key = aws("dynamodb"), {"pk": {"S": f"AGENT#{agent_id}"}}
+    now = dynamodb.get_item(TableName=stack.registry_table, Key=key)["Item"]["artefact_key"]["S"]
+    dynamodb.update_item(
+        TableName=stack.registry_table,
+        Key=key,
+        UpdateExpression="SET artefact_key = :old",
+        ExpressionAttributeValues={":old": {"S": now.replace("wasmtime-", "wasmtime-1.")}},
+    )
+    kept = aws("s3").list_object_versions(Bucket=stack.buckets["binaries"], Prefix=f"artefacts/{now}")["Versions"]
+    assert olga.execute(agent_id).json()["code"] == "agent_not_ready"
+    payload, function = json.dumps({"recompile": agent_id}).encode(), stack.functions["PublishFunction"]
+    with ThreadPoolExecutor(8) as pool:  # each is an environment of its own
+        for _ in range(8):
+            pool.submit(aws("lambda").invoke, FunctionName=function, Payload=payload)
+    until(
+        lambda: dynamodb.get_item(TableName=stack.registry_table, Key=key)["Item"]["artefact_key"]["S"] == now,
+        "not recompiled",
+    )
+    until(lambda: olga.execute(agent_id).json()["code"] == "insufficient_funds", "the agent takes no tasks")
+    again = aws("s3").list_object_versions(Bucket=stack.buckets["binaries"], Prefix=f"artefacts/{now}")["Versions"]
+    assert len(again) == len(kept) + 1, "stored once more"

@@ -13,10 +13,10 @@ from quittance.observability import Metric, entry, logger, measure
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry: the equations with both sides, every difference, and on `{"standings": true}` every standing."""
     result = auditing.run(platform(context))
-    measure(Metric.AUDIT_DIFFERENCES, len(result.differences))
+    measure(Metric.AUDIT_DIFFERENCES, result.count)
     measure(Metric.PAYOUTS_WAITING, result.payouts_waiting)
     measure(Metric.OLDEST_PAYOUT, result.oldest_payout_age_ms)
     for difference in result.differences:
         logger.error("audit difference", invariant=difference.invariant, at=difference.at)
-    answer = {"differences": len(result.differences), "report": auditing.report(result)}
+    answer = {"differences": result.count, "report": auditing.report(result)}
     return answer | ({"standings": auditing.standings(result)} if event.get("standings") else {})

@@ -18,6 +18,7 @@ from quittance.limits import LOG_SIZE_MAX
 from quittance.log import (
     EMPTY_ROOT,
     Checkpoint,
+    Frontier,
     Proof,
     Tile,
     check_consistency,
@@ -128,6 +129,16 @@ CT_INCLUSION_5_OF_8 = [
 ]
 CT_CONSISTENCY_6_TO_8 = ["0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a", *CT_INCLUSION_5_OF_8[1:]]
 CT_CONSISTENCY_2_TO_5 = [CT_INCLUSION_0_OF_8[1], CT_INCLUSION_5_OF_8[0]]
+
+
+def test_a_log_that_is_read_leaf_by_leaf_has_the_same_roots() -> None:
+    frontier = Frontier()
+    assert frontier.root() == EMPTY_ROOT
+    for leaf in LEAVES:
+        frontier.append(leaf)
+        if frontier.size in SIZES:
+            assert frontier.root() == mth(0, frontier.size)
+    assert (frontier.size, frontier.root()) == (len(LEAVES), mth(0, len(LEAVES)))
 
 
 def test_certificate_transparencys_reference_vectors_hold() -> None:

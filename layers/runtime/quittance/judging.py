@@ -27,7 +27,7 @@ REFUSED: Final = (
     "acceptance.judge",
     "must be absent: this agent takes no tasks that bring a judge (its task_judges is refused)",
 )
-_NOTHING_READ: Final = hashlib.sha256(b"").hexdigest()
+NOTHING_READ: Final = hashlib.sha256(b"").hexdigest()
 _SCORE_RULES_SHA256: Final = rules_sha256(rules_json(SCORE_RULES))
 _SEED_BYTES: Final = 32
 NOT_NEEDED: Final = Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter())
@@ -61,7 +61,7 @@ def hold(task: Escrow, side: Side, rule: Judge, agent: Agent, version: Version) 
         agent_id=agent.agent_id,
         owner=agent.owner,
         module_sha256=version.module_sha256,
-        input_sha256=_NOTHING_READ,
+        input_sha256=NOTHING_READ,
         tariff=agent.terms.tariff,
         budget_micro=rule.budget_micro,
         timeout_ms=agent.terms.timeout_s * 1_000,

@@ -116,6 +116,13 @@ BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 BOND_NOTICE_MS: Final = 60_000  # from the last retirement to a release: longer than caches and the index lag behind
 WALLET_PURSES: Final = 16  # items over which an account's credits may lie; see wallet.py
 
+# The audit.
+UNSWEPT_MS_MAX: Final = 15 * 60_000  # between settlement and credit: the sweep runs every minute, its alarm takes five
+UNLOGGED_MS_MAX: Final = 15 * 60_000  # between credit and a place in the log
+UNPUBLISHED_MS_MAX: Final = 30 * 60_000  # between credit and a checkpoint that covers the receipt
+AUDIT_RECENT_MS: Final = 20 * 60_000  # what is older and final is not written any more: 15 min, and the clocks' skew
+AUDIT_STANDINGS_MAX: Final = 24  # read in one transaction: with 64 KiB each well below its 4 MB
+
 # Modules: counts that bound what checking, compiling and loading one can cost (see docs/sandbox.md for the bombs).
 MODULE_FUNCTIONS_MAX: Final = 100_000
 MODULE_BODY_BYTES_MAX: Final = 2 * MIB  # of the largest function: the compiler's cost grows faster than its length

@@ -103,6 +103,32 @@ class _StatedCheckpoint(Form):
     at: Annotated[int, Field(ge=0, le=2**53)]
 
 
+class Frontier:
+    """A log from its beginning, leaf after leaf, in memory for one hash a level."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._roots: list[bytes] = []
+        """Of the perfect subtrees that the entries make up, the largest first."""
+
+    def append(self, leaf: bytes) -> None:
+        """Adds the hash of the next entry."""
+        self.size += 1
+        self._roots.append(leaf)
+        for _ in range((self.size & -self.size).bit_length() - 1):
+            right = self._roots.pop()
+            self._roots.append(_node(self._roots.pop(), right))
+
+    def root(self) -> bytes:
+        """The root of all entries until now."""
+        if not self._roots:
+            return EMPTY_ROOT
+        *before, root = self._roots
+        for left in reversed(before):
+            root = _node(left, root)
+        return root
+
+
 def tile_at(level: int, index: int, size: int) -> Tile:
     """A tile as it is in a log of `size` entries; of no width if that log does not reach so far."""
     width = (size >> (level * _TILE_HEIGHT)) - index * TILE_HASHES

@@ -664,6 +664,8 @@ def _settled_judge(platform: Platform, judged: _Judged, task: Run, now_ms: int) 
     settlement = judging.settle(judge, judged.run, task, now_ms=now_ms)
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=platform.outputs.keep(run.stdout))
+    if settlement.outcome is Outcome.WITHHELD:  # its receipt does not state what it read, so nothing could check it
+        judge = replace(judge, input_sha256=judging.NOTHING_READ)
     return replace(judge, settlement=_signed(platform, judge, settlement, run, judged.version))
 
 

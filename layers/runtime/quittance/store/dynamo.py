@@ -91,6 +91,18 @@ def from_item(item: Mapping[str, Any]) -> dict[str, Any]:
     return {name: int(value) if kind == "N" else value for name, typed in item.items() for kind, value in typed.items()}
 
 
+def plain(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an item that may be damaged: as `from_item`, but what is no integer stays as it is."""
+    values: dict[str, Any] = {}
+    for name, typed in item.items():
+        for kind, value in typed.items():
+            try:
+                values[name] = int(value) if kind == "N" else value
+            except ValueError:
+                values[name] = {kind: value}
+    return values
+
+
 def put_new(table: str, values: Mapping[str, Value | None]) -> dict[str, Any]:
     """A put that is refused, with the stored item, if there is one of that key."""
     return {

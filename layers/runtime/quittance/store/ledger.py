@@ -17,6 +17,8 @@
     LOG#<first>               which batch begins at that place of the log
     REP#<agent>               standing: the fold of the agent's receipts in the log's order (see reputation.py)
 
+`seal` of an escrow, a movement or a batch is a digest of what was first written of it and never changes (see seal.py).
+
 The sparse index `work` finds what the sweep has to do: `OPEN#<shard>` by expiry while an escrow is funded, then
 `SETTLED#<shard>` by time until its owner and the platform are credited, and `BATCH` until a batch is in the log. It
 also finds what the operator has to do: `PAYOUT` until a withdrawal is paid out or returned. The index `statement`
@@ -33,7 +35,7 @@ import json
 import random
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
@@ -41,15 +43,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance import crediting, receipt, reputation, wallet
-from quittance.audit import Balance, Batch, Entry, Item, Kept, LogHead, Unreadable
+from quittance.audit import LogHead
 from quittance.bond import bond_account, is_bond
 from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
-from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, judge_task_id
+from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, is_judge, judge_task_id
 from quittance.journal import Kind, Line, Payout, PayoutState, task_line
 from quittance.limits import BATCH_GET_ITEMS_MAX, WALLET_PURSES
 from quittance.pricing import ComputePrices
 from quittance.reputation import Standing
 from quittance.run import Fault, Limits, Outcome, Side
+from quittance.seal import sealed
 from quittance.store.dynamo import (
     BusyError,
     ConflictError,
@@ -62,6 +65,7 @@ from quittance.store.dynamo import (
     batch,
     from_item,
     paged,
+    plain,
     put_new,
     to_item,
     update,
@@ -535,14 +539,39 @@ class Ledger:
 
     # The audit.
 
-    def everything(self) -> Iterator[Item]:
-        """Every movement, balance and escrow of the table (consistent reads, but no snapshot)."""
+    def everything(self) -> Iterator[dict[str, Any]]:
+        """The attributes of every item of the table (consistent reads, but no snapshot)."""
         scan = {"TableName": self._table, "ConsistentRead": True}
-        for item in paged(self._client.scan, scan, self._left_ms):
-            try:
-                yield from _audited(item)
-            except (KeyError, TypeError, ValueError) as exc:
-                yield Unreadable(item["pk"]["S"], repr(exc))
+        return map(plain, paged(self._client.scan, scan, self._left_ms))
+
+    def read(self, pks: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The attributes of those of some items that are there, by their keys (consistent reads, but no snapshot)."""
+        wanted = iter(dict.fromkeys(pks))
+        found: dict[str, dict[str, Any]] = {}
+        while page := list(islice(wanted, BATCH_GET_ITEMS_MAX)):
+            found |= {pk: plain(item) for pk, item in self._get_all(page).items()}
+        return found
+
+    def movements_since(self, account: str, at_ms: int) -> Iterator[str]:
+        """The keys of what moved an account's credits from a moment on; the index may lag by a second."""
+        query = {
+            "TableName": self._table,
+            "IndexName": STATEMENT_INDEX,
+            "KeyConditionExpression": "#account = :account AND #at >= :since",
+            "ExpressionAttributeNames": {"#account": "account", "#at": "at"},
+            "ExpressionAttributeValues": to_item({":account": account, ":since": at_ms}),
+        }
+        for item in paged(self._client.query, query, self._left_ms):
+            yield item["pk"]["S"]
+
+    def purses(self, account: str) -> list[dict[str, Any]]:
+        """The attributes of each purse of an account, all at one moment."""
+        return [plain(purse or {}) for purse in self._purses(account)]
+
+    def standings(self, agent_ids: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The attributes of the log's head and of what is kept of some agents, all at one moment."""
+        head, *kept = self._at_once(["LOG", *(f"REP#{agent_id}" for agent_id in agent_ids)])
+        return plain(head or {}), [plain(item or {}) for item in kept]
 
     # Writes.
 
@@ -709,12 +738,7 @@ class Ledger:
 
     def _purses(self, account: str) -> list[Mapping[str, Any] | None]:
         """The items of an account's purses, all of one moment."""
-        gets: Any = [
-            {"Get": {"TableName": self._table, "Key": to_item({"pk": _purse_pk(account, purse)})}}
-            for purse in range(WALLET_PURSES)
-        ]
-        answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
-        return [response.get("Item") for response in answer["Responses"]]
+        return self._at_once([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
 
     # The sweep's actions.
 
@@ -834,6 +858,12 @@ class Ledger:
         for item in heapq.merge(*shards, key=lambda item: item["work_at"]):
             yield item["pk"].removeprefix("ESC#")
 
+    def _at_once(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
+        """At most 100 items as they were at one moment, in order; None for one that is not there."""
+        gets: Any = [{"Get": {"TableName": self._table, "Key": to_item({"pk": pk})}} for pk in pks]
+        answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
+        return [response.get("Item") for response in answer["Responses"]]
+
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
         return batch(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
@@ -869,7 +899,7 @@ class Ledger:
         return zlib.crc32(escrow_id.encode()) % self._shards
 
     def _escrow_values(self, escrow: Escrow) -> dict[str, Value | None]:
-        return {
+        values: dict[str, Value | None] = {
             "pk": f"ESC#{escrow.escrow_id}",
             "state": escrow.state,
             "account": escrow.payer,
@@ -899,9 +929,11 @@ class Ledger:
             "work": f"OPEN#{self._shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
         }
+        # What a judge reads is known only when it is asked.
+        return sealed(values, unsealed=("input_sha256",) if is_judge(escrow) else ())
 
     def _line_values(self, line: Line) -> dict[str, Value | None]:
-        return {
+        values: dict[str, Value | None] = {
             "pk": _pk(line.account, line.kind, line.reference),
             "account": line.account,
             "at": line.at_ms,
@@ -912,6 +944,7 @@ class Ledger:
             "depositor": line.depositor,
             "payout": line.payout,
         }
+        return sealed(values)
 
 
 def payout_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Payout | None:
@@ -1104,34 +1137,16 @@ def _stored(values: Mapping[str, Any], name: str) -> StoredBytes | None:
     return StoredBytes(values[f"{name}_sha256"], size, values.get(name, None if size else b""))
 
 
-def _audited(item: Mapping[str, Any]) -> Iterator[Item]:
-    kind, _, rest = item["pk"]["S"].partition("#")
-    if kind == "ESC":
-        values = from_item(item)
-        yield Entry(_escrow(item), batch=values.get("batch"), place=values.get("place"))
-    elif kind == "ACCT":
-        yield Balance(rest.partition("#")[0], from_item(item)["available"], _charged_micro(item))
-    elif kind in _KINDS:
-        yield _line(item)
-        if _KINDS[kind] is Kind.WITHDRAWAL:
-            yield _payout(item)
-    elif kind == "BATCH":
-        values = from_item(item)
-        yield Batch(rest, tuple(values["escrows"].split(",")), values.get("first"))
-    elif kind == "LOG" and not rest:
-        yield _log_head(item)
-    elif kind == "REP":
-        yield Kept(rest, item["standing"]["S"])
-
-
 def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | None]:
     first = batch[0]
-    return {
+    values: dict[str, Value | None] = {
         "pk": f"BATCH#{first.escrow_id}",
         "escrows": ",".join(escrow.escrow_id for escrow in batch),
+        "at": now_ms,
         "work": "BATCH",
         "work_at": now_ms,
     }
+    return sealed(values)
 
 
 def _log_head(item: Mapping[str, Any]) -> LogHead:

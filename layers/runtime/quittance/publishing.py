@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from quittance import judging, pricing, reputation, tracing
 from quittance.acceptance import Rules, parse_rules, rules_json
 from quittance.bootstrap import Platform
-from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
+from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError, PlatformUnavailableError
 from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
 from quittance.models import (
     AgentAnswer,
@@ -40,6 +40,7 @@ CLOCKS_DIFFER_MS_MAX: Final = 5_000
 """By how much the clocks of two environments differ, at most."""
 _FAILED_AGAIN_MS: Final = 30_000  # before Lambda's own next try, a minute later
 _REFUSED_AGAIN_MS: Final = 24 * 60 * 60_000
+_OPEN_TRIES: Final = 5  # each is lost only to another version of the same agent, opened at the same time
 _AGENT_ID_BYTES: Final = 10
 _CURSOR: Final = re.compile(r"(?P<created_ms>[0-9]{1,15})~(?P<agent_id>[A-Za-z0-9_-]{1,64})")
 
@@ -75,10 +76,15 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
     rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
     _check_judge(platform, rules)
-    opened = platform.registry.open_upload(agent, _terms(tariff, request.limits or _limits(agent.terms), rules))
-    if opened.retired_ms is not None:
-        raise AgentNotReadyError(agent_id, opened.state)
-    return _upload_form(platform, opened)
+    terms = _terms(tariff, request.limits or _limits(agent.terms), rules)
+    for _ in range(_OPEN_TRIES):
+        opened = platform.registry.open_upload(agent, terms)
+        if opened.retired_ms is not None:
+            raise AgentNotReadyError(agent_id, opened.state)
+        if opened.upload == Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms):
+            return _upload_form(platform, opened)
+        agent = opened  # another upload was opened at the same time: ours is the next one
+    raise PlatformUnavailableError
 
 
 def retire(platform: Platform, owner: str, agent_id: str) -> None:

@@ -1,4 +1,4 @@
-"""ministack, with policies enforced (AUTH), the borders of AWS (borders.py), and seven things that it does not do.
+"""ministack, with policies enforced (AUTH), the limits of AWS (borders.py), and seven things that it does not do.
 
 - A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
   unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
@@ -120,7 +120,7 @@ def _prepare(env: Mapping[str, str]) -> None:
     app.pin_request_origin = lambda address, _secure: iam_evaluator.pin_request_origin(address, secure_transport=True)
     app._handle_execute_api_request = _encoded_paths(app._handle_execute_api_request)  # noqa: SLF001
     _name_errors()
-    borders.draw(app.SERVICE_HANDLERS)
+    borders.enforce(app.SERVICE_HANDLERS)
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
 
 

@@ -45,10 +45,10 @@ class Api(APIGatewayRestResolver):
             answered = super().resolve(_plain(event), context)
         except QuittanceError as error:  # of reading the request; what a route raises is answered inside
             answered = _proxy(_refuse(error))
-        answered = _as_it_is(answered)
+        answered = _no_sniffing(answered)
         if _sent_bytes(answered) > LAMBDA_SYNC_BYTES_MAX:
             logger.error("answer too large", status=answered["statusCode"])
-            answered = _as_it_is(_proxy(_refuse(AnswerTooLargeError())))
+            answered = _no_sniffing(_proxy(_refuse(AnswerTooLargeError())))
         return answered
 
     def _convert_matches_into_route_keys(self, match: Match[str]) -> dict[str, str]:
@@ -142,8 +142,8 @@ def _refuse_fields(error: RequestValidationError) -> Response[str]:
     return _refuse(invalid(error.errors()))
 
 
-def _as_it_is(answered: dict[str, Any]) -> dict[str, Any]:
-    """The answer with a header that keeps browsers from guessing that JSON is a page."""
+def _no_sniffing(answered: dict[str, Any]) -> dict[str, Any]:
+    """The answer with a header that forbids browsers to guess that JSON is a page."""
     answered["multiValueHeaders"]["X-Content-Type-Options"] = ["nosniff"]
     return answered
 

@@ -438,7 +438,6 @@ READS: Final = {
     "ledger.Ledger.log_place: int": OURS,
     "ledger._charged_micro: int": OURS,
     "ledger._available_micro: int": OURS,
-    "ledger._charged_micro: int": OURS,
     "ledger._escrow: loads": OURS,
     "ledger._hires: loads": OURS,
     "log.verify_checkpoint: fromhex": FORM,

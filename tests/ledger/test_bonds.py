@@ -158,6 +158,18 @@ def test_a_task_does_not_settle_without_its_judges() -> None:
     assert memory.items == before
 
 
+def test_a_judge_that_may_have_expired_holds_its_task_back() -> None:
+    """By its own expiry, were that ever another than its task's: somebody may be refunding it now."""
+    memory, world = world_of()
+    task, judges = judged(sides=(Side.AGENT,))
+    early = replace(judges[0], expires_ms=EXPIRY - 10)
+    world.ledger.fund(task, early)
+    before = dict(memory.items)
+    assert world.ledger.settle(*ended(world, task, [early], DONE, now_ms=EXPIRY - 10)).state is State.FUNDED
+    assert memory.items == before
+    assert world.ledger.settle(*ended(world, task, [early], DONE, now_ms=EXPIRY - 11)).state is State.RELEASED
+
+
 def test_what_was_held_for_an_expired_judge_goes_back_to_the_bond() -> None:
     _, world = world_of()
     task, judges = judged()
@@ -252,6 +264,24 @@ def test_of_a_price_the_judges_cost_goes_back_to_the_bond(budget: int) -> None:
         world.ledger.append(name)
     found = differences(world)
     assert [line for line in found if "names no rules" not in line] == []  # the escrow here has a judge and no rules
+
+
+def test_what_comes_back_to_a_bond_pays_the_charges_of_the_same_batch() -> None:
+    _, world = world_of(bond=JUDGING)
+    task, judges = judged(sides=(Side.AGENT,))
+    world.ledger.fund(task, *judges)
+    stored = world.ledger.settle(*ended(world, task, judges, DONE, now_ms=START_MS))
+    assert stored.settlement
+    cost, back = stored.settlement.judging_micro, stored.settlement.split.paid_micro
+    assert back < cost
+    failures = (JUDGING - cost) // CHARGE + 1  # more than is left in the bond
+    for number in range(failures):
+        failing, _ = judged(sides=(), task_id=f"t{number}")
+        world.ledger.fund(failing)
+        world.ledger.settle(*ended(world, failing, (), FAILED, now_ms=START_MS))
+    for names in world.ledger.settled():
+        assert world.ledger.credit(names, now_ms=EXPIRY).written_off_micro == 0
+    assert world.ledger.bond("oskar").available_micro == JUDGING - cost + back - failures * CHARGE
 
 
 def test_a_charge_meets_a_bond_that_was_emptied_meanwhile() -> None:

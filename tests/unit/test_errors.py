@@ -66,6 +66,7 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (AgentNotReadyError("agt_1", "awaiting_upload"), 409, {"code": "agent_not_ready", "state": "awaiting_upload"}),
     (BondInUseError("an agent of yours is active"), 409, {"code": "bond_in_use"}),
     (BondTooLowError("agt_1"), 409, {"code": "agent_not_ready"}),
+    (BondInUseError("why", retry_after_s=9), 409, {"code": "bond_in_use"}),
     (
         TermsChangedError("tariff_sha256", now="ab" * 32),
         409,

@@ -436,6 +436,7 @@ READS: Final = {
     "http.responses: int": OURS,
     "identity.verify: get_unverified_header": "Authorization",
     "ledger.Ledger.log_place: int": OURS,
+    "ledger._charged_micro: int": OURS,
     "ledger._available_micro: int": OURS,
     "ledger._escrow: loads": OURS,
     "ledger._hires: loads": OURS,

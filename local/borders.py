@@ -1,8 +1,8 @@
-"""Where AWS refuses and ministack does not: sizes, times and conditions. docs/local-cloud.md lists them all.
+"""Limits and conditions that AWS enforces and ministack does not. docs/local-cloud.md lists them all.
 
-Each border wraps a function of ministack's pinned release, as launch.py does, and is tried at its limit and one beyond
-by tests/local/test_borders.py. The numbers are AWS's, stated here once more on purpose: what the functions believe of
-them (`limits.py`) is what these borders are to find wrong.
+Each is enforced by wrapping a function of ministack's pinned release, as launch.py does. tests/local/test_borders.py
+tests each at its limit and one beyond. The numbers are AWS's. They are not imported from `limits.py`, so that a wrong
+number there is found.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ _log: Final = logging.getLogger("borders")
 _outlived: Final[set[asyncio.Future[Any]]] = set()  # held: functions that outlive their gateway
 
 
-def draw(handlers: dict[str, _Handler]) -> None:
-    """Draws all borders. `handlers` are ministack's services by name."""
+def enforce(handlers: dict[str, _Handler]) -> None:
+    """Enforces all of them. `handlers` are ministack's services by name."""
     handlers["lambda"] = _invocations(handlers["lambda"])
     _wrap(lambda_svc, "_execute_function_warm", _answers)
     _wrap(apigateway_v1, "_execute_in_scope", _request_bodies)
@@ -90,7 +90,7 @@ def _invocations(handle: _Handler) -> _Handler:
 
 
 def _answers(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a function: counted as the runtimes that escape what is beyond ASCII send it, which is never fewer bytes."""
+    """Bounds what a function answers, counted with all beyond ASCII escaped, as Lambda's older runtimes send it."""
 
     def bounded(*arguments: Any) -> Any:  # noqa: ANN401
         answer = execute(*arguments)
@@ -107,7 +107,9 @@ def _answers(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _request_bodies(execute: _Handler) -> _Handler:
-    """Of a request. The plain text is what callers have seen, whatever the API says of REQUEST_TOO_LARGE."""
+    """Bounds the body of a request. The answer is plain text, which callers report even for APIs that configure
+    REQUEST_TOO_LARGE.
+    """
 
     async def bounded(*arguments: Any) -> Any:  # noqa: ANN401
         _request, _api, _stage, _method, _path, _headers, body, *_ = arguments
@@ -120,7 +122,7 @@ def _request_bodies(execute: _Handler) -> _Handler:
 
 
 def _proxy_events(call: _Handler) -> _Handler:
-    """Of events: the body as a JSON string, with headers and all else. A body may be below 10 MB and not fit."""
+    """Bounds the event for Lambda, with the body as a JSON string: a body below 10 MB may be too large for it."""
 
     async def bounded(function: Any, event: Any, **named: Any) -> Any:  # noqa: ANN401
         if _bytes_of(event) <= LAMBDA_SYNC_BYTES_MAX:
@@ -166,7 +168,7 @@ def _cold_starts(spawn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _integration_time(invoke: _Handler) -> _Handler:
-    """Of an integration: its caller gets 504, and the function goes on."""
+    """Bounds the time of an integration: the caller gets 504, and the function goes on."""
 
     async def bounded(integration: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
         most_ms = min(int(integration.get("timeoutInMillis") or GATEWAY_MS_MAX), GATEWAY_MS_MAX)
@@ -185,7 +187,7 @@ def _integration_time(invoke: _Handler) -> _Handler:
 
 
 def _no_inner_errors(shape: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Of a function that failed, callers of an API learn nothing."""
+    """Hides the error of a function from callers of the API."""
 
     def plain(result: Any) -> Any:  # noqa: ANN401
         answer, error = shape(result)
@@ -213,7 +215,7 @@ def _entry_bytes(entry: dict[str, Any]) -> int:
 
 
 def _queue_policies(invoke: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule sends to a queue only if the queue's policy lets EventBridge, for this rule (`aws:SourceArn`)."""
+    """Lets a rule send to a queue only if the queue's policy allows EventBridge to, for this rule (`aws:SourceArn`)."""
 
     def allowed(target: Any, event: Any, rule: Any, *rest: Any) -> Any:  # noqa: ANN401
         arn = target.get("Arn", "")
@@ -239,7 +241,7 @@ def _queue_policies(invoke: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _delivered_messages(dispatch: Callable[..., Any]) -> Callable[..., Any]:
-    """An event has its envelope round it when it comes to a queue: it may fit a bus and not the queue."""
+    """Bounds what EventBridge delivers to a queue: with its envelope an event may be too large for a message."""
 
     def bounded(spec: Any, payload: str, *rest: Any) -> Any:  # noqa: ANN401
         queue = sqs._queue_by_arn(str(spec))  # noqa: SLF001
@@ -252,7 +254,7 @@ def _delivered_messages(dispatch: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _event_conditions(known: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`events:source` and `events:detail-type`, where all entries of a call have the same."""
+    """Adds `events:source` and `events:detail-type`, where all entries of a call have the same."""
 
     def context(service: str, action: str, body: bytes, *rest: Any) -> dict[str, Any]:  # noqa: ANN401
         found = known(service, action, body, *rest)

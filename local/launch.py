@@ -1,4 +1,4 @@
-"""ministack, with policies enforced (AUTH), the borders of AWS (borders.py), and more that it does not do by itself.
+"""ministack, with policies enforced (AUTH), the limits of AWS (borders.py), and more that it does not do by itself.
 
 - A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
   unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.

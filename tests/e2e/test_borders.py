@@ -1,4 +1,4 @@
-"""The deployed stack at AWS's borders, which the local cloud draws too (docs/local-cloud.md)."""
+"""The deployed stack at the limits of AWS, which the local cloud enforces too (docs/local-cloud.md)."""
 
 import base64
 import json

@@ -1,5 +1,7 @@
 """From a registration to an active agent, and every way it can be refused or overtaken."""
 
+from typing import Any
+
 import pytest
 
 from quittance import publishing
@@ -54,6 +56,27 @@ def test_the_active_version_serves_until_the_next_one_is_active(cloud: Cloud) ->
     after = publishing.describe(cloud, agent_id)
     assert after.module_sha256 != before.module_sha256
     assert after.tariff == dearer.tariff
+
+
+def test_versions_opened_at_once_get_forms_of_their_own(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who loses the race opens the next upload, with the terms that were asked for."""
+    agent_id = register(cloud)
+    ours, others = (VersionRequest.model_validate({"tariff": FLAT | {"price": price}}) for price in ("0.02", "0.03"))
+    open_upload, forms = cloud.registry.open_upload, []
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        forms.append(publishing.open_version(cloud, "owner", agent_id, others).upload.fields["key"])
+        assert post_and_publish(cloud, agent_id, 2, b"bad") == "rejected"
+        return open_upload(*arguments)
+
+    monkeypatch.setattr(cloud.registry, "open_upload", overtaken)
+    opened = publishing.open_version(cloud, "owner", agent_id, ours)
+    forms.append(opened.upload.fields["key"])
+    assert forms == [f"uploads/{agent_id}/{number}" for number in (2, 3)]
+    assert opened.state == "awaiting_upload"
+    assert post_and_publish(cloud, agent_id, 3, wasm("echo")) == "active"
+    assert publishing.describe(cloud, agent_id).tariff == ours.tariff
 
 
 def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:

@@ -72,7 +72,11 @@ def test_steps_within_steps_are_below_them(platform: Cloud, context: Any, daemon
         platform.publish(wasm("echo"))
     read, compiled, kept = daemon()
     assert [read["name"], compiled["name"], kept["name"]] == ["read", "compile", "keep"]
-    assert (read["parent_id"], compiled["parent_id"], kept["parent_id"]) == (PARENT, PARENT, compiled["id"])
+    assert {read["parent_id"], compiled["parent_id"], kept["parent_id"]} == {PARENT}
+    with tracing.invocation(), tracing.step("outer"), tracing.step("inner"):
+        pass
+    outer, inner = sorted(daemon(), key=lambda step: step["name"], reverse=True)
+    assert (outer["parent_id"], inner["parent_id"]) == (PARENT, outer["id"])
     assert load("sweep").handler({}, context)["complete"]
     assert names(daemon()) == ["publish"]
 

@@ -74,7 +74,7 @@ def test_a_used_up_stack_names_its_functions_not_where_it_ended(make, sandbox):
     assert message.splitlines()[1:] == ["  in odd [0]", "  in even [1]"]
 
 
-def test_a_huge_name_of_a_function_costs_the_worker_next_to_nothing(make):
+def test_a_huge_function_name_is_cut_before_it_is_copied(make):
     """As in a module that was published before names were bounded: the name is cut before anything else is done."""
     name = b"n" * 12 * 10**6
     body, index = leb(len(name)) + name, iter(range(4))
@@ -242,7 +242,7 @@ def test_a_success_after_refused_memory_is_a_success(make, sandbox):
     assert (run.outcome, run.memory_refused) == (Outcome.SUCCEEDED, False)
 
 
-def test_refused_memory_that_cannot_be_found_out_counts_as_refused(make, sandbox, monkeypatch):
+def test_memory_counts_as_refused_where_no_time_is_left(make, sandbox, monkeypatch):
     """With the higher limit the guest loops until its deadline: the second run says nothing."""
     body = GROW_AT_ONCE.format(then="unreachable") + "(loop $again (br $again))"
     limited = {"memory_bytes": 16 * PAGE_BYTES, "memory_bytes_own": 100 * PAGE_BYTES}

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -166,6 +167,7 @@ def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
         report(text=b"x" * 20 * limits.KIB),
         bytes(4) + (limits.OUTPUT_BYTES_MAX + 1).to_bytes(4, "little"),
     ],
+    ids=itertools.count(),
 )
 def test_a_worker_that_lies_is_lost(make, monkeypatch, answer):
     impostor(monkeypatch, f"greet(); take(); os.write(channel, {answer!r}); os.close(channel)")

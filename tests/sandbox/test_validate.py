@@ -89,7 +89,7 @@ def test_every_name_is_bounded(place):
 @pytest.mark.parametrize(
     "damage", [b"\1", b"\1\x7f", section(1, b"\5"), section(1, vector([b"\0\1\xff"])), b"\xff" * 9]
 )
-def test_damaged_names_of_functions_are_ignored_as_the_engine_ignores_them(damage):
+def test_damaged_names_are_ignored_as_the_engine_ignores_them(damage):
     module = command() + section(0, named(b"name") + damage)
     validate_module(module)
     compile_to_artefact(module)

@@ -289,6 +289,18 @@ def test_the_clock_keeps_its_pace_between_reads_and_writes():
     assert int.from_bytes(flat.read(64, 8), "little") == (10_002 + CLOCK_LOOKS) * CLOCK_STEP_NS
 
 
+def test_the_clock_keeps_its_pace_for_a_guest_that_computes(make, sandbox):
+    """A scheduler of tasks looks at the clock for each of them: its deadlines must not pass ten times too early."""
+    work = f"""(loop $work (local.set $j (i32.add (local.get $j) (i32.const 1)))
+        (br_if $work (i32.rem_u (local.get $j) (i32.const {limits.WAIT_FUEL_MAX // 5}))))"""
+    body = f"""(loop $again (drop {call("clock_time_get", 1, 0, 64)}) {work}
+            (local.set $i (i32.add (local.get $i) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $i) (i32.const 5000))))
+        (call $proc_exit (i32.wrap_i64 (i64.div_u (i64.load (i32.const 64)) (i64.const {CLOCK_STEP_NS}))))"""
+    run = sandbox.run(make(program(body, "clock_time_get", "proc_exit")))
+    assert run.exit_code == 5_000
+
+
 # What a call costs.
 
 
@@ -399,7 +411,7 @@ def test_no_more_of_standard_error_is_copied_than_is_kept():
     assert talker.stderr_bytes == 6 * END
 
 
-def test_the_count_of_standard_error_ends_where_receipts_can_state_it():
+def test_the_count_of_stderr_ends_where_receipts_can_state_it():
     flat, talker = Flat(), guest([])
     flat.write(0, iovecs((0, END)))
     talker.stderr_bytes = limits.COUNT_MAX - 1

@@ -40,7 +40,7 @@ from quittance.models import (
 )
 from quittance.pricing import MeteredTariff
 from quittance.reading import read_json, validated
-from quittance.run import Outcome, Side
+from quittance.run import Fault, Outcome, Side
 from quittance.store.queue import Delivery
 from quittance.store.registry import AgentState
 from tests.unit.test_http import TASK, _app, event
@@ -79,6 +79,9 @@ def result(output: bytes, log: bytes = b"") -> TaskResult:
         amount_paid_micro=10**15,
         amount_refunded_micro=10**15,
         fee_micro=10**15,
+        compute_micro=10**15,
+        judging_micro=10**15,
+        fault=Fault.PLATFORM,
         judges=[judge, judge],
         reputation_delta=1_000,
         timestamp=0,

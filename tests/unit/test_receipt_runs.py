@@ -9,7 +9,7 @@ import pytest
 from quittance.certified import Flaw, ProofError
 from quittance.escrow import Escrow, StoredBytes, decide, expire
 from quittance.receipt import Statement, _check_wall_time, claims, sign, verify
-from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Run
+from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Rejection, Run
 from tests.unit.roots import NOW_S, Root
 
 ROOT = Root()
@@ -17,7 +17,8 @@ KEY = ROOT.certify()
 LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
 METER = Meter(fuel=5, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11)
 NOTHING_RAN = {Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED}
-RAN = {outcome for outcome in Outcome if outcome.fault is not Fault.PLATFORM} - NOTHING_RAN
+NOT_OF_TASKS = {Outcome.WITHHELD, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}  # of judges, or of version 1
+RAN = {outcome for outcome in Outcome if outcome.fault is not Fault.PLATFORM} - NOTHING_RAN - NOT_OF_TASKS
 DIGEST = "ab" * 32
 
 State = Callable[..., dict[str, Any]]
@@ -33,7 +34,7 @@ def stated(new_escrow: Callable[..., Escrow]) -> State:
         if outcome is Outcome.EXPIRED:
             settled = expire(escrow, now_ms=escrow.expires_ms)
         else:
-            settled = decide(escrow, Run(outcome, "", meter), now_ms=NOW_S * 1_000 + 5)
+            settled = decide(escrow, ended_by(outcome, meter, limits), now_ms=NOW_S * 1_000 + 5)
         if outcome is Outcome.SUCCEEDED:
             settled = replace(settled, output=StoredBytes(DIGEST, meter.output_bytes, None))
         config = "ff" * 32 if engine else ""
@@ -41,12 +42,17 @@ def stated(new_escrow: Callable[..., Escrow]) -> State:
             escrow,
             settled,
             issuer="i",
-            run=Run(Outcome.SUCCEEDED, "", meter, limits=limits),
+            run=ended_by(outcome, meter, limits),
             engine=engine,
             config_sha256=config,
         )
 
     return made
+
+
+def ended_by(outcome: Outcome, meter: Meter, limits: Limits | None) -> Run:
+    by = Rejection.TASK_RULES if outcome is Outcome.REJECTED else None
+    return Run(outcome, "", meter, limits=limits, rejected_by=by)
 
 
 def sentence(statement: dict[str, Any]) -> str | None:
@@ -98,7 +104,7 @@ def test_where_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> 
         assert f"{name} is not 0" in (sentence({**whole, "meter": {**whole["meter"], name: 1}}) or ""), name
 
 
-@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in RAN | NOTHING_RAN])
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in RAN | NOTHING_RAN | NOT_OF_TASKS])
 def test_a_platforms_fault_comes_before_a_run_or_in_it(stated: State, outcome: Outcome) -> None:
     """Before it, the input's length is known and the version is chosen; both were always stated so."""
     assert sentence(stated(outcome, limits=None, meter=Meter(input_bytes=9))) is None

@@ -151,6 +151,7 @@ IOVECS_MAX: Final = 1_024
 HOST_CALL_FUEL: Final = 10_000
 HOST_BUFFER_FUEL: Final = 2_000  # each buffer of a list, each subscription of a poll
 RANDOM_BYTE_FUEL: Final = 50
+WAIT_FUEL_MAX: Final = 2_000  # a guest that uses more between two looks at the clock does not only wait
 
 # What the rules of an output may be, and what it may cost to hold an output against them (see docs/acceptance.md).
 SCHEMA_BYTES_MAX: Final = 16 * KIB  # in canonical JSON; the other rules are small by their form

@@ -18,6 +18,7 @@ from quittance.errors import (
     BondRequiredError,
     InvalidRequestError,
     NotFoundError,
+    PlatformUnavailableError,
 )
 from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
 from quittance.models import (
@@ -50,6 +51,7 @@ CLOCKS_DIFFER_MS_MAX: Final = 5_000
 """By how much the clocks of two environments differ, at most."""
 _FAILED_AGAIN_MS: Final = 30_000  # before Lambda's own next try, a minute later
 _REFUSED_AGAIN_MS: Final = 24 * 60 * 60_000
+_OPEN_TRIES: Final = 5  # each is lost only to another version of the same agent, opened at the same time
 _AGENT_ID_BYTES: Final = 10
 _UNBONDED: Final = Rejection(
     "bond_required",
@@ -96,10 +98,14 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     _check_judge(platform, rules)
     judges = _task_judges(agent.terms) if request.task_judges is None else request.task_judges
     terms = _terms(tariff, request.limits or _limits(agent.terms), rules, None if judges == "refused" else judges)
-    opened = platform.registry.open_upload(agent, terms)
-    if opened.retired_ms is not None:
-        raise AgentNotReadyError(agent_id, opened.state)
-    return _upload_form(platform, opened)
+    for _ in range(_OPEN_TRIES):
+        opened = platform.registry.open_upload(agent, terms)
+        if opened.retired_ms is not None:
+            raise AgentNotReadyError(agent_id, opened.state)
+        if opened.upload == Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms):
+            return _upload_form(platform, opened)
+        agent = opened  # another upload was opened at the same time: ours is the next one
+    raise PlatformUnavailableError
 
 
 def _check_bond(platform: Platform, owner: str) -> None:

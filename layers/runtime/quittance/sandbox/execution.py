@@ -78,20 +78,21 @@ class Executor:
 
     def run(self, program: Program, job: Job, log: Callable[[bytes], None]) -> Run:
         """Run a program; `log` takes what it writes to standard error."""
-        guest = _GUESTS[job.host_rules](
-            stdin=job.stdin,
-            epoch_ns=job.epoch_ns,
-            seed=job.seed,
-            log=log,
-            output_bytes_max=job.output_bytes,
-            fuel=job.fuel,
-        )
-        self._host.begin(guest.answer)
-        try:
-            with wasmtime.Store(self._engine) as store:
+        with wasmtime.Store(self._engine) as store:
+            guest = _GUESTS[job.host_rules](
+                stdin=job.stdin,
+                epoch_ns=job.epoch_ns,
+                seed=job.seed,
+                log=log,
+                output_bytes_max=job.output_bytes,
+                fuel=job.fuel,
+                engine_fuel=lambda: job.fuel + 1 - store.get_fuel(),
+            )
+            self._host.begin(guest.answer)
+            try:
                 return self._run(store, program, job, guest)
-        finally:
-            self._host.begin(None)
+            finally:
+                self._host.begin(None)
 
     def _run(self, store: wasmtime.Store, program: Program, job: Job, guest: Guest) -> Run:
         store.set_fuel(job.fuel + 1)  # the engine may overrun by some instructions; the last unit tells that it did

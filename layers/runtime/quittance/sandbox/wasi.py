@@ -72,7 +72,7 @@ NO_RESULT: Final = frozenset({"proc_exit"})
 
 ARGV: Final = (b"agent\0",)  # not empty: many a runtime takes argv[0] for granted
 CLOCK_STEP_NS: Final = 10_000  # how far a look at the clock moves it
-CLOCK_LOOKS: Final = 64  # after so many looks in a row each moves it one step further, so that waiting in a loop ends
+CLOCK_LOOKS: Final = 64  # after so many looks of a guest that only waits each moves it one step further
 CLOCK_NS_MAX: Final = 2**63 - 1
 
 _REALTIME, _MONOTONIC = 0, 1
@@ -154,9 +154,11 @@ class Guest:
         log: Callable[[bytes], None],
         output_bytes_max: int = limits.OUTPUT_BYTES_MAX,
         fuel: int = limits.FUEL_MAX,
+        engine_fuel: Callable[[], int] = lambda: 0,
     ) -> None:
         self.fuel = 0
         self._fuel_max = fuel
+        self._engine_fuel = engine_fuel  # what the engine has counted so far
         self.stdout = bytearray()
         self._output_bytes_max = output_bytes_max
         self._stdin = memoryview(stdin)
@@ -166,7 +168,8 @@ class Guest:
         self._open = {_STDIN, _STDOUT, _STDERR}
         self._epoch_ns = epoch_ns
         self._elapsed_ns = 0
-        self._looks = 0  # at the clock since the guest last read or wrote a byte
+        self._looks = 0  # at the clock since the guest last did anything else
+        self._looked_at_fuel = 0
         self._random = _Random(seed)
 
     def answer(self, name: str, memory: Memory, arguments: Sequence[int]) -> int:
@@ -215,7 +218,7 @@ class Guest:
         return Errno.SUCCESS
 
     def clock_time_get(self, memory: Memory, clock: int, _precision: int, result: int) -> int:
-        """Each look moves the clock: the more looks in a row with nothing read or written between, the further."""
+        """Each look moves the clock, and the further the longer the guest does nothing but look."""
         if clock not in {_REALTIME, _MONOTONIC}:
             return Errno.INVAL
         self._look()
@@ -223,6 +226,10 @@ class Guest:
         return Errno.SUCCESS
 
     def _look(self) -> None:
+        fuel = self._engine_fuel()
+        if fuel - self._looked_at_fuel > limits.WAIT_FUEL_MAX:
+            self._looks = 0
+        self._looked_at_fuel = fuel
         self._advance(CLOCK_STEP_NS * (1 + self._looks // CLOCK_LOOKS))
         self._looks += 1
 
@@ -346,7 +353,7 @@ class Guest:
         return spans
 
     def _has_moved(self, count: int) -> None:
-        """Note that so many bytes were read or written: a guest that does more than wait keeps the clock's pace."""
+        """Note that so many bytes were read or written: the guest does not only wait."""
         if count:
             self._looks = 0
 

@@ -163,9 +163,7 @@ def test_a_table_of_before_lists_its_active_agents_and_heals(cloud: Cloud) -> No
     assert len(all_pages(cloud, owner="attacker")) == 60
 
 
-def test_a_listing_heals_without_hiding_an_agent_that_becomes_active(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_healing_never_hides_an_agent_that_becomes_active(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """The index lags behind the table: what it shows as awaiting may be active by now."""
     agent_id = register(cloud)
     list_as_before(cloud)

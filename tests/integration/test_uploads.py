@@ -1,13 +1,17 @@
 """One form, one post: what is not awaited is refused unread, and no upload stays in `publishing` for ever."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quittance import publishing, sandbox, tasks
 from quittance.errors import AgentNotReadyError
@@ -123,7 +127,7 @@ def test_a_second_post_while_the_first_is_published_is_refused(
     assert cloud.registry.get(agent_id).version.artefact_key == expected  # type: ignore[union-attr]
 
 
-def test_the_bytes_that_are_published_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
+def test_the_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
     """The object's key has got another version by the time that the first one's event is handled."""
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
     assert publish(cloud, agent_id, first) == "active"
@@ -149,7 +153,7 @@ def test_a_post_that_nobody_awaits_is_refused_before_it_is_read(
     assert publishing.describe(cloud, agent_id) == before
 
 
-def test_nothing_is_stored_for_an_upload_that_is_overtaken_while_it_compiles(
+def test_nothing_is_stored_for_an_upload_overtaken_meanwhile(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
@@ -161,6 +165,32 @@ def test_nothing_is_stored_for_an_upload_that_is_overtaken_while_it_compiles(
     monkeypatch.setattr(sandbox, "compile_module", meanwhile)
     assert publish(cloud, agent_id, posted) == "retired"
     assert binaries(cloud) == []
+
+
+@pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
+@pytest.mark.parametrize("step", ["claim", "activate", "give up"])
+def test_an_upload_overtaken_at_the_last_moment_changes_nothing(
+    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, step: str, overtaken_by: str
+) -> None:
+    """Between the last look at the agent and the write."""
+    posted = cloud.post(agent_id, 1, wasm("echo"))
+    name = {"claim": "claim_upload", "activate": "activate", "give up": "fail_upload"}[step]
+    write = getattr(cloud.registry, name)
+
+    def too_late(*arguments: Any) -> Agent:
+        if overtaken_by == "retirement":
+            publishing.retire(cloud, "owner", agent_id)
+        else:
+            publishing.open_version(cloud, "owner", agent_id, VersionRequest())
+        standing: Agent = write(*arguments)
+        return standing
+
+    monkeypatch.setattr(cloud.registry, name, too_late)
+    assert (give_up if step == "give up" else publish)(cloud, agent_id, posted) == "retired"
+    seen = publishing.describe(cloud, agent_id)
+    assert seen.state == ("retired" if overtaken_by == "retirement" else "awaiting_upload")
+    assert (seen.module_sha256, seen.rejection) == (None, None)
+    assert publishing.page(cloud, owner=None, limit=1, after=None).agents == []
 
 
 @pytest.mark.parametrize(
@@ -361,6 +391,94 @@ def test_giving_up_survives_a_crash_at_each_call(cloud: Cloud, monkeypatch: pyte
         assert give_up(cloud, agent_id, posted) == "failed"
 
 
+# Any order of posts, events, failures and crashes.
+
+KINDS = ["open", "post", "post", "deliver", "deliver", "deliver", "fail", "crash", "give up", "retire"]
+
+
+class Uploads:
+    """One agent, what was posted for it, and what must hold of its uploads after each step."""
+
+    def __init__(self, cloud: Cloud, patch: pytest.MonkeyPatch) -> None:
+        request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
+        self.cloud, self.agent_id = cloud, publishing.register(cloud, "owner", request).agent_id
+        self.crashes, self.patch = Crashes(cloud, patch), patch
+        self.posted: list[tuple[int, str, bytes]] = []
+        self.compiled: Counter[int] = Counter()
+        self.excused: Counter[int] = Counter()
+        self.seen: dict[int, tuple[str | None, str]] = {}
+
+    def change(self, kind: str, choice: int) -> None:
+        """The author opens a version, posts a module for any upload, or retires the agent."""
+        if kind == "open":
+            with suppress(AgentNotReadyError):
+                publishing.open_version(self.cloud, "owner", self.agent_id, VersionRequest())
+        elif kind == "post":
+            number = 1 + choice % self.cloud.registry.get(self.agent_id).upload.number
+            module = wasm("echo") if choice % 3 else b"no module"
+            self.posted.append((number, self.cloud.post(self.agent_id, number, module), module))
+        elif choice == 0:
+            publishing.retire(self.cloud, "owner", self.agent_id)
+
+    def deliver(self, kind: str, choice: int) -> None:
+        """The event of any object is handled, early or late, to its end or not; or it is given up."""
+        number, version, _ = self.posted[choice % len(self.posted)]
+
+        def compiling(module: bytes) -> sandbox.Artefact:
+            self.compiled[number] += 1
+            if kind == "fail":
+                raise CompileFailedError
+            return compiled_once(module)
+
+        self.patch.setattr(sandbox, "compile_module", compiling)
+        story = partial(give_up if kind == "give up" else publish, self.cloud, self.agent_id, version, number)
+        before = self.compiled[number]
+        if kind == "crash":
+            self.crashes.crash((1 + choice, "after" if choice % 2 else "before"), story)
+        else:
+            with suppress(CompileFailedError):
+                story()
+        if kind in {"crash", "fail"}:
+            self.excused[number] += self.compiled[number] - before
+        assert self.compiled[number] <= 1 + self.excused[number]
+        if kind == "give up":
+            upload = self.cloud.registry.get(self.agent_id).upload
+            assert (upload.number, upload.posted) != (number, version) or upload.state != "publishing", "for ever"
+
+    def check(self) -> None:
+        """An upload has one object and one decision, which is that of its object."""
+        upload = self.cloud.registry.get(self.agent_id).upload
+        now = (upload.posted, str(upload.state))
+        earlier = self.seen.get(upload.number, (None, ""))
+        self.seen[upload.number] = now
+        assert earlier[0] in {None, now[0]}, "the first object is the upload"
+        assert earlier == now or earlier[1] not in {"active", "rejected"}, "a decision stands"
+        assert (now[0] is None) == (now[1] == "awaiting_upload")
+        if upload.decided:
+            (module,) = {module for _, version, module in self.posted if version == upload.posted}
+            assert (module == wasm("echo")) == (upload.state == "active")
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example has an agent of its own
+)
+@given(steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 7)), min_size=3, max_size=25))
+def test_any_order_of_events_ends_in_one_decision(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int]]
+) -> None:
+    with monkeypatch.context() as patch:
+        uploads = Uploads(cloud, patch)
+        for kind, choice in steps:
+            if kind in {"open", "post", "retire"}:
+                uploads.change(kind, choice)
+            elif uploads.posted:
+                uploads.deliver(kind, choice)
+            uploads.check()
+
+
 # What Lambda and SQS send.
 
 
@@ -493,7 +611,7 @@ def forget_compilations(cloud: Cloud) -> None:
             cloud._dynamodb.delete_item(TableName="RegistryTable", Key={"pk": item["pk"]})
 
 
-def test_a_crashed_recompilation_holds_others_off_for_its_own_time_only(
+def test_a_crashed_recompilation_holds_off_others_for_a_while(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = outdated(cloud)
@@ -528,9 +646,7 @@ def test_a_failed_recompilation_is_retried_after_a_pause(
     assert is_current(cloud, agent)
 
 
-def test_a_module_that_no_longer_compiles_is_not_tried_at_each_request(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_recompilation_is_not_tried_at_each_request(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = outdated(cloud)
     tries = []
 
@@ -555,9 +671,7 @@ def test_a_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]
     assert not compilations
 
 
-def test_one_environment_asks_for_a_recompilation_once_in_a_while(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_asks_for_recompilations_sparingly(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call of the publish function costs, even one that finds nothing to do."""
     agents = [outdated(cloud), outdated(cloud)]
     asked: list[str] = []

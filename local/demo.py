@@ -146,19 +146,26 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
     say(f"     {'meter':<14} {json.dumps(claims['meter'])}")
     say("     (amounts in millionths of a credit)")
 
+    _tell_failure(stack, state, layer, number, f"demo-{now}-failing", after)
+
+
+def _tell_failure(
+    stack: Stack, state: State, layer: Path, number: Callable[[], str], task_id: str, before: dict[str, Decimal]
+) -> None:
+    """A failure costs its user nothing, and its owner's bond what computing it cost."""
     failing_id = _publish(stack, state, _FAILING_AGENT)
     say(f"{number()} {USER} hires an agent that fails: {failing_id}")
-    result = _execute(stack, state, f"demo-{now}-failing", failing_id, None)
+    result = _execute(stack, state, task_id, failing_id, None)
     error = result["error"]
     say(f"     output    none; {error['code']}: {error['message']}")
     say(f"     log       {str(result['log']).strip()}")
     say(f"     escrow    {result['escrow_status']}: returned {result['amount_refunded']} of {_BUDGET}")
     sweep(stack)
     end = _balances(stack, state)
-    say(f"     {USER} has {end[USER]}, as before" if end[USER] == after[USER] else "     BALANCES CHANGED")
+    say(f"     {USER} has {end[USER]}, as before" if end[USER] == before[USER] else "     BALANCES CHANGED")
     claims = _verified(stack, state, layer, str(result["receipt"]))
     say(f"     and a receipt says so; computing it cost {OWNER}'s bond {claims['charge']} millionths of a credit\n")
-    if sum(before.values()) != sum(end.values()) or end[USER] != after[USER]:
+    if sum(before.values()) != sum(end.values()) or end[USER] != before[USER]:
         msg = "the balances do not add up: this is a bug, please report it"
         raise MendError(msg)
 

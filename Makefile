@@ -73,6 +73,7 @@ bench: ## what cold starts, traces, the sandbox, receipts and acceptance cost; w
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/tracing.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/acceptance.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/attacks.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sweep.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table

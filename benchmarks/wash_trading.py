@@ -50,12 +50,13 @@ def task(user: str, price_micro: int, at_ms: int, *, succeeded: bool, budget_mic
         user=user,
         owner="owner",
         outcome=outcome,
+        fault=outcome.fault,
         paid_micro=used_micro - fee_micro,
         fee_micro=fee_micro,
         budget_micro=budget_micro or 2 * price_micro,
         wall_ms=WALL_MS,
         settled_ms=at_ms,
-        reputation_tenths=delta_tenths(outcome, wall_ms=WALL_MS),
+        reputation_tenths=delta_tenths(outcome, outcome.fault, wall_ms=WALL_MS),
     )
 
 

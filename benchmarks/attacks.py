@@ -1,0 +1,222 @@
+"""What an attacker gets for a credit: by the rules of before, and by those of now, for each attack that was found.
+
+    python benchmarks/attacks.py            # prints the table
+    python benchmarks/attacks.py --write    # and writes it into docs/who-pays.md
+
+The amounts are decided by the platform's own code. An escrow without prices and without the agent's limits is settled
+as all were before. What happened outside of the decision is a figure of then, marked ¹. "∞" is for nothing at all.
+"""
+
+import argparse
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from scale import QUICK
+
+from quittance import pricing
+from quittance.errors import QuittanceError
+from quittance.escrow import Escrow, decide, decide_judge
+from quittance.limits import FUEL_MAX, KIB, MEMORY_BYTES_DEFAULT, OUTPUT_BYTES_MAX
+from quittance.pricing import ComputePrices
+from quittance.reading import read_json
+from quittance.run import Limits, Meter, Outcome, Rejection, Run
+from tests.template import template
+
+PAGE = Path(__file__).parents[1] / "docs" / "who-pays.md"
+BEGIN, END = "<!-- the table: python benchmarks/attacks.py --write -->\n", "<!-- end of the table -->\n"
+CREDIT = 10**6
+BILLION = 10**9
+OWN = Limits(FUEL_MAX, MEMORY_BYTES_DEFAULT, 10_000)
+NAMES = 5_000 if QUICK else 45_000
+
+
+def default(name: str) -> int:
+    """The default of a parameter of the template."""
+    return int(template()["Parameters"][name]["Default"])
+
+
+COMPUTE = ComputePrices(default("ComputePerRunMicro"), default("ComputePerBillionFuelMicro"))
+
+
+def escrow(tariff: str, budget_micro: int, *, now: bool, share_bps: int = 0) -> Escrow:
+    """A funded escrow under the rules of now, or of before."""
+    fields = dict.fromkeys(("module_sha256", "input_sha256"), "00" * 32)
+    plain = Escrow(
+        escrow_id="e", payer="p", task_id="t", request_sha256="r", agent_id="a", owner="o", tariff=tariff,
+        budget_micro=budget_micro, fee_bps=default("FeeBps"), timeout_ms=10_000, runner="r", fence=1, funded_ms=1,
+        lease_ms=2, expires_ms=10**15, **fields,
+    )  # fmt: skip
+    return replace(plain, compute=COMPUTE, own_limits=OWN, task_judge_bps=share_bps) if now else plain
+
+
+FLAT = '{"type":"flat","price":"0.01"}'
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack: what is counted, and how much of it a credit got before and gets now."""
+
+    name: str
+    unit: str
+    before: str
+    now: str
+
+
+def per_credit(got: Fraction | int, cost_micro: int) -> str:
+    """How much of something a credit buys, if so much of it costs so much."""
+    if not cost_micro:
+        return "∞" if got else "0"
+    return f"{float(Fraction(got) * CREDIT / cost_micro):,.4g}"
+
+
+def cost(made: Escrow, run: Run, *, owner_too: bool = False) -> int:
+    """What a task costs its payer; or payer and owner together, if they are one, who then keeps what is paid."""
+    done = decide(made, run, now_ms=5)
+    spent = done.split.budget_micro - done.split.refunded_micro
+    return spent + done.charge_micro - done.split.paid_micro if owner_too else spent
+
+
+def both(got: int | Fraction, run: Run, *, owner_too: bool = False) -> tuple[str, str]:
+    """What a credit buys of something that a run gives, before and now; each task has a budget of a credit."""
+    costs = [cost(escrow(FLAT, CREDIT, now=now), run, owner_too=owner_too) for now in (False, True)]
+    return per_credit(got, costs[0]), per_credit(got, costs[1])
+
+
+def free_compute() -> list[Attack]:
+    meter = Meter(fuel=100 * BILLION)
+    rejected = Run(Outcome.REJECTED, "", meter, limits=OWN, rejected_by=Rejection.TASK_RULES)
+    trapped = Run(Outcome.TRAP_UNREACHABLE, "", meter, limits=OWN)
+    unit = "10⁹ units of fuel"
+    return [
+        Attack(
+            "a rule that no output meets, on somebody's agent", unit,
+            *both(100, rejected),
+        ),
+        Attack(
+            "an agent of one's own that fails at its end", unit,
+            *both(100, trapped, owner_too=True),
+        ),
+        Attack(
+            "a module that compiles for 95 s", "seconds of processor time", "∞",
+            per_credit(1, default("PublishPerCpuSecondMicro")),
+        ),
+    ]  # fmt: skip
+
+
+def ruin() -> Attack:
+    exhausted = Run(Outcome.FUEL_EXHAUSTED, "", Meter(fuel=1_000), limits=replace(OWN, fuel=1_000))
+
+    def points(*, now: bool) -> str:
+        done = decide(escrow(FLAT, 20_000, now=now), exhausted, now_ms=5)
+        spent = done.split.budget_micro - done.split.refunded_micro
+        return per_credit(Fraction(-done.reputation_tenths, 10), spent)
+
+    return Attack(
+        "a budget that buys too little fuel, to ruin an agent",
+        "points of its reputation",
+        points(now=False),
+        points(now=True),
+    )
+
+
+def output_for_nothing() -> Attack:
+    tariff = '{"type":"metered","per_kib_output":"1"}'
+    terms = pricing.parse_tariff(tariff)
+    least_micro = pricing.least_budget_micro(terms, COMPUTE)
+    bought = pricing.limits_bought(terms, COMPUTE, budget_micro=CREDIT, own=OWN)
+    before = per_credit(OUTPUT_BYTES_MAX // KIB, 1)  # the price was cut to the budget, whatever it was
+    return Attack(
+        f"a budget of a millionth, at 1 credit a KiB (least budget now {least_micro} millionths)", "KiB of output",
+        before, f"{bought.output_bytes / KIB:g}",
+    )  # fmt: skip
+
+
+def toll() -> Attack:
+    """An owner whose judge, also the owner's, rejects everything: what the owner gains of a budget of one credit."""
+    judge = Run(Outcome.SUCCEEDED, "", Meter(), limits=replace(OWN, fuel=BILLION))
+    hold = escrow('{"type":"flat","price":"0.9"}', 900_040, now=True)
+    paid = decide_judge(hold, judge, now_ms=5, released=False).split
+    gained_micro = paid.paid_micro - (paid.budget_micro - paid.refunded_micro)  # into one's purse, out of one's bond
+    return Attack(
+        "an agent whose own judge always rejects",
+        "credits taken of a budget of 1",
+        "0.8775¹",
+        f"{gained_micro / CREDIT:g}",
+    )
+
+
+def theft() -> Attack:
+    """An output that is read through a judge of the payer's own: bits for each credit that leaves the payer."""
+    judge = Run(Outcome.SUCCEEDED, "", Meter(), limits=replace(OWN, fuel=BILLION))
+    hold = escrow('{"type":"flat","price":"0"}', CREDIT, now=True)
+    judged = decide_judge(hold, judge, now_ms=5, released=False).split
+    share_bps = 2_500
+    task = escrow('{"type":"flat","price":"0.01"}', CREDIT, now=True, share_bps=share_bps)
+    rejected = Run(Outcome.REJECTED, "", Meter(fuel=BILLION), limits=OWN, rejected_by=Rejection.TASK_JUDGE)
+    spent = cost(task, rejected) + judged.fee_micro
+    return Attack(
+        "an output read through a judge of one's own (share of the price 0.25, price 0.01)", "bytes",
+        "∞ (134 bytes in 9 tasks¹)", per_credit(Fraction(1, 8), spent),
+    )  # fmt: skip
+
+
+def parsing() -> Attack:
+    """A body of many names of which one stands twice: no account, no credit."""
+    body = "{" + ",".join(f'"n{number}":0' for number in range(NAMES)) + ',"n0":0}'
+    began = time.process_time()
+    with suppress(QuittanceError):
+        read_json(body)
+    seconds = time.process_time() - began
+    return Attack(
+        f"{len(body):,} bytes of names, one of them twice",
+        "seconds of processor time for a request",
+        "60¹",
+        f"{seconds:.2g}",
+    )
+
+
+def rows() -> list[Attack]:
+    minimum = default("BondMinimumMicro") / CREDIT
+    return [
+        *free_compute(),
+        ruin(),
+        output_for_nothing(),
+        toll(),
+        theft(),
+        parsing(),
+        Attack(
+            "registrations that end the listing for everyone",
+            "entries in the listing",
+            "∞ (5,600 were enough¹)",
+            f"0: only published agents, by owners with a bond of {minimum:g}",
+        ),
+        Attack("requests for an agent of an old engine", "compilations by 50 requests", "50¹", "1"),
+    ]
+
+
+def table() -> str:
+    lines = ["| attack | what a credit gets | before | now |", "|---|---|---|---|"]
+    lines += [f"| {row.name} | {row.unit} | {row.before} | {row.now} |" for row in rows()]
+    note = "¹ as it was measured on the code of before. ∞: as much as one likes, for nothing."
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/who-pays.md")
+    text = table()
+    sys.stdout.write(text)
+    if parser.parse_args().write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()

@@ -106,9 +106,10 @@ def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud,
     sweep(bonded)
     assert read(call)["releasable"] == "3"
     assert move(call, "-3", "out")[0] == 201
+    assert move(call, "3", "again")[0] == 201
     bonded.publish(wasm("echo"), owner="olga")
     assert move(call, "-3", "out")[0] == 201, "a repeat of what was done is no new release"
-    assert read(call)["available"] == "0"
+    assert read(call)["available"] == "3"
 
 
 def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Cloud, call: Call) -> None:

@@ -193,8 +193,8 @@ MUTANTS = (
     Mutant(
         "bond: out of the bond", LEDGER, "if amount_micro > 0 else (bond, owner)", "if True else (bond, owner)", BONDS
     ),
-    Mutant("release: no agent is active", ACCOUNTS, "if owned.active:", "if False:", BONDS),
-    Mutant("release: a minute after the last", ACCOUNTS, "if wait_ms > 0:", "if False:", BONDS),
+    Mutant("release: all agents are retired", ACCOUNTS, "if owned.unretired:", "if False:", BONDS),
+    Mutant("release: some minutes after the last", ACCOUNTS, "if wait_ms > 0:", "if False:", BONDS),
     Mutant("release: nothing is open", ACCOUNTS, "if platform.ledger.has_open_work(owner):", "if False:", BONDS),
     Mutant(
         "release: no judge that the bond pays",
@@ -244,7 +244,7 @@ MUTANTS = (
         LEDGER,
         "waiting = self._uncredited([escrow.escrow_id for escrow in waiting])",
         "pass",
-        BONDS,
+        MATRIX,
     ),
     Mutant("judging: comes back out of the price", CREDITING, "min(settlement.judging_micro, paid_micro)", "0", BONDS),
     Mutant(

@@ -18,10 +18,10 @@ from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Settlement, StoredBytes
 from quittance.journal import PayoutState
-from quittance.run import Meter, Outcome, Run
+from quittance.run import Limits, Meter, Outcome, Run
 from tests.ledger.checks import violations
 from tests.ledger.memory import Memory
-from tests.ledger.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
+from tests.ledger.world import AGENTS, FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
 
 LEASE, EXPIRY = START_MS + 1_000, START_MS + 5_000
 BUDGET = 2 * FLAT_MICRO
@@ -31,6 +31,7 @@ TIMES = (START_MS, LEASE - 1, LEASE, LEASE + 1, EXPIRY - 1, EXPIRY, EXPIRY + 1)
 FENCES = (FENCE - 1, FENCE, FENCE + 1)
 STATES = ("funded", "partly", "fully", "refunded", "expired", "partly swept", "refunded swept", "expired swept")
 DONE, FAILED = Run(Outcome.SUCCEEDED, "", Meter(fuel=1, wall_ms=5)), Run(Outcome.EXIT_CODE, "", Meter(wall_ms=5))
+LIMITS = Limits(fuel=10**6, memory_bytes=1 << 20, timeout_ms=1_000)
 FEE = FLAT_MICRO * FEE_BPS // 10_000
 SPLITS = {"partly": (FLAT_MICRO - FEE, FEE, FLAT_MICRO), "refunded": (0, 0, BUDGET), "expired": (0, 0, BUDGET)}
 
@@ -79,7 +80,10 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
 def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlement:
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes("dd" * 32, 0, b""))
-    return tasks._signed(case_world, escrow, settlement)
+    if settlement.outcome is Outcome.EXPIRED:
+        return tasks._signed(case_world, escrow, settlement)
+    ran = Run(settlement.outcome, settlement.message, Meter(wall_ms=5), limits=LIMITS)
+    return tasks._signed(case_world, escrow, settlement, ran, AGENTS[FLAT].version)
 
 
 def done(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Escrow:

@@ -273,8 +273,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (split.paid_micro, split.fee_micro, split.refunded_micro) == (held.paid, held.fee, held.refunded)
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
-        run = Run(settlement.outcome, settlement.message, Meter())
-        stated = receipt.claims(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
+        ran = settlement.outcome is not Outcome.EXPIRED
+        run = Run(settlement.outcome, settlement.message, Meter(), limits=LIMITS if ran else None)
+        named = {"engine": "engine", "config_sha256": "c0" * 32} if ran else {"engine": "", "config_sha256": ""}
+        stated = receipt.claims(escrow, settlement, issuer="t", run=run, **named)
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

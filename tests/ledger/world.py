@@ -113,9 +113,9 @@ class Agents:
 
     def __init__(self) -> None:
         self.short: dict[str, bool] = {}
-        self.owned = OwnedAgents(active=False, retired_ms=None)
+        self.owned = OwnedAgents(unretired=False, retired_ms=None)
 
-    def active_agents_of(self, _owner_id: str) -> OwnedAgents:
+    def agents_of(self, _owner_id: str) -> OwnedAgents:
         return self.owned
 
     def get(self, agent_id: str) -> Agent:

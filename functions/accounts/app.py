@@ -84,7 +84,7 @@ def bond() -> Response[str]:
 def move_bond(request: BondRequest) -> Response[str]:
     """Moves credits from the caller's account into its bond, or back if `amount` has a minus.
 
-    A release needs that no agent of the caller has been active for a minute, and that their tasks are credited.
+    A release needs that all agents of the caller were retired four minutes ago, and that their tasks are credited.
     """
     moved = accounts.move_bond(platform(app.lambda_context), caller(app).account, request)
     return answer(moved, HTTPStatus.CREATED)

@@ -10,6 +10,7 @@ import pytest
 from quittance import accounts, auditing, publishing, sweeping
 from quittance.errors import AgentNotReadyError, PlatformUnavailableError
 from quittance.limits import AMOUNT_MICRO_MAX, BOND_NOTICE_MS
+from quittance.models import AgentRequest
 from quittance.money import MICRO_PER_CREDIT, format_credits
 from quittance.store.ledger import Ledger
 from quittance.sweeping import sweep
@@ -17,7 +18,7 @@ from tests.integration import test_handlers
 from tests.integration.test_handlers import Call, load
 from tests.integration.test_ledger import FAILED, hold, settled
 from tests.integration.test_tasks import run
-from tests.support import Cloud, wasm
+from tests.support import FLAT, Cloud, wasm
 
 call = test_handlers.call  # the fixture
 BOND = "/accounts/me/bond"
@@ -90,7 +91,7 @@ def test_an_amount_is_bounded(bonded: Cloud, call: Call, sign: int) -> None:
 
 
 def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud, call: Call) -> None:
-    """Released a minute after the last agent was retired, once everything of theirs is settled and credited."""
+    """Released some minutes after the last agent was retired, once everything of theirs is settled and credited."""
     move(call, "3")
     agent = bonded.publish(wasm("echo"), owner="olga")
     assert run(bonded, agent, budget="1").success
@@ -106,10 +107,28 @@ def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud,
     sweep(bonded)
     assert read(call)["releasable"] == "3"
     assert move(call, "-3", "out")[0] == 201
-    assert move(call, "3", "again")[0] == 201
+    move(call, "2", "in")
     bonded.publish(wasm("echo"), owner="olga")
     assert move(call, "-3", "out")[0] == 201, "a repeat of what was done is no new release"
-    assert read(call)["available"] == "3"
+    assert read(call)["available"] == "2"
+
+
+def test_a_bond_stands_for_what_is_being_published(bonded: Cloud, call: Call) -> None:
+    """Whoever could release the bond while a module is compiled would compile for nothing."""
+    move(call, "2")
+    agent = publishing.register(bonded, "olga", AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
+    assert read(call)["releasable"] == "0"
+    assert move(call, "-1", "out")[1]["code"] == "bond_in_use"
+    publishing.retire(bonded, "olga", agent)
+    assert move(call, "-1", "out")[1]["code"] == "bond_in_use"
+    bonded.skew_ms = BOND_NOTICE_MS + 1
+    assert move(call, "-1", "out")[0] == 201
+
+
+def test_a_bond_outlasts_a_publication_that_began_before_the_retirement(template: dict[str, Any]) -> None:
+    publish = template["Resources"]["PublishFunction"]["Properties"]["Timeout"]
+    between_sweeps_s = 60
+    assert (publish + between_sweeps_s) * 1_000 <= BOND_NOTICE_MS
 
 
 def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Cloud, call: Call) -> None:

@@ -231,28 +231,28 @@ def test_cached_owner_flags_are_at_most_ten_seconds_old(cloud: Cloud, monkeypatc
     assert cloud.registry.owner_cached("owner") == OwnerState(), "an environment sees its own writes at once"
 
 
-def test_active_agents_of_an_owner_are_found(cloud: Cloud) -> None:
-    assert cloud.registry.active_agents_of("owner") == OwnedAgents(active=False, retired_ms=None)
-    register(cloud)
-    assert cloud.registry.active_agents_of("owner") == OwnedAgents(active=False, retired_ms=None)
+def test_agents_of_an_owner_that_are_not_retired_are_found(cloud: Cloud) -> None:
+    assert cloud.registry.agents_of("owner") == OwnedAgents(unretired=False, retired_ms=None)
+    register(cloud, owner="third")
+    assert cloud.registry.agents_of("third") == OwnedAgents(unretired=True, retired_ms=None), "it awaits its upload"
     mine = [cloud.publish(wasm("echo")) for _ in range(2)]
     cloud.publish(wasm("echo"), owner="other")
-    assert cloud.registry.active_agents_of("owner").active
+    assert cloud.registry.agents_of("owner").unretired
     publishing.retire(cloud, "owner", mine[0])
     first_ms = cloud.registry.get(mine[0]).retired_ms
-    assert cloud.registry.active_agents_of("owner") == OwnedAgents(active=True, retired_ms=first_ms)
+    assert cloud.registry.agents_of("owner") == OwnedAgents(unretired=True, retired_ms=first_ms)
     cloud.skew_ms = 60_000
     publishing.retire(cloud, "owner", mine[1])
     last_ms = cloud.registry.get(mine[1]).retired_ms
     assert last_ms != first_ms
-    assert cloud.registry.active_agents_of("owner") == OwnedAgents(active=False, retired_ms=last_ms)
-    assert cloud.registry.active_agents_of("other").active
+    assert cloud.registry.agents_of("owner") == OwnedAgents(unretired=False, retired_ms=last_ms)
+    assert cloud.registry.agents_of("other").unretired
 
 
 def test_agents_of_an_owner_are_read_up_to_a_limit(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registries, "OWNED_AGENTS_READ_MAX", 3)
     for _ in range(3):
-        register(cloud)
-    assert not cloud.registry.active_agents_of("owner").active
-    register(cloud)
-    assert cloud.registry.active_agents_of("owner").active, "what is not read is taken to be active"
+        publishing.retire(cloud, "owner", register(cloud))
+    assert not cloud.registry.agents_of("owner").unretired
+    publishing.retire(cloud, "owner", register(cloud))
+    assert cloud.registry.agents_of("owner").unretired, "what is not read is taken not to be retired"

@@ -58,7 +58,13 @@ MUTANTS = (
     Mutant("fund: uniqueness", DYNAMO, '"attribute_not_exists(pk)"', '"attribute_not_exists(x)"', MATRIX),
     Mutant("fund: balance", LEDGER, '"available >= :taken"', '"attribute_exists(available)"', MATRIX),
     Mutant("fund: the hold itself", LEDGER, "puts + self._moves(moves)", "puts", MATRIX),
-    Mutant("fund: the escrow's reason first", LEDGER, "if refused.items[0] is not None:", "if False:", MATRIX),
+    Mutant(
+        "fund: the escrow's reason first",
+        LEDGER,
+        "if refused.items[0] is not None:\n                    return refused",
+        "if False:\n                    return refused",
+        MATRIX,
+    ),
     Mutant("fund: the escrow once more before a lack", LEDGER, "if standing is None:\n", "if True:\n", MATRIX),
     Mutant("take over: state", LEDGER, TAKE, _without(TAKE, "#state = :funded"), MATRIX),
     Mutant("take over: fence", LEDGER, TAKE, _without(TAKE, "#fence = :seen_fence"), MATRIX),
@@ -109,8 +115,8 @@ MUTANTS = (
     Mutant(
         "sweep: the journal",
         LEDGER,
-        'actions += [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]',
-        "",
+        '= [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]',
+        "= []",
         MATRIX,
     ),
     Mutant("sweep: leaves out what is credited", LEDGER, 'if "swept_ms" not in item and', "if", MATRIX),
@@ -186,16 +192,16 @@ MUTANTS = (
     Mutant(
         "bond: a line on each side",
         LEDGER,
-        "((owner, -amount_micro), (bond, amount_micro))",
-        "((owner, -amount_micro),)",
+        "for each in (line, replace(line, account=bond, amount_micro=amount_micro))]",
+        "for each in (line,)]",
         BONDS,
     ),
     Mutant("bond: what leaves one side comes to the other", LEDGER, "*records, to=target)", "*records)", BONDS),
     Mutant(
         "bond: out of the bond", LEDGER, "if amount_micro > 0 else (bond, owner)", "if True else (bond, owner)", BONDS
     ),
-    Mutant("release: no agent is active", ACCOUNTS, "if owned.active:", "if False:", BONDS),
-    Mutant("release: a minute after the last", ACCOUNTS, "if wait_ms > 0:", "if False:", BONDS),
+    Mutant("release: all agents are retired", ACCOUNTS, "if owned.unretired:", "if False:", BONDS),
+    Mutant("release: some minutes after the last", ACCOUNTS, "if wait_ms > 0:", "if False:", BONDS),
     Mutant("release: nothing is open", ACCOUNTS, "if platform.ledger.has_open_work(owner):", "if False:", BONDS),
     Mutant(
         "release: no judge that the bond pays",
@@ -245,7 +251,7 @@ MUTANTS = (
         LEDGER,
         "waiting = self._uncredited([escrow.escrow_id for escrow in waiting])",
         "pass",
-        BONDS,
+        MATRIX,
     ),
     Mutant("judging: comes back out of the price", CREDITING, "min(settlement.judging_micro, paid_micro)", "0", BONDS),
     Mutant(

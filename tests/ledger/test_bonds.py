@@ -306,7 +306,7 @@ OPEN = ("", "funded", "settled", "judge of another", "swept")
 def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_ms: int | None, work: str) -> None:
     """No agent active for a minute, and nothing that is funded or not credited; a repeat needs nothing of it."""
     memory, world = world_of()
-    world.registry.owned = OwnedAgents(active=active, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
+    world.registry.owned = OwnedAgents(unretired=active, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
     out = BondRequest.model_validate({"bond_id": "out", "amount": "-0.000007"})
     task, judges = judged(sides=(Side.AGENT,))
     if work == "judge of another":  # what is left of the owner is a judge that its bond pays
@@ -326,7 +326,7 @@ def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_
     assert shown.releasable_micro == (shown.available_micro if free else 0)
     if free:
         accounts.move_bond(world, "oskar", out)
-        world.registry.owned = OwnedAgents(active=True, retired_ms=None)  # type: ignore[attr-defined]  # the stub's
+        world.registry.owned = OwnedAgents(unretired=True, retired_ms=None)  # type: ignore[attr-defined]  # the stub's
         moved = dict(memory.items)
         accounts.move_bond(world, "oskar", out)
         assert memory.items == moved != before

@@ -32,6 +32,7 @@ TIMES = (START_MS, LEASE - 1, LEASE, LEASE + 1, EXPIRY - 1, EXPIRY, EXPIRY + 1)
 FENCES = (FENCE - 1, FENCE, FENCE + 1)
 STATES = ("funded", "partly", "fully", "refunded", "expired", "partly swept", "refunded swept", "expired swept")
 DONE, FAILED = Run(Outcome.SUCCEEDED, "", Meter(fuel=1, wall_ms=5)), Run(Outcome.EXIT_CODE, "", Meter(wall_ms=5))
+LIMITS = Limits(fuel=10**6, memory_bytes=1 << 20, timeout_ms=1_000)
 FEE = FLAT_MICRO * FEE_BPS // 10_000
 SPLITS = {"partly": (FLAT_MICRO - FEE, FEE, FLAT_MICRO), "refunded": (0, 0, BUDGET), "expired": (0, 0, BUDGET)}
 
@@ -82,7 +83,7 @@ def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlem
         settlement = replace(settlement, output=StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
     if settlement.outcome is Outcome.EXPIRED:
         return tasks._signed(case_world, escrow, settlement)
-    run = Run(settlement.outcome, settlement.message, Meter(), limits=Limits(1, 1, 1))
+    run = Run(settlement.outcome, settlement.message, Meter(wall_ms=5), limits=LIMITS)
     return tasks._signed(case_world, escrow, settlement, run, AGENTS[FLAT].version)
 
 

@@ -275,10 +275,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def signed(self, escrow: Escrow, settlement: escrows.Settlement) -> escrows.Settlement:
         ran = settlement.outcome is not Outcome.EXPIRED
-        engine = {"engine": "e", "config_sha256": "c0" * 32} if ran else {"engine": "", "config_sha256": ""}
-        limits = Limits(1, 1, 1) if ran else None
-        run = Run(settlement.outcome, settlement.message, Meter(), limits=limits)
-        stated = receipt.claims(escrow, settlement, issuer="t", run=run, **engine)
+        run = Run(settlement.outcome, settlement.message, Meter(), limits=LIMITS if ran else None)
+        named = {"engine": "engine", "config_sha256": "c0" * 32} if ran else {"engine": "", "config_sha256": ""}
+        stated = receipt.claims(escrow, settlement, issuer="t", run=run, **named)
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:

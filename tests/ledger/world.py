@@ -34,7 +34,7 @@ from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs
 from quittance.store.keys import Keys
 from quittance.store.ledger import Ledger
-from quittance.store.registry import Agent, AgentState, OwnedAgents, OwnerState, Terms, Upload, Version
+from quittance.store.registry import Agent, AgentState, Due, OwnedAgents, OwnerState, Terms, Upload, Version
 from tests.template import template
 
 TABLE = "LedgerTable"
@@ -113,9 +113,9 @@ class Agents:
 
     def __init__(self) -> None:
         self.short: dict[str, bool] = {}
-        self.owned = OwnedAgents(active=False, retired_ms=None)
+        self.owned = OwnedAgents(unretired=False, retired_ms=None)
 
-    def active_agents_of(self, _owner_id: str) -> OwnedAgents:
+    def agents_of(self, _owner_id: str) -> OwnedAgents:
         return self.owned
 
     def get(self, agent_id: str) -> Agent:
@@ -128,14 +128,17 @@ class Agents:
     def is_frozen(self, account: str) -> bool:
         return False
 
+    def is_bonded(self, _owner_id: str) -> bool:
+        return True  # what is proved does not hang on it: anybody may take a task for ten seconds more
+
+    def dues(self) -> Iterator[Due]:
+        return iter(())
+
     def funding_is_paused(self) -> bool:
         return False
 
     def owner(self, owner_id: str) -> OwnerState:
         return OwnerState(bonded=not self.short.get(owner_id))
-
-    def owner_cached(self, owner_id: str) -> OwnerState:
-        return OwnerState()  # what is proved does not hang on it: anybody may take a task for ten seconds more
 
     def set_bond_short(self, owner_id: str, short: bool) -> None:
         self.short[owner_id] = short

@@ -140,12 +140,12 @@ def _why_in_use(platform: Platform, owner: str) -> BondInUseError | None:
 
     Other environments may take tasks for a while after an agent was retired, and the index shows them a little later.
     """
-    owned = platform.registry.active_agents_of(owner)
-    if owned.active:
-        return BondInUseError("an agent of yours is active. Retire all of them first")
+    owned = platform.registry.agents_of(owner)
+    if owned.unretired:
+        return BondInUseError("an agent of yours is not retired. Retire all of them first")
     wait_ms = (owned.retired_ms or 0) + BOND_NOTICE_MS - platform.now_ms()
     if wait_ms > 0:
-        reason = "an agent of yours was retired less than a minute ago. Repeat the request then"
+        reason = "an agent of yours was retired only now. Repeat the request later"
         return BondInUseError(reason, retry_after_s=-(-wait_ms // 1_000))
     if platform.ledger.has_open_work(owner):
         reason = "tasks of your agents are not settled and credited yet. Repeat the request later"

@@ -28,7 +28,7 @@ PAGE_ITEMS_MAX: Final = 100
 REASON_CHARS_MAX: Final = 500  # of why an operator did something
 PAYOUT_ID_CHARS_MAX: Final = (ACCOUNT_ID_CHARS_MAX + len("#") + TASK_ID_CHARS_MAX) * 4 // 3  # base64 of both names
 UNLISTED_AT_ONCE_MAX: Final = 25  # of agents that code of before had listed: writes that one page may make
-OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for an active one; some 300 bytes each
+OWNED_AGENTS_READ_MAX: Final = 10_000  # of one owner, looked through for one that is not retired; some 300 bytes each
 
 # What an answer may carry.
 LAMBDA_SYNC_BYTES_MAX: Final = 6_291_556  # Lambda's own limit of a request and of an answer of a synchronous invocation
@@ -113,7 +113,7 @@ OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: the whole item 
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 LOGGED_AGENTS_MAX: Final = 60  # of one batch of the log: their standings, 64 KiB each, go into one write of 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
-BOND_NOTICE_MS: Final = 60_000  # from the last retirement to a release: longer than caches and the index lag behind
+BOND_NOTICE_MS: Final = 4 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
 WALLET_PURSES: Final = 16  # items over which an account's credits may lie; see wallet.py
 
 # The audit.

@@ -628,7 +628,7 @@ class BondAnswer(_Answer):
     charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
     releasable_micro: CreditsOut = Field(
         alias="releasable",
-        description="What can be released now: nothing while an agent is active, and for a minute after the last one"
+        description="What can be released now: nothing before all agents are retired and for four minutes after the last"
         " was retired, or while one of their tasks is not settled and credited.",
     )
     minimum_micro: CreditsOut = Field(

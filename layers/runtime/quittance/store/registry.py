@@ -188,9 +188,9 @@ class OwnerState:
 
 @dataclass(frozen=True, slots=True)
 class OwnedAgents:
-    """What an owner has: whether any agent has an active version, and when the last one was retired."""
+    """What an owner has: whether any agent is not retired, and when the last one was retired."""
 
-    active: bool
+    unretired: bool
     retired_ms: int | None
 
 
@@ -284,11 +284,11 @@ class Registry:
         """Whether an operator has paused funding: seen within ten seconds, and that it goes on again at once."""
         return self._funding.get(FUNDING_PK, self._paused) and self._paused(FUNDING_PK)
 
-    def active_agents_of(self, owner_id: str) -> OwnedAgents:
-        """Whether an owner has agents with an active version, and when the last one was retired.
+    def agents_of(self, owner_id: str) -> OwnedAgents:
+        """Whether an owner has agents that are not retired, and when the last one was retired.
 
         The index may lag by a second. Of an owner with more than OWNED_AGENTS_READ_MAX agents the others are not read:
-        one of them is taken to be active.
+        one of them is taken not to be retired.
         """
         query = {
             "TableName": self._table,
@@ -298,15 +298,15 @@ class Registry:
             "ExpressionAttributeValues": to_item({":owner": owner_id}),
         }
         read = 0
-        active, retired_ms = False, None
+        unretired, retired_ms = False, None
         for item in islice(paged(self._client.query, query, self._left_ms), OWNED_AGENTS_READ_MAX + 1):
             read += 1
             values = from_item(item)
             if "retired_ms" in values:
                 retired_ms = max(retired_ms or 0, values["retired_ms"])
-            elif "module_sha256" in values:
-                active = True
-        return OwnedAgents(active or read > OWNED_AGENTS_READ_MAX, retired_ms)
+            else:
+                unretired = True
+        return OwnedAgents(unretired or read > OWNED_AGENTS_READ_MAX, retired_ms)
 
     def page(self, *, owner: str | None, limit: int, after: Place | None) -> Page:
         """Up to `limit` agents, newest first, beginning behind `after`: those that take tasks, or all of one owner's.

@@ -34,7 +34,7 @@ from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs
 from quittance.store.keys import Keys
 from quittance.store.ledger import Ledger
-from quittance.store.registry import Agent, AgentState, OwnedAgents, OwnerState, Terms, Upload, Version
+from quittance.store.registry import Agent, AgentState, Due, OwnedAgents, OwnerState, Terms, Upload, Version
 from tests.template import template
 
 TABLE = "LedgerTable"
@@ -133,6 +133,12 @@ class Agents:
 
     def owner(self, owner_id: str) -> OwnerState:
         return OwnerState(bonded=not self.short.get(owner_id))
+
+    def is_bonded(self, owner_id: str) -> bool:
+        return self.owner_cached(owner_id).bonded or self.owner(owner_id).bonded
+
+    def dues(self) -> Iterator[Due]:
+        return iter(())  # nothing is published here
 
     def owner_cached(self, owner_id: str) -> OwnerState:
         return OwnerState()  # what is proved does not hang on it: anybody may take a task for ten seconds more

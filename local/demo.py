@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 USER, OWNER = "alice", "olga"
 DEPOSIT_SCOPE = "ledger:deposit"
 _SEED_CREDITS = "10"
+_BOND = "2"
 _BUDGET = "0.05"
 _TARIFF = {"type": "metered", "base": "0.01", "per_million_fuel": "0.001"}
 _CREDIT_SECONDS = 10.0
@@ -66,7 +67,8 @@ def seed(stack: Stack, state: State) -> str:
         if agent["name"] == SEED_AGENT.name and agent["state"] == "active":
             return str(agent["agent_id"])
     with step("seeding: an agent to call, credits to pay it"):
-        _deposit(stack, state, "seed")
+        _deposit(stack, state, USER, _SEED_CREDITS, "seed")
+        _bond(stack, state)
         return _publish(stack, state, SEED_AGENT)
 
 
@@ -99,6 +101,9 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
     number = _numbers()
     say("\nPay an agent only for work that it did, and prove it.\n")
 
+    _bond(stack, state)
+    say(f"{number()} {OWNER} deposits a bond of {_BOND} credits: it pays for what failures of its agents cost")
+
     size = SEED_AGENT.module.stat().st_size
     begin = time.monotonic()
     agent_id = _publish(stack, state, SEED_AGENT)
@@ -106,7 +111,7 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
     say(f"     uploaded, validated and compiled in {time.monotonic() - begin:.1f} s, now {agent_id}")
     say(f"     its price: {_TARIFF['base']} and {_TARIFF['per_million_fuel']} per million units of fuel")
 
-    _deposit(stack, state, f"demo-{now}")
+    _deposit(stack, state, USER, _SEED_CREDITS, f"demo-{now}")
     say(f"{number()} {USER} gets {_SEED_CREDITS} credits")
     sweep(stack)  # what was earned before this story is not part of it
     before = _balances(stack, state)
@@ -121,7 +126,7 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
     )
     say(
         f"     escrow    {result['escrow_status']}: paid {result['amount_paid']} to {OWNER}, "
-        f"fee {result['fee']}, returned {result['amount_refunded']}"
+        f"fee {result['fee']} (of it computing {result['compute']}), returned {result['amount_refunded']}"
     )
 
     sweep(stack)
@@ -141,18 +146,26 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
     say(f"     {'meter':<14} {json.dumps(claims['meter'])}")
     say("     (amounts in millionths of a credit)")
 
+    _tell_failure(stack, state, layer, number, f"demo-{now}-failing", after)
+
+
+def _tell_failure(
+    stack: Stack, state: State, layer: Path, number: Callable[[], str], task_id: str, before: dict[str, Decimal]
+) -> None:
+    """A failure costs its user nothing, and its owner's bond what computing it cost."""
     failing_id = _publish(stack, state, _FAILING_AGENT)
     say(f"{number()} {USER} hires an agent that fails: {failing_id}")
-    result = _execute(stack, state, f"demo-{now}-failing", failing_id, None)
+    result = _execute(stack, state, task_id, failing_id, None)
     error = result["error"]
     say(f"     output    none; {error['code']}: {error['message']}")
     say(f"     log       {str(result['log']).strip()}")
     say(f"     escrow    {result['escrow_status']}: returned {result['amount_refunded']} of {_BUDGET}")
+    sweep(stack)
     end = _balances(stack, state)
-    say(f"     {USER} has {end[USER]}, as before" if end == after else "     BALANCES CHANGED")
-    _verified(stack, state, layer, str(result["receipt"]))
-    say("     and a receipt says so\n")
-    if sum(before.values()) != sum(end.values()) or end != after:
+    say(f"     {USER} has {end[USER]}, as before" if end[USER] == before[USER] else "     BALANCES CHANGED")
+    claims = _verified(stack, state, layer, str(result["receipt"]))
+    say(f"     and a receipt says so; computing it cost {OWNER}'s bond {claims['charge']} millionths of a credit\n")
+    if sum(before.values()) != sum(end.values()) or end[USER] != before[USER]:
         msg = "the balances do not add up: this is a bug, please report it"
         raise MendError(msg)
 
@@ -174,9 +187,15 @@ def _publish(stack: Stack, state: State, agent: Example) -> str:
     return publish(api(stack, state, OWNER), agent.name, agent.module.read_bytes(), terms)
 
 
-def _deposit(stack: Stack, state: State, name: str) -> None:
+def _deposit(stack: Stack, state: State, account: str, amount: str, name: str) -> None:
     bank = api(stack, state, "bank", DEPOSIT_SCOPE)
-    bank.post(f"/accounts/{USER}/deposits", {"deposit_id": name, "amount": _SEED_CREDITS})
+    bank.post(f"/accounts/{account}/deposits", {"deposit_id": name, "amount": amount})
+
+
+def _bond(stack: Stack, state: State) -> None:
+    """The owner's bond, once per cloud: without one nothing is published."""
+    _deposit(stack, state, OWNER, _BOND, "bond")
+    api(stack, state, OWNER).post("/accounts/me/bond", {"bond_id": "bond", "amount": _BOND})
 
 
 def _execute(stack: Stack, state: State, task_id: str, agent_id: str, given: object) -> Any:  # noqa: ANN401 - JSON
@@ -185,10 +204,11 @@ def _execute(stack: Stack, state: State, task_id: str, agent_id: str, given: obj
 
 
 def _balances(stack: Stack, state: State) -> dict[str, Decimal]:
-    return {
+    balances = {
         account: Decimal(api(stack, state, account, DEPOSIT_SCOPE).get("/accounts/me")["available"])
         for account in (USER, OWNER, stack.platform_account)
     }
+    return balances | {f"{OWNER}'s bond": Decimal(api(stack, state, OWNER).get("/accounts/me/bond")["available"])}
 
 
 def _show_balances(before: dict[str, Decimal], after: dict[str, Decimal]) -> None:

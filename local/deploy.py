@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,15 @@ def sources_digest(names: Sequence[str] = _SOURCES) -> str:
     return digest.hexdigest()
 
 
+def _chosen() -> dict[str, str]:
+    """Parameters of the template that `QUITTANCE_PARAMETERS` sets, such as `FeeBps=100 ComputePerRunMicro=0`."""
+    words = os.environ.get("QUITTANCE_PARAMETERS", "").split()
+    if odd := [word for word in words if "=" not in word]:
+        msg = f"QUITTANCE_PARAMETERS: {odd[0]!r} must be Name=value, as FeeBps=100"
+        raise MendError(msg)
+    return dict(word.split("=", 1) for word in words)
+
+
 def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
     """Bring the stack up to date, if anything changed since it was deployed to this cloud."""
     key = issuer.load_key(state.key)
@@ -103,7 +113,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "QueueVisibility": "20",  # AWS would ask for more: here nobody wants to wait for it
         "WebhookLoopbackTargets": "true",
         "SnapStart": "None",  # Lambda has none for a Python before 3.12
-    }
+    } | _chosen()
     seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(seal.encode()).hexdigest()
     if state.stack.is_file() and (stack := Stack.read(state.stack)).deployed == deployed:

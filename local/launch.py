@@ -115,21 +115,6 @@ def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[by
     return context
 
 
-def _with_event_keys(known: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`events:source` and `events:detail-type` of a call of PutEvents: what all its entries state."""
-
-    def context(service: str, action: str, body: bytes, *rest: Any) -> dict[str, Any]:  # noqa: ANN401 - handed through
-        keys = known(service, action, body, *rest)
-        if action != "events:PutEvents":
-            return keys
-        entries = json.loads(body or b"{}").get("Entries", [])
-        named = {"events:source": "Source", "events:detail-type": "DetailType"}
-        stated = {key: [entry[member] for entry in entries if member in entry] for key, member in named.items()}
-        return {**keys, **{key: values for key, values in stated.items() if values}}
-
-    return context
-
-
 def _encoded_paths(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def answer(host: str, path: str, *rest: Any, raw_path: str | None = None, **named: Any) -> Any:  # noqa: ANN401
         _REQUESTED.set((host, raw_path or path))
@@ -216,9 +201,8 @@ def _prepare(env: Mapping[str, str]) -> None:
     apigateway_v1._invoke_lambda_proxy_v1 = _challenges_renamed(apigateway_v1._invoke_lambda_proxy_v1)  # noqa: SLF001
     _explain_denials()
     _name_errors()
-    borders.draw(app.SERVICE_HANDLERS)
+    borders.enforce(app.SERVICE_HANDLERS)
     iam_actions.dynamodb_service_context = _with_leading_keys(iam_actions.dynamodb_service_context)
-    iam_actions.request_tag_context = _with_event_keys(iam_actions.request_tag_context)
 
 
 def _end_with(descriptor: str) -> None:

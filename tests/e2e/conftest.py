@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 STATE = State(LOCAL / "test-cloud")
 TOKEN_SECONDS = 600
+# Most tests reckon with an agent's price and the commission alone; test_who_pays.py turns the prices on.
+FREE_COMPUTE = "ComputePerRunMicro=0 ComputePerBillionFuelMicro=0 PublishPerMibMicro=0 PublishPerCpuSecondMicro=0"
 DEFAULT_TARIFF: Mapping[str, Any] = {"type": "flat", "price": "0.01"}
 MICRO = 1_000_000
 HERE = Path(__file__).parent
@@ -78,7 +80,9 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     if named := os.environ.get("QUITTANCE_STACK"):
         yield Stack.read(ROOT / named)
         return
-    clouds.up(STATE, request)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUITTANCE_PARAMETERS", FREE_COMPUTE)
+        clouds.up(STATE, request)
     try:
         yield Stack.read(STATE.stack)
     finally:
@@ -152,10 +156,24 @@ def aws(stack: Stack) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def publish(stack: Stack, token: Callable[..., str]) -> Callable[..., str]:
+def bond(stack: Stack, token: Callable[..., str], deposit: Callable[..., None]) -> Callable[..., None]:
+    """`bond(owner)` gives an owner a bond, once a session: without one nothing is published."""
+    bonded: set[str] = set()
+
+    def make(owner: str, amount: str = "100") -> None:
+        if owner not in bonded:
+            deposit(owner, amount)
+            client.Api(stack.api_url, token(owner)).post("/accounts/me/bond", {"bond_id": "bond", "amount": amount})
+            bonded.add(owner)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def publish(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> Callable[..., str]:
     """`publish(wasm, tariff=..., limits=..., owner=...)` gives the id of an active agent.
 
-    The same module on the same terms is published once a session.
+    The same module on the same terms is published once a session. The agent takes tasks that bring a judge.
     """
     published: dict[str, str] = {}
 
@@ -166,9 +184,11 @@ def publish(stack: Stack, token: Callable[..., str]) -> Callable[..., str]:
         limits: Mapping[str, Any] | None = None,
         owner: str = "owner",
     ) -> str:
-        terms: dict[str, Any] = {"tariff": tariff} | ({"limits": limits} if limits else {})
+        terms: dict[str, Any] = {"tariff": tariff, "task_judges": {"rejected_share": "0"}}
+        terms |= {"limits": limits} if limits else {}
         name = hashlib.sha256(wasm + json.dumps([terms, owner], sort_keys=True).encode()).hexdigest()[:32]
         if name not in published:
+            bond(owner)
             caller = client.Api(stack.api_url, token(owner))
             published[name] = client.publish(caller, name, wasm, terms)
         return published[name]

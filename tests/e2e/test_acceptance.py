@@ -17,8 +17,9 @@ CENTS = {"json_schema": {"type": "object", "required": ["total"], "properties": 
 
 
 @pytest.fixture(scope="module")
-def strict(stack: Stack, token: Callable[..., str]) -> str:
+def strict(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> str:
     """An echo that is paid for totals in whole cents only."""
+    bond("owner")
     terms = {"tariff": {"type": "flat", "price": "0.01"}, "acceptance": CENTS}
     return client.publish(client.Api(stack.api_url, token("owner")), "strict", wasm("echo"), terms)
 
@@ -127,7 +128,7 @@ def test_a_judge_decides_and_is_paid_for_it(
     assert (done["success"], done["output"]) == (True, "to be or not")
     task_id = f"{name}:judge-task"
     assert done["judges"] == [
-        {"side": "task", "agent_id": judge, "task_id": task_id, "budget": "0.02", "score": "1"}
+        {"side": "task", "agent_id": judge, "task_id": task_id, "budget": "0.02", "cost": "0.01", "score": "1"}
     ]  # fmt: skip
     own = alice.http.get(f"/tasks/{task_id}/result").json()
     assert (own["output"], own["escrow_status"]) == ("1.000000\n", "released")

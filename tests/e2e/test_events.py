@@ -119,8 +119,10 @@ def scene(
     token: Callable[..., str],
     deposit: Callable[..., None],
     publish: Callable[..., str],
+    bond: Callable[..., None],
 ) -> Scene:
     alice = User.new(api, deposit)
+    bond(alice.name)
     own = alice.http.post("/agents", json={"name": "own", "tariff": {"type": "flat", "price": "0.01"}}).json()
     hired = publish(wasm("wordcount"))
     return Scene(

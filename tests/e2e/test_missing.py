@@ -59,7 +59,10 @@ def test_a_missing_artefact_is_the_platforms_fault(
     assert balance(alice.name) == CREDIT
 
 
-def test_an_upload_that_is_gone_ends_as_failed(alice: User, stack: Stack, aws: Callable[[str], Any]) -> None:
+def test_an_upload_that_is_gone_ends_as_failed(
+    alice: User, bond: Callable[..., None], stack: Stack, aws: Callable[[str], Any]
+) -> None:
+    bond(alice.name)
     agent = alice.http.post("/agents", json={"name": "late", "tariff": {"type": "flat", "price": "0.01"}}).json()
     event = (ROOT / "events" / "publish-s3.json").read_text().replace("agt_bbbbbbbbbbbbbbbb", agent["agent_id"])
     assert invoke(aws, stack.functions["PublishFunction"], json.loads(event)) == ["failed"]

@@ -186,8 +186,11 @@ def test_a_task_that_the_sweep_refunds_is_told(
     ledger.total()
 
 
-def test_published_and_rejected_agents_are_told(stack: Stack, token: Callable[..., str], told: Told) -> None:
+def test_published_and_rejected_agents_are_told(
+    stack: Stack, token: Callable[..., str], bond: Callable[..., None], told: Told
+) -> None:
     caller, owner = client.Api(stack.api_url, token("teller")), "teller"
+    bond(owner)
     active = client.publish(caller, "told", wasm("echo"), {"tariff": FLAT})
     (event,) = told(agent_id=active)
     assert (event["detail-type"], event["detail"]["owner"]) == ("AgentPublished", owner)

@@ -317,8 +317,18 @@ def test_402_for_an_account_that_never_had_anything(api: Callable[..., httpx.Cli
     assert (problem["available"], problem["required"]) == ("0", "0.05")
 
 
-def test_409_while_the_agent_has_no_module(alice: User, api: Callable[..., httpx.Client]) -> None:
-    registered = User.new(api).http.post("/agents", json={"name": "x", "tariff": {"type": "flat", "price": "0"}})
+def test_402_without_a_bond_nothing_is_published(api: Callable[..., httpx.Client]) -> None:
+    agent = {"name": "x", "tariff": {"type": "flat", "price": "0"}}
+    problem = assert_refused(User.new(api).http.post("/agents", json=agent), 402, "bond_required")
+    assert (problem["bond"], problem["required"]) == ("0", "1")
+
+
+def test_409_while_the_agent_has_no_module(
+    alice: User, api: Callable[..., httpx.Client], bond: Callable[..., None]
+) -> None:
+    owner = User.new(api)
+    bond(owner.name)
+    registered = owner.http.post("/agents", json={"name": "x", "tariff": {"type": "flat", "price": "0"}})
     problem = assert_refused(alice.execute(registered.json()["agent_id"]), 409, "agent_not_ready")
     assert problem["state"] == "awaiting_upload"
 

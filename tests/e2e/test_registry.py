@@ -20,8 +20,10 @@ FLAT = {"type": "flat", "price": "0.01"}
 
 
 @pytest.fixture
-def olga(api: Callable[..., httpx.Client]) -> User:
-    return User.new(api)
+def olga(api: Callable[..., httpx.Client], bond: Callable[..., None]) -> User:
+    owner = User.new(api)
+    bond(owner.name)
+    return owner
 
 
 def register(owner: User) -> dict[str, Any]:

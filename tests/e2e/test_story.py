@@ -43,9 +43,11 @@ def alice(user: Callable[[], User]) -> User:
 
 
 @pytest.fixture
-def olga(api: Callable[..., httpx.Client]) -> User:
-    """An owner of agents, who has nothing."""
-    return User.new(api)
+def olga(api: Callable[..., httpx.Client], bond: Callable[..., None]) -> User:
+    """An owner of agents, who has nothing but a bond."""
+    owner = User.new(api)
+    bond(owner.name)
+    return owner
 
 
 # Paid on success, returned on failure.

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from quittance import tasks
+from quittance.config import Settings
 from quittance.errors import TaskInProgressError, TooManyRunningError
-from quittance.limits import SLOT_RETRY_S_MAX, SLOT_RETRY_S_MIN
+from quittance.limits import SLOT_RETRY_S_MAX, SLOT_RETRY_S_MIN, SLOTS_MAX
 from quittance.models import TaskResult
 from quittance.working import work
 from tests.integration import test_handlers
@@ -91,6 +93,48 @@ def test_the_refusal_is_a_429_that_moves_no_money(platform: Cloud, call: Call) -
     assert (status, problem["code"], problem["running_max"]) == (429, "too_many_running", 1)
     assert int(headers["Retry-After"]) in {4, 5}
     assert platform.ledger.available_micro("alice") == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("lapses_ms", "again_s"),
+    [
+        (1, SLOT_RETRY_S_MIN),
+        (SLOT_RETRY_S_MIN * 1_000 + 1, SLOT_RETRY_S_MIN + 1),
+        (SLOT_RETRY_S_MAX * 1_000, SLOT_RETRY_S_MAX),
+        (SLOT_RETRY_S_MAX * 1_000 + 1, SLOT_RETRY_S_MAX),
+    ],
+)
+def test_the_refusal_says_when_the_first_slot_lapses(
+    rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch, lapses_ms: int, again_s: int
+) -> None:
+    limit(rich, 1)
+    now_ms = rich.now_ms()
+    monkeypatch.setattr(rich, "now_ms", lambda: now_ms)
+    rich.slots.take("alice", "another", of=1, now_ms=now_ms, lease_ms=now_ms + lapses_ms)
+    with pytest.raises(TooManyRunningError) as refusal:
+        run(rich, echo)
+    assert refusal.value.retry_after_s == again_s
+
+
+@pytest.mark.parametrize(("slots", "taken"), [(0, True), (SLOTS_MAX, True), (SLOTS_MAX + 1, False), (-1, False)])
+def test_an_account_may_have_as_many_slots_as_one_read_shows(cloud: Cloud, slots: int, taken: bool) -> None:
+    fields = cloud.settings.model_dump() | {"account_concurrency": slots}
+    if taken:
+        assert Settings.model_validate(fields).account_concurrency == slots
+    else:
+        with pytest.raises(ValidationError):
+            Settings.model_validate(fields)
+
+
+def test_all_slots_of_the_largest_account_are_seen_at_once(rich: Cloud, echo: str) -> None:
+    limit(rich, SLOTS_MAX)
+    now_ms = rich.now_ms()
+    for number in range(SLOTS_MAX):
+        rich.slots.take("alice", f"other-{number}", of=SLOTS_MAX, now_ms=now_ms, lease_ms=now_ms + 600_000)
+    while held(rich) < SLOTS_MAX:  # a free one may be missed, when the read finds more than are tried
+        rich.slots.take("alice", f"more-{held(rich)}", of=SLOTS_MAX, now_ms=now_ms, lease_ms=now_ms + 600_000)
+    with pytest.raises(TooManyRunningError):
+        run(rich, echo)
 
 
 def test_without_a_limit_nothing_is_written(rich: Cloud, echo: str) -> None:

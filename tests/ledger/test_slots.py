@@ -11,6 +11,7 @@ from botocore.exceptions import ReadTimeoutError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quittance.limits import SLOT_TRIES_MAX
 from quittance.store import slots as module
 from quittance.store.slots import Busy, Slots
 from tests.ledger.engines import client_of, engine, new_table
@@ -144,6 +145,24 @@ def test_racing_for_the_last_free_slot_has_one_winner(monkeypatch: pytest.Monkey
         mine = take(slots, "me", START_MS, number=SLOTS)
         winners = [one for one in (mine, *met) if not isinstance(one, Busy)]
         assert winners == [second]
+
+
+def test_a_runner_gives_up_after_so_many_lost_races() -> None:
+    """All slots are seen free, and each is taken by a rival before ours arrives."""
+    memory, number = Memory(), 2 * SLOT_TRIES_MAX
+    honest, tried = memory.update_item, list[str]()
+
+    def overtaken(**asked: Any) -> Any:
+        pk = asked["Key"]["pk"]["S"]
+        tried.append(pk)
+        memory.items[pk] = {
+            "pk": {"S": pk}, "holder": {"S": "rival"}, "lease_ms": {"N": str(START_MS + LEASE_MS)},
+        }  # fmt: skip
+        return honest(**asked)
+
+    memory.update_item = overtaken  # type: ignore[method-assign]
+    assert isinstance(take(of(memory), "me", START_MS, number=number), Busy)
+    assert len(tried) == len(set(tried)) == 1 + SLOT_TRIES_MAX
 
 
 def test_runners_in_threads_on_a_real_engine_never_exceed_the_slots() -> None:

@@ -13,7 +13,7 @@ import wasmtime
 
 from quittance import receipt, replaying, verifier
 from quittance.certified import Flaw, ProofError
-from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, seed
+from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, task_seed
 from quittance.limits import MIB
 from quittance.run import HOST_RULES, Limits, Outcome, Run
 from quittance.sandbox import (
@@ -69,8 +69,9 @@ def settled(make, sandbox):
     """What the platform does for a task: runs it and signs; returns the claims."""
 
     def settle(module: bytes, stdin: bytes = b"", limits: Limits = LIMITS, **changes):
-        job = make(module, stdin=stdin, fuel=limits.fuel, memory_bytes=limits.memory_bytes, seed=seed(EID))
-        run = sandbox.run(replace(job, timeout_ms=limits.timeout_ms, epoch_ns=NOW_S * 10**9))
+        job = make(module, stdin=stdin, fuel=limits.fuel, memory_bytes=limits.memory_bytes, seed=task_seed(EID))
+        more = {"timeout_ms": limits.timeout_ms, "output_bytes": limits.output_bytes, "epoch_ns": NOW_S * 10**9}
+        run = sandbox.run(replace(job, **more))
         escrow = Escrow(
             escrow_id=EID, payer="user", task_id="task", request_sha256="", agent_id="agt", owner="owner",
             module_sha256=hashlib.sha256(module).hexdigest(), input_sha256=hashlib.sha256(stdin).hexdigest(),
@@ -111,6 +112,8 @@ def replayed(claims, module: bytes, stdin: bytes = b""):
         (LOOPS, b"", replace(LIMITS, fuel=12_345), Outcome.FUEL_EXHAUSTED, True),
         (DIVIDES, b"", LIMITS, Outcome.TRAP_ARITHMETIC, False),
         (GROWS, b"", LIMITS, Outcome.MEMORY_LIMIT, True),
+        (DICE, b"", replace(LIMITS, output_bytes=15), Outcome.OUTPUT_LIMIT, True),
+        (DICE, b"", replace(LIMITS, output_bytes=16), Outcome.SUCCEEDED, True),
         (GROWS, b"", replace(LIMITS, memory_bytes=32 * MIB), Outcome.SUCCEEDED, True),
     ],
 )  # fmt: skip

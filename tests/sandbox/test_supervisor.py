@@ -176,7 +176,8 @@ def test_a_worker_that_lies_is_lost(make, monkeypatch, answer):
 
 
 def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
-    most = dict.fromkeys(COUNTS, limits.COUNT_MAX) | {"fuel": 10**9, "memory_bytes": 16 * limits.MIB}
+    most = dict.fromkeys(COUNTS, limits.COUNT_MAX)
+    most |= {"fuel": 10**9, "memory_bytes": 16 * limits.MIB, "wall_ms": 60_000}  # the limits of the job
     longest = report(text=b"x" * limits.MESSAGE_CHARS_MAX, exit_code=2**32 - 1, **most)
     impostor(monkeypatch, f"greet(); take(); os.write(channel, {longest!r}); take()")
     with Sandbox() as own:

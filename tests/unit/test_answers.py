@@ -21,7 +21,14 @@ from quittance.errors import InvalidRequestError, NotFoundError, QuittanceError,
 from quittance.escrow import State
 from quittance.exact_json import canonical, is_surely_longer
 from quittance.http import answer, api, direct_answer, task_answer
-from quittance.limits import FAULTS_NAMED_MAX, LAMBDA_SYNC_BYTES_MAX, MIB, OUTPUT_BYTES_MAX, STDERR_BYTES_MAX
+from quittance.limits import (
+    AUDIT_DIFFERENCES_SHOWN_MAX,
+    FAULTS_NAMED_MAX,
+    LAMBDA_SYNC_BYTES_MAX,
+    MIB,
+    OUTPUT_BYTES_MAX,
+    STDERR_BYTES_MAX,
+)
 from quittance.models import (
     AgentAnswer,
     AgentLimits,
@@ -232,10 +239,10 @@ def test_an_answer_is_sent_up_to_lambdas_limit(over: int) -> None:
 
 def test_the_audits_answer_is_bounded() -> None:
     result = Audit()
-    result.differences = [Difference("I1", "😀" * 500, "\x01" * 10_000, "x")] * 50_000
-    answer = {"differences": 50_000, "report": report(result), "standings": standings(result)}
+    result.add([Difference("I1", "😀" * 500, "\x01" * 10_000, "x")] * 50_000)
+    answer = {"differences": result.count, "report": report(result), "standings": standings(result)}
     assert sent_bytes(answer) <= LAMBDA_SYNC_BYTES_MAX
-    assert any("49000 more" in line for line in answer["report"])
+    assert any(f"{50_000 - AUDIT_DIFFERENCES_SHOWN_MAX} more" in line for line in answer["report"])
 
 
 # What unknown names cost.

@@ -104,10 +104,13 @@ def bond(platform: Platform, owner: str) -> BondAnswer:
 def move_bond(platform: Platform, owner: str, request: BondRequest) -> BondMoveAnswer:
     """Moves credits into an owner's bond, or releases them, once per id.
 
-    Raises BondInUseError for a release, InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
+    Raises AccountFrozenError and BondInUseError for a release, InsufficientFundsError, MovementConflictError,
+    PlatformUnavailableError.
     """
     amount_micro, ledger = request.amount_micro, platform.ledger
     if amount_micro < 0 and ledger.bond_moved_ms(owner, request.bond_id, amount_micro) is None:
+        if platform.registry.is_frozen(owner):
+            raise AccountFrozenError
         in_use = _why_in_use(platform, owner)
         if in_use:
             raise in_use

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quittance.certified import Flaw, ProofError
-from quittance.limits import OUTPUT_BYTES_MAX, TIMEOUT_S_ASYNC_MAX
+from quittance.limits import TIMEOUT_S_ASYNC_MAX
 from quittance.receipt import StatedLimits, Statement
 from quittance.run import HOST_RULES, OF_THE_RULES, Fault, Job, Outcome, Run
 from quittance.sandbox import (
@@ -85,7 +85,7 @@ def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes, r
                 timeout_ms=_TIMEOUT_MS,
                 epoch_ns=int(stated.epoch_ns),
                 seed=bytes.fromhex(stated.seed),
-                output_bytes=getattr(limits, "output_bytes", OUTPUT_BYTES_MAX),  # version 1 of receipts states none
+                output_bytes=limits.output_bytes,
                 host_rules=rules,
             )
             return sandbox.run(job)

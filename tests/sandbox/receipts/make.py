@@ -16,7 +16,7 @@ from pathlib import Path
 import wasmtime
 
 from quittance import receipt
-from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, seed
+from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, task_seed
 from quittance.limits import MIB
 from quittance.run import Job, Limits, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, Sandbox, compile_module
@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
                 memory_bytes=LIMITS.memory_bytes,
                 timeout_ms=LIMITS.timeout_ms,
                 epoch_ns=NOW_S * 10**9,
-                seed=seed(eid),
+                seed=task_seed(eid),
             )
         )
     escrow = Escrow(

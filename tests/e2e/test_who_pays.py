@@ -1,0 +1,137 @@
+"""Who pays when, on the deployed stack with the template's own prices: over HTTP, to the last micro-credit."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from local import client
+from local.paths import Stack
+from quittance import receipt
+from tests.e2e.people import Ledger, User, credited
+from tests.support import wasm
+from tests.template import template
+
+FUNCTIONS = ("ExecuteFunction", "AgentsFunction")
+PRICES = {
+    "COMPUTE_RUN_MICRO": "ComputePerRunMicro",
+    "COMPUTE_PER_BILLION_FUEL_MICRO": "ComputePerBillionFuelMicro",
+}
+PRICE, FEE = 10_000, 250
+
+
+@pytest.fixture(scope="module")
+def prices() -> dict[str, int]:
+    """The template's defaults."""
+    parameters = template()["Parameters"]
+    return {variable: int(parameters[name]["Default"]) for variable, name in PRICES.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def priced(stack: Stack, aws: Callable[[str], Any], prices: dict[str, int]) -> Iterator[None]:
+    """Functions' aliases name versions with these prices, and afterwards the former ones again."""
+    client, undo = aws("lambda"), []
+    for name in FUNCTIONS:
+        function = stack.functions[name].removesuffix(":live")
+        alias = {"FunctionName": function, "Name": "live"}
+        former = client.get_alias(**alias)["FunctionVersion"]
+        own = client.get_function_configuration(FunctionName=function)["Environment"]
+        changed = {variable: str(price) for variable, price in prices.items()}
+        client.update_function_configuration(
+            FunctionName=function, Environment={"Variables": {**own["Variables"], **changed}}
+        )
+        client.update_alias(**alias, FunctionVersion=client.publish_version(FunctionName=function)["Version"])
+        undo.append((alias, former, own))
+    yield
+    for alias, former, own in undo:
+        client.update_function_configuration(FunctionName=alias["FunctionName"], Environment=own)
+        client.update_alias(**alias, FunctionVersion=former)
+
+
+@pytest.fixture
+def olga(api: Callable[..., httpx.Client], bond: Callable[..., None]) -> User:
+    owner = User.new(api)
+    bond(owner.name)
+    return owner
+
+
+def compute(prices: dict[str, int], fuel: int) -> int:
+    return prices["COMPUTE_RUN_MICRO"] - (-fuel * prices["COMPUTE_PER_BILLION_FUEL_MICRO"] // 10**9)
+
+
+def micro(amount: str) -> int:
+    whole, _, fraction = amount.partition(".")
+    return int(whole) * 10**6 + int(fraction.ljust(6, "0"))
+
+
+def test_default_prices_are_above_zero(prices: dict[str, int]) -> None:
+    assert min(prices.values()) > 0
+
+
+def test_a_quote_names_every_price(
+    alice: User, olga: User, publish: Callable[..., str], prices: dict[str, int]
+) -> None:
+    agent = publish(wasm("echo"), owner=olga.name)
+    quote = alice.http.get(f"/agents/{agent}/estimate").json()
+    assert micro(quote["compute"]["run"]) == prices["COMPUTE_RUN_MICRO"]
+    assert micro(quote["least_price"]) == PRICE + compute(prices, 1)
+    pins = {name: quote[name] for name in ("module_sha256", "tariff_sha256", "rules_sha256")}
+    assert alice.run(agent, **pins)["success"]
+    refused = alice.execute(agent, **pins | {"tariff_sha256": "0" * 64})
+    assert (refused.status_code, refused.json()["code"]) == (409, "terms_changed")
+
+
+def test_success_costs_the_price_and_the_compute(
+    alice: User, olga: User, publish: Callable[..., str], prices: dict[str, int], balance: Callable[[str], int]
+) -> None:
+    before = balance(alice.name)
+    done = alice.run(publish(wasm("echo"), owner=olga.name))
+    due = compute(prices, done["resource_usage"]["fuel_used"])
+    assert (micro(done["compute"]), micro(done["fee"])) == (due, FEE + due)
+    assert before - balance(alice.name) == PRICE + due
+
+
+def test_the_agents_failure_is_paid_by_its_owners_bond(
+    alice: User,
+    olga: User,
+    publish: Callable[..., str],
+    prices: dict[str, int],
+    balance: Callable[[str], int],
+    sweep: Callable[[], None],
+    ledger: Ledger,
+) -> None:
+    agent = publish(wasm("failing"), owner=olga.name)
+    before = balance(alice.name)
+    done = alice.run(agent)
+    assert (done["fault"], done["escrow_status"], balance(alice.name)) == ("agent", "refunded", before)
+    charge = compute(prices, done["resource_usage"]["fuel_used"])
+    assert int(receipt.read_claims(done["receipt"])["charge"]) == charge > 0
+    credited(sweep, ledger)
+    bond = olga.http.get("/accounts/me/bond").json()
+    assert (micro(bond["charged"]), micro(bond["available"])) == (charge, 100 * 10**6 - charge)
+    ledger.total()
+
+
+def test_a_small_budgets_failure_is_paid_by_the_payer(
+    alice: User, olga: User, publish: Callable[..., str], prices: dict[str, int], balance: Callable[[str], int]
+) -> None:
+    before = balance(alice.name)
+    needs_more = publish(wasm("sieve"), owner=olga.name)
+    done = alice.run(needs_more, input="1000000", budget=f"0.0{PRICE + compute(prices, 1_000_000)}")
+    assert (done["error"]["code"], done["fault"], done["reputation_delta"]) == ("fuel_exhausted", "payer", 0)
+    spent = before - balance(alice.name)
+    assert spent == micro(done["compute"]) == compute(prices, done["resource_usage"]["fuel_used"])
+
+
+def test_a_task_with_a_judge_needs_consent(
+    alice: User, olga: User, publish: Callable[..., str], stack: Stack, token: Callable[..., str]
+) -> None:
+
+    judge = publish(wasm("coverage"), owner="judith", limits={"fuel": 10**8, "timeout": 5})
+    caller = client.Api(stack.api_url, token(olga.name))
+    closed = client.publish(caller, uuid.uuid4().hex, wasm("echo"), {"tariff": {"type": "flat", "price": "0.01"}})
+    rule = {"judge": {"agent_id": judge, "threshold": "0.9", "budget": "0.02"}}
+    refused = alice.execute(closed, acceptance=rule)
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (400, "acceptance.judge")

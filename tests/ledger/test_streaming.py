@@ -1,6 +1,7 @@
 """The audit of a large and of a moving ledger: bounded memory, and no difference that is only movement."""
 
 import tracemalloc
+import zlib
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from tests.ledger.world import START_MS, World, ask
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BYTES_PER_ESCROW_MAX = 100
+BYTES_PER_ESCROW_MAX = 200
 PAGE_ITEMS = 50
 HOUR_MS = 60 * 60_000
 
@@ -33,7 +34,8 @@ class Paged(Memory):
         self.between()
         first = int(start.get("ExclusiveStartKey", {}).get("page", 0))
         if not first:
-            self.keys = sorted(self.items, key=hash)  # in no order that means anything
+            # In no order that means anything, but balances last: what moves meanwhile then always looks wrong.
+            self.keys = sorted(self.items, key=lambda pk: (pk.startswith("ACCT#"), zlib.crc32(pk.encode())))
         page: list[Item] = [self.items[pk] for pk in islice(self.keys, first, first + PAGE_ITEMS)]
         rest = {"LastEvaluatedKey": {"page": first + PAGE_ITEMS}} if first + PAGE_ITEMS < len(self.keys) else {}
         return {"Items": page, **rest}
@@ -80,15 +82,15 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
 def test_the_memory_of_an_audit_does_not_grow_with_escrows(ledger: Ledger, age_ms: int) -> None:
-    """Of another 600 escrows it keeps less than 100 bytes each, where the auditor of before kept 8.5 KiB."""
-    ledger.run(200)
+    """Of 900 more escrows it keeps less than 200 bytes each; the auditor of before kept 1.5 KB of these."""
+    ledger.run(300)
     ledger.now_ms += age_ms
     ledger.peak_bytes()  # fills caches
     few = ledger.peak_bytes()
     ledger.now_ms -= age_ms
-    ledger.run(600)
+    ledger.run(900)
     ledger.now_ms += age_ms
-    assert (ledger.peak_bytes() - few) / 600 < BYTES_PER_ESCROW_MAX
+    assert (ledger.peak_bytes() - few) / 900 < BYTES_PER_ESCROW_MAX
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])

@@ -182,7 +182,7 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
     found = violations(honest, items, this.journal.writes, this.answers)
     found += _statements(honest)
     for account, amount in this.moved.items():
-        told = (f"IN#{account}#teller", f"OUT#{account}#teller")
+        told = tuple(f"{kind}#{account}#teller" for kind in ("IN", "OUT", "BACK"))
         moved = sum(int(item["amount"]["N"]) for item in items if item["pk"]["S"].startswith(told))
         if moved != amount:
             found.append(f"{account}: {amount} were told to be moved, {moved} are recorded")

@@ -431,5 +431,18 @@ def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.Data
         assert items > TRANSACTION_ITEMS_MAX - 4 or agents > LOGGED_AGENTS_MAX, "it might have had room"
 
 
+@pytest.mark.parametrize(
+    ("owners", "agents", "fit"),
+    [(1, 1, TRANSACTION_ITEMS_MAX - 5), (97, 97, (TRANSACTION_ITEMS_MAX - 3) // 3), (1, 97, LOGGED_AGENTS_MAX)],
+)
+def test_a_batch_is_as_large_as_one_write_and_one_append_allow(owners: int, agents: int, fit: int) -> None:
+    end = Settlement(State.RELEASED, Split(200, 90, 10, 100), Outcome.SUCCEEDED, "", 0, START_MS)
+    waiting = [
+        hold(task_id=f"t{n}", budget=200, settlement=end, agent_id=f"agt_{n % agents}", owner=f"owner-{n % owners}")
+        for n in range(97)
+    ]
+    assert len(crediting.fitting(waiting)) == len(crediting.fitting(waiting, {})) == fit
+
+
 def test_a_bond_may_lie_in_all_its_purses_and_still_be_charged() -> None:
     assert wallet.taking([1] * WALLET_PURSES, WALLET_PURSES, contended=False) == dict.fromkeys(range(WALLET_PURSES), -1)

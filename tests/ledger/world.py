@@ -7,7 +7,7 @@ What a task comes to follows from its seed alone, so a checker can say beforehan
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -270,7 +270,8 @@ class World(Platform):
 
 def instant_run(job: Job) -> Run:
     """A run without a guest: outcome, output and meter follow from the escrow's seed, and from the fuel it may use."""
-    return drawn_run(job.seed, len(job.stdin), job.fuel, judges=job.artefact_sha256 == "judge")
+    run = drawn_run(job.seed, len(job.stdin), job.fuel, judges=job.artefact_sha256 == "judge")
+    return replace(run, meter=replace(run.meter, wall_ms=min(run.meter.wall_ms, job.timeout_ms)))
 
 
 def drawn_run(seed: bytes, input_bytes: int = 0, fuel_max: int = FUEL, *, judges: bool = False) -> Run:

@@ -628,8 +628,8 @@ class BondAnswer(_Answer):
     charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
     releasable_micro: CreditsOut = Field(
         alias="releasable",
-        description="What can be released now: nothing before all agents are retired and for four minutes after the last"
-        " was retired, or while one of their tasks is not settled and credited.",
+        description="What can be released now: nothing before all agents are retired and for four minutes after the"
+        " last was retired, or while one of their tasks is not settled and credited.",
     )
     minimum_micro: CreditsOut = Field(
         alias="minimum", description="With less in the bond one's agents take no tasks, and none can be published."

@@ -19,6 +19,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from urllib3.exceptions import ProtocolError, SSLError
+from wasmtime import wat2wasm
 
 from quittance import health, messages, publishing, receipt, tasks
 from quittance.batches import NotDoneError
@@ -29,8 +30,9 @@ from quittance.store.queue import Delivery
 from quittance.sweeping import sweep
 from quittance.working import work
 from tests.integration.test_handlers import Call, call  # noqa: F401 - a fixture
-from tests.integration.test_judges import judge, judged_by
+from tests.integration.test_judges import judge, judged_by, saying
 from tests.integration.test_tasks import START, ask, run
+from tests.sandbox.wat import iovecs, memory
 from tests.support import FLAT, Cloud, wasm
 
 FULL, BROKEN, READ_ONLY, DENIED, NO_FILES = (
@@ -220,6 +222,30 @@ def test_an_output_that_cannot_be_kept_is_refunded_at_once(
 ) -> None:
     agent = rich.publish(wasm("echo"))
     refunded_while(agent, "storage_down", rich._s3, "put_object", failure, input="x" * 5_000)
+
+
+def test_a_log_that_cannot_be_kept_leaves_a_receipt_that_verifies(
+    rich: Cloud, refunded_while: Callable[..., None]
+) -> None:
+    """Whatever the run ended as, the receipt must not state it beside an end by the platform's fault."""
+    rejected = rich.publish(saying("x", log="l" * 2_000), acceptance={"min_bytes": 2})
+    refunded_while(rejected, "storage_down", rich._s3, "put_object", NO_FILES)
+
+
+def test_no_refused_memory_is_stated_of_a_log_that_cannot_be_kept(
+    rich: Cloud, refunded_while: Callable[..., None]
+) -> None:
+    module = bytes(
+        wat2wasm(f"""(module
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            {memory(0, iovecs((32, 5_000)))}
+            (func (export "_start")
+                (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 16)))
+                (if (i32.eq (memory.grow (i32.const 300)) (i32.const -1)) (then unreachable))))""")
+    )
+    greedy = rich.publish(module, tariff={"type": "metered", "per_mib_memory": "0.01"})
+    refunded_while(greedy, "storage_down", rich._s3, "put_object", NO_FILES)
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])

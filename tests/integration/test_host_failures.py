@@ -224,28 +224,26 @@ def test_an_output_that_cannot_be_kept_is_refunded_at_once(
     refunded_while(agent, "storage_down", rich._s3, "put_object", failure, input="x" * 5_000)
 
 
-def test_a_log_that_cannot_be_kept_leaves_a_receipt_that_verifies(
-    rich: Cloud, refunded_while: Callable[..., None]
+@pytest.mark.parametrize("ended", ["rejected", "refused memory"])
+def test_the_receipt_verifies_where_no_log_could_be_kept(
+    rich: Cloud, monkeypatch: pytest.MonkeyPatch, ended: str
 ) -> None:
-    """Whatever the run ended as, the receipt must not state it beside an end by the platform's fault."""
-    rejected = rich.publish(saying("x", log="l" * 2_000), acceptance={"min_bytes": 2})
-    refunded_while(rejected, "storage_down", rich._s3, "put_object", NO_FILES)
-
-
-def test_no_refused_memory_is_stated_of_a_log_that_cannot_be_kept(
-    rich: Cloud, refunded_while: Callable[..., None]
-) -> None:
-    module = bytes(
-        wat2wasm(f"""(module
-            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-            (memory (export "memory") 1)
-            {memory(0, iovecs((32, 5_000)))}
-            (func (export "_start")
-                (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 16)))
-                (if (i32.eq (memory.grow (i32.const 300)) (i32.const -1)) (then unreachable))))""")
-    )
-    greedy = rich.publish(module, tariff={"type": "metered", "per_mib_memory": "0.01"})
-    refunded_while(greedy, "storage_down", rich._s3, "put_object", NO_FILES)
+    """Seen before: `rejected_by` and `memory_refused` of the run, beside an end by the platform's fault."""
+    greedy = wat2wasm(f"""(module
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        {memory(0, iovecs((32, 5_000)))}
+        (func (export "_start")
+            (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 16)))
+            (if (i32.eq (memory.grow (i32.const 300)) (i32.const -1)) (then unreachable))))""")
+    if ended == "rejected":
+        agent = rich.publish(saying("x", log="l" * 2_000), acceptance={"min_bytes": 2})
+    else:
+        agent = rich.publish(bytes(greedy), tariff={"type": "metered", "per_mib_memory": "0.01"})
+    with monkeypatch.context() as patch:
+        patch.setattr(rich._s3, "put_object", failing(NO_FILES))
+        done = run(rich, agent)
+    assert_refunded_as_the_platforms_fault(rich, done, "storage_down")
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])

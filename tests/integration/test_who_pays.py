@@ -34,6 +34,9 @@ def module(body: str, *, pages: int = 1) -> bytes:
 LOOP = module("(loop (br 0))")
 TRAP = module("unreachable")
 GREEDY = module("(if (i32.eq (memory.grow (i32.const 300)) (i32.const -1)) (then unreachable))")
+STUBBORN = module("(loop (br_if 0 (i32.eq (memory.grow (i32.const 300)) (i32.const -1))))")
+MODEST = module("(drop (memory.grow (i32.const 300)))")
+IDLE = module("")
 
 
 def ask(agent: str, **changes: Any) -> TaskRequest:
@@ -122,6 +125,38 @@ def test_memory_and_output_that_a_budget_does_not_buy_are_the_payers_fault(dear:
     assert done.error is not None
     assert (done.error.code, done.fault, done.output) == ("output_limit", "payer", None)
     assert dear.ledger.standing(output).failures == dear.ledger.standing(memory).failures == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "terms"),
+    [("fuel_exhausted", STUBBORN, {"fuel": 10**6}), ("timeout", STUBBORN, {"timeout": 1}),
+     ("rejected", MODEST, {"acceptance": {"min_bytes": 1}})],
+)  # fmt: skip
+def test_whatever_a_guest_does_without_the_memory_it_wanted_is_the_payers_fault(
+    dear: Cloud, code: str, body: bytes, terms: Any
+) -> None:
+    """Seen before: a payer who bought too little memory ruined agents that did not end at once, and paid nothing."""
+    dear.settings = dear.settings.model_copy(update={"compute_per_billion_fuel_micro": 40})
+    agent = dear.publish(body, tariff={"type": "metered", "per_mib_memory": "0.01"}, **terms)
+    done = run(dear, agent, budget="0.05")
+    assert done.error is not None
+    assert (done.error.code, done.fault, done.reputation_delta) == (code, "payer", 0)
+    assert stated(dear, done)["memory_refused"] is True
+    assert swept(dear) == (0, 0, done.fee_micro)
+    assert RUN < done.fee_micro == spent(dear)
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "terms"),
+    [("fuel_exhausted", LOOP, {"fuel": 10**6}), ("rejected", IDLE, {"acceptance": {"min_bytes": 1}})],
+)
+def test_a_failure_that_had_all_the_memory_it_wanted_stays_the_agents(
+    dear: Cloud, code: str, body: bytes, terms: Any
+) -> None:
+    agent = dear.publish(body, tariff={"type": "metered", "per_mib_memory": "0.01"}, **terms)
+    done = run(dear, agent, budget="0.05" if code == "rejected" else "0.08")
+    assert done.error is not None
+    assert (done.error.code, done.fault, stated(dear, done)["memory_refused"]) == (code, "agent", False)
 
 
 def test_a_budget_that_no_single_limit_exceeds_may_still_not_cover_the_sum(dear: Cloud) -> None:

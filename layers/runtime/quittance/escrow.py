@@ -216,17 +216,20 @@ def fault(run: Run, own: Limits | None) -> Fault:
 
     `own` are the agent's own limits. Where they are not known, every limit counts as the agent's.
     """
+    whose = run.outcome.fault
     if run.outcome in OF_THE_RULES and run.rejected_by:
-        return Fault.AGENT if run.rejected_by.side is Side.AGENT else Fault.PAYER
-    if run.outcome.fault is Fault.AGENT and own and run.limits:
+        whose = Fault.AGENT if run.rejected_by.side is Side.AGENT else Fault.PAYER
+    if whose is Fault.AGENT and own and run.limits:
         given = run.limits
         lowered = {
             Outcome.FUEL_EXHAUSTED: given.fuel < own.fuel,
             Outcome.TIMEOUT: given.timeout_ms < own.timeout_ms,
             Outcome.OUTPUT_LIMIT: given.output_bytes < own.output_bytes,
-        }.get(run.outcome, run.memory_refused and given.memory_bytes < own.memory_bytes)
+        }.get(run.outcome, False)
+        # What a guest does once it is refused memory depends on the guest: it may trap, spin, or print something else.
+        lowered = lowered or (run.memory_refused and given.memory_bytes < own.memory_bytes)
         return Fault.PAYER if lowered else Fault.AGENT
-    return run.outcome.fault
+    return whose
 
 
 def held_to_budget(escrow: Escrow, run: Run) -> Run:

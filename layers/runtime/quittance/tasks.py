@@ -56,7 +56,7 @@ from quittance.limits import (
 )
 from quittance.models import JudgeAnswer, ResourceUsage, TaskError, TaskPending, TaskRequest, TaskResult, as_text
 from quittance.observability import Metric, logger
-from quittance.run import Fault, Job, Meter, Outcome, Run, Side
+from quittance.run import Fault, Job, Limits, Meter, Outcome, Run, Side
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, artefact_key
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.registry import Agent, Version
@@ -163,6 +163,7 @@ def _execute(
     run = _run(platform, escrow, ready, attempt.stdin, keep_ms=_span_ms(escrow, seats) - escrow.timeout_ms)
     run = _held_to(ready.rules, request.acceptance, escrows.held_to_budget(escrow, run))
     run, judged = _judge(platform, escrow, attempt, list(zip(seats, judges, strict=True)), run)
+    run = _doubted(platform, escrow, ready, attempt.stdin, run)
     settled = _settle(platform, escrow, run, ready.version, judged)
     return _answer(platform, settled, at_hand=(run.stdout, run.stderr))
 
@@ -531,7 +532,24 @@ def _run_from(platform: Platform, path: Path, escrow: Escrow, ready: _Ready, std
     tariff = pricing.parse_tariff(escrow.tariff)
     limits = pricing.limits_bought(tariff, escrow.compute, budget_micro=escrow.budget_micro, own=own)
     limits = replace(limits, timeout_ms=min(escrow.timeout_ms, left_ms))
-    job = Job(
+    job = _job(path, escrow, version, stdin, limits=limits, own=own)
+    try:
+        run = tracing.step("run")(platform.sandbox.run)(job)
+    except _HOST_FAILURES:
+        logger.exception("run failed")
+        run = Run(Outcome.WORKER_LOST, "The platform could not run the agent.", Meter(input_bytes=len(stdin)))
+    observability.measure(Metric.SANDBOX, run.meter.wall_ms)
+    run = replace(run, limits=limits)
+    if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
+        platform.binaries.forget(version.artefact_sha256)
+    if run.outcome is Outcome.TIMEOUT and left_ms < escrow.timeout_ms:
+        message = "The platform had to end the run before its timeout."
+        return replace(run, outcome=Outcome.OUT_OF_TIME, message=message, memory_refused=False)
+    return run
+
+
+def _job(path: Path, escrow: Escrow, version: Version, stdin: bytes, *, limits: Limits, own: Limits) -> Job:
+    return Job(
         artefact_path=str(path),
         artefact_sha256=version.artefact_sha256,
         stdin=stdin,
@@ -543,18 +561,30 @@ def _run_from(platform: Platform, path: Path, escrow: Escrow, ready: _Ready, std
         epoch_ns=escrow.funded_ms * 1_000_000,
         seed=escrows.seed(escrow),
     )
-    try:
-        run = tracing.step("run")(platform.sandbox.run)(job)
-    except _HOST_FAILURES:
-        logger.exception("run failed")
-        run = Run(Outcome.WORKER_LOST, "The platform could not run the agent.", Meter(input_bytes=len(stdin)))
-    observability.measure(Metric.SANDBOX, run.meter.wall_ms)
-    run = replace(run, limits=limits)
-    if run.outcome in {Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}:
-        platform.binaries.forget(version.artefact_sha256)
-    if run.outcome is Outcome.TIMEOUT and left_ms < escrow.timeout_ms:
-        return replace(run, outcome=Outcome.OUT_OF_TIME, message="The platform had to end the run before its timeout.")
-    return run
+
+
+def _doubted(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, run: Run) -> Run:
+    """The run; if its agent's side rejected it and the budget bought less memory, with whether memory was refused.
+
+    A guest that is refused memory may end well and print something else. It is run once more, in what is left of its
+    timeout. If that cannot tell, memory counts as refused.
+    """
+    limits, own = run.limits, escrow.own_limits
+    agents = run.rejected_by is not None and run.rejected_by.side is Side.AGENT
+    if not (agents and limits and own and limits.memory_bytes < own.memory_bytes):
+        return run
+    left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - _RUN_RESERVE_MS
+    left_ms = min(left_ms, limits.timeout_ms - run.meter.wall_ms)
+    refused = True
+    if left_ms > 0:
+        limits = replace(limits, timeout_ms=left_ms)
+        try:
+            with platform.binaries.artefact(ready.version.artefact_key, ready.version.artefact_sha256) as path:
+                job = _job(path, escrow, ready.version, stdin, limits=limits, own=own)
+                refused = platform.sandbox.wanted_more_memory(job, run)
+        except (BlobMissingError, BlobTamperedError, PlatformUnavailableError, *_HOST_FAILURES):
+            logger.exception("refused memory not looked for")
+    return replace(run, memory_refused=refused)
 
 
 @tracing.step("accept")

@@ -107,7 +107,17 @@ class Sandbox:
             run = self._run(job, begin_by)
             if job.memory_bytes_own > job.memory_bytes and run.outcome in _ENDS_BY_ITSELF:
                 return replace(run, memory_refused=self._wanted_more_memory(job, run, begin_by))
+            if job.memory_bytes_own > job.memory_bytes and run.outcome is Outcome.TIMEOUT:
+                return replace(run, memory_refused=True)  # there is no time to find out
             return run
+
+    def wanted_more_memory(self, job: Job, run: Run) -> bool:
+        """Whether a run of a job, which ended well, takes more memory where its agent's own limit allows it.
+
+        For a run whose output is not accepted. The job is run once more, within its own timeout.
+        """
+        with self._lock:
+            return self._wanted_more_memory(job, run, _deadline(limits.KILL_MARGIN_MS))
 
     def close(self) -> None:
         """End the worker. The sandbox can still be used; a new worker is then started."""

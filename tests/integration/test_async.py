@@ -38,6 +38,7 @@ from quittance.run import Outcome
 from quittance.store.queue import Delivery, Queue
 from quittance.working import work
 from tests.integration.test_handlers import load
+from tests.integration.test_judges import LOOP
 from tests.integration.test_tasks import START, _CrashedError, _raise, ask, run
 from tests.support import Cloud, wasm
 
@@ -516,3 +517,20 @@ def test_a_fault_of_ours_keeps_its_message_and_is_logged(
     (told,) = (line for line in lines if line.get("level") == "ERROR")
     assert (told["message_id"], told["exception_name"]) == ("m-0", "ZeroDivisionError")
     assert "aGVsbG8" not in json.dumps(told), "never an input"
+
+
+@pytest.mark.parametrize(("late_ms", "code"), [(-10_000, "timeout"), (1, "out_of_time")])
+def test_a_task_too_late_for_its_whole_timeout_does_not_begin(
+    rich: Cloud, monkeypatch: pytest.MonkeyPatch, late_ms: int, code: str
+) -> None:
+    """Seen before: who made the queue wait got runs of up to ten minutes for nothing, as the platform's failures."""
+    agent = rich.publish(LOOP, timeout=2)
+    assert isinstance(tasks.submit(rich, "alice", ask(agent)), TaskPending)
+    began: list[object] = []
+    honest = rich.sandbox.run
+    monkeypatch.setattr(rich.sandbox, "run", lambda job: began.append(job) or honest(job))
+    rich.skew_ms = QUEUE_WAIT_MS_MAX + ESCROW_GRACE_MS - tasks._RUN_RESERVE_MS + late_ms
+    done = tasks.execute(rich, "alice", ask(agent), timeout_s_max=TIMEOUT_S_ASYNC_MAX)
+    assert isinstance(done, TaskResult)
+    assert done.error is not None
+    assert (done.error.code, len(began)) == (code, code == "timeout")

@@ -519,8 +519,10 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
             return Run(Outcome.ARTEFACT_TAMPERED, "The agent's binary is not the one that was published.", meter)
         except (PlatformUnavailableError, *_HOST_FAILURES):
             return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
-        left_ms = min(platform.left_ms(), escrow.expires_ms - platform.now_ms()) - keep_ms
-        if left_ms <= 0:
+        held_ms = escrow.expires_ms - platform.now_ms() - keep_ms
+        left_ms = min(platform.left_ms() - keep_ms, held_ms)
+        # A run that its escrow's end would cut short costs nobody anything, so it must not begin.
+        if left_ms <= 0 or held_ms < escrow.timeout_ms:
             return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
         return _run_from(platform, path, escrow, ready, stdin, left_ms=left_ms)
 

@@ -166,7 +166,7 @@ def test_an_agent_that_fails_is_an_answer_and_costs_nothing(
     [
         ("InsufficientFundsError", {"budget": "1.000001"}, "1.000001 credits are required, 1 are available"),
         ("NotFoundError", {"steps": [{"agent_id": "agt_unknown"}]}, "agt_unknown"),
-        ("BudgetTooLowError", {"budget": "0.009999"}, "least price 0.01"),
+        ("BudgetTooLowError", {"budget": "0.009999"}, "below 0.01, the least"),
     ],
 )
 def test_a_refusal_of_a_task_is_caught_by_its_name_and_moves_nothing(
@@ -191,7 +191,7 @@ def test_a_refusal_of_a_task_is_caught_by_its_name_and_moves_nothing(
     ("error", "change", "says"),
     [
         ("InvalidRequestError", {"budget": "1.0000001", "more": 1}, "budget: .*more: is not a known field"),
-        ("InvalidRequestError", {"inputs": ["x"] * 61}, "inputs: must have at most 60 items"),
+        ("InvalidRequestError", {"inputs": ["x"] * 49}, "inputs: must have at most 48 items"),
         ("InvalidRequestError", {"inputs": ["x"] * 20, "budget": "0.000019"}, "too small to be divided"),
         ("InvalidRequestError", {"run_id": "a#b"}, "run_id: must match"),
         ("PayloadTooLargeError", {"inputs": ["é" * 100_000, "x" * 60_000]}, "inputs has more than 258048 bytes"),

@@ -57,7 +57,7 @@ def test_equal_inputs_have_equal_budgets(budget: str, each: str) -> None:
 
 def test_a_budget_that_leaves_a_task_nothing_is_refused() -> None:
     assert len(tasks(request(budget="0.00004", inputs=["x"] * 40))) == 40
-    for change in ({"budget": "0.000049", "inputs": ["x"] * 50}, {"budget": "0.0005", "steps": [
+    for change in ({"budget": "0.000039", "inputs": ["x"] * 40}, {"budget": "0.0005", "steps": [
         {"agent_id": "a", "share": 1}, {"agent_id": "b", "share": 1_000},
     ]}):  # fmt: skip
         with pytest.raises(InvalidRequestError, match="budget: is too small to be divided among"):

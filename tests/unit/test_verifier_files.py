@@ -18,7 +18,7 @@ from quittance.money import format_credits
 from quittance.receipt import claims, sign
 from quittance.run import Limits, Meter, Outcome, Run, Side
 from quittance.verifier import Check, Given, Verdict, examine, main
-from tests.unit.roots import NOW_S, Root
+from tests.unit.roots import NOW_S, Root, as_version_1
 
 ROOT = Root()
 KEY = ROOT.certify()
@@ -111,7 +111,7 @@ def test_where_nothing_ran_nobody_measured_the_input(new_escrow: Callable[..., E
 def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[..., dict[str, Any]]) -> None:
     """Honest receipts of version 1 may say so; a reader should know."""
     for wall_ms, verdict in ((70, None), (71, Verdict.NOTED)):
-        report = examine(Given(sign(task(wall_ms=wall_ms), KEY), KEYS))
+        report = examine(Given(sign(as_version_1(task(wall_ms=wall_ms)), KEY), KEYS))
         noted = {check.name: check.verdict for check in report.checks}
         assert (report.exit_status, noted.get("wall time")) == (0, verdict)
 

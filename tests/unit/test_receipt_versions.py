@@ -120,7 +120,7 @@ def test_version_2_has_every_claim_that_it_added(new_escrow: NewEscrow, outcome:
 
 @pytest.mark.parametrize("outcome", sorted(OF_VERSION_2))
 def test_version_1_has_no_outcome_of_version_2(new_escrow: NewEscrow, outcome: Outcome) -> None:
-    """Seen before: a receipt of version 1 that said `withheld` was accepted as released, without any output."""
+    """Seen before: a receipt of version 1 that said `budget_exhausted` was accepted, by the fault of a payer."""
     base = stated(new_escrow, Outcome.EXIT_CODE)
     state = "released" if outcome is Outcome.WITHHELD else "refunded"
     older = as_version_1(base) | {"outcome": outcome, "state": state, "fault": outcome.fault, "reputation_tenths": 0}

@@ -313,6 +313,35 @@ def signed(payload: object, *, header: Claims | None = None, certificate: str = 
     return f"{content}.{encode(KEY.private.sign(content.encode()))}"
 
 
+def kinds(claims: Claims) -> Iterator[object]:
+    """What distinguishes claims of version 2 by the rules of the page."""
+    judged = second_checker.is_judges(claims)
+    by = claims["acceptance"]["rejected_by"] if claims["acceptance"] else None
+    yield (claims["outcome"], claims["fault"])
+    yield ("judge", claims["outcome"]) if judged else ("rejected by", by)
+    for name in ("charge", "judging", "task_judging"):
+        if claims[name] != "0":
+            yield name
+    if claims["compute"] == claims["budget"]:
+        yield "the compute is capped"
+    if by == "task_judge" and claims["paid"] != "0":
+        yield "a share is paid"
+
+
+EVERY_KIND = {
+    *((outcome, fault) for outcome, fault in second_checker.FAULT_OF[2].items()),
+    *((outcome, "payer") for outcome in ("fuel_exhausted", "timeout", "output_limit", "trap_memory", "rejected")),
+    *(("rejected by", by) for by in second_checker.REJECTIONS),
+    *(("judge", outcome) for outcome in ("succeeded", "withheld", "not_needed", "expired", "storage_down")),
+    *("charge", "judging", "task_judging", "the compute is capped", "a share is paid"),
+}
+
+
+def test_the_comparison_begins_from_every_kind_of_claims() -> None:
+    assert {claims["outcome"] for claims in bases_of_1()} == set(second_checker.FAULT_OF[1])
+    assert not EVERY_KIND - {kind for claims in bases_of_2() for kind in kinds(claims)}
+
+
 def test_both_take_what_holds() -> None:
     for claims in bases():
         assert both_take(signed(claims), JWKS), claims["outcome"]

@@ -7,17 +7,31 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, note
+from hypothesis import assume, given, note
 from hypothesis import strategies as st
 
 from quittance.certified import Certified, Flaw, ProofError
-from quittance.escrow import Escrow, Settlement, StoredBytes, decide, decide_judge, escrow_id, expire, fault
-from quittance.pricing import ComputePrices
-from quittance.receipt import checks, claims, read
+from quittance.escrow import (
+    Escrow,
+    Settlement,
+    StoredBytes,
+    decide,
+    decide_judge,
+    escrow_id,
+    expire,
+    fault,
+    held_to_budget,
+)
+from quittance.pricing import ComputePrices, parse_tariff, tariff_json
+from quittance.receipt import checks, claims, read, sign
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Rejection, Run, Side
+from quittance.verifier import Given, examine
 from tests.unit import second_checker
-from tests.unit.roots import NOW_S
+from tests.unit.roots import NOW_S, Root
 
+ROOT = Root()
+KEY = ROOT.certify()
+KEYS = json.dumps(ROOT.jwks()).encode()
 NOTHING_RAN = {Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED}
 OF_VERSION_1 = {Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}
 OF_TASKS = sorted(set(Outcome) - OF_VERSION_1 - {Outcome.WITHHELD})
@@ -84,7 +98,7 @@ def escrows(draw: st.DrawFn, new_escrow: NewEscrow, **terms: Any) -> Escrow:
         "budget_micro": draw(st.sampled_from([1, 7, 10**6, 10**12])),
         "fee_bps": draw(st.sampled_from([0, 1, 250, 10_000])),
         "task_judge_bps": draw(st.sampled_from([0, 1, 2_500, 10_000])),
-        "tariff": draw(st.sampled_from([*tariffs, metered])),
+        "tariff": tariff_json(parse_tariff(draw(st.sampled_from([*tariffs, metered])))),
         "compute": draw(PRICES),
         "own_limits": draw(st.none() | limits()),
         "agent_rules_sha256": draw(st.sampled_from([None, AGENTS_RULES])),
@@ -205,6 +219,35 @@ def test_every_outcome_is_settled_and_stated_so_that_it_verifies(
         fault(run, escrow.own_limits),
         settlement.fault is Fault.AGENT and escrow.compute.micro(run.meter.fuel) > 0,
     )
+
+
+def tariff_fault(escrow: Escrow, settlement: Settlement, run: Run) -> str:
+    """Why `--tariff` refuses the receipt of a settlement; empty if it does not."""
+    token = sign(stated(escrow, settlement, run), KEY)
+    report = examine(Given(token, KEYS, tariff=escrow.tariff.encode()))
+    return "; ".join(check.sentence for check in report.checks if check.flaw)
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.EXIT_CODE])
+def test_the_price_of_a_task_follows_from_its_tariff(
+    new_escrow: NewEscrow, outcome: Outcome, data: st.DataObject
+) -> None:
+    escrow = data.draw(escrows(new_escrow, agent_rules_sha256=AGENTS_RULES, task_rules_sha256=TASKS_RULES))
+    if escrow.own_limits is None:  # funded before limits were recorded, and before judges had a share
+        escrow = replace(escrow, task_judge_bps=0)
+    run = data.draw(runs(escrow, [outcome]))
+    held = held_to_budget(escrow, replace(run, outcome=Outcome.SUCCEEDED))
+    if outcome is not Outcome.EXIT_CODE and held.outcome is Outcome.BUDGET_EXHAUSTED:
+        run = replace(held, rejected_by=None)
+    assert tariff_fault(escrow, decide(escrow, run, now_ms=NOW_MS), run) == ""
+
+
+@given(data=st.data())
+def test_the_price_of_a_judge_follows_from_its_tariff(new_escrow: NewEscrow, data: st.DataObject) -> None:
+    escrow, settlement, run = data.draw(of_judges(new_escrow))
+    assume('"flat"' in escrow.tariff)  # no other agent judges
+    assert tariff_fault(escrow, settlement, run) == ""
 
 
 # Whose cost stands in another receipt, the judge's own: of these, one receipt alone cannot say how much is right.

@@ -206,7 +206,8 @@ def _check_price(stated: Statement, tariff: bytes) -> None:
     if stated.outcome is Outcome.WITHHELD:
         measured = replace(measured, fuel=receipt.fuel_computed(stated))
     price = pricing.price_micro(terms, measured)
-    if stated.v == 1 or receipt.is_judge(stated):
+    # A run over its budget ends as budget_exhausted, but where no own limits were recorded, and for judges.
+    if stated.own_limits is None or receipt.is_judge(stated):
         price = min(price, int(stated.budget) - int(stated.compute))
     by = stated.acceptance.rejected_by if stated.acceptance else None
     if stated.state is State.RELEASED:

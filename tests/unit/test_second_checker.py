@@ -114,13 +114,21 @@ def repair(claims: Claims) -> None:
     repair_amounts(claims, whole)
 
 
+def integer(value: object) -> int:
+    """The value, if it is an integer: a text times a price would be a very long text."""
+    if not isinstance(value, int):
+        message = "no integer"
+        raise TypeError(message)
+    return value
+
+
 def repair_amounts(claims: Claims, whole: Claims) -> None:
     budget, released = int(claims["budget"]), claims["state"] == "released"
     price = max(0, int(claims["paid"]) + int(claims["fee"]) - int(whole["compute"]))
-    fuel = claims["meter"]["fuel"]
+    fuel = integer(claims["meter"]["fuel"])
     compute = charge = 0
     if claims["v"] == 2:
-        computed = claims["limits"]["fuel"] if released and second_checker.is_judges(claims) else fuel
+        computed = integer(claims["limits"]["fuel"]) if released and second_checker.is_judges(claims) else fuel
         if released or claims["fault"] == "payer":
             compute = min(second_checker.computing_micro(claims, computed), budget)
         if claims["fault"] == "agent":
@@ -129,9 +137,9 @@ def repair_amounts(claims: Claims, whole: Claims) -> None:
     most = budget - compute
     if not released:
         by_judge = second_checker.rejected_by(whole) == "task_judge"
-        most = most * whole["task_judge_bps"] // 10_000 if by_judge else 0
+        most = most * integer(whole["task_judge_bps"]) // 10_000 if by_judge else 0
     price = min(price, most)
-    commission = price * claims["fee_bps"] // 10_000
+    commission = price * integer(claims["fee_bps"]) // 10_000
     parts = price - commission, commission + compute, budget - price - compute
     claims.update(zip(("paid", "fee", "refunded"), map(str, parts), strict=True))
 

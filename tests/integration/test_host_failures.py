@@ -19,6 +19,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from urllib3.exceptions import ProtocolError, SSLError
+from wasmtime import wat2wasm
 
 from quittance import health, messages, publishing, receipt, tasks
 from quittance.batches import NotDoneError
@@ -29,8 +30,9 @@ from quittance.store.queue import Delivery
 from quittance.sweeping import sweep
 from quittance.working import work
 from tests.integration.test_handlers import Call, call  # noqa: F401 - a fixture
-from tests.integration.test_judges import judge, judged_by
+from tests.integration.test_judges import judge, judged_by, saying
 from tests.integration.test_tasks import START, ask, run
+from tests.sandbox.wat import iovecs, memory
 from tests.support import FLAT, Cloud, wasm
 
 FULL, BROKEN, READ_ONLY, DENIED, NO_FILES = (
@@ -220,6 +222,28 @@ def test_an_output_that_cannot_be_kept_is_refunded_at_once(
 ) -> None:
     agent = rich.publish(wasm("echo"))
     refunded_while(agent, "storage_down", rich._s3, "put_object", failure, input="x" * 5_000)
+
+
+@pytest.mark.parametrize("ended", ["rejected", "refused memory"])
+def test_the_receipt_verifies_where_no_log_could_be_kept(
+    rich: Cloud, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    """Seen before: `rejected_by` and `memory_refused` of the run, beside an end by the platform's fault."""
+    greedy = wat2wasm(f"""(module
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        {memory(0, iovecs((32, 5_000)))}
+        (func (export "_start")
+            (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 16)))
+            (if (i32.eq (memory.grow (i32.const 300)) (i32.const -1)) (then unreachable))))""")
+    if ended == "rejected":
+        agent = rich.publish(saying("x", log="l" * 2_000), acceptance={"min_bytes": 2})
+    else:
+        agent = rich.publish(bytes(greedy), tariff={"type": "metered", "per_mib_memory": "0.01"})
+    with monkeypatch.context() as patch:
+        patch.setattr(rich._s3, "put_object", failing(NO_FILES))
+        done = run(rich, agent)
+    assert_refunded_as_the_platforms_fault(rich, done, "storage_down")
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])

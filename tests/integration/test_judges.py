@@ -348,6 +348,28 @@ def test_a_judge_that_the_platform_cannot_run_costs_nobody(
     assert bond(rich) == 0
 
 
+@pytest.mark.parametrize("said", ["1", "0", "splendid"])
+def test_a_platform_failure_shows_nothing_of_the_judge(rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Seen before: meter, verdict and digest of what the judge read, of an output that nobody had paid for."""
+    agent = rich.publish(saying("x", log="l" * 2_000))
+    rule = judged_by(judge(rich, saying(said)))
+
+    def full(**_: Any) -> Any:
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rich._s3, "put_object", full)
+        done = run(rich, agent, acceptance=rule)
+    assert (done.fault, stated(rich, done)["outcome"]) == ("platform", "storage_down")
+    own = of_judge(rich)
+    claims = stated(rich, own)
+    assert (claims["outcome"], own.amount_refunded_micro) == ("storage_down", HELD)
+    assert set(claims["meter"].values()) == {0, True}
+    assert (claims["input_sha256"], claims["limits"]) == (sha256(b"").hexdigest(), None)
+    assert claims["acceptance"]["rejected_by"] is None
+    assert earned(rich) == (0, 0, 0)
+
+
 def test_judges_standings_come_from_their_own_receipts(rich: Cloud) -> None:
     good, bad = judge(rich, saying("1")), judge(rich, saying("no"))
     agent = rich.publish(wasm("echo"))

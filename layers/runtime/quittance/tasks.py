@@ -641,7 +641,9 @@ def _settle(
         if run.outcome is Outcome.SUCCEEDED:
             output = platform.outputs.keep(run.stdout)
     except (PlatformUnavailableError, *_HOST_FAILURES):
-        run = replace(run, outcome=Outcome.STORAGE_DOWN, message="The platform's storage did not take the output.")
+        message = "The platform's storage did not take the output."
+        # Whatever had been found out about the run before, it ends by the platform's fault now.
+        run = replace(run, outcome=Outcome.STORAGE_DOWN, message=message, rejected_by=None, memory_refused=False)
     now_ms = platform.now_ms()
     try:
         judges = [_settled_judge(platform, judge, run, now_ms) for judge in judged]
@@ -660,13 +662,15 @@ def _settle(
 
 def _settled_judge(platform: Platform, judged: _Judged, task: Run, now_ms: int) -> Escrow:
     """A judge's escrow with its settlement, which depends on how the task ended that it judged."""
-    judge, run = judged.escrow, judged.run or judging.NOT_NEEDED
+    judge, run, version = judged.escrow, judged.run or judging.NOT_NEEDED, judged.version
     settlement = judging.settle(judge, judged.run, task, now_ms=now_ms)
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=platform.outputs.keep(run.stdout))
-    if settlement.outcome is Outcome.WITHHELD:  # its receipt does not state what it read, so nothing could check it
+    else:  # nothing is stated that follows from what it read
         judge = replace(judge, input_sha256=judging.NOTHING_READ)
-    return replace(judge, settlement=_signed(platform, judge, settlement, run, judged.version))
+    if settlement.fault is Fault.PLATFORM:
+        run, version = Run(settlement.outcome, settlement.message, Meter()), None
+    return replace(judge, settlement=_signed(platform, judge, settlement, run, version))
 
 
 def _look_again(platform: Platform, escrow: Escrow) -> Escrow:

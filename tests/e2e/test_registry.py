@@ -13,6 +13,7 @@ from local import client
 from local.paths import Stack
 from quittance.limits import MODULE_BYTES_MAX
 from tests.e2e.people import User
+from tests.roles import DENIED_ON_PURPOSE
 from tests.support import wasm
 from tests.waiting import until
 
@@ -124,6 +125,7 @@ def uploads_unreadable(aws: Callable[[str], Any], stack: Stack, agent_id: str) -
             "Resource": f"arn:aws:s3:::{bucket}/uploads/{agent_id}/*",
         }
     )
+    DENIED_ON_PURPOSE.add(f"arn:aws:s3:::{bucket}/uploads/{agent_id}/")
     s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
     try:
         yield

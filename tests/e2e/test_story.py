@@ -89,10 +89,11 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
 
     seen = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
     assert seen == {"available": "0.039", "held": "0", "earned": "0"}
-    (earnings,) = olga.http.get("/accounts/me/statement").json()["lines"]
+    earnings, *funding = olga.http.get("/accounts/me/statement").json()["lines"]
+    assert [line["kind"] for line in funding] == ["bond", "deposit"]
     assert earnings | {"at": ...} == {
         "at": ..., "kind": "earnings", "id": done["escrow_id"], "amount": "0.039", "agent_id": agent, "tasks": 1,
-        "escrow_status": None,
+        "escrow_status": None, "due": None, "payout": None,
     }  # fmt: skip
     lines = alice.http.get("/accounts/me/statement").json()["lines"]
     assert [(line["kind"], line["id"], line["amount"], line["escrow_status"]) for line in lines[:-1]] == [
@@ -164,7 +165,8 @@ def test_failing_agent_earns_nothing_and_loses_standing(
     assert "exit code 3" in done["error"]["message"]
     credited(sweep, ledger)
     assert balance(olga.name) == 0
-    assert olga.http.get("/accounts/me/statement").json() == {"account_id": olga.name, "lines": [], "next": None}
+    lines = olga.http.get("/accounts/me/statement").json()["lines"]
+    assert [line["kind"] for line in lines] == ["bond", "deposit"]
     line = alice.http.get("/accounts/me/statement?limit=1").json()["lines"][0]
     assert (line["kind"], line["id"], line["amount"], line["escrow_status"]) == (
         "task",

@@ -119,7 +119,7 @@ def test_a_small_budgets_failure_is_paid_by_the_payer(
 ) -> None:
     before = balance(alice.name)
     needs_more = publish(wasm("sieve"), owner=olga.name)
-    done = alice.run(needs_more, input="1000000", budget=f"0.0{PRICE + compute(prices, 1_000_000)}")
+    done = alice.run(needs_more, input="10000000", budget=f"0.0{PRICE + compute(prices, 1_000_000)}")
     assert (done["error"]["code"], done["fault"], done["reputation_delta"]) == ("fuel_exhausted", "payer", 0)
     spent = before - balance(alice.name)
     assert spent == micro(done["compute"]) == compute(prices, done["resource_usage"]["fuel_used"])

@@ -43,6 +43,8 @@ NOT_OF_TASKS = {
     "UnsupportedMediaTypeError",
     "NotLoggedError",
     "AnswerTooLargeError",
+    "BondInUseError",
+    "BondRequiredError",
 }
 MARK = "marked-payload"
 

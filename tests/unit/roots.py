@@ -67,3 +67,20 @@ def part(value: object) -> str:
 def parse(text: str) -> Token:
     header, payload, signature = text.split(".")
     return Token(json.loads(decode(header)), json.loads(decode(payload)), signature)
+
+
+ADDED_CLAIMS = (
+    *("compute", "charge", "judging", "task_judging", "compute_prices", "task_judge_bps", "own_limits"),
+    "memory_refused",
+)
+ADDED_MEMBERS = {"limits": "output_bytes", "acceptance": "rejected_by"}
+"""What version 2 of receipts added: claims, and a member each of two claims."""
+
+
+def as_version_1(claims: dict[str, Any]) -> dict[str, Any]:
+    """The claims of a receipt as version 1 stated them: without what version 2 added."""
+    older = {name: value for name, value in claims.items() if name not in ADDED_CLAIMS} | {"v": 1}
+    for name, member in ADDED_MEMBERS.items():
+        if older[name] is not None:
+            older[name] = {inner: value for inner, value in older[name].items() if inner != member}
+    return older

@@ -1,7 +1,7 @@
 """A second checker of receipts, written from docs/receipts.md alone: it shares no code with the verifier.
 
-It knows version 1 of the claims. `check` takes a receipt and a key set and returns the claims, or raises RefusedError
-with the rule of the page that does not hold. Nothing here imports `quittance`.
+It knows the versions 1 and 2 of the claims. `check` takes a receipt and a key set and returns the claims, or raises
+RefusedError with the rule of the page that does not hold. Nothing here imports `quittance`.
 """
 
 import base64
@@ -19,8 +19,9 @@ HEX: Final = frozenset("0123456789abcdef")
 DIGITS: Final = frozenset("0123456789")
 URL_SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
-FAULTS: Final = {
-    "none": ("succeeded", "rules_failed", "judge_failed", "not_needed", "superseded"),
+# The outcomes by fault: of both versions, of version 2 only, and of version 1 only.
+IN_BOTH: Final = {
+    "none": ("succeeded", "not_needed", "superseded"),
     "agent": (
         *("exit_code", "trap_unreachable", "trap_memory", "trap_arithmetic", "trap_stack", "trap_table"),
         *("fuel_exhausted", "timeout", "memory_limit", "output_limit", "rejected"),
@@ -30,38 +31,55 @@ FAULTS: Final = {
         "undelivered",
     ),
 }
-FAULT_OF: Final = {outcome: fault for fault, outcomes in FAULTS.items() for outcome in outcomes}
+IN_ONE: Final = {
+    1: {"none": ("rules_failed", "judge_failed")},
+    2: {"none": ("withheld",), "payer": ("budget_exhausted",)},
+}
+FAULT_OF: Final = {
+    version: {outcome: fault for table in (IN_BOTH, more) for fault, outcomes in table.items() for outcome in outcomes}
+    for version, more in IN_ONE.items()
+}
+OUTCOMES: Final = tuple(dict.fromkeys([*FAULT_OF[1], *FAULT_OF[2]]))
 BY_RULES: Final = {"rejected", "rules_failed", "judge_failed"}
 NOTHING_RAN: Final = {"not_needed", "superseded", "expired", "undelivered"}
+STATES: Final = {"succeeded": "released", "withheld": "released", "expired": "expired"}
+REJECTIONS: Final = {
+    "agent_rules": "agent",
+    "task_rules": "task",
+    "agent_judge": "agent",
+    "task_judge": "task",
+}  # and the side of each
+AFTER_JUDGE_OF: Final = {"agent": ("agent_judge", "task_judge"), "task": ("task_judge",)}
+LOWERED: Final = {"fuel_exhausted": "fuel", "timeout": "timeout_ms", "output_limit": "output_bytes"}
+NEVER_REFUSED_MEMORY: Final = {"timeout", "rejected"}  # of the outcomes that are an agent's fault
 TEXTS: Final = {
     "iss": (0, 1_000),
     "task": (1, 140),
-    "user": (1, 255),
-    "owner": (1, 255),
+    "user": (1, 260),
+    "owner": (1, 260),
     "agent": (1, 100),
     "engine": (0, 100),
 }
 DIGESTS: Final = ("module_sha256", "input_sha256", "tariff_sha256", "seed")
 DIGESTS_OR_NULL: Final = ("output_sha256", "stderr_sha256")
 AMOUNTS: Final = ("budget", "paid", "fee", "refunded")
+ADDED_AMOUNTS: Final = ("compute", "charge", "judging", "task_judging")
+PRICES: Final = ("run", "per_billion_fuel")
 TIMES: Final = ("funded_at", "expires_at", "settled_at")
 OTHERS: Final = {
-    *(
-        "v",
-        "eid",
-        "asset",
-        "fee_bps",
-        "state",
-        "outcome",
-        "fault",
-        "acceptance",
-        "reputation_tenths",
-        "meter",
-        "limits",
-    ),
-    *("config_sha256", "epoch_ns"),
+    *("v", "eid", "asset", "fee_bps", "state", "outcome", "fault", "acceptance", "reputation_tenths", "meter"),
+    *("limits", "config_sha256", "epoch_ns"),
 }
-CLAIMS: Final = {*TEXTS, *DIGESTS, *DIGESTS_OR_NULL, *AMOUNTS, *TIMES, *OTHERS}
+ADDED_OTHERS: Final = {"compute_prices", "task_judge_bps", "own_limits", "memory_refused"}
+CLAIMS: Final = {
+    1: {*TEXTS, *DIGESTS, *DIGESTS_OR_NULL, *AMOUNTS, *TIMES, *OTHERS},
+    2: {*TEXTS, *DIGESTS, *DIGESTS_OR_NULL, *AMOUNTS, *TIMES, *OTHERS, *ADDED_AMOUNTS, *ADDED_OTHERS},
+}
+LIMITS_OF_1: Final = {"fuel", "memory_bytes", "timeout_ms"}
+LIMITS: Final = {*LIMITS_OF_1, "output_bytes"}
+ACCEPTANCE_OF_1: Final = {"agent_sha256", "task_sha256", "agent_score", "task_score", "accepted"}
+ACCEPTANCE: Final = {*ACCEPTANCE_OF_1, "rejected_by"}
+OUTPUT_BYTES_OF_1: Final = 1_048_576
 METER_NUMBERS: Final = ("fuel", "cpu_ms", "wall_ms", "memory_bytes", "input_bytes", "output_bytes", "stderr_bytes")
 TOKEN_CHARS: Final = 16_384
 KEYS: Final = 1_000
@@ -119,8 +137,31 @@ def members(value: object, names: set[str], what: str) -> dict[str, Any]:
 # The claims.
 
 
+def version_of(value: object) -> int:
+    version = value.get("v") if isinstance(value, dict) else None
+    need(is_integer(version, 1, 2), "v")
+    assert isinstance(version, int)
+    return version
+
+
+def as_version_2(claims: dict[str, Any]) -> dict[str, Any]:
+    """What claims of version 1 count as: but for `v`, nothing that a form would refuse is looked at."""
+    more: dict[str, Any] = {
+        **dict.fromkeys(ADDED_AMOUNTS, "0"),
+        "compute_prices": dict.fromkeys(PRICES, "0"),
+        "task_judge_bps": 0,
+        "own_limits": None,
+        "memory_refused": False,
+    }
+    if claims["limits"] is not None:
+        more["limits"] = {**members(claims["limits"], LIMITS_OF_1, "limits"), "output_bytes": OUTPUT_BYTES_OF_1}
+    if claims["acceptance"] is not None:
+        rules = members(claims["acceptance"], ACCEPTANCE_OF_1, "acceptance")
+        more["acceptance"] = {**rules, "rejected_by": None}
+    return {**claims, **more}
+
+
 def check_forms(claims: dict[str, Any]) -> None:
-    need(is_integer(claims["v"], 1, 1), "v")
     for name, (low, high) in TEXTS.items():
         need(is_text(claims[name], low, high), name)
     need(is_of(claims["eid"], frozenset("abcdefghijklmnopqrstuvwxyz234567"), 26, 26), "eid")
@@ -130,20 +171,37 @@ def check_forms(claims: dict[str, Any]) -> None:
         need(claims[name] is None or is_digest(claims[name]), name)
     need(is_digest(claims["config_sha256"]) or claims["config_sha256"] == "", "config_sha256")
     need(claims["asset"] == "credit/6", "asset")
-    for name in AMOUNTS:
+    for name in (*AMOUNTS, *ADDED_AMOUNTS):
         need(is_number_text(claims[name], 16), name)
-    need(is_integer(claims["fee_bps"], 0, 10_000), "fee_bps")
+    prices = members(claims["compute_prices"], set(PRICES), "compute_prices")
+    need(all(is_number_text(price, 16) for price in prices.values()), "compute_prices")
+    for name in ("fee_bps", "task_judge_bps"):
+        need(is_integer(claims[name], 0, 10_000), name)
     need(is_integer(claims["reputation_tenths"], -1_000, 1_000), "reputation_tenths")
     need(is_number_text(claims["epoch_ns"], 22), "epoch_ns")
     for name in TIMES:
         need(is_integer(claims[name], 0, 2**53), name)
-    need(isinstance(claims["outcome"], str) and claims["outcome"] in FAULT_OF, "outcome")
+    need(isinstance(claims["outcome"], str) and claims["outcome"] in FAULT_OF[claims["v"]], "outcome")
     meter = members(claims["meter"], {*METER_NUMBERS, "fuel_exact"}, "meter")
     need(type(meter["fuel_exact"]) is bool, "fuel_exact")
     need(all(is_integer(meter[name], 0, 2**53) for name in METER_NUMBERS), "meter")
-    if claims["limits"] is not None:
-        limits = members(claims["limits"], {"fuel", "memory_bytes", "timeout_ms"}, "limits")
-        need(all(is_integer(value, 0, 2**53) for value in limits.values()), "limits")
+    for name in ("limits", "own_limits"):
+        if claims[name] is not None:
+            limits = members(claims[name], LIMITS, name)
+            need(all(is_integer(value, 0, 2**53) for value in limits.values()), name)
+    need(type(claims["memory_refused"]) is bool, "memory_refused")
+    if claims["acceptance"] is not None:
+        check_form_of_acceptance(members(claims["acceptance"], ACCEPTANCE, "acceptance"))
+
+
+def check_form_of_acceptance(acceptance: dict[str, Any]) -> None:
+    for side in ("agent", "task"):
+        digest, score = acceptance[f"{side}_sha256"], acceptance[f"{side}_score"]
+        need(digest is None or is_digest(digest), "digest of rules")
+        need(score is None or is_score(score), "score")
+    need(type(acceptance["accepted"]) is bool, "accepted")
+    by = acceptance["rejected_by"]
+    need(by is None or (isinstance(by, str) and by in REJECTIONS), "rejected_by")
 
 
 def check_times(claims: dict[str, Any], iat: int, exp: int) -> None:
@@ -153,19 +211,70 @@ def check_times(claims: dict[str, Any], iat: int, exp: int) -> None:
     need((settled < claims["expires_at"]) == (claims["state"] != "expired"), "expires_at")
 
 
+def is_judges(claims: dict[str, Any]) -> bool:
+    return ":judge-" in claims["task"]
+
+
+def rejected_by(claims: dict[str, Any]) -> str | None:
+    by: str | None = claims["acceptance"]["rejected_by"] if claims["acceptance"] else None
+    return by
+
+
+def computing_micro(claims: dict[str, Any], fuel: int) -> int:
+    """P(f) of the page."""
+    run, per_billion = (int(claims["compute_prices"][name]) for name in PRICES)
+    whole, rest = divmod(fuel * per_billion, 10**9)
+    return run + whole + (1 if rest else 0)
+
+
 def check_amounts(claims: dict[str, Any]) -> None:
     budget, paid, fee, refunded = (int(claims[name]) for name in AMOUNTS)
-    need(paid + fee + refunded == budget, "paid + fee + refunded = budget")
-    need(fee == (paid + fee) * claims["fee_bps"] // 10_000, "fee")
-    need(paid + fee == 0 or claims["state"] == "released", "paid although not released")
     need(1 <= budget <= 10**12, "budget")
+    need(paid + fee + refunded == budget, "paid + fee + refunded = budget")
+    released = claims["state"] == "released"
+    fuel = claims["meter"]["fuel"]
+    if claims["v"] == 2 and released and is_judges(claims):
+        fuel = claims["limits"]["fuel"] if claims["limits"] else 0
+    borne = released or claims["fault"] == "payer"
+    compute = int(claims["compute"])
+    need(compute == (min(computing_micro(claims, fuel), budget) if borne else 0), "compute")
+    charge = computing_micro(claims, claims["meter"]["fuel"]) if claims["fault"] == "agent" else 0
+    need(int(claims["charge"]) == charge, "charge")
+    price = paid + fee - compute
+    need(price >= 0, "the price is not negative")
+    need(fee - compute == price * claims["fee_bps"] // 10_000, "the commission")
+    if not released:
+        share = claims["task_judge_bps"] if rejected_by(claims) == "task_judge" else 0
+        need(price <= (budget - compute) * share // 10_000, "paid although not released")
+    for side, name in (("agent", "judging"), ("task", "task_judging")):
+        if claims[name] != "0":
+            need(claims["acceptance"] and claims["acceptance"][f"{side}_sha256"], "a judge by rules that are not named")
+            need(not is_judges(claims), "a judge has no judge")
+            asked = claims["outcome"] == "succeeded" or rejected_by(claims) in AFTER_JUDGE_OF[side]
+            need(asked, "a judge that was not asked costs nothing")
+
+
+def fault_of(claims: dict[str, Any]) -> str:
+    """Whose fault the outcome is; in version 1, which has no `own_limits` and no `rejected_by`, never the payer's."""
+    outcome, given, own = claims["outcome"], claims["limits"], claims["own_limits"]
+    fault = FAULT_OF[claims["v"]][outcome]
+    if outcome == "rejected":
+        by = rejected_by(claims)
+        return "payer" if by and REJECTIONS[by] == "task" else "agent"
+    if fault != "agent" or given is None or own is None:
+        return fault
+    if outcome in LOWERED:
+        lower = given[LOWERED[outcome]] < own[LOWERED[outcome]]
+    else:
+        lower = claims["memory_refused"] and given["memory_bytes"] < own["memory_bytes"]
+    return "payer" if lower else "agent"
 
 
 def check_outcome(claims: dict[str, Any]) -> None:
     outcome = claims["outcome"]
-    fault = FAULT_OF[outcome]
+    fault = fault_of(claims)
     need(claims["fault"] == fault, "fault")
-    need(claims["state"] == {"succeeded": "released", "expired": "expired"}.get(outcome, "refunded"), "state")
+    need(claims["state"] == STATES.get(outcome, "refunded"), "state")
     if outcome == "succeeded":
         reputation = 25 if claims["meter"]["wall_ms"] < 1_000 else 20
     else:
@@ -175,37 +284,55 @@ def check_outcome(claims: dict[str, Any]) -> None:
     user, task = claims["user"], claims["task"]
     hashed = hashlib.sha256(f"{len(user)}:{user}{len(task)}:{task}".encode()).digest()
     need(claims["eid"] == base64.b32encode(hashed).decode().lower()[:26], "eid")
-    need(claims["seed"] == hashlib.sha256(f"quittance seed {claims['eid']}".encode()).hexdigest(), "seed")
+    if claims["v"] == 1 or not is_judges(claims):
+        need(claims["seed"] == hashlib.sha256(f"quittance seed {claims['eid']}".encode()).hexdigest(), "seed")
     need(int(claims["epoch_ns"]) == claims["funded_at"] * 10**6, "epoch_ns")
+    if outcome == "withheld":
+        check_withheld(claims)
+
+
+def check_withheld(claims: dict[str, Any]) -> None:
+    need(is_judges(claims), "only a judge's work is withheld")
+    need(not any(claims["meter"][name] for name in METER_NUMBERS), "what a withheld run used is not stated")
+    need(claims["meter"]["fuel_exact"], "what a withheld run used is not stated")
+    need(claims["input_sha256"] == hashlib.sha256(b"").hexdigest(), "what a withheld run read is not stated")
+    need(claims["stderr_sha256"] is None, "what a withheld run wrote is not stated")
 
 
 def check_acceptance(claims: dict[str, Any]) -> None:
-    if claims["acceptance"] is None:
+    acceptance, succeeded = claims["acceptance"], claims["outcome"] == "succeeded"
+    if acceptance is None:
         need(claims["outcome"] not in BY_RULES, "the rules decided, but none are named")
         return
-    names = {"agent_sha256", "task_sha256", "agent_score", "task_score", "accepted"}
-    acceptance = members(claims["acceptance"], names, "acceptance")
     for side in ("agent", "task"):
         digest, score = acceptance[f"{side}_sha256"], acceptance[f"{side}_score"]
-        need(digest is None or is_digest(digest), "digest of rules")
-        need(score is None or is_score(score), "score")
         need(score is None or digest is not None, "a score by rules that are not named")
+        need(score is None or claims["v"] == 1 or succeeded, "a score of what was not accepted")
     need(acceptance["agent_sha256"] or acceptance["task_sha256"], "rules of one side")
-    need(type(acceptance["accepted"]) is bool, "accepted")
-    need(acceptance["accepted"] == (claims["state"] == "released"), "accepted")
+    need(acceptance["accepted"] == succeeded, "accepted")
+    if claims["v"] == 2:
+        by = acceptance["rejected_by"]
+        need((by is not None) == (claims["outcome"] == "rejected"), "rejected_by")
+        need(by is None or acceptance[f"{REJECTIONS[by]}_sha256"], "rejected by rules that are not named")
 
 
 def check_run(claims: dict[str, Any]) -> None:
-    outcome, meter, limits = claims["outcome"], claims["meter"], claims["limits"]
+    outcome, meter, limits, own = claims["outcome"], claims["meter"], claims["limits"], claims["own_limits"]
     engine = bool(claims["engine"]) and bool(claims["config_sha256"])
     if limits is not None:
-        need(meter["fuel"] <= limits["fuel"], "fuel")
-        need(meter["memory_bytes"] <= limits["memory_bytes"], "memory_bytes")
+        for name in ("fuel", "memory_bytes", "output_bytes"):
+            need(meter[name] <= limits[name], name)
+        need(own is None or all(limits[name] <= own[name] for name in LIMITS), "limits over the agent's own")
+    if claims["memory_refused"]:
+        by_itself = FAULT_OF[claims["v"]][outcome] == "agent" and outcome not in NEVER_REFUSED_MEMORY
+        need(by_itself, "memory_refused of a run that did not end by itself")
+        lower = own is None or limits is None or limits["memory_bytes"] < own["memory_bytes"]
+        need(lower, "memory_refused by the agent's own limit")
     if outcome in NOTHING_RAN:
         need(limits is None and claims["stderr_sha256"] is None, "nothing ran")
         need(not claims["engine"] and not claims["config_sha256"], "nothing ran")
         need(not any(meter[name] for name in METER_NUMBERS), "nothing ran")
-    elif FAULT_OF[outcome] == "platform":
+    elif FAULT_OF[claims["v"]][outcome] == "platform":
         if limits is None:
             need(not any(meter[name] for name in METER_NUMBERS if name != "input_bytes"), "before the run")
         else:
@@ -213,20 +340,23 @@ def check_run(claims: dict[str, Any]) -> None:
     else:
         need(limits is not None, "limits of a run")
         need(engine, "engine of a run")
+        need(claims["v"] == 1 or meter["wall_ms"] <= limits["timeout_ms"], "longer than its timeout")
     if outcome == "timeout":
         need(meter["wall_ms"] == limits["timeout_ms"], "a timeout's length")
 
 
 def check_claims(value: object, iat: int, exp: int) -> dict[str, Any]:
     """All that claims must hold, given the validity of their certificate."""
-    claims = members(value, CLAIMS, "the claims")
+    version = version_of(value)
+    stated = members(value, CLAIMS[version], "the claims")
+    claims = as_version_2(stated) if version == 1 else stated
     check_forms(claims)
     check_acceptance(claims)
     check_outcome(claims)
     check_times(claims, iat, exp)
     check_amounts(claims)
     check_run(claims)
-    return claims
+    return stated
 
 
 # The token and its chain.

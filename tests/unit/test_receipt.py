@@ -18,11 +18,21 @@ from joserfc.jwk import ECKey, OKPKey
 
 from quittance.certified import CERTIFICATE_SECONDS, ProofError
 from quittance.escrow import Escrow, Settlement, StoredBytes, decide, expire
-from quittance.receipt import StatedAcceptance, StatedLimits, StatedMeter, Statement, claims, read_claims, sign
+from quittance.receipt import (
+    _NO_OUTCOMES_OF,
+    StatedAcceptance,
+    StatedLimits,
+    StatedMeter,
+    StatedPrices,
+    Statement,
+    claims,
+    read_claims,
+    sign,
+)
 from quittance.receipt import verify as verify_receipt
 from quittance.run import Limits, Meter, Outcome, Rejection, Run
 from tests.support import UNSCORED
-from tests.unit.roots import NOW_S, Root, decode, encode, parse, part
+from tests.unit.roots import ADDED_CLAIMS, ADDED_MEMBERS, NOW_S, Root, decode, encode, parse, part
 
 NewEscrow = Callable[..., Escrow]
 METER = Meter(
@@ -344,7 +354,40 @@ def test_the_page_names_every_claim_and_no_other() -> None:
     rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0]
     first_cells = "".join(row.split("|")[1] for row in rows.splitlines()[2:])
     assert re.findall("`([a-z0-9_]+)`", first_cells) == list(Statement.model_fields)
-    for inner in (StatedAcceptance, StatedMeter, StatedLimits):
-        name = inner.__name__.removeprefix("Stated").lower()
+    for name, inner in (
+        ("acceptance", StatedAcceptance),
+        ("meter", StatedMeter),
+        ("limits", StatedLimits),
+        ("compute_prices", StatedPrices),
+    ):
         (row,) = [row for row in rows.splitlines() if row.startswith(f"| `{name}`")]
         assert re.findall("`([a-z0-9_]+)`", row)[1:] == list(inner.model_fields)
+
+
+def test_the_page_marks_what_version_1_lacked() -> None:
+    """With the sign for version 2: each row of an added claim, and each added member in the row of its claim."""
+    page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
+    rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0].splitlines()[2:]
+    for row in rows:
+        _, names, meaning, _ = row.split("|")
+        for name in re.findall("`([a-z0-9_]+)`", names):
+            assert meaning.startswith(" ²") == (name in ADDED_CLAIMS), name
+            if name in ADDED_MEMBERS:
+                assert f"² `{ADDED_MEMBERS[name]}`" in meaning
+    listed = page.partition("marks with ²: neither these claims (")[2].partition(")")[0]
+    assert re.findall("`([a-z_]+)`", listed) == sorted(ADDED_CLAIMS, key=list(Statement.model_fields).index)
+
+
+def test_the_page_names_every_outcome_with_its_fault_and_version() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
+    rows = page.partition("| `fault` | `outcome` in both versions |")[2].partition("\n\n")[0].splitlines()[2:]
+    found = {}
+    for row in rows:
+        _, fault, *columns, _ = row.split("|")
+        for lacking, column in zip((set(), {1}, {2}), columns, strict=True):
+            for name in re.findall("`([a-z0-9_]+)`", column):
+                found[Outcome(name)] = (fault.strip(" `"), lacking)
+    assert found == {
+        outcome: (outcome.fault.value, {version for version, without in _NO_OUTCOMES_OF.items() if outcome in without})
+        for outcome in Outcome
+    }

@@ -18,13 +18,14 @@ from quittance.money import format_credits
 from quittance.receipt import claims, sign
 from quittance.run import Limits, Meter, Outcome, Run, Side
 from quittance.verifier import Check, Given, Verdict, examine, main
-from tests.unit.roots import NOW_S, Root
+from tests.unit.roots import NOW_S, Root, as_version_1, parse
 
 ROOT = Root()
 KEY = ROOT.certify()
 KEYS = json.dumps(ROOT.jwks()).encode()
 INPUT, OUTPUT, CONFIG = b"some input", b"some output", "ff" * 32
 LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
+JUDGE_MICRO = 400_000  # what the judge below costs
 RULES = b'{"judge": {"agent_id": "agt_judge", "threshold": "0.1", "budget": "0.1"}}'
 
 
@@ -34,13 +35,14 @@ def digest(data: bytes) -> str:
 
 @pytest.fixture(scope="session")
 def task(new_escrow: Callable[..., Escrow]) -> Callable[..., dict[str, Any]]:
-    """The claims of a task that was paid, scored by its own judge."""
+    """The claims of a task that was paid, scored by its own judge, which cost what `judge` says."""
     rules = acceptance.rules_json(acceptance.parse_rules(RULES.decode()))
     escrow = new_escrow(input_sha256=digest(INPUT), task_rules_sha256=acceptance.rules_sha256(rules))
 
     def made(score_micro: int | None = None, **meter: int) -> dict[str, Any]:
         measured = replace(Meter(wall_ms=7, input_bytes=len(INPUT), output_bytes=len(OUTPUT)), **meter)
-        settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", measured), now_ms=NOW_S * 1_000 + 5)
+        done = Run(Outcome.SUCCEEDED, "ok", measured)
+        settled = decide(escrow, done, now_ms=NOW_S * 1_000 + 5, judging_micro={Side.TASK: JUDGE_MICRO})
         settled = replace(settled, output=StoredBytes(digest(OUTPUT), len(OUTPUT), OUTPUT))
         scores = {} if score_micro is None else {Side.TASK: score_micro}
         run = Run(Outcome.SUCCEEDED, "", measured, limits=LIMITS, scores_micro=scores)
@@ -111,7 +113,7 @@ def test_where_nothing_ran_nobody_measured_the_input(new_escrow: Callable[..., E
 def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[..., dict[str, Any]]) -> None:
     """Honest receipts of version 1 may say so; a reader should know."""
     for wall_ms, verdict in ((70, None), (71, Verdict.NOTED)):
-        report = examine(Given(sign(task(wall_ms=wall_ms), KEY), KEYS))
+        report = examine(Given(sign(as_version_1(task(wall_ms=wall_ms)), KEY), KEYS))
         noted = {check.name: check.verdict for check in report.checks}
         assert (report.exit_status, noted.get("wall time")) == (0, verdict)
 
@@ -195,6 +197,27 @@ def test_a_judge_read_as_many_bytes_as_its_meter_says(
     found = checks(Given(sign(task(900_000), KEY), KEYS, input=INPUT, output=OUTPUT, task_judge=short))
     assert "input of the task's judge has" in found["task judge"].sentence
     assert "task score" not in found
+
+
+@pytest.mark.parametrize("stated_micro", [0, JUDGE_MICRO - 1, JUDGE_MICRO, JUDGE_MICRO + 1])
+def test_a_judge_cost_what_its_own_receipt_states(
+    task: Callable[..., dict[str, Any]], judge: Callable[..., str], stated_micro: int
+) -> None:
+    whole = task(900_000) | {"task_judging": str(stated_micro)}
+    found = checks(Given(sign(whole, KEY), KEYS, task_judge=judge(b"0.9")))["task judge"]
+    if stated_micro == JUDGE_MICRO:
+        assert found.verdict is Verdict.PASSED
+    else:
+        said = f"the task's judge cost {JUDGE_MICRO} by its own receipt, this receipt states {stated_micro}"
+        assert (found.flaw, found.sentence) == (Flaw.AMOUNTS, said)
+
+
+def test_in_version_1_no_receipt_states_what_its_judge_cost(
+    task: Callable[..., dict[str, Any]], judge: Callable[..., str]
+) -> None:
+    of_judge = as_version_1(parse(judge(b"0.9")).payload)
+    found = checks(Given(sign(as_version_1(task(900_000)), KEY), KEYS, task_judge=sign(of_judge, KEY)))
+    assert (found["task judge"].verdict, found["task score"].verdict) == (Verdict.PASSED, Verdict.PASSED)
 
 
 def test_without_the_judges_receipt_its_output_proves_nothing(task: Callable[..., dict[str, Any]]) -> None:

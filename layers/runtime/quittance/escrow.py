@@ -264,7 +264,7 @@ def decide(
     )
     if released:
         due_micro = price_micro
-    elif run.rejected_by is Rejection.TASK_JUDGE:
+    elif run.outcome is Outcome.REJECTED and run.rejected_by is Rejection.TASK_JUDGE:
         due_micro = price_micro * escrow.task_judge_bps // _BPS
     else:
         due_micro = 0

@@ -54,9 +54,9 @@ ISSUER_KEYS_REFETCH_S_MIN: Final = 10  # between two reads for tokens that no kn
 # What one execution of the workflow may carry (docs/howto/step-functions.md).
 WORKFLOW_STATE_BYTES_MAX: Final = 256 * KIB  # Step Functions' own limit, which ends an execution that grows over it
 RUN_ID_CHARS_MAX: Final = 100  # a task's id is the run's with two numbers
-RUN_TASKS_MAX: Final = 60  # their receipts are in the execution's output
+RUN_TASKS_MAX: Final = 48  # their receipts are in the execution's output
 RUN_SHARE_MAX: Final = 1_000
-RUN_TASK_BYTES: Final = 4 * KIB  # kept free in the output for each task: a receipt and its few fields
+RUN_TASK_BYTES: Final = 4 * KIB + 512  # kept free in the output for each task: a receipt and its few fields
 RUN_PLAN_BYTES_MAX: Final = (
     WORKFLOW_STATE_BYTES_MAX - RUN_TASK_BYTES
 )  # beside it, headers of Lambda's answer are counted

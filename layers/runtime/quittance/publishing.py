@@ -91,8 +91,8 @@ def open_version(platform: Platform, owner: str, agent_id: str, request: Version
     AccountFrozenError, BondRequiredError, PlatformUnavailableError.
     """
     _check_not_frozen(platform, owner)
-    _check_bond(platform, owner)
     agent = _own(platform, owner, agent_id)
+    _check_bond(platform, owner)
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
     rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
     _check_judge(platform, rules)

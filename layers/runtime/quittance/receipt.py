@@ -153,7 +153,8 @@ def claims(
 ) -> dict[str, Any]:
     """What a receipt states, in the form that `Statement` describes.
 
-    Of a judge whose work is withheld nothing is stated that follows from what it read.
+    Of a judge whose work is withheld nothing is stated that follows from what it read. Where the platform failed after
+    the run, what the run ended by is not stated: it decided nothing.
     """
     withheld = settlement.outcome is Outcome.WITHHELD
     meter = Meter() if withheld else run.meter
@@ -193,7 +194,7 @@ def claims(
         "meter": asdict(meter),
         "limits": asdict(run.limits) if run.limits else None,
         "own_limits": asdict(escrow.own_limits) if escrow.own_limits else None,
-        "memory_refused": run.memory_refused and not withheld,
+        "memory_refused": run.memory_refused and settlement.outcome in _MEMORY_CAN_BE_REFUSED,
         "engine": engine,
         "config_sha256": config_sha256,
         "epoch_ns": str(escrow.funded_ms * _NS_PER_MS),
@@ -215,7 +216,7 @@ def _acceptance(escrow: Escrow, settlement: Settlement, run: Run) -> dict[str, A
         "agent_score": scores.get(Side.AGENT),
         "task_score": scores.get(Side.TASK),
         "accepted": released,
-        "rejected_by": None if settlement.outcome is Outcome.WITHHELD else run.rejected_by,
+        "rejected_by": run.rejected_by if settlement.outcome is Outcome.REJECTED else None,
     }
 
 
@@ -249,7 +250,11 @@ def read(claims: Mapping[str, Any]) -> Statement:
     elif version != _VERSION:
         sentence = f"the receipt is of version {shown(version)}; this verifier knows the versions 1 to {_VERSION}"
         raise ProofError(Flaw.FORM, sentence)
-    return certified.read(Statement, claims, "receipt")
+    statement = certified.read(Statement, claims, "receipt")
+    if statement.outcome in _NO_OUTCOMES_OF[statement.v]:
+        sentence = f"the receipt has a wrong form: {statement.outcome} is no outcome of version {statement.v}"
+        raise ProofError(Flaw.FORM, sentence)
+    return statement
 
 
 def _as_version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,6 +271,10 @@ def _as_version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
     return {**claims, **added}
 
 
+_NO_OUTCOMES_OF: Final = {
+    1: frozenset({Outcome.BUDGET_EXHAUSTED, Outcome.WITHHELD}),
+    2: frozenset({Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}),
+}
 _ADDED: Final[dict[str, Any]] = {
     "compute": "0",
     "charge": "0",
@@ -326,14 +335,31 @@ def _check_amounts(stated: Statement) -> None:
         due = max(price, 0) * stated.fee_bps // _BPS
         sentence = f"the fee {fee} is not the compute {compute} and the part of the price that fee_bps states, {due}"
         raise ProofError(Flaw.AMOUNTS, sentence)
-    if price and not _is_price_due(stated):
-        sentence = f"{price} was paid although the escrow is {stated.state}, not released"
+    if price > (most := _price_max(stated)):
+        sentence = f"{price} was paid although the escrow is {stated.state}, not released: at most {most} is due"
         raise ProofError(Flaw.AMOUNTS, sentence)
     for side, cost in ((Side.AGENT, stated.judging), (Side.TASK, stated.task_judging)):
-        if int(cost) and not (stated.acceptance and stated.acceptance.digests[side]):
-            raise ProofError(
-                Flaw.AMOUNTS, f"a judge of the {side} was paid, but acceptance names no rules of the {side}"
-            )
+        if int(cost):
+            _check_judging(stated, side)
+
+
+def _check_judging(stated: Statement, side: Side) -> None:
+    """A judge costs something only if it was asked: after all other rules, and the task's own after the agent's."""
+    rules = stated.acceptance
+    if rules is None or rules.digests[side] is None:
+        raise ProofError(Flaw.AMOUNTS, f"a judge of the {side} was paid, but acceptance names no rules of the {side}")
+    if is_judge(stated):
+        raise ProofError(Flaw.AMOUNTS, f"a judge of the {side} was paid, but no judge has a judge")
+    if stated.outcome is not Outcome.SUCCEEDED and rules.rejected_by not in _AFTER_JUDGE_OF[side]:
+        by = f" by {rules.rejected_by}" if rules.rejected_by else ""
+        sentence = f"a judge of the {side} was paid, but the outcome is {stated.outcome}{by}, so it was not asked"
+        raise ProofError(Flaw.AMOUNTS, sentence)
+
+
+_AFTER_JUDGE_OF: Final = {
+    Side.AGENT: frozenset({Rejection.AGENT_JUDGE, Rejection.TASK_JUDGE}),
+    Side.TASK: frozenset({Rejection.TASK_JUDGE}),
+}
 
 
 def is_judge(stated: Statement) -> bool:
@@ -362,10 +388,13 @@ def _charge(stated: Statement) -> int:
     return _prices(stated).micro(stated.meter.fuel) if stated.fault is Fault.AGENT else 0
 
 
-def _is_price_due(stated: Statement) -> bool:
-    """Whether the agent is to be paid: for accepted work, or the agreed share if the task's own judge rejected it."""
+def _price_max(stated: Statement) -> int:
+    """The most that the agent may be paid: for accepted work, or as the share if the task's own judge rejected it."""
+    most = int(stated.budget) - int(stated.compute)
+    if stated.state is State.RELEASED:
+        return most
     by_judge = stated.acceptance is not None and stated.acceptance.rejected_by is Rejection.TASK_JUDGE
-    return stated.state is State.RELEASED or (by_judge and stated.task_judge_bps > 0)
+    return most * stated.task_judge_bps // _BPS if by_judge else 0
 
 
 def _check_contradictions(stated: Statement) -> None:
@@ -400,8 +429,8 @@ def _check_consistency(stated: Statement) -> None:
         raise ProofError(Flaw.CONTRADICTION, sentence)
     if stated.limits:
         _check_limits(stated, stated.limits)
-    if stated.memory_refused and stated.outcome.fault is not Fault.AGENT:
-        raise ProofError(Flaw.CONTRADICTION, f"memory_refused is stated of a run that ended as {stated.outcome}")
+    if stated.memory_refused:
+        _check_memory_refused(stated)
     if stated.outcome is Outcome.WITHHELD and not _is_withheld(stated):
         raise ProofError(Flaw.CONTRADICTION, "the outcome is withheld, but what the judge did is stated")
 
@@ -437,6 +466,13 @@ def _check_limits(stated: Statement, given: StatedLimits) -> None:
             raise ProofError(Flaw.CONTRADICTION, sentence)
 
 
+def _check_memory_refused(stated: Statement) -> None:
+    if stated.outcome not in _MEMORY_CAN_BE_REFUSED:
+        raise ProofError(Flaw.CONTRADICTION, f"memory_refused is stated of a run that ended as {stated.outcome}")
+    if stated.own_limits and stated.limits and stated.limits.memory_bytes >= stated.own_limits.memory_bytes:
+        raise ProofError(Flaw.CONTRADICTION, "memory_refused is stated of a run that had all of the agent's own limit")
+
+
 def _check_run(stated: Statement) -> None:
     """What ran states its limits, its engine and the engine's configuration; what did not run has used nothing."""
     outcome = stated.outcome
@@ -470,6 +506,11 @@ def _check_wall_time(stated: Statement) -> None:
 
 
 _WALL_TIME_BOUNDED_SINCE: Final = 2
+_MEMORY_CAN_BE_REFUSED: Final = frozenset(
+    outcome
+    for outcome in Outcome
+    if outcome.fault is Fault.AGENT and outcome not in {Outcome.TIMEOUT, Outcome.REJECTED}
+)
 _NOTHING_RAN: Final = frozenset({Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED})
 
 

@@ -164,7 +164,7 @@ class _Sweep:
             charged = platform.ledger.charge(
                 due.owner, due.agent_id, str(due.upload), due.amount_micro, now_ms=platform.now_ms()
             )
-            platform.registry.forget_due(due)
+            platform.registry.take_off_due(due)
         except Exception:  # noqa: BLE001 - whatever is wrong with one publication must not keep others' money
             self._fail("publication not charged", due.agent_id)
         else:

@@ -206,7 +206,8 @@ def _check_price(stated: Statement, tariff: bytes) -> None:
     if stated.outcome is Outcome.WITHHELD:
         measured = replace(measured, fuel=receipt.fuel_computed(stated))
     price = pricing.price_micro(terms, measured)
-    if stated.v == 1 or receipt.is_judge(stated):
+    # A run over its budget ends as budget_exhausted, but where no own limits were recorded, and for judges.
+    if stated.own_limits is None or receipt.is_judge(stated):
         price = min(price, int(stated.budget) - int(stated.compute))
     by = stated.acceptance.rejected_by if stated.acceptance else None
     if stated.state is State.RELEASED:
@@ -345,6 +346,11 @@ def _check_judge(
         if found != due:
             sentence = f"{name} of the judge's receipt is {shown(found)}, but this receipt's judge has {shown(due)}"
             raise ProofError(Flaw.CONTRADICTION, sentence)
+    cost_micro = int(judge.budget) - int(judge.refunded)
+    stated_micro = int(stated.judging if side is Side.AGENT else stated.task_judging)
+    if stated.v > 1 and cost_micro != stated_micro:
+        sentence = f"the {side}'s judge cost {cost_micro} by its own receipt, this receipt states {stated_micro}"
+        raise ProofError(Flaw.AMOUNTS, sentence)
     score_micro = _score_micro(stated, side)
     if judge.outcome is not Outcome.SUCCEEDED and score_micro is not None:
         raise ProofError(Flaw.CONTRADICTION, f"the judge ended as {judge.outcome}, yet the receipt states its score")

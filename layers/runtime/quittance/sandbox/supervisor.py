@@ -352,6 +352,7 @@ class _Worker:
                 return usage
             if time.monotonic() > deadline:
                 _logger.error("worker %d does not end", self._process.pid)
+                _ENDING.append(self._process)
                 return None
             time.sleep(_REAP_POLL_S)
         return None
@@ -360,7 +361,12 @@ class _Worker:
         return (self._words.read(_WORDS_BYTES_MAX) or b"").decode(errors="replace")
 
 
+_ENDING: Final[list[subprocess.Popen[bytes]]] = []
+"""Killed workers that a busy kernel has not ended yet: collected when the next one is started."""
+
+
 def _spawn(python: str, channel: socket.socket, log: int, complaints: int) -> subprocess.Popen[bytes]:
+    _ENDING[:] = [ended for ended in _ENDING if ended.poll() is None]
     tied = threading.current_thread() is threading.main_thread()
     numbers = (channel.fileno(), log, os.getpid(), int(tied))
     return subprocess.Popen(  # noqa: S603 - our own interpreter and our own module

@@ -369,10 +369,10 @@ class Registry:
             _, agent_id, number = values["pk"].split("#")
             yield Due(values["debtor"], agent_id, int(number), values["amount"])
 
-    def forget_due(self, due: Due) -> None:
-        """Removes what was charged. Repeating changes nothing."""
-        key = to_item({"pk": f"DUE#{due.agent_id}#{due.upload}"})
-        answered(lambda: self._client.delete_item(TableName=self._table, Key=key), self._patience())
+    def take_off_due(self, due: Due) -> None:
+        """Takes what was charged out of the index; the note stays. Repeating changes nothing."""
+        write = update(self._table, f"DUE#{due.agent_id}#{due.upload}", remove=("listing",))
+        answered(lambda: self._client.update_item(**write), self._patience())
 
     def check(self) -> None:
         """Reads one item of the listing at most. Raises PlatformUnavailableError unless the table answers."""

@@ -506,11 +506,7 @@ def _check_wall_time(stated: Statement) -> None:
 
 
 _WALL_TIME_BOUNDED_SINCE: Final = 2
-_MEMORY_CAN_BE_REFUSED: Final = frozenset(
-    outcome
-    for outcome in Outcome
-    if outcome.fault is Fault.AGENT and outcome not in {Outcome.TIMEOUT, Outcome.REJECTED}
-)
+_MEMORY_CAN_BE_REFUSED: Final = frozenset(outcome for outcome in Outcome if outcome.fault is Fault.AGENT)
 _NOTHING_RAN: Final = frozenset({Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED})
 
 

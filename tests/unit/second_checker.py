@@ -257,15 +257,13 @@ def fault_of(claims: dict[str, Any]) -> str:
     """Whose fault the outcome is; in version 1, which has no `own_limits` and no `rejected_by`, never the payer's."""
     outcome, given, own = claims["outcome"], claims["limits"], claims["own_limits"]
     fault = FAULT_OF[claims["v"]][outcome]
-    by = rejected_by(claims) if outcome == "rejected" else None
-    if by and REJECTIONS[by] == "task":
+    if outcome == "rejected" and rejected_by(claims) and REJECTIONS[rejected_by(claims)] == "task":
         return "payer"
     if fault != "agent" or given is None or own is None:
         return fault
-    lower = claims["memory_refused"] and given["memory_bytes"] < own["memory_bytes"]
-    if outcome in LOWERED:
-        lower = lower or given[LOWERED[outcome]] < own[LOWERED[outcome]]
-    return "payer" if lower else "agent"
+    lower = outcome in LOWERED and given[LOWERED[outcome]] < own[LOWERED[outcome]]
+    without_memory = claims["memory_refused"] and given["memory_bytes"] < own["memory_bytes"]
+    return "payer" if lower or without_memory else "agent"
 
 
 def check_outcome(claims: dict[str, Any]) -> None:
@@ -322,7 +320,7 @@ def check_run(claims: dict[str, Any]) -> None:
             need(meter[name] <= limits[name], name)
         need(own is None or all(limits[name] <= own[name] for name in LIMITS), "limits over the agent's own")
     if claims["memory_refused"]:
-        need(FAULT_OF[claims["v"]][outcome] == "agent", "memory_refused of a run that nothing of the agent's ended")
+        need(FAULT_OF[claims["v"]][outcome] == "agent", "memory_refused of a run that the guest did not fail")
         lower = own is None or limits is None or limits["memory_bytes"] < own["memory_bytes"]
         need(lower, "memory_refused by the agent's own limit")
     if outcome in NOTHING_RAN:

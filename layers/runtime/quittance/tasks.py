@@ -521,8 +521,9 @@ def _run(platform: Platform, escrow: Escrow, ready: _Ready, stdin: bytes, *, kee
             return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
         held_ms = escrow.expires_ms - platform.now_ms() - keep_ms
         left_ms = min(platform.left_ms() - keep_ms, held_ms)
-        # A run that its escrow's end would cut short costs nobody anything, so it must not begin.
-        if left_ms <= 0 or held_ms < escrow.timeout_ms:
+        # A run that its escrow's end would cut short costs nobody anything, so it must not begin. A judge comes after a
+        # run that is to be paid, so it takes the time that is left.
+        if left_ms <= 0 or (held_ms < escrow.timeout_ms and not escrows.is_judge(escrow)):
             return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
         return _run_from(platform, path, escrow, ready, stdin, left_ms=left_ms)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from wasmtime import wat2wasm
 
-from quittance import accounts, publishing, receipt, tasks, verifier
+from quittance import accounts, auditing, publishing, receipt, tasks, verifier
 from quittance import escrow as escrows
 from quittance.acceptance import SCORE_RULES, judge_input, rules_json
 from quittance.bond import bond_account
@@ -29,6 +29,7 @@ from quittance.escrow import Escrow
 from quittance.limits import JUDGE_TIMEOUT_S_MAX, TIMEOUT_S_SYNC_MAX
 from quittance.models import AgentRequest, TaskPending, TaskRequest, TaskResult
 from quittance.run import Job, Meter, Outcome, Run
+from quittance.store import ledger
 from quittance.sweeping import sweep
 from tests.sandbox.wat import iovecs, memory
 from tests.support import FLAT, Cloud, wasm
@@ -505,7 +506,9 @@ class _CrashedError(Exception):
     """The runner died here."""
 
 
-def crash(rich: Cloud, monkeypatch: pytest.MonkeyPatch, agent: str, rule: dict[str, Any], *, after: bool) -> None:
+def crash(
+    rich: Cloud, monkeypatch: pytest.MonkeyPatch, agent: str, rule: dict[str, Any] | None, *, after: bool
+) -> None:
     """A runner dies before the write that settles the task and its judge, or after it."""
     honest = rich.ledger.settle
 
@@ -534,6 +537,31 @@ def test_whoever_takes_over_pays_the_judge_once_and_comes_to_the_same(
     done = run(rich, agent, acceptance=rule)
     assert (done.success, done.judges[0].cost_micro) == (said == "0.9", PRICE)
     assert earned(rich) == ((PRICE - FEE) * done.success, PRICE - FEE, FEE * (1 + done.success))
+
+
+def test_a_task_of_before_whose_payer_holds_both_judges_is_taken_over(
+    rich: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent's judge was then paid by the task's payer: no bond has paid for it, so none gets it back."""
+    rule = judged_by(judge(rich, saying("1")))
+    agent = rich.publish(wasm("echo"), acceptance=rule)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            escrows, "judge_account", lambda task, side: (task.payer, escrows.judge_task_id(task.task_id, side))
+        )
+        patch.setattr(
+            ledger,
+            "_judges_json",
+            lambda hires: json.dumps([[h.side, h.agent_id, h.budget_micro] for h in hires]) if hires else None,
+        )
+        crash(rich, patch, agent, None, after=False)
+    rich.skew_ms = 60_000
+    done = run(rich, agent)
+    assert done.success
+    assert rich.ledger.available_micro("alice") == START - 2 * PRICE
+    owner, judith, _ = earned(rich)
+    assert (owner, judith, bond(rich)) == (PRICE - FEE, PRICE - FEE, 0)
+    assert not auditing.run(rich).differences
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])

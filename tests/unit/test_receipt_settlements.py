@@ -24,7 +24,7 @@ from quittance.escrow import (
 )
 from quittance.pricing import ComputePrices, parse_tariff, tariff_json
 from quittance.receipt import checks, claims, read, sign
-from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, Rejection, Run, Side
+from quittance.run import Fault, Limits, Meter, Outcome, Rejection, Run, Side
 from quittance.verifier import Given, examine
 from tests.unit import second_checker
 from tests.unit.roots import NOW_S, Root
@@ -36,9 +36,7 @@ NOTHING_RAN = {Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.
 OF_VERSION_1 = {Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}
 OF_TASKS = sorted(set(Outcome) - OF_VERSION_1 - {Outcome.WITHHELD})
 RAN = sorted(set(OF_TASKS) - NOTHING_RAN)
-ENDS_BY_ITSELF = [  # of which the sandbox says whether memory was refused
-    outcome for outcome in Outcome if outcome.fault is Fault.AGENT and outcome not in {Outcome.TIMEOUT, *OF_THE_RULES}
-]
+REFUSED_MEMORY = [outcome for outcome in Outcome if outcome.fault is Fault.AGENT]
 AGENTS_RULES, TASKS_RULES = "ab" * 32, "cd" * 32
 NOW_MS = NOW_S * 1_000 + 5
 IAT, EXP = NOW_S - 300, NOW_S + 12 * 60 * 60
@@ -132,7 +130,7 @@ def runs(draw: st.DrawFn, escrow: Escrow, outcomes: list[Outcome]) -> Run:
         "",
         meter,
         limits=given_,
-        memory_refused=lowered and outcome in ENDS_BY_ITSELF and draw(st.booleans()),
+        memory_refused=lowered and outcome in REFUSED_MEMORY and draw(st.booleans()),
         rejected_by=draw(st.sampled_from(able)) if outcome is Outcome.REJECTED else None,
         scores_micro={side: draw(st.integers(0, 10**6)) for side in Side if named[side] and draw(st.booleans())},
     )

@@ -14,6 +14,7 @@ from typing import Final
 from quittance import escrow as escrows
 from quittance import pricing
 from quittance.acceptance import SCORE_RULES, Judge, parse_rules, read_score, rules_json, rules_sha256
+from quittance.bond import is_bond
 from quittance.errors import InvalidRequestError
 from quittance.escrow import Escrow, Settlement
 from quittance.limits import JUDGE_TIMEOUT_S_MAX
@@ -105,10 +106,13 @@ def settle(judge: Escrow, run: Run | None, task: Run, *, now_ms: int) -> Settlem
 
 
 def costs_micro(task: Escrow, judges: Sequence[Escrow]) -> dict[Side, int]:
-    """What the judges of each side cost whoever pays them."""
+    """What the agent's own judge cost the owner's bond, and the task's own its payer.
+
+    Of a task funded before bonds paid, the payer holds the agent's judge too: then no bond has paid for it.
+    """
     sides = {hire.escrow_id: hire.side for hire in task.judges}
     return {
         sides[judge.escrow_id]: judge.budget_micro - judge.settlement.split.refunded_micro
         for judge in judges
-        if judge.settlement
+        if judge.settlement and is_bond(judge.payer) is (sides[judge.escrow_id] is Side.AGENT)
     }

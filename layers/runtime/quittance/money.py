@@ -33,9 +33,13 @@ def parse_change(value: object) -> int:
     """Micro-credits of a change as clients write it: an amount, with a minus before it for less. Raises ValueError."""
     number = isinstance(value, int | Decimal) and not isinstance(value, bool)
     text = _plain(value) if number else value  # type: ignore[arg-type]  # mypy does not follow `number`
-    if isinstance(text, str) and text.startswith("-"):
-        return -parse_credits(text[1:])
-    return parse_credits(text)
+    less = isinstance(text, str) and text.startswith("-")
+    try:
+        micro = parse_credits(str(text)[1:] if less else text)
+    except ValueError as exc:
+        msg = f'must be a decimal such as "1.25", or "-1.25" for less: at most 16 digits and {_PLACES} decimals'
+        raise ValueError(msg) from exc
+    return -micro if less else micro
 
 
 def format_credits(micro: int) -> str:

@@ -34,11 +34,11 @@ from quittance.limits import (
 from quittance.models import TaskPending, TaskRequest, TaskResult, VersionRequest
 from quittance.observability import logger
 from quittance.publishing import open_version, publish, retire
-from quittance.run import Outcome
+from quittance.run import Job, Outcome, Run
 from quittance.store.queue import Delivery, Queue
 from quittance.working import work
 from tests.integration.test_handlers import load
-from tests.integration.test_judges import LOOP
+from tests.integration.test_judges import LOOP, judge, judged_by, saying
 from tests.integration.test_tasks import START, _CrashedError, _raise, ask, run
 from tests.support import Cloud, wasm
 
@@ -534,3 +534,22 @@ def test_a_task_too_late_for_its_whole_timeout_does_not_begin(
     assert isinstance(done, TaskResult)
     assert done.error is not None
     assert (done.error.code, len(began)) == (code, code == "timeout")
+
+
+def test_a_judge_takes_the_time_that_a_late_run_has_left(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run before it is to be paid, so no judge is refused for being late."""
+    agent = rich.publish(wasm("echo"), timeout=1)
+    request = ask(agent, acceptance=judged_by(judge(rich, saying("1")), budget="0.01"))
+    assert isinstance(tasks.submit(rich, "alice", request), TaskPending)
+    honest = rich.sandbox.run
+
+    def slow(job: Job) -> Run:
+        rich.skew_ms += 3_000 * (b"output" not in job.stdin)
+        return honest(job)
+
+    monkeypatch.setattr(rich.sandbox, "run", slow)
+    kept_ms = 2 * (tasks._RUN_RESERVE_MS + VERDICT_MS_MAX)
+    rich.skew_ms = QUEUE_WAIT_MS_MAX + ESCROW_GRACE_MS - kept_ms - 1_000
+    done = tasks.execute(rich, "alice", request, timeout_s_max=TIMEOUT_S_ASYNC_MAX)
+    assert isinstance(done, TaskResult)
+    assert done.success

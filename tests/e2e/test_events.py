@@ -38,7 +38,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "agents-retire": (200, {"state": "retired", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
     "accounts-me": (200, {"account_id": "alice"}),
     "accounts-statement": (200, {"account_id": "alice"}),
-    "accounts-bond": (200, {"account_id": "alice", "available": "100", "held": "0", "charged": "0"}),
+    "accounts-bond": (200, {"account_id": "alice", "held": "0", "charged": "0"}),
     "accounts-move-bond": (201, {"account_id": "alice", "bond_id": "bond-1", "amount": "0.5"}),
     "accounts-bond-statement": (200, {"next": None}),
     "accounts-deposit": (201, {"account_id": "alice", "amount": "2.5"}),

@@ -14,10 +14,12 @@ from tests.e2e.people import Ledger, User, credited
 from tests.support import wasm
 from tests.template import template
 
-FUNCTIONS = ("ExecuteFunction", "AgentsFunction")
+FUNCTIONS = ("ExecuteFunction", "AgentsFunction", "PublishFunction")
 PRICES = {
     "COMPUTE_RUN_MICRO": "ComputePerRunMicro",
     "COMPUTE_PER_BILLION_FUEL_MICRO": "ComputePerBillionFuelMicro",
+    "PUBLISH_PER_MIB_MICRO": "PublishPerMibMicro",
+    "PUBLISH_PER_CPU_SECOND_MICRO": "PublishPerCpuSecondMicro",
 }
 PRICE, FEE = 10_000, 250
 
@@ -103,14 +105,60 @@ def test_the_agents_failure_is_paid_by_its_owners_bond(
     ledger: Ledger,
 ) -> None:
     agent = publish(wasm("failing"), owner=olga.name)
+    credited(sweep, ledger)
+    published = charged(olga)
     before = balance(alice.name)
     done = alice.run(agent)
     assert (done["fault"], done["escrow_status"], balance(alice.name)) == ("agent", "refunded", before)
     charge = compute(prices, done["resource_usage"]["fuel_used"])
     assert int(receipt.read_claims(done["receipt"])["charge"]) == charge > 0
     credited(sweep, ledger)
+    assert charged(olga) == published + charge
+    assert micro(olga.http.get("/accounts/me/bond").json()["available"]) == 100 * 10**6 - published - charge
+    ledger.total()
+
+
+def charged(owner: User) -> int:
+    return micro(owner.http.get("/accounts/me/bond").json()["charged"])
+
+
+def test_a_publication_is_paid_by_the_bond(
+    olga: User, publish: Callable[..., str], sweep: Callable[[], None], ledger: Ledger, prices: dict[str, int]
+) -> None:
+    module = wasm("echo")
+    publish(module, owner=olga.name)
+    credited(sweep, ledger)
+    assert charged(olga) > -(-len(module) * prices["PUBLISH_PER_MIB_MICRO"] // 2**20)
+    (line, *_) = olga.http.get("/accounts/me/bond/statement").json()["lines"]
+    assert (line["kind"], line["tasks"], micro(line["due"])) == ("charge", None, charged(olga))
+    ledger.total()
+
+
+def test_the_agents_own_judge_is_paid_by_the_bond(
+    alice: User,
+    olga: User,
+    publish: Callable[..., str],
+    balance: Callable[[str], int],
+    stack: Stack,
+    token: Callable[..., str],
+    sweep: Callable[[], None],
+    ledger: Ledger,
+) -> None:
+    judge = publish(wasm("coverage"), owner="judith", limits={"fuel": 10**8, "timeout": 5})
+    rule = {"judge": {"agent_id": judge, "threshold": "1", "budget": "0.02"}}
+    terms = {"tariff": {"type": "flat", "price": "0.01"}, "acceptance": rule}
+    agent = client.publish(client.Api(stack.api_url, token(olga.name)), uuid.uuid4().hex, wasm("failing"), terms)
+    before = balance(alice.name)
+    assert alice.run(agent)["error"]["code"] == "exit_code"
+    strict = client.publish(client.Api(stack.api_url, token(olga.name)), uuid.uuid4().hex, wasm("wordcount"), terms)
+    done = alice.run(strict, input={"text": "to be"})
+    assert (done["error"]["code"], done["fault"], balance(alice.name)) == ("rejected", "agent", before)
+    own = alice.http.get(f"/tasks/{done['task_id']}/result").json()["judges"]
+    assert [(found["side"], found["score"]) for found in own] == [("agent", None)]
+    assert micro(own[0]["cost"]) > PRICE
+    credited(sweep, ledger)
     bond = olga.http.get("/accounts/me/bond").json()
-    assert (micro(bond["charged"]), micro(bond["available"])) == (charge, 100 * 10**6 - charge)
+    assert micro(bond["available"]) == 100 * 10**6 - charged(olga) - micro(own[0]["cost"])
     ledger.total()
 
 

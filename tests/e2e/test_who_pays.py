@@ -13,6 +13,7 @@ from quittance import receipt
 from tests.e2e.people import Ledger, User, credited
 from tests.support import wasm
 from tests.template import template
+from tests.waiting import until
 
 FUNCTIONS = ("ExecuteFunction", "AgentsFunction", "PublishFunction")
 PRICES = {
@@ -132,6 +133,30 @@ def test_a_publication_is_paid_by_the_bond(
     (line, *_) = olga.http.get("/accounts/me/bond/statement").json()["lines"]
     assert (line["kind"], line["tasks"], micro(line["due"])) == ("charge", None, charged(olga))
     ledger.total()
+
+
+def test_a_bond_below_the_minimum_stops_its_agents_until_a_top_up(
+    alice: User,
+    api: Callable[..., httpx.Client],
+    bond: Callable[..., None],
+    deposit: Callable[..., None],
+    publish: Callable[..., str],
+    sweep: Callable[[], None],
+    ledger: Ledger,
+) -> None:
+    owner = User.new(api)
+    bond(owner.name, "1")
+    agent = publish(wasm("echo"), owner=owner.name)
+    credited(sweep, ledger)
+
+    def refused() -> bool:
+        answer = alice.execute(agent)
+        return answer.status_code == 409 and answer.json()["state"] == "out_of_bond"
+
+    until(refused, "its agent still takes tasks", pause_s=0.5)
+    deposit(owner.name, "1")
+    assert owner.http.post("/accounts/me/bond", json={"bond_id": "more", "amount": "1"}).status_code == 201
+    assert alice.run(agent)["success"], "at once"
 
 
 def test_the_agents_own_judge_is_paid_by_the_bond(

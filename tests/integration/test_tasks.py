@@ -21,6 +21,7 @@ from quittance.errors import (
 )
 from quittance.models import TaskPending, TaskRequest, TaskResult
 from quittance.publishing import describe, recompile, retire
+from quittance.run import Job, Run
 from quittance.sweeping import sweep
 from tests.support import Cloud, wasm
 
@@ -351,6 +352,24 @@ def test_an_engine_upgrade_recompiles_on_first_need_and_never_in_a_task(
     assert run(rich, agent).success
     recompile(rich, agent)
     assert rich.registry.get(agent) == current
+
+
+@pytest.mark.parametrize("wrong", [{"fuel": 2 * 10**12}, {"fuel": 2**60}, {"memory_bytes": -1}, {"wall_ms": 10**6}])
+def test_a_run_that_no_receipt_can_state_costs_nobody(
+    rich: Cloud, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, int]
+) -> None:
+    """Claims are validated before they are signed: a receipt that no verifier takes is never stored."""
+    agent, honest = rich.publish(wasm("echo")), rich.sandbox.run
+
+    def lying(job: Job) -> Run:
+        ended = honest(job)
+        return replace(ended, meter=replace(ended.meter, **wrong))
+
+    monkeypatch.setattr(rich.sandbox, "run", lying)
+    before = rich.ledger.available_micro("alice")
+    done = run(rich, agent)
+    assert (done.error.code, done.fault, rich.ledger.available_micro("alice")) == ("worker_lost", "platform", before)  # type: ignore[union-attr]
+    receipt.verify(done.receipt, rich.keys.jwks())
 
 
 def test_no_money_moves_while_receipts_cannot_be_signed(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

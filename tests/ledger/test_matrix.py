@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from quittance import auditing, tasks
+from quittance import auditing, receipt, tasks
 from quittance import escrow as escrows
 from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Settlement, StoredBytes
 from quittance.journal import PayoutState
 from quittance.run import Limits, Meter, Outcome, Run
+from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
 from tests.ledger.checks import violations
 from tests.ledger.memory import Memory
-from tests.ledger.world import AGENTS, FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
+from tests.ledger.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
 
 LEASE, EXPIRY = START_MS + 1_000, START_MS + 5_000
 BUDGET = 2 * FLAT_MICRO
@@ -79,12 +80,21 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
 
 
 def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlement:
+    """With a receipt of these claims as they are: some settlements here are such as no run of the platform makes."""
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
     if settlement.outcome is Outcome.EXPIRED:
         return tasks._signed(case_world, escrow, settlement)
-    run = Run(settlement.outcome, settlement.message, Meter(wall_ms=5), limits=LIMITS)
-    return tasks._signed(case_world, escrow, settlement, run, AGENTS[FLAT].version)
+    claims = receipt.claims(
+        escrow,
+        settlement,
+        issuer=case_world.settings.receipt_issuer,
+        run=Run(settlement.outcome, settlement.message, Meter(wall_ms=5), limits=LIMITS),
+        engine=ENGINE_VERSION,
+        config_sha256=CONFIG_DIGEST,
+    )
+    key = case_world.keys.signing_key(now_s=settlement.settled_ms // 1_000)
+    return replace(settlement, receipt=receipt.sign(claims, key))
 
 
 def done(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Escrow:

@@ -220,6 +220,13 @@ def _acceptance(escrow: Escrow, settlement: Settlement, run: Run) -> dict[str, A
     }
 
 
+def check_claims(statement: Mapping[str, Any]) -> None:
+    """Raises ProofError if a verifier would refuse these claims, whoever signs them: they must not be signed."""
+    stated = read(statement)
+    _check_amounts(stated)
+    _check_contradictions(stated)
+
+
 def sign(statement: Mapping[str, Any], key: SigningKey) -> str:
     """The receipt: the claims as a compact JWS under an environment's key, its certificate in the header."""
     return certified.sign(statement, key, RECEIPT)

@@ -23,6 +23,7 @@ from quittance import escrow as escrows
 from quittance.acceptance import SCORE_RULES, Judge, Rules, Verdict, parse_rules, rules_json, rules_sha256
 from quittance.bond import is_bond, owner_of
 from quittance.bootstrap import Platform
+from quittance.certified import ProofError
 from quittance.errors import (
     AccountFrozenError,
     AgentNotReadyError,
@@ -665,8 +666,19 @@ def _settle(
 ) -> Escrow:
     """Ends the escrow and its judges' by the run's outcome; returns the stored escrow, which may be another's work.
 
-    `version` is what ran, None if nothing did.
+    `version` is what ran, None if nothing did. A run that no receipt can state is the platform's failure.
     """
+    try:
+        return _settle_by(platform, escrow, run, version, judged)
+    except ProofError:
+        logger.exception("no receipt can state this run")
+        lost = Run(Outcome.WORKER_LOST, "The platform cannot state how the run ended.", Meter())
+        return _settle_by(platform, escrow, lost, None, [_Judged(judge.escrow) for judge in judged])
+
+
+def _settle_by(
+    platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[_Judged]
+) -> Escrow:
     output = log = None
     try:
         if version:
@@ -716,7 +728,11 @@ def _look_again(platform: Platform, escrow: Escrow) -> Escrow:
 def _signed(
     platform: Platform, escrow: Escrow, settlement: Settlement, run: Run | None = None, version: Version | None = None
 ) -> Settlement:
-    """The settlement with its receipt. A receipt that loses the race to be stored is dropped unseen."""
+    """The settlement with its receipt. A receipt that loses the race to be stored is dropped unseen.
+
+    Raises ProofError if no verifier would take what it says of the run. An expiry is signed as it is: it is the
+    last way out of escrow, and money must not stay there for a claim.
+    """
     claims = receipt.claims(
         escrow,
         settlement,
@@ -725,6 +741,8 @@ def _signed(
         engine=ENGINE_VERSION if version else "",  # of what ran here, which may be newer than the artefact
         config_sha256=CONFIG_DIGEST if version else "",
     )
+    if run:
+        receipt.check_claims(claims)
     key = platform.keys.signing_key(now_s=settlement.settled_ms // 1_000)
     return replace(settlement, receipt=receipt.sign(claims, key))
 

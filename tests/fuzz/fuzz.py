@@ -212,11 +212,17 @@ def _be_the_compiler(module: int, answer: int) -> NoReturn:
         os.dup2(module, 0)
         os.dup2(answer, 1)
         sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - descriptors, and this process ends soon
-        compiler._main(COMPILE_SECONDS, COMPILE_MEMORY_BYTES)
+        compiler._main(COMPILE_SECONDS, COMPILE_MEMORY_BYTES + _data_bytes())
     except BaseException:  # noqa: BLE001 - whatever it is, no child must go on as its parent
         traceback.print_exc()
     finally:
         os._exit(70)
+
+
+def _data_bytes() -> int:
+    """What this process has of its parent's memory, which the limit of a compiler started afresh would not count."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
+    return int(line.split()[1]) * limits.KIB
 
 
 def _read_all(descriptor: int, deadline: float) -> bytes | None:

@@ -80,6 +80,15 @@ def test_a_module_that_takes_too_much_processor_time_is_refused(monkeypatch):
     assert 900 < caught.value.cpu_ms < 2_500, "it was ended when it had used that much, as the kernel counts"
 
 
+@pytest.mark.parametrize("mebibytes", [1, 4, 12])
+def test_a_module_that_takes_too_much_memory_is_refused(monkeypatch, mebibytes):
+    """The engine states in words that it may have no more, in place of an invalid module."""
+    monkeypatch.setattr(limits, "COMPILE_MEMORY_BYTES_MAX", mebibytes * limits.MIB)
+    with pytest.raises(ModuleRejectedError, match=f"or {mebibytes} MiB") as caught:
+        compile_module(binary(TRIVIAL))
+    assert caught.value.code is Refusal.COMPILE_LIMIT
+
+
 @pytest.mark.parametrize("work", ["time.sleep(10**6)", "os.kill(0, signal.SIGSTOP)", "os.close(1); time.sleep(10**6)"])
 def test_a_machine_that_is_too_busy_is_the_platforms_fault(monkeypatch, work):
     """A child that waits instead of computing is one that other work on the machine holds up."""

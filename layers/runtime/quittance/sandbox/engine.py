@@ -1,10 +1,11 @@
 """The one adapter to wasmtime: its configuration, and the few private functions of its C interface that we need.
 
-Everything that a new release of wasmtime can break is on this page, and `tests/sandbox/test_engine.py` holds it.
+Everything that a new release of wasmtime can break is on this page, and the tests under `tests/sandbox` hold it.
 Host calls go through the unchecked C interface because the public one costs four times as much per call.
 """
 
 import ctypes
+import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_size_t, c_uint64, c_void_p
@@ -25,6 +26,7 @@ _MEMORY_NAME: Final = b"memory"
 _FRAMES_MAX: Final = 16
 _NAME_CHARS_MAX: Final = 80  # of a function in a message
 _UTF8_BYTES_MAX: Final = 4
+_OUT_OF_MEMORY: Final = f"(os error {errno.ENOMEM})"  # how the engine says that it may not have more
 _UNKNOWN_OFFSET: Final = ctypes.c_size_t(-1).value  # of a trap in a function's first instructions
 
 _Callback = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_void_p, POINTER(c_uint64), c_size_t)
@@ -176,13 +178,18 @@ class InvalidModuleError(Exception):
 
 
 def compile_to_artefact(module: bytes) -> bytes:
-    """Compile a binary module to native code for this engine, configuration and CPU target."""
+    """Compile a binary module to native code for this engine, configuration and CPU target.
+
+    Raises InvalidModuleError; MemoryError if the engine met this process's limit of memory, which it states in words.
+    """
     engine = new_engine()
     try:
         wasmtime.Module.validate(engine, module)  # first: it costs little, and knows binaries only
         compiled = wasmtime.Module(engine, module)
         Host(engine).link(compiled)
     except wasmtime.WasmtimeError as error:
+        if _OUT_OF_MEMORY in str(error):
+            raise MemoryError from error
         raise InvalidModuleError(" ".join(str(error).split())) from error
     return bytes(compiled.serialize())
 

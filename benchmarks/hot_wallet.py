@@ -34,7 +34,7 @@ from quittance.errors import PlatformUnavailableError
 from quittance.limits import CALL_MS_MAX, WALLET_PURSES
 from quittance.run import Meter, Outcome, Run
 from tests.ledger.memory import Memory
-from tests.ledger.test_matrix import ended, hold
+from tests.ledger.test_matrix import done, hold
 from tests.ledger.world import FLAT_MICRO, START_MS, World
 
 BUDGET = 2 * FLAT_MICRO
@@ -109,7 +109,7 @@ def task(environments: Environments, number: int, took_s: list[float], failed: l
             funded = time.monotonic()
             time.sleep(RUN_S)
             ran = time.monotonic()
-            world.ledger.settle(escrow, ended(world, escrow, DONE, START_MS + 1))
+            world.ledger.settle(done(world, escrow, DONE, START_MS + 1))
         except PlatformUnavailableError:
             failed.append(number)
         else:

@@ -62,15 +62,14 @@ def statement(number: int) -> dict[str, Any]:
         tariff='{"type":"flat","price":"0.4"}', budget_micro=1_000_000, fee_bps=250, timeout_ms=10_000, runner="r",
         fence=1, funded_ms=now_ms, lease_ms=now_ms, expires_ms=now_ms + 100_000,
     )  # fmt: skip
-    settled = decide(escrow, Run(Outcome.SUCCEEDED, "", METER), now_ms=now_ms + 5)
+    run = Run(Outcome.SUCCEEDED, "", METER, limits=Limits(10**9, 2**28, 10_000))
+    settled = decide(escrow, run, now_ms=now_ms + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 56, b""), log=StoredBytes("ee" * 32, 0, b""))
-    limits = Limits(10**9, 2**28, 10_000)
     return receipt.claims(
         escrow,
         settled,
         issuer="https://q.example",
-        meter=METER,
-        limits=limits,
+        run=run,
         engine="50.0.1",
         config_sha256="ff" * 32,
     )

@@ -64,7 +64,7 @@ fuzz-ledger: ## 20,000 escrows under faults on a real engine (ARGS="--engine dyn
 mutants: ## remove each guard of the ledger in turn: the tests must catch every removal
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)
 
-bench: ## what cold starts, traces, the sandbox, receipts and acceptance cost; what one payer's wallet bears
+bench: ## what cold starts, traces, the sandbox, receipts, acceptance and a sweep cost; what a wallet bears and an attacker gets
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py

@@ -85,7 +85,7 @@ def branching() -> Iterator[Case]:
     yield Case("nine branches at each of 60 levels", tree, nested(60, "true").encode())
     yield Case("items that all fail in contains", {"contains": {"items": {"type": "string"}}}, filled("[1]"))
     yield Case("500 mismatches of each item", {"items": {"not": {"anyOf": [False] * 500}}}, filled("1"))
-    unevaluated = {"allOf": [{"properties": {"a": True}}, {"patternProperties": {"": True}}]}
+    unevaluated: dict[str, Any] = {"allOf": [{"properties": {"a": True}}, {"patternProperties": {"": True}}]}
     unevaluated["unevaluatedProperties"] = False
     yield Case("unevaluated members", unevaluated, numbered('"{}":1', "{", "}"))
     layers: Any = {"additionalProperties": True}

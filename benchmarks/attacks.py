@@ -47,11 +47,10 @@ COMPUTE = ComputePrices(default("ComputePerRunMicro"), default("ComputePerBillio
 
 def escrow(tariff: str, budget_micro: int, *, now: bool, share_bps: int = 0) -> Escrow:
     """A funded escrow under the rules of now, or of before."""
-    fields = dict.fromkeys(("module_sha256", "input_sha256"), "00" * 32)
     plain = Escrow(
         escrow_id="e", payer="p", task_id="t", request_sha256="r", agent_id="a", owner="o", tariff=tariff,
         budget_micro=budget_micro, fee_bps=default("FeeBps"), timeout_ms=10_000, runner="r", fence=1, funded_ms=1,
-        lease_ms=2, expires_ms=10**15, **fields,
+        lease_ms=2, expires_ms=10**15, module_sha256="00" * 32, input_sha256="00" * 32,
     )  # fmt: skip
     return replace(plain, compute=COMPUTE, own_limits=OWN, task_judge_bps=share_bps) if now else plain
 

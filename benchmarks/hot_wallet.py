@@ -82,14 +82,16 @@ class Environments:
     """Lambda's: one for each task at the same time, kept for the next."""
 
     def __init__(self, client: Contended) -> None:
-        self._client, self._free, self._made = client, [], 0
+        self._client, self._made = client, 0
+        self._free: list[tuple[int, World]] = []
         self._lock = threading.Lock()
 
     @contextmanager
     def one(self) -> Iterator[World]:
         with self._lock:
-            number, world = heapq.heappop(self._free) if self._free else (None, None)
-            if world is None:
+            if self._free:
+                number, world = heapq.heappop(self._free)
+            else:
                 self._made += 1
                 number = -self._made
                 world = World(self._client, now_ms=lambda: START_MS, left_ms=lambda: PATIENCE_MS)

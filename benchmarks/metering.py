@@ -136,7 +136,9 @@ class Subject:
 
     def _start(self, store: wasmtime.Store) -> None:
         try:
-            self._linked.instantiate(store).exports(store)["_start"](store)
+            start = self._linked.instantiate(store).exports(store)["_start"]
+            assert isinstance(start, wasmtime.Func)
+            start(store)
         except (wasmtime.Trap, wasmtime.WasmtimeError):
             if not isinstance(self._host.failure, ExitedError) or self._host.failure.code:
                 raise

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,10 @@ def main() -> int:
     def settle(number: int) -> None:
         receipts.append(receipt.sign(statements[number], keys.signing_key(now_s=NOW_S + number)))
 
-    sign_ms = p50_ms([lambda n=number: settle(n) for number in range(SETTLEMENTS)])
+    sign_ms = p50_ms([partial(settle, number) for number in range(SETTLEMENTS)])
     calls = kms.calls
     jwks = keys.jwks()
-    verify_ms = p50_ms([lambda token=token: receipt.verify(token, jwks) for token in receipts])
+    verify_ms = p50_ms([partial(receipt.verify, token, jwks) for token in receipts])
     leaves = [log.leaf_hash(token.encode()) for token in receipts]
     tiles: dict[log.Tile, bytes] = dict(log.grow(0, (leaves * (LOG_SIZE // SETTLEMENTS)), _nothing).tiles)
     grow_ms = p50_ms([lambda: log.grow(LOG_SIZE, leaves, tiles.__getitem__)] * 20)

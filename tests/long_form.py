@@ -33,6 +33,9 @@ SOURCES = (
     "benchmarks",
     "examples",
     "requirements",
+    "samconfig.toml",
+    "workflows",
+    "events",
 )
 DONE, LOG = LOCAL / "proofs", LOCAL / "logs" / "proofs.log"
 SEEDS, ESCROWS, MODULES, MODULES_AT_ONCE = 20, 1_000, 20_000, 2_000

@@ -1,19 +1,17 @@
 """Shows and moves an account's credits, and decides payouts: `/accounts`, `/payouts`."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 from aws_lambda_powertools.event_handler import Response
-from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import accounts, payouts
 from quittance.bond import bond_account
 from quittance.bootstrap import platform, prepare
 from quittance.errors import NotFoundError
-from quittance.http import PREFIX, answer, api, caller, responses
+from quittance.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
 from quittance.identity import DEPOSIT_SCOPE, PAYOUT_SCOPE
-from quittance.limits import OWN_ACCOUNT, PAGE_ITEMS_MAX
 from quittance.models import (
     AccountAnswer,
     AccountInPath,
@@ -55,8 +53,8 @@ def me() -> Response[str]:
     responses=responses((HTTPStatus.OK, StatementPage)),
 )
 def statement(
-    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 50,
-    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+    limit: PageLimit = 50,
+    after: PageAfter = None,
 ) -> Response[str]:
     """Every movement of the caller's credits, newest first; the index behind it may lag by a second."""
     account = caller(app).account
@@ -97,8 +95,8 @@ def move_bond(request: BondRequest) -> Response[str]:
     responses=responses((HTTPStatus.OK, StatementPage)),
 )
 def bond_statement(
-    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 50,
-    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+    limit: PageLimit = 50,
+    after: PageAfter = None,
 ) -> Response[str]:
     """Every movement of the caller's bond, newest first; the index behind it may lag by a second."""
     account = bond_account(caller(app).account)
@@ -116,7 +114,7 @@ def deposit(account_id: AccountInPath, request: DepositRequest) -> Response[str]
     """Adds credits to any account; needs the scope `ledger:deposit`. `me` is the caller's own account."""
     bank = caller(app)
     bank.need(DEPOSIT_SCOPE)
-    account = bank.account if account_id == OWN_ACCOUNT else account_id
+    account = bank.named(account_id)
     done = accounts.deposit(platform(app.lambda_context), account, request, depositor=bank.account)
     return answer(done, HTTPStatus.CREATED)
 
@@ -130,10 +128,11 @@ def deposit(account_id: AccountInPath, request: DepositRequest) -> Response[str]
 )
 def withdraw(account_id: AccountInPath, request: WithdrawalRequest) -> Response[str]:
     """Takes credits out of the caller's own account, named by its id or as `me`."""
-    if account_id not in {OWN_ACCOUNT, caller(app).account}:
+    own = caller(app)
+    if own.named(account_id) != own.account:
         msg = "You can withdraw from your own account only."
         raise NotFoundError(msg)
-    return answer(accounts.withdraw(platform(app.lambda_context), caller(app).account, request), HTTPStatus.CREATED)
+    return answer(accounts.withdraw(platform(app.lambda_context), own.account, request), HTTPStatus.CREATED)
 
 
 @app.get(
@@ -143,8 +142,8 @@ def withdraw(account_id: AccountInPath, request: WithdrawalRequest) -> Response[
     responses=responses((HTTPStatus.OK, PayoutPage)),
 )
 def waiting(
-    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 50,
-    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+    limit: PageLimit = 50,
+    after: PageAfter = None,
 ) -> Response[str]:
     """Withdrawals that are to be paid out, the longest waiting first; needs the scope `ledger:payout`."""
     caller(app).need(PAYOUT_SCOPE)

@@ -9,8 +9,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import publishing
 from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, answer, api, caller, responses
-from quittance.limits import PAGE_ITEMS_MAX
+from quittance.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
 from quittance.models import (
     AccountId,
     AgentAnswer,
@@ -43,8 +42,8 @@ def register(request: AgentRequest) -> Response[str]:
 @app.get(f"{PREFIX}/agents", summary="List agents", tags=_TAGS, responses=responses((HTTPStatus.OK, AgentPage)))
 def page(
     owner: Annotated[AccountId | None, Query(description="All agents of this account, active or not.")] = None,
-    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 20,
-    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+    limit: PageLimit = 20,
+    after: PageAfter = None,
 ) -> Response[str]:
     """Agents that take tasks, newest first."""
     caller(app)

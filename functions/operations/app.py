@@ -1,17 +1,15 @@
 """What operators can stop: retires agents, freezes accounts, pauses funding; and the journal of it: `/operations`."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 from aws_lambda_powertools.event_handler import Response
-from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance import operating
 from quittance.bootstrap import platform
-from quittance.http import PREFIX, answer, api, caller, responses
+from quittance.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
 from quittance.identity import OPERATE_SCOPE
-from quittance.limits import OWN_ACCOUNT, PAGE_ITEMS_MAX
 from quittance.models import AccountInPath, AgentId, OperationAnswer, OperationPage, OperationRequest
 from quittance.observability import entry
 from quittance.store.operations import Action
@@ -24,8 +22,8 @@ _DONE = responses((HTTPStatus.OK, OperationAnswer))
 
 @app.get(_OPERATIONS, summary="List operations", tags=_TAGS, responses=responses((HTTPStatus.OK, OperationPage)))
 def journal(
-    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = 50,
-    after: Annotated[str | None, Query(description="The `next` of an earlier page.")] = None,
+    limit: PageLimit = 50,
+    after: PageAfter = None,
 ) -> Response[str]:
     """Who did what, when and why, newest first; needs the scope `platform:operate`, as all operations do."""
     caller(app).need(OPERATE_SCOPE)
@@ -41,13 +39,13 @@ def retire(agent_id: AgentId, request: OperationRequest) -> Response[str]:
 @app.post(f"{_OPERATIONS}/accounts/<account_id>/freeze", summary="Freeze an account", tags=_TAGS, responses=_DONE)
 def freeze(account_id: AccountInPath, request: OperationRequest) -> Response[str]:
     """From now on the account funds, withdraws and publishes nothing, and its agents take no tasks."""
-    return _perform(Action.FREEZE, account_id, request)
+    return _perform(Action.FREEZE, caller(app).named(account_id), request)
 
 
 @app.post(f"{_OPERATIONS}/accounts/<account_id>/unfreeze", summary="Unfreeze an account", tags=_TAGS, responses=_DONE)
 def unfreeze(account_id: AccountInPath, request: OperationRequest) -> Response[str]:
     """Ends a freeze."""
-    return _perform(Action.UNFREEZE, account_id, request)
+    return _perform(Action.UNFREEZE, caller(app).named(account_id), request)
 
 
 @app.post(f"{_OPERATIONS}/funding/pause", summary="Pause new tasks", tags=_TAGS, responses=_DONE)
@@ -65,8 +63,7 @@ def resume(request: OperationRequest) -> Response[str]:
 def _perform(action: Action, target: str, request: OperationRequest) -> Response[str]:
     operator = caller(app)
     operator.need(OPERATE_SCOPE)
-    named = operator.account if target == OWN_ACCOUNT and action in {Action.FREEZE, Action.UNFREEZE} else target
-    return answer(operating.perform(platform(app.lambda_context), action, named, request, operator=operator.account))
+    return answer(operating.perform(platform(app.lambda_context), action, target, request, operator=operator.account))
 
 
 @entry

@@ -481,8 +481,9 @@ def test_an_agent_whose_bond_cannot_pay_its_judge_takes_no_tasks(cloud: Cloud) -
     cloud.deposit("alice", START)
     cloud.bond("owner", HELD - 1)
     agent = cloud.publish(wasm("echo"), acceptance=judged_by(judge(cloud, saying("1"))))
-    with pytest.raises(BondTooLowError):
+    with pytest.raises(BondTooLowError) as refused:
         run(cloud, agent)
+    assert refused.value.members["state"] == "bond_too_low"
     assert not cloud.items("ESC#")
     cloud.bond("owner", 1)
     assert run(cloud, agent).success

@@ -10,7 +10,6 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsE
 
 from quittance import escrow as escrows
 from quittance import receipt
-from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.escrow import Escrow, Settlement, State
 from quittance.journal import Kind, Line, Payout, PayoutState
@@ -21,6 +20,7 @@ from quittance.limits import (
     TRANSACTION_ITEMS_MAX,
     WALLET_PURSES,
 )
+from quittance.log import LogHead
 from quittance.run import Meter, Outcome, Run
 from quittance.store import dynamo
 from tests.support import Cloud

@@ -11,6 +11,7 @@ from quittance.errors import AccountFrozenError, FundingPausedError
 from quittance.escrow import escrow_id
 from quittance.limits import PAUSED_RETRY_S, REASON_CHARS_MAX
 from quittance.models import AgentRequest, TaskPending
+from quittance.store import cache
 from quittance.store import registry as registries
 from quittance.store.registry import Registry
 from quittance.sweeping import sweep
@@ -94,22 +95,27 @@ def test_every_deed_is_journaled_with_who_when_and_why(platform: Cloud, call: Ca
         assert (status, problem["errors"][0]["field"]) == (400, "after")
 
 
-def test_a_deed_whose_answer_was_lost_is_journaled_once(platform: Cloud, call: Call) -> None:
+@pytest.mark.parametrize("retired_before", [False, True])
+def test_a_deed_whose_answer_was_lost_is_journaled_once(
+    platform: Cloud, call: Call, echo: str, retired_before: bool
+) -> None:
+    if retired_before:
+        publishing.retire(platform, "owner", echo)
     honest = platform.operations._client.transact_write_items
-    sent = 0
+    done = 0
 
     def lose_the_first(**asked: Any) -> Any:
-        nonlocal sent
-        sent += 1
+        nonlocal done
         answer = honest(**asked)
-        if sent == 1:
+        done += 1
+        if done == 1:
             raise ReadTimeoutError(endpoint_url="dynamodb")
         return answer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platform.operations._client, "transact_write_items", lose_the_first)
-        assert operate(call, "accounts/bob/freeze")[0] == 200
-    assert sent == 2
+        assert operate(call, f"agents/{echo}/retire")[0] == 200
+    assert done == 1, "what was sent again was refused"
     assert len(call("operations", "GET", "/operations", **OPERATOR)[1]["operations"]) == 1
 
 
@@ -243,7 +249,7 @@ def test_flags_are_seen_within_ten_seconds_and_their_end_at_once(
 ) -> None:
     now = 1_000.0
     monkeypatch.setattr(registries, "_CACHE_SECONDS", CACHE_SECONDS)
-    monkeypatch.setattr(registries.time, "monotonic", lambda: now)
+    monkeypatch.setattr(cache.time, "monotonic", lambda: now)
     registry = Registry(platform._dynamodb, table="RegistryTable", left_ms=platform.left_ms)
     assert (registry.is_frozen("bob"), registry.funding_is_paused()) == (False, False)
     for path in ("accounts/bob/freeze", "funding/pause"):

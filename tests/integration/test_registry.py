@@ -11,7 +11,9 @@ from quittance import health, publishing
 from quittance.acceptance import NO_RULES
 from quittance.limits import PAGE_ITEMS_MAX, SCHEMA_BYTES_MAX
 from quittance.models import AgentRequest
+from quittance.store import cache
 from quittance.store import registry as registries
+from quittance.store.operations import Action, Operation
 from quittance.store.registry import Agent, AgentState, OwnedAgents, OwnerState, Terms, Upload, Version
 from tests.support import FLAT, Cloud, wasm
 
@@ -203,31 +205,35 @@ def test_an_owner_without_an_item_is_bonded_and_not_frozen(cloud: Cloud) -> None
     assert cloud.registry.owner("auth0|dave") == OwnerState(bonded=True, frozen=False)
 
 
+def freeze(cloud: Cloud, action: Action) -> None:
+    cloud.operations.perform(Operation(action, "owner", "op", "a test", cloud.now_ms()))
+
+
 def test_owner_flags_are_set_and_cleared_independently(cloud: Cloud) -> None:
     registry = cloud.registry
     for _ in range(2):
         registry.set_bond_short("owner", True)
     assert registry.owner("owner") == OwnerState(bonded=False, frozen=False)
-    registry.set_frozen("owner", True)
+    freeze(cloud, Action.FREEZE)
     assert registry.owner("owner") == OwnerState(bonded=False, frozen=True)
     for _ in range(2):
         registry.set_bond_short("owner", False)
     assert registry.owner("owner") == OwnerState(bonded=True, frozen=True)
-    registry.set_frozen("owner", False)
+    freeze(cloud, Action.UNFREEZE)
     assert registry.owner("owner") == OwnerState()
     assert registry.owner("another") == OwnerState()
 
 
 def test_cached_owner_flags_are_at_most_ten_seconds_old(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(monotonic=lambda: 1_000.0)
-    monkeypatch.setattr(registries, "time", clock)
+    monkeypatch.setattr(cache, "time", clock)
     elsewhere = registries.Registry(cloud._dynamodb, table="RegistryTable", left_ms=cloud.left_ms)
     assert cloud.registry.owner_cached("owner") == OwnerState()
-    elsewhere.set_frozen("owner", True)
+    elsewhere.set_bond_short("owner", True)
     assert cloud.registry.owner_cached("owner") == OwnerState()
     clock.monotonic = lambda: 1_000.0 + registries._CACHE_SECONDS
-    assert cloud.registry.owner_cached("owner") == OwnerState(frozen=True)
-    cloud.registry.set_frozen("owner", False)
+    assert cloud.registry.owner_cached("owner") == OwnerState(bonded=False)
+    cloud.registry.set_bond_short("owner", False)
     assert cloud.registry.owner_cached("owner") == OwnerState(), "an environment sees its own writes at once"
 
 

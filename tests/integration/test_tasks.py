@@ -51,7 +51,7 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(rich: Cloud) -> No
     assert (done.success, done.output, done.error) == (True, "hello wörld", None)
     assert (done.amount_paid_micro, done.fee_micro, done.amount_refunded_micro) == (39_000, 1_000, 10_000)
     assert rich.ledger.available_micro("alice") == START - 40_000
-    assert rich.ledger.pending("owner").earned_micro == 39_000
+    assert rich.ledger.earned_micro("owner") == 39_000
     assert rich.total_micro() == START
     assert sweep(rich).credited == 1
     assert rich.ledger.available_micro("owner") == 39_000

@@ -19,7 +19,7 @@ from quittance.models import AgentRequest, VersionRequest
 from quittance.sandbox import ModuleRejectedError
 from quittance.sandbox.compile import CompileFailedError
 from quittance.sandbox.validate import Refusal
-from quittance.store import publisher
+from quittance.store import cache
 from quittance.store.registry import Agent
 from tests.integration.test_handlers import load
 from tests.integration.test_tasks import ask
@@ -676,7 +676,7 @@ def test_an_environment_asks_for_recompilations_sparingly(cloud: Cloud, monkeypa
     agents = [outdated(cloud), outdated(cloud)]
     asked: list[str] = []
     clock = SimpleNamespace(monotonic=lambda: 1_000.0)
-    monkeypatch.setattr(publisher, "time", clock)
+    monkeypatch.setattr(cache, "time", clock)
 
     class Functions:
         def invoke(self, *, Payload: str, **_: Any) -> None:  # noqa: N803 - AWS names it

@@ -206,8 +206,8 @@ MUTANTS = (
     Mutant(
         "release: no judge that the bond pays",
         LEDGER,
-        'for of in (("owner", owner), ("account", bond_account(owner)))',
-        'for of in (("owner", owner),)',
+        'of={"owner": owner, "account": bond_account(owner)}',
+        'of={"owner": owner}',
         BONDS,
     ),
     Mutant(

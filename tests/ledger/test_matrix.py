@@ -15,10 +15,10 @@ from botocore.exceptions import ClientError
 
 from quittance import auditing, receipt, tasks
 from quittance import escrow as escrows
-from quittance.audit import LogHead
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Settlement, StoredBytes
 from quittance.journal import PayoutState
+from quittance.log import LogHead
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
 from tests.ledger.checks import violations

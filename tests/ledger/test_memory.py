@@ -105,7 +105,7 @@ def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
             lambda: ledger.settle(done(world, old, run, now_ms)),
             lambda: ledger.expire(old, ended(world, old, None, now_ms)),
             lambda: list(ledger.overdue(now_ms=now_ms)),
-            lambda: ledger.pending("oskar"),
+            lambda: (ledger.held_micro("oskar"), ledger.earned_micro("oskar")),
             lambda: ledger.available_micro("alice"),
             lambda: ledger.bond("oskar"),
             lambda: ledger.has_open_work("oskar"),

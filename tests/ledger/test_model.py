@@ -260,11 +260,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def balances_agree(self) -> None:
         for account in ("alice", "bob", "olga", "quittance:platform", *map(bond_account, ALL_OWNERS)):
             assert self.world.ledger.available_micro(account) == self.balances.get(account, 0), account
-            pending = self.world.ledger.pending(account)
             mine = [held for held in self.held.values() if held.state is State.FUNDED and held.payer == account]
-            assert pending.held_micro == sum(held.budget for held in mine)
+            assert self.world.ledger.held_micro(account) == sum(held.budget for held in mine)
             earned = [held for held in self.held.values() if held.owner == account and not held.swept]
-            assert pending.earned_micro == sum(held.paid for held in earned)
+            assert self.world.ledger.earned_micro(account) == sum(held.paid for held in earned)
 
     def agree(self, standing: Escrow) -> None:
         held = self.held[standing.escrow_id]

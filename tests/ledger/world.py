@@ -34,7 +34,8 @@ from quittance.sandbox import artefact_key
 from quittance.store.blobs import Outputs
 from quittance.store.keys import Keys
 from quittance.store.ledger import Ledger
-from quittance.store.registry import Agent, AgentState, Due, OwnedAgents, OwnerState, Terms, Upload, Version
+from quittance.store.registry import Agent, AgentState, OwnedAgents, OwnerState, Terms, Upload, Version
+from quittance.store.registry import Due as CompilationDue
 from tests.template import template
 
 TABLE = "LedgerTable"
@@ -131,7 +132,7 @@ class Agents:
     def is_bonded(self, _owner_id: str) -> bool:
         return True  # what is proved does not hang on it: anybody may take a task for ten seconds more
 
-    def dues(self) -> Iterator[Due]:
+    def dues(self) -> Iterator[CompilationDue]:
         return iter(())
 
     def funding_is_paused(self) -> bool:

@@ -23,7 +23,7 @@ from quittance import identity
 from quittance.config import Settings
 from quittance.errors import MissingScopeError, PlatformUnavailableError, UnauthenticatedError
 from quittance.identity import Caller, verify
-from quittance.limits import ISSUER_KEYS_AGE_S_MAX, ISSUER_KEYS_REFETCH_S_MIN, JWKS_KEYS_MAX
+from quittance.limits import ISSUER_KEYS_AGE_S_MAX, ISSUER_KEYS_REFETCH_S_MIN, JWKS_FAILURE_S_MAX, JWKS_KEYS_MAX
 
 ISSUER = "https://issuer.example"
 JWKS_URL = "https://issuer.example/jwks.json"
@@ -711,11 +711,14 @@ def test_a_pool_that_names_its_client_instead_of_an_audience() -> None:
     ids=lambda answer: repr(answer)[:40],
 )
 def test_an_issuer_that_cannot_be_asked_is_our_outage_and_not_the_callers_fault(
-    issuer: Issuer, answer: bytes | Exception
+    issuer: Issuer, clock: Clock, answer: bytes | Exception
 ) -> None:
     good = issuer.answer
     issuer.answer = answer
-    with pytest.raises(PlatformUnavailableError):
-        verify(token(), SETTINGS)
+    for text in (token(), *("rubbish",) * 20, token()):
+        with pytest.raises(PlatformUnavailableError):
+            verify(text, SETTINGS)
+    assert issuer.fetches == 1, "it is asked once in two seconds, whatever comes"
     issuer.answer = good
+    clock.now_s += JWKS_FAILURE_S_MAX
     assert verify(token(), SETTINGS).account == "user-1"

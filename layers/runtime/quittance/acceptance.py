@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -143,8 +143,9 @@ def rules_json(rules: Rules) -> str:
     return exact_json.canonical(plain if rules.json_schema is None else {**plain, "json_schema": rules.json_schema})
 
 
+@lru_cache(maxsize=32)
 def parse_rules(text: str) -> Rules:
-    """The rules of their canonical JSON."""
+    """The rules of their canonical JSON. Their schema is compiled to check it, which takes milliseconds, so once."""
     return Rules.model_validate(exact_json.read(text.encode()))
 
 

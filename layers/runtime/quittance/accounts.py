@@ -5,7 +5,7 @@ from typing import Final
 
 from quittance.bond import bond_account
 from quittance.bootstrap import Platform
-from quittance.errors import AccountFrozenError, BondInUseError, InvalidRequestError
+from quittance.errors import AccountFrozenError, BondInUseError
 from quittance.journal import Kind, Line
 from quittance.limits import BOND_NOTICE_MS, PAGE_ITEMS_MAX, STATED_TASK_CHARS_MAX
 from quittance.models import (
@@ -20,6 +20,7 @@ from quittance.models import (
     WithdrawalAnswer,
     WithdrawalRequest,
 )
+from quittance.reading import read_cursor
 
 _CURSOR: Final = re.compile(
     rf"(?P<at_ms>[0-9]{{1,15}})~(?P<kind>{'|'.join(Kind)})~(?P<reference>[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}})"
@@ -28,12 +29,11 @@ _CURSOR: Final = re.compile(
 
 def balance(platform: Platform, account: str) -> AccountAnswer:
     """What an account has. Raises PlatformUnavailableError."""
-    pending = platform.ledger.pending(account)
     return AccountAnswer(
         account_id=account,
         available_micro=platform.ledger.available_micro(account),
-        held_micro=pending.held_micro,
-        earned_micro=pending.earned_micro,
+        held_micro=platform.ledger.held_micro(account),
+        earned_micro=platform.ledger.earned_micro(account),
     )
 
 
@@ -94,7 +94,7 @@ def bond(platform: Platform, owner: str) -> BondAnswer:
     return BondAnswer(
         account_id=owner,
         available_micro=has.available_micro,
-        held_micro=platform.ledger.pending(bond_account(owner)).held_micro,
+        held_micro=platform.ledger.held_micro(bond_account(owner)),
         charged_micro=has.charged_micro,
         releasable_micro=has.available_micro if free else 0,
         minimum_micro=platform.settings.bond_minimum_micro,
@@ -168,7 +168,5 @@ def _line(line: Line) -> StatementLine:
 
 
 def _read_cursor(cursor: str) -> tuple[int, Kind, str]:
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise InvalidRequestError(("after", "must be the `next` of an earlier page"))
+    match = read_cursor(_CURSOR, cursor)
     return int(match["at_ms"]), Kind(match["kind"]), match["reference"]

@@ -5,9 +5,10 @@ I15 the log, I16 standings. `form` is what no invariant covers: an attribute tha
 type, or not as it was first written.
 
 An item is a mapping of its attributes to strings, integers and bytes. The attributes of every kind of item are declared
-here, so an attribute that the auditor does not know is a difference. The code shares nothing with the writes that it
-audits but the items and `seal.py`. `auditing.py` reads the items, and `tests/integration/test_mutations.py` shows that
-no attribute is overlooked.
+here, so an attribute that the auditor does not know is a difference. With the writes that it audits the code shares
+the items, their names by digest (`escrow_id`, `tariff_sha256`), what checks a receipt, and `seal.py`; marks in names
+are spelt anew on purpose. `auditing.py` reads the items, and `tests/integration/test_mutations.py` shows that no
+attribute is overlooked.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from quittance.limits import (
     UNSWEPT_MS_MAX,
     WALLET_PURSES,
 )
+from quittance.log import LogHead
 from quittance.pricing import tariff_sha256
 from quittance.receipt import verify
 from quittance.run import Fault, Outcome, Side
@@ -167,14 +169,6 @@ def _phase(values: Values) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class LogHead:
-    """How many receipts the log has, and how many of them the newest checkpoint covers."""
-
-    size: int = 0
-    published: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Difference:
     """What does not hold: which invariant, at which item or account, and the two sides."""
 
@@ -211,7 +205,7 @@ class Audit:
     unnamed: int = 0
     moved: int = 0
     unsettled: int = 0
-    log: LogHead = LogHead()
+    log: LogHead = field(default_factory=LogHead)
     standings: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -399,8 +393,9 @@ def check(values: Values, others: Mapping[str, Values], context: Context) -> lis
             found += _check_movement(values)
             if is_publication(values):
                 found += _check_publication(values, others, context)
-            charge = (-values.get("due", 0) <= values["amount"] <= 0) and "due" in values
-            found += _unless_equal("I2", at, expected=True, found=charge or values["amount"] > 0)
+            amount = values["amount"]
+            right = -values["due"] <= amount <= 0 if other == "CHARGE" else amount > 0
+            found += _unless_equal("I2", at, expected=True, found=right)
         case "BATCH":
             found += _check_batch(values, others, context)
         case "LOG#":
@@ -646,13 +641,7 @@ def _judges(values: Values) -> list[_Judge] | None:
     """The judges that an escrow names; None if it cannot be read."""
     try:
         return [
-            _Judge(
-                agent_id,
-                budget_micro,
-                next(
-                    iter(named), escrows.escrow_id(values["account"], f"{values['task_id']}{_JUDGE_MARK}{Side(side)}")
-                ),
-            )
+            _Judge(agent_id, budget_micro, next(iter(named), _judges_id(values, Side(side))))
             for side, agent_id, budget_micro, *named in json.loads(values.get("judges", "[]"))
         ]
     except (TypeError, ValueError):

@@ -19,7 +19,7 @@ from typing import Any, Final
 import jwt
 
 from quittance import audit, log, reputation
-from quittance.audit import Audit, Books, Context, Difference, LogHead, Sums, Values
+from quittance.audit import Audit, Books, Context, Difference, Sums, Values
 from quittance.bootstrap import Platform
 from quittance.certified import ProofError
 from quittance.errors import shortened
@@ -31,7 +31,7 @@ from quittance.limits import (
     BATCH_GET_ITEMS_MAX,
     UNPUBLISHED_MS_MAX,
 )
-from quittance.log import Frontier
+from quittance.log import Frontier, LogHead
 from quittance.money import format_credits
 from quittance.receipt import read_claims
 from quittance.reputation import Standing

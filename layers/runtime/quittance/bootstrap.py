@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
-from quittance.config import Settings, settings
+from quittance.config import Settings, parts, settings
 from quittance.observability import Metric, count
 from quittance.store import clients
 
@@ -157,9 +157,8 @@ class Platform:
             Purpose.CHECKPOINT: self.settings.checkpoint_key_ids,
             Purpose.WEBHOOK: self.settings.webhook_key_ids,
         }
-        roots = {purpose: key_ids.split(",") for purpose, key_ids in named.items()}
-        without_purpose = list(filter(None, self.settings.keys_without_purpose.split(",")))
-        return Keys(clients.kms(), root_key_ids=roots, without_purpose=without_purpose)
+        roots = {purpose: parts(key_ids) for purpose, key_ids in named.items()}
+        return Keys(clients.kms(), root_key_ids=roots, without_purpose=parts(self.settings.keys_without_purpose))
 
     @cached_property
     def bus(self) -> "Bus":

@@ -36,9 +36,9 @@ class Settings(BaseModel):
     event_bus: str = ""
     webhook_queue_url: str = ""
     webhook_loopback_targets: bool = False
-    receipt_key_ids: str = Field(min_length=1)
-    checkpoint_key_ids: str = Field(min_length=1)
-    webhook_key_ids: str = Field(min_length=1)
+    receipt_key_ids: str
+    checkpoint_key_ids: str
+    webhook_key_ids: str
     keys_without_purpose: str = ""
     receipt_issuer: str
     issuer_url: str
@@ -53,10 +53,10 @@ class Settings(BaseModel):
         """What the platform takes for computing, from now on."""
         return ComputePrices(self.compute_run_micro, self.compute_per_billion_fuel_micro)
 
-    @field_validator("audience", "token_algorithms")
+    @field_validator("audience", "token_algorithms", "receipt_key_ids", "checkpoint_key_ids", "webhook_key_ids")
     @classmethod
     def _is_list(cls, text: str) -> str:
-        if not _parts(text):
+        if not parts(text):
             msg = "must name at least one, several parted by commas"
             raise ValueError(msg)
         return text
@@ -64,15 +64,16 @@ class Settings(BaseModel):
     @property
     def audiences(self) -> tuple[str, ...]:
         """Each of them is enough in a token."""
-        return _parts(self.audience)
+        return parts(self.audience)
 
     @property
     def algorithms(self) -> tuple[str, ...]:
         """Of tokens' signatures."""
-        return _parts(self.token_algorithms)
+        return parts(self.token_algorithms)
 
 
-def _parts(text: str) -> tuple[str, ...]:
+def parts(text: str) -> tuple[str, ...]:
+    """What is parted by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

@@ -141,7 +141,7 @@ class TaskInProgressError(RequestError):
 
 
 class AgentNotReadyError(RequestError):
-    """The agent exists but has no active version."""
+    """The agent exists but takes no tasks: it has no active version, no bond or judge, or its owner is frozen."""
 
     def __init__(self, agent_id: str, state: str, *, retry_after_s: int | None = None) -> None:
         detail = f"The agent {agent_id!r} is {state.replace('_', ' ')} and takes no tasks."

@@ -257,11 +257,7 @@ def decide(
     now_ms = max(now_ms, escrow.funded_ms)  # clocks differ and are set back; a settlement is never before its funding
     whose, meter = fault(run, escrow.own_limits), run.meter
     released = run.outcome is Outcome.SUCCEEDED
-    # What a budget of before compute had a price could not cover is not due.
-    compute_micro = min(escrow.compute.micro(meter.fuel), escrow.budget_micro)
-    price_micro = min(
-        pricing.price_micro(pricing.parse_tariff(escrow.tariff), meter), escrow.budget_micro - compute_micro
-    )
+    price_micro, compute_micro = _costs_micro(escrow, meter)
     if released:
         due_micro = price_micro
     elif run.outcome is Outcome.REJECTED and run.rejected_by is Rejection.TASK_JUDGE:
@@ -286,17 +282,20 @@ def decide(
     )
 
 
+def _costs_micro(escrow: Escrow, meter: Meter) -> tuple[int, int]:
+    """Price and compute of a run. What a budget of before compute had a price could not cover is not due."""
+    compute_micro = min(escrow.compute.micro(meter.fuel), escrow.budget_micro)
+    price_micro = pricing.price_micro(pricing.parse_tariff(escrow.tariff), meter)
+    return min(price_micro, escrow.budget_micro - compute_micro), compute_micro
+
+
 def decide_judge(escrow: Escrow, run: Run, *, now_ms: int, released: bool) -> Settlement:
     """How a judge's escrow settles that has judged: the flat price and the compute of its whole fuel limit are due.
 
     So what a judge costs says nothing of what it read. If the task that it judged is not released, nothing of its run
     is stated (WITHHELD), and it is paid though it failed: whoever named it bears that.
     """
-    fuel = run.limits.fuel if run.limits else 0
-    compute_micro = min(escrow.compute.micro(fuel), escrow.budget_micro)
-    price_micro = min(
-        pricing.price_micro(pricing.parse_tariff(escrow.tariff), Meter(fuel=fuel)), escrow.budget_micro - compute_micro
-    )
+    price_micro, compute_micro = _costs_micro(escrow, Meter(fuel=run.limits.fuel if run.limits else 0))
     return Settlement(
         state=State.RELEASED,
         split=split(

@@ -5,11 +5,12 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from re import Match
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
+from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import BaseModel
 
 from quittance.errors import (
@@ -23,12 +24,14 @@ from quittance.errors import (
     problem,
 )
 from quittance.identity import Caller, is_account_id
-from quittance.limits import LAMBDA_SYNC_BYTES_MAX
+from quittance.limits import LAMBDA_SYNC_BYTES_MAX, PAGE_ITEMS_MAX
 from quittance.models import TaskPending, TaskResult
 from quittance.observability import logger
 from quittance.reading import encoded_path, invalid, read_json, read_path
 
 PREFIX: Final = "/api/v1/economic"
+PageLimit = Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)]
+PageAfter = Annotated[str | None, Query(description="The `next` of an earlier page.")]
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2

@@ -22,7 +22,9 @@ from quittance.limits import (
     ACCOUNT_IDS_RESERVED,
     ISSUER_KEYS_AGE_S_MAX,
     ISSUER_KEYS_REFETCH_S_MIN,
+    JWKS_FAILURE_S_MAX,
     JWKS_KEYS_MAX,
+    OWN_ACCOUNT,
 )
 
 # The operator's scopes. With the pool of template.yaml its confidential client alone has them.
@@ -67,6 +69,10 @@ class Caller:
 
     account: str
     scopes: frozenset[str]
+
+    def named(self, account_id: str) -> str:
+        """The account that a path names: `me` is the caller's own."""
+        return self.account if account_id == OWN_ACCOUNT else account_id
 
     def need(self, scope: str) -> None:
         """Raises MissingScopeError unless the token carries the scope."""
@@ -203,7 +209,8 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
 class _Keys:
     """The issuer's keys. They are read again when they are old, and for a token that none of them fits, now and then.
 
-    Both are bounded: tokens with invented key names cost the issuer one read in ISSUER_KEYS_REFETCH_S_MIN seconds.
+    Both are bounded: tokens with invented key names cost the issuer one read in ISSUER_KEYS_REFETCH_S_MIN seconds, and
+    while it does not answer, it is asked once in JWKS_FAILURE_S_MAX.
     """
 
     url: str
@@ -216,6 +223,8 @@ class _Keys:
     def renew_if_old(self) -> None:
         """Raises PlatformUnavailableError if there are no keys that are young enough."""
         if self._read_s is None or monotonic() - self._read_s >= ISSUER_KEYS_AGE_S_MAX:
+            if self._failed and monotonic() - self._tried_s < JWKS_FAILURE_S_MAX:
+                raise PlatformUnavailableError
             self._read()
 
     def renew(self) -> bool:

@@ -11,7 +11,7 @@ MIB: Final = 1024 * KIB
 # What a request may carry.
 INPUT_BYTES_MAX: Final = MIB
 JSON_DEPTH_MAX: Final = 64
-FAULTS_NAMED_MAX: Final = 100  # of one request: its refusal names so many and counts the others
+FAULTS_NAMED_MAX: Final = 100  # of one request: its refusal names so many and says that there are more
 FIELD_NAME_CHARS_MAX: Final = 200  # of a stranger's field in a refusal; the longest path of ours has some 60
 FAULT_CHARS_MAX: Final = 1_000  # of the sentence that says what is wrong with a field
 DETAIL_CHARS_MAX: Final = 2_000  # of the text that says what is wrong: Step Functions cuts a cause at 32 KiB of JSON
@@ -43,7 +43,7 @@ AUDIT_LINE_CHARS_MAX: Final = 300
 TOKEN_CHARS_MAX: Final = 16 * KIB  # of a receipt or a checkpoint; a receipt has about 2,300
 JWKS_KEYS_MAX: Final = 1_000
 JWKS_AGE_S_MAX: Final = 5 * 60  # how old a published root may be, here and once more in a client's cache
-JWKS_FAILURE_S_MAX: Final = 2  # for how long a failed read of the roots is answered without another one
+JWKS_FAILURE_S_MAX: Final = 2  # for how long nobody asks again for roots or an issuer's keys that did not come
 COUNT_MAX: Final = 2**53  # of any counter in a receipt: JSON numbers are exact up to it
 LOG_SIZE_MAX: Final = COUNT_MAX  # entries
 

@@ -32,6 +32,14 @@ _PATH_HASHES_MAX: Final = 2 * LOG_SIZE_MAX.bit_length()
 
 
 @dataclass(frozen=True, slots=True)
+class LogHead:
+    """How many receipts the log has, and how many of them the newest checkpoint covers."""
+
+    size: int = 0
+    published: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """The name of a tile: hashes `256·index` to `256·index + width` of a level."""
 

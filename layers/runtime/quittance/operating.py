@@ -12,10 +12,10 @@ import re
 from typing import Final
 
 from quittance.bootstrap import Platform
-from quittance.errors import InvalidRequestError
 from quittance.limits import PAGE_ITEMS_MAX
 from quittance.models import OperationAnswer, OperationPage, OperationRequest
 from quittance.observability import logger
+from quittance.reading import read_cursor
 from quittance.store.operations import Action, Operation
 
 FUNDING: Final = "funding"
@@ -61,7 +61,5 @@ def _answer(operation: Operation) -> OperationAnswer:
 
 
 def _read_cursor(cursor: str) -> tuple[int, str]:
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise InvalidRequestError(("after", "must be the `next` of an earlier page"))
+    match = read_cursor(_CURSOR, cursor)
     return int(match["at_ms"]), match["operation_id"]

@@ -13,6 +13,7 @@ from quittance.journal import Payout, PayoutState, parse_payout_id
 from quittance.limits import PAGE_ITEMS_MAX, PAYOUT_ID_CHARS_MAX
 from quittance.models import PayoutAnswer, PayoutDecision, PayoutPage
 from quittance.observability import logger
+from quittance.reading import NO_CURSOR, read_cursor
 
 _CURSOR: Final = re.compile(rf"(?P<at_ms>[0-9]{{1,15}})~(?P<payout_id>[A-Za-z0-9_-]{{1,{PAYOUT_ID_CHARS_MAX}}})")
 
@@ -70,8 +71,8 @@ def _cursor(at_ms: int, account: str, withdrawal_id: str) -> str:
 
 
 def _read_cursor(cursor: str) -> tuple[int, str, str]:
-    match = _CURSOR.fullmatch(cursor)
+    match = read_cursor(_CURSOR, cursor)
     try:
-        return int(match["at_ms"]), *parse_payout_id(match["payout_id"])  # type: ignore[index]  # None is no match
-    except (TypeError, ValueError) as exc:
-        raise InvalidRequestError(("after", "must be the `next` of an earlier page")) from exc
+        return int(match["at_ms"]), *parse_payout_id(match["payout_id"])
+    except ValueError as exc:
+        raise InvalidRequestError(NO_CURSOR) from exc

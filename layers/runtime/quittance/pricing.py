@@ -54,7 +54,7 @@ class ComputePrices:
 
     def micro(self, fuel: int) -> int:
         """The price of one run that used so much fuel, rounded up."""
-        return self.run_micro + _divide_up(fuel * self.per_billion_fuel_micro, _FUEL_PER_COMPUTE_PRICE)
+        return self.run_micro + divide_up(fuel * self.per_billion_fuel_micro, _FUEL_PER_COMPUTE_PRICE)
 
 
 FREE: Final = ComputePrices()
@@ -77,9 +77,9 @@ def price_micro(tariff: Tariff, meter: Meter) -> int:
         return tariff.price_micro
     used = (
         tariff.base_micro
-        + _divide_up(meter.fuel * tariff.per_million_fuel_micro, _FUEL_PER_RATE)
-        + _divide_up(meter.memory_bytes, MIB) * tariff.per_mib_memory_micro
-        + _divide_up(meter.output_bytes, KIB) * tariff.per_kib_output_micro
+        + divide_up(meter.fuel * tariff.per_million_fuel_micro, _FUEL_PER_RATE)
+        + divide_up(meter.memory_bytes, MIB) * tariff.per_mib_memory_micro
+        + divide_up(meter.output_bytes, KIB) * tariff.per_kib_output_micro
     )
     return max(used, tariff.minimum_micro)
 
@@ -120,5 +120,6 @@ def tariff_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _divide_up(amount: int, unit: int) -> int:
+def divide_up(amount: int, unit: int) -> int:
+    """Each begun unit counts."""
     return -(-amount // unit)

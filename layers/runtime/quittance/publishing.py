@@ -40,6 +40,7 @@ from quittance.models import (
 )
 from quittance.observability import logger
 from quittance.pricing import Tariff
+from quittance.reading import read_cursor
 from quittance.reputation import Standing
 from quittance.store.blobs import BlobMissingError, Posted
 from quittance.store.registry import Agent, AgentState, Compilation, Rejection, Terms, Upload, Version
@@ -284,7 +285,7 @@ def _compile_anew(platform: Platform, module_sha256: str, claim: Compilation) ->
             return None
         _keep(platform, module, artefact)
     except Exception:
-        # Lambda tries the same event again after a minute.
+        # Whatever failed, nobody holds the lease any more: Lambda tries the same event again after a minute.
         platform.registry.postpone_compilation(claim, until_ms=platform.now_ms() + _FAILED_AGAIN_MS)
         raise
     platform.registry.finish_compilation(claim, artefact.sha256)
@@ -343,8 +344,8 @@ def _compile(module: bytes) -> "Artefact | _Refused":
 def _cost_micro(platform: Platform, module: bytes, cpu_ms: int) -> int:
     """What publishing costs the owner's bond: the module's size, and the processor time, each rounded up."""
     settings = platform.settings
-    size_micro = -(-len(module) * settings.publish_per_mib_micro // MIB)
-    return size_micro - (-cpu_ms * settings.publish_per_cpu_second_micro // 1_000)
+    size_micro = pricing.divide_up(len(module) * settings.publish_per_mib_micro, MIB)
+    return size_micro + pricing.divide_up(cpu_ms * settings.publish_per_cpu_second_micro, 1_000)
 
 
 @tracing.step("keep")
@@ -443,7 +444,5 @@ def _recent(standing: Standing) -> AgentEstimate | None:
 
 
 def _read_cursor(cursor: str) -> tuple[int, str]:
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise InvalidRequestError(("after", "must be the `next` of an earlier page"))
+    match = read_cursor(_CURSOR, cursor)
     return int(match["created_ms"]), match["agent_id"]

@@ -20,6 +20,7 @@ _PLACES: Final = frozenset({"body", "query", "path", "header"})
 _PATH_CHARS: Final = "/%:@!$&'()*+,;="  # stay as they are in a path, like letters, digits and "-._~" (RFC 3986 §3.3)
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
+NO_CURSOR: Final = ("after", "must be the `next` of an earlier page")
 _SHOULD: Final = re.compile(r"^\w+ should")
 _SENTENCES: Final = {
     "extra_forbidden": "is not a known field",
@@ -99,6 +100,14 @@ def read_path(parameters: Mapping[str, str]) -> dict[str, str]:
     if errors:
         raise InvalidRequestError(*errors)
     return decoded
+
+
+def read_cursor(form: re.Pattern[str], cursor: str) -> re.Match[str]:
+    """The parts of a page's cursor, `after`. Raises InvalidRequestError for one that is not of this form."""
+    match = form.fullmatch(cursor)
+    if match is None:
+        raise InvalidRequestError(NO_CURSOR)
+    return match
 
 
 def invalid(found: Sequence[Mapping[str, Any]]) -> InvalidRequestError:

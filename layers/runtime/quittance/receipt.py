@@ -141,6 +141,11 @@ class Statement(Form):
     expires_at: _Count
     settled_at: _Count
 
+    @property
+    def rejected_by(self) -> Rejection | None:
+        """What did not accept the output, if that was how the run ended."""
+        return self.acceptance.rejected_by if self.acceptance else None
+
 
 def claims(
     escrow: Escrow,
@@ -266,7 +271,7 @@ def read(claims: Mapping[str, Any]) -> Statement:
 
 def _as_version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
     """The claims of version 1 with what version 2 added, which then did not exist. Raises ProofError."""
-    added = _ADDED | {"compute_prices": dict(_ADDED["compute_prices"])}
+    added = dict(_ADDED)
     if odd := sorted(added.keys() & claims.keys()):
         raise ProofError(Flaw.FORM, f"the receipt has a wrong form: {odd[0]} is no claim of version 1")
     for name, member, value in (("limits", "output_bytes", OUTPUT_BYTES_MAX), ("acceptance", "rejected_by", None)):
@@ -342,7 +347,7 @@ def _check_amounts(stated: Statement) -> None:
         due = max(price, 0) * stated.fee_bps // _BPS
         sentence = f"the fee {fee} is not the compute {compute} and the part of the price that fee_bps states, {due}"
         raise ProofError(Flaw.AMOUNTS, sentence)
-    if price > (most := _price_max(stated)):
+    if price > (most := price_due(stated, int(stated.budget) - int(stated.compute))):
         sentence = f"{price} was paid although the escrow is {stated.state}, not released: at most {most} is due"
         raise ProofError(Flaw.AMOUNTS, sentence)
     for side, cost in ((Side.AGENT, stated.judging), (Side.TASK, stated.task_judging)):
@@ -395,13 +400,11 @@ def _charge(stated: Statement) -> int:
     return _prices(stated).micro(stated.meter.fuel) if stated.fault is Fault.AGENT else 0
 
 
-def _price_max(stated: Statement) -> int:
-    """The most that the agent may be paid: for accepted work, or as the share if the task's own judge rejected it."""
-    most = int(stated.budget) - int(stated.compute)
+def price_due(stated: Statement, price: int) -> int:
+    """What of the agent's price is due: all of it for accepted work, its share if the task's own judge rejected it."""
     if stated.state is State.RELEASED:
-        return most
-    by_judge = stated.acceptance is not None and stated.acceptance.rejected_by is Rejection.TASK_JUDGE
-    return most * stated.task_judge_bps // _BPS if by_judge else 0
+        return price
+    return price * stated.task_judge_bps // _BPS if stated.rejected_by is Rejection.TASK_JUDGE else 0
 
 
 def _check_contradictions(stated: Statement) -> None:
@@ -506,13 +509,12 @@ def _check_wall_time(stated: Statement) -> None:
     if stated.limits is None or stated.fault is Fault.PLATFORM:
         return
     wall_ms, timeout_ms = stated.meter.wall_ms, stated.limits.timeout_ms
-    bounded = stated.v >= _WALL_TIME_BOUNDED_SINCE
+    bounded = stated.v > 1
     if (bounded and wall_ms > timeout_ms) or (stated.outcome is Outcome.TIMEOUT and wall_ms != timeout_ms):
         sentence = f"the outcome is {stated.outcome} after {wall_ms} ms, but the run's timeout is {timeout_ms} ms"
         raise ProofError(Flaw.CONTRADICTION, sentence)
 
 
-_WALL_TIME_BOUNDED_SINCE: Final = 2
 _MEMORY_CAN_BE_REFUSED: Final = frozenset(outcome for outcome in Outcome if outcome.fault is Fault.AGENT)
 _NOTHING_RAN: Final = frozenset({Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED})
 
@@ -524,7 +526,7 @@ def _fault(stated: Statement) -> Fault:
         Meter(**stated.meter.model_dump()),
         limits=_limits(stated.limits),
         memory_refused=stated.memory_refused,
-        rejected_by=stated.acceptance.rejected_by if stated.acceptance else None,
+        rejected_by=stated.rejected_by,
     )
     return escrows.fault(run, _limits(stated.own_limits))
 

@@ -45,11 +45,11 @@ def replay(stated: Statement, module: bytes, stdin: bytes) -> Replay:
     Raises ProofError: `Flaw.REPLAY` if it ends in another way, `Flaw.UNREPEATABLE` if no run could tell, and
     `Flaw.NO_SANDBOX` if this machine cannot.
     """
-    rules = host_rules_of(stated.config_sha256) or HOST_RULES
-    found = _run(stated, _repeatable(stated), module, stdin, rules)
+    host_rules = host_rules_of(stated.config_sha256) or HOST_RULES
+    found = _run(stated, _repeatable(stated), module, stdin, host_rules)
     if found.outcome.fault is Fault.PLATFORM or found.outcome is Outcome.TIMEOUT:
         raise ProofError(Flaw.NO_SANDBOX, f"the replay did not come to its end: {found.message}")
-    same_engine = stated.engine == ENGINE_VERSION and stated.config_sha256 == config_digest(rules)
+    same_engine = stated.engine == ENGINE_VERSION and stated.config_sha256 == config_digest(host_rules)
     differences = "; ".join(_differences(stated, found, counts=same_engine))
     if differences and not same_engine and {stated.outcome, found.outcome} & _OF_THE_ENGINE:
         raise ProofError(Flaw.UNREPEATABLE, f"the receipt is of another engine, so this proves nothing: {differences}")
@@ -70,7 +70,7 @@ def _repeatable(stated: Statement) -> StatedLimits:
     return stated.limits
 
 
-def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes, rules: int) -> Run:
+def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes, host_rules: int) -> Run:
     try:
         artefact = compile_module(module)
         with tempfile.TemporaryDirectory(prefix="quittance-") as folder, Sandbox() as sandbox:
@@ -86,7 +86,7 @@ def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes, r
                 epoch_ns=int(stated.epoch_ns),
                 seed=bytes.fromhex(stated.seed),
                 output_bytes=limits.output_bytes,
-                host_rules=rules,
+                host_rules=host_rules,
             )
             return sandbox.run(job)
     except ModuleRejectedError as exc:

@@ -20,7 +20,8 @@ def sealed(values: Mapping[str, Any], *, unsealed: Collection[str] = ()) -> dict
 
     What is None is not stored, so it is not covered.
     """
-    covered = {name: value for name, value in values.items() if name not in UNSEALED.union(unsealed)}
+    left_open = UNSEALED.union(unsealed)
+    covered = {name: value for name, value in values.items() if name not in left_open}
     return {**values, SEAL: _digest(covered)}
 
 

@@ -1,6 +1,7 @@
 """The sweep: what is owed but is on nobody's path.
 
-    refund what expired → credit owners, bonds and the platform → append receipts to the log → publish the log
+    refund what expired → charge bonds for publications → credit owners, bonds and the platform
+    → append receipts to the log → publish the log
 
 Every step is idempotent, and several sweeps at the same time are harmless: the ledger's conditions decide. Each step
 has its own share of the invocation's time, so that much work for one does not stop the others; time that is left over
@@ -30,9 +31,10 @@ _PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds 
 class Swept:
     """How many escrows one sweep refunded as expired, credited, logged and failed at, and whether it got to the end.
 
-    `published` is how many receipts the newest checkpoint tells of, if the sweep made one. `written_off_micro` was due
-    from bonds that did not have it. `oldest_overdue_ms` is how long past its expiry the oldest escrow was that was
-    still funded, and `lag_ms` how long the oldest settled one had waited to be credited; 0 if there was none.
+    `charged` is how many publications were charged to bonds, and `published` how many receipts the newest checkpoint
+    tells of, if the sweep made one. `written_off_micro` was due from bonds that did not have it. `oldest_overdue_ms` is
+    how long past its expiry the oldest escrow was that was still funded, and `lag_ms` how long the oldest settled one
+    had waited to be credited; 0 if there was none.
     """
 
     expired: int = 0

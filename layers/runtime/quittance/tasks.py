@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from quittance import acceptance, judging, messages, observability, pricing, receipt, reputation, tracing, webhook
 from quittance import escrow as escrows
@@ -67,6 +67,7 @@ _RECOMPILE_S: Final = 5
 # This machine's own: no descriptor, no memory, a broken disk. While a budget is held, they are outcomes as others are.
 _HOST_FAILURES: Final = (OSError, MemoryError)
 _SUPERSEDED: Final = "The agent is not the one any more that the task was funded for; the budget was refunded."
+_REFUSED_NOW: Final = "The task would be refused if it were sent now; the budget was refunded."
 _OF_FROZEN_OWNER: Final = "frozen"
 _FROZEN: Final = "The user's account, or the agent's owner's, was frozen before the task ran; the budget was refunded."
 # The most that a run without rules takes beside its timeout.
@@ -80,8 +81,15 @@ class _Attempt:
     user: str
     request: TaskRequest
     stdin: bytes
+    input_sha256: str
     runner: str
     timeout_s_max: int
+
+    @classmethod
+    def of(cls, user: str, request: TaskRequest, timeout_s_max: int) -> Self:
+        """A new attempt."""
+        stdin = request.stdin()
+        return cls(user, request, stdin, hashlib.sha256(stdin).hexdigest(), uuid.uuid4().hex, timeout_s_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,7 @@ def execute(
     how long it is ours. A TaskPending means that the outcome is not known yet and can be read later. Raises
     RequestError (no money moved) and PlatformUnavailableError (repeat the request).
     """
-    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, timeout_s_max)
+    attempt = _Attempt.of(user, request, timeout_s_max)
     with ExitStack() as slot:  # given back when the task is answered
         return _execute(platform, attempt, leased, slot)
 
@@ -142,7 +150,6 @@ def _execute(
     user, request = attempt.user, attempt.request
     try:
         ready, seats = _check(platform, attempt)
-        platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold, judges = _holds(platform, attempt, ready, seats)
         observability.about(hold)
         _check_pause(platform, hold)
@@ -176,10 +183,9 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
     works on it second finds it taken. Raises RequestError (no money moved), PlatformUnavailableError (repeat the
     request; if nobody does, the escrow expires).
     """
-    attempt = _Attempt(user, request, request.stdin(), uuid.uuid4().hex, TIMEOUT_S_ASYNC_MAX)
+    attempt = _Attempt.of(user, request, TIMEOUT_S_ASYNC_MAX)
     try:
         ready, seats = _check(platform, attempt)
-        platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
         hold, judges = _holds(platform, attempt, ready, seats)
         # A lease that has lapsed: it is nobody's yet, and whoever gets the message takes it over.
         hold, *judges = (
@@ -300,6 +306,7 @@ def _check(platform: Platform, attempt: _Attempt) -> tuple[_Ready, list[_Seat]]:
         score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
         if score_tenths < request.min_reputation:
             raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
+    platform.keys.signing_key(now_s=platform.now_ms() // 1_000)  # no key, no receipt: found out before money moves
     return ready, seats
 
 
@@ -401,7 +408,7 @@ def _holds(platform: Platform, attempt: _Attempt, ready: _Ready, seats: list[_Se
         agent_id=agent.agent_id,
         owner=agent.owner,
         module_sha256=ready.version.module_sha256,
-        input_sha256=hashlib.sha256(attempt.stdin).hexdigest(),
+        input_sha256=attempt.input_sha256,
         tariff=agent.terms.tariff,
         budget_micro=request.budget_micro - sum(seat.payers_micro for seat in seats),
         fee_bps=platform.settings.fee_bps,
@@ -446,7 +453,7 @@ def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal
         if isinstance(refusal, AccountFrozenError) or refusal.members.get("state") == _OF_FROZEN_OWNER:
             return refund(platform, escrow, Outcome.SUPERSEDED, _FROZEN)
         if not isinstance(refusal, TimeoutTooLongError):
-            return refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED)
+            return refund(platform, escrow, Outcome.SUPERSEDED, _REFUSED_NOW)
     return _join_settled(platform, escrow, attempt)
 
 
@@ -826,7 +833,7 @@ def _bond_owner(account: str) -> set[str]:
 
 
 def _request_sha256(attempt: _Attempt) -> str:
-    return request_sha256(attempt.request, hashlib.sha256(attempt.stdin).hexdigest())
+    return request_sha256(attempt.request, attempt.input_sha256)
 
 
 def _rules_sha256(request: TaskRequest) -> str | None:

@@ -23,13 +23,12 @@ from pydantic import ValidationError
 from quittance import acceptance, limits, log, pricing, receipt, webhook
 from quittance.bond import bond_account
 from quittance.certified import Flaw, ProofError, read, read_json, shown
-from quittance.escrow import State, judge_task_id
+from quittance.escrow import judge_task_id
 from quittance.money import format_credits, parse_credits
 from quittance.receipt import Statement
 from quittance.run import OF_THE_RULES, Meter, Outcome, Rejection, Side
 
 _USAGE: Final = 2
-_BPS: Final = 10_000
 _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
 _PLAIN_PLACES_MAX: Final = 6  # of a judge's score that its digest alone shows: a million digests, about a second
 
@@ -209,11 +208,7 @@ def _check_price(stated: Statement, tariff: bytes) -> None:
     # A run over its budget ends as budget_exhausted, but where no own limits were recorded, and for judges.
     if stated.own_limits is None or receipt.is_judge(stated):
         price = min(price, int(stated.budget) - int(stated.compute))
-    by = stated.acceptance.rejected_by if stated.acceptance else None
-    if stated.state is State.RELEASED:
-        due = price
-    else:
-        due = price * stated.task_judge_bps // _BPS if by is Rejection.TASK_JUDGE else 0
+    due = receipt.price_due(stated, price)
     paid = int(stated.paid) + int(stated.fee) - int(stated.compute)
     if paid != due:
         raise ProofError(Flaw.AMOUNTS, f"paid and commission are {paid} together, by the tariff {due} is due")
@@ -240,9 +235,9 @@ def _check_rules(report: Report, stated: Statement, given: Given) -> None:
 
 def _rules_of(stated: Statement, given: Given) -> Iterator[tuple[str, bytes | None, str | None]]:
     """Each side, its rules as given, and the digest by which the receipt names them."""
-    named = stated.acceptance
-    yield "agent", given.agent_rules, named.agent_sha256 if named else None
-    yield "task", given.task_rules, named.task_sha256 if named else None
+    named = stated.acceptance.digests if stated.acceptance else {}
+    yield "agent", given.agent_rules, named.get(Side.AGENT)
+    yield "task", given.task_rules, named.get(Side.TASK)
 
 
 def _why_untried(stated: Statement, given: Given) -> str:
@@ -281,7 +276,7 @@ def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
     if stated.v == 1:
         ends: tuple[object, object] = (found.outcome, stated.outcome)
     else:
-        ends = (found.rejected_by, stated.acceptance.rejected_by if stated.acceptance else None)
+        ends = (found.rejected_by, stated.rejected_by)
     if ends[0] != ends[1]:
         sentence = f"by the rules the end is {ends[0] or 'accepted'}, the receipt states {ends[1] or 'accepted'}. "
         raise ProofError(Flaw.RULES, (sentence + found.message).rstrip())
@@ -290,7 +285,7 @@ def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
 
 def _check_judges_word(stated: Statement, side: Side, task: acceptance.Rules | None) -> str:
     """A judge that did not accept is the platform's word: its score is not stated. It must be one that was asked."""
-    by = stated.acceptance.rejected_by if stated.acceptance else None
+    by = stated.rejected_by
     able = {Rejection.AGENT_JUDGE} if side is Side.AGENT else set()
     if task and task.judge:
         able.add(Rejection.TASK_JUDGE)
@@ -629,9 +624,7 @@ def _rules_line(stated: Statement) -> list[str]:
     rules = stated.acceptance
     if rules is None:
         return []
-    sides = " and ".join(
-        side for side, digest in (("agent", rules.agent_sha256), ("task", rules.task_sha256)) if digest
-    )
+    sides = " and ".join(side for side, digest in rules.digests.items() if digest)
     scores = [f"{score} by the {side}'s judge" for side, score in rules.scores.items() if score is not None]
     met = "met" if rules.accepted else "no accepted output"
     return [f"  rules of the {sides} for the output: {met}{''.join(f', scored {score}' for score in scores)}"]

@@ -73,8 +73,8 @@ def die_with_parent(parent: int) -> None:
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
     _, most = resource.getrlimit(kind)
-    bounds = (value if most == resource.RLIM_INFINITY else min(value, most) for value in (soft, hard or soft))
-    resource.setrlimit(kind, (next(bounds), next(bounds)))
+    bounds = [value if most == resource.RLIM_INFINITY else min(value, most) for value in (soft, hard or soft)]
+    resource.setrlimit(kind, (bounds[0], bounds[1]))
 
 
 def _prctl(option: int, value: int) -> None:

@@ -105,9 +105,11 @@ class Sandbox:
         with self._lock:
             begin_by = _deadline(limits.LOAD_MS_MAX)
             run = self._run(job, begin_by)
-            if job.memory_bytes_own > job.memory_bytes and run.outcome in _ENDS_BY_ITSELF:
+            if job.memory_bytes_own <= job.memory_bytes:
+                return run
+            if run.outcome in _ENDS_BY_ITSELF:
                 return replace(run, memory_refused=self._wanted_more_memory(job, run, begin_by))
-            if job.memory_bytes_own > job.memory_bytes and run.outcome is Outcome.TIMEOUT:
+            if run.outcome is Outcome.TIMEOUT:
                 return replace(run, memory_refused=True)  # there is no time to find out
             return run
 
@@ -133,7 +135,7 @@ class Sandbox:
         return _lost(job, "No worker could begin the run.")
 
     def _wanted_more_memory(self, job: Job, run: Run, begin_by: float) -> bool:
-        """Whether a failed run takes more memory where its agent's own limit allows it.
+        """Whether a run takes more memory where its agent's own limit allows it.
 
         The engine leaves no trace of a refused `memory.grow`. But runs repeat: with the higher limit the guest does
         the same until it is given what it was refused. The fuel of the first run, and what is left of the time that

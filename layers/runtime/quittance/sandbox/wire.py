@@ -136,8 +136,9 @@ def encode_job(job: Job) -> bytes:
 
 def decode_job(header: bytes, body: bytes) -> Job:
     """Read the frame that orders a run."""
-    path_bytes, digest_bytes, _, fuel, memory_bytes, timeout_ms, epoch_ns, *rest = _JOB.unpack_from(header)
-    output_bytes, host_rules = rest
+    path_bytes, digest_bytes, _, fuel, memory_bytes, timeout_ms, epoch_ns, output_bytes, host_rules = _JOB.unpack_from(
+        header
+    )
     digest = _JOB.size + path_bytes
     seed = digest + digest_bytes
     return Job(

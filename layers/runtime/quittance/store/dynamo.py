@@ -175,7 +175,7 @@ def answered(send: Callable[[], _T], patience: Patience) -> _T:
             patience.wait(busy)
 
 
-def batch(
+def read_items(
     read: Callable[..., Mapping[str, Any]], table: str, pks: Iterable[str], patience: Patience, *, consistent: bool
 ) -> dict[str, Mapping[str, Any]]:
     """Those of up to 100 different items that are there, by their keys. Raises PlatformUnavailableError."""

@@ -41,8 +41,10 @@ class Keys:
     ) -> None:
         self._client = client
         self._first = {purpose: key_ids[0] for purpose, key_ids in root_key_ids.items()}
-        stated: list[tuple[str, Purpose | None]] = [(key_id, None) for key_id in without_purpose]
-        stated[:0] = [(key_id, purpose) for purpose, key_ids in root_key_ids.items() for key_id in key_ids]
+        stated: list[tuple[str, Purpose | None]] = [
+            (key_id, purpose) for purpose, key_ids in root_key_ids.items() for key_id in key_ids
+        ]
+        stated += [(key_id, None) for key_id in without_purpose]
         self._purposes = dict(stated)
         if len({_kid(key_id) for key_id in self._purposes}) != len(stated):
             msg = "a root key has one purpose and is named once: compare the template's parameters of root keys"

@@ -40,15 +40,16 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance import crediting, receipt, reputation, wallet
-from quittance.audit import LogHead
 from quittance.bond import bond_account, is_bond
 from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
 from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, is_judge, judge_task_id
 from quittance.journal import Kind, Line, Payout, PayoutState, task_line
 from quittance.limits import BATCH_GET_ITEMS_MAX, WALLET_PURSES
+from quittance.log import LogHead
 from quittance.pricing import ComputePrices
 from quittance.reputation import Standing
 from quittance.run import Fault, Limits, Outcome, Side
@@ -62,11 +63,11 @@ from quittance.store.dynamo import (
     answered,
     attempt,
     attribute,
-    batch,
     from_item,
     paged,
     plain,
     put_new,
+    read_items,
     to_item,
     update,
 )
@@ -115,14 +116,6 @@ class Bond:
 
     available_micro: int
     charged_micro: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """What the index shows of an account: held in funded escrows, earned in settled ones that are not swept yet."""
-
-    held_micro: int
-    earned_micro: int
 
 
 class _LackError(Exception):
@@ -357,9 +350,7 @@ class Ledger:
     def has_open_work(self, owner: str) -> bool:
         """Whether the index shows escrows of an owner's agents, or judges that its bond pays, that are not swept."""
         queues = [*self._shards_of("OPEN"), *self._shards_of("SETTLED")]
-        return any(
-            True for of in (("owner", owner), ("account", bond_account(owner))) for _ in self._work(*queues, of=of)
-        )
+        return any(True for _ in self._work(*queues, of={"owner": owner, "account": bond_account(owner)}))
 
     def available_micro(self, account: str) -> int:
         """What an account can spend now: a snapshot of all its purses. 0 for an account that never had anything."""
@@ -389,11 +380,13 @@ class Ledger:
         found = self._get_all(keys[:limit])
         return [_line(found[pk]) for pk in keys[:limit] if pk in found], len(keys) > limit
 
-    def pending(self, account: str) -> Pending:
-        """What the index shows of an account; may lag by a second."""
-        held = sum(item["budget"] for item in self._work(*self._shards_of("OPEN"), of=("account", account)))
-        earned = sum(item["paid"] for item in self._work(*self._shards_of("SETTLED"), of=("owner", account)))
-        return Pending(held, earned)
+    def held_micro(self, account: str) -> int:
+        """What an account's open tasks hold, as the index shows it: it may lag by a second."""
+        return sum(item["budget"] for item in self._work(*self._shards_of("OPEN"), of={"account": account}))
+
+    def earned_micro(self, owner: str) -> int:
+        """What an owner has earned that is not credited yet, as the index shows it: it may lag by a second."""
+        return sum(item["paid"] for item in self._work(*self._shards_of("SETTLED"), of={"owner": owner}))
 
     def standing(self, agent_id: str) -> Standing:
         """An agent's standing (consistent read)."""
@@ -866,26 +859,25 @@ class Ledger:
 
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
-        return batch(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
+        return read_items(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
 
     def _work(
         self,
         *queues: str,
         before_ms: int | None = None,
-        of: tuple[str, str] | None = None,
+        of: Mapping[str, str] = MappingProxyType({}),
         page_items: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """What the index holds of some queues, one by one, oldest first; `of` keeps one attribute's value only."""
-        name, wanted = of or ("", "")
+        """What the index holds of some queues, one by one, oldest first; `of` keeps what has one of these values."""
         query: dict[str, Any] = {
             "TableName": self._table,
             "IndexName": WORK_INDEX,
             "KeyConditionExpression": "#work = :queue" + ("" if before_ms is None else " AND work_at <= :before"),
-            "ExpressionAttributeNames": {"#work": "work"} | ({"#of": name} if of else {}),
-        } | ({"FilterExpression": "#of = :of"} if of else {})
+            "ExpressionAttributeNames": {"#work": "work"} | {f"#{name}": name for name in of},
+        } | ({"FilterExpression": " OR ".join(f"#{name} = :{name}" for name in of)} if of else {})
         if page_items is not None:
             query["Limit"] = page_items
-        values = {":before": before_ms, ":of": wanted if of else None}
+        values = {":before": before_ms} | {f":{name}": wanted for name, wanted in of.items()}
         for queue in queues:
             query["ExpressionAttributeValues"] = to_item({":queue": queue, **values})
             yield from map(from_item, paged(self._client.query, query, self._left_ms))

@@ -9,14 +9,15 @@ have it is a deed too, and has its line.
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import NotFoundError
-from quittance.store.dynamo import Patience, RefusedError, answered, from_item, put_new, to_item, update
-from quittance.store.registry import FUNDING_PK, LISTING_INDEX
+from quittance.store.dynamo import Patience, RefusedError, Value, answered, from_item, put_new, to_item, update
+from quittance.store.registry import FUNDING_PK, LISTING_INDEX, retirement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +71,8 @@ class Operations:
             if deed is None:
                 msg = f"There is no agent {operation.target!r}."
                 raise NotFoundError(msg) from refused
-            self._send([journal])  # the agent was retired before
+            with suppress(RefusedError):  # our own write, whose answer was lost
+                self._send([journal])  # the agent was retired before
         return line
 
     def page(self, *, limit: int, after: tuple[int, str] | None) -> tuple[list[Operation], bool]:
@@ -97,14 +99,8 @@ class Operations:
 
     def _deed(self, line: Operation) -> dict[str, Any]:
         match line.action:
-            case Action.RETIRE:  # as the agent's owner can (registry.py)
-                return update(
-                    self._table,
-                    f"AGENT#{line.target}",
-                    set_={"retired_ms": line.at_ms},
-                    remove=("listing",),
-                    condition="attribute_exists(#owner) AND attribute_not_exists(#retired_ms)",
-                )
+            case Action.RETIRE:
+                return update(self._table, f"AGENT#{line.target}", **retirement(line.at_ms))
             case Action.FREEZE | Action.UNFREEZE:
                 frozen = int(line.action is Action.FREEZE)
                 return update(self._table, f"OWNER#{line.target}", set_={"frozen": frozen})
@@ -119,7 +115,7 @@ class Operations:
         return Patience(self._left_ms())
 
 
-def _values(line: Operation) -> dict[str, str | int | bytes | None]:
+def _values(line: Operation) -> dict[str, Value | None]:
     return {
         "pk": f"OPERATION#{line.operation_id}",
         "listing": _LISTING,

@@ -21,19 +21,18 @@ before have too, when every registration was in the listing; `page` takes out wh
 """
 
 import hashlib
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from quittance.acceptance import NO_RULES
 from quittance.errors import NotFoundError, PlatformUnavailableError
 from quittance.limits import OWNED_AGENTS_READ_MAX, UNLISTED_AT_ONCE_MAX
+from quittance.store.cache import Cache
 from quittance.store.dynamo import (
     BusyError,
     Patience,
@@ -41,10 +40,10 @@ from quittance.store.dynamo import (
     Value,
     answered,
     attempt,
-    batch,
     from_item,
     paged,
     put_new,
+    read_items,
     to_item,
     update,
 )
@@ -58,10 +57,7 @@ FUNDING_PK: Final = "FUNDING"
 _LISTING: Final = "agents"
 _DUE: Final = "due"
 _CACHE_SECONDS: Final = 10.0
-_CACHED_AGENTS_MAX: Final = 1_000
 _REFUSED: Final = "refused"
-_CACHED_MAX: Final = 1_000
-_Entry = TypeVar("_Entry")
 
 
 class AgentState(StrEnum):
@@ -204,32 +200,13 @@ class Compilation:
     artefact_sha256: str | None = None
 
 
-class _Cache(Generic[_Entry]):
-    """The entries that were used last, each for ten seconds."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[str, tuple[float, _Entry]] = OrderedDict()
-
-    def get(self, key: str, read: Callable[[str], _Entry]) -> _Entry:
-        """The entry of a key, read anew if it is older than ten seconds."""
-        now = time.monotonic()
-        cached = self._entries.get(key)
-        if cached and cached[0] > now:
-            return cached[1]
-        entry = read(key)
-        self._entries[key] = (now + _CACHE_SECONDS, entry)
-        self._entries.move_to_end(key)
-        if len(self._entries) > _CACHED_MAX:
-            self._entries.popitem(last=False)
-        return entry
-
-    def clear(self) -> None:
-        """Forgets all entries."""
-        self._entries.clear()
-
-    def drop(self, key: str) -> None:
-        """The next `get` of this key reads it anew."""
-        self._entries.pop(key, None)
+def retirement(now_ms: int) -> dict[str, Any]:
+    """What a write changes of an agent that is retired, unless it was before."""
+    return {
+        "set_": {"retired_ms": now_ms},
+        "remove": ("listing",),
+        "condition": "attribute_exists(#owner) AND attribute_not_exists(#retired_ms)",
+    }
 
 
 class Registry:
@@ -239,9 +216,9 @@ class Registry:
         self._client = client
         self._table = table
         self._left_ms = left_ms
-        self._cache: _Cache[Agent] = _Cache()
-        self._owners: _Cache[OwnerState] = _Cache()
-        self._funding: _Cache[bool] = _Cache()
+        self._cache = Cache[Agent](seconds=_CACHE_SECONDS)
+        self._owners = Cache[OwnerState](seconds=_CACHE_SECONDS)
+        self._funding = Cache[bool](seconds=_CACHE_SECONDS)
 
     def get(self, agent_id: str) -> Agent:
         """The agent as it stands now (consistent read). Raises NotFoundError."""
@@ -266,11 +243,9 @@ class Registry:
 
     def set_bond_short(self, owner_id: str, short: bool) -> None:  # noqa: FBT001 - the flag is what is set
         """Records whether an owner's bond is used up. Repeating changes nothing."""
-        self._set_flag(owner_id, "bond_short", short)
-
-    def set_frozen(self, owner_id: str, frozen: bool) -> None:  # noqa: FBT001 - the flag is what is set
-        """Records whether an operator has frozen an owner. Repeating changes nothing."""
-        self._set_flag(owner_id, "frozen", frozen)
+        write = update(self._table, f"OWNER#{owner_id}", set_={"bond_short": int(short)})
+        self._owners.drop(owner_id)
+        answered(lambda: self._client.update_item(**write), self._patience())
 
     def is_frozen(self, account: str) -> bool:
         """Whether an operator has frozen an account: seen within ten seconds, and that it is no more at once."""
@@ -337,7 +312,7 @@ class Registry:
         places = [(int(item["created_ms"]["N"]), item["pk"]["S"].removeprefix("AGENT#")) for item in items]
         if owner is not None:
             pks = [item["pk"]["S"] for item in items]
-            found = batch(self._client.batch_get_item, self._table, pks, self._patience(), consistent=False)
+            found = read_items(self._client.batch_get_item, self._table, pks, self._patience(), consistent=False)
             items = [found[pk] for pk in pks if pk in found]
         agents = [_agent(item) for item in items]
         if owner is None:
@@ -498,13 +473,7 @@ class Registry:
 
     def retire(self, agent: Agent, *, now_ms: int) -> Agent:
         """Takes the agent out of service for good; repeating changes nothing."""
-        return self._write(
-            replace(agent, retired_ms=now_ms),
-            set_={"retired_ms": now_ms},
-            remove=("listing",),
-            condition="attribute_exists(#owner) AND attribute_not_exists(#retired_ms)",
-            values={},
-        )
+        return self._write(replace(agent, retired_ms=now_ms), **retirement(now_ms), values={})
 
     def _write_upload(self, agent: Agent, state: AgentState, set_: Mapping[str, Value | None]) -> Agent:
         """Decides about the upload that `agent` was claimed with, unless it is decided."""
@@ -564,11 +533,6 @@ class Registry:
 
     def _paused(self, pk: str) -> bool:
         return bool(from_item(self._item(pk) or {}).get("paused"))
-
-    def _set_flag(self, owner_id: str, flag: str, value: bool) -> None:  # noqa: FBT001 - the flag is what is set
-        write = update(self._table, f"OWNER#{owner_id}", set_={flag: int(value)})
-        self._owners.drop(owner_id)
-        answered(lambda: self._client.update_item(**write), self._patience())
 
     def _patience(self) -> Patience:
         return Patience(self._left_ms())

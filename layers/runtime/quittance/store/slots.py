@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from quittance.errors import PlatformUnavailableError
 from quittance.limits import SLOT_TRIES_MAX
 from quittance.observability import logger
-from quittance.store.dynamo import BusyError, Patience, RefusedError, answered, attempt, batch, from_item, update
+from quittance.store.dynamo import BusyError, Patience, RefusedError, answered, attempt, from_item, read_items, update
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -64,7 +64,7 @@ class Slots:
         if taken(number):
             return number
         pks = [_pk(account, number) for number in range(of)]
-        found = batch(self._client.batch_get_item, self._table, pks, patience, consistent=True)
+        found = read_items(self._client.batch_get_item, self._table, pks, patience, consistent=True)
         leases = [from_item(found[pk])["lease_ms"] if pk in found else 0 for pk in pks]
         free = [number for number, until_ms in enumerate(leases) if until_ms <= now_ms]
         for number in random.sample(free, min(len(free), SLOT_TRIES_MAX)):

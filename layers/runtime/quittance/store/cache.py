@@ -1,0 +1,38 @@
+"""What an environment of a function keeps of what it read, for some seconds."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+ENTRIES_MAX: Final = 1_000
+_Entry = TypeVar("_Entry")
+
+
+class Cache(Generic[_Entry]):
+    """The entries that were used last, each for so many seconds."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self._seconds = seconds
+        self._entries: OrderedDict[str, tuple[float, _Entry]] = OrderedDict()
+
+    def get(self, key: str, read: Callable[[str], _Entry]) -> _Entry:
+        """The entry of a key, read anew if it is too old. What `read` raises is raised, and nothing is kept."""
+        now = time.monotonic()
+        cached = self._entries.get(key)
+        if cached and cached[0] > now:
+            return cached[1]
+        entry = read(key)
+        self._entries[key] = (now + self._seconds, entry)
+        self._entries.move_to_end(key)
+        if len(self._entries) > ENTRIES_MAX:
+            self._entries.popitem(last=False)
+        return entry
+
+    def clear(self) -> None:
+        """Forgets all entries."""
+        self._entries.clear()
+
+    def drop(self, key: str) -> None:
+        """The next `get` of this key reads it anew."""
+        self._entries.pop(key, None)

@@ -59,10 +59,10 @@ fuzz: ## 20,000 mutated modules through the sandbox
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/fuzz/fuzz.py --modules 20000 $(ARGS)
 
 fuzz-ledger: ## 20,000 escrows under faults on a real engine (ARGS="--engine dynoxide" for the other)
-	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/fuzz.py --seeds 20 --escrows 1000 $(ARGS)
+	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/fuzz.py --seeds 20 --escrows 1000 $(ARGS)
 
 mutants: ## remove each guard of the ledger in turn: the tests must catch every removal
-	$(DEV) env PYTHONPATH=.:layers/runtime python tests/ledger/mutants.py $(ARGS)
+	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/mutants.py $(ARGS)
 
 bench: ## what cold starts, traces, the sandbox, receipts, acceptance and a sweep cost; what a wallet bears and an attacker gets
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
@@ -86,7 +86,7 @@ recompute-reputation: ## every agent's scores, made anew from its receipts, and 
 	$(LOCAL) reputation
 
 unit: ## the fast tests
-	$(DEV) pytest tests/unit $(ARGS)
+	$(DEV) pytest tests/ledger tests/acceptance tests/proof tests/api $(ARGS)
 
 e2e: ## the tests against the deployed template (QUITTANCE_STACK=.local/stack.json: the running one)
 	$(DEV) pytest tests/e2e $(ARGS)

@@ -18,14 +18,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from quittance import canonical_json
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 from scale import QUICK, scaled
 
-from quittance import exact_json
-from quittance.acceptance import Rules, verdict
+from quittance.acceptance.json_schema import Schema, Steps, TooCostlyError
+from quittance.acceptance.rules import Rules, verdict
 from quittance.limits import ACCEPTANCE_STEPS_MAX, OUTPUT_BYTES_MAX
-from quittance.schema import Schema, Steps, TooCostlyError
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "acceptance.md"
@@ -156,10 +157,10 @@ def measure(case: Case) -> tuple[float, int | None, str]:
         least = min(least, time.thread_time() - began)
     steps = Steps(ACCEPTANCE_STEPS_MAX)
     try:
-        Schema(rules.json_schema).mismatch(exact_json.read(case.output), steps)
+        Schema(rules.json_schema).mismatch(canonical_json.read(case.output), steps)
     except TooCostlyError:
         return least * 1_000, None, "too costly"
-    except exact_json.JsonError:
+    except canonical_json.JsonError:
         return least * 1_000, 0, "no JSON"
     return least * 1_000, ACCEPTANCE_STEPS_MAX - steps.left, found.outcome
 

@@ -15,18 +15,19 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+from quittance.ledger import pricing
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scale import QUICK
 
-from quittance import pricing
+from quittance.api.requests import read_json
 from quittance.errors import QuittanceError
-from quittance.escrow import Escrow, decide, decide_judge
+from quittance.ledger.escrow import Escrow, decide, decide_judge
+from quittance.ledger.pricing import ComputePrices
 from quittance.limits import FUEL_MAX, KIB, MEMORY_BYTES_DEFAULT, OUTPUT_BYTES_MAX
-from quittance.pricing import ComputePrices
-from quittance.reading import read_json
-from quittance.run import Limits, Meter, Outcome, Rejection, Run
+from quittance.run import Limits, Meter, Outcome, RejectedBy, Run
 from tests.template import template
 
 PAGE = Path(__file__).parents[1] / "docs" / "who-pays.md"
@@ -90,7 +91,7 @@ def both(got: int | Fraction, run: Run, *, owner_too: bool = False) -> tuple[str
 
 def free_compute() -> list[Attack]:
     meter = Meter(fuel=100 * BILLION)
-    rejected = Run(Outcome.REJECTED, "", meter, limits=OWN, rejected_by=Rejection.TASK_RULES)
+    rejected = Run(Outcome.REJECTED, "", meter, limits=OWN, rejected_by=RejectedBy.TASK_RULES)
     trapped = Run(Outcome.TRAP_UNREACHABLE, "", meter, limits=OWN)
     unit = "10⁹ units of fuel"
     return [
@@ -158,7 +159,7 @@ def theft() -> Attack:
     judged = decide_judge(hold, judge, now_ms=5, released=False).split
     share_bps = 2_500
     task = escrow('{"type":"flat","price":"0.01"}', CREDIT, now=True, share_bps=share_bps)
-    rejected = Run(Outcome.REJECTED, "", Meter(fuel=BILLION), limits=OWN, rejected_by=Rejection.TASK_JUDGE)
+    rejected = Run(Outcome.REJECTED, "", Meter(fuel=BILLION), limits=OWN, rejected_by=RejectedBy.TASK_JUDGE)
     spent = cost(task, rejected) + judged.fee_micro
     return Attack(
         "an output read through a judge of one's own (share of the price 0.25, price 0.01)", "bytes",

@@ -33,9 +33,9 @@ from scale import QUICK, scaled, status
 from quittance.errors import PlatformUnavailableError
 from quittance.limits import CALL_MS_MAX, WALLET_PURSES
 from quittance.run import Meter, Outcome, Run
-from tests.ledger.memory import Memory
-from tests.ledger.test_matrix import done, hold
-from tests.ledger.world import FLAT_MICRO, START_MS, World
+from tests.proofs.memory import Memory
+from tests.proofs.test_matrix import done, hold
+from tests.proofs.world import FLAT_MICRO, START_MS, World
 
 BUDGET = 2 * FLAT_MICRO
 RUN_S = 0.05
@@ -145,7 +145,7 @@ def main() -> int:
     for purses in (1, WALLET_PURSES):
         sys.stdout.write(f"\npurses: {purses}\n        rate  tasks  failed  sent/task  p50 ms   p99 ms\n")
         with (
-            mock.patch("quittance.wallet.WALLET_PURSES", purses),
+            mock.patch("quittance.ledger.balances.WALLET_PURSES", purses),
             mock.patch("quittance.store.ledger.WALLET_PURSES", purses),
         ):
             for rate in (10, None) if QUICK else (10, 25, 50, 100, 200, None):

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from quittance import limits
+from quittance.sandbox import engine as adapter
+from quittance.sandbox import target
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 import wasmtime
 from scale import QUICK, scaled
 
-from quittance import limits
-from quittance.sandbox import engine as adapter
-from quittance.sandbox import target
 from quittance.sandbox.engine import GuestMemory, Host
 from quittance.sandbox.wasi import ExitedError, Guest
 

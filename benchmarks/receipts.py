@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quittance.proof import log, receipt
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,9 +24,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from scale import scaled, status
 
-from quittance import log, receipt
-from quittance.certified import Purpose
-from quittance.escrow import Escrow, StoredBytes, decide, escrow_id
+from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
+from quittance.proof.statement import Purpose
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.store.keys import Keys
 

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from quittance import limits
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 import wasmtime
 from scale import scaled, status
 
-from quittance import limits
 from quittance.run import Job, Outcome
 from quittance.sandbox import Sandbox, compile_module
 from quittance.sandbox.execution import Executor

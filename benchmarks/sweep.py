@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from quittance.usecases import execute
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
-from quittance import tasks
-from quittance.bond import bond_account
-from quittance.money import format_credits
+from quittance.ledger.balances import bond_account
+from quittance.ledger.credits import format_credits
 from quittance.run import Job, Meter, Outcome, Run
-from quittance.sweeping import sweep
-from tests.ledger import world as worlds
-from tests.ledger.memory import Memory
+from quittance.usecases.sweep import sweep
+from tests.proofs import world as worlds
+from tests.proofs.memory import Memory
 
 TASKS = 100
 SHARDS = 4
@@ -65,7 +66,7 @@ def swept(agents: int, owners: int, *, fails: bool) -> Counter[str]:
         worlds.AGENTS[name] = worlds._agent(name, owner, TARIFF)  # noqa: SLF001 - as the proofs make theirs
         world.ledger.deposit(bond_account(owner), name, 10**6, now_ms=now_ms)
     for number in range(TASKS):
-        tasks.execute(world, "alice", worlds.ask(f"t{number}", names[number % agents], budget=10**5))
+        execute.execute(world, "alice", worlds.ask(f"t{number}", names[number % agents], budget=10**5))
     client.calls.clear()
     done = sweep(world)
     if (done.credited, done.logged, done.published) != (TASKS, TASKS, TASKS):

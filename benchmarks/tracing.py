@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Final
 
+from quittance import tracing
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 from scale import scaled, status
-
-from quittance import tracing
 
 STEPS: Final = ("check", "fund", "load", "run", "accept", "settle")
 TASKS: Final = scaled(2_000, 50)

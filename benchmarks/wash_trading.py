@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 
 from scale import QUICK
 
-from quittance.money import format_credits
-from quittance.reputation import ALGORITHMS, Entry, Standing, delta_tenths, fold, score_tenths
+from quittance.ledger.credits import format_credits
+from quittance.ledger.reputation import ALGORITHMS, Entry, Standing, delta_tenths, fold, score_tenths
 from quittance.run import Outcome
 
 PAGE = Path(__file__).parents[1] / "docs" / "reputation.md"

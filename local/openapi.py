@@ -12,9 +12,9 @@ from typing import Any, Final
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.merge import OpenAPIMerge
 
-from quittance import events
+from quittance.api import events
+from quittance.api.http import PREFIX, api
 from quittance.errors import PROBLEM_TYPE_PREFIX
-from quittance.http import PREFIX, api
 
 ROOT: Final = Path(__file__).parents[1]
 COMMITTED: Final = ROOT / "layers" / "runtime" / "quittance" / "openapi.json"

@@ -11,11 +11,11 @@ def main() -> None:
     """Verify what comes on standard input; a receipt that proves nothing ends with status 1."""
     layer, given = sys.argv[1], json.load(sys.stdin)
     sys.path.insert(0, layer)
-    from quittance import certified, receipt
+    from quittance.proof import receipt, statement
 
     try:
         json.dump(receipt.verify(given["receipt"], given["jwks"]), sys.stdout)
-    except certified.ProofError as error:
+    except statement.ProofError as error:
         sys.exit(str(error))
 
 

@@ -1,19 +1,32 @@
-"""What all suites share: how a run is shown (progress.py), and how its tests are dealt to two processes."""
+"""What all suites share: how a run is shown, how two processes share its tests, and which suites may open sockets."""
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
+import pytest_socket
 from xdist.scheduler import LoadScopeScheduling
 
+from quittance.ledger.escrow import Escrow, escrow_id
 from tests import clouds, progress
 
 PROCESSES_MAX = 2
 # Long ones first, so that no process is left with one at the end.
-SUITES = ("e2e", "sam_local", "ledger", "hostile", "integration", "sandbox", "fuzz", "local", "unit")
+SUITES = (
+    *("e2e", "sam_local", "proofs", "hostile", "usecases", "store", "functions", "sandbox", "fuzz", "local", "project"),
+    *("proof", "acceptance", "api", "ledger"),
+)
+WITHOUT_SOCKETS = {"ledger", "acceptance", "proof", "api"}
 # Tests of one file share what its fixtures make, so one process runs them; these share a cloud, or nothing at all.
 TOGETHER = {"e2e", "sam_local"}
+
+
+# No deadline: a busy machine is no bug. No database: a run leaves nothing behind.
+hypothesis.settings.register_profile("quittance", deadline=None, database=None)
+hypothesis.settings.load_profile("quittance")
 
 
 @pytest.hookimpl(trylast=True)
@@ -53,3 +66,38 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the suites in order."""
     items.sort(key=lambda item: SUITES.index(progress.suite_of(item.nodeid)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Takes sockets away from the suites that need none, except from tests marked `enable_socket`."""
+    if progress.suite_of(item.nodeid) in WITHOUT_SOCKETS and not item.get_closest_marker("enable_socket"):
+        pytest_socket.disable_socket(allow_unix_socket=True)  # the plugin itself lifts it after each test
+
+
+@pytest.fixture(scope="session")
+def new_escrow() -> Callable[..., Escrow]:
+    """A funded escrow of one credit at a flat price of 0.4, with whatever a test wants otherwise."""
+
+    def new(**changed: Any) -> Escrow:
+        plain: dict[str, Any] = {
+            "escrow_id": escrow_id("user-1", "task-1"),
+            "payer": "user-1",
+            "task_id": "task-1",
+            "request_sha256": "aa" * 32,
+            "agent_id": "agt_1",
+            "owner": "owner-1",
+            "module_sha256": "bb" * 32,
+            "input_sha256": "cc" * 32,
+            "tariff": '{"type":"flat","price":"0.4"}',
+            "budget_micro": 1_000_000,
+            "fee_bps": 250,
+            "timeout_ms": 10_000,
+            "runner": "runner-1",
+            "fence": 1,
+            "funded_ms": 1_800_000_000_000,
+            "lease_ms": 1_800_000_020_000,
+            "expires_ms": 1_800_000_100_000,
+        }
+        return Escrow(**(plain | changed))
+
+    return new

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from local import deploy, processes
 from local.paths import LOCAL, ROOT, write
-from tests.ledger.engines import ENGINES
+from tests.proofs.engines import ENGINES
 
 SOURCES = (
     "pyproject.toml",
@@ -67,7 +67,7 @@ def script(path: str, *words: str) -> tuple[str, ...]:
 
 def ledger_fuzz(engine: str, seed: int, escrows: int) -> tuple[str, ...]:
     words = ("--engine", engine, "--first", str(seed), "--seeds", "1", "--escrows", str(escrows))
-    return script("tests/ledger/fuzz.py", *words)
+    return script("tests/proofs/fuzz.py", *words)
 
 
 def sandbox_fuzz(first: int) -> tuple[str, ...]:
@@ -86,9 +86,9 @@ def proofs(*, short: bool) -> list[Proof]:
         chosen = [
             suite("kills", "killed and stalled runners lose nothing", "e2e/test_kills.py", "kills:"),
             suite("batch", "killed workers of the queue lose nothing", "e2e/test_async.py", "batch:"),
-            suite("model", "random programs agree with the model", "ledger/test_model.py", "programs agree"),
-            suite("receipts", "two checkers of receipts agree", "unit/test_second_checker.py", "checkers agree"),
-            suite("interleavings", "all orders of store calls", "ledger/test_interleavings.py", "walks"),
+            suite("model", "random programs agree with the model", "proofs/test_model.py", "programs agree"),
+            suite("receipts", "two checkers of receipts agree", "proof/test_second_checker.py", "checkers agree"),
+            suite("interleavings", "all orders of store calls", "proofs/test_interleavings.py", "walks"),
             suite("determinism", "agents repeat", "hostile/test_determinism.py", "are the same"),
             Proof("sandbox-fuzz", "no mutated module harms the host", modules, "modules in"),
         ]
@@ -96,10 +96,10 @@ def proofs(*, short: bool) -> list[Proof]:
             rounds = tuple(ledger_fuzz(engine, seed, ESCROWS) for seed in range(1, SEEDS + 1))
             chosen.append(Proof(f"ledger-fuzz-{engine}", faults, rounds, "escrows"))
         removed, bounds = (), "its bounds hold"
-    mutants = (script("tests/ledger/mutants.py", *removed),)
+    mutants = (script("tests/proofs/mutants.py", *removed),)
     return [
         *chosen,
-        suite("stand-in", "the stand-in answers as DynamoDB engines do", "ledger/test_memory.py"),
+        suite("stand-in", "the stand-in answers as DynamoDB engines do", "proofs/test_memory.py"),
         Proof("mutants", "the tests catch the removal of each guard of the ledger", mutants, "mutants caught"),
         suite("containers", "the functions in containers answer alike", "sam_local"),
         *(Proof(f"benchmark-{name}", bounds, (script(f"benchmarks/{name}.py"),), "") for name in BENCHMARKS),

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from quittance import publishing, sandbox
-from quittance.bond import bond_account
-from quittance.bootstrap import Platform
-from quittance.models import AgentLimits, AgentRequest
+from quittance import sandbox
+from quittance.api.models import AgentLimits, AgentRequest
+from quittance.ledger.balances import bond_account
+from quittance.platform import Platform
+from quittance.usecases import agents
+from quittance.usecases import publish as publishing
 
 ROOT = Path(__file__).parents[1]
 AGENTS = ROOT / "examples" / "agents"
@@ -65,7 +67,7 @@ class Cloud(Platform):
             "task_judges": task_judges,
         }
         request = AgentRequest.model_validate({"name": "test", **terms})
-        agent_id = publishing.register(self, owner, request).agent_id
+        agent_id = agents.register(self, owner, request).agent_id
         self.post(agent_id, 1, module)
         with mock.patch.object(sandbox, "compile_module", compiled_once):
             assert publishing.publish(self, f"uploads/{agent_id}/1") == "active"

@@ -6,13 +6,9 @@ from typing import Any
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import accounts, payouts
-from quittance.bond import bond_account
-from quittance.bootstrap import platform, prepare
-from quittance.errors import NotFoundError
-from quittance.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
-from quittance.identity import DEPOSIT_SCOPE, PAYOUT_SCOPE
-from quittance.models import (
+from quittance.api.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
+from quittance.api.identity import DEPOSIT_SCOPE, PAYOUT_SCOPE
+from quittance.api.models import (
     AccountAnswer,
     AccountInPath,
     BondAnswer,
@@ -28,7 +24,11 @@ from quittance.models import (
     WithdrawalAnswer,
     WithdrawalRequest,
 )
+from quittance.errors import NotFoundError
+from quittance.ledger.balances import bond_account
 from quittance.observability import entry
+from quittance.platform import platform, prepare
+from quittance.usecases import accounts
 
 app = api()
 prepare("ledger", "registry")
@@ -147,7 +147,7 @@ def waiting(
 ) -> Response[str]:
     """Withdrawals that are to be paid out, the longest waiting first; needs the scope `ledger:payout`."""
     caller(app).need(PAYOUT_SCOPE)
-    return answer(payouts.page(platform(app.lambda_context), limit=limit, after=after))
+    return answer(accounts.payouts(platform(app.lambda_context), limit=limit, after=after))
 
 
 @app.post(
@@ -160,7 +160,7 @@ def decide(payout_id: PayoutId, request: PayoutDecision) -> Response[str]:
     """Ends a payout once, as paid or failed; needs the scope `ledger:payout`. What failed is available again."""
     operator = caller(app)
     operator.need(PAYOUT_SCOPE)
-    return answer(payouts.decide(platform(app.lambda_context), payout_id, request, operator=operator.account))
+    return answer(accounts.decide_payout(platform(app.lambda_context), payout_id, request, operator=operator.account))
 
 
 @entry

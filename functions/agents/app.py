@@ -7,10 +7,8 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import publishing
-from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
-from quittance.models import (
+from quittance.api.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
+from quittance.api.models import (
     AccountId,
     AgentAnswer,
     AgentId,
@@ -21,6 +19,8 @@ from quittance.models import (
     VersionRequest,
 )
 from quittance.observability import entry
+from quittance.platform import platform, prepare
+from quittance.usecases import agents
 
 app = api()
 prepare("ledger", "registry", "uploads")
@@ -36,7 +36,7 @@ _TAGS = ["agents"]
 )
 def register(request: AgentRequest) -> Response[str]:
     """Registers an agent of the caller's and answers with the form to post its module with."""
-    return answer(publishing.register(platform(app.lambda_context), caller(app).account, request), HTTPStatus.CREATED)
+    return answer(agents.register(platform(app.lambda_context), caller(app).account, request), HTTPStatus.CREATED)
 
 
 @app.get(f"{PREFIX}/agents", summary="List agents", tags=_TAGS, responses=responses((HTTPStatus.OK, AgentPage)))
@@ -47,7 +47,7 @@ def page(
 ) -> Response[str]:
     """Agents that take tasks, newest first."""
     caller(app)
-    return answer(publishing.page(platform(app.lambda_context), owner=owner, limit=limit, after=after))
+    return answer(agents.page(platform(app.lambda_context), owner=owner, limit=limit, after=after))
 
 
 @app.get(
@@ -59,7 +59,7 @@ def page(
 def describe(agent_id: AgentId) -> Response[str]:
     """One agent with its terms and reputation."""
     caller(app)
-    return answer(publishing.describe(platform(app.lambda_context), agent_id))
+    return answer(agents.describe(platform(app.lambda_context), agent_id))
 
 
 @app.get(
@@ -71,7 +71,7 @@ def describe(agent_id: AgentId) -> Response[str]:
 def estimate(agent_id: AgentId) -> Response[str]:
     """The least price by the agent's tariff, and what its paid runs of late cost and took."""
     caller(app)
-    return answer(publishing.estimate(platform(app.lambda_context), agent_id))
+    return answer(agents.estimate(platform(app.lambda_context), agent_id))
 
 
 @app.post(
@@ -84,7 +84,7 @@ def estimate(agent_id: AgentId) -> Response[str]:
 def open_version(agent_id: AgentId, request: VersionRequest) -> Response[str]:
     """Opens the upload of a new version, with new terms if there are any."""
     return answer(
-        publishing.open_version(platform(app.lambda_context), caller(app).account, agent_id, request),
+        agents.open_version(platform(app.lambda_context), caller(app).account, agent_id, request),
         HTTPStatus.CREATED,
     )
 
@@ -97,8 +97,8 @@ def open_version(agent_id: AgentId, request: VersionRequest) -> Response[str]:
 )
 def retire(agent_id: AgentId) -> Response[str]:
     """Takes an agent out of service for good; tasks that are settled stay answered."""
-    publishing.retire(platform(app.lambda_context), caller(app).account, agent_id)
-    return answer(publishing.describe(platform(app.lambda_context), agent_id))
+    agents.retire(platform(app.lambda_context), caller(app).account, agent_id)
+    return answer(agents.describe(platform(app.lambda_context), agent_id))
 
 
 @entry

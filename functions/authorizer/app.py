@@ -4,9 +4,9 @@ from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from quittance.api.identity import authenticate
 from quittance.config import settings
 from quittance.errors import UnauthenticatedError, challenge
-from quittance.identity import authenticate
 from quittance.observability import entry
 
 

@@ -7,13 +7,12 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Header
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import tasks
-from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, api, caller, direct_answer, responses, task_answer
-from quittance.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
+from quittance.api.http import PREFIX, api, caller, direct_answer, responses, task_answer
+from quittance.api.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
+from quittance.api.requests import read_direct, wants_async
 from quittance.observability import entry
-from quittance.preferences import wants_async
-from quittance.reading import read_direct
+from quittance.platform import platform, prepare
+from quittance.usecases import execute as tasks
 
 app = api()
 prepare("ledger", "registry", "binaries", "outputs", "keys", "sandbox")

@@ -13,8 +13,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry. The shallow path imports nothing heavy: load balancers call it often and cold."""
     if not any(name.lower() == "authorization" for name in event.get("headers") or {}):
         return _answer(200, {"status": "ok"}, {})
-    from quittance import health
-    from quittance.bootstrap import platform
+    from quittance.platform import platform
+    from quittance.usecases import health
 
     return _answer(*health.examine(platform(context), event["headers"]))
 

@@ -6,9 +6,9 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from aws_lambda_powertools.utilities.data_classes.dynamo_db_stream_event import DynamoDBRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import notifying
-from quittance.bootstrap import platform
 from quittance.observability import entry, logger
+from quittance.platform import platform
+from quittance.usecases import notify
 
 processor = BatchProcessor(
     EventType.DynamoDBStreams,
@@ -22,6 +22,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry. Lambda goes on from the first record that is reported, so those behind it may come again."""
 
     def tell(record: DynamoDBRecord) -> None:
-        notifying.tell(platform(context), record.raw_event)
+        notify.tell(platform(context), record.raw_event)
 
     return dict(process_partial_response(event, tell, processor, context))

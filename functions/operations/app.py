@@ -6,13 +6,13 @@ from typing import Any
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import operating
-from quittance.bootstrap import platform
-from quittance.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
-from quittance.identity import OPERATE_SCOPE
-from quittance.models import AccountInPath, AgentId, OperationAnswer, OperationPage, OperationRequest
+from quittance.api.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
+from quittance.api.identity import OPERATE_SCOPE
+from quittance.api.models import AccountInPath, AgentId, OperationAnswer, OperationPage, OperationRequest
 from quittance.observability import entry
+from quittance.platform import platform
 from quittance.store.operations import Action
+from quittance.usecases import operations
 
 app = api()
 _OPERATIONS = f"{PREFIX}/operations"
@@ -27,7 +27,7 @@ def journal(
 ) -> Response[str]:
     """Who did what, when and why, newest first; needs the scope `platform:operate`, as all operations do."""
     caller(app).need(OPERATE_SCOPE)
-    return answer(operating.page(platform(app.lambda_context), limit=limit, after=after))
+    return answer(operations.page(platform(app.lambda_context), limit=limit, after=after))
 
 
 @app.post(f"{_OPERATIONS}/agents/<agent_id>/retire", summary="Retire any agent", tags=_TAGS, responses=_DONE)
@@ -51,19 +51,19 @@ def unfreeze(account_id: AccountInPath, request: OperationRequest) -> Response[s
 @app.post(f"{_OPERATIONS}/funding/pause", summary="Pause new tasks", tags=_TAGS, responses=_DONE)
 def pause(request: OperationRequest) -> Response[str]:
     """From now on nobody funds tasks; those that are funded go on."""
-    return _perform(Action.PAUSE, operating.FUNDING, request)
+    return _perform(Action.PAUSE, operations.FUNDING, request)
 
 
 @app.post(f"{_OPERATIONS}/funding/resume", summary="Resume new tasks", tags=_TAGS, responses=_DONE)
 def resume(request: OperationRequest) -> Response[str]:
     """Ends a pause."""
-    return _perform(Action.RESUME, operating.FUNDING, request)
+    return _perform(Action.RESUME, operations.FUNDING, request)
 
 
 def _perform(action: Action, target: str, request: OperationRequest) -> Response[str]:
     operator = caller(app)
     operator.need(OPERATE_SCOPE)
-    return answer(operating.perform(platform(app.lambda_context), action, target, request, operator=operator.account))
+    return answer(operations.perform(platform(app.lambda_context), action, target, request, operator=operator.account))
 
 
 @entry

@@ -4,10 +4,10 @@ from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance.models import RunRequest
+from quittance.api.models import RunRequest
+from quittance.api.requests import read_direct
 from quittance.observability import entry
-from quittance.planning import plan
-from quittance.reading import read_direct
+from quittance.usecases.plan import plan
 
 
 @entry

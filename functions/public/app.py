@@ -8,13 +8,14 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import documentation, proving
-from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, answer, api, responses, root
+from quittance.api import documentation
+from quittance.api.http import PREFIX, answer, api, responses, root
+from quittance.api.models import LogTile
 from quittance.limits import JWKS_AGE_S_MAX, LOG_SIZE_MAX
-from quittance.log import LOG_LEVEL_MAX, TILE_HASHES, Tile
-from quittance.models import LogTile
 from quittance.observability import entry
+from quittance.platform import platform, prepare
+from quittance.proof.log import LOG_LEVEL_MAX, TILE_HASHES, Tile
+from quittance.usecases import public
 
 app = api()
 prepare("tiles", "keys")
@@ -39,7 +40,7 @@ def checkpoint(
     ] = None,
 ) -> Response[str]:
     """What the log of receipts commits itself to: its size and root, signed (compact JWS)."""
-    found = proving.checkpoint(platform(app.lambda_context), size)
+    found = public.checkpoint(platform(app.lambda_context), size)
     return Response(200, "application/jose", found, headers=_A_MINUTE if size is None else _FOR_EVER)
 
 
@@ -55,7 +56,7 @@ def tile(
     width: Annotated[int, Path(ge=1, le=TILE_HASHES)],
 ) -> Response[str]:
     """Hashes of a level of the tree, for whoever watches the log."""
-    found = proving.tile(platform(app.lambda_context), Tile(level, index, width))
+    found = public.tile(platform(app.lambda_context), Tile(level, index, width))
     return answer(found, headers=_FOR_EVER)
 
 

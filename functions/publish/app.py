@@ -8,27 +8,27 @@ from typing import Any
 from aws_lambda_powertools.utilities.data_classes import S3Event
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import publishing
-from quittance.bootstrap import platform
 from quittance.observability import entry
+from quittance.platform import platform
+from quittance.usecases import publish
 
 
 @entry
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any] | list[str]:
     """Lambda's entry. Lambda repeats an event whose handling raised; all are safe to repeat."""
     if "recompile" in event:
-        publishing.recompile(platform(context), event["recompile"])
+        publish.recompile(platform(context), event["recompile"])
         return []
     if event["Records"][0]["eventSource"] == "aws:sqs":
-        from quittance.batches import each_message  # seldom needed, and it loads asyncio
+        from quittance.api.batches import each_message  # seldom needed, and it loads asyncio
 
         return each_message(event, context, lambda delivery: _give_up(context, delivery.body))
-    return [publishing.publish(platform(context), *posted) for posted in _posted(event)]
+    return [publish.publish(platform(context), *posted) for posted in _posted(event)]
 
 
 def _give_up(context: LambdaContext, body: str) -> None:
     for posted in _posted(json.loads(body)["requestPayload"]):
-        publishing.give_up(platform(context), *posted)
+        publish.give_up(platform(context), *posted)
 
 
 def _posted(event: dict[str, Any]) -> list[tuple[str, str]]:

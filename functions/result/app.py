@@ -7,13 +7,13 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance import proving, tasks
-from quittance.bootstrap import platform, prepare
-from quittance.http import PREFIX, answer, api, caller, responses, task_answer
+from quittance.api.http import PREFIX, answer, api, caller, responses, task_answer
+from quittance.api.models import AccountId, StatedTaskId, TaskPending, TaskResult
 from quittance.limits import LOG_SIZE_MAX
-from quittance.log import Proof
-from quittance.models import AccountId, StatedTaskId, TaskPending, TaskResult
 from quittance.observability import entry
+from quittance.platform import platform, prepare
+from quittance.proof.log import Proof
+from quittance.usecases import result as tasks
 
 app = api()
 prepare("ledger", "outputs", "tiles", "keys")
@@ -30,7 +30,7 @@ def result(
     user: Annotated[AccountId | None, Query(description="For the agent's owner: whose task it is.")] = None,
 ) -> Response[str]:
     """The outcome: whole for the user, without output and log for the agent's owner; 202 while it is not known."""
-    return task_answer(tasks.result(platform(app.lambda_context), caller(app).account, task_id, user=user))
+    return task_answer(tasks.read(platform(app.lambda_context), caller(app).account, task_id, user=user))
 
 
 @app.get(
@@ -47,7 +47,7 @@ def proof(
     ] = None,
 ) -> Response[str]:
     """An inclusion proof (RFC 9162) under a signed checkpoint, for `quittance-verify --proof`."""
-    return answer(proving.proof(platform(app.lambda_context), caller(app).account, task_id, user=user, since=since))
+    return answer(tasks.prove(platform(app.lambda_context), caller(app).account, task_id, user=user, since=since))
 
 
 @entry

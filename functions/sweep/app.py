@@ -5,9 +5,9 @@ from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance.bootstrap import platform
 from quittance.observability import Metric, count, entry, logger, measure
-from quittance.sweeping import Swept, sweep
+from quittance.platform import platform
+from quittance.usecases.sweep import Swept, sweep
 
 
 @entry

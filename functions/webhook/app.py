@@ -4,10 +4,10 @@ from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance.batches import each_message
-from quittance.bootstrap import platform
-from quittance.delivering import deliver
+from quittance.api.batches import each_message
 from quittance.observability import entry
+from quittance.platform import platform
+from quittance.usecases.webhook import deliver
 
 
 @entry

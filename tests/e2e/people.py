@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from boto3.dynamodb.types import Binary, TypeDeserializer
 
-from quittance.escrow import escrow_id
+from quittance.ledger.escrow import escrow_id
 
 Item = dict[str, Any]
 # What an escrow's item has only once it is settled or swept.

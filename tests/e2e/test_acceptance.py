@@ -9,7 +9,7 @@ import pytest
 
 from local import client
 from local.paths import Stack
-from quittance import receipt
+from quittance.proof import receipt
 from tests.e2e.people import Ledger, User
 from tests.support import UNSCORED, wasm
 

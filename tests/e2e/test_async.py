@@ -18,7 +18,7 @@ import pytest
 
 from local import cloud as clouds
 from local.paths import Stack
-from quittance import receipt
+from quittance.proof import receipt
 from tests.depth import LONG, SEED
 from tests.e2e.people import Item, Ledger, User, assert_states, credited, task
 from tests.e2e.test_kills import Storm, audit, available, micro, state_of, weather

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from local.paths import LOCAL
-from quittance import certified, receipt
+from quittance.proof import receipt, statement
 from tests.e2e.people import Ledger, User, assert_states
 from tests.support import AGENTS, ROOT, wasm
 
@@ -102,7 +102,7 @@ def test_receipt_verifies_and_is_the_ledgers_item(
     used = 1_000 + -(-claims["meter"]["fuel"] * 10_000 // 10**6) + -(-claims["meter"]["output_bytes"] // KIB) * 100
     assert (item["paid"] + item["fee"], item["fee"]) == (used, used * 250 // 10_000)
     forged = done["receipt"][:-4] + ("AAAA" if done["receipt"][-4:] != "AAAA" else "BBBB")
-    with pytest.raises(certified.ProofError):
+    with pytest.raises(statement.ProofError):
         receipt.verify(forged, jwks)
 
 

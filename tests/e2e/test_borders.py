@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from local.paths import Stack
+from quittance.api.models import RunRequest
+from quittance.api.requests import read_direct
 from quittance.limits import FAULTS_NAMED_MAX, LAMBDA_SYNC_BYTES_MAX, MIB, RUN_PLAN_BYTES_MAX
-from quittance.models import RunRequest
-from quittance.planning import plan
-from quittance.reading import read_direct
+from quittance.usecases.plan import plan
 from tests.e2e.people import User, task
 from tests.waiting import until
 

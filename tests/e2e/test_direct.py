@@ -15,7 +15,7 @@ from local.client import PREFIX
 from local.cloud import CREDENTIALS
 from local.deploy import STACK_NAME
 from local.paths import Stack
-from quittance import certified, receipt
+from quittance.proof import receipt, statement
 from tests.e2e.people import Ledger, User, credited, task
 from tests.support import ROOT, wasm
 
@@ -190,7 +190,7 @@ def test_keys_are_public_halves_under_which_receipts_verify(
         assert "d" not in key
     done = alice.run(publish(wasm("echo")))
     assert receipt.verify(done["receipt"], answer.json())["user"] == alice.name
-    with pytest.raises(certified.ProofError, match="unknown root key"):
+    with pytest.raises(statement.ProofError, match="unknown root key"):
         receipt.verify(done["receipt"], {"keys": [key | {"kid": uuid.uuid4().hex} for key in answer.json()["keys"]]})
 
 

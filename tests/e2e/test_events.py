@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from local.paths import Stack
-from quittance.journal import Payout, PayoutState
+from quittance.ledger.journal import Payout, PayoutState
 from tests.e2e.people import User
 from tests.support import ROOT, wasm
 from tests.template import template

@@ -22,7 +22,7 @@ import pytest
 from local.client import PREFIX
 from local.cloud import CREDENTIALS
 from local.paths import Stack
-from quittance import identity
+from quittance.api import identity
 from tests.e2e.people import Ledger
 from tests.support import ROOT
 from tests.template import template

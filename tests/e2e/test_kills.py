@@ -29,7 +29,7 @@ from local import processes
 from local.client import RefusedError
 from local.paths import ROOT, Stack, State
 from local.processes import Process
-from quittance import receipt
+from quittance.proof import receipt
 from quittance.run import Fault, Outcome
 from tests.depth import LONG, SEED
 from tests.e2e.people import Item, Ledger, User, assert_states, credited, task

@@ -11,7 +11,7 @@ import pytest
 import wasmtime
 
 from local.paths import Stack
-from quittance.escrow import escrow_id
+from quittance.ledger.escrow import escrow_id
 from tests.e2e.people import User, task
 from tests.e2e.test_workflows import Workflow
 from tests.e2e.test_workflows import body as run

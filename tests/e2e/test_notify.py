@@ -17,8 +17,8 @@ from local import client
 from local.deploy import STACK_NAME
 from local.openapi import PREFIX
 from local.paths import Stack
-from quittance import receipt, webhook
 from quittance.limits import WEBHOOK_WAIT_S_MIN
+from quittance.proof import receipt, webhook
 from tests.e2e.people import Ledger, User
 from tests.support import FLAT, wasm
 from tests.waiting import GENEROUS_S, Stopwatch, until

@@ -42,7 +42,7 @@ NOT_TRIED: dict[tuple[str, str, str], str] = {
     ("WorkFunction", "lambda:InvokeFunction", "PublishFunction.Alias"): _AS_EXECUTE,
     ("WorkFunction", "s3:GetObject", "${OutputsBucket.Arn}/outputs/*"): _AS_EXECUTE,
     ("WorkFunction", "s3:ListBucket", "BinariesBucket.Arn"): _AS_EXECUTE,
-    # Of an account that moves while the table is read (tests/ledger/test_streaming.py): here the ledger is at rest.
+    # Of an account that moves while the table is read (tests/proofs/test_streaming.py): here the ledger is at rest.
     (
         "AuditFunction",
         "dynamodb:Query",

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quittance import verifier
+from quittance.proof import verify as verifier
 from tests.e2e.people import Ledger, User, credited
 from tests.e2e.test_refusals import assert_refused
 from tests.support import wasm

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from local import issuer
 from local.paths import Stack
-from quittance import identity
+from quittance.api import identity
 from tests.e2e.people import Ledger, User, task
 
 MIB = 2**20

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from local.paths import Stack
-from quittance import receipt
+from quittance.proof import receipt
 from tests.e2e.people import Ledger, User, credited
 from tests.support import wasm
 from tests.waiting import until

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from local.paths import Stack
-from quittance import log, receipt
+from quittance.proof import log, receipt
 from tests.e2e.people import Item, Ledger, User, assert_states, credited
 from tests.support import wasm
 

@@ -14,8 +14,8 @@ import pytest
 import wasmtime
 
 from local.paths import Stack
-from quittance import receipt
 from quittance.limits import WORKFLOW_STATE_BYTES_MAX
+from quittance.proof import receipt
 from tests.e2e.people import Ledger, User, task
 from tests.sandbox.wat import call, iovecs, memory, program
 from tests.support import ROOT, wasm

@@ -29,18 +29,14 @@ from random import Random
 from typing import NoReturn
 from unittest import mock
 
+from quittance import limits
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
 
 import quittance.sandbox.compile as compiler
-from quittance import limits
 from quittance.run import Job, Outcome, Run
-from quittance.sandbox import (
-    ModuleRejectedError,
-    Sandbox,
-    compile_module,
-    engine,  # noqa: F401 - loaded before the compiler is forked, so that the child need not
-)
+from quittance.sandbox import ModuleRejectedError, Sandbox, compile_module
 from tests.fuzz.generate import generated
 from tests.fuzz.mutate import mutant
 from tests.hostile.corpus import CASES

@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from quittance import limits
+from quittance.sandbox import target
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
 
-from quittance import limits
+
 from quittance.run import HOST_RULES, Outcome
-from quittance.sandbox import target
 from tests.hostile.corpus import CASES, FOLDER, FUEL, MEMORY_MIB, TIMEOUT_MS, Case
 from tests.hostile.harness import Ending, Environment, shortcomings
 

@@ -11,10 +11,10 @@ import pytest
 
 from local import venvs
 from local.paths import ROOT
-from quittance.escrow import Escrow, StoredBytes, decide, escrow_id
-from quittance.receipt import claims, sign
+from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
+from quittance.proof.receipt import claims, sign
 from quittance.run import Limits, Meter, Outcome, Run
-from tests.unit.roots import NOW_S, Root
+from tests.proof.roots import NOW_S, Root
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = {"botocore", "boto3", "aws-lambda-powertools", "wasmtime"}

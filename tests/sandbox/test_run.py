@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quittance import limits, receipt
+from quittance import limits
+from quittance.proof import receipt
 from quittance.run import Fault, Meter, Outcome
 from quittance.sandbox import Sandbox
 from quittance.sandbox.wasi import CLOCK_STEP_NS

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from quittance.ledger.pricing import ComputePrices
 from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX, SLOTS_MAX
-from quittance.pricing import ComputePrices
 
 
 class Settings(BaseModel):

@@ -36,14 +36,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from quittance.limits import (
-    DETAIL_CHARS_MAX,
-    FAULT_CHARS_MAX,
-    FAULTS_NAMED_MAX,
-    FIELD_NAME_CHARS_MAX,
-    PAUSED_RETRY_S,
-)
-from quittance.money import format_credits
+from quittance.ledger.credits import format_credits
+from quittance.limits import DETAIL_CHARS_MAX, FAULT_CHARS_MAX, FAULTS_NAMED_MAX, FIELD_NAME_CHARS_MAX, PAUSED_RETRY_S
 
 _LOGGED_AFTER_S: Final = 60
 

@@ -18,7 +18,7 @@ from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 from quittance import tracing
 
 if TYPE_CHECKING:
-    from quittance.escrow import Escrow, Settlement
+    from quittance.ledger.escrow import Escrow, Settlement
     from quittance.run import Fault, Outcome
 
 NAMESPACE: Final = "Quittance"
@@ -113,34 +113,33 @@ def about(escrow: "Escrow") -> None:
     logger.append_keys(task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id)
 
 
-def funded(stands: "Escrow", *, by: str) -> "Escrow":
-    """Notes that a runner funded an escrow, unless the one that stands is another's; returns that one."""
-    if stands.runner == by:
-        count(Metric.FUNDED, stands.budget_micro + sum(judge.budget_micro for judge in stands.judges))
-    return stands
+def funded(stored: "Escrow", *, by: str) -> None:
+    """Counts what a runner funded, unless the stored escrow is another runner's."""
+    if stored.runner == by:
+        count(Metric.FUNDED, stored.budget_micro + sum(judge.budget_micro for judge in stored.judges))
 
 
-def settled(stands: "Escrow", ours: "Settlement") -> "Escrow":
-    """Notes how an escrow settled, unless the settlement that stands is not ours; returns the escrow.
+def settled(stored: "Escrow", ours: "Settlement") -> None:
+    """Counts and logs how an escrow settled, unless the stored settlement is another attempt's.
 
-    No two attempts sign the same receipt, so it tells whose settlement stands.
+    No two attempts sign the same receipt, so the receipt says whose settlement is stored.
     """
-    if stands.settlement is None or stands.settlement.receipt != ours.receipt:
-        return stands
-    split, outcome, latency_ms = ours.split, ours.outcome, ours.settled_ms - stands.funded_ms
-    tracing.note(stands.escrow_id, outcome=outcome)
+    if stored.settlement is None or stored.settlement.receipt != ours.receipt:
+        return
+    split, outcome, latency_ms = ours.split, ours.outcome, ours.settled_ms - stored.funded_ms
+    tracing.note(stored.escrow_id, outcome=outcome)
     _outcomes[outcome, ours.fault] += 1
     count(Metric.PAID, split.paid_micro)
     count(Metric.FEES, split.fee_micro)
     count(Metric.REFUNDED, split.refunded_micro)
-    if stands.state != "expired":  # those wait by design, and would hide how quick the others are
+    if stored.state != "expired":  # an expiry waits by design, and would hide how quick the others are
         measure(Metric.SETTLEMENT, latency_ms)
     logger.info(
         "settled",
-        task_id=stands.task_id,
-        escrow_id=stands.escrow_id,
-        agent_id=stands.agent_id,
-        state=stands.state,
+        task_id=stored.task_id,
+        escrow_id=stored.escrow_id,
+        agent_id=stored.agent_id,
+        state=stored.state,
         outcome=outcome,
         fault=ours.fault,
         paid_micro=split.paid_micro,
@@ -148,7 +147,6 @@ def settled(stands: "Escrow", ours: "Settlement") -> "Escrow":
         refunded_micro=split.refunded_micro,
         latency_ms=latency_ms,
     )
-    return stands
 
 
 def _tell(function: str) -> None:

@@ -1,9 +1,10 @@
 """One run of an agent: what it is given, what was measured, and every way it can end."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 from quittance.limits import OUTPUT_BYTES_MAX
 
@@ -94,7 +95,7 @@ class Side(StrEnum):
     TASK = "task"
 
 
-class Rejection(StrEnum):
+class RejectedBy(StrEnum):
     """What did not accept an output: rules or a judge, of the agent's owner or of the task's sender."""
 
     AGENT_RULES = "agent_rules"
@@ -105,7 +106,20 @@ class Rejection(StrEnum):
     @property
     def side(self) -> Side:
         """Whose rule it is."""
-        return Side.AGENT if self in {Rejection.AGENT_RULES, Rejection.AGENT_JUDGE} else Side.TASK
+        return Side.AGENT if self in {RejectedBy.AGENT_RULES, RejectedBy.AGENT_JUDGE} else Side.TASK
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What an agent reads on stdin: the bytes and their SHA-256, computed once."""
+
+    data: bytes
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """These bytes with their digest."""
+        return cls(data, hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,5 +193,5 @@ class Run:
     stderr: bytes = b""
     limits: Limits | None = None
     memory_refused: bool = False
-    rejected_by: Rejection | None = None
+    rejected_by: RejectedBy | None = None
     scores_micro: Mapping[Side, int] = field(default_factory=dict)

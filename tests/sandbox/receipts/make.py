@@ -15,13 +15,13 @@ from pathlib import Path
 
 import wasmtime
 
-from quittance import receipt
-from quittance.escrow import Escrow, StoredBytes, decide, escrow_id, task_seed
+from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id, task_seed
 from quittance.limits import MIB
+from quittance.proof import receipt
 from quittance.run import Job, Limits, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, Sandbox, compile_module
+from tests.proof.roots import NOW_S, Root
 from tests.sandbox.wat import call, iovecs, memory, program
-from tests.unit.roots import NOW_S, Root
 
 HERE = Path(__file__).parent
 STDIN = bytes(range(64))

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError  # botocore passes some of them on from a body that breaks off, a TLS error say
 
 from quittance.errors import PlatformUnavailableError
-from quittance.escrow import StoredBytes
+from quittance.ledger.escrow import StoredBytes
 from quittance.limits import (
     ARTEFACT_BYTES_MAX,
     CACHED_ARTEFACT_BYTES_MAX,
@@ -29,8 +29,9 @@ from quittance.limits import (
     OUTPUT_INLINE_BYTES_MAX,
     UPLOAD_SECONDS_MAX,
 )
-from quittance.log import Tile
 from quittance.observability import logger
+from quittance.proof.log import Tile
+from quittance.run import Input
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -203,15 +204,13 @@ class Outputs:
             return stored.inline
         return _load(self._client, self._bucket, _output_key(stored.sha256), stored.sha256)
 
-    def keep_input(self, data: bytes) -> str:
-        """Stores an input that is too large for a message; returns its digest. Raises PlatformUnavailableError."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        _keep(self._client, self._bucket, _input_key(sha256), data)
-        return sha256
+    def keep_input(self, stdin: Input) -> None:
+        """Stores an input that is too large for a message. Raises PlatformUnavailableError."""
+        _keep(self._client, self._bucket, _input_key(stdin.sha256), stdin.data)
 
-    def load_input(self, sha256: str) -> bytes:
+    def load_input(self, sha256: str) -> Input:
         """An input that was stored. Raises BlobMissingError, BlobTamperedError, PlatformUnavailableError."""
-        return _load(self._client, self._bucket, _input_key(sha256), sha256)
+        return Input(_load(self._client, self._bucket, _input_key(sha256), sha256), sha256)
 
     def check(self) -> None:
         """Raises PlatformUnavailableError unless the bucket answers a read."""

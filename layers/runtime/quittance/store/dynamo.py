@@ -55,11 +55,11 @@ class ConflictError(BusyError):
 class Patience:
     """How long one operation may be tried again: until the last call that still fits the invocation's time.
 
-    `left_ms` is what the invocation may still live, of which `keep_ms` are for what comes after the operation.
+    `left_ms` is what the invocation may still live, of which `reserve_ms` are for what comes after the operation.
     """
 
-    def __init__(self, left_ms: int, *, keep_ms: int = 0) -> None:
-        self._ends_s = time.monotonic() + (left_ms - keep_ms - CALL_MS_MAX) / 1_000
+    def __init__(self, left_ms: int, *, reserve_ms: int = 0) -> None:
+        self._ends_s = time.monotonic() + (left_ms - reserve_ms - CALL_MS_MAX) / 1_000
         self._tries = 0
 
     def wait(self, cause: BusyError) -> None:

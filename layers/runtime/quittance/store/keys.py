@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from jwt.algorithms import ECAlgorithm
 
-from quittance.certified import Purpose, SigningKey, certified_key
 from quittance.errors import PlatformUnavailableError
 from quittance.limits import JWKS_AGE_S_MAX, JWKS_FAILURE_S_MAX
+from quittance.proof.statement import Purpose, SigningKey, certified_key
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient

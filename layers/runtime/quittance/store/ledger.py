@@ -43,17 +43,28 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from quittance import crediting, receipt, reputation, wallet
-from quittance.bond import bond_account, is_bond
 from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
-from quittance.escrow import Escrow, Hire, Settlement, Split, State, StoredBytes, escrow_id, is_judge, judge_task_id
-from quittance.journal import Kind, Line, Payout, PayoutState, task_line
+from quittance.ledger import balances, earnings, reputation
+from quittance.ledger.balances import bond_account, is_bond
+from quittance.ledger.escrow import (
+    Escrow,
+    JudgeHold,
+    Settlement,
+    Split,
+    State,
+    StoredBytes,
+    escrow_id,
+    is_judge,
+    judge_task_id,
+)
+from quittance.ledger.journal import Kind, Line, Payout, PayoutState, task_line
+from quittance.ledger.pricing import ComputePrices
+from quittance.ledger.reputation import Standing
 from quittance.limits import BATCH_GET_ITEMS_MAX, WALLET_PURSES
-from quittance.log import LogHead
-from quittance.pricing import ComputePrices
-from quittance.reputation import Standing
+from quittance.proof import receipt
+from quittance.proof.log import LogHead
+from quittance.proof.seal import sealed
 from quittance.run import Fault, Limits, Outcome, Side
-from quittance.seal import sealed
 from quittance.store.dynamo import (
     BusyError,
     ConflictError,
@@ -103,7 +114,7 @@ class Credited:
     written_off_micro: int = 0
     bonds_left: dict[str, int | None] = field(default_factory=dict)
 
-    def add(self, batch: crediting.Batch) -> None:
+    def add(self, batch: earnings.Batch) -> None:
         """Adds what was credited in one transaction."""
         self.escrows += len(batch.escrows)
         self.written_off_micro += batch.written_off_micro
@@ -158,19 +169,19 @@ class Ledger:
 
     # One task.
 
-    def fund(self, escrow: Escrow, *judges: Escrow, keep_ms: int = 0) -> Escrow:
+    def fund(self, escrow: Escrow, *judges: Escrow, reserve_ms: int = 0) -> Escrow:
         """Takes the budgets of a task and its judges from their payers into new escrows; returns the stored task's.
 
         That is `escrow` if its runner holds it now. If the task was funded before, it is that earlier escrow, and no
-        money moved. `keep_ms` is the time that the run will need. Raises InsufficientFundsError for the task's payer,
-        and BondTooLowError for the bond that pays the agent's own judge; then no money moved either.
+        money moved. `reserve_ms` is the time that the run will need. Raises InsufficientFundsError for the task's
+        payer, and BondTooLowError for the bond that pays the agent's own judge; then no money moved either.
         """
         held: Counter[str] = Counter()
         for hold in (escrow, *judges):
             held[hold.payer] += hold.budget_micro
         records = [self._escrow_values(hold) for hold in (escrow, *judges)]
         try:
-            standing = self._take(held, *records, keep_ms=keep_ms)
+            standing = self._take(held, *records, reserve_ms=reserve_ms)
         except _LackError as lack:
             if is_bond(lack.account):
                 raise BondTooLowError(escrow.agent_id) from lack
@@ -442,7 +453,7 @@ class Ledger:
         patience, named = self._patience(), f"{agent_id}.{reference}"
         while True:
             has = self._bond_purses({owner: due_micro})[owner]
-            charge = crediting.publication(
+            charge = earnings.publication(
                 owner, named, due_micro, has, agent_id=agent_id, platform_account=self._platform_account, now_ms=now_ms
             )
             try:
@@ -611,7 +622,7 @@ class Ledger:
         amounts: Mapping[str, int],
         *records: Mapping[str, Value | None],
         to: str | None = None,
-        keep_ms: int = 0,
+        reserve_ms: int = 0,
     ) -> Mapping[str, Any] | None:
         """Puts records and takes amounts for them out of accounts, in one transaction; `to` is who gets all, if any.
 
@@ -619,9 +630,9 @@ class Ledger:
         there if and only if the first one is. Raises _LackError for the first account that lacks what is taken.
         """
         puts = [{"Put": put_new(self._table, record)} for record in records]
-        patience = self._patience(keep_ms=keep_ms)
+        patience = self._patience(reserve_ms=reserve_ms)
         moves: Mapping[str, Mapping[int, int]] = {
-            account: {self._purse_in_use.get(account, wallet.HOME): -amount_micro}
+            account: {self._purse_in_use.get(account, balances.HOME): -amount_micro}
             for account, amount_micro in amounts.items()
         }
         planned = contended = False
@@ -662,10 +673,10 @@ class Ledger:
     def _plan(self, account: str, amount_micro: int, *, contended: bool) -> Mapping[int, int]:
         found = self._get_all([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
         seen = [_available_micro(found.get(_purse_pk(account, purse))) for purse in range(WALLET_PURSES)]
-        moves = wallet.taking(seen, amount_micro, contended=contended)
+        moves = balances.taking(seen, amount_micro, contended=contended)
         if moves is None:  # purses that are read one by one may miss what moves between them
             seen = self._snapshot(account)
-            moves = wallet.taking(seen, amount_micro, contended=contended)
+            moves = balances.taking(seen, amount_micro, contended=contended)
         if moves is None:
             raise _LackError(account, available_micro=sum(seen), required_micro=amount_micro)
         return moves
@@ -687,7 +698,7 @@ class Ledger:
                 account,
                 random.randrange(WALLET_PURSES)  # noqa: S311 - spreads load, hides nothing
                 if contended
-                else self._purse_in_use.get(account, wallet.HOME),
+                else self._purse_in_use.get(account, balances.HOME),
                 amount_micro,
             )
             for account, amount_micro in amounts.items()
@@ -720,7 +731,7 @@ class Ledger:
         for account, changes in moves.items():
             purse = min(changes, key=changes.__getitem__)
             self._purse_in_use.pop(account, None)
-            if purse != wallet.HOME:
+            if purse != balances.HOME:
                 if len(self._purse_in_use) >= _WALLETS_REMEMBERED_MAX:
                     self._purse_in_use.clear()
                 self._purse_in_use[account] = purse
@@ -735,30 +746,30 @@ class Ledger:
 
     # The sweep's actions.
 
-    def _batch(self, waiting: Sequence[Escrow], now_ms: int) -> crediting.Batch:
+    def _batch(self, waiting: Sequence[Escrow], now_ms: int) -> earnings.Batch:
         """The first of the escrows that wait, as many as one transaction credits, and what that moves."""
-        chosen = crediting.fitting(waiting)
-        purses = self._bond_purses(crediting.charged_owners(chosen))
-        chosen = crediting.fitting(chosen, purses)
-        return crediting.batch(chosen, purses, platform_account=self._platform_account, now_ms=now_ms)
+        chosen = earnings.fitting(waiting)
+        purses = self._bond_purses(earnings.charged_owners(chosen))
+        chosen = earnings.fitting(chosen, purses)
+        return earnings.batch(chosen, purses, platform_account=self._platform_account, now_ms=now_ms)
 
-    def _bond_purses(self, due_micro: Mapping[str, int]) -> crediting.Purses:
+    def _bond_purses(self, due_micro: Mapping[str, int]) -> earnings.Purses:
         """What the bonds have from which something is due: the home purse, or a snapshot where that has too little."""
-        homes = {owner: _purse_pk(bond_account(owner), wallet.HOME) for owner in due_micro}
+        homes = {owner: _purse_pk(bond_account(owner), balances.HOME) for owner in due_micro}
         found = self._get_all(list(homes.values()))
         purses = {owner: [_available_micro(found.get(pk))] for owner, pk in homes.items()}
         for owner, has in purses.items():
-            if has[wallet.HOME] < due_micro[owner]:
+            if has[balances.HOME] < due_micro[owner]:
                 purses[owner] = self._snapshot(bond_account(owner))
         return purses
 
-    def _credit_actions(self, batch: crediting.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
+    def _credit_actions(self, batch: earnings.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
         first = batch.escrows[0]
         actions = [self._mark_swept(escrow, first, place, now_ms) for place, escrow in enumerate(batch.escrows)]
         actions.append({"Put": put_new(self._table, _batch_values(batch.escrows, now_ms))})
         return actions + self._charge_actions(batch, contended=contended)
 
-    def _charge_actions(self, batch: crediting.Batch, *, contended: bool = False) -> list[dict[str, Any]]:
+    def _charge_actions(self, batch: earnings.Batch, *, contended: bool = False) -> list[dict[str, Any]]:
         """What a batch moves: the lines of the journal, the bonds' purses, and the credits."""
         actions: list[dict[str, Any]] = [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
         for bond, moves in batch.bond_moves.items():
@@ -833,8 +844,8 @@ class Ledger:
     def _send(self, actions: list[dict[str, Any]]) -> None:
         self._client.transact_write_items(TransactItems=actions)  # type: ignore[arg-type]  # built as plain dicts
 
-    def _patience(self, *, keep_ms: int = 0) -> Patience:
-        return Patience(self._left_ms(), keep_ms=keep_ms)
+    def _patience(self, *, reserve_ms: int = 0) -> Patience:
+        return Patience(self._left_ms(), reserve_ms=reserve_ms)
 
     # Reads.
 
@@ -965,7 +976,7 @@ def _pk(account: str, kind: Kind, reference: str) -> str:
 
 
 def _purse_pk(account: str, purse: int) -> str:
-    return f"ACCT#{account}#{purse}" if purse != wallet.HOME else f"ACCT#{account}"
+    return f"ACCT#{account}#{purse}" if purse != balances.HOME else f"ACCT#{account}"
 
 
 def _available_micro(purse: Mapping[str, Any] | None) -> int:
@@ -1088,15 +1099,15 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
     )
 
 
-def _judges_json(judges: Sequence[Hire]) -> str | None:
+def _judges_json(judges: Sequence[JudgeHold]) -> str | None:
     return json.dumps([astuple(hire) for hire in judges]) if judges else None
 
 
-def _hires(values: Mapping[str, Any]) -> Iterator[Hire]:
+def _hires(values: Mapping[str, Any]) -> Iterator[JudgeHold]:
     for side, agent_id, budget_micro, *named in json.loads(values.get("judges", "[]")):
         # Before the agent's judge was paid by a bond, the payer paid both, and their ids followed from the task's.
         of_payer = escrow_id(values["account"], judge_task_id(values["task_id"], Side(side)))
-        yield Hire(Side(side), agent_id, budget_micro, *(named or [of_payer]))
+        yield JudgeHold(Side(side), agent_id, budget_micro, *(named or [of_payer]))
 
 
 def _numbers_json(numbers: ComputePrices | Limits | None) -> str | None:

@@ -23,6 +23,10 @@ class Delivery:
     number: int
 
 
+class NotDoneError(Exception):
+    """The message is not done with: the queue keeps it. Whoever raises this has logged why."""
+
+
 class Queue:
     """A queue by its URL."""
 

@@ -20,16 +20,14 @@ others, so that nothing is read in vain. The index `owner` finds all agents of o
 before have too, when every registration was in the listing; `page` takes out what it meets of those.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from quittance.acceptance import NO_RULES
+from quittance.acceptance.rules import NO_RULES
 from quittance.errors import NotFoundError, PlatformUnavailableError
 from quittance.limits import OWNED_AGENTS_READ_MAX, UNLISTED_AT_ONCE_MAX
 from quittance.store.cache import Cache
@@ -50,6 +48,7 @@ from quittance.store.dynamo import (
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+from quittance.agent import Agent, AgentState, Rejection, Terms, Upload, Version
 
 LISTING_INDEX: Final = "listing"
 OWNER_INDEX: Final = "owner"
@@ -60,57 +59,6 @@ _CACHE_SECONDS: Final = 10.0
 _REFUSED: Final = "refused"
 
 
-class AgentState(StrEnum):
-    """Where an agent, or its newest upload, stands."""
-
-    AWAITING_UPLOAD = "awaiting_upload"
-    PUBLISHING = "publishing"
-    ACTIVE = "active"
-    REJECTED = "rejected"
-    FAILED = "failed"
-    RETIRED = "retired"
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What an agent asks and is allowed: its tariff, the limits of a run, and the rules for its output.
-
-    Tariff and rules are canonical JSON. `task_judge_bps` is the share of the price that is due when a task's own judge
-    rejects the output, in basis points; None if the agent takes no task that brings a judge.
-    """
-
-    tariff: str
-    memory_bytes: int
-    timeout_s: int
-    fuel: int
-    rules: str = NO_RULES
-    task_judge_bps: int | None = None
-
-    @property
-    def rules_sha256(self) -> str:
-        """The digest of the rules, that of `{}` if there are none: by it a task pins them."""
-        return hashlib.sha256(self.rules.encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A published module and the artefact compiled from it, each named by its digest."""
-
-    module_sha256: str
-    artefact_key: str
-    artefact_sha256: str
-    engine: str
-    config_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why the newest upload was refused or failed, for its author."""
-
-    code: str
-    message: str
-
-
 @dataclass(frozen=True, slots=True)
 class Due:
     """What the publication of one upload costs its owner's bond."""
@@ -119,47 +67,6 @@ class Due:
     agent_id: str
     upload: int
     amount_micro: int
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """The newest upload: its number, where it stands, and the terms that its version will have.
-
-    `posted` is the version of the object that was claimed as this upload.
-    """
-
-    number: int
-    state: AgentState
-    terms: Terms
-    rejection: Rejection | None = None
-    posted: str | None = None
-
-    @property
-    def decided(self) -> bool:
-        """Whether nothing can change this upload any more."""
-        return self.state in {AgentState.ACTIVE, AgentState.REJECTED}
-
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """An agent as registered. `terms` and `version` are those that tasks get now."""
-
-    agent_id: str
-    owner: str
-    name: str
-    description: str
-    created_ms: int
-    terms: Terms
-    upload: Upload
-    version: Version | None = None
-    retired_ms: int | None = None
-
-    @property
-    def state(self) -> AgentState:
-        """Where the agent stands; a new upload beside an active version does not disturb it."""
-        if self.retired_ms is not None:
-            return AgentState.RETIRED
-        return AgentState.ACTIVE if self.version else self.upload.state
 
 
 Place = tuple[int, str]

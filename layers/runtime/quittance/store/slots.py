@@ -37,13 +37,15 @@ class Slots:
         self._table = table
         self._left_ms = left_ms
 
-    def take(self, account: str, holder: str, *, of: int, now_ms: int, lease_ms: int, keep_ms: int = 0) -> int | Busy:
+    def take(
+        self, account: str, holder: str, *, of: int, now_ms: int, lease_ms: int, reserve_ms: int = 0
+    ) -> int | Busy:
         """Takes one of so many slots for a holder until `lease_ms`; returns its number.
 
         Costs one write while few slots are taken; when the first one that is tried is, one read of all besides.
-        `keep_ms` is the time that the run will need.
+        `reserve_ms` is the time that the run will need.
         """
-        patience = Patience(self._left_ms(), keep_ms=keep_ms)
+        patience = Patience(self._left_ms(), reserve_ms=reserve_ms)
 
         def taken(number: int) -> bool:
             write = update(

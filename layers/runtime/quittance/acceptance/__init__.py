@@ -1,0 +1,1 @@
+"""What an output must be for its agent to be paid. Pure."""

@@ -1,0 +1,1 @@
+"""The border with strangers: requests, answers, events and messages."""

@@ -1,0 +1,239 @@
+"""HTTP for all functions: routes by Powertools, exact JSON, the authorizer's identity, errors as problem+json."""
+
+import base64
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from re import Match
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
+from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
+from aws_lambda_powertools.event_handler.openapi.params import Query
+from pydantic import BaseModel
+
+from quittance.api.identity import Caller, is_account_id
+from quittance.api.models import TaskPending, TaskResult
+from quittance.api.requests import encoded_path, invalid, read_json, read_path
+from quittance.errors import (
+    AnswerTooLargeError,
+    InvalidRequestError,
+    NotFoundError,
+    QuittanceError,
+    TaskInProgressError,
+    UnauthenticatedError,
+    UnsupportedMediaTypeError,
+    problem,
+)
+from quittance.limits import LAMBDA_SYNC_BYTES_MAX, PAGE_ITEMS_MAX
+from quittance.observability import logger
+
+PREFIX: Final = "/api/v1/economic"
+PageLimit = Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)]
+PageAfter = Annotated[str | None, Query(description="The `next` of an earlier page.")]
+_JSON: Final = "application/json"
+_PROBLEM_JSON: Final = "application/problem+json"
+_RETRY_AFTER_S: Final = 2
+_JSON_BYTES_PER_CHAR_MAX: Final = 12  # \ud83d\ude00
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+
+
+class Api(APIGatewayRestResolver):
+    """The resolver that every HTTP function mounts its routes on: it takes JSON and nothing else."""
+
+    def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
+        """The answer to a REST API proxy event; every refusal and failure is one.
+
+        Routes give `Location` from this API's root, as they know it; the client gets it from its own.
+        """
+        try:
+            answered = super().resolve(_plain(event), context)
+        except QuittanceError as error:  # of reading the request; what a route raises is answered inside
+            answered = _proxy(_refuse(error))
+        answered = _at_its_place(answered, event)
+        if _sent_bytes(answered) > LAMBDA_SYNC_BYTES_MAX:
+            logger.error("answer too large", status=answered["statusCode"])
+            answered = _at_its_place(_proxy(_refuse(AnswerTooLargeError())), event)
+        return answered
+
+    def _convert_matches_into_route_keys(self, match: Match[str]) -> dict[str, str]:
+        """Decodes the path parameters after the route is found, so that an encoded slash cannot lead to another route.
+
+        Powertools hands parameters on as they are in `path`, and has no public hook between matching and validation.
+        """
+        return read_path(super()._convert_matches_into_route_keys(match))
+
+
+def api() -> Api:
+    """A resolver without routes yet."""
+    app = Api(enable_validation=True, json_body_deserializer=read_json)
+    app.exception_handler(QuittanceError)(_refuse)
+    app.exception_handler(RequestValidationError)(_refuse_fields)
+    app.not_found(lambda _: _refuse(NotFoundError("There is nothing at this path.")))
+    app.exception_handler(Exception)(_fail)
+    return app
+
+
+def root(event: Mapping[str, Any]) -> str:
+    """The path at which a client finds this API: `/{stage}`, the base path of a custom domain, or nothing.
+
+    `requestContext.path` is the path that the client sent. What stands there before the route's own segments is ours to
+    give back in links; so a link works wherever the request did.
+    """
+    context = event.get("requestContext") or {}
+    return _parted(context.get("path") or event["path"], event.get("resource") or "")[0]
+
+
+def caller(app: APIGatewayRestResolver) -> Caller:
+    """The identity that the authorizer verified.
+
+    Raises UnauthenticatedError if there is none, or if its subject can be no account, whatever let it pass.
+    """
+    context = app.current_event.raw_event["requestContext"].get("authorizer") or {}
+    account = context.get("sub")
+    if not account or not is_account_id(account):
+        raise UnauthenticatedError
+    return Caller(account, frozenset(context.get("scope", "").split()))
+
+
+def answer(
+    model: BaseModel, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str | list[str]] | None = None
+) -> Response[str]:
+    """A JSON answer that nobody caches."""
+    return Response(
+        status_code=status,
+        content_type="application/json",
+        body=model.model_dump_json(by_alias=True),
+        headers={**_NO_STORE, **(headers or {})},
+    )
+
+
+def task_answer(outcome: TaskResult | TaskPending, *, queued: bool = False) -> Response[str]:
+    """200 with a settled task; 202 with the place to look again for one whose outcome is not known yet.
+
+    `queued` tells a client that preferred not to wait that it was not made to (RFC 7240 §3).
+    """
+    if isinstance(outcome, TaskResult):
+        return answer(outcome)
+    headers: dict[str, str | list[str]] = {
+        "Location": f"{PREFIX}/tasks/{quote(outcome.task_id, safe='')}/result",
+        "Retry-After": str(_RETRY_AFTER_S),
+    }
+    if queued:
+        headers["Preference-Applied"] = "respond-async"
+    return answer(outcome, HTTPStatus.ACCEPTED, headers)
+
+
+def direct_answer(outcome: TaskResult | TaskPending, *, inline_bytes_max: int | None) -> dict[str, Any]:
+    """A settled task as plain JSON. Raises TaskInProgressError for one whose outcome is not known yet.
+
+    So a direct caller sees an outcome or an error by name, and never takes a task that hangs for one that is done.
+    """
+    if isinstance(outcome, TaskPending):
+        raise TaskInProgressError(outcome.task_id, retry_after_s=_RETRY_AFTER_S)
+    told = outcome if inline_bytes_max is None else outcome.within(inline_bytes_max)
+    return told.model_dump(mode="json", by_alias=True)
+
+
+def responses(*models: tuple[HTTPStatus, type[BaseModel]]) -> Any:  # noqa: ANN401 - Powertools' nested TypedDicts
+    """The answers of a route for its OpenAPI description."""
+    return {
+        int(status): {"description": status.phrase, "content": {"application/json": {"model": model}}}
+        for status, model in models
+    }
+
+
+def _refuse(error: QuittanceError) -> Response[str]:
+    status, body, headers = problem(error)
+    return Response(
+        status_code=status,
+        content_type=_PROBLEM_JSON,
+        body=json.dumps(body),
+        headers={**_NO_STORE, **headers},
+    )
+
+
+def _refuse_fields(error: RequestValidationError) -> Response[str]:
+    return _refuse(invalid(error.errors()))
+
+
+def _at_its_place(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer with links from the client's root, and a header that keeps browsers from guessing what it is."""
+    headers = answered["multiValueHeaders"]
+    if "Location" in headers:
+        headers["Location"] = [root(event) + location for location in headers["Location"]]
+    headers["X-Content-Type-Options"] = ["nosniff"]
+    return answered
+
+
+def _sent_bytes(answered: Mapping[str, Any]) -> int:
+    """The most bytes that an answer takes in JSON, whatever a runtime escapes; 0 if they cannot be many."""
+    if len(answered["body"] or "") * _JSON_BYTES_PER_CHAR_MAX < LAMBDA_SYNC_BYTES_MAX // 2:
+        return 0
+    return len(json.dumps(answered))
+
+
+def _plain(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The event with an encoded path, its body as text and the media type in its plain form.
+
+    Raises UnsupportedMediaTypeError, and InvalidRequestError for a body that is not UTF-8.
+    """
+    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
+    body = event.get("body")
+    media_type = headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    if body and media_type != _JSON:
+        raise UnsupportedMediaTypeError
+    if body and event.get("isBase64Encoded"):
+        try:
+            body = base64.b64decode(body, validate=True).decode()
+        except ValueError as exc:
+            raise InvalidRequestError(("body", "must be UTF-8")) from exc
+    _, path = _parted(encoded_path(event["path"]), event.get("resource") or "")
+    plain = {"path": path, "headers": {**headers, "content-type": _JSON}}
+    return {**event, **plain, "body": body, "isBase64Encoded": False}
+
+
+def _parted(path: str, resource: str) -> tuple[str, str]:
+    """A path in two: what is before the route that the gateway matched (`resource`), and the rest, without a slash at
+    its end. Not parted where it does not end like the route, or where the route is none of `template.yaml`.
+
+    A REST API leaves the base path of a custom domain in `path`, and the stage if the mapping names none.
+    """
+    names, parts = resource.split("/")[1:], path.rstrip("/").split("/")
+    before, own = parts[: -len(names)], parts[-len(names) :]
+    fits = len(own) == len(names) and all(
+        name == part or name.startswith("{") for name, part in zip(names, own, strict=True)
+    )
+    if not (resource.startswith(f"{PREFIX}/") and before and fits):
+        return "", path
+    at = encoded_path("/".join(before)).strip("/")
+    return (f"/{at}" if at else ""), "/" + "/".join(own)
+
+
+def _proxy(response: Response[str]) -> dict[str, Any]:
+    headers = {**response.headers, "Content-Type": response.content_type}
+    return {
+        "statusCode": int(response.status_code),
+        "multiValueHeaders": {name: [value] for name, value in headers.items()},
+        "body": response.body,
+        "isBase64Encoded": False,
+    }
+
+
+def _fail(_: Exception) -> Response[str]:
+    # The exception is logged, never shown: its text may hold what is not the caller's.
+    logger.exception("unexpected failure")
+    body = {
+        "type": "about:blank",
+        "title": "Internal Server Error",
+        "status": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "code": "internal_error",
+        "detail": "Something went wrong here. Repeat the same request: nothing is done twice.",
+    }
+    return Response(
+        status_code=HTTPStatus.INTERNAL_SERVER_ERROR,
+        content_type=_PROBLEM_JSON,
+        body=json.dumps(body),
+        headers=_NO_STORE,
+    )

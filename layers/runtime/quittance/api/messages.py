@@ -1,0 +1,97 @@
+"""What the queue of tasks carries: the payload of a direct invocation, large inputs by digest.
+
+So whoever IAM lets send to the queue may send one too: such a task is funded when it is worked on.
+"""
+
+import base64
+import json
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from quittance import canonical_json
+from quittance.acceptance.rules import rules_json
+from quittance.api import events
+from quittance.api.models import DirectTaskRequest, TaskRequest
+from quittance.api.requests import read_json, validated
+from quittance.errors import InvalidRequestError
+from quittance.ledger.credits import format_credits
+from quittance.limits import QUEUE_MESSAGE_BYTES_MAX
+from quittance.observability import Metric, count
+
+if TYPE_CHECKING:
+    from quittance.platform import Platform
+
+# SQS refuses some characters that JSON allows; escaped, none of them is left.
+_BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]")
+_SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A task as a message names it. If `by_digest`, the request's own input is empty, and this one is in the bucket."""
+
+    request: DirectTaskRequest
+    input_sha256: str
+    by_digest: bool
+
+
+def send(platform: "Platform", user: str, request: TaskRequest) -> None:
+    """Sends a task to the queue, its input to the bucket first if that is large. Raises PlatformUnavailableError."""
+    body, stdin = "", request.stdin
+    if len(stdin.data) <= QUEUE_MESSAGE_BYTES_MAX:
+        body = write(user, request, input_base64=base64.b64encode(stdin.data).decode())
+    if not body or len(body) > QUEUE_MESSAGE_BYTES_MAX:
+        platform.outputs.keep_input(stdin)
+        body = write(user, request, input_sha256=stdin.sha256)
+    platform.queue.send(body, of=user)
+    count(Metric.QUEUED)
+
+
+def read(body: str) -> Message:
+    """The task of a message of the queue, which may be a whole event of EventBridge: then it is the event's detail.
+
+    An event of the platform's own is never a task: the functions that put those on the bus may spend nobody's credits.
+    Here alone an input may be named by its digest: who may write to the queue is a matter of IAM. Raises
+    InvalidRequestError, PayloadTooLargeError.
+    """
+    payload = read_json(body)
+    if isinstance(payload, dict) and "detail-type" in payload:
+        if payload.get("source") == events.SOURCE:
+            raise InvalidRequestError(
+                ("source", f"must not be {events.SOURCE!r}: send tasks under a source of your own")
+            )
+        payload = payload.get("detail")
+    digest = payload.get("input_sha256") if isinstance(payload, dict) else None
+    if digest is None:
+        request = validated(DirectTaskRequest, payload)
+        return Message(request, request.stdin.sha256, by_digest=False)
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise InvalidRequestError(("input_sha256", f"must match the pattern {_SHA256.pattern}"))
+    if {"input", "input_base64"} & payload.keys():
+        raise InvalidRequestError(("input_sha256", "stands in for the input: send one of them"))
+    rest = {name: value for name, value in payload.items() if name != "input_sha256"}
+    return Message(validated(DirectTaskRequest, {**rest, "input": ""}), digest, by_digest=True)
+
+
+def write(user: str, request: TaskRequest, **its_input: str) -> str:
+    """The message of a request, in ASCII; its input as `input_base64` or as `input_sha256`."""
+    rules, least_tenths = request.acceptance, request.min_reputation
+    fields = {
+        "user_id": user,
+        "task_id": request.task_id,
+        "agent_id": request.agent_id,
+        "budget": format_credits(request.budget_micro),
+        "timeout": request.timeout,
+        "acceptance": None if rules is None else canonical_json.read(rules_json(rules).encode()),
+        "module_sha256": request.module_sha256,
+        "tariff_sha256": request.tariff_sha256,
+        "rules_sha256": request.rules_sha256,
+        "max_judging": None if request.max_judging_micro is None else format_credits(request.max_judging_micro),
+        "webhook": request.webhook,
+        "min_reputation": None if least_tenths is None else Decimal(least_tenths) / 10,
+        **its_input,
+    }
+    text = canonical_json.canonical({name: value for name, value in fields.items() if value is not None})
+    return _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)

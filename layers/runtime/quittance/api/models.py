@@ -1,0 +1,858 @@
+"""Every request and answer of the API, as pydantic models: the border between strangers' JSON and our types."""
+
+import base64
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from quittance import canonical_json, limits
+from quittance.acceptance.rules import Rules, rules_json, rules_sha256
+from quittance.agent import AgentState
+from quittance.api.targets import WebhookUrl
+from quittance.canonical_json import Sent
+from quittance.errors import InvalidRequestError, PayloadTooLargeError
+from quittance.ledger.credits import (
+    MICRO_PER_CREDIT,
+    ChangeIn,
+    CreditsChange,
+    CreditsIn,
+    CreditsOut,
+    between,
+    format_credits,
+    parse_credits,
+)
+from quittance.ledger.escrow import State, request_sha256
+from quittance.ledger.journal import Kind, PayoutState
+from quittance.ledger.pricing import Tariff
+from quittance.run import Fault, Input, Outcome, Side
+from quittance.store.operations import Action
+
+_ABSENT: Final = object()
+_MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10
+_TENTHS_MAX: Final = 1_000
+_BPS: Final = 10_000
+_MICRO_PER_BPS: Final = MICRO_PER_CREDIT // _BPS
+_TASK_ID: Final = "[A-Za-z0-9._~-]+"  # what URLs need not encode (RFC 3986 §2.3)
+_EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
+
+
+def _no_dot_segment(name: str) -> str:
+    if name in limits.DOT_SEGMENTS:
+        msg = "must not be . or .., which URLs leave out; choose another id"
+        raise ValueError(msg)
+    return name
+
+
+def _check_not_zero(micro: int) -> int:
+    if not micro:
+        msg = "must not be 0"
+        raise ValueError(msg)
+    return micro
+
+
+_not_zero: Final = AfterValidator(_check_not_zero)
+
+
+def _no_own_account(name: str) -> str:
+    if name == limits.OWN_ACCOUNT:
+        msg = f"must not be {limits.OWN_ACCOUNT}, which is no account's id; give the account's own id"
+        raise ValueError(msg)
+    return name
+
+
+TaskId = Annotated[
+    str,
+    StringConstraints(pattern=f"^{_TASK_ID}$", min_length=1, max_length=limits.TASK_ID_CHARS_MAX),
+    AfterValidator(_no_dot_segment),
+]
+StatedTaskId = Annotated[
+    str,
+    StringConstraints(
+        pattern=f"^{_TASK_ID}(:judge-(agent|task))?$", min_length=1, max_length=limits.STATED_TASK_CHARS_MAX
+    ),
+    AfterValidator(_no_dot_segment),
+]
+"""A task's id as answers and receipts name it: one that a client chose, or that of its judge (`judge_task_id`)."""
+AgentId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
+AccountInPath = Annotated[
+    str,
+    StringConstraints(pattern=limits.ACCOUNT_ID_PATTERN, min_length=1, max_length=limits.ACCOUNT_ID_CHARS_MAX),
+    AfterValidator(_no_dot_segment),
+]
+"""An account's id, or `me` for the caller's own account."""
+AccountId = Annotated[AccountInPath, AfterValidator(_no_own_account)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal."""
+Amount = Annotated[CreditsIn, between(1, limits.AMOUNT_MICRO_MAX)]
+Timestamp = Annotated[
+    int,
+    PlainSerializer(
+        lambda ms: datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        return_type=str,
+    ),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+"""Milliseconds since the epoch inside, RFC 3339 in JSON."""
+
+Points = Annotated[
+    int,
+    PlainSerializer(lambda tenths: tenths / 10, return_type=float),
+    WithJsonSchema({"type": "number", "multipleOf": 0.1}),
+]
+"""Tenths of a reputation point inside, a number with one decimal in JSON."""
+
+
+def _tenths(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        msg = "must be a number from 0 to 100"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns ValueError, not TypeError, into a named field
+    try:
+        micro = parse_credits(value)  # digit by digit: arithmetic would round 1e-999999999 to a score
+    except ValueError:
+        micro = -1
+    tenths, rest = divmod(micro, _MICRO_PER_TENTH)
+    if rest or not 0 <= tenths <= _TENTHS_MAX:
+        msg = "must be from 0 to 100, with at most one decimal"
+        raise ValueError(msg)
+    return tenths
+
+
+Score = Annotated[
+    int,
+    BeforeValidator(_tenths),
+    PlainSerializer(lambda tenths: tenths / 10, return_type=float),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100, "multipleOf": 0.1}),
+]
+"""Tenths of a reputation point inside, a JSON number with one decimal in requests."""
+
+
+def _as_doubles(rules: Rules) -> Rules:
+    text = rules_json(rules)
+    if canonical_json.canonical(json.loads(text)) != text:
+        msg = "must hold numbers that a double carries exactly as they are spelt, because anyone may read them"
+        raise ValueError(msg)
+    return rules
+
+
+def _bps(value: object) -> int:
+    bps, rest = divmod(parse_credits(value), _MICRO_PER_BPS)
+    if rest or bps > _BPS:
+        msg = 'must be from 0 to 1, with at most four decimals, such as "0.25"'
+        raise ValueError(msg)
+    return bps
+
+
+Share = Annotated[
+    int,
+    BeforeValidator(_bps),
+    PlainSerializer(lambda bps: format_credits(bps * _MICRO_PER_BPS)),
+    WithJsonSchema({"type": "string", "pattern": r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", "examples": ["0.25"]}),
+]
+"""A part of a price: basis points inside, a decimal string from 0 to 1 in JSON."""
+
+
+# The serializer has no return type, for the schema of an answer would be that type's.
+PublishedRules = Annotated[
+    Rules, AfterValidator(_as_doubles), PlainSerializer(lambda rules: json.loads(rules_json(rules)))
+]
+"""Rules that anyone may read: shown as they were sent, to any reader that takes numbers for doubles."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
+
+
+# Tasks.
+
+
+class TaskRequest(Sent):
+    """One task: which agent, on what input, for at most how much."""
+
+    task_id: TaskId = Field(description="Yours to choose; the same id and body never run or cost twice.")
+    agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
+    input_base64: str | None = Field(default=None, description="Instead of `input`: the bytes for stdin.")
+    input: Any = Field(
+        default_factory=lambda: _ABSENT,
+        validate_default=True,
+        description="A string (stdin gets its UTF-8 bytes) or any other JSON value (stdin gets it as compact JSON).",
+    )
+    budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
+    timeout: (
+        Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), canonical_json.WHOLE]
+        | None
+    ) = Field(default=None, description="Whole seconds; the agent's own limit if absent.")
+    acceptance: Rules | None = Field(
+        default=None, description="Rules that the output must meet, beside the agent's own; else it is not paid for."
+    )
+    min_reputation: Score | None = Field(
+        default=None, description="Refuse the task if the agent's score is lower. From 0 to 100, one decimal."
+    )
+    module_sha256: Digest | None = Field(
+        default=None, description="Refuse the task if the agent's module is another one now."
+    )
+    tariff_sha256: Digest | None = Field(default=None, description="Refuse the task if the agent's tariff is another.")
+    rules_sha256: Digest | None = Field(
+        default=None, description="Refuse the task if the agent's rules for its outputs are others."
+    )
+    max_judging_micro: Annotated[CreditsIn, between(0, limits.BUDGET_MICRO_MAX)] | None = Field(
+        default=None,
+        alias="max_judging",
+        description="Refuse the task if its own judge may cost more. The agent's own judge costs you nothing.",
+    )
+    webhook: WebhookUrl | None = Field(
+        default=None,
+        description="Where to POST the event TaskSettled once the task is settled, signed. Public https only.",
+    )
+
+    @field_validator("input")
+    @classmethod
+    def _check_one_input(cls, value: object, others: ValidationInfo) -> object:
+        if (value is _ABSENT) == (others.data.get("input_base64") is None):
+            msg = "send exactly one of input and input_base64"
+            raise ValueError(msg)
+        return value
+
+    _stdin: Input = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _decode_input(self) -> Self:
+        """Decodes and hashes the input, once. Raises InvalidRequestError, PayloadTooLargeError."""
+        field = "input" if self.input_base64 is None else "input_base64"
+        try:
+            data = _compact(self.input) if self.input_base64 is None else _decode_base64(self.input_base64)
+        except ValueError as exc:
+            raise InvalidRequestError((field, str(exc))) from exc
+        if len(data) > limits.INPUT_BYTES_MAX:
+            raise PayloadTooLargeError(field, bytes_max=limits.INPUT_BYTES_MAX)
+        self._stdin = Input.of(data)
+        return self
+
+    @property
+    def stdin(self) -> Input:
+        """What the agent reads."""
+        return self._stdin
+
+    def with_stdin(self, stdin: Input) -> Self:
+        """The same task with another input."""
+        task = self.model_copy()
+        task._stdin = stdin  # noqa: SLF001 - of this class
+        return task
+
+    @property
+    def own_rules_sha256(self) -> str | None:
+        """The digest of the rules that the task brings, None if it brings none."""
+        return rules_sha256(rules_json(self.acceptance)) if self.acceptance else None
+
+    def sha256(self, input_sha256: str) -> str:
+        """The digest that distinguishes a repeated request from another one under the same task_id."""
+        return request_sha256(
+            agent_id=self.agent_id,
+            input_sha256=input_sha256,
+            budget_micro=self.budget_micro,
+            timeout_s=self.timeout,
+            wishes={
+                "min_reputation": self.min_reputation,
+                "acceptance": self.own_rules_sha256,
+                "webhook": self.webhook,
+                "module_sha256": self.module_sha256,
+                "tariff_sha256": self.tariff_sha256,
+                "rules_sha256": self.rules_sha256,
+                "max_judging": self.max_judging_micro,
+            },
+        )
+
+
+class DirectTaskRequest(TaskRequest):
+    """A task from a caller that IAM has authorised: Step Functions, the SDK, a queue."""
+
+    user_id: AccountId
+    inline_bytes_max: Annotated[int, Field(strict=True, ge=0), canonical_json.WHOLE] | None = Field(
+        default=None,
+        description="Leave an output, or a log, out of the answer if it takes more bytes there, as base64 too."
+        " Step Functions loses an execution whose state grows over 256 KiB.",
+    )
+
+
+class ResourceUsage(_Answer):
+    """What the sandbox measured."""
+
+    memory_used_mb: float = Field(description="Peak linear memory, in MiB.")
+    cpu_time_ms: int
+    execution_time_ms: int
+    storage_used_kb: float = Field(description="Output and log, in KiB.")
+    fuel_used: int
+    fuel_exact: bool = Field(description="False where a hardware trap made the engine under-report.")
+    input_bytes: int
+    output_bytes: int
+
+
+class TaskError(_Answer):
+    """Why the agent was not paid."""
+
+    code: Outcome
+    message: str
+
+
+class JudgeAnswer(_Answer):
+    """A judge of the output: paid by a task of its own, whose result has its receipt."""
+
+    side: Side = Field(description="Whose rules ask for it. The agent's is paid by its owner, the task's by its payer.")
+    agent_id: str
+    task_id: str
+    budget_micro: CreditsOut = Field(
+        alias="budget",
+        description="Held for it: out of the budget that was offered if it is the task's, else out of the bond of the"
+        " agent's owner.",
+    )
+    cost_micro: CreditsOut = Field(alias="cost", description="What it cost whoever pays it; 0 if it was not asked.")
+    score: str | None = Field(description="From 0 to 1; null unless the output was accepted.")
+
+
+class TaskResult(_Answer):
+    """A settled task. Everything in it comes from the ledger; a repeated request gets the same answer."""
+
+    task_id: str
+    agent_id: str
+    success: bool
+    output: str | None = Field(description="What the agent wrote, if it is UTF-8; only of a task that was paid for.")
+    output_base64: str | None = Field(
+        default=None,
+        description="What the agent wrote, if it is not UTF-8, or is a text that JSON spells with too many bytes for"
+        " one answer, such as a megabyte of control characters.",
+    )
+    log: str | None = Field(default=None, description="What the agent wrote to stderr, at most 64 KiB.")
+    error: TaskError | None
+    execution_time_ms: int
+    resource_usage: ResourceUsage
+    escrow_id: str
+    escrow_status: State
+    amount_paid_micro: CreditsOut = Field(alias="amount_paid", description="To the agent's owner.")
+    amount_refunded_micro: CreditsOut = Field(alias="amount_refunded", description="Back to the user.")
+    fee_micro: CreditsOut = Field(
+        alias="fee",
+        description="To the platform: commission and compute. paid + refunded + fee + what was held for the task's own"
+        " judge = budget.",
+    )
+    compute_micro: CreditsOut = Field(alias="compute", description="The part of the fee that is for computing.")
+    judging_micro: CreditsOut = Field(alias="judging", description="What the task's own judge cost, beside the rest.")
+    fault: Fault = Field(description="Whose limit was hit or who failed: that side bears the compute.")
+    judges: list[JudgeAnswer] = Field(default=[], description="Agents that score the output before it is paid for.")
+    payment_method: Literal["escrow"] = "escrow"
+    reputation_delta: Points
+    timestamp: Timestamp
+    receipt: str = Field(description="Signed statement of all this (compact JWS).")
+
+    def within(self, bytes_max: int) -> Self:
+        """Without an output, and without a log, of more bytes in JSON; the receipt still names them by digest.
+
+        An output that is too long as text, and not as base64, is given as base64.
+        """
+        texts = {name: getattr(self, name) for name in ("output", "output_base64", "log")}
+        if json_bytes(self.output) > bytes_max and self.output is not None:
+            texts["output_base64"] = base64.b64encode(self.output.encode()).decode()
+        return self.model_copy(
+            update={name: text if json_bytes(text) <= bytes_max else None for name, text in texts.items()}
+        )
+
+
+class TaskPending(_Answer):
+    """A task that is not settled yet: read its result later."""
+
+    task_id: str
+    agent_id: str
+    escrow_id: str
+    escrow_status: State
+    expires_at: Timestamp = Field(description="Settled or refunded by then.")
+
+
+# Runs: many tasks under one budget, for the workflow of template.yaml.
+
+
+class RunStep(Sent):
+    """One agent of a chain: each input goes through all of them, one's output being the next one's input."""
+
+    agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
+    share: Annotated[int, Field(strict=True, ge=1, le=limits.RUN_SHARE_MAX), canonical_json.WHOLE] = Field(
+        default=1, description="How much of an input's budget is this step's, compared with the other steps."
+    )
+    timeout: (
+        Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), canonical_json.WHOLE]
+        | None
+    ) = None
+    acceptance: PublishedRules | None = None
+    min_reputation: Score | None = None
+
+
+class RunRequest(Sent):
+    """Agents to run on many inputs, for at most so much in all. The workflow's input."""
+
+    run_id: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]+$", min_length=1, max_length=limits.RUN_ID_CHARS_MAX)
+    ] = Field(description="Yours to choose, the execution's name if absent; the same id and body never cost twice.")
+    user_id: AccountId
+    budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(
+        alias="budget", description="The most that all tasks of the run together may cost."
+    )
+    steps: Annotated[list[RunStep], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)]
+    inputs: Annotated[list[Any], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)] = Field(
+        description="For the first step: strings, or any other JSON values, as the `input` of a task."
+    )
+
+    @field_validator("inputs")
+    @classmethod
+    def _as_text(cls, values: list[Any]) -> list[str]:
+        texts = []
+        for number, value in enumerate(values):
+            try:
+                texts.append(_compact(value).decode())
+            except ValueError as exc:
+                raise InvalidRequestError((f"inputs.{number}", str(exc))) from exc
+        return texts
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        if len(self.inputs) * len(self.steps) > limits.RUN_TASKS_MAX:
+            msg = f"{len(self.inputs)} inputs by {len(self.steps)} steps: at most {limits.RUN_TASKS_MAX} tasks in a run"
+            raise InvalidRequestError(("inputs", msg))
+        return self
+
+
+class RunLine(_Answer):
+    """What becomes of one input: the tasks that it goes through, all but their own inputs."""
+
+    input: str
+    tasks: list[dict[str, Any]]
+
+
+class RunPlan(_Answer):
+    """The tasks of a run, as the workflow sends them to the execute function."""
+
+    run_id: str
+    lines: list[RunLine]
+
+
+# Agents.
+
+
+class AgentLimits(Sent):
+    """What one run of the agent may use."""
+
+    memory_mib: Annotated[
+        int, Field(strict=True, ge=1, le=limits.MEMORY_BYTES_MAX // limits.MIB), canonical_json.WHOLE
+    ] = limits.MEMORY_BYTES_DEFAULT // limits.MIB
+    timeout: Annotated[
+        int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), canonical_json.WHOLE
+    ] = limits.TIMEOUT_S_DEFAULT
+    fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX), canonical_json.WHOLE] = limits.FUEL_MAX
+
+
+class TaskJudges(Sent):
+    """On which terms an agent takes tasks that bring a judge of their own."""
+
+    rejected_share_bps: Share = Field(
+        alias="rejected_share",
+        description="The part of the price, from 0 to 1, that is due when the task's judge does not accept the output.",
+    )
+
+
+class AgentRequest(Sent):
+    """A new agent and its terms."""
+
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.AGENT_NAME_CHARS_MAX)]
+    description: Annotated[str, StringConstraints(max_length=limits.AGENT_DESCRIPTION_CHARS_MAX)] = ""
+    tariff: Tariff
+    limits: AgentLimits = AgentLimits()
+    acceptance: PublishedRules | None = Field(
+        default=None, description="Rules that each output must meet for the agent to be paid."
+    )
+    task_judges: TaskJudges | None = Field(
+        default=None, description="Consent to tasks that bring a judge; without it they are refused."
+    )
+
+
+class VersionRequest(Sent):
+    """A new version of an agent; terms that are absent stay as they are."""
+
+    tariff: Tariff | None = None
+    limits: AgentLimits | None = None
+    acceptance: PublishedRules | None = Field(default=None, description="`{}` takes all rules away.")
+    task_judges: TaskJudges | Literal["refused"] | None = Field(
+        default=None, description='`"refused"` takes the consent back.'
+    )
+
+
+class UploadForm(_Answer):
+    """Where to post the module, once, as `multipart/form-data`: the fields first, then the part `file`."""
+
+    method: Literal["POST"] = "POST"
+    url: str
+    fields: dict[str, str]
+    expires_at: Timestamp
+
+
+class AgentUpload(_Answer):
+    """An agent that waits for a module."""
+
+    agent_id: str
+    state: AgentState
+    upload: UploadForm
+
+
+class AgentRejection(_Answer):
+    """Why the newest upload was refused, or that the platform failed to publish it (`platform_failed`)."""
+
+    code: str
+    message: str
+
+
+class CreditsSpread(_Answer):
+    """How amounts are spread: p50 and p95 are exact or up to 1/16 too high."""
+
+    least_micro: CreditsOut = Field(alias="least")
+    p50_micro: CreditsOut = Field(alias="p50")
+    p95_micro: CreditsOut = Field(alias="p95")
+    greatest_micro: CreditsOut = Field(alias="greatest")
+
+
+class TimeSpread(_Answer):
+    """How times are spread, in milliseconds: p50 and p95 are exact or up to 1/16 too high."""
+
+    least: int
+    p50: int
+    p95: int
+    greatest: int
+
+
+class AgentEstimate(_Answer):
+    """What the paid runs of the newest one or two months cost their users, fee included, and how long they took."""
+
+    runs: int
+    price: CreditsSpread
+    execution_time_ms: TimeSpread
+
+
+class AgentReputation(_Answer):
+    """An agent's standing, a function of its receipts alone."""
+
+    score: Points = Field(description="By the platform's algorithm.")
+    algorithm: str = Field(description="Which of `scores` the platform goes by.")
+    scores: dict[str, Points]
+    outcomes: int
+    successes: int
+    failures: int = Field(description="By the agent's own fault.")
+    success_rate: float | None = Field(description="Successes among successes and failures; null before the first.")
+    distinct_payers: int = Field(description="Other users who have paid; an estimate from 128 on.")
+    recent: AgentEstimate | None = Field(
+        description="What its paid runs cost and took of late; null if there are none."
+    )
+
+
+class ComputeAnswer(_Answer):
+    """What the platform takes for computing."""
+
+    run_micro: CreditsOut = Field(alias="run", description="For each run.")
+    per_billion_fuel_micro: CreditsOut = Field(alias="per_billion_fuel")
+
+
+class PriceEstimate(_Answer):
+    """What a task of an agent may cost: by its tariff at least, and by its history."""
+
+    agent_id: str
+    tariff: Tariff
+    tariff_sha256: str = Field(description="By this the receipts name the tariff.")
+    least_price_micro: CreditsOut = Field(
+        alias="least_price",
+        description="No task is taken with a smaller budget: the agent's price and the compute of the shortest run.",
+    )
+    compute: ComputeAnswer = Field(description="What the platform takes for computing, beside the agent's price.")
+    module_sha256: str | None = Field(description="Pin it in a task, so that no other version runs.")
+    rules_sha256: str = Field(description="Of the rules for its outputs; pin it in a task likewise.")
+    judging_micro: CreditsOut = Field(
+        alias="judging", description="Held for the agent's own judge out of its owner's bond: it costs a task nothing."
+    )
+    task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
+    recent: AgentEstimate | None = Field(description="Null if it has had no paid run of late.")
+
+
+class AgentAnswer(_Answer):
+    """An agent as anyone may see it."""
+
+    agent_id: str
+    owner: str
+    name: str
+    description: str
+    state: AgentState
+    module_sha256: str | None = Field(description="Names the version that tasks run now.")
+    rejection: AgentRejection | None = None
+    tariff: Tariff
+    tariff_sha256: str = Field(description="Pin it in a task, so that no other tariff counts.")
+    rules_sha256: str = Field(description="Of the rules for its outputs; that of `{}` if there are none.")
+    limits: AgentLimits
+    task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
+    acceptance: PublishedRules | None = Field(
+        default=None, description="The rules for its outputs, `{}` if there are none; only when one agent is read."
+    )
+    reputation: AgentReputation | None = Field(default=None, description="Only when one agent is read.")
+    created_at: Timestamp
+
+
+class AgentPage(_Answer):
+    """Some agents, newest first; a page may be shorter than `limit`, or empty, though more follow."""
+
+    agents: list[AgentAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+class LogTile(_Answer):
+    """A tile of the log's Merkle tree: roots of subtrees of height 8 · level, in order."""
+
+    hashes: list[str] = Field(description="SHA-256, in hexadecimal.")
+
+
+# Accounts.
+
+
+class DepositRequest(Sent):
+    """Credits for an account."""
+
+    deposit_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    amount_micro: Amount = Field(alias="amount")
+
+
+class WithdrawalRequest(Sent):
+    """Credits out of one's own account."""
+
+    withdrawal_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    amount_micro: Amount = Field(alias="amount")
+
+
+class BondRequest(Sent):
+    """Credits from one's account into one's bond, or back."""
+
+    bond_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    amount_micro: Annotated[ChangeIn, between(-limits.AMOUNT_MICRO_MAX, limits.AMOUNT_MICRO_MAX), _not_zero] = Field(
+        alias="amount", description="Into the bond; with a minus, out of it: a release."
+    )
+
+
+class BondAnswer(_Answer):
+    """What stands for the failures of one's agents. `available` and `charged` are exact; `held` may lag by a second."""
+
+    account_id: str
+    available_micro: CreditsOut = Field(alias="available", description="What is in the bond now.")
+    held_micro: CreditsOut = Field(
+        alias="held", description="Of the bond, in the funded escrows of judges that one's own agents have."
+    )
+    charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
+    releasable_micro: CreditsOut = Field(
+        alias="releasable",
+        description="What can be released now: nothing before all agents are retired and for four minutes after the"
+        " last was retired, or while one of their tasks is not settled and credited.",
+    )
+    minimum_micro: CreditsOut = Field(
+        alias="minimum", description="With less in the bond one's agents take no tasks, and none can be published."
+    )
+
+
+class BondMoveAnswer(_Answer):
+    """A movement of the bond as it was recorded the first time."""
+
+    account_id: str
+    bond_id: str
+    amount_micro: CreditsChange = Field(alias="amount")
+    recorded_at: Timestamp
+
+
+class AccountAnswer(_Answer):
+    """What an account has. `available` is exact; `held` and `earned` come from an index and may lag by a second."""
+
+    account_id: str
+    available_micro: CreditsOut = Field(alias="available")
+    held_micro: CreditsOut = Field(alias="held", description="In funded escrows.")
+    earned_micro: CreditsOut = Field(
+        alias="earned",
+        description="From settled tasks; the next sweep makes it available, or gives it back to the bond that paid the"
+        " agents' own judges.",
+    )
+
+
+class StatementLine(_Answer):
+    """One movement of an account's credits."""
+
+    at: Timestamp
+    kind: Kind
+    id: str = Field(
+        description="Of the deposit, withdrawal, bond movement or task; of the first escrow for what the sweep moves."
+    )
+    amount_micro: CreditsChange = Field(
+        alias="amount",
+        description="How far it changed what is available. A funded task's budget is out until it is settled.",
+    )
+    agent_id: str | None = None
+    tasks: int | None = Field(default=None, description="How many settled tasks were credited together.")
+    escrow_status: State | None = Field(default=None, description="Of a task.")
+    due_micro: CreditsOut | None = Field(
+        default=None, alias="due", description="Of a charge: what the failures cost. A bond pays no more than it has."
+    )
+    payout: PayoutState | None = Field(
+        default=None, description="Of a withdrawal: one that failed was returned, by a line `returned` with its id."
+    )
+
+
+class StatementPage(_Answer):
+    """Some movements, newest first. All amounts of all pages make what is available."""
+
+    account_id: str
+    lines: list[StatementLine]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+class DepositAnswer(_Answer):
+    """A deposit as it was recorded the first time."""
+
+    account_id: str
+    deposit_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    recorded_at: Timestamp
+
+
+class WithdrawalAnswer(_Answer):
+    """A withdrawal as it was recorded the first time, and how its payout stands now."""
+
+    account_id: str
+    withdrawal_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    state: PayoutState = Field(description="`requested` until it is paid out; `failed` if it was returned instead.")
+    recorded_at: Timestamp
+
+
+# Payouts.
+
+PayoutId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=limits.PAYOUT_ID_CHARS_MAX)
+]
+
+
+class PayoutDecision(Sent):
+    """How a payout ended. Final: the same again changes nothing, the other is refused."""
+
+    state: Literal["paid", "failed"] = Field(description="`failed` returns the credits to the account at once.")
+
+
+class PayoutAnswer(_Answer):
+    """A withdrawal that is to be paid out, or was decided."""
+
+    payout_id: str
+    account_id: str
+    withdrawal_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    state: PayoutState
+    account_frozen: bool = Field(description="Whether the account is frozen now: find out why before you pay.")
+    requested_at: Timestamp
+    decided_at: Timestamp | None = None
+    decided_by: str | None = Field(default=None, description="The account of the operator who decided.")
+
+
+class PayoutPage(_Answer):
+    """Payouts that wait, the longest waiting first."""
+
+    payouts: list[PayoutAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+# Operations.
+
+
+class OperationRequest(Sent):
+    """Why an operator does something."""
+
+    reason: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.REASON_CHARS_MAX)
+    ] = Field(description="For whoever reads the journal.")
+
+
+class OperationAnswer(_Answer):
+    """What an operator did: a line of the journal."""
+
+    operation_id: str
+    action: Action
+    target: str = Field(description="An agent's id, an account's id, or `funding`.")
+    by: str = Field(description="The operator's account.")
+    at: Timestamp
+    reason: str
+
+
+class OperationPage(_Answer):
+    """Some lines of the journal, newest first."""
+
+    operations: list[OperationAnswer]
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+def as_text(data: bytes | None) -> tuple[str | None, str | None]:
+    """What an agent wrote as `output`, or as `output_base64`: the other one is None.
+
+    Text is shown as text, unless it is so long in JSON that an answer with it could not be delivered: then base64 is
+    shorter. This depends on the bytes alone, so every answer about a task shows its output in the same way.
+    """
+    if data is None:
+        return None, None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = None
+    if text is None or _wire_bytes(text) > limits.OUTPUT_TEXT_WIRE_BYTES_MAX:
+        return None, base64.b64encode(data).decode()
+    return text, None
+
+
+def _wire_bytes(text: str) -> int:
+    """The most bytes that a text takes in what Lambda sends: the JSON of a body that is JSON itself."""
+    return len(json.dumps(json.dumps(text, ensure_ascii=False)))
+
+
+def json_bytes(text: str | None) -> int:
+    """How many bytes a text takes in UTF-8 JSON, as Step Functions counts them."""
+    return len(json.dumps(text, ensure_ascii=False).encode())
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as exc:
+        msg = "must be valid base64 (RFC 4648 §4, with padding)"
+        raise ValueError(msg) from exc
+
+
+def _compact(value: object) -> bytes:
+    """A string's own bytes, or compact JSON, in which decimals are the doubles that readers take (RFC 8259 §6)."""
+    try:
+        text = (
+            value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float)
+        )
+    except ValueError as exc:
+        msg = "must not hold numbers beyond the range of a double"
+        raise ValueError(msg) from exc
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        msg = "must not hold half of a surrogate pair, which UTF-8 cannot carry"
+        raise ValueError(msg) from exc

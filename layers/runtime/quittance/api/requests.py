@@ -1,0 +1,197 @@
+"""Requests as they come in, by HTTP, in an invocation or in a message: exact JSON, and each wrong field by its name.
+
+Path parameters are decoded here, exactly once, and nowhere else.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, unquote_to_bytes
+
+from pydantic import BaseModel, ValidationError
+
+from quittance.canonical_json import JsonError, check_depth
+from quittance.errors import InvalidRequestError
+from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX
+
+_PLACES: Final = frozenset({"body", "query", "path", "header"})
+_PATH_CHARS: Final = "/%:@!$&'()*+,;="  # stay as they are in a path, like letters, digits and "-._~" (RFC 3986 §3.3)
+_BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
+NO_CURSOR: Final = ("after", "must be the `next` of an earlier page")
+_SHOULD: Final = re.compile(r"^\w+ should")
+_SENTENCES: Final = {
+    "extra_forbidden": "is not a known field",
+    "missing": "is required",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+    "union_tag_not_found": "must be an object with a type",
+    "union_tag_invalid": "must have one of the types {expected_tags}",
+}
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_direct(model: type[_Model], payload: object) -> _Model:
+    """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
+    try:
+        text = json.dumps(payload)  # Lambda has read the payload's decimals as floats
+    except RecursionError as exc:
+        raise _too_deep() from exc
+    return validated(model, read_json(text))
+
+
+def validated(model: type[_Model], payload: object) -> _Model:
+    """A request in JSON. Raises InvalidRequestError, naming each field that is wrong."""
+    try:
+        return model.model_validate(payload)
+    except ValidationError as exc:
+        raise invalid(
+            exc.errors(include_url=False)
+        ) from None  # pydantic's text quotes the input, and Lambda logs what is raised
+
+
+def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
+
+    NaN and infinity, which are not JSON, names that stand twice in an object, and nesting beyond the limit are refused.
+    """
+    try:
+        value = json.loads(
+            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names
+        )
+        check_depth(value)
+    except (RecursionError, JsonError) as exc:
+        raise _too_deep() from exc
+    except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
+        raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
+    return value
+
+
+def encoded_path(path: str) -> str:
+    """A path in its percent-encoded form, in which routes are matched. Percent signs are left alone.
+
+    A REST API on AWS sends `path` as the client encoded it: nothing changes. `sam local start-api` sends it decoded:
+    it is encoded again, so that a quote or a space in an id reaches the same checks. There, ids with a percent sign
+    or a slash do not work, because the decoding cannot be undone.
+    """
+    return quote(path, safe=_PATH_CHARS, errors="surrogatepass")
+
+
+def read_path(parameters: Mapping[str, str]) -> dict[str, str]:
+    """A route's path parameters, percent-decoded exactly once.
+
+    Raises InvalidRequestError, naming each parameter whose encoding is broken, is not UTF-8, or has control characters.
+    """
+    decoded: dict[str, str] = {}
+    errors = []
+    for name, raw in parameters.items():
+        try:
+            decoded[name] = _decode(raw)
+        except ValueError as exc:
+            errors.append((name, str(exc)))
+    if errors:
+        raise InvalidRequestError(*errors)
+    return decoded
+
+
+def read_cursor(form: re.Pattern[str], cursor: str) -> re.Match[str]:
+    """The parts of a page's cursor, `after`. Raises InvalidRequestError for one that is not of this form."""
+    match = form.fullmatch(cursor)
+    if match is None:
+        raise InvalidRequestError(NO_CURSOR)
+    return match
+
+
+def invalid(found: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
+    """The refusal of what pydantic found wrong: it names the first FAULTS_NAMED_MAX faults."""
+    return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found[: FAULTS_NAMED_MAX + 1]))
+
+
+def _decode(raw: str) -> str:
+    if _BROKEN_ESCAPE.search(raw):
+        msg = "must be percent-encoded: % is followed by two hexadecimal digits, and is itself written %25"
+        raise ValueError(msg)
+    try:
+        text = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as exc:
+        msg = "must be percent-encoded UTF-8"
+        raise ValueError(msg) from exc
+    if _CONTROL.search(text):
+        msg = "must have no control characters"
+        raise ValueError(msg)
+    return text
+
+
+def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidRequestError((name, "must not be given twice"))
+        found[name] = value
+    return found
+
+
+def _refuse_constant(name: str) -> Decimal:
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+def _field(location: tuple[str | int, ...]) -> str:
+    """The path of a field as its sender wrote it: no word of where it was sent, nor of the tariff's union."""
+    parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
+    if "tariff" in parts:
+        del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]
+    return ".".join(parts) or "body"
+
+
+def _too_deep() -> InvalidRequestError:
+    return InvalidRequestError(("body", f"must not be nested deeper than {JSON_DEPTH_MAX} levels"))
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    sentence = _SENTENCES.get(found["type"])
+    if sentence:
+        return sentence.format(**found.get("ctx", {}))
+    message: str = found["msg"]
+    return _SHOULD.sub("must", message.removeprefix("Value error, "))
+
+
+# Possessive throughout: what was matched is never given back, so the work is proportional to the header's length.
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_QUOTED: Final = r'"(?:[^"\\]++|\\.)*+"'
+# The members of a list: commas inside quotes part nothing, and a quote that never ends takes all the rest.
+_MEMBER: Final = re.compile(rf'(?:[^,"]++|{_QUOTED}|".*+)++', re.DOTALL)
+# Parameters, which follow a semicolon, say more of a preference; none that is granted here has any.
+_PREFERENCE: Final = re.compile(rf"[ \t]*+({_WORD})[ \t]*+(?:=[ \t]*+({_WORD}|{_QUOTED})?[ \t]*+)?(?:;.*+)?", re.DOTALL)
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+
+
+def preferences(headers: Iterable[str]) -> dict[str, str]:
+    """The preferences of all `Prefer` headers of a request: names in lower case, values without quotes.
+
+    The first of a name counts, and an empty value is none (RFC 7240 §2). What is malformed is passed over: a preference
+    may always be ignored.
+    """
+    found: dict[str, str] = {}
+    for header in headers:
+        for member in _MEMBER.findall(header):
+            if match := _PREFERENCE.fullmatch(member):
+                found.setdefault(match[1].lower(), _unquoted(match[2] or ""))
+    return found
+
+
+def wants_async(headers: Iterable[str]) -> bool:
+    """Whether the client prefers not to wait for the outcome (RFC 7240 §4.1). How long it would wait is not asked."""
+    return preferences(headers).get("respond-async") == ""
+
+
+def _unquoted(value: str) -> str:
+    return _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value

@@ -1,0 +1,1 @@
+"""Whose money it is, and how much: credits, prices, escrows, balances, the journal, reputation. Pure."""

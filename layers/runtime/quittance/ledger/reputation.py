@@ -1,0 +1,460 @@
+"""An agent's standing: what its receipts say of it, in one bounded document. Pure, and integers only.
+
+`fold` adds receipts to a standing, `score_tenths` reads a score from 0.0 to 100.0 out of it by one of ALGORITHMS. The
+reasons, the formulae and what a ring of fake payers gains are in docs/reputation.md.
+
+All but the reference score is the same for the same set of receipts, in whatever order and batches they come: it is
+made of sums, capped sums, greatest values, and of the payers whose keys are smallest.
+"""
+
+import hashlib
+import heapq
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise
+from math import isqrt
+from typing import Any, Final
+
+from quittance.ledger.balances import bond_account
+from quittance.run import Fault, Outcome
+
+START_TENTHS: Final = 500
+SCORE_TENTHS_MAX: Final = 1_000
+_SUCCESS_TENTHS: Final = 20
+_EFFICIENCY_TENTHS: Final = 5
+_EFFICIENT_BELOW_MS: Final = 1_000
+_FAILURE_TENTHS: Final = -50
+
+# What is remembered. Together these bound the document: see STANDING_BYTES_MAX.
+STANDING_BYTES_MAX: Final = 64 * 1024
+PERIOD_MS: Final = 30 * 24 * 60 * 60 * 1_000
+PERIODS_MAX: Final = 8
+MEASURED_PERIODS_MAX: Final = 2  # those of which prices and times are kept: tariffs change
+PAYERS_MAX: Final = 128  # remembered in one period, and for the count of distinct payers
+_STAKE_MICRO: Final = 1_000  # the grain of a stake
+_STAKE_MAX: Final = 999_999_999
+_COUNT_MAX: Final = 999_999  # in one bucket of a histogram
+_KEY_HEX: Final = 10
+
+# What the robust score counts.
+FEE_UNIT_MICRO: Final = 10_000  # a payer that has paid fees of u units has ln(1 + u) votes
+FEE_MICRO_MAX: Final = 20 * FEE_UNIT_MICRO  # of one payer: ln 21 = 3.04 votes, and no more for any money
+_BITS: Final = 32  # of the fraction of a vote
+_ONE: Final = 1 << _BITS
+_LN_2: Final = 2_977_044_472  # ln 2
+_Z: Final = 7_064_592_534  # 1.6448536270: 5 % of a normal distribution lie above it
+_COMPLAINT: Final = _ONE // 8  # the most that one who has not paid weighs in votes, and only against an agent
+_COMPLAINTS_PART: Final = 3  # all who have not paid weigh at most the votes of those who have, divided by this
+_DECAY_BITS: Final = 16
+_DECAY: Final = (65_536, 46_341, 32_768, 23_170, 16_384, 11_585, 8_192, 5_793)  # 2^(-age / 2): half in two periods
+
+
+def delta_tenths(outcome: Outcome, fault: Fault, *, wall_ms: int) -> int:
+    """How far one outcome moves the score: success +2.0 (+0.5 under a second), agent's fault -5.0, else nothing."""
+    if outcome is Outcome.SUCCEEDED:
+        return _SUCCESS_TENTHS + (_EFFICIENCY_TENTHS if wall_ms < _EFFICIENT_BELOW_MS else 0)
+    return _FAILURE_TENTHS if fault is Fault.AGENT else 0
+
+
+def moved_tenths(score_tenths: int, delta: int) -> int:
+    """The reference score after one more outcome. Clamping makes the order matter: the log's order counts."""
+    return min(SCORE_TENTHS_MAX, max(0, score_tenths + delta))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one receipt says to its agent's standing. `fee_micro` is the commission; compute is no vote."""
+
+    agent: str
+    user: str
+    owner: str
+    outcome: Outcome
+    fault: Fault
+    paid_micro: int
+    fee_micro: int
+    budget_micro: int
+    wall_ms: int
+    settled_ms: int
+    reputation_tenths: int
+
+
+def entry(claims: Mapping[str, Any]) -> Entry:
+    """The entry of a verified receipt. Raises KeyError or ValueError if these are not the claims of a receipt."""
+    return Entry(
+        agent=claims["agent"],
+        user=claims["user"],
+        owner=claims["owner"],
+        outcome=Outcome(claims["outcome"]),
+        fault=Fault(claims["fault"]),
+        paid_micro=int(claims["paid"]),
+        fee_micro=int(claims["fee"]) - int(claims.get("compute", 0)),
+        budget_micro=int(claims["budget"]),
+        wall_ms=claims["meter"]["wall_ms"],
+        settled_ms=claims["settled_at"],
+        reputation_tenths=claims["reputation_tenths"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often values occurred: exact below 32, then 16 buckets to the octave, so a bucket is 1/16 wide at most."""
+
+    counts: Mapping[int, int] = field(default_factory=dict)
+    least: int | None = None
+    greatest: int | None = None
+
+    @property
+    def total(self) -> int:
+        """How many values there are."""
+        return sum(self.counts.values())
+
+    def plus(self, other: "Histogram") -> "Histogram":
+        """Both together. A bucket counts to 999,999 and stays there."""
+        counts = Counter(self.counts) + Counter(other.counts)
+        ends = [end for end in (self.least, self.greatest, other.least, other.greatest) if end is not None]
+        return Histogram(
+            {bucket: min(_COUNT_MAX, count) for bucket, count in counts.items()},
+            min(ends, default=None),
+            max(ends, default=None),
+        )
+
+    def quantile(self, percent: int) -> int:
+        """A value that at least `percent` of all do not exceed: the least such one, or up to 1/16 more.
+
+        It is the upper end of that value's bucket, and never more than the greatest. Raises ValueError if there is
+        no value.
+        """
+        if self.greatest is None:
+            msg = "no value, so no quantile"
+            raise ValueError(msg)
+        rank = -(-self.total * percent // 100)
+        buckets = sorted(self.counts)
+        reached = accumulate(self.counts[bucket] for bucket in buckets)
+        bucket = next(bucket for bucket, count in zip(buckets, reached, strict=True) if count >= rank)
+        return min(_bucket_end(bucket), self.greatest)
+
+
+def histogram(values: Iterable[int]) -> Histogram:
+    """The histogram of values, none of them negative."""
+    known = list(values)
+    counts = Counter(map(_bucket, known))
+    return Histogram().plus(Histogram(counts, min(known, default=None), max(known, default=None)))
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """What one payer did in one period: fees paid, and budgets that ended in success and in the agent's failure.
+
+    Fees are in micro-credits, stakes in thousandths of a credit, each capped.
+    """
+
+    fee_micro: int = 0
+    served: int = 0
+    failed: int = 0
+
+    def plus(self, entry: Entry) -> "Payer":
+        """With one more entry."""
+        succeeded = entry.outcome is Outcome.SUCCEEDED
+        stake = -(-entry.budget_micro // _STAKE_MICRO)
+        return Payer(
+            min(FEE_MICRO_MAX, self.fee_micro + entry.fee_micro),
+            min(_STAKE_MAX, self.served + stake * succeeded),
+            min(_STAKE_MAX, self.failed + stake * (not succeeded)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Thirty days of an agent: its payers by key, and price and time of its released runs."""
+
+    payers: Mapping[str, Payer] = field(default_factory=dict)
+    price_micro: Histogram = field(default_factory=Histogram)
+    wall_ms: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """All that is remembered of an agent's receipts. The default is that of an agent that has none.
+
+    `reference_tenths` is the reference score. `payer_keys` are the smallest keys of all who ever paid. `periods` are
+    the newest, by number; an owner's own runs and the platform's faults are in none of them.
+    """
+
+    reference_tenths: int = START_TENTHS
+    outcomes: int = 0
+    successes: int = 0
+    failures: int = 0
+    payer_keys: tuple[str, ...] = ()
+    periods: Mapping[int, Period] = field(default_factory=dict)
+
+    @property
+    def success_permille(self) -> int | None:
+        """Successes among successes and failures, in thousandths, rounded down; None before the first of either."""
+        decided = self.successes + self.failures
+        return 1_000 * self.successes // decided if decided else None
+
+    @property
+    def distinct_payers(self) -> int:
+        """How many users have paid, the owner not counted: exact below 128, then an estimate within 9 % or so.
+
+        The estimate is (k - 1) / U, where U is the k-th smallest key as a part of all keys (Bar-Yossef et al. 2002;
+        unbiased, Beyer et al. 2007).
+        """
+        if len(self.payer_keys) < PAYERS_MAX:
+            return len(self.payer_keys)
+        return (PAYERS_MAX - 1) * 16**_KEY_HEX // int(self.payer_keys[-1], 16)
+
+
+def fold(standing: Standing, entries: Iterable[Entry]) -> Standing:
+    """The standing after more receipts of its agent. Each receipt must be folded once."""
+    batch = list(entries)
+    reference_tenths = standing.reference_tenths
+    for moved in batch:
+        reference_tenths = moved_tenths(reference_tenths, moved.reputation_tenths)
+    counted = [entry for entry in batch if _is_decided(entry) and not _is_own(entry)]
+    paying = {_key(entry) for entry in counted if entry.paid_micro + entry.fee_micro}
+    return Standing(
+        reference_tenths=reference_tenths,
+        outcomes=standing.outcomes + len(batch),
+        successes=standing.successes + sum(entry.outcome is Outcome.SUCCEEDED for entry in batch),
+        failures=standing.failures + sum(entry.fault is Fault.AGENT for entry in batch),
+        payer_keys=tuple(heapq.nsmallest(PAYERS_MAX, paying.union(standing.payer_keys))),
+        periods=_periods(standing.periods, counted),
+    )
+
+
+def score_tenths(standing: Standing, algorithm: str) -> int:
+    """The score by one of ALGORITHMS, in tenths. Raises KeyError for a name that is not among them."""
+    return ALGORITHMS[algorithm](standing)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Least and greatest of some values, exactly; median and 95th percentile as `Histogram.quantile` gives them."""
+
+    least: int
+    p50: int
+    p95: int
+    greatest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run of an agent cost and took of late."""
+
+    runs: int
+    price_micro: Spread
+    wall_ms: Spread
+
+
+def estimate(standing: Standing) -> Estimate | None:
+    """Price (owner's share and fee) and time of the runs released in the newest two periods; None if none was."""
+    price, wall = Histogram(), Histogram()
+    for period in standing.periods.values():
+        price, wall = price.plus(period.price_micro), wall.plus(period.wall_ms)
+    return Estimate(price.total, _spread(price), _spread(wall)) if price.total else None
+
+
+def serialise(standing: Standing) -> str:
+    """The standing as JSON, at most STANDING_BYTES_MAX long: the same text for equal standings."""
+    return json.dumps(
+        {
+            "v": 1,
+            "reference": standing.reference_tenths,
+            "outcomes": standing.outcomes,
+            "successes": standing.successes,
+            "failures": standing.failures,
+            "payers": standing.payer_keys,
+            "periods": {
+                number: {
+                    "payers": {key: _numbers(payer) for key, payer in sorted(period.payers.items())},
+                    "price": _flat(period.price_micro),
+                    "wall": _flat(period.wall_ms),
+                }
+                for number, period in sorted(standing.periods.items())
+            },
+        },
+        separators=(",", ":"),
+    )
+
+
+def parse(text: str) -> Standing:
+    """The standing that `serialise` wrote. Raises ValueError for another version."""
+    document = json.loads(text)
+    if document["v"] != 1:
+        msg = f"a standing of version {document['v']} cannot be read"
+        raise ValueError(msg)
+    return Standing(
+        reference_tenths=document["reference"],
+        outcomes=document["outcomes"],
+        successes=document["successes"],
+        failures=document["failures"],
+        payer_keys=tuple(document["payers"]),
+        periods={
+            int(number): Period(
+                {key: Payer(*numbers) for key, numbers in period["payers"].items()},
+                _unflat(period["price"]),
+                _unflat(period["wall"]),
+            )
+            for number, period in document["periods"].items()
+        },
+    )
+
+
+# The standing's parts.
+
+
+def _is_decided(entry: Entry) -> bool:
+    """Whether a receipt says anything of the agent's work."""
+    return entry.outcome is Outcome.SUCCEEDED or entry.fault is Fault.AGENT
+
+
+def _is_own(entry: Entry) -> bool:
+    """Whether an owner paid for a run of its own agent, from its account or from its bond."""
+    return entry.user in {entry.owner, bond_account(entry.owner)}
+
+
+def _key(entry: Entry) -> str:
+    """A payer's place in the order of keys: another one for each agent, so that no account is remembered by all."""
+    named = f"{len(entry.agent)}:{entry.agent}{entry.user}".encode()
+    return hashlib.sha256(named).hexdigest()[:_KEY_HEX]
+
+
+def _periods(known: Mapping[int, Period], entries: Iterable[Entry]) -> dict[int, Period]:
+    added: dict[int, list[Entry]] = {number: [] for number in known}
+    for entry in entries:
+        added.setdefault(entry.settled_ms // PERIOD_MS, []).append(entry)
+    newest = max(added, default=0)
+    return {
+        number: _period(known.get(number, Period()), added[number], measured=newest - number < MEASURED_PERIODS_MAX)
+        for number in added
+        if newest - number < PERIODS_MAX
+    }
+
+
+def _period(known: Period, entries: Iterable[Entry], *, measured: bool) -> Period:
+    payers = dict(known.payers)
+    released = []
+    for entry in entries:
+        key = _key(entry)
+        payers[key] = payers.get(key, Payer()).plus(entry)
+        if entry.outcome is Outcome.SUCCEEDED:
+            released.append(entry)
+    # Whoever is among the smallest keys of all was so from its first receipt on, so nothing of it was ever dropped.
+    kept = {key: payers[key] for key in heapq.nsmallest(PAYERS_MAX, payers)}
+    if not measured:
+        return Period(kept)
+    prices = histogram(entry.paid_micro + entry.fee_micro for entry in released)
+    return Period(kept, known.price_micro.plus(prices), known.wall_ms.plus(histogram(e.wall_ms for e in released)))
+
+
+def _numbers(payer: Payer) -> tuple[int, int, int]:
+    return payer.fee_micro, payer.served, payer.failed
+
+
+def _bucket(value: int) -> int:
+    octave = max(0, value.bit_length() - 5)
+    return 16 * octave + (value >> octave)
+
+
+def _bucket_end(bucket: int) -> int:
+    octave = max(0, bucket // 16 - 1)
+    return (bucket - 16 * octave + 1 << octave) - 1
+
+
+def _spread(values: Histogram) -> Spread:
+    return Spread(values.least or 0, values.quantile(50), values.quantile(95), values.greatest or 0)
+
+
+def _flat(values: Histogram) -> list[int]:
+    """Least, greatest, then of each bucket its distance to the one before and its count."""
+    if values.least is None or values.greatest is None:
+        return []
+    buckets = sorted(values.counts)
+    gaps = [after - before for before, after in pairwise([0, *buckets])]
+    pairs = [(gap, values.counts[bucket]) for gap, bucket in zip(gaps, buckets, strict=True)]
+    return [values.least, values.greatest, *chain.from_iterable(pairs)]
+
+
+def _unflat(flat: list[int]) -> Histogram:
+    if not flat:
+        return Histogram()
+    least, greatest, *pairs = flat
+    return Histogram(dict(zip(accumulate(pairs[::2]), pairs[1::2], strict=True)), least, greatest)
+
+
+# The scores.
+
+
+def _reference(standing: Standing) -> int:
+    return standing.reference_tenths
+
+
+def _robust(standing: Standing) -> int:
+    """Who paid an agent votes on it: by how much it paid, capped, and by how it was served. See docs/reputation.md."""
+    won = lost = complaints = 0
+    for voter in _voters(standing.periods):
+        votes = _ln((FEE_UNIT_MICRO << _DECAY_BITS) + voter.fee, FEE_UNIT_MICRO << _DECAY_BITS)
+        stake = voter.served + voter.failed
+        won += votes * voter.served // stake
+        lost += votes * voter.failed // stake
+        unpaid = max(0, (_COMPLAINT * voter.fresh >> _DECAY_BITS) - votes)
+        complaints += unpaid * voter.failed // stake
+    return _wilson_tenths(won, lost + min(complaints, (won + lost) // _COMPLAINTS_PART))
+
+
+ALGORITHMS: Final[Mapping[str, Callable[[Standing], int]]] = {"reference": _reference, "robust": _robust}
+"""The scores by name: `reference` depends on the order of the log, `robust` does not."""
+
+
+@dataclass(slots=True)
+class _Voter:
+    """A payer over all periods, each weighed by its age; all in units of 2^-16."""
+
+    fee: int = 0
+    served: int = 0
+    failed: int = 0
+    fresh: int = 0
+
+
+def _voters(periods: Mapping[int, Period]) -> Iterable[_Voter]:
+    newest = max(periods, default=0)
+    voters: dict[str, _Voter] = defaultdict(_Voter)
+    for number, period in periods.items():
+        weight = _DECAY[newest - number]
+        for key, payer in period.payers.items():
+            voter = voters[key]
+            voter.fee = min(FEE_MICRO_MAX << _DECAY_BITS, voter.fee + weight * payer.fee_micro)
+            voter.served += weight * payer.served
+            voter.failed += weight * payer.failed
+            voter.fresh = max(voter.fresh, weight)
+    return voters.values()
+
+
+def _ln(numerator: int, denominator: int) -> int:
+    """The natural logarithm of a ratio from 1 on, times 2^32 and rounded down.
+
+    Bit by bit: squaring a number doubles its binary logarithm (Turner 2010, "A fast binary logarithm algorithm").
+    """
+    whole = (numerator // denominator).bit_length() - 1
+    rest = (numerator << _BITS) // (denominator << whole)  # from 1 to below 2
+    log2 = whole
+    for _ in range(_BITS):
+        rest = rest * rest >> _BITS
+        carry = rest >> _BITS + 1
+        rest >>= carry
+        log2 = log2 << 1 | carry
+    return log2 * _LN_2 >> _BITS
+
+
+def _wilson_tenths(won: int, lost: int) -> int:
+    """The lower end of the share of `won` that 5 % of chance leave, in thousandths (Wilson 1927).
+
+    Both are in units of 2^-32. With n = won + lost: (won + z²/2 - z·√(won·lost/n + z²/4)) / (n + z²).
+    """
+    total = won + lost
+    z_squared = _Z * _Z >> _BITS
+    root = isqrt(won * lost // max(1, total) + z_squared // 4 << _BITS)
+    return max(0, SCORE_TENTHS_MAX * (won + z_squared // 2 - (_Z * root >> _BITS)) // (total + z_squared))

@@ -1,0 +1,1 @@
+"""What anyone can check: receipts, the log, webhook signatures, the ledger's invariants. Pure, except `replay`."""

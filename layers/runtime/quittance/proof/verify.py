@@ -1,0 +1,674 @@
+"""The verifier: whether a receipt proves what it says, checked by anyone, offline. See docs/receipts.md.
+
+    quittance-verify receipt.jws --keys jwks.json [--module m.wasm --input in --output out] [--replay]
+    quittance-verify --webhook body.json --signature s.jws --url https://... --keys jwks.json
+
+It needs nothing of AWS, and the engine only to replay. Whatever it is handed is bounded and may be hostile.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from pydantic import ValidationError
+
+from quittance import limits
+from quittance.acceptance import rules as acceptance
+from quittance.ledger import pricing
+from quittance.ledger.balances import bond_account
+from quittance.ledger.credits import format_credits, parse_credits
+from quittance.ledger.escrow import judge_task_id
+from quittance.proof import log, receipt, webhook
+from quittance.proof.receipt import Statement
+from quittance.proof.statement import Flaw, ProofError, read, read_json, shown
+from quittance.run import OF_THE_RULES, Meter, Outcome, RejectedBy, Side
+
+_USAGE: Final = 2
+_DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
+_PLAIN_PLACES_MAX: Final = 6  # of a judge's score that its digest alone shows: a million digests, about a second
+
+
+EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
+    Flaw.FORM: (3, "the receipt, the webhook, the key set, the checkpoint or the proof is malformed"),
+    Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set for its purpose"),
+    Flaw.TIMES: (5, "a time does not fit the others or the validity of the key"),
+    Flaw.AMOUNTS: (6, "the amounts do not add up, or do not follow from the tariff"),
+    Flaw.CONTRADICTION: (7, "the claims contradict one another, or what is given (a length, a score)"),
+    Flaw.DIGEST: (8, "a file is not the one that the receipt names"),
+    Flaw.REPLAY: (9, "the replay ended in another way than the receipt says"),
+    Flaw.UNREPEATABLE: (10, "the run of this receipt cannot be repeated"),
+    Flaw.LOG: (11, "the receipt is not proven to be in the log"),
+    Flaw.HISTORY: (12, "the log is not proven to continue the older checkpoint: its history may have been changed"),
+    Flaw.NO_SANDBOX: (13, "the replay could not be carried out on this machine"),
+    Flaw.RULES: (14, "the rules come to another verdict on the output than the receipt states"),
+}
+"""The exit status of each class of failure. 0 is success, 2 is a wrong call or a file that cannot be read."""
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOTED = "noted"
+    NOT_DONE = "not done"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: its name, how it ended, a sentence, and of what class a failure is."""
+
+    name: str
+    verdict: Verdict
+    sentence: str
+    flaw: Flaw | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """All that a verification is given. What is None is not checked."""
+
+    receipt: str
+    keys: bytes
+    module: bytes | None = None
+    input: bytes | None = None
+    output: bytes | None = None
+    tariff: bytes | None = None
+    agent_rules: bytes | None = None
+    task_rules: bytes | None = None
+    agent_judge: str | None = None
+    task_judge: str | None = None
+    agent_judge_output: bytes | None = None
+    task_judge_output: bytes | None = None
+    proof: bytes | None = None
+    older: str | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What a receipt states, and every check of it in order."""
+
+    statement: Statement | None = None
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """0 if nothing failed, else the status of the first failure."""
+        return next((EXITS[check.flaw][0] for check in self.checks if check.flaw), 0)
+
+    def check(self, name: str, passed: str, test: Callable[[], str | None]) -> bool:
+        """Runs a test and records how it ended; a test may return a better sentence than `passed`."""
+        try:
+            self.checks.append(Check(name, Verdict.PASSED, test() or passed))
+        except ProofError as error:
+            self.checks.append(Check(name, Verdict.FAILED, str(error), error.flaw))
+        return not self.checks[-1].flaw
+
+    def skip(self, name: str, sentence: str) -> None:
+        """Records that a check was not done."""
+        self.checks.append(Check(name, Verdict.NOT_DONE, sentence))
+
+    def note(self, name: str, sentence: str) -> None:
+        """Records what a reader should know, although it is no failure."""
+        self.checks.append(Check(name, Verdict.NOTED, sentence))
+
+
+def examine(given: Given) -> Report:
+    """Checks a receipt against all that is given; only a receipt whose signatures hold is looked at further."""
+    report = Report()
+    keys: dict[str, Any] = {}
+
+    def chain_holds() -> str:
+        keys.update(read_json(given.keys, "key set"))
+        report.statement, chain = receipt.authenticate(given.receipt, keys)
+        checks.extend(receipt.checks(report.statement, chain))
+        return f"the chain leads to the root key {shown(chain.root_key_id)}"
+
+    checks: list[tuple[Flaw, Callable[[], None]]] = []
+    if not report.check("signature", "", chain_holds) or report.statement is None:
+        return report
+    for flaw, check in checks:
+        name, sentence = _SELF_CHECKS[flaw]
+        report.check(name, sentence, check)
+    _note_wall_time(report, report.statement)
+    _check_files(report, report.statement, given)
+    _check_judges(report, report.statement, given, keys)
+    _check_log(report, report.statement, given, keys)
+    return report
+
+
+_SELF_CHECKS: Final = {
+    Flaw.TIMES: ("times", "funded, settled and expiry are in order, and the key was valid"),
+    Flaw.AMOUNTS: ("amounts", "paid, fee and refunded add up to the budget, the fee is as stated"),
+    Flaw.CONTRADICTION: ("claims", "state, outcome, fault, reputation, seed and escrow id follow from one another"),
+}
+
+
+def _note_wall_time(report: Report, stated: Statement) -> None:
+    """Says what a receipt of version 1 may state, although a run should not have taken so long."""
+    if stated.limits and stated.meter.wall_ms > stated.limits.timeout_ms and not report.exit_status:
+        sentence = f"the run took {stated.meter.wall_ms} ms, longer than its timeout of {stated.limits.timeout_ms} ms"
+        report.note("wall time", sentence)
+
+
+def _check_files(report: Report, stated: Statement, given: Given) -> None:
+    for name, data, digest, size in (
+        ("module", given.module, stated.module_sha256, None),
+        ("input", given.input, stated.input_sha256, _input_bytes(stated)),
+        ("output", given.output, stated.output_sha256, stated.meter.output_bytes),
+    ):
+        if data is None:
+            report.skip(name, f"no --{name} was given")
+        else:
+            report.check(name, f"its SHA-256 is {digest}", partial(_check_file, name, data, digest, size))
+    if given.tariff is None:
+        report.skip("tariff", "no --tariff was given, so the price was not computed")
+    else:
+        tariff = given.tariff
+        report.check("tariff", "the price follows from the tariff and the meter", lambda: _check_price(stated, tariff))
+    _check_rules(report, stated, given)
+
+
+def _input_bytes(stated: Statement) -> int | None:
+    """How long the input is by the meter; None if nothing ran, so that nobody has measured it."""
+    return stated.meter.input_bytes if stated.limits or stated.meter.input_bytes else None
+
+
+def _check_file(name: str, data: bytes, digest: str | None, size: int | None) -> None:
+    """The file is the one that the receipt names, and as long as the receipt's meter says."""
+    _check_digest(name, data, digest)
+    if size is not None and len(data) != size:
+        raise ProofError(Flaw.CONTRADICTION, f"the {name} has {len(data)} bytes, the receipt's meter says {size}")
+
+
+def _check_digest(name: str, data: bytes, digest: str | None) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if digest is None:
+        raise ProofError(Flaw.DIGEST, f"the receipt names no {name}, but one is given")
+    if found != digest:
+        raise ProofError(Flaw.DIGEST, f"the {name} has the SHA-256 {found}, the receipt names {digest}")
+
+
+def _check_price(stated: Statement, tariff: bytes) -> None:
+    """What a success costs by the tariff, which is given in its canonical JSON or in any other spelling of it."""
+    try:
+        terms = pricing.parse_tariff(tariff.decode())
+    except (ValidationError, ValueError) as exc:
+        raise ProofError(Flaw.DIGEST, "the tariff file holds no tariff") from exc
+    _check_digest("tariff", pricing.tariff_json(terms).encode(), stated.tariff_sha256)
+    measured = Meter(**stated.meter.model_dump())
+    if stated.outcome is Outcome.WITHHELD:
+        measured = replace(measured, fuel=receipt.fuel_computed(stated))
+    price = pricing.price_micro(terms, measured)
+    # A run over its budget ends as budget_exhausted, but where no own limits were recorded, and for judges.
+    if stated.own_limits is None or receipt.is_judge(stated):
+        price = min(price, int(stated.budget) - int(stated.compute))
+    due = receipt.price_due(stated, price)
+    paid = int(stated.paid) + int(stated.fee) - int(stated.compute)
+    if paid != due:
+        raise ProofError(Flaw.AMOUNTS, f"paid and commission are {paid} together, by the tariff {due} is due")
+
+
+def _check_rules(report: Report, stated: Statement, given: Given) -> None:
+    """The rules are those that the receipt names, and the output meets them."""
+    for side, data, digest in _rules_of(stated, given):
+        if data is not None:
+            passed = f"their SHA-256 is {digest}"
+            report.check(f"{side} rules", passed, partial(_check_rules_digest, side, data, digest))
+        elif digest:
+            report.skip(f"{side} rules", f"no --{side}-rules was given")
+    if stated.acceptance is None:
+        return
+    untried = _why_untried(stated, given)
+    if report.exit_status:
+        report.skip("acceptance", "what failed above comes first")
+    elif untried or given.output is None:
+        report.skip("acceptance", untried or "no --output was given")
+    else:
+        report.check("acceptance", "", partial(_check_verdict, stated, given, given.output))
+
+
+def _rules_of(stated: Statement, given: Given) -> Iterator[tuple[str, bytes | None, str | None]]:
+    """Each side, its rules as given, and the digest by which the receipt names them."""
+    named = stated.acceptance.digests if stated.acceptance else {}
+    yield "agent", given.agent_rules, named.get(Side.AGENT)
+    yield "task", given.task_rules, named.get(Side.TASK)
+
+
+def _why_untried(stated: Statement, given: Given) -> str:
+    """What keeps the rules from being tried on any output; empty if nothing does."""
+    if stated.acceptance is None:
+        return "the receipt names no rules"
+    if stated.outcome not in {Outcome.SUCCEEDED, *OF_THE_RULES}:
+        return f"the outcome {stated.outcome} does not come from the rules"
+    lacking = [f"--{side}-rules" for side, data, digest in _rules_of(stated, given) if digest and data is None]
+    return f"no {' and no '.join(lacking)} was given" if lacking else ""
+
+
+def _check_rules_digest(side: str, data: bytes, digest: str | None) -> None:
+    _check_digest(f"rules of the {side}", acceptance.rules_json(_read_rules(data)).encode(), digest)
+
+
+def _read_rules(data: bytes) -> acceptance.Rules:
+    """Rules in their canonical JSON or in any other spelling of it. Raises ProofError."""
+    try:
+        return acceptance.parse_rules(data.decode())
+    except ValueError as exc:
+        raise ProofError(Flaw.DIGEST, "a file of rules holds none that could be published") from exc
+
+
+def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
+    agent, task = (_read_rules(data) if data else None for data in (given.agent_rules, given.task_rules))
+    found = acceptance.verdict(output, agent=agent, task=task)
+    for side, rules in ((Side.AGENT, agent), (Side.TASK, task)):
+        score_micro = _score_micro(stated, side)
+        if found.accepted and rules and rules.judge:
+            if stated.v > 1 and stated.outcome is Outcome.REJECTED:
+                return _check_judges_word(stated, side, task)
+            found = acceptance.judged(rules.judge, score_micro, side=side)
+        elif score_micro is not None:
+            raise ProofError(Flaw.RULES, f"the receipt states a score of the {side}'s judge, who was not to be asked")
+    if stated.v == 1:
+        ends: tuple[object, object] = (found.outcome, stated.outcome)
+    else:
+        ends = (found.rejected_by, stated.rejected_by)
+    if ends[0] != ends[1]:
+        sentence = f"by the rules the end is {ends[0] or 'accepted'}, the receipt states {ends[1] or 'accepted'}. "
+        raise ProofError(Flaw.RULES, (sentence + found.message).rstrip())
+    return found.message or "the output meets the rules"
+
+
+def _check_judges_word(stated: Statement, side: Side, task: acceptance.Rules | None) -> str:
+    """A judge that did not accept is the platform's word: its score is not stated. It must be one that was asked."""
+    by = stated.rejected_by
+    able = {RejectedBy.AGENT_JUDGE} if side is Side.AGENT else set()
+    if task and task.judge:
+        able.add(RejectedBy.TASK_JUDGE)
+    if by not in able:
+        raise ProofError(Flaw.RULES, f"the receipt states the end {by}, but the output meets the rules")
+    return f"the output meets the rules; that {by} rejected it is the platform's word"
+
+
+def _score_micro(stated: Statement, side: Side) -> int | None:
+    score = stated.acceptance.scores[side] if stated.acceptance else None
+    return None if score is None else parse_credits(score)
+
+
+def _check_judges(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
+    """The scores are those of the judges' own receipts, which can be replayed as any other."""
+    for side, token, rules, printed in (
+        (Side.AGENT, given.agent_judge, given.agent_rules, given.agent_judge_output),
+        (Side.TASK, given.task_judge, given.task_rules, given.task_judge_output),
+    ):
+        judges: list[Statement] = []
+        if token is not None:
+            check = partial(_check_judge, stated, given, keys, side, token, rules, judges)
+            if report.check(f"{side} judge", "", check):
+                _check_score(report, stated, side, judges[0], printed)
+        elif printed is not None or _score_micro(stated, side) is not None:
+            report.skip(f"{side} judge", f"no --{side}-judge was given, so the score is the platform's word")
+
+
+def _check_judge(
+    stated: Statement,
+    given: Given,
+    keys: Mapping[str, Any],
+    side: Side,
+    token: str,
+    rules: bytes | None,
+    judges: list[Statement],
+) -> str:
+    """Checks the receipt of a side's judge, and adds to `judges` what it states."""
+    judge, chain = receipt.authenticate(token, keys)
+    for _, check in receipt.checks(judge, chain):
+        check()
+    user, task = stated.user, judge_task_id(stated.task, side)
+    if stated.v > 1 and side is Side.AGENT:
+        user, task = bond_account(stated.owner), judge_task_id(stated.eid, side)
+    pairs = {
+        "iss": (judge.iss, stated.iss),
+        "user": (judge.user, user),
+        "task": (judge.task, task),
+    }
+    if rules and (rule := _read_rules(rules).judge):
+        pairs["agent"] = (judge.agent, rule.agent_id)
+    for name, (found, due) in pairs.items():
+        if found != due:
+            sentence = f"{name} of the judge's receipt is {shown(found)}, but this receipt's judge has {shown(due)}"
+            raise ProofError(Flaw.CONTRADICTION, sentence)
+    cost_micro = int(judge.budget) - int(judge.refunded)
+    stated_micro = int(stated.judging if side is Side.AGENT else stated.task_judging)
+    if stated.v > 1 and cost_micro != stated_micro:
+        sentence = f"the {side}'s judge cost {cost_micro} by its own receipt, this receipt states {stated_micro}"
+        raise ProofError(Flaw.AMOUNTS, sentence)
+    score_micro = _score_micro(stated, side)
+    if judge.outcome is not Outcome.SUCCEEDED and score_micro is not None:
+        raise ProofError(Flaw.CONTRADICTION, f"the judge ended as {judge.outcome}, yet the receipt states its score")
+    if score_micro is not None and given.input is not None and given.output is not None:
+        read_by_it = acceptance.judge_input(given.input, given.output)
+        _check_file(f"input of the {side}'s judge", read_by_it, judge.input_sha256, _input_bytes(judge))
+    judges.append(judge)
+    return f"the agent {shown(judge.agent)} ended as {judge.outcome}"
+
+
+def _check_score(report: Report, stated: Statement, side: Side, judge: Statement, printed: bytes | None) -> None:
+    """The score is what the judge printed, whose digest and length the judge's receipt names."""
+    score_micro, name = _score_micro(stated, side), f"{side} score"
+    if score_micro is None or judge.output_sha256 is None:
+        return
+    plain = _plain_score(judge.output_sha256, judge.meter.output_bytes) if printed is None else printed
+    if plain is None:
+        wanted = f"give what it printed as --{side}-judge-output"
+        report.skip(name, f"the judge's output is no plain decimal, which its digest alone would show: {wanted}")
+    else:
+        report.check(name, "", partial(_check_printed, side, score_micro, judge, plain))
+
+
+def _check_printed(side: Side, score_micro: int, judge: Statement, printed: bytes) -> str:
+    _check_file(f"output of the {side}'s judge", printed, judge.output_sha256, judge.meter.output_bytes)
+    if not acceptance.verdict(printed, agent=acceptance.SCORE_RULES, task=None).accepted:
+        raise ProofError(Flaw.CONTRADICTION, f"what the {side}'s judge printed is no score, yet the receipt states one")
+    found_micro = acceptance.read_score(printed)
+    if found_micro != score_micro:
+        found, said = format_credits(found_micro), format_credits(score_micro)
+        sentence = f"the {side}'s judge printed the score {found}, the receipt states {said}"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
+    return f"the judge printed {format_credits(found_micro)}"
+
+
+def _plain_score(digest: str, size: int) -> bytes | None:
+    """The output of a judge, found by its digest and length; None unless it is a decimal as most judges print it.
+
+    That is: without an exponent, with at most six places, with a line end or none. These are at most some two million.
+    """
+    for end in (b"\n", b"", b"\r\n"):
+        for number in _plain_decimals(size - len(end)):
+            if hashlib.sha256(number + end).hexdigest() == digest:
+                return number + end
+    return None
+
+
+def _plain_decimals(size: int) -> Iterator[bytes]:
+    """The decimals from 0 to 1 of so many characters, with at most six places."""
+    places = size - len("0.")
+    if size == 1:
+        yield from (b"0", b"1")
+    elif 1 <= places <= _PLAIN_PLACES_MAX:
+        yield b"1." + b"0" * places
+        yield from (b"0.%0*d" % (places, number) for number in range(10**places))
+
+
+def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
+    if given.proof is None:
+        report.skip("log", "no --proof was given")
+        report.skip("history", "no --proof was given" if given.older else "no --checkpoint was given")
+        return
+    parts: list[tuple[log.Proof, log.Checkpoint]] = []
+    document, token = given.proof, given.older
+
+    def included() -> str:
+        proof = read(log.Proof, read_json(document, "proof"), "proof")
+        checkpoint = log.verify_checkpoint(proof.checkpoint, keys)
+        _check_issuer(checkpoint, stated)
+        if checkpoint.size != proof.tree_size:
+            sentence = f"the proof is for {proof.tree_size} entries, its checkpoint for {checkpoint.size}"
+            raise ProofError(Flaw.LOG, sentence)
+        leaf = log.leaf_hash(given.receipt.encode())
+        log.check_inclusion(leaf, proof.leaf_index, proof.tree_size, _hashes(proof.path), checkpoint.root)
+        parts.append((proof, checkpoint))
+        return f"it is entry {proof.leaf_index} of {proof.tree_size}, in the log as of {_when(checkpoint.at_ms)}"
+
+    if not report.check("log", "", included):
+        report.skip("history", "the proof did not hold")
+    elif token is None:
+        report.skip("history", "no --checkpoint was given")
+    else:
+        report.check("history", "", lambda: _check_history(*parts[0], token, stated, keys))
+
+
+def _check_history(
+    proof: log.Proof, newer: log.Checkpoint, token: str, stated: Statement, keys: Mapping[str, Any]
+) -> str:
+    older = log.verify_checkpoint(token, keys)
+    _check_issuer(older, stated)
+    path: list[bytes] = []
+    if 0 < older.size < newer.size:
+        if proof.consistency is None:
+            sentence = f"the proof says nothing of the log at {older.size} entries: ask for it with that size"
+            raise ProofError(Flaw.HISTORY, sentence)
+        if proof.consistency.tree_size != older.size:
+            asked = proof.consistency.tree_size
+            sentence = f"the proof is of the log at {asked} entries, the older checkpoint is at {older.size}"
+            raise ProofError(Flaw.HISTORY, sentence)
+        path = _hashes(proof.consistency.path)
+    log.check_consistency(older.size, older.root, newer.size, newer.root, path)
+    return f"the log of {newer.size} entries continues the one of {older.size}"
+
+
+def _check_issuer(checkpoint: log.Checkpoint, stated: Statement) -> None:
+    if checkpoint.issuer != stated.iss:
+        sentence = f"the checkpoint is of {shown(checkpoint.issuer)}, the receipt of {shown(stated.iss)}"
+        raise ProofError(Flaw.LOG, sentence)
+
+
+def _hashes(path: Sequence[str]) -> list[bytes]:
+    return [bytes.fromhex(node) for node in path]
+
+
+def _when(moment_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(moment_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"{moment_ms} ms"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `quittance-verify`; returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.receipt is None) == (options.webhook is None):
+        parser.error("give a receipt or --webhook")
+    if options.webhook and not (options.signature and options.url):
+        parser.error("--webhook needs --signature and --url")
+    try:
+        if options.webhook:
+            return _verify_webhook(options)
+        given = _read_all(options)
+    except _UnreadableError as error:
+        print(f"quittance-verify: {error}", file=sys.stderr)
+        return _USAGE
+    report = examine(given)
+    if options.replay:
+        _replay(report, given)
+    else:
+        report.skip("replay", "no --replay was given")
+    print(_as_json(report) if options.json else _as_text(report))
+    return report.exit_status
+
+
+def _verify_webhook(options: argparse.Namespace) -> int:
+    """Whether a body that came to a URL is the platform's, whenever that was: `webhook.verify` in the receiver knows
+    the time, this one is for what was kept.
+    """
+    body, signature = _read(options.webhook, _DOCUMENT_BYTES_MAX), _read_token(options.signature)
+    keys = _read(options.keys, _DOCUMENT_BYTES_MAX)
+    report = Report()
+
+    def signed() -> str:
+        jwks = read_json(keys, "key set")
+        stated = webhook.verify(body, signature, url=options.url, jwks=jwks, now_ms=None)
+        return f"{stated.iss!a} sent {shown(stated.event_id)} to this URL, {_when(stated.at)}"
+
+    report.check("webhook", "", signed)
+    print(_as_json(report) if options.json else _as_text(report))
+    return report.exit_status
+
+
+def _replay(report: Report, given: Given) -> None:
+    if report.statement is None or report.exit_status:
+        report.skip("replay", "what failed above comes first")
+        return
+    if given.module is None or given.input is None:
+        report.skip("replay", "a replay needs --module and --input")
+        return
+    report.check("replay", "", partial(_replayed, report, report.statement, given, given.module, given.input))
+
+
+def _replayed(report: Report, stated: Statement, given: Given, module: bytes, stdin: bytes) -> str:
+    try:
+        from quittance.proof import replay
+    except ImportError as exc:
+        raise ProofError(Flaw.NO_SANDBOX, f"the sandbox cannot be loaded: {exc}") from exc
+    done = replay.replay(stated, module, stdin)
+    if not _why_untried(stated, given):
+        report.note("verdict", _check_verdict(stated, given, done.run.stdout))
+    if done.same_engine:
+        fuel = f"{done.run.meter.fuel} fuel" if stated.meter.fuel_exact else "the fuel not compared, it is not exact"
+        return f"the module ran again: {done.run.outcome}, the same output and log, {fuel}"
+    report.note("engine", f"the receipt is of engine {shown(stated.engine)} in another configuration than here")
+    return f"the module ran again: {done.run.outcome}, the same output and log; counts were not compared"
+
+
+class _UnreadableError(Exception):
+    """A file cannot be read, or is larger than what it should be can be."""
+
+
+def _read_all(options: argparse.Namespace) -> Given:
+    if options.replay and (options.module is None or options.input is None):
+        message = "--replay needs --module and --input"
+        raise _UnreadableError(message)
+    return Given(
+        receipt=_read_token(options.receipt),
+        keys=_read(options.keys, _DOCUMENT_BYTES_MAX),
+        module=options.module and _read(options.module, limits.MODULE_BYTES_MAX),
+        input=options.input and _read(options.input, limits.STDIN_BYTES_MAX),
+        output=options.output and _read(options.output, limits.OUTPUT_BYTES_MAX),
+        tariff=options.tariff and _read(options.tariff, _DOCUMENT_BYTES_MAX),
+        agent_rules=options.agent_rules and _read(options.agent_rules, _DOCUMENT_BYTES_MAX),
+        task_rules=options.task_rules and _read(options.task_rules, _DOCUMENT_BYTES_MAX),
+        agent_judge=options.agent_judge and _read_token(options.agent_judge),
+        task_judge=options.task_judge and _read_token(options.task_judge),
+        agent_judge_output=options.agent_judge_output and _read(options.agent_judge_output, limits.OUTPUT_BYTES_MAX),
+        task_judge_output=options.task_judge_output and _read(options.task_judge_output, limits.OUTPUT_BYTES_MAX),
+        proof=options.proof and _read(options.proof, _DOCUMENT_BYTES_MAX),
+        older=options.checkpoint and _read_token(options.checkpoint),
+    )
+
+
+def _read_token(path: Path) -> str:
+    """A token from a file, without the line end that an editor leaves."""
+    return _read(path, 2 * limits.TOKEN_CHARS_MAX).decode(errors="replace").strip()
+
+
+def _read(path: Path, bytes_max: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except (OSError, ValueError) as exc:
+        message = f"{shown(str(path))} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}"
+        raise _UnreadableError(message) from exc
+    if len(data) > bytes_max:
+        message = f"{shown(str(path))} has more than {bytes_max} bytes, more than any such file"
+        raise _UnreadableError(message)
+    return data
+
+
+def _as_json(report: Report) -> str:
+    checks = [
+        {"name": check.name, "verdict": check.verdict, "flaw": check.flaw, "sentence": check.sentence}
+        for check in report.checks
+    ]
+    claims = report.statement.model_dump(mode="json") if report.statement else None
+    return json.dumps({"exit_status": report.exit_status, "claims": claims, "checks": checks}, indent=2)
+
+
+_MARKS: Final = {Verdict.PASSED: "ok", Verdict.FAILED: "FAILED", Verdict.NOTED: "note", Verdict.NOT_DONE: "not done"}
+
+
+def _as_text(report: Report) -> str:
+    lines = _summary(report.statement) if report.statement else []
+    lines += [f"{_MARKS[check.verdict]:<9} {check.name:<10} {check.sentence}" for check in report.checks]
+    failed = [check for check in report.checks if check.flaw]
+    lines.append("")
+    lines.append(f"Not proven: {failed[0].sentence}." if failed else "Proven, as far as it was checked.")
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line that does nothing to a terminal, whoever's words are in it."""
+    return "".join(character if " " <= character <= "~" else ascii(character)[1:-1] for character in line)
+
+
+def _summary(stated: Statement) -> list[str]:
+    budget, paid, fee, refunded = (
+        format_credits(int(amount)) for amount in (stated.budget, stated.paid, stated.fee, stated.refunded)
+    )
+    fault = "" if stated.fault == "none" else f", the fault of the {stated.fault}"
+    return [
+        f"{stated.iss!a}: escrow {stated.eid}",
+        f"  task {stated.task!a} of {stated.user!a}, by agent {stated.agent!a} of {stated.owner!a}",
+        f"  {stated.state}: {stated.outcome}{fault}",
+        *_rules_line(stated),
+        f"  budget {budget} credits: {paid} to the owner, {fee} fee, {refunded} back",
+        f"  funded {_when(stated.funded_at)}, settled {_when(stated.settled_at)}",
+        "",
+    ]
+
+
+def _rules_line(stated: Statement) -> list[str]:
+    rules = stated.acceptance
+    if rules is None:
+        return []
+    sides = " and ".join(side for side, digest in rules.digests.items() if digest)
+    scores = [f"{score} by the {side}'s judge" for side, score in rules.scores.items() if score is not None]
+    met = "met" if rules.accepted else "no accepted output"
+    return [f"  rules of the {sides} for the output: {met}{''.join(f', scored {score}' for score in scores)}"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    statuses = "\n".join(f"  {status:>2}  {meaning}" for status, meaning in sorted(EXITS.values()))
+    parser = argparse.ArgumentParser(
+        prog="quittance-verify",
+        description="Checks a receipt offline: signatures, times, amounts, and whatever else is given.",
+        epilog=f"exit status:\n   0  nothing failed\n   2  wrong call, or a file cannot be read\n{statuses}\n\n"
+        "If several checks fail, the status is that of the first. See docs/receipts.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("receipt", type=Path, nargs="?", metavar="receipt.jws", help="the receipt, a compact JWS")
+    add("--keys", type=Path, required=True, metavar="jwks.json", help="the platform's key set")
+    add("--module", type=Path, metavar="m.wasm", help="the agent's module: is it the one that ran?")
+    add("--input", type=Path, metavar="file", help="the bytes of the agent's standard input")
+    add("--output", type=Path, metavar="file", help="the bytes of its standard output")
+    add("--tariff", type=Path, metavar="file", help="the agent's tariff as JSON: does the price follow from it?")
+    add("--agent-rules", type=Path, metavar="file", help="the agent's rules as JSON: does the output meet them?")
+    add("--task-rules", type=Path, metavar="file", help="the task's own rules as JSON, likewise")
+    add("--agent-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the agent's rules ask for")
+    add("--task-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the task's rules ask for")
+    add("--agent-judge-output", type=Path, metavar="file", help="what the agent's judge printed: is it the score?")
+    add("--task-judge-output", type=Path, metavar="file", help="what the task's judge printed, likewise")
+    add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
+    add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
+    add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")
+    add("--webhook", type=Path, metavar="body.json", help="instead of a receipt: the body that a webhook was sent")
+    add("--signature", type=Path, metavar="file", help="the value of its header Quittance-Signature")
+    add("--url", help="the URL that the task was given")
+    add("--json", action="store_true", help="report for machines")
+    return parser
+
+
+def run() -> NoReturn:
+    """The entry point of the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,371 @@
+"""The audit: every item of the ledger read, every invariant recomputed, in memory that does not grow with the escrows.
+
+    walk the log by its pointers → scan the table → walk what was logged meanwhile → compare standings → read again
+    what differed
+
+The scan meets items in no order and is no snapshot. So it keeps sums for each account, follows each item's references
+as it meets it, and whatever differs is read once more by itself. The log is checked in its own order, batch by batch.
+What stays in memory: a few numbers for each account, the standing of each agent, eight bytes for each batch.
+"""
+
+import time
+from array import array
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, Final
+
+import jwt
+
+from quittance.errors import shortened
+from quittance.ledger import reputation
+from quittance.ledger.credits import format_credits
+from quittance.ledger.reputation import Standing
+from quittance.limits import (
+    AUDIT_DIFFERENCES_SHOWN_MAX,
+    AUDIT_LINE_CHARS_MAX,
+    AUDIT_RECENT_MS,
+    AUDIT_STANDINGS_MAX,
+    BATCH_GET_ITEMS_MAX,
+    UNPUBLISHED_MS_MAX,
+)
+from quittance.platform import Platform
+from quittance.proof import invariants, log
+from quittance.proof.invariants import Audit, Books, Context, Difference, Sums, Values
+from quittance.proof.log import Frontier, LogHead
+from quittance.proof.receipt import read_claims
+from quittance.proof.statement import ProofError
+from quittance.store.blobs import BlobMissingError
+
+STANDINGS_SHOWN_MAX: Final = 10_000  # a Lambda answer has room for them
+_ACCOUNT_TRIES: Final = 3
+_INDEX_LAG_S: Final = 0.3  # between two of them
+
+
+def run(platform: Platform) -> Audit:
+    """Audits the ledger. Raises PlatformUnavailableError, also if the invocation's time does not suffice."""
+    return _Auditor(platform).run()
+
+
+def report(result: Audit) -> list[str]:
+    """The conservation equation with both sides, and a line for each difference."""
+    inside = result.available_micro + result.held_micro + result.uncredited_micro
+    lines = [
+        f"escrows      {result.escrows}",
+        f"in the log   {result.log.size}, published {result.log.published}",
+        f"deposited    {format_credits(result.deposited_micro)}",
+        f"withdrawn    {format_credits(result.withdrawn_micro)}",
+        f"to pay out   {format_credits(result.waiting_micro)} in {result.payouts_waiting} withdrawals",
+        f"available    {format_credits(result.available_micro)}",
+        f"held         {format_credits(result.held_micro)}",
+        f"uncredited   {format_credits(result.uncredited_micro)}",
+        f"charged      {format_credits(result.charged_micro)}",
+        f"written off  {format_credits(result.written_off_micro)}",
+        f"deposited - withdrawn = {format_credits(result.deposited_micro - result.withdrawn_micro)}",
+        f"available + held + uncredited = {format_credits(inside)}",
+        f"accounts that moved meanwhile {result.moved}, of them not settled {result.unsettled}",
+        f"differences  {result.count}",
+    ]
+    lines += [
+        shortened(
+            f"{difference.invariant} at {difference.at}: expected {difference.expected}, found {difference.found}",
+            AUDIT_LINE_CHARS_MAX,
+        )
+        for difference in result.differences
+    ]
+    return [*lines, f"{result.unnamed} more differences: mend these first"] if result.unnamed else lines
+
+
+def standings(result: Audit) -> list[str]:
+    """A line for each agent, at most STANDINGS_SHOWN_MAX: its scores as its receipts alone make them."""
+    lines = [f"{'agent':26} {'outcomes':>8} " + " ".join(f"{name:>9}" for name in reputation.ALGORITHMS)]
+    for agent_id, text in sorted(result.standings.items())[:STANDINGS_SHOWN_MAX]:
+        standing = reputation.parse(text)
+        scores = [reputation.score_tenths(standing, name) / 10 for name in reputation.ALGORITHMS]
+        lines.append(f"{agent_id:26} {standing.outcomes:8} " + " ".join(f"{score:9}" for score in scores))
+    wrong = sum(difference.invariant == "I16" for difference in result.differences)
+    return [*lines, f"{len(result.standings)} agents, {wrong} of them kept otherwise than their receipts say"]
+
+
+class _Auditor:
+    """One audit: what it has read until now, as far as the rest needs it."""
+
+    def __init__(self, platform: Platform) -> None:
+        now_ms = platform.now_ms()
+        self._platform = platform
+        self._ledger = platform.ledger
+        self._context = Context(
+            jwks=platform.keys.jwks(),
+            platform_account=platform.settings.platform_account,
+            shards=platform.settings.ledger_shards,
+            now_ms=now_ms,
+        )
+        self._result = Audit()
+        self._books = Books(now_ms - AUDIT_RECENT_MS)
+        self._suspects: dict[str, None] = {}
+        self._frontier = Frontier()
+        self._published_root = self._frontier.root()
+        self._firsts = array("Q")  # where batches begin in the log, as far as it was walked
+        self._late_firsts: list[int] = []  # where batches begin that the scan met beyond that
+        self._kept_agents: set[str] = set()  # of whom something is kept, but nothing was logged when it was met
+        self._old_lines_met = self._old_lines_due = 0  # by which batches were credited, before the recent past
+        self._unpaired_publications = 0  # fees of publications without a charge, before the recent past
+        self._is_broken = False  # whether the log cannot be followed to its end
+
+    def run(self) -> Audit:
+        result = self._result
+        result.log = self._log_head()
+        self._walk(result.log.size)
+        self._scan()
+        self._check_again()
+        self._check_standings()
+        self._check_log_end()
+        self._check_old_lines()
+        self._check_accounts()
+        self._check_conservation()
+        return result
+
+    # The log, in its order.
+
+    def _log_head(self) -> LogHead:
+        head = self._ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
+        if invariants.flaw(head) is None:
+            return LogHead(head["size"], head["published"])
+        self._is_broken = True  # the scan names what is wrong
+        return LogHead()
+
+    def _walk(self, size: int) -> None:
+        """Follows the log's pointers to a size that it had."""
+        while self._frontier.size < size and not self._is_broken:
+            first = self._frontier.size
+            pointer = f"LOG#{first}"
+            batch_id = self._ledger.read([pointer]).get(pointer, {}).get("batch")
+            batch = self._ledger.read([f"BATCH#{batch_id}"]).get(f"BATCH#{batch_id}")
+            if batch is None or invariants.flaw(batch):
+                self._result.check("I15", pointer, "a batch", batch_id)
+                self._is_broken = True
+                return
+            self._result.check("I15", batch["pk"], first, batch.get("first"))
+            self._firsts.append(first)
+            self._append(batch)
+
+    def _append(self, batch: Values) -> None:
+        """Checks a batch that is in the log, and adds its receipts to the log's root and to its agent's standing."""
+        escrows = self._check_batch(batch)
+        receipts = [str(escrows.get(pk, {}).get("receipt", "")) for pk in invariants.members(batch)]
+        self._check_published(escrows.values())
+        for receipt in receipts:
+            self._frontier.append(log.leaf_hash(receipt.encode()))
+            if self._frontier.size == self._result.log.published:
+                self._published_root = self._frontier.root()
+        entries: defaultdict[str, list[reputation.Entry]] = defaultdict(list)
+        try:
+            for receipt in receipts:
+                entry = reputation.entry(read_claims(receipt))
+                entries[entry.agent].append(entry)
+        except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
+            self._result.check("I16", batch["pk"], "receipts", repr(exc))
+            return
+        kept = self._result.standings
+        for agent_id, new in entries.items():
+            standing = reputation.parse(kept[agent_id]) if agent_id in kept else Standing()
+            kept[agent_id] = reputation.serialise(reputation.fold(standing, new))
+
+    def _check_batch(self, batch: Values) -> dict[str, dict[str, Any]]:
+        """Checks a batch against its escrows and the lines that credited it; returns its escrows.
+
+        What differs is read twice: other transactions may have been half visible.
+        """
+        for _ in range(2):
+            escrows = self._ledger.read(invariants.members(batch))
+            lines = self._ledger.read(invariants.share_keys(batch, escrows, self._context))
+            differences = invariants.check_credited(batch, escrows, lines, self._context)
+            if not differences:
+                break
+        self._result.add(differences)
+        self._old_lines_due += sum(not self._is_recent(line) for line in lines.values())
+        return escrows
+
+    def _check_published(self, escrows: Iterable[Values]) -> None:
+        """I8: the first batch that no checkpoint covers is not old."""
+        if self._frontier.size != self._result.log.published:
+            return
+        swept_ms = min((escrow["swept_ms"] for escrow in escrows if invariants.flaw(escrow) is None), default=None)
+        if swept_ms is not None and (age_ms := self._context.now_ms - swept_ms) > UNPUBLISHED_MS_MAX:
+            self._result.check("I8", "LOG", f"published within {UNPUBLISHED_MS_MAX} ms", f"not after {age_ms} ms")
+
+    # The table, in no order.
+
+    def _scan(self) -> None:
+        everything = self._ledger.everything()
+        while items := list(islice(everything, BATCH_GET_ITEMS_MAX)):
+            sound = [values for values in items if invariants.flaw(values) is None]
+            for values in sound:
+                self._books.post(self._result, values)
+                self._note(values)
+            others = self._ledger.read(pk for values in sound for pk in invariants.named(values, self._context))
+            for values in items:
+                if invariants.check(values, others, self._context):
+                    self._suspect(values["pk"])
+                elif invariants.kind(values) == "BATCH" and "first" not in values:
+                    self._check_batch(values)
+                elif invariants.is_share(values) and self._is_recent(values):
+                    self._check_line(values)
+
+    def _note(self, values: Values) -> None:
+        match invariants.kind(values):
+            case "BATCH" if "first" in values:
+                self._note_first(values["first"])
+            case "LOG#" if invariants.key(values).isdecimal():
+                self._note_first(int(invariants.key(values)))
+            case "CHARGE" | "FEE" if invariants.is_publication(values) and not self._is_recent(values):
+                self._unpaired_publications += 1 if invariants.kind(values) == "FEE" else -bool(values["amount"])
+            case "OUT" if values.get("payout", "requested") == "requested":
+                self._result.payouts_waiting += 1
+                self._result.waiting_micro -= values["amount"]
+                age_ms = self._context.now_ms - values["at"]
+                self._result.oldest_payout_age_ms = max(self._result.oldest_payout_age_ms, age_ms)
+            case _ if invariants.is_share(values):
+                self._old_lines_met += not self._is_recent(values)
+            case "REP" if invariants.key(values) not in self._result.standings:
+                self._kept_agents.add(invariants.key(values))
+
+    def _is_recent(self, values: Values) -> bool:
+        at = values.get("at")
+        return not isinstance(at, int) or at >= self._books.recent_ms
+
+    def _check_line(self, line: Values) -> None:
+        """I10: a line that credits somebody belongs to a batch, which is checked with all of its lines."""
+        batch_key = f"BATCH#{invariants.reference(line)}"
+        keys: list[str] = []
+        for _ in range(2):  # other transactions may have been half visible
+            batch = self._ledger.read([batch_key]).get(batch_key)
+            if batch is None or invariants.flaw(batch):
+                continue
+            keys = invariants.share_keys(batch, self._ledger.read(invariants.members(batch)), self._context)
+            if line["pk"] in keys:
+                return
+        self._result.check("I10", line["pk"], f"a line of {batch_key}", "one that no escrow of it asks for")
+
+    def _check_old_lines(self) -> None:
+        """I10: besides the lines of batches there are none. They never change, so counting them is enough."""
+        self._result.check("I10", "FEE# of publications", 0, self._unpaired_publications)
+        if self._is_broken or self._old_lines_met == self._old_lines_due:
+            return
+        self._result.check("I10", "lines", self._old_lines_due, self._old_lines_met)
+        for values in self._ledger.everything():
+            if invariants.is_share(values) and invariants.flaw(values) is None and not self._is_recent(values):
+                self._check_line(values)
+
+    def _note_first(self, first: int) -> None:
+        if not self._is_walked(first):
+            self._late_firsts.append(first)
+
+    def _is_walked(self, first: int) -> bool:
+        at = bisect_left(self._firsts, first)
+        return at < len(self._firsts) and self._firsts[at] == first
+
+    def _suspect(self, pk: str) -> None:
+        if len(self._suspects) < AUDIT_DIFFERENCES_SHOWN_MAX:
+            self._suspects[pk] = None
+        else:
+            self._result.unnamed += 1
+
+    # What differed, once more.
+
+    def _check_again(self) -> None:
+        for pk in self._suspects:
+            values = self._ledger.read([pk]).get(pk)
+            if values is None:
+                self._result.check("form", pk, "an item", "nothing: it was there a moment ago")
+                continue
+            others = (
+                self._ledger.read(invariants.named(values, self._context)) if invariants.flaw(values) is None else {}
+            )
+            self._result.add(invariants.check(values, others, self._context))
+
+    def _check_standings(self) -> None:
+        """I16: what is kept of each agent is the fold of its receipts in a log that was as long at the same moment."""
+        kept, checked = self._result.standings, set[str]()
+        while agents := sorted((kept.keys() | self._kept_agents) - checked)[:AUDIT_STANDINGS_MAX]:
+            head, found = self._ledger.standings(agents)
+            self._walk(head["size"] if invariants.flaw(head) is None else self._frontier.size)
+            checked.update(agents)
+            if self._is_broken:
+                return
+            for agent_id, values in zip(agents, found, strict=True):
+                self._result.check("I16", f"REP#{agent_id}", kept.get(agent_id), values.get("standing"))
+
+    def _check_log_end(self) -> None:
+        """I15: the log ends where its head says, no batch is beside it, and the newest checkpoint commits to it."""
+        head = self._result.log
+        self._walk(self._log_head().size if self._late_firsts else head.size)
+        ends = self._is_walked(head.size) or head.size == self._frontier.size
+        self._result.check("I15", "LOG", expected=True, found=ends)
+        if self._is_broken:
+            return
+        for first in self._late_firsts:
+            if not self._is_walked(first):
+                self._result.check("I15", f"LOG#{first}", f"no batch beside the log of {head.size}", first)
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        head = self._result.log
+        if not head.published:
+            return
+        try:
+            stated = log.verify_checkpoint(self._platform.tiles.checkpoint(head.published), self._context.jwks)
+        except (ProofError, BlobMissingError) as exc:
+            self._result.check("I15", f"checkpoint {head.published}", "a valid checkpoint", repr(exc))
+        else:
+            due = (head.published, self._published_root.hex())
+            self._result.check("I15", f"checkpoint {head.published}", due, (stated.size, stated.root.hex()))
+
+    # Accounts.
+
+    def _check_accounts(self) -> None:
+        """I10 and I11: what an account has is the sum of its movements. Who moved meanwhile is compared by itself."""
+        for account in sorted(account for account, gap in self._books.gaps.items() if gap != Sums()):
+            self._result.moved += 1
+            self._result.add(self._compare(account))
+
+    def _compare(self, account: str) -> list[Difference]:
+        difference: list[Difference] = []
+        for tried in range(_ACCOUNT_TRIES):
+            if tried:
+                time.sleep(_INDEX_LAG_S)
+            before = self._ledger.purses(account)
+            expected = self._books.final[account] + self._recent(account)
+            after = self._ledger.purses(account)
+            sound = (purse for purse in after if purse and invariants.flaw(purse) is None)
+            found = sum(map(invariants.lies_in, sound), start=Sums())
+            if expected == found:
+                return []
+            difference = [Difference("I10/I11", account, expected, found)] if before == after else []
+        self._result.unsettled += not difference
+        return difference
+
+    def _recent(self, account: str) -> Sums:
+        """What an account's younger movements, and its tasks that were open, come to now."""
+        held = self._books.held.get(account, set())
+        keys = (pk for pk in self._ledger.movements_since(account, self._books.recent_ms) if pk not in held)
+        total = Sums()
+        for pks in chain(_pages(held), _pages(keys)):
+            sound = (values for values in self._ledger.read(pks).values() if invariants.flaw(values) is None)
+            total = sum(map(invariants.moved, sound), start=total)
+        return total
+
+    def _check_conservation(self) -> None:
+        """I1, unless credits moved while they were summed: then each account was compared by itself."""
+        result = self._result
+        inside = result.available_micro + result.held_micro + result.uncredited_micro
+        is_still = not result.moved and result.credited_micro == result.journalled_micro
+        if is_still or result.differences:
+            result.check("I1", "all", result.deposited_micro - result.withdrawn_micro, inside)
+
+
+def _pages(keys: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(keys)
+    while page := list(islice(rest, BATCH_GET_ITEMS_MAX)):
+        yield page

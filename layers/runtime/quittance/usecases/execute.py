@@ -1,0 +1,332 @@
+"""Execute: the story of one task, from the request to the answer. Nothing else decides about money.
+
+    check → fund → run → accept → settle → answer
+
+A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays in
+escrow until another attempt takes the task over, or until the escrow expires and is refunded. Where the operator limits
+how many tasks of one account run at once, a run also takes one of its payer's slots and gives it back.
+
+Who pays what is decided in `ledger/escrow.py`; docs/who-pays.md has the table.
+"""
+
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+from quittance import observability, tracing
+from quittance.acceptance.rules import rules_sha256
+from quittance.api import messages, targets
+from quittance.api.models import TaskPending, TaskRequest, TaskResult
+from quittance.errors import (
+    AccountFrozenError,
+    BudgetTooLowError,
+    FundingPausedError,
+    InvalidRequestError,
+    JudgingTooDearError,
+    ReputationTooLowError,
+    RequestError,
+    TaskConflictError,
+    TermsChangedError,
+    TimeoutTooLongError,
+    TooManyRunningError,
+)
+from quittance.ledger import escrow as escrows
+from quittance.ledger import pricing, reputation
+from quittance.ledger.escrow import Escrow, JudgeHold
+from quittance.limits import (
+    ESCROW_GRACE_MS,
+    QUEUE_WAIT_MS_MAX,
+    SLOT_RETRY_S_MAX,
+    SLOT_RETRY_S_MIN,
+    TIMEOUT_S_ASYNC_MAX,
+    TIMEOUT_S_MIN,
+    TIMEOUT_S_SYNC_MAX,
+)
+from quittance.platform import Platform
+from quittance.run import Outcome
+from quittance.store.slots import Busy
+from quittance.usecases import judges, launch, settle
+from quittance.usecases.judges import NamedJudge
+from quittance.usecases.launch import ReadyAgent
+from quittance.usecases.result import answer
+
+_SUPERSEDED: Final = "The agent is no longer the one that the task was funded for; the budget was refunded."
+_REFUSED_NOW: Final = "The task would be refused if it were sent now; the budget was refunded."
+_FROZEN: Final = "The user's account, or the agent's owner's, was frozen before the task ran; the budget was refunded."
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One invocation's attempt at a task: its runner, which may hold the escrow, and the longest run it waits for."""
+
+    user: str
+    request: TaskRequest
+    request_sha256: str
+    runner: str
+    timeout_s_max: int
+
+    @classmethod
+    def of(cls, user: str, request: TaskRequest, timeout_s_max: int) -> Self:
+        """A new attempt, with a runner of its own."""
+        return cls(user, request, request.sha256(request.stdin.sha256), uuid.uuid4().hex, timeout_s_max)
+
+    @property
+    def escrow_id(self) -> str:
+        """The id of the task's escrow."""
+        return escrows.escrow_id(self.user, self.request.task_id)
+
+
+def execute(
+    platform: Platform,
+    user: str,
+    request: TaskRequest,
+    *,
+    timeout_s_max: int = TIMEOUT_S_SYNC_MAX,
+    leased: Callable[[Escrow], None] = lambda _: None,
+) -> TaskResult | TaskPending:
+    """Runs a task for a user and settles its escrow; the same request again gives the same answer.
+
+    `timeout_s_max` is the longest run that the entry point can wait for. `leased` is called before the run, with the
+    escrow that this attempt holds. A TaskPending means that the outcome is not known yet and can be read later. Raises
+    RequestError (no money moved) and PlatformUnavailableError (repeat the request).
+    """
+    attempt = _Attempt.of(user, request, timeout_s_max)
+    with ExitStack() as slot:  # the slot is given back once the task is answered
+        return _execute(platform, attempt, leased, slot)
+
+
+def _execute(
+    platform: Platform, attempt: _Attempt, leased: Callable[[Escrow], None], slot: ExitStack
+) -> TaskResult | TaskPending:
+    request = attempt.request
+    try:
+        ready, named = _check(platform, attempt)
+        hold, judge_holds = _holds(platform, attempt, ready, named)
+        observability.about(hold)
+        _check_pause(platform, hold)
+        span_ms = judges.span_ms(hold, named)
+        _take_slot(platform, hold, slot, reserve_ms=span_ms)
+        with tracing.step("fund"):
+            escrow = platform.ledger.fund(hold, *judge_holds, reserve_ms=span_ms)
+        observability.funded(escrow, by=attempt.runner)
+    except RequestError as refusal:
+        # A task that is funded already is answered from its escrow, whatever has become of the agent or the balance.
+        earlier = platform.ledger.find(attempt.escrow_id)
+        if earlier is None:
+            raise
+        return answer(platform, _join_refused(platform, earlier, attempt, refusal))
+    if not escrow.held_by(attempt.runner):
+        escrow, judge_holds = _join(platform, escrow, attempt, ready, named)
+    if escrow.settlement:
+        return answer(platform, escrow)
+    leased(escrow)
+    stdin, after_run_ms = request.stdin.data, judges.span_ms(escrow, named) - escrow.timeout_ms
+    run = launch.run(platform, escrow, ready, stdin, reserve_ms=after_run_ms)
+    run = escrows.held_to_budget(escrow, run)
+    run = launch.held_to_rules(ready.rules, request.acceptance, run)
+    run, judged = judges.ask(platform, escrow, stdin, list(zip(named, judge_holds, strict=True)), run)
+    run = launch.with_memory_doubt(platform, escrow, ready, stdin, run)
+    settled = settle.settle(platform, escrow, run, ready.version, judged)
+    return answer(platform, settled.escrow, claims=settled.claims, at_hand=(run.stdout, run.stderr))
+
+
+def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
+    """Funds a task and sends it to the queue; a task that is settled already is answered with its result.
+
+    Every refusal comes now, not from the queue. The same request again sends the task again, unless it runs: a second
+    worker finds it taken. Raises RequestError (no money moved), PlatformUnavailableError (repeat the request; if nobody
+    does, the escrow expires).
+    """
+    attempt = _Attempt.of(user, request, TIMEOUT_S_ASYNC_MAX)
+    try:
+        ready, named = _check(platform, attempt)
+        hold, judge_holds = _holds(platform, attempt, ready, named)
+        # Leases that have lapsed: no runner holds the task, and the worker that gets the message takes it over.
+        hold, *judge_holds = (
+            replace(each, lease_ms=each.funded_ms, expires_ms=each.expires_ms + QUEUE_WAIT_MS_MAX)
+            for each in (hold, *judge_holds)
+        )
+        observability.about(hold)
+        _check_pause(platform, hold)
+        escrow = platform.ledger.fund(hold, *judge_holds)
+        observability.funded(escrow, by=attempt.runner)
+    except RequestError:
+        earlier = platform.ledger.find(attempt.escrow_id)
+        if earlier is None:
+            raise
+        escrow = earlier
+    if escrow.request_sha256 != attempt.request_sha256:
+        raise TaskConflictError(escrow.task_id)
+    escrow = settle.expire_if_overdue(platform, escrow)
+    # Clocks differ: an escrow that no runner ever held is free even if its funding seems to lie in the future.
+    if escrow.settlement is None and escrow.lease_ms <= max(platform.now_ms(), escrow.funded_ms):
+        messages.send(platform, user, request)
+    return answer(platform, escrow)
+
+
+@tracing.step("check")
+def _check(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, list[NamedJudge]]:
+    """The agent and the judges, once nothing speaks against the task. Raises RequestError; no money has moved."""
+    request = attempt.request
+    if platform.registry.is_frozen(attempt.user):
+        raise AccountFrozenError
+    _check_webhook(platform, request)
+    ready = launch.ready_agent(platform, request.agent_id)
+    named = judges.named(platform, request, ready)
+    most_s = attempt.timeout_s_max - sum(judge.timeout_s for judge in named)
+    if (request.timeout or TIMEOUT_S_MIN) > most_s:
+        reason = "the caller waits for the answer" + (", and for the judges" if named else "")
+        raise TimeoutTooLongError(timeout_s_max=most_s, reason=reason)
+    _check_terms(request, ready)
+    judging_micro = sum(judge.payers_micro for judge in named)
+    if request.max_judging_micro is not None and judging_micro > request.max_judging_micro:
+        raise JudgingTooDearError(judging_micro=judging_micro, most_micro=request.max_judging_micro)
+    tariff = pricing.parse_tariff(ready.agent.terms.tariff)
+    least_micro = judging_micro + max(pricing.least_budget_micro(tariff, platform.settings.compute), 1)
+    if request.budget_micro < least_micro:
+        raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
+    if request.min_reputation is not None:
+        standing = platform.ledger.standing(request.agent_id)
+        score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
+        if score_tenths < request.min_reputation:
+            raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
+    platform.signing_key()  # without a key there is no receipt: find that out before money moves
+    return ready, named
+
+
+def _check_terms(request: TaskRequest, ready: ReadyAgent) -> None:
+    """Raises TermsChangedError unless module, tariff and rules are those that the task pins."""
+    terms = ready.agent.terms
+    for field, now in (
+        ("module_sha256", ready.version.module_sha256),
+        ("tariff_sha256", pricing.tariff_sha256(terms.tariff)),
+        ("rules_sha256", terms.rules_sha256),
+    ):
+        if getattr(request, field) not in {None, now}:
+            raise TermsChangedError(field, now=now)
+
+
+def _check_pause(platform: Platform, hold: Escrow) -> None:
+    """Raises FundingPausedError while an operator has paused funding, unless the task is funded already."""
+    if platform.registry.funding_is_paused() and platform.ledger.find(hold.escrow_id) is None:
+        raise FundingPausedError
+
+
+def _check_webhook(platform: Platform, request: TaskRequest) -> None:
+    loopback = platform.settings.webhook_loopback_targets
+    if request.webhook and (refused := targets.why_refused(request.webhook, loopback=loopback)):
+        raise InvalidRequestError(("webhook", refused))
+
+
+def _take_slot(platform: Platform, hold: Escrow, slot: ExitStack, *, reserve_ms: int) -> None:
+    """Takes one of the payer's slots for the run, given back when `slot` is closed. Raises TooManyRunningError."""
+    running_max, now_ms = platform.settings.account_concurrency, platform.now_ms()
+    if not running_max:
+        return
+    taken = platform.slots.take(
+        hold.payer, hold.runner, of=running_max, now_ms=now_ms, lease_ms=hold.lease_ms, reserve_ms=reserve_ms
+    )
+    if isinstance(taken, Busy):
+        wait_s = -(-(taken.until_ms - now_ms) // 1_000)
+        wait_s = min(max(wait_s, SLOT_RETRY_S_MIN), SLOT_RETRY_S_MAX)
+        raise TooManyRunningError(running_max=running_max, retry_after_s=wait_s)
+    slot.callback(platform.slots.give_back, hold.payer, taken, hold.runner)
+
+
+def _holds(
+    platform: Platform, attempt: _Attempt, ready: ReadyAgent, named: list[NamedJudge]
+) -> tuple[Escrow, list[Escrow]]:
+    """The escrows of a task and of its judges, as they are to be funded."""
+    agent, request, now_ms = ready.agent, attempt.request, platform.now_ms()
+    judging_s = sum(judge.timeout_s for judge in named)
+    timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, attempt.timeout_s_max - judging_s)
+    hold = Escrow(
+        escrow_id=attempt.escrow_id,
+        payer=attempt.user,
+        task_id=request.task_id,
+        request_sha256=attempt.request_sha256,
+        agent_id=agent.agent_id,
+        owner=agent.owner,
+        module_sha256=ready.version.module_sha256,
+        input_sha256=request.stdin.sha256,
+        tariff=agent.terms.tariff,
+        budget_micro=request.budget_micro - sum(judge.payers_micro for judge in named),
+        fee_bps=platform.settings.fee_bps,
+        timeout_ms=timeout_s * 1_000,
+        runner=attempt.runner,
+        fence=1,
+        funded_ms=now_ms,
+        lease_ms=now_ms,
+        expires_ms=now_ms + (timeout_s + judging_s) * 1_000 + ESCROW_GRACE_MS,
+        agent_rules_sha256=rules_sha256(agent.terms.rules),
+        task_rules_sha256=request.own_rules_sha256,
+        compute=platform.settings.compute,
+        own_limits=agent.terms.limits,
+        task_judge_bps=agent.terms.task_judge_bps or 0,
+        webhook=request.webhook,
+    )
+    hold = replace(hold, lease_ms=_lease_ms(platform, now_ms, hold, named))
+    judge_holds = [judges.escrow_of(judge, hold) for judge in named]
+    stored_holds = tuple(
+        JudgeHold(judge.side, escrow.agent_id, escrow.budget_micro, escrow.escrow_id)
+        for judge, escrow in zip(named, judge_holds, strict=True)
+    )
+    return replace(hold, judges=stored_holds), judge_holds
+
+
+def _join(
+    platform: Platform, escrow: Escrow, attempt: _Attempt, ready: ReadyAgent, named: list[NamedJudge]
+) -> tuple[Escrow, list[Escrow]]:
+    """The stored escrow of an earlier attempt: settled, or held by this attempt with its judges' if its lease lapsed.
+
+    A task keeps the versions and rules that it was funded for. If those are no longer the active ones, it is refunded.
+    A task that may run for longer than this entry point can wait is left to the queue. Raises TaskConflictError,
+    TaskInProgressError.
+    """
+    now_ms = platform.now_ms()
+    if _can_take_over(platform, escrow, attempt):
+        stored = judges.stored(platform, escrow)
+        if not ready.matches(escrow) or not judges.still_match(named, stored):
+            return settle.refund(platform, escrow, Outcome.SUPERSEDED, _SUPERSEDED), []
+        if escrow.timeout_ms <= (attempt.timeout_s_max - sum(judge.timeout_s for judge in named)) * 1_000:
+            lease_ms = min(_lease_ms(platform, now_ms, escrow, named), escrow.expires_ms)
+            escrow = platform.ledger.take_over(escrow, runner=attempt.runner, now_ms=now_ms, lease_ms=lease_ms)
+            if escrow.held_by(attempt.runner):
+                return escrow, stored
+    return _join_settled(platform, escrow, attempt), []
+
+
+def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal: RequestError) -> Escrow:
+    """The escrow of an earlier attempt, once it is settled, when the same request would be refused today.
+
+    Refunds it if no runner holds it, unless the refusal is temporary (`Retry-After`) or applies to this entry point
+    only. Raises RequestError, PlatformUnavailableError.
+    """
+    if _can_take_over(platform, escrow, attempt):
+        if refusal.retry_after_s is not None:
+            raise refusal
+        if isinstance(refusal, AccountFrozenError) or refusal.members.get("state") == launch.FROZEN_OWNER:
+            return settle.refund(platform, escrow, Outcome.SUPERSEDED, _FROZEN)
+        if not isinstance(refusal, TimeoutTooLongError):
+            return settle.refund(platform, escrow, Outcome.SUPERSEDED, _REFUSED_NOW)
+    return _join_settled(platform, escrow, attempt)
+
+
+def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escrow:
+    """The escrow of an earlier attempt, once it is settled. Raises TaskConflictError, TaskInProgressError."""
+    if escrow.request_sha256 != attempt.request_sha256:
+        raise TaskConflictError(escrow.task_id)
+    return settle.settled(platform, escrow)
+
+
+def _can_take_over(platform: Platform, escrow: Escrow, attempt: _Attempt) -> bool:
+    """Whether the escrow is of the same request and still funded, and its lease has lapsed."""
+    in_time = escrow.lease_ms <= platform.now_ms() < escrow.expires_ms
+    return escrow.settlement is None and in_time and escrow.request_sha256 == attempt.request_sha256
+
+
+def _lease_ms(platform: Platform, now_ms: int, escrow: Escrow, named: list[NamedJudge]) -> int:
+    """When the runner should have settled: afterwards another attempt may take the task over."""
+    return now_ms + min(platform.left_ms(), judges.span_ms(escrow, named))

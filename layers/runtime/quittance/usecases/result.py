@@ -1,0 +1,179 @@
+"""Result: what became of a task, and the proof that its receipt is in the log."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from quittance import observability
+from quittance.api.models import (
+    JudgeAnswer,
+    ResourceUsage,
+    TaskError,
+    TaskPending,
+    TaskResult,
+    as_text,
+)
+from quittance.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    NotLoggedError,
+)
+from quittance.ledger import escrow as escrows
+from quittance.ledger.balances import is_bond, owner_of
+from quittance.ledger.escrow import Escrow, JudgeHold, Settlement, StoredBytes
+from quittance.limits import KIB, MIB
+from quittance.platform import Platform
+from quittance.proof import log, receipt
+from quittance.proof.log import ConsistencyProof, Proof
+from quittance.run import Outcome, Side
+from quittance.store.blobs import BlobMissingError
+from quittance.usecases import settle
+
+
+def read(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> TaskResult | TaskPending:
+    """The outcome of a task: whole for its user, without output and stderr for the agent's owner.
+
+    The owner names the `user` whose task it is. Raises NotFoundError, PlatformUnavailableError.
+    """
+    escrow = settle.expire_if_overdue(platform, find(platform, caller, task_id, user=user))
+    if caller != (user or caller) and escrow.settlement:
+        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
+    return answer(platform, escrow)
+
+
+def find(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> Escrow:
+    """The escrow of a task or of its judge, for the task's user, the owner of the agent, and who pays for it.
+
+    Raises NotFoundError, PlatformUnavailableError.
+    """
+    payer = user or caller
+    named, _, side = task_id.partition(escrows.JUDGE_MARK)
+    escrow = platform.ledger.find(escrows.escrow_id(payer, named))
+    if escrow and side:
+        hold = next((hold for hold in escrow.judges if hold.side == side), None)
+        escrow = platform.ledger.find(hold.escrow_id) if hold else None
+    if escrow is None or caller not in {payer, escrow.owner} | _bond_owner(escrow.payer):
+        msg = f"You have no task {task_id!r}."
+        raise NotFoundError(msg)
+    observability.about(escrow)
+    return escrow
+
+
+def prove(platform: Platform, caller: str, task_id: str, *, user: str | None = None, since: int | None = None) -> Proof:
+    """That the receipt of a task is in the published log, and that the log of `since` entries is its beginning.
+
+    Raises NotFoundError, NotLoggedError, InvalidRequestError if the log is not as long as `since`,
+    PlatformUnavailableError.
+    """
+    escrow = find(platform, caller, task_id, user=user)
+    place, size = platform.ledger.log_place(escrow), platform.ledger.log_head().published
+    if place is None or place >= size:
+        raise NotLoggedError
+    if since is not None and since > size:
+        raise InvalidRequestError(("since", f"must be at most {size}, the size of the published log"))
+    return Proof(
+        leaf_index=place,
+        tree_size=size,
+        path=[hashed.hex() for hashed in log.inclusion_proof(place, size, platform.tiles.read)],
+        checkpoint=platform.tiles.checkpoint(size),
+        consistency=None if since is None else _consistency(platform, since, size),
+    )
+
+
+def _consistency(platform: Platform, since: int, size: int) -> ConsistencyProof:
+    path = log.consistency_proof(since, size, platform.tiles.read)
+    return ConsistencyProof(tree_size=since, path=[hashed.hex() for hashed in path])
+
+
+def answer(
+    platform: Platform,
+    escrow: Escrow,
+    *,
+    claims: Mapping[str, Any] | None = None,
+    at_hand: tuple[bytes, ...] = (),
+) -> TaskResult | TaskPending:
+    """What the ledger says of a task.
+
+    `claims` are those of the escrow's receipt if it was signed just now, and `at_hand` are bytes that need not be read
+    again if the ledger names them.
+    """
+    settlement = escrow.settlement
+    if settlement is None:
+        return TaskPending(
+            task_id=escrow.task_id,
+            agent_id=escrow.agent_id,
+            escrow_id=escrow.escrow_id,
+            escrow_status=escrow.state,
+            expires_at=escrow.expires_ms,
+        )
+    if claims is None:
+        claims = receipt.read_claims(settlement.receipt)
+    output = _load(platform, settlement.output, at_hand)
+    stderr = _load(platform, settlement.log, at_hand)
+    text, encoded = as_text(output)
+    success = settlement.outcome is Outcome.SUCCEEDED
+    return TaskResult(
+        task_id=escrow.task_id,
+        agent_id=escrow.agent_id,
+        success=success,
+        output=text,
+        output_base64=encoded,
+        log=None if stderr is None else stderr.decode(errors="replace"),
+        error=None if success else TaskError(code=settlement.outcome, message=settlement.message),
+        execution_time_ms=claims["meter"]["wall_ms"],
+        resource_usage=_resource_usage(claims["meter"]),
+        escrow_id=escrow.escrow_id,
+        escrow_status=settlement.state,
+        amount_paid_micro=settlement.split.paid_micro,
+        amount_refunded_micro=settlement.split.refunded_micro,
+        fee_micro=settlement.split.fee_micro,
+        compute_micro=settlement.compute_micro,
+        judging_micro=settlement.task_judging_micro,
+        fault=settlement.fault,
+        judges=[_judge_answer(escrow, settlement, hold, claims["acceptance"] or {}) for hold in escrow.judges],
+        reputation_delta=settlement.reputation_tenths,
+        timestamp=settlement.settled_ms,
+        receipt=settlement.receipt,
+    )
+
+
+def _resource_usage(meter: Mapping[str, Any]) -> ResourceUsage:
+    return ResourceUsage(
+        memory_used_mb=round(meter["memory_bytes"] / MIB, 3),
+        cpu_time_ms=meter["cpu_ms"],
+        execution_time_ms=meter["wall_ms"],
+        storage_used_kb=round((meter["output_bytes"] + meter["stderr_bytes"]) / KIB, 3),
+        fuel_used=meter["fuel"],
+        fuel_exact=meter["fuel_exact"],
+        input_bytes=meter["input_bytes"],
+        output_bytes=meter["output_bytes"],
+    )
+
+
+def _judge_answer(task: Escrow, settlement: Settlement, hold: JudgeHold, acceptance: Mapping[str, Any]) -> JudgeAnswer:
+    return JudgeAnswer(
+        side=hold.side,
+        agent_id=hold.agent_id,
+        task_id=escrows.judge_task_id(task.task_id, hold.side),
+        budget_micro=hold.budget_micro,
+        cost_micro=settlement.judging_micro if hold.side is Side.AGENT else settlement.task_judging_micro,
+        score=acceptance.get(f"{hold.side}_score"),
+    )
+
+
+def _load(platform: Platform, stored: StoredBytes | None, at_hand: tuple[bytes, ...]) -> bytes | None:
+    if stored is None:
+        return None
+    for data in at_hand:
+        if hashlib.sha256(data).hexdigest() == stored.sha256:
+            return data
+    try:
+        return platform.outputs.load(stored)
+    except BlobMissingError:
+        return None  # past the retention of the outputs bucket; the receipt still names it by digest
+
+
+def _bond_owner(account: str) -> set[str]:
+    """The owner of a bond that pays for a judge; nobody for any other account."""
+    return {owner_of(account)} if is_bond(account) else set()

@@ -1,0 +1,170 @@
+"""Settle: how a funded escrow ends, and the receipt that says so. Every write here is safe to repeat.
+
+    decide → keep output and stderr → sign → one conditional write
+
+Whoever finds an escrow overdue expires it here. Who pays what is decided in `ledger/escrow.py`.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quittance import observability, tracing
+from quittance.agent import Version
+from quittance.errors import PlatformUnavailableError, TaskInProgressError
+from quittance.ledger import escrow as escrows
+from quittance.ledger.escrow import Escrow, Settlement
+from quittance.observability import logger
+from quittance.platform import Platform
+from quittance.proof import receipt
+from quittance.proof.statement import ProofError
+from quittance.run import Fault, Meter, Outcome, Run
+from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
+from quittance.usecases import judges, launch
+from quittance.usecases.judges import Judged
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The stored escrow, and the claims of its receipt if it was signed just now."""
+
+    escrow: Escrow
+    claims: Mapping[str, Any] | None = None
+
+
+def refund(platform: Platform, escrow: Escrow, outcome: Outcome, message: str) -> Escrow:
+    """Refunds a funded escrow and its judges' without a run, unless a runner holds it; returns the stored escrow.
+
+    Raises TaskInProgressError while a runner holds it, PlatformUnavailableError.
+    """
+    runner, now_ms = uuid.uuid4().hex, platform.now_ms()
+    lease_ms = min(now_ms + launch.RUN_RESERVE_MS, escrow.expires_ms)
+    escrow = platform.ledger.take_over(escrow, runner=runner, now_ms=now_ms, lease_ms=lease_ms)
+    if escrow.held_by(runner):
+        not_asked = [Judged(judge) for judge in judges.stored(platform, escrow)]
+        escrow = settle(platform, escrow, Run(outcome, message, Meter()), None, not_asked).escrow
+    return settled(platform, escrow)
+
+
+def settled(platform: Platform, escrow: Escrow) -> Escrow:
+    """The escrow, expired if it is overdue. Raises TaskInProgressError if it is still funded then."""
+    escrow = expire_if_overdue(platform, escrow)
+    if escrow.settlement is None:
+        wait_ms = max(escrow.lease_ms - platform.now_ms(), 1_000)
+        raise TaskInProgressError(escrow.task_id, retry_after_s=-(-wait_ms // 1_000))
+    return escrow
+
+
+def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
+    """Refunds a funded escrow whose time is over; returns the stored escrow. Raises PlatformUnavailableError.
+
+    The receipt of an expiry is signed without a check of its claims: expiry is the last way out of escrow, and no claim
+    may keep money there.
+    """
+    now_ms = platform.now_ms()
+    if escrow.settlement or escrow.expires_ms > now_ms:
+        return escrow
+    settlement = escrows.expire(escrow, now_ms=now_ms)
+    claims = _claims(platform, escrow, settlement, Run(settlement.outcome, settlement.message, Meter()), None)
+    signed = _signed(platform, settlement, claims)
+    stored = platform.ledger.expire(escrow, signed)
+    observability.settled(stored, signed)
+    return stored
+
+
+@tracing.step("settle")
+def settle(
+    platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[Judged] = ()
+) -> Settled:
+    """Ends the escrow and its judges' by the run's outcome. Another attempt may have ended it first: see the result.
+
+    `version` is what ran, None if nothing did. A run that no receipt can state counts as a failure of the platform.
+    """
+    try:
+        return _settle(platform, escrow, run, version, judged)
+    except ProofError:
+        logger.exception("no receipt can state this run")
+        lost = Run(Outcome.WORKER_LOST, "The platform cannot state how the run ended.", Meter())
+        return _settle(platform, escrow, lost, None, [Judged(judge.escrow) for judge in judged])
+
+
+def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[Judged]) -> Settled:
+    output = log = None
+    try:
+        if version:
+            log = platform.outputs.keep(run.stderr)
+        if run.outcome is Outcome.SUCCEEDED:
+            output = platform.outputs.keep(run.stdout)
+    except (PlatformUnavailableError, *launch.HOST_FAILURES):
+        message = "The platform's storage did not take the output."
+        # Whatever the run's end was before, the platform is at fault now.
+        run = replace(run, outcome=Outcome.STORAGE_DOWN, message=message, rejected_by=None, memory_refused=False)
+    now_ms = platform.now_ms()
+    try:
+        judge_escrows = [_settled_judge(platform, judge, run, now_ms) for judge in judged]
+        judging_micro = judges.costs_micro(escrow, judge_escrows)
+        settlement = escrows.decide(escrow, run, now_ms=now_ms, judging_micro=judging_micro)
+        settlement = replace(settlement, output=output, log=log)
+        claims = _checked_claims(platform, escrow, settlement, run, version)
+        signed = _signed(platform, settlement, claims)
+        stored = platform.ledger.settle(replace(escrow, settlement=signed), *judge_escrows)
+        ours = stored.settlement == signed
+        if ours:
+            for judge in judge_escrows:
+                if judge.settlement:
+                    observability.settled(judge, judge.settlement)
+        observability.settled(stored, signed)
+        return Settled(expire_if_overdue(platform, stored), claims if ours else None)
+    except (PlatformUnavailableError, *launch.HOST_FAILURES):
+        logger.warning("settlement unknown")
+        return Settled(_stored(platform, escrow))
+
+
+def _settled_judge(platform: Platform, judged: Judged, task: Run, now_ms: int) -> Escrow:
+    """A judge's escrow with its settlement, which depends on how the task that it judged ended."""
+    judge, run, version = judged.escrow, judged.run or judges.NOT_NEEDED, judged.version
+    settlement = judges.settlement(judge, judged.run, task, now_ms=now_ms)
+    if settlement.outcome is Outcome.SUCCEEDED:
+        settlement = replace(settlement, output=platform.outputs.keep(run.stdout))
+    else:  # the receipt must state nothing that follows from what the judge read
+        judge = replace(judge, input_sha256=judges.NOTHING_READ)
+    if settlement.fault is Fault.PLATFORM:
+        run, version = Run(settlement.outcome, settlement.message, Meter()), None
+    claims = _checked_claims(platform, judge, settlement, run, version)
+    return replace(judge, settlement=_signed(platform, settlement, claims))
+
+
+def _stored(platform: Platform, escrow: Escrow) -> Escrow:
+    """The escrow as it is stored, or as it was known if the ledger does not answer."""
+    try:
+        return platform.ledger.find(escrow.escrow_id) or escrow
+    except PlatformUnavailableError:
+        return escrow
+
+
+def _checked_claims(
+    platform: Platform, escrow: Escrow, settlement: Settlement, run: Run, version: Version | None
+) -> dict[str, Any]:
+    """The claims of a receipt. Raises ProofError if a verifier would refuse them: they must not be signed."""
+    claims = _claims(platform, escrow, settlement, run, version)
+    receipt.check_claims(claims)
+    return claims
+
+
+def _claims(
+    platform: Platform, escrow: Escrow, settlement: Settlement, run: Run, version: Version | None
+) -> dict[str, Any]:
+    return receipt.claims(
+        escrow,
+        settlement,
+        issuer=platform.settings.receipt_issuer,
+        run=run,
+        engine=ENGINE_VERSION if version else "",  # of this environment, which may be newer than the artefact
+        config_sha256=CONFIG_DIGEST if version else "",
+    )
+
+
+def _signed(platform: Platform, settlement: Settlement, claims: Mapping[str, Any]) -> Settlement:
+    """The settlement with its receipt. If another attempt's settlement is stored first, nobody sees this receipt."""
+    return replace(settlement, receipt=receipt.sign(claims, platform.signing_key(at_ms=settlement.settled_ms)))

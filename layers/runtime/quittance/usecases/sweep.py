@@ -1,0 +1,227 @@
+"""The sweep: what is owed but is on nobody's path.
+
+    refund what expired → charge bonds for publications → credit owners, bonds and the platform
+    → append receipts to the log → publish the log
+
+Every step is idempotent, and several sweeps at the same time are harmless: the ledger's conditions decide. Each step
+has its own share of the invocation's time, so that much work for one does not stop the others; time that is left over
+goes to those that were not done. One item that cannot be swept holds up no other: it is logged, counted and met again
+by the next sweep.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from quittance import tracing
+from quittance.errors import PlatformUnavailableError
+from quittance.observability import logger
+from quittance.platform import Platform
+from quittance.proof import log
+from quittance.proof.log import Checkpoint
+from quittance.proof.statement import Purpose
+from quittance.store.ledger import Credited
+from quittance.store.registry import Due
+from quittance.usecases import accounts
+from quittance.usecases.settle import expire_if_overdue
+
+_STOP_BEFORE_MS: Final = 5_000
+_PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds has to fit into memory and time
+
+
+@dataclass(slots=True)
+class Swept:
+    """How many escrows one sweep refunded as expired, credited, logged and failed at, and whether it got to the end.
+
+    `charged` is how many publications were charged to bonds, and `published` how many receipts the newest checkpoint
+    tells of, if the sweep made one. `written_off_micro` was due from bonds that did not have it. `oldest_overdue_ms` is
+    how long past its expiry the oldest escrow was that was still funded, and `lag_ms` how long the oldest settled one
+    had waited to be credited; 0 if there was none.
+    """
+
+    expired: int = 0
+    credited: int = 0
+    logged: int = 0
+    published: int | None = None
+    failed: int = 0
+    complete: bool = False
+    written_off_micro: int = 0
+    charged: int = 0
+    oldest_overdue_ms: int = 0
+    lag_ms: int = 0
+
+
+def sweep(platform: Platform) -> Swept:
+    """Does all that is to be done, until nothing is left or the invocation's time runs out.
+
+    Raises PlatformUnavailableError if the index itself does not answer; what was done by then is done, by the other
+    steps too.
+    """
+    this = _Sweep(platform)
+    while not this.done.complete and platform.left_ms() >= _STOP_BEFORE_MS:
+        this.done.complete = this.round()
+    return this.done
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """One invocation's sweep. What has failed in it is not tried again by it."""
+
+    platform: Platform
+    done: Swept = field(default_factory=Swept)
+    failed: set[str] = field(default_factory=set)
+
+    def round(self) -> bool:
+        """Each step in its turn, for its share of the time that is left; whether all of them got to their end."""
+        shares: Sequence[tuple[Callable[[], bool], int]] = (
+            (self._refund, 3),
+            (self._charge, 1),
+            (self._credit, 4),
+            (self._log, 2),
+            (self._publish, 1),
+        )
+        complete, unavailable = True, None
+        for place, (step, share) in enumerate(shares):
+            spare_ms = max(self.platform.left_ms() - _STOP_BEFORE_MS, 0)
+            following = sum(share for _, share in shares[place + 1 :])
+            try:
+                with self.platform.keeping(spare_ms * following // (share + following)):
+                    complete = step() and complete
+            except PlatformUnavailableError as exc:
+                logger.exception("step not done", step=step.__name__)
+                unavailable = exc
+        if unavailable:
+            raise unavailable
+        return complete
+
+    def _refund(self) -> bool:
+        return self._each(self.platform.ledger.overdue(now_ms=self.platform.now_ms()), self._expire)
+
+    def _log(self) -> bool:
+        return self._each(self.platform.ledger.unlogged(), self._append)
+
+    def _credit(self) -> bool:
+        waited_ms = _age_ms(self.platform, self.platform.ledger.uncredited_since_ms())
+        self.done.lag_ms = max(self.done.lag_ms, waited_ms)
+        for escrow_ids in self.platform.ledger.settled():
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
+            if waiting := [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]:
+                self._credit_all(waiting)
+        return True
+
+    def _charge(self) -> bool:
+        """Charges bonds for publications, which the publisher has noted in the registry."""
+        for due in self.platform.registry.dues():
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
+            if due.agent_id not in self.failed:
+                self._charge_one(due)
+        return True
+
+    def _publish(self) -> bool:
+        self.done.published = publish_log(self.platform) or self.done.published
+        return True
+
+    def _each(self, ids: Iterable[str], do: Callable[[str], None]) -> bool:
+        for each in ids:
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
+            if each not in self.failed:
+                do(each)
+        return True
+
+    @tracing.step("refund")
+    def _expire(self, escrow_id: str) -> None:
+        platform, done = self.platform, self.done
+        try:
+            escrow = platform.ledger.find(escrow_id)
+            if escrow is not None and escrow.settlement is None:
+                done.oldest_overdue_ms = max(done.oldest_overdue_ms, _age_ms(platform, escrow.expires_ms))
+                done.expired += expire_if_overdue(platform, escrow).settlement is not None
+        except Exception:  # noqa: BLE001 - whatever is wrong with one escrow must not keep others' money
+            self._fail("not refunded", escrow_id)
+
+    @tracing.step("credit")
+    def _credit_all(self, escrow_ids: Sequence[str]) -> None:
+        """Credits escrows; if something is wrong with one, each half by itself, until that one is alone."""
+        try:
+            credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms())
+        except PlatformUnavailableError:
+            self._fail("not credited", *escrow_ids)
+        except Exception:  # noqa: BLE001 - whatever is wrong with one escrow must not keep others' earnings
+            half = len(escrow_ids) // 2
+            if not half:
+                self._fail("not credited", *escrow_ids)
+            elif self.platform.left_ms() >= _STOP_BEFORE_MS:
+                self._credit_all(escrow_ids[:half])
+                self._credit_all(escrow_ids[half:])
+        else:
+            self.done.credited += credited.escrows
+            self.done.written_off_micro += credited.written_off_micro
+            self._note_bonds(credited)
+
+    @tracing.step("charge")
+    def _charge_one(self, due: Due) -> None:
+        platform = self.platform
+        try:
+            charged = platform.ledger.charge(
+                due.owner, due.agent_id, str(due.upload), due.amount_micro, now_ms=platform.now_ms()
+            )
+            platform.registry.take_off_due(due)
+        except Exception:  # noqa: BLE001 - whatever is wrong with one publication must not keep others' money
+            self._fail("publication not charged", due.agent_id)
+        else:
+            self.done.charged += 1
+            self.done.written_off_micro += charged.written_off_micro
+            self._note_bonds(charged)
+
+    def _note_bonds(self, credited: Credited) -> None:
+        """Notes the bonds that are below the minimum now, or perhaps not any more."""
+        for owner, left_micro in credited.bonds_left.items():
+            if left_micro is None or left_micro < self.platform.settings.bond_minimum_micro:
+                try:
+                    accounts.note_bond(self.platform, owner)
+                except Exception:  # noqa: BLE001 - the next charge notes it; others' money must not wait for it
+                    self._fail("bond not noted", owner)
+
+    @tracing.step("log")
+    def _append(self, batch_id: str) -> None:
+        try:
+            self.done.logged += self.platform.ledger.append(batch_id)
+        except Exception:  # noqa: BLE001 - whatever is wrong with one batch must not keep others out of the log
+            self._fail("not logged", batch_id)
+
+    def _fail(self, what: str, *ids: str) -> None:
+        logger.exception(what, ids=list(ids))
+        self.done.failed += len(ids)
+        self.failed.update(ids)
+
+
+@tracing.step("publish")
+def publish_log(platform: Platform) -> int | None:
+    """Publishes tiles and a signed checkpoint of what the log has got since the last one; returns its size.
+
+    Tiles come before the checkpoint that needs them, and the ledger learns of the checkpoint last. All of it may be
+    repeated: what a tile holds follows from the log. Raises PlatformUnavailableError.
+    """
+    head = platform.ledger.log_head()
+    receipts: list[str] = []
+    while len(receipts) < _PUBLISHED_AT_ONCE and head.published + len(receipts) < head.size:
+        receipts += platform.ledger.logged(head.published + len(receipts))
+    if not receipts:
+        return None
+    leaves = [log.leaf_hash(receipt.encode()) for receipt in receipts]
+    growth = log.grow(head.published, leaves, platform.tiles.read)
+    for tile, hashes in growth.tiles.items():
+        platform.tiles.keep(tile, hashes)
+    now_ms = platform.now_ms()
+    checkpoint = Checkpoint(platform.settings.receipt_issuer, growth.size, growth.root, now_ms)
+    key = platform.signing_key(Purpose.CHECKPOINT, at_ms=now_ms)
+    platform.tiles.keep_checkpoint(growth.size, log.sign_checkpoint(checkpoint, key))
+    platform.ledger.set_published(growth.size)
+    return growth.size
+
+
+def _age_ms(platform: Platform, since_ms: int | None) -> int:
+    return 0 if since_ms is None else max(platform.now_ms() - since_ms, 0)

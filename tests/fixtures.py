@@ -1,0 +1,108 @@
+"""A whole platform in one thread: tables and buckets as `template.yaml` describes them, in moto; the real sandbox."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from moto import mock_aws
+
+from quittance import platform as bootstrap
+from quittance.config import Settings
+from quittance.sandbox import Sandbox
+from quittance.store import clients
+from tests import template as templates
+from tests.support import REGION, Cloud, remaining
+
+
+@pytest.fixture(scope="session")
+def template() -> dict[str, Any]:
+    return templates.template()
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(autouse=True)
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    with mock_aws():
+        yield
+
+
+@pytest.fixture
+def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
+    session = clients._session()
+    for name in ("LedgerTable", "RegistryTable"):
+        properties = {
+            key: value
+            for key, value in template["Resources"][name]["Properties"].items()
+            if key in {"AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"}
+        }
+        session.create_client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
+    for name in ("uploads", "binaries", "outputs", "log"):
+        session.create_client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        session.create_client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    session.create_client("events").create_event_bus(Name="bus")
+    webhooks = session.create_client("sqs").create_queue(QueueName="webhooks")["QueueUrl"]
+    kms = session.create_client("kms")
+    keys = [kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"] for _ in range(3)]
+    sqs = session.create_client("sqs")
+    cloud = Cloud(
+        Settings(
+            ledger_table="LedgerTable",
+            registry_table="RegistryTable",
+            uploads_bucket="uploads",
+            binaries_bucket="binaries",
+            outputs_bucket="outputs",
+            log_bucket="log",
+            task_queue_url=sqs.create_queue(QueueName="tasks")["QueueUrl"],
+            dead_letters_url=sqs.create_queue(QueueName="dead-letters")["QueueUrl"],
+            ledger_shards=3,
+            fee_bps=250,
+            platform_account="quittance:platform",
+            receipt_key_ids=keys[0],
+            checkpoint_key_ids=keys[1],
+            webhook_key_ids=keys[2],
+            receipt_issuer="urn:quittance:test",
+            issuer_url="https://issuer.test",
+            jwks_url="https://issuer.test/jwks.json",
+            audience="quittance",
+            scratch_dir=tmp_path,
+            event_bus="bus",
+            webhook_queue_url=webhooks,
+        )
+    )
+    cloud.sandbox = sandbox
+    return cloud
+
+
+@pytest.fixture
+def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """What the functions' handlers find: alice has a credit."""
+    bootstrap._platform.cache_clear()
+    monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
+    monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)
+    cloud.deposit("alice", 1_000_000)
+    return cloud
+
+
+@pytest.fixture
+def context() -> Any:
+    return SimpleNamespace(
+        function_name="test",
+        memory_limit_in_mb=512,
+        invoked_function_arn="arn:aws:lambda:eu-central-1:123456789012:function:test",
+        aws_request_id="00000000-0000-0000-0000-000000000000",
+        get_remaining_time_in_millis=remaining,
+    )

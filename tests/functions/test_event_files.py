@@ -1,0 +1,76 @@
+"""Each file in `events/` sent to its function in process.
+
+tests/e2e sends it to the deployed one, tests/sam_local to a container: all look for the same answers.
+"""
+
+import json
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from local import issuer
+from quittance.api import identity
+from quittance.api.models import AgentRequest
+from quittance.usecases import agents
+from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, NO_JSON, NOTHING_FAILED, OTHERS, UNREACHABLE
+from tests.functions.test_handlers import load
+from tests.support import FLAT, Cloud, wasm
+
+ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.fixture
+def platform(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    identity._jwks.cache_clear()
+    monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", lambda _: {"keys": [issuer.jwk(ISSUER_KEY)]})
+    return platform
+
+
+def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
+    hired = platform.publish(wasm("wordcount"))
+    own = agents.register(platform, "alice", AgentRequest.model_validate({"name": "own", "tariff": FLAT})).agent_id
+    token = issuer.sign(ISSUER_KEY, issuer.claims("alice") | {"iss": platform.settings.issuer_url})
+    real = {"agt_aaaaaaaaaaaaaaaa": hired, "agt_bbbbbbbbbbbbbbbb": own, "TOKEN": token}
+    real["096fKKXTRTtl3on89fVO.nfljtsv6qko"] = platform.post(own, 1, wasm("echo"))
+
+    def real_in(text: str) -> Any:
+        for placeholder, value in real.items():
+            text = text.replace(placeholder, value)
+        return json.loads(text)
+
+    def answer(name: str) -> Any:
+        function = load(name.partition("-")[0])
+        if name == "authorizer-request":
+            function.settings = lambda: platform.settings  # type: ignore[attr-defined]  # what it imported by name
+        return json.loads(json.dumps(function.handler(real_in(FILES[name]), context)))
+
+    assert answer("publish-s3") == ["active"]
+
+    def check(name: str, status: int, fields: dict[str, Any]) -> None:
+        said = answer(name)
+        assert said["statusCode"] == status, said
+        if name in NO_JSON:
+            assert said["body"].startswith(NO_JSON[name])
+        else:
+            body, expected = json.loads(said["body"]), real_in(json.dumps(fields))
+            assert {field: body[field] for field in expected} == expected, name
+
+    for name, expected in HTTP.items():
+        check(name, *expected)
+    done = answer("execute-direct")
+    assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
+    for name in MESSAGES:
+        assert answer(name) == {"batchItemFailures": []}
+    assert [task["budget"] for line in answer("plan-run")["lines"] for task in line["tasks"]] == ["0.05"] * 2
+    swept = answer("sweep-schedule")
+    expected_sweep = {"expired": 0, "credited": 4, "logged": 4, "published": 4, "failed": 0, "complete": True}
+    assert {name: swept[name] for name in expected_sweep} == expected_sweep
+    for name, expected in LOGGED.items():
+        check(name, *expected)
+    assert answer("audit-schedule")["differences"] == 0
+    assert answer("notify-stream") == NOTHING_FAILED
+    assert answer("webhook-sqs") == UNREACHABLE
+    assert answer("authorizer-request")["context"] == {"sub": "alice", "scope": ""}
+    assert {*HTTP, *LOGGED, *OTHERS} == FILES.keys()

@@ -1,0 +1,297 @@
+"""The functions' entries in process: they translate, refuse what has no identity, and show no internal text."""
+
+import base64
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
+from html.parser import HTMLParser
+from types import ModuleType
+from typing import Any
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from quittance.api.models import TaskRequest
+from quittance.errors import InsufficientFundsError, InvalidRequestError, PlatformUnavailableError
+from quittance.proof.statement import Purpose
+from quittance.usecases import execute as tasks
+from quittance.usecases import result
+from quittance.usecases.sweep import sweep
+from tests.support import FLAT, ROOT, Cloud, wasm
+
+PREFIX = "/api/v1/economic"
+Call = Callable[..., tuple[int, Any, dict[str, str]]]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"functions_{name}", ROOT / "functions" / name / "app.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(platform: Cloud, context: Any) -> Call:
+    def send(
+        function: str,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        user: str | None = "alice",
+        scope: str = "",
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> tuple[int, Any, dict[str, str]]:
+        authorizer = {"sub": user, "scope": scope} if user else None
+        event = {
+            "resource": path,
+            "path": PREFIX + path,
+            "httpMethod": method,
+            "headers": {"Content-Type": content_type},
+            "multiValueHeaders": {"Content-Type": [content_type]},
+            "queryStringParameters": query,
+            "multiValueQueryStringParameters": {name: [value] for name, value in query.items()} if query else None,
+            "requestContext": {"requestId": "r", "authorizer": authorizer, "httpMethod": method},
+            "body": body if isinstance(body, str) else json.dumps(body) if body is not None else None,
+            "isBase64Encoded": False,
+        }
+        answer = load(function).handler(event, context)
+        headers = {name: values[0] for name, values in answer["multiValueHeaders"].items()}
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        plain = json.loads(answer["body"]) if headers["Content-Type"].endswith("json") else answer["body"]
+        return answer["statusCode"], plain, headers
+
+    return send
+
+
+def task(agent_id: str, **changes: Any) -> dict[str, Any]:
+    return {"task_id": "t-1", "agent_id": agent_id, "input": {"a": [1, "é", 0.5]}, "budget": "0.05"} | changes
+
+
+def test_execute_and_result_give_the_same_answer(platform: Cloud, call: Call) -> None:
+    agent_id = platform.publish(wasm("echo"))
+    status, done, headers = call("execute", "POST", "/tasks/execute", task(agent_id))
+    assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "application/json", "no-store")
+    assert done["output"] == '{"a":[1,"é",0.5]}'
+    assert (done["amount_paid"], done["fee"], done["amount_refunded"]) == ("0.00975", "0.00025", "0.04")
+    assert (done["escrow_status"], done["payment_method"], done["reputation_delta"]) == ("released", "escrow", 2.5)
+    assert call("result", "GET", "/tasks/t-1/result")[:2] == (200, done)
+
+
+def test_a_budget_may_be_a_number_and_is_read_exactly(platform: Cloud, call: Call) -> None:
+    agent_id = platform.publish(wasm("echo"))
+    body = json.dumps(task(agent_id, budget=0)).replace('"budget": 0', '"budget": 0.010001')
+    assert call("execute", "POST", "/tasks/execute", body)[1]["amount_refunded"] == "0.000001"
+
+
+def test_a_pending_task_says_where_to_look(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent_id = platform.publish(wasm("echo"))
+    with monkeypatch.context() as patch:
+        patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
+        status, pending, headers = call("execute", "POST", "/tasks/execute", task(agent_id))
+    assert (status, pending["escrow_status"]) == (202, "funded")
+    assert (headers["Location"], headers["Retry-After"]) == (f"{PREFIX}/tasks/t-1/result", "2")
+    assert call("result", "GET", "/tasks/t-1/result")[0] == 202
+    status, problem, headers = call("execute", "POST", "/tasks/execute", task(agent_id))
+    assert (status, problem["code"]) == (409, "task_in_progress")
+    assert headers["Retry-After"] in {"16", "17", "18"}, "what is left of the lease"
+
+
+def test_direct_invocation_answers_plainly_and_raises_refusals(platform: Cloud, context: Any) -> None:
+    execute = load("execute").handler
+    agent_id = platform.publish(wasm("echo"))
+    done = execute(task(agent_id) | {"user_id": "alice"}, context)
+    assert (done["success"], done["amount_paid"]) == (True, "0.00975")
+    assert json.loads(json.dumps(done)) == done
+    with pytest.raises(InsufficientFundsError):
+        execute(task(agent_id, task_id="t-2") | {"user_id": "poor"}, context)
+    with pytest.raises(InvalidRequestError) as wrong:
+        execute({"budget": "-1"}, context)
+    fields = {error["field"] for error in wrong.value.members["errors"]}  # type: ignore[attr-defined]  # a member
+    assert fields == {"user_id", "task_id", "agent_id", "input", "budget"}
+
+
+@pytest.mark.parametrize(
+    ("function", "method", "path", "body"),
+    [
+        ("execute", "POST", "/tasks/execute", {"task_id": "t", "agent_id": "a", "input": "", "budget": "1"}),
+        ("result", "GET", "/tasks/t/result", None),
+        ("agents", "GET", "/agents", None),
+        ("agents", "GET", "/agents/a", None),
+        ("agents", "POST", "/agents", {"name": "a", "tariff": FLAT}),
+        ("agents", "POST", "/agents/a/versions", {}),
+        ("agents", "DELETE", "/agents/a", None),
+        ("accounts", "GET", "/accounts/me", None),
+        ("accounts", "GET", "/accounts/me/statement", None),
+        ("accounts", "POST", "/accounts/alice/deposits", {"deposit_id": "d", "amount": "1"}),
+        ("accounts", "POST", "/accounts/me/withdrawals", {"withdrawal_id": "w", "amount": "1"}),
+        ("accounts", "GET", "/payouts", None),
+        ("operations", "GET", "/operations", None),
+        ("operations", "POST", "/operations/agents/a/retire", {"reason": "r"}),
+        ("operations", "POST", "/operations/accounts/me/freeze", {"reason": "r"}),
+        ("operations", "POST", "/operations/accounts/alice/unfreeze", {"reason": "r"}),
+        ("operations", "POST", "/operations/funding/pause", {"reason": "r"}),
+        ("operations", "POST", "/operations/funding/resume", {"reason": "r"}),
+        ("accounts", "POST", "/payouts/p", {"state": "paid"}),
+    ],
+)
+def test_no_identity_no_service_whatever_the_gateway_did(
+    call: Call, function: str, method: str, path: str, body: object
+) -> None:
+    status, problem, headers = call(function, method, path, body, user=None)
+    assert (status, problem["code"]) == (401, "unauthenticated")
+    assert headers["Content-Type"] == "application/problem+json"
+    assert headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_accounts(platform: Cloud, call: Call) -> None:
+    deposit = {"deposit_id": "d-1", "amount": "2.5"}
+    status, problem, _ = call("accounts", "POST", "/accounts/bob/deposits", deposit)
+    assert (status, problem["required_scope"]) == (403, "ledger:deposit")
+    first = call("accounts", "POST", "/accounts/bob/deposits", deposit, scope="x ledger:deposit")
+    assert first[0] == 201
+    assert call("accounts", "POST", "/accounts/bob/deposits", deposit, scope="ledger:deposit") == first
+    assert call("accounts", "GET", "/accounts/me", user="bob")[1] == {
+        "account_id": "bob",
+        "available": "2.5",
+        "held": "0",
+        "earned": "0",
+    }
+    withdrawal = {"withdrawal_id": "w-1", "amount": "3"}
+    assert call("accounts", "POST", "/accounts/alice/withdrawals", withdrawal, user="bob")[0] == 404
+    status, problem, _ = call("accounts", "POST", "/accounts/me/withdrawals", withdrawal, user="bob")
+    assert (status, problem["available"], problem["required"]) == (402, "2.5", "3")
+
+
+def test_agents(call: Call) -> None:
+    status, registered, _ = call(
+        "agents", "POST", "/agents", {"name": " mine ", "tariff": FLAT, "limits": {"timeout": 5}}
+    )
+    assert (status, registered["state"], registered["upload"]["method"]) == (201, "awaiting_upload", "POST")
+    status, agent, _ = call("agents", "GET", f"/agents/{registered['agent_id']}")
+    assert (agent["name"], agent["owner"], agent["tariff"]) == ("mine", "alice", FLAT)
+    assert agent["limits"] == {"memory_mib": 256, "timeout": 5, "fuel": 10**12}
+    assert agent["reputation"] == {
+        "score": 50.0, "algorithm": "reference", "scores": {"reference": 50.0, "robust": 0.0}, "outcomes": 0,
+        "successes": 0, "failures": 0, "success_rate": None, "distinct_payers": 0, "recent": None,
+    }  # fmt: skip
+    listed = call("agents", "GET", "/agents", query={"owner": "alice", "limit": "1"})[1]
+    assert [entry["agent_id"] for entry in listed["agents"]] == [registered["agent_id"]]
+    assert call("agents", "GET", "/agents", query={"limit": "101"})[1]["errors"][0]["field"] == "limit"
+    assert call("agents", "DELETE", f"/agents/{registered['agent_id']}")[1]["state"] == "retired"
+
+
+def test_an_unexpected_failure_tells_nothing(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result, "read", _raise(RuntimeError, "the secret of alice"))
+    status, problem, headers = call("result", "GET", "/tasks/t-1/result")
+    assert (status, problem["code"], headers["Content-Type"]) == (500, "internal_error", "application/problem+json")
+    assert "secret" not in json.dumps(problem)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_no_answer_is_sniffed_or_kept_when_it_refuses(
+    platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch, content_type: str
+) -> None:
+    monkeypatch.setattr(result, "read", _raise(RuntimeError))
+    for function, path in (("result", "/tasks/t/result"), ("agents", "/nowhere"), ("public", "/log/checkpoint")):
+        body = "x" if content_type == "text/plain" else None
+        status, _, headers = call(function, "GET", path, body, content_type=content_type)
+        assert status == (415 if body else {"result": 500}.get(function, 404))
+        assert headers["Cache-Control"] == "no-store"
+
+
+def test_the_roots_cost_one_call_however_many_read_them(platform: Cloud, call: Call) -> None:
+    calls: Counter[str] = Counter()
+    platform.keys._client.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
+    answers = [call("public", "GET", "/.well-known/jwks.json", user=None) for _ in range(5)]
+    assert {status for status, _, _ in answers} == {200}
+    assert {headers["Cache-Control"] for _, _, headers in answers} == {"public, max-age=300"}
+    assert calls == {"GetPublicKey": len(Purpose)}, "one call a root"
+
+
+def test_roots_that_cannot_be_read_are_a_503_that_nobody_keeps(
+    platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform.keys._client, "get_public_key", _raise(EndpointConnectionError, endpoint_url="kms"))
+    status, problem, headers = call("public", "GET", "/.well-known/jwks.json", user=None)
+    assert (status, problem["code"]) == (503, "platform_unavailable")
+    assert (headers["Cache-Control"], headers["Retry-After"]) == ("no-store", "2")
+
+
+def test_caches_keep_a_checkpoint_as_long_as_it_can_be_true(platform: Cloud, call: Call) -> None:
+    tasks.execute(platform, "alice", TaskRequest.model_validate(task(platform.publish(wasm("echo")))))
+    sweep(platform)
+    newest = call("public", "GET", "/log/checkpoint", user=None)
+    stated = call("public", "GET", "/log/checkpoint", query={"size": "1"}, user=None)
+    assert newest[1] == stated[1]
+    assert newest[2]["Cache-Control"] == "public, max-age=60"
+    assert stated[2]["Cache-Control"] == "public, max-age=31536000, immutable"
+
+
+def test_the_page_may_do_only_what_stands_in_it(call: Call) -> None:
+    status, html, headers = call("public", "GET", "/docs", user=None)
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert headers["Referrer-Policy"] == "no-referrer"
+    policy = {name: sources for name, *sources in map(str.split, headers["Content-Security-Policy"].split(";"))}
+    inline = Inline()
+    inline.feed(html)
+    assert inline.forbidden == [], "attributes that run or load something"
+    for kind, number in (("script", 2), ("style", 1)):
+        digests = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in inline.texts[kind]]
+        assert policy.pop(f"{kind}-src") == [f"'sha256-{digest}'" for digest in digests]
+        assert len(digests) == number
+    assert policy == {
+        "default-src": ["'none'"], "img-src": ["data:"], "connect-src": ["'self'"], "base-uri": ["'none'"],
+        "form-action": ["'none'"], "frame-ancestors": ["'none'"],
+    }  # fmt: skip
+
+
+class Inline(HTMLParser):
+    """What a browser would run of a page, by the kind of its element, and what a strict policy would stop."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.texts: dict[str, list[str]] = {"script": [], "style": []}
+        self.forbidden: list[tuple[str, str]] = []
+        self._within = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._within = tag
+        if tag in self.texts:
+            self.texts[tag].append("")
+        loads = ("style", "src", "href", "action")
+        self.forbidden += [(tag, name) for name, _ in attrs if name in loads or name.startswith("on")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._within in self.texts:
+            self.texts[self._within][-1] += data
+
+
+def test_health_shallow_asks_nobody_and_names_no_part(context: Any) -> None:
+    answer = load("health").handler({"headers": None, "httpMethod": "GET"}, context)
+    assert answer["headers"]["X-Content-Type-Options"] == "nosniff"
+    assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"status": "ok"})
+
+
+def test_health_deep_tries_every_part(platform: Cloud) -> None:
+    from quittance.usecases import health
+
+    parts = {name: health._works(platform, name, check) for name, check in health._CHECKS.items()}
+    assert all(parts.values()), parts
+    platform._s3.delete_bucket(Bucket=platform.settings.outputs_bucket)
+    assert not health._works(platform, "outputs", health._outputs)
+
+
+def _raise(error: type[Exception], *args: str, **named: str) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error(*args, **named)
+
+    return fail

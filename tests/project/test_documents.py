@@ -1,0 +1,110 @@
+"""What the documents promise is what the code does: links, limits, codes, commands, the money of the first example."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from local.demo import _TARIFF
+from quittance import limits
+from quittance.errors import _PROBLEMS
+from quittance.ledger import escrow as escrows
+from quittance.ledger import pricing
+from quittance.ledger.credits import format_credits, parse_credits
+from quittance.ledger.pricing import ComputePrices
+from quittance.run import Meter
+from tests.support import ROOT
+from tests.template import template
+
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
+)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.M | re.S)
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def first_cells(lines: str) -> list[str]:
+    """Of the rows of a table."""
+    return [line.split("|")[1].strip() for line in lines.splitlines() if line.strip().startswith("|")][2:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        to = (page.parent / name).resolve() if name else page
+        assert to.exists(), link
+        assert not anchor or to.suffix != ".md" or anchor in anchors(to), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_that_is_named_is_there(page: Path) -> None:
+    for name in re.findall(r"`(tests/[\w/]+\.py)", page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_limits_of_a_run_are_stated() -> None:
+    plan_kib = f"{limits.RUN_PLAN_BYTES_MAX / limits.KIB:g}"
+    assert f"| tasks in a run | {limits.RUN_TASKS_MAX} | a run's inputs | {plan_kib} KiB |" in text("README.md")
+    page = text("docs/howto/step-functions.md")
+    left = limits.WORKFLOW_STATE_BYTES_MAX - (1 + limits.RUN_TASKS_MAX) * limits.RUN_TASK_BYTES
+    task_kib = f"{limits.RUN_TASK_BYTES / limits.KIB:g}"
+    assert f"({plan_kib} KiB \N{MINUS SIGN} {task_kib} KiB for each task of the run) / inputs" in page
+    assert f"{left // limits.RUN_TASKS_MAX} bytes with {limits.RUN_TASKS_MAX} inputs" in page
+
+
+def test_all_refusals_are_in_the_table_of_errors() -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \| `(\w+)`", text("docs/errors.md"), re.M)
+    stated = {(int(status), code) for statuses, code in rows for status in statuses.split(",")}
+    gateways = {(429, "throttled"), (502, "platform_unavailable"), (504, "platform_unavailable")}
+    assert stated - gateways == {(int(status), code) for status, code, _ in _PROBLEMS.values()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_take_functions_as_aws_does(page: Path) -> None:
+    """Outputs are ARNs of an alias: they take no other alias, and concurrency is of the function itself."""
+    commands = page.read_text(encoding="utf-8").replace("\n", " ")
+    assert not re.search(r"<\w+Function>:live", commands)
+    named = re.findall(r"(?:function-concurrency|get-alias|update-alias) +--function-name +(.{10})", commands)
+    assert all(name.startswith("<name of") for name in named), named
+
+
+def test_no_row_of_a_table_contradicts_another() -> None:
+    roles = first_cells(text("docs/operations.md").split("## Roles")[1].split("## ")[0])
+    assert len(roles) == len(set(roles)), roles
+    invariants = re.findall(r"^ *\| (I\d[^|]*|form) \|", text("docs/runbooks.md"), re.M)
+    assert len(invariants) == len(set(invariants)), invariants
+
+
+def test_the_first_example_costs_what_the_code_would_take() -> None:
+    answer = json.loads(re.search(r"```json\n(.*?)```", text("README.md"), re.S)[1])  # type: ignore[index]  # it is there
+    named = ("ComputePerRunMicro", "ComputePerBillionFuelMicro", "FeeBps")
+    run_micro, billion_micro, fee_bps = (int(template()["Parameters"][name]["Default"]) for name in named)
+    prices = ComputePrices(run_micro, billion_micro)
+    fuel, budget_micro = answer["resource_usage"]["fuel_used"], parse_credits("0.05")
+    compute_micro = prices.micro(fuel)
+    tariff = pricing.parse_tariff(json.dumps(_TARIFF))
+    split = escrows.split(
+        budget_micro=budget_micro,
+        price_micro=pricing.price_micro(tariff, Meter(fuel=fuel)),
+        fee_bps=fee_bps,
+        compute_micro=compute_micro,
+    )
+    due = (split.paid_micro, split.fee_micro, compute_micro, split.refunded_micro)
+    names = ("amount_paid", "fee", "compute", "amount_refunded")
+    assert {name: answer[name] for name in names} == dict(zip(names, map(format_credits, due), strict=True))

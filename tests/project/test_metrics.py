@@ -1,0 +1,383 @@
+"""Metrics, alarms, dashboard and runbooks name the same things: those that the code really emits."""
+
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from quittance import observability
+from quittance.api import messages, outbound
+from quittance.errors import PlatformUnavailableError, TaskInProgressError
+from quittance.ledger.escrow import escrow_id
+from quittance.observability import NAMESPACE, SERVICE, Metric
+from quittance.platform import Platform
+from quittance.run import Fault, Outcome
+from quittance.usecases import execute as tasks
+from quittance.usecases import settle
+from tests.functions.test_handlers import _raise, load, task
+from tests.support import ROOT, Cloud, stream_record, wasm
+from tests.usecases.test_execute import ask
+from tests.usecases.test_notify import HOOK, waiting
+
+OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "AWS/States", "Quittance/${AWS::StackName}"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric as CloudWatch knows it: by name and the names of its dimensions."""
+
+    name: str
+    dimensions: frozenset[str]
+
+
+class Emitted:
+    """What the functions wrote to standard output, read as CloudWatch reads it."""
+
+    def __init__(self) -> None:
+        self.values: dict[Series, list[float]] = defaultdict(list)
+        self.units: dict[str, str] = {}
+        self.settings: dict[str, set[str]] = defaultdict(set)
+        self.log: list[dict[str, Any]] = []
+
+    def read(self, text: str) -> None:
+        for line in text.splitlines():
+            document = json.loads(line)
+            if "_aws" not in document:
+                self.log.append(document)
+                continue
+            (directive,) = document["_aws"]["CloudWatchMetrics"]
+            assert directive["Namespace"] == NAMESPACE
+            for metric in directive["Metrics"]:
+                self.units[metric["Name"]] = metric["Unit"]
+                for dimensions in directive["Dimensions"]:
+                    values = document[metric["Name"]]
+                    self.values[Series(metric["Name"], frozenset(dimensions))] += values
+                    for name in dimensions:
+                        self.settings[name].add(document[name])
+
+    def of(self, metric: Metric) -> list[float]:
+        return self.values[Series(metric, frozenset({"service"}))]
+
+
+@pytest.fixture
+def platform(platform: Cloud) -> Iterator[Cloud]:
+    """The platform with a sandbox as the functions make it, whose workers are counted."""
+    observability._counts.clear()
+    observability._outcomes.clear()
+    observability._metrics.clear_metrics()
+    observability._tell_cold_start.cache_clear()
+    with Platform(platform.settings).sandbox as platform.sandbox:
+        yield platform
+
+
+@pytest.fixture
+def emitted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Emitted]:
+    """What was written to standard output since the last call."""
+    monkeypatch.setattr(observability.logger.registered_handler, "stream", sys.stdout)
+
+    def read() -> Emitted:
+        found = Emitted()
+        found.read(capsys.readouterr().out)
+        return found
+
+    capsys.readouterr()
+    return read
+
+
+def busy(platform: Cloud, monkeypatch: pytest.MonkeyPatch, *codes: str) -> None:
+    """DynamoDB refuses the next writes with these codes, one after the other."""
+    send, left = platform.ledger._send, list(codes)
+
+    def refuse(actions: Any) -> None:
+        if left:
+            raise ClientError({"Error": {"Code": left.pop(0)}, "CancellationReasons": []}, "TransactWriteItems")
+        send(actions)
+
+    monkeypatch.setattr(platform.ledger, "_send", refuse)
+
+
+def letters(agent_id: str) -> list[tuple[str, str]]:
+    """Dead letters: of a task that is funded, and of one that never was."""
+    return [
+        ("deadletter", messages.write("alice", ask(agent_id, task_id=name), input_base64="aGVsbG8="))
+        for name in ("lost", "never-funded")
+    ]
+
+
+def batch_of(body: str) -> dict[str, Any]:
+    record = {"messageId": "m", "receiptHandle": "gone", "body": body, "attributes": {"ApproximateReceiveCount": "5"}}
+    return {"Records": [record]}
+
+
+@pytest.fixture
+def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitted: Callable[[], Emitted]) -> Emitted:
+    """All that the functions emit over a success, a failure, a time-out, an expiry, messages, a sweep and an audit."""
+    execute = load("execute").handler
+    echo, looping = platform.publish(wasm("echo")), platform.publish(wasm("misbehave"), timeout=1)
+    user = {"user_id": "alice"}
+    busy(platform, monkeypatch, "TransactionConflictException", "ThrottlingException")
+    execute(task(echo, task_id="paid") | user, context)
+    execute(task(echo, task_id="paid") | user, context)
+    execute(task(looping, task_id="late", input="loop", budget="0.9") | user, context)
+    load("result").handler(
+        {
+            "resource": "/api/v1/economic/tasks/{task_id}/result",
+            "path": "/api/v1/economic/tasks/paid/result",
+            "httpMethod": "GET",
+            "headers": {},
+            "requestContext": {"requestId": "correlated", "authorizer": {"sub": "alice"}, "httpMethod": "GET"},
+            "body": None,
+        },
+        context,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
+        with pytest.raises(TaskInProgressError):
+            execute(task(echo, task_id="stuck") | user, context)
+    tasks.submit(platform, "alice", ask(echo, task_id="lost"))
+    for function, body in (("work", "no JSON"), ("deadletter", "no JSON"), *letters(echo)):
+        load(function).handler(batch_of(body), context)
+    platform.ledger.withdraw("alice", "w-1", 1, now_ms=platform.now_ms())
+    stuck = platform.ledger.find(escrow_id("alice", "stuck"))
+    assert stuck is not None
+    platform.skew_ms = stuck.expires_ms - platform.now_ms() + 5_000
+    load("sweep").handler({}, context)
+    load("audit").handler({}, context)
+    notify_and_deliver(platform, context, monkeypatch)
+    return emitted()
+
+
+def notify_and_deliver(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paid task is told, and its webhook delivered at the third try; the last task's receiver is gone."""
+    (paid,) = (item for item in platform.items("ESC#") if item["task_id"]["S"] == "paid")
+    funded = {**paid, "state": {"S": "funded"}}
+    load("notify").handler({"Records": [stream_record(1, funded, paid | {"webhook": {"S": HOOK}})]}, context)
+    statuses = [500, 500, 200, 410]
+    monkeypatch.setattr(outbound, "post", lambda *_, **__: statuses.pop(0))
+    for tries, message in enumerate([waiting(platform)] * 4, 1):
+        load("webhook").handler(
+            {"Records": [message | {"attributes": {"ApproximateReceiveCount": str(tries)}}]}, context
+        )
+
+
+def test_a_story_is_told_in_numbers(story: Emitted) -> None:
+    assert sum(story.of(Metric.FUNDED)) == 50_000 + 900_000 + 50_000 + 50_000
+    of_the_queue = (Metric.QUEUED, Metric.POSTPONED, Metric.DEAD_REFUNDED, Metric.DEAD_REFUSED, Metric.DEAD_UNREADABLE)
+    assert [sum(story.of(metric)) for metric in of_the_queue] == [1, 1, 1, 1, 1]
+    assert sum(story.of(Metric.PAID)) == 9_750
+    assert sum(story.of(Metric.FEES)) == 250
+    assert sum(story.of(Metric.REFUNDED)) == 40_000 + 900_000 + 50_000 + 50_000
+    assert [len(story.of(metric)) for metric in (Metric.SETTLEMENT, Metric.SANDBOX)] == [3, 3]
+    assert story.of(Metric.SANDBOX)[1] == 1_000
+    assert (sum(story.of(Metric.WORKER_STARTS)), sum(story.of(Metric.WORKER_KILLS))) == (2, 1)
+    assert (sum(story.of(Metric.CONFLICTS)), sum(story.of(Metric.RETRIES))) == (1, 1)
+    assert (story.of(Metric.SWEPT_EXPIRED), story.of(Metric.SWEPT_CREDITED)) == ([1], [4])
+    assert (story.of(Metric.SWEEP_COMPLETE), story.of(Metric.SWEEP_FAILURES)) == ([1], [0])
+    assert 5_000 <= story.of(Metric.OLDEST_OVERDUE)[0] < 10_000
+    assert story.of(Metric.SWEEP_LAG)[0] >= 5_000
+    assert story.of(Metric.AUDIT_DIFFERENCES) == [0]
+    assert story.of(Metric.PAYOUTS_WAITING) == [1]
+    assert 5_000 <= story.of(Metric.OLDEST_PAYOUT)[0] < 200_000
+    assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 4
+    assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.UNDELIVERED, Outcome.EXPIRED}
+    assert sum(story.of(Metric.EVENTS_TOLD)) == 2
+    assert [sum(story.of(metric)) for metric in (Metric.WEBHOOKS_DELIVERED, Metric.WEBHOOKS_FAILED)] == [1, 2]
+    assert sum(story.of(Metric.WEBHOOKS_GIVEN_UP)) == 1
+    assert story.settings["service"] == {SERVICE}
+    assert sum(story.values[Series(Metric.COLD_STARTS, frozenset({"service", "function"}))]) == 1
+
+
+def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) -> None:
+    lines = [line for line in story.log if line["message"] == "settled"]
+    assert [(line["task_id"], line["outcome"], line["paid_micro"], line["refunded_micro"]) for line in lines] == [
+        ("paid", "succeeded", 9_750, 40_000), ("late", "timeout", 0, 900_000), ("lost", "undelivered", 0, 50_000),
+        ("stuck", "expired", 0, 50_000),
+    ]  # fmt: skip
+    assert all(line["escrow_id"] and line["agent_id"] for line in lines)
+
+
+def test_what_is_told_is_a_line_with_its_ids(story: Emitted) -> None:
+    refused, line = [line for line in story.log if line["message"] == "told"]
+    assert refused["event_type"] == "TaskRefused"
+    assert (line["task_id"], line["escrow_id"]) == ("paid", escrow_id("alice", "paid"))
+    assert line["event_id"] == f"task.{line['escrow_id']}.released"
+
+
+def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
+    answered = [line for line in story.log if line["message"] == "answered"]
+    assert [line.get("task_id") for line in answered] == [
+        *("paid", "paid", "late", "paid", None, None, "lost", *[None] * 8)
+    ]
+    assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
+
+
+def test_all_named_metrics_are_emitted_and_no_others(story: Emitted) -> None:
+    assert {series.name for series in story.values} == set(Metric)
+    assert story.units == {metric: metric.unit.value for metric in Metric}
+
+
+def test_a_settlement_that_lost_the_race_is_not_counted(
+    platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
+        with pytest.raises(TaskInProgressError):
+            load("execute").handler(task(platform.publish(wasm("echo"))) | {"user_id": "alice"}, context)
+    seen = platform.ledger.find(escrow_id("alice", "t-1"))
+    assert seen is not None
+    platform.skew_ms = seen.expires_ms - platform.now_ms()
+    for _ in range(2):
+        assert settle.expire_if_overdue(platform, seen).state == "expired"
+        platform.skew_ms += 1
+    assert observability._outcomes == {(Outcome.EXPIRED, Fault.PLATFORM): 1}
+    assert observability._counts[Metric.REFUNDED] == 50_000
+
+
+def test_a_metric_that_cannot_be_told_fails_no_request(
+    platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError
+
+    monkeypatch.setattr(observability._metrics, "flush_metrics", fail)
+    done = load("execute").handler(task(platform.publish(wasm("echo"))) | {"user_id": "alice"}, context)
+    assert done["success"]
+    assert not observability._counts
+
+
+# The template.
+
+
+def resources(template: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    return {name: found["Properties"] for name, found in template["Resources"].items() if found["Type"] == kind}
+
+
+def alarms(template: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return resources(template, "AWS::CloudWatch::Alarm")
+
+
+def plain(value: Any) -> str:
+    return value["Fn::Sub"] if isinstance(value, dict) else value
+
+
+def watched(alarm: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics that an alarm reads: one of its own, or several in an expression."""
+    several = [metric["MetricStat"]["Metric"] for metric in alarm.get("Metrics", []) if "MetricStat" in metric]
+    return several or [alarm]
+
+
+def of_alarms(template: dict[str, Any]) -> set[Series]:
+    return {
+        Series(metric["MetricName"], frozenset(dimension["Name"] for dimension in metric.get("Dimensions", [])))
+        for alarm in alarms(template).values()
+        for metric in watched(alarm)
+        if plain(metric["Namespace"]) == NAMESPACE
+    }
+
+
+def widgets(template: dict[str, Any]) -> list[list[Any]]:
+    """The metrics of all widgets, with `...` spelled out nowhere: each names itself in full."""
+    body = json.loads(template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"])
+    return [metric for widget in body["widgets"] for metric in widget["properties"]["metrics"]]
+
+
+def of_dashboard(template: dict[str, Any]) -> set[Series]:
+    found = set()
+    for metric in widgets(template):
+        if isinstance(metric[0], dict):
+            search = re.search(r"\{(.*?)\} MetricName=\"(\w+)\"", metric[0]["expression"])
+            assert search is not None
+            namespace, *names = search[1].split(",")
+            name = search[2]
+        else:
+            namespace, name, *dimensions = (part for part in metric if isinstance(part, str))
+            names = dimensions[::2]
+        if namespace == NAMESPACE:
+            found.add(Series(name, frozenset(names)))
+        else:
+            assert namespace in OF_OTHERS
+    return found
+
+
+def test_alarms_and_dashboard_name_what_is_emitted(template: dict[str, Any], story: Emitted) -> None:
+    assert of_alarms(template) <= story.values.keys()
+    assert of_dashboard(template) == story.values.keys()
+
+
+def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -> None:
+    assert template["Globals"]["Function"]["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"] == {
+        "Ref": "AWS::StackName"
+    }
+    assert template["Resources"]["Api"]["Properties"]["Name"] == {"Ref": "AWS::StackName"}
+    functions = resources(template, "AWS::Serverless::Function")
+    for metric in [metric for alarm in alarms(template).values() for metric in watched(alarm)]:
+        for dimension in metric.get("Dimensions", []):
+            expected = {
+                "service": [{"Ref": "AWS::StackName"}],
+                "ApiName": [{"Ref": "AWS::StackName"}],
+                "Stage": [{"Ref": "Stage"}],
+                "fault": [*Fault],
+                "QueueName": [{"Fn::GetAtt": [name, "QueueName"]} for name in resources(template, "AWS::SQS::Queue")],
+                "FunctionName": [{"Ref": name} for name in functions],
+                "Resource": [{"Fn::Sub": f"${{{name}}}:live"} for name in functions],
+                "ExecutedVersion": [{"Fn::GetAtt": [name, "Version.Version"]} for name in functions],
+                "StateMachineArn": [{"Ref": "RunWorkflow"}],
+            }
+            assert dimension["Value"] in expected[dimension["Name"]]
+    shown = {metric[5] for metric in widgets(template) if metric[1:2] == ["Tasks"]}
+    assert shown == set(Fault)
+
+
+def test_the_throttle_alarm_reads_what_the_filter_writes(template: dict[str, Any]) -> None:
+    properties = template["Resources"]["ApiThrottled"]["Properties"]
+    (made,) = properties["MetricTransformations"]
+    alarm = alarms(template)["ApiThrottledAlarm"]
+    assert (made["MetricNamespace"], made["MetricName"]) == (alarm["Namespace"], alarm["MetricName"])
+    line = json.loads(template["Resources"]["Api"]["Properties"]["AccessLogSetting"]["Format"])
+    assert line["status"] == "$context.status"
+    assert properties["LogGroupName"] == {"Ref": "ApiLogs"}
+
+
+def test_an_audit_that_does_not_run_wakes_somebody(template: dict[str, Any]) -> None:
+    """An audit that is not called makes no error: that nothing is measured is all that there is to see."""
+    audit = template["Resources"]["AuditFunction"]["Properties"]
+    assert audit["Events"]["EveryDay"]["Properties"]["Schedule"] == "rate(1 day)"
+    alarm = alarms(template)["AuditMissingAlarm"]
+    watched = {name: alarm[name] for name in ("MetricName", "Statistic", "ComparisonOperator", "Threshold")}
+    assert watched == {
+        "MetricName": Metric.AUDIT_DIFFERENCES, "Statistic": "SampleCount", "ComparisonOperator": "LessThanThreshold",
+        "Threshold": 1,
+    }  # fmt: skip
+    assert (alarm["TreatMissingData"], alarm.get("DatapointsToAlarm")) == ("breaching", None)
+    silent_s = alarm["Period"] * alarm["EvaluationPeriods"]
+    assert 24 * 3_600 + audit["Timeout"] < silent_s <= 2 * 24 * 3_600
+    assert alarm["Period"] >= 3_600, "AWS looks back for more than a day only in steps of an hour"
+
+
+def test_every_alarm_wakes_somebody_who_finds_a_runbook(template: dict[str, Any]) -> None:
+    headings = re.findall(r"^## (\w+Alarm): ", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)
+    assert sorted(headings) == sorted(alarms(template))
+    for name, alarm in alarms(template).items():
+        assert alarm["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
+        assert alarm["AlarmDescription"], name
+        assert "TreatMissingData" in alarm, name
+
+
+def test_every_metric_and_alarm_is_described(template: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    described = set(re.findall(r"^\| `([A-Z]\w+)` \|", page, re.MULTILINE))
+    assert described == {*Metric, *alarms(template)}
+
+
+def test_every_log_has_an_end(template: dict[str, Any]) -> None:
+    groups = resources(template, "AWS::Logs::LogGroup")
+    assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
+    functions = resources(template, "AWS::Serverless::Function")
+    used = [function["LoggingConfig"]["LogGroup"]["Ref"] for function in functions.values()]
+    assert sorted([*used, "ApiLogs", "WorkflowLogs"]) == sorted(groups)

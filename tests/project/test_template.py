@@ -1,0 +1,530 @@
+"""What `template.yaml` promises: who may do what, which routes are open, and that code and template name the same."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+
+from quittance.agent import AgentState
+from quittance.api import events
+from quittance.api.documentation import openapi_json
+from quittance.api.events import TaskRefused
+from quittance.api.identity import EXPIRED, SCOPES, is_account_id
+from quittance.config import Settings
+from quittance.errors import PlatformUnavailableError, UnauthenticatedError, problem
+from quittance.ledger.escrow import State
+from quittance.ledger.journal import PayoutState
+from quittance.limits import (
+    CALL_MS_MAX,
+    SLOTS_MAX,
+    TIMEOUT_S_SYNC_MAX,
+    VERDICT_MS_MAX,
+    WEBHOOK_CONNECT_MS_MAX,
+    WEBHOOK_MS_MAX,
+    WEBHOOK_TRIES_MAX,
+    WEBHOOK_WAIT_S_MAX,
+    WEBHOOK_WAIT_S_MIN,
+)
+from quittance.proof.statement import Purpose
+from quittance.usecases import launch
+from tests.roles import statements
+from tests.support import ROOT
+
+CONSUME = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"]
+FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
+
+
+def resources(template: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: found["Properties"] for name, found in template["Resources"].items() if found["Type"] == kind}
+
+
+def allowing(node: Any) -> Iterator[dict[str, Any]]:
+    """Every statement that allows something, wherever it is in a part of the template."""
+    if isinstance(node, dict) and node.get("Effect") == "Allow":
+        yield node
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from allowing(part)
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def holders(template: dict[str, Any], resource: str, *actions: str) -> set[str]:
+    """The functions that may do one of these to a resource or a part of it; without actions, anything."""
+    return {
+        function
+        for function, statement in statements(template)
+        if resource in str(statement["Resource"]) and (not actions or {*actions} & {*listed(statement["Action"])})
+    }
+
+
+def test_every_folder_is_a_function_and_every_function_a_folder(template: dict[str, Any]) -> None:
+    functions = resources(template, "AWS::Serverless::Function")
+    assert sorted(properties["CodeUri"].removeprefix("functions/") for properties in functions.values()) == FUNCTIONS
+
+
+def test_every_route_needs_a_token_but_health_keys_and_documentation(template: dict[str, Any]) -> None:
+    api = template["Resources"]["Api"]["Properties"]
+    assert api["Auth"]["DefaultAuthorizer"] == "Jwt"
+    open_routes = {
+        event["Properties"]["Path"].removeprefix("/api/v1/economic")
+        for properties in resources(template, "AWS::Serverless::Function").values()
+        for event in properties.get("Events", {}).values()
+        if event["Type"] == "Api" and event["Properties"].get("Auth", {}).get("Authorizer") == "NONE"
+    }
+    assert open_routes == {
+        "/health", "/.well-known/jwks.json", "/openapi.json", "/docs", "/log/checkpoint",
+        "/log/tile/{level}/{index}/{width}",
+    }  # fmt: skip
+    described = json.loads(openapi_json())["paths"].items()
+    assert {
+        path.removeprefix("/api/v1/economic")
+        for path, calls in described
+        for call in calls.values()
+        if call.get("security") == []
+    } == open_routes, "what the description says of them"
+
+
+def test_the_platforms_account_can_be_any_account_and_no_other(template: dict[str, Any]) -> None:
+    pattern = re.compile(template["Parameters"]["PlatformAccount"]["AllowedPattern"])
+    for name in ("quittance:platform", "auth0|op", "a", "a" * 255, "...", "mean", ".me"):
+        assert pattern.fullmatch(name), name
+        assert is_account_id(name), name
+    for name in ("", "me", ".", "..", "a#b", "a b", "é", "a" * 256):
+        assert not pattern.fullmatch(name), name
+
+
+# Actions for which AWS knows no resource to name.
+UNSCOPED = re.compile(
+    r"dynamodb:ListStreams|xray:Put\w+|logs:\w+(LogDelivery|LogDeliveries|ResourcePolicy|ResourcePolicies|LogGroups)"
+)
+# Statements that allow all actions or all resources: where, and why that must be.
+OWN_POLICY = "a key's policy speaks of the key alone, and makes the account's own policies hold for it"
+BROAD = {"ReceiptRoot": OWN_POLICY, "CheckpointRoot": OWN_POLICY, "WebhookRoot": OWN_POLICY}
+
+
+def test_no_role_allows_more_than_it_names(template: dict[str, Any]) -> None:
+    for name, resource in template["Resources"].items():
+        for statement in allowing(resource):
+            if name in BROAD or statement.get("Action") == "sts:AssumeRole":
+                continue
+            assert {"Action", "Resource"} <= statement.keys(), name
+            assert not [action for action in listed(statement["Action"]) if "*" in action], name
+            unscoped = all(UNSCOPED.fullmatch(action) for action in listed(statement["Action"]))
+            assert unscoped or "*" not in listed(statement["Resource"]), name
+
+
+def test_no_role_deletes_anything_or_changes_a_policy(template: dict[str, Any]) -> None:
+    """Nothing of the ledger or the log is ever deleted; a version of an object that is overwritten stays."""
+    changing = re.compile(
+        r"(?!s3:GetObjectVersion$)(dynamodb|s3|kms):.*(Delete|Policy|Batch(Write|Execute)|PartiQL|Restore|Disable|Version)|iam:"
+    )
+    for name, resource in template["Resources"].items():
+        if name not in BROAD:
+            for statement in allowing(resource):
+                assert not [action for action in listed(statement["Action"]) if changing.match(action)], name
+
+
+NOTE_OWNERS = {"AccountsFunction", "SweepFunction"}
+
+
+def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str, Any]) -> None:
+    writes = ("dynamodb:PutItem", "dynamodb:UpdateItem")
+    assert holders(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
+    assert holders(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
+    assert holders(template, "RegistryTable", *writes) == {
+        "AgentsFunction",
+        "PublishFunction",
+        "OperationsFunction",
+        *NOTE_OWNERS,
+    }
+    assert holders(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
+    assert not holders(template, "LedgerTable", *writes) & {"AgentsFunction", "AuditFunction", "HealthFunction"}
+    assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction", "OperationsFunction"}
+    assert not holders(template, "") & {"AuthorizerFunction"}
+
+
+def test_only_who_needs_a_root_may_sign_with_it(template: dict[str, Any]) -> None:
+    settling = {f"{name}Function" for name in ("Execute", "Work", "Deadletter", "Result", "Sweep")}
+    assert holders(template, "ReceiptRoot", "kms:Sign") == settling
+    assert holders(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
+    assert holders(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
+    roots = {name for name, found in template["Resources"].items() if found["Type"] == "AWS::KMS::Key"}
+    assert roots == {"ReceiptRoot", "CheckpointRoot", "WebhookRoot"}
+    for function, statement in statements(template):
+        if "kms:Sign" in listed(statement["Action"]):
+            named = {found["Fn::GetAtt"][0] for found in listed(statement["Resource"])}
+            assert named <= roots, f"{function}: no former root signs"
+
+
+def test_every_root_is_published_and_audited_former_ones_too(template: dict[str, Any]) -> None:
+    lists = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "KeysWithoutPurpose"}
+    lists |= {f"Former{purpose.capitalize()}Keys" for purpose in Purpose}
+    for name in lists:
+        readers = holders(template, f"'{name}'", "kms:GetPublicKey")
+        assert readers == {"AuditFunction", "HealthFunction", "PublicFunction"}, name
+    variables = str(template["Globals"]["Function"]["Environment"]["Variables"])
+    assert all(name in variables for name in lists)
+
+
+def test_a_function_puts_only_its_own_events_on_the_bus(template: dict[str, Any]) -> None:
+    """Otherwise it could ask for tasks, on anybody's credits. The test holds for one source of a call and for all."""
+    may_put = {
+        "NotifyFunction": {*events.ALL} - {TaskRefused},
+        "DeadletterFunction": {TaskRefused},
+    }
+    assert set().union(*may_put.values()) == {*events.ALL}
+    putting = [(name, found) for name, found in statements(template) if "events:PutEvents" in listed(found["Action"])]
+    assert sorted(name for name, _ in putting) == sorted(may_put)
+    for function, statement in putting:
+        types = sorted(event.__name__ for event in may_put[function])
+        assert statement == {
+            "Effect": "Allow",
+            "Action": "events:PutEvents",
+            "Resource": {"Fn::GetAtt": ["EventBus", "Arn"]},
+            "Condition": {
+                "ForAllValues:StringEquals": {"events:source": [events.SOURCE], "events:detail-type": types},
+                "Null": {"events:source": "false", "events:detail-type": "false"},
+            },
+        }
+
+
+def test_the_platforms_own_events_ask_for_no_tasks(template: dict[str, Any]) -> None:
+    pattern = template["Resources"]["TaskRequested"]["Properties"]["EventPattern"]
+    assert pattern == {"source": [{"anything-but": [events.SOURCE]}], "detail-type": ["TaskRequested"]}
+    assert "TaskRequested" not in {event.__name__ for event in events.ALL}
+
+
+# The conditions of the template's policies: the operator and key, and what tries it on the local cloud.
+CONDITIONS = {
+    ("ForAllValues:StringEquals", "dynamodb:LeadingKeys"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ForAllValues:StringLike", "dynamodb:LeadingKeys"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ForAllValues:StringEquals", "events:source"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ForAllValues:StringEquals", "events:detail-type"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("Null", "events:source"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("Null", "events:detail-type"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
+    ("ArnLike", "aws:SourceArn"): "tests/local/test_borders.py, tests/e2e/test_borders.py",
+    ("Bool", "aws:SecureTransport"): "nothing: the loopback counts as TLS there, see docs/local-cloud.md",
+}
+
+
+def test_every_condition_is_one_that_the_local_cloud_enforces(template: dict[str, Any]) -> None:
+    """A new one needs its test, and its line in docs/local-cloud.md."""
+    found = set()
+    for statement in every_statement(template):
+        for operator, keys in statement.get("Condition", {}).items():
+            found |= {(operator, key) for key in keys}
+            if "dynamodb:LeadingKeys" in keys:  # the local cloud knows the keys of single requests
+                assert {*listed(statement["Action"])} <= {f"dynamodb:{verb}Item" for verb in ("Get", "Update")}
+    assert found == CONDITIONS.keys()
+
+
+def every_statement(value: Any) -> Iterator[dict[str, Any]]:
+    """All statements of policies, wherever they stand in the template."""
+    if isinstance(value, dict):
+        if "Effect" in value:
+            yield value
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from every_statement(inner)
+
+
+def test_who_moves_bonds_may_write_owners_and_no_agents(template: dict[str, Any]) -> None:
+    """Whoever holds money must not be able to change what runs."""
+    for function in NOTE_OWNERS:
+        keys = [
+            statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+            for name, statement in statements(template)
+            if name == function and statement["Resource"] == {"Fn::GetAtt": ["RegistryTable", "Arn"]}
+        ]
+        assert keys in ([["OWNER#*"]], [["OWNER#*", "DUE#*"]])
+
+
+def actions(template: dict[str, Any], function: str) -> set[str]:
+    return {action for name, stated in statements(template) if name == function for action in listed(stated["Action"])}
+
+
+def test_whoever_works_on_the_queue_may_do_what_execute_may_and_read_the_queue(template: dict[str, Any]) -> None:
+    functions = resources(template, "AWS::Serverless::Function")
+    execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
+    work = functions["WorkFunction"]["Policies"][0]["Statement"]
+    assert [statement["Action"] for statement in execute if statement not in work] == ["s3:PutObject"]
+    assert [statement for statement in work if statement not in execute] == [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": {"Fn::Sub": "${OutputsBucket.Arn}/inputs/*"}},
+        {"Effect": "Allow", "Action": CONSUME, "Resource": {"Fn::GetAtt": ["TaskQueue", "Arn"]}},
+    ]
+
+
+def test_the_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None:
+    """Agent and two judges share the time that a caller waits; each is loaded, judged and settled at its slowest."""
+    runs = 3
+    longest_ms = TIMEOUT_S_SYNC_MAX * 1_000 + runs * (launch.RUN_RESERVE_MS + VERDICT_MS_MAX)
+    assert template["Resources"]["ExecuteFunction"]["Properties"]["Timeout"] * 1_000 >= longest_ms + CALL_MS_MAX
+
+
+def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:
+    declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
+    defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "TASK_QUEUE_URL", "DEAD_LETTERS_URL"}
+    defaulted |= {"EVENT_BUS", "WEBHOOK_QUEUE_URL"}
+    assert {name.upper() for name in Settings.model_fields} - defaulted <= declared
+
+
+@pytest.mark.parametrize("table", ["LedgerTable", "RegistryTable"])
+def test_tables_are_protected(template: dict[str, Any], table: str) -> None:
+    resource = template["Resources"][table]
+    properties = resource["Properties"]
+    assert properties["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+    assert properties["SSESpecification"] == {"SSEEnabled": True}
+    assert resource["DeletionPolicy"] == "RetainExceptOnCreate"
+    assert "TimeToLiveSpecification" not in properties, "money has no time to live"
+
+
+@pytest.mark.parametrize("bucket", ["UploadsBucket", "BinariesBucket", "OutputsBucket"])
+def test_buckets_are_private_and_versioned(template: dict[str, Any], bucket: str) -> None:
+    properties = template["Resources"][bucket]["Properties"]
+    assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
+    assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
+
+
+def test_the_committed_description_is_what_the_code_says() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "local.openapi", "--check"], cwd=ROOT, env={"PYTHONPATH": "layers/runtime"}, check=False
+    )
+    assert checked.returncode == 0, "run make openapi"
+
+
+# Identity.
+
+
+def clients(template: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The people's client and the operator's; there is no other."""
+    found = resources(template, "AWS::Cognito::UserPoolClient")
+    assert found.keys() == {"UserPoolClient", "OperatorClient"}
+    return found["UserPoolClient"], found["OperatorClient"]
+
+
+def test_the_operators_client_alone_has_our_scopes(template: dict[str, Any]) -> None:
+    """Else whoever signs in could mint credits."""
+    people, operator = clients(template)
+    (server,) = resources(template, "AWS::Cognito::UserPoolResourceServer").values()
+    assert {scope["ScopeName"] for scope in server["Scopes"]} == {*SCOPES}
+    assert {*operator["AllowedOAuthScopes"]} == {f"{server['Identifier']}/{scope}" for scope in SCOPES}
+    assert people["AllowedOAuthScopes"] == ["openid"]
+
+
+def test_people_sign_in_by_code_and_the_operator_by_secret(template: dict[str, Any]) -> None:
+    people, operator = clients(template)
+    assert (people["GenerateSecret"], people["AllowedOAuthFlows"]) == (False, ["code"])
+    assert (operator["GenerateSecret"], operator["AllowedOAuthFlows"]) == (True, ["client_credentials"])
+    for client in (people, operator):
+        assert client["AllowedOAuthFlowsUserPoolClient"] is True, "else the flows and scopes are ignored"
+        assert client["PreventUserExistenceErrors"] == "ENABLED"
+    assert people["CallbackURLs"] == {"Ref": "CallbackUrls"}
+    assert not [flow for flow in people["ExplicitAuthFlows"] if "PASSWORD" in flow]
+    assert operator["ExplicitAuthFlows"] == ["ALLOW_REFRESH_TOKEN_AUTH"], "none means passwords, too"
+    assert template["Resources"]["OperatorClient"]["DependsOn"] == "UserPoolScopes"
+
+
+def test_the_functions_accept_both_clients_of_the_pool(template: dict[str, Any]) -> None:
+    variables = template["Globals"]["Function"]["Environment"]["Variables"]
+    pools, others = {"Fn::Sub": "${UserPoolClient},${OperatorClient}"}, {"Fn::Join": [",", {"Ref": "Audience"}]}
+    assert variables["AUDIENCE"] == {"Fn::If": ["CreatesPool", pools, others]}
+    assert variables["AUDIENCE_CLAIM"] == {"Fn::If": ["CreatesPool", "client_id", {"Ref": "AudienceClaim"}]}
+    assert template["Parameters"]["Audience"]["Type"] == "CommaDelimitedList"
+    assert {*template["Parameters"]["AudienceClaim"]["AllowedValues"]} == {
+        *get_args(Settings.model_fields["audience_claim"].annotation)
+    }
+
+
+def test_the_outputs_say_where_the_pools_clients_get_tokens(template: dict[str, Any]) -> None:
+    """As AWS has it: the local cloud has the domain's pages at its own address (tests/e2e/test_identity.py)."""
+    (domain,) = resources(template, "AWS::Cognito::UserPoolDomain").values()
+    assert domain["Domain"]["Fn::If"][1:] == [
+        {"Ref": "LoginDomain"},
+        {"Fn::Sub": "${AWS::StackName}-${AWS::AccountId}"},
+    ]
+    outputs = {name: found["Value"] for name, found in template["Outputs"].items() if "Condition" in found}
+    assert outputs == {
+        "UserPoolId": {"Ref": "UserPool"},
+        "UserClientId": {"Ref": "UserPoolClient"},
+        "OperatorClientId": {"Ref": "OperatorClient"},
+        "LoginUrl": {"Fn::Sub": "https://${UserPoolDomain}.auth.${AWS::Region}.amazoncognito.com"},
+    }
+    assert "Secret" not in json.dumps(template["Outputs"]), "outputs can be read by whoever may look at the stack"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "good", "bad"),
+    [
+        ("LoginDomain", ["", "a", "quittance-7", "a" * 63], ["-a", "a-", "A", "a.b", "a" * 64, "a_b"]),
+        ("JwksUrl", ["", "https://a/b", "http://127.0.0.1:1/x"], ["file:///x", "ftp://x", "https://", "a/https://b"]),
+    ],
+)
+def test_identity_parameters_have_a_form(
+    template: dict[str, Any], parameter: str, good: list[str], bad: list[str]
+) -> None:
+    pattern = re.compile(template["Parameters"][parameter]["AllowedPattern"])
+    assert [word for word in good if not pattern.fullmatch(word)] == []
+    assert [word for word in bad if pattern.fullmatch(word)] == []
+
+
+def test_an_issuer_and_its_keys_are_named_together(template: dict[str, Any]) -> None:
+    """Refused before anything is deployed: without keys every call would be 503."""
+    no_issuer, no_keys = ({"Fn::Equals": [{"Ref": name}, ""]} for name in ("IssuerUrl", "JwksUrl"))
+    rules = {json.dumps(rule["RuleCondition"]): rule["Assertions"][0]["Assert"] for rule in template["Rules"].values()}
+    assert rules == {json.dumps({"Fn::Not": [no_issuer]}): {"Fn::Not": [no_keys]}, json.dumps(no_issuer): no_keys}
+
+
+def test_a_refused_token_is_answered_with_the_reason(template: dict[str, Any]) -> None:
+    """By a denial: the gateway's answer to it may quote the authorizer, its answer to an exception may not."""
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    denied, anonymous = refusals["ACCESS_DENIED"], refusals["UNAUTHORIZED"]
+    assert denied["StatusCode"] == anonymous["StatusCode"] == 401
+    assert denied["ResponseParameters"]["Headers"]["WWW-Authenticate"] == "context.authorizer.challenge"
+    assert anonymous["ResponseParameters"]["Headers"]["WWW-Authenticate"] == "'Bearer'"
+    error = UnauthenticatedError(EXPIRED)
+    body = denied["ResponseTemplates"]["application/json"].replace("$context.authorizer.refused", EXPIRED)
+    assert json.loads(body) == problem(error)[1]
+    assert json.loads(anonymous["ResponseTemplates"]["application/json"]) == problem(UnauthenticatedError())[1]
+
+
+def test_an_issuer_that_is_away_is_our_outage(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    failed = refusals["AUTHORIZER_FAILURE"]
+    assert refusals["AUTHORIZER_CONFIGURATION_ERROR"] == failed
+    status, body, headers = problem(PlatformUnavailableError())
+    assert failed["StatusCode"] == status == 503
+    assert json.loads(failed["ResponseTemplates"]["application/json"]) == body
+    assert failed["ResponseParameters"]["Headers"]["Retry-After"] == f"'{headers['Retry-After']}'"
+
+
+# Versions and snapshots.
+
+
+def test_outputs_name_functions_by_their_alias(template: dict[str, Any]) -> None:
+    """Without it AWS runs the newest code, even if its rollout was taken back, and never from a snapshot."""
+    functions = resources(template, "AWS::Serverless::Function")
+    outputs = {name: found["Value"] for name, found in template["Outputs"].items() if name in functions}
+    assert outputs == {name: {"Ref": f"{name}.Alias"} for name in functions}
+    for name, found in template["Outputs"].items():
+        named = re.findall(r"'(\w+Function)'", str(found["Value"]))
+        assert name in functions or not named, f"{name} names a function past its alias"
+
+
+def test_every_function_has_versions_of_all_that_it_is(template: dict[str, Any]) -> None:
+    assert template["Globals"]["Function"]["AutoPublishAlias"] == "live"
+    for name, function in resources(template, "AWS::Serverless::Function").items():
+        assert function["AutoPublishAliasAllProperties"] is True, f"{name}: a new environment must be a new version"
+
+
+def test_functions_that_somebody_waits_for_start_from_snapshots(template: dict[str, Any]) -> None:
+    snapped = {
+        name: function["SnapStart"]
+        for name, function in resources(template, "AWS::Serverless::Function").items()
+        if "SnapStart" in function
+    }
+    assert snapped == {
+        f"{name}Function": {"ApplyOn": {"Ref": "SnapStart"}}
+        for name in ("Execute", "Result", "Agents", "Accounts", "Authorizer", "Public")
+    }
+    assert template["Parameters"]["SnapStart"]["Default"] == "PublishedVersions"
+
+
+def test_neither_who_tells_nor_who_delivers_can_touch_money(template: dict[str, Any]) -> None:
+    deliver = resources(template, "AWS::Serverless::Function")["WebhookFunction"]
+    assert {action for action in actions(template, "NotifyFunction") if action.startswith("dynamodb:")} == {
+        "dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams",
+    }  # fmt: skip
+    assert "Table" not in str(deliver["Policies"])
+    assert {action.partition(":")[0] for action in actions(template, "WebhookFunction")} == {"sqs", "kms"}
+    assert actions(template, "NotifyFunction") >= {"events:PutEvents", "sqs:SendMessage"}
+
+
+def test_a_webhook_is_tried_as_often_as_the_code_counts(template: dict[str, Any]) -> None:
+    queue, failures = (template["Resources"][name]["Properties"] for name in ("WebhookQueue", "WebhookFailures"))
+    assert queue["RedrivePolicy"]["maxReceiveCount"] == WEBHOOK_TRIES_MAX
+    waits_s = sum(min(WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN * 2**number) for number in range(WEBHOOK_TRIES_MAX))
+    assert waits_s < queue["MessageRetentionPeriod"] < failures["MessageRetentionPeriod"]
+    function = template["Resources"]["WebhookFunction"]["Properties"]
+    assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
+    assert function["Timeout"] * 1_000 > WEBHOOK_CONNECT_MS_MAX + WEBHOOK_MS_MAX + 10_000, "and a slow resolver"
+
+
+def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: dict[str, Any]) -> None:
+    mappings = resources(template, "AWS::Lambda::EventSourceMapping")
+    ledger, registry = (
+        [json.loads(one["Pattern"])["dynamodb"] for one in mappings[name]["FilterCriteria"]["Filters"]]
+        for name in ("NotifyOfLedger", "NotifyOfRegistry")
+    )
+    settled, *payouts = ledger
+    assert [pattern["NewImage"]["payout"]["S"] for pattern in payouts] == [
+        [PayoutState.REQUESTED], [PayoutState.PAID, PayoutState.FAILED],
+    ]  # fmt: skip
+    assert settled["OldImage"]["state"]["S"] == [State.FUNDED]
+    assert {*settled["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
+    for pattern, state in zip(registry, (AgentState.ACTIVE, AgentState.REJECTED, AgentState.FAILED), strict=True):
+        assert pattern["NewImage"]["upload_state"]["S"] == [state]
+        assert pattern["OldImage"]["upload_state"]["S"] == [{"anything-but": [state]}]
+    for name in ("NotifyOfLedger", "NotifyOfRegistry"):
+        assert mappings[name]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert mappings[name]["BisectBatchOnFunctionError"]
+        assert mappings[name]["DestinationConfig"]["OnFailure"]["Destination"]
+
+
+def test_webhooks_are_public_unless_the_operator_says_otherwise(template: dict[str, Any]) -> None:
+    assert template["Parameters"]["WebhookLoopbackTargets"]["Default"] == "false"
+    assert not Settings.model_fields["webhook_loopback_targets"].default
+
+
+# Limits at the door.
+
+
+def test_the_stage_and_the_executor_are_bounded(template: dict[str, Any]) -> None:
+    (every,) = template["Resources"]["Api"]["Properties"]["MethodSettings"]
+    assert (every["ResourcePath"], every["HttpMethod"]) == ("/*", "*")
+    assert every["ThrottlingRateLimit"] == {"Ref": "ThrottleRate"}
+    assert every["ThrottlingBurstLimit"] == {"Ref": "ThrottleBurst"}
+    for name in ("ThrottleRate", "ThrottleBurst"):
+        assert template["Parameters"][name]["Default"] > 0
+    reserved = template["Resources"]["ExecuteFunction"]["Properties"]["ReservedConcurrentExecutions"]
+    assert reserved == {"Fn::If": ["HasExecuteConcurrency", {"Ref": "ExecuteConcurrency"}, {"Ref": "AWS::NoValue"}]}
+
+
+@pytest.mark.parametrize("name", ["Execute", "Publish", "Sweep", "Audit", "Authorizer"])
+def test_concurrency_is_reserved_only_where_the_operator_asks(template: dict[str, Any], name: str) -> None:
+    """New AWS accounts can reserve none, and a reservation of 0 would stop the function."""
+    parameter = template["Parameters"][f"{name}Concurrency"]
+    assert (parameter["Type"], parameter["Default"], parameter["MinValue"]) == ("Number", 0, 0)
+    condition = {"Fn::Not": [{"Fn::Equals": [{"Ref": f"{name}Concurrency"}, 0]}]}
+    assert template["Conditions"][f"Has{name}Concurrency"] == condition
+    reserved = template["Resources"][f"{name}Function"]["Properties"]["ReservedConcurrentExecutions"]
+    asked, none = {"Ref": f"{name}Concurrency"}, {"Ref": "AWS::NoValue"}
+    assert reserved == {"Fn::If": [f"Has{name}Concurrency", asked, none]}
+
+
+def test_one_account_cannot_take_the_whole_queue(template: dict[str, Any]) -> None:
+    of_one, of_all = (template["Parameters"][f"{name}Concurrency"] for name in ("Account", "Work"))
+    assert 0 < of_one["Default"] <= of_all["Default"] // 2
+    assert (of_one["MinValue"], of_one["MaxValue"]) == (0, SLOTS_MAX)
+    declared = template["Globals"]["Function"]["Environment"]["Variables"]["ACCOUNT_CONCURRENCY"]
+    assert declared == {"Ref": "AccountConcurrency"}
+
+
+def test_a_request_that_the_gateway_refuses_is_told_so_in_our_words(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    for kind, status in (("REQUEST_TOO_LARGE", 413), ("THROTTLED", 429)):
+        assert refusals[kind]["StatusCode"] == status
+        assert json.loads(refusals[kind]["ResponseTemplates"]["application/json"])["status"] == status
+    assert "StageArn" in template["Outputs"], "what a firewall's rules are attached to"
+
+
+def test_no_browser_sniffs_what_the_gateway_answers(template: dict[str, Any]) -> None:
+    refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    assert {"DEFAULT_4XX", "DEFAULT_5XX"} <= refusals.keys(), "those that are not named are like these"
+    for kind, refusal in refusals.items():
+        assert refusal["ResponseParameters"]["Headers"]["X-Content-Type-Options"] == "'nosniff'", kind

@@ -1,0 +1,233 @@
+"""What must be true of a ledger after whatever happened to it, computed from raw items and from a journal of writes.
+
+The auditor's equations come first (`auditing.run`). The rest is what they cannot see: that a fee is rounded as
+promised, which fence settled, that no fence was taken over twice, that answers and ledger agree, and that the order
+of the reputation's fold is the order of the sweep. Nothing here shares code with the ledger's writes.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quittance.api.models import TaskResult
+from quittance.ledger import escrow as escrows
+from quittance.ledger.escrow import JUDGE_MARK
+from quittance.proof import receipt
+from quittance.run import Outcome, Side
+from quittance.usecases import audit as auditing
+from tests.proofs.faults import Write
+from tests.proofs.world import Due, World, drawn_run, due_of_judge, expected, fuel_bought
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A task that a client sent, under an input of its own."""
+
+    payer: str
+    task_id: str
+    agent_id: str
+    budget: int
+    input_sha256: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result that a client got for what it sent."""
+
+    sent: Sent
+    result: TaskResult
+
+
+def violations(
+    world: World, items: Iterable[Mapping[str, Any]], writes: Iterable[Write] = (), answers: Iterable[Answer] = ()
+) -> list[str]:
+    """Everything that is wrong; empty if the ledger kept its promises. All escrows must have been settled and swept."""
+    audit = auditing.run(world)
+    found = [line for line in auditing.report(audit) if " at " in line]
+    found_escrows = _escrows(items)
+    for name, settled in found_escrows.items():
+        found += [f"{name}: {what}" for what in _escrow(name, settled, found_escrows)]
+    found += _reputation(world, found_escrows)
+    found += _journal(found_escrows, writes)
+    return found + list(_answers(found_escrows, answers))
+
+
+def answered(items: Iterable[Mapping[str, Any]], answers: Iterable[Answer]) -> list[str]:
+    """What is wrong with answers that clients got."""
+    return list(_answers(_escrows(items), answers))
+
+
+def step(
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any],
+    *,
+    fence: int | None,
+    table: Iterable[Mapping[str, Any]] = (),
+) -> list[str]:
+    """What is wrong with one change of an escrow, made by an actor that believed to hold `fence` (I5 to I8).
+
+    Of a judge's escrow, the fence of its task is the guard; that one is in the `table` of before.
+    """
+    new = _plain(after)
+    if before is None:
+        wrong = "" if (new["state"], new["fence"]) == ("funded", 1) else "did not begin as funded"
+    else:
+        old = _plain(before)
+        judge = JUDGE_MARK in new["task_id"] and new["state"] not in {"funded", "expired"} and old["state"] == "funded"
+        holder = _task_of(new["pk"][4:], _escrows(table)) if judge else old
+        wrong = _change(old, new, fence, holder["fence"])
+    return [f"{new['pk']}: {wrong}"] if wrong else []
+
+
+def _change(old: Mapping[str, Any], new: Mapping[str, Any], fence: int | None, holder: int) -> str:
+    changed = {name for name in new.keys() | old.keys() if old.get(name) != new.get(name)}
+    if old["state"] != "funded":
+        right = changed == {"swept_ms", "batch", "place", "work", "work_at"} and "swept_ms" not in old
+        return "" if right else f"was {old['state']}, then changed {changed}"
+    if new["state"] == "funded":
+        right = changed - {"runner", "lease_ms"} == {"fence"} and new["fence"] == old["fence"] + 1
+        return "" if right else f"was taken over with {changed}, fence {old['fence']} to {new['fence']}"
+    if new["state"] == "expired":
+        return "" if new["settled_ms"] >= old["expires_ms"] else "expired before its time"
+    right = fence == holder and new["settled_ms"] < old["expires_ms"]
+    return "" if right else f"settled by fence {fence} of {holder}, {new['settled_ms'] - old['expires_ms']} ms late"
+
+
+def _escrows(items: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {item["pk"][4:]: item for item in map(_plain, items) if item["pk"].startswith("ESC#")}
+
+
+def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: int(value) if kind == "N" else value for name, typed in item.items() for kind, value in typed.items()}
+
+
+def _escrow(name: str, escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    if escrow["state"] == "funded" or "swept_ms" not in escrow or "work" in escrow:
+        yield f"not settled and swept: {escrow['state']}"
+        return
+    split = tuple(escrow[name] for name in ("paid", "fee", "refunded"))
+    if escrow["state"] == "expired":
+        if escrow["settled_ms"] < escrow["expires_ms"]:
+            yield "expired before its time"
+        if split != (0, 0, escrow["budget"]):
+            yield f"expired, but split into {split}"
+        return
+    if escrow["settled_ms"] >= escrow["expires_ms"]:
+        yield "settled after its time"
+    if any(judge["state"] == "expired" for judge in _judges(escrow, others).values()):
+        yield "settled, though a judge of it expired"
+    if escrow["outcome"] in {"out_of_time", "superseded"}:  # a takeover too late to run
+        due = Due("refunded", 0, 0, escrow["budget"])
+    elif JUDGE_MARK in escrow["task_id"]:
+        due = _due_judge(name, escrow, others)
+    else:
+        due = expected(
+            escrow["account"], escrow["task_id"], escrow["agent_id"], escrow["budget"], judges=_seeds(escrow, others)
+        )
+    found = Due(escrow["state"], *split, charge=escrow.get("charge", 0), judging=escrow.get("judging", 0))
+    if found != due:
+        yield f"is {found}, due was {due}"
+
+
+def _judges(escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> dict[Side, Mapping[str, Any]]:
+    return {Side(side): others[name] for side, _, _, name in json.loads(escrow.get("judges", "[]"))}
+
+
+def _seeds(escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> dict[Side, bytes]:
+    return {side: bytes.fromhex(judge["seed"]) for side, judge in _judges(escrow, others).items()}
+
+
+def _task_of(name: str, others: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The task that a judge's escrow belongs to."""
+    return next(
+        task for task in others.values() if name in {named for *_, named in json.loads(task.get("judges", "[]"))}
+    )
+
+
+def _due_judge(name: str, judge: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Due:
+    """A judge is paid if it was asked, whatever it said; for nothing if the platform failed, or was too late."""
+    task = _task_of(name, others)
+    if task["settled_ms"] != judge["settled_ms"]:
+        return Due("settled with its task", 0, 0, 0)
+    seed = escrows.task_seed(escrows.escrow_id(task["account"], task["task_id"]))
+    own = drawn_run(seed, fuel_max=fuel_bought(task["agent_id"], task["budget"]))
+    asked = own.outcome is Outcome.SUCCEEDED and task["outcome"] not in {"budget_exhausted", "superseded"}
+    for side, judge_seed in sorted(_seeds(task, others).items()):
+        run = drawn_run(judge_seed, judges=True)
+        if _judges(task, others)[side] is judge:
+            return due_of_judge(run, asked=asked, excused=task["fault"] == "platform", budget=judge["budget"])
+        asked = asked and run.outcome is Outcome.SUCCEEDED and run.stdout == b"0.5"
+    return Due("a judge of its task", 0, 0, 0)
+
+
+def _reputation(world: World, settled: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """I16: the score is the fold of the outcomes in the log's order, and every outcome has one place in the log."""
+    by_agent: dict[str, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
+    places = []
+    for name, escrow in settled.items():
+        if (found := world.ledger.find(name)) is None or (place := world.ledger.log_place(found)) is None:
+            yield f"{name}: not in the log"
+            continue
+        places.append(place)
+        by_agent[escrow["agent_id"]].append((place, escrow))
+    if sorted(places) != list(range(world.ledger.log_head().size)):
+        yield f"the places in the log are not 0 to {world.ledger.log_head().size}"
+    for agent, placed in by_agent.items():
+        mine = [escrow for _, escrow in sorted(placed, key=lambda each: each[0])]
+        score = 500
+        for escrow in mine:
+            score = min(1_000, max(0, score + escrow["reputation_tenths"]))
+        standing = world.ledger.standing(agent)
+        wins = sum(escrow["outcome"] == "succeeded" for escrow in mine)
+        faults = sum(escrow["fault"] == "agent" for escrow in mine)
+        told = (standing.reference_tenths, standing.outcomes, standing.successes, standing.failures)
+        if told != (score, len(mine), wins, faults):
+            yield f"{agent}: reputation is {told}, due was {(score, len(mine), wins, faults)}"
+
+
+def _journal(settled: Mapping[str, Mapping[str, Any]], writes: Iterable[Write]) -> Iterable[str]:
+    """I5, I7: each escrow was funded, settled and swept once; fences only moved on; the newest one settled."""
+    by_kind: dict[str, dict[str, list[Write]]] = defaultdict(lambda: defaultdict(list))
+    for write in writes:
+        by_kind[_kind(write)][write.escrow_id].append(write)
+    if by_kind and by_kind["fund"].keys() != settled.keys():
+        yield f"funded but not there, or there but not funded: {by_kind['fund'].keys() ^ settled.keys()}"
+    for name, escrow in settled.items() if by_kind else ():
+        counts = [len(by_kind[kind][name]) for kind in ("fund", "leave", "sweep")]
+        if counts != [1, 1, 1]:
+            yield f"{name}: was funded, settled and swept {counts} times"
+        taken = sorted(int(write.values["fence"]) for write in by_kind["take over"][name])
+        if taken != list(range(2, escrow["fence"] + 1)):
+            yield f"{name}: its fences were {taken}, it stands at {escrow['fence']}"
+        settlers = [write.fence for write in by_kind["leave"][name] if write.values["outcome"] != "expired"]
+        fence = (_task_of(name, settled) if JUDGE_MARK in escrow["task_id"] else escrow)["fence"]
+        if settlers not in ([], [fence]):
+            yield f"{name}: settled by the fences {settlers}, its task stands at {fence}"
+
+
+def _kind(write: Write) -> str:
+    marks = {"swept_ms": "sweep", "outcome": "leave", "account": "fund"}
+    return next((kind for mark, kind in marks.items() if mark in write.values), "take over")
+
+
+def _answers(settled: Mapping[str, Mapping[str, Any]], answers: Iterable[Answer]) -> Iterable[str]:
+    """I9, I12: whoever asked for a task was told of that very task, and everybody got the same receipt."""
+    for answer in answers:
+        sent, result = answer.sent, answer.result
+        escrow = settled.get(result.escrow_id)
+        if escrow is None:
+            yield f"{result.escrow_id}: answered, but not in the ledger"
+            continue
+        if result.receipt != escrow["receipt"]:
+            yield f"{result.escrow_id}: the receipt that was answered is not the one in the ledger"
+        stated = receipt.read_claims(result.receipt)
+        budget = int(stated["budget"])
+        budget += sum(judge.budget_micro for judge in result.judges if judge.side is Side.TASK)
+        told = Sent(stated["user"], stated["task"], stated["agent"], budget, stated["input_sha256"])
+        if told != sent:
+            yield f"{result.escrow_id}: answered {told} to {sent}"
+        amounts = (result.amount_paid_micro, result.fee_micro, result.amount_refunded_micro)
+        if amounts != (escrow["paid"], escrow["fee"], escrow["refunded"]):
+            yield f"{result.escrow_id}: answered {amounts}"

@@ -1,0 +1,28 @@
+"""A short round of fault fuzzing on a real engine. The long one is of `make proofs`."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.depth import SEED
+from tests.proofs.engines import client_of, engine
+from tests.proofs.fuzz import rounds
+
+ESCROWS = 300
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with engine("ministack") as url:
+        yield client_of(url)
+
+
+def test_faults_lose_double_and_strand_nothing(client: Any, record_property: Callable[[str, str], None]) -> None:
+    this, found, count = rounds(client, SEED, ESCROWS)
+    faults = sum(this.journal.faults.values())
+    record_property("figure", f"ledger fuzz: seed {SEED}, {count} escrows, {faults} faults, {len(found)} violations")
+    assert found == [], f"seed {SEED}"
+    assert count >= ESCROWS
+    assert {"released", "refunded", "expired", "taken over", "crashed", "no funds"} <= this.ends.keys()
+    assert {"conflict", "throttle", "lost_answer", "crash_after", "old_index"} <= this.journal.faults.keys()

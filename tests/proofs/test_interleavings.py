@@ -1,0 +1,221 @@
+"""All interleavings of two and three actors on one escrow, each state checked, each table left to recover."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from quittance.api.models import PayoutDecision
+from quittance.ledger import escrow as escrows
+from quittance.ledger.journal import Payout, PayoutState
+from quittance.limits import ESCROW_GRACE_MS, VERDICT_MS_MAX
+from quittance.usecases import accounts, execute, judges, launch, result, settle
+from quittance.usecases.sweep import sweep
+from tests.depth import LONG
+from tests.proofs.checks import Sent
+from tests.proofs.explore import Actor, Table, Walk, Walked
+from tests.proofs.memory import Memory
+from tests.proofs.world import (
+    FLAT,
+    FLAT_MICRO,
+    JUDGE_MICRO,
+    JUDGED,
+    LEASE_MS,
+    START_MS,
+    TIMEOUT_S,
+    World,
+    ask,
+    compute,
+    drawn_run,
+    judge_seed,
+    successful_task_named,
+    task_named,
+)
+
+LEASE = START_MS + LEASE_MS
+EXPIRY = START_MS + TIMEOUT_S * 1_000 + ESCROW_GRACE_MS
+WINS = task_named("t", payer="alice", state="released")
+FAILS = task_named("t", payer="alice", state="refunded")
+_FUEL = drawn_run(escrows.task_seed(escrows.escrow_id("alice", WINS))).meter.fuel
+PARTLY, FULLY = 2 * FLAT_MICRO, FLAT_MICRO + compute(_FUEL)
+BOND = 2 * JUDGE_MICRO  # of olga, whose agent is judged; oskar's bond has less than a failure costs
+COUNTED: list[tuple[Any, ...]] = []
+RIVALS = ("retry", "other body", "sweep", "expiry", "credit", "reader", "stray expiry", "withdrawal")
+BOND_LEFT = 100  # of oskar's bond: less than a failure costs
+TRIOS = (
+    ("retry", "expiry"),
+    ("retry", "credit"),
+    ("retry", "withdrawal"),
+    ("retry", "reader"),
+    ("expiry", "credit"),
+    ("expiry", "reader"),
+    ("expiry", "withdrawal"),
+    ("expiry", "second expiry"),
+    ("credit", "second credit"),
+    ("credit", "withdrawal"),
+    ("credit", "release"),
+    ("stray expiry", "expiry"),
+    ("sweep", "withdrawal"),
+)
+JUDGED_RIVALS = ("reader", "retry", "sweep") if LONG else ("reader",)  # judges beside a writer take most of the time
+
+
+def client(name: str, task_id: str, budget: int, text: str = "in", *, agent: str = FLAT, judge: bool = False) -> Actor:
+    request = ask(task_id, agent, budget=budget, text=text, judge=judge)
+    sent = Sent("alice", task_id, agent, budget, hashlib.sha256(text.encode()).hexdigest())
+    return Actor(name, lambda world: execute.execute(world, "alice", request), sent)
+
+
+def stray_expiry(world: World, escrow_id: str) -> Any:
+    """Somebody who would expire the escrow at any time, were it not for the ledger's condition."""
+    escrow = world.ledger.find(escrow_id)
+    if escrow is None:
+        return None
+    bare = replace(escrow, settlement=None)
+    end = escrows.expire(bare, now_ms=world.now_ms())
+    return world.ledger.expire(bare, settle._signed(world, bare, end))
+
+
+def withdraw(world: World) -> Payout:
+    return world.ledger.withdraw("alice", "w-1", 2 * FLAT_MICRO + JUDGE_MICRO, now_ms=world.now_ms())
+
+
+def swept(world: World) -> Any:
+    return sweep(world)
+
+
+def expire_overdue(world: World) -> None:
+    for overdue in world.ledger.overdue(now_ms=world.now_ms()):
+        escrow = world.ledger.find(overdue)
+        assert escrow
+        settle.expire_if_overdue(world, escrow)
+
+
+def credit(world: World) -> None:
+    for batch in world.ledger.settled():
+        world.ledger.credit(batch, now_ms=world.now_ms())
+    for batch_id in world.ledger.unlogged():
+        world.ledger.append(batch_id)
+
+
+def release(world: World) -> int:
+    """The owner of the agent takes the whole bond back, as if nobody had looked whether that may be."""
+    return world.ledger.move_bond("oskar", "out", -BOND_LEFT, now_ms=world.now_ms())
+
+
+def cast(task_id: str, budget: int) -> dict[str, Actor]:
+    """Who may meet at one escrow. The runner is the late runner wherever its clock jumps before it settles."""
+    escrow_id = escrows.escrow_id("alice", task_id)
+    actors = [
+        client("runner", task_id, budget),
+        client("retry", task_id, budget),
+        client("other body", task_id, budget, "other"),
+        Actor("sweep", swept),
+        Actor("expiry", expire_overdue),  # the two halves of a sweep
+        Actor("second expiry", expire_overdue),
+        Actor("credit", credit),
+        Actor("second credit", credit),
+        Actor("reader", lambda world: result.read(world, "alice", task_id)),
+        Actor("stray expiry", lambda world: stray_expiry(world, escrow_id)),
+        Actor("withdrawal", withdraw),
+        Actor("release", release),
+    ]
+    return {actor.name: actor for actor in actors}
+
+
+def start() -> Table:
+    """A ledger in which alice has enough for the task or the withdrawal, not for both."""
+    memory = Memory()
+    world = World(memory, now_ms=lambda: START_MS)
+    world.ledger.deposit("alice", "start", 3 * FLAT_MICRO + JUDGE_MICRO, now_ms=START_MS)
+    for owner, bond in (("oskar", BOND_LEFT), ("olga", BOND)):
+        world.ledger.deposit(owner, "bond", bond, now_ms=START_MS)
+        world.ledger.move_bond(owner, "bond", bond, now_ms=START_MS)
+    return memory.items
+
+
+def walk(names: tuple[str, ...], *, task_id: str = WINS, budget: int = PARTLY, losses: int = 0) -> Walked:
+    actors = [cast(task_id, budget)[name] for name in names]
+    walked = Walk(start(), actors, [START_MS, LEASE, EXPIRY], losses=losses).all()
+    assert walked.wrong == []
+    assert ("runner", "released" if task_id == WINS else "refunded") in walked.results
+    COUNTED.append((*names, walked.states, walked.interleavings))
+    return walked
+
+
+@pytest.mark.parametrize(("task_id", "budget"), [(WINS, PARTLY), (WINS, FULLY), (FAILS, PARTLY)])
+@pytest.mark.parametrize("rival", RIVALS)
+def test_two_actors_one_of_whom_may_lose_an_answer(rival: str, task_id: str, budget: int) -> None:
+    walked = walk(("runner", rival), task_id=task_id, budget=budget, losses=1)
+    assert walked.interleavings > walked.states > 1
+
+
+@pytest.mark.parametrize("rival", ["second credit", "release"])
+def test_a_failure_whose_bond_is_too_small(rival: str) -> None:
+    """The sweep charges what is there, once, whoever moves the bond meanwhile."""
+    walked = walk(("runner", "credit", rival), task_id=FAILS)
+    assert walked.interleavings > walked.states
+
+
+@pytest.mark.parametrize("rivals", TRIOS, ids="+".join)
+def test_three_actors(rivals: tuple[str, str]) -> None:
+    walked = walk(("runner", *rivals))
+    assert walked.interleavings > walked.states
+
+
+JUDGING_MS = TIMEOUT_S * 1_000 + launch.RUN_RESERVE_MS + VERDICT_MS_MAX
+JUDGED_LEASE = LEASE + JUDGING_MS + VERDICT_MS_MAX
+JUDGED_EXPIRY = EXPIRY + TIMEOUT_S * 1_000
+
+
+@pytest.mark.parametrize("rival", JUDGED_RIVALS)
+@pytest.mark.parametrize(
+    ("own", "judge", "score", "state"),
+    [(True, True, "0.5", "released"), (True, True, "0.4", "refunded"), (False, True, "0.5", "refunded")],
+)
+@pytest.mark.parametrize("both", [False, True], ids=["agent's judge", "judges on both sides"])
+def test_a_task_and_its_judges_under_a_rival(
+    rival: str, own: bool, judge: bool, score: str, state: str, both: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = successful_task_named("t", payer="alice", success=own)
+    seed = judge_seed(succeeds=judge, score=score)
+    monkeypatch.setattr(judges.secrets, "token_bytes", lambda _: seed)
+    budget = FLAT_MICRO + 500 + JUDGE_MICRO * both
+    actors = cast(task_id, budget) | {
+        name: client(name, task_id, budget, agent=JUDGED, judge=both) for name in ("runner", "retry")
+    }
+    times = [START_MS, JUDGED_LEASE + JUDGING_MS * both, JUDGED_EXPIRY + TIMEOUT_S * 1_000 * both]
+    walked = Walk(start(), [actors["runner"], actors[rival]], times).all()
+    assert walked.wrong == []
+    assert ("runner", state) in walked.results
+    COUNTED.append(("runner", rival, walked.states, walked.interleavings))
+
+
+def decision(state: str) -> Actor:
+    """An operator who decides the payout of alice's withdrawal."""
+    payout_id = Payout("alice", "w-1", 2 * FLAT_MICRO, START_MS, PayoutState.REQUESTED).payout_id
+    request = PayoutDecision.model_validate({"state": state})
+    return Actor(state, lambda world: accounts.decide_payout(world, payout_id, request, operator=state))
+
+
+@pytest.mark.parametrize("decisions", [("paid", "failed"), ("failed", "failed"), ("paid", "paid")], ids="+".join)
+def test_two_operators_and_the_owner_meet_at_a_payout(decisions: tuple[str, str]) -> None:
+    """One answer is lost anywhere; whatever the order, credits are out or back, once."""
+    begun = Memory(start())
+    withdraw(World(begun, now_ms=lambda: START_MS))
+    actors = [*map(decision, decisions), cast(WINS, PARTLY)["withdrawal"]]
+    walked = Walk(begun.items, actors, [START_MS, EXPIRY], losses=1).all()
+    assert walked.wrong == []
+    assert walked.interleavings > walked.states
+    answers = {name: {what for who, what in walked.results if who == name} for name in decisions}
+    for state in decisions:
+        other = {"PayoutConflictError"} if len(answers) > 1 else set()
+        assert answers[state] - {"PlatformUnavailableError"} == {"PayoutAnswer"} | other
+    COUNTED.append((*decisions, walked.states, walked.interleavings))
+
+
+def test_how_much_was_walked(record_property: Callable[[str, str], None]) -> None:
+    states, interleavings = sum(walked[-2] for walked in COUNTED), sum(walked[-1] for walked in COUNTED)
+    record_property("figure", f"{len(COUNTED)} walks, {states:,} states, {interleavings:,} interleavings, all in order")

@@ -1,0 +1,176 @@
+"""The signing keys over a stand-in for KMS: few calls of it, however many ask, and roots that stay."""
+
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from quittance.errors import PlatformUnavailableError
+from quittance.ledger.escrow import Escrow, expire
+from quittance.limits import JWKS_AGE_S_MAX, JWKS_FAILURE_S_MAX
+from quittance.proof import receipt
+from quittance.proof import statement as certified
+from quittance.proof.statement import CERTIFICATE_SECONDS, ProofError, Purpose
+from quittance.run import Meter, Outcome, Run
+from quittance.store.keys import Keys
+from tests.proof.roots import NOW_S, parse
+
+OLD, NEW, LOG, HOOK = (f"arn:aws:kms:eu-central-1:111122223333:key/{name}" for name in ("old", "new", "log", "hook"))
+
+
+class Kms:
+    """Holds a key for every name that it is asked for, and counts what it signs."""
+
+    def __init__(self) -> None:
+        self.keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in (OLD, NEW, LOG, HOOK)}
+        self.signed: list[str] = []
+        self.shown: list[str] = []
+        self.down: set[str] = set()
+
+    def sign(self, *, KeyId: str, Message: bytes, **_: Any) -> dict[str, bytes]:  # noqa: N803 - as KMS names them
+        self.signed.append(KeyId)
+        return {"Signature": self.keys[KeyId].sign(Message, ec.ECDSA(SHA256()))}
+
+    def get_public_key(self, *, KeyId: str) -> dict[str, bytes]:  # noqa: N803 - as KMS names them
+        self.shown.append(KeyId)
+        if KeyId in self.down:
+            raise ClientError({"Error": {"Code": "KMSInternalException", "Message": ""}}, "GetPublicKey")
+        public = self.keys[KeyId].public_key()
+        return {"PublicKey": public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)}
+
+
+@pytest.fixture(scope="module")
+def statement(new_escrow: Any) -> dict[str, Any]:
+    escrow: Escrow = new_escrow()
+    settled = expire(escrow, now_ms=escrow.expires_ms)
+    return receipt.claims(
+        escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="", config_sha256=""
+    )
+
+
+def test_a_receipt_of_a_former_root_verifies_from_the_published_set(statement: dict[str, Any]) -> None:
+    kms = Kms()
+    before = receipt.sign(statement, Keys(kms, root_key_ids={Purpose.RECEIPT: [OLD]}).signing_key(now_s=NOW_S))
+    rotated = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
+    after = receipt.sign(statement, rotated.signing_key(now_s=NOW_S))
+    assert [key["kid"] for key in rotated.jwks()["keys"]] == ["new", "old"]
+    for token, root in ((before, "old"), (after, "new")):
+        assert parse(parse(token).header["cert"]).header["kid"] == root
+        assert receipt.verify(token, rotated.jwks()) == statement
+    with pytest.raises(ProofError, match="unknown root key 'old'"):
+        receipt.verify(before, Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW]}).jwks())
+
+
+def test_only_the_newest_root_signs_and_only_once_for_thousands(statement: dict[str, Any]) -> None:
+    kms = Kms()
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
+    for settlement in range(1_000):
+        receipt.sign(statement, keys.signing_key(now_s=NOW_S + settlement))
+    assert kms.signed == [NEW]
+    keys.signing_key(now_s=NOW_S + CERTIFICATE_SECONDS)
+    assert kms.signed == [NEW, NEW]
+
+
+def test_a_key_is_drawn_from_the_kernel_which_no_snapshot_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = bytes(range(32))
+    monkeypatch.setattr(certified.os, "urandom", lambda count: drawn[:count])
+    key = Keys(Kms(), root_key_ids={Purpose.RECEIPT: [NEW]}).signing_key(now_s=NOW_S)
+    assert key.private.private_bytes_raw() == drawn
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = float(NOW_S)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_thousand_readers_cost_one_call_for_each_root() -> None:
+    kms, clock = Kms(), Clock()
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]}, clock=clock)
+    published = keys.jwks()
+    for _ in range(1_000):
+        assert keys.jwks() == published
+    assert kms.shown == [NEW, OLD]
+
+
+@pytest.mark.parametrize(("age_s", "calls"), [(0, 1), (JWKS_AGE_S_MAX - 1, 1), (JWKS_AGE_S_MAX, 2), (-1, 2)])
+def test_a_root_is_kept_up_to_its_age_and_no_longer(age_s: int, calls: int) -> None:
+    kms, clock = Kms(), Clock()
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW]}, clock=clock)
+    keys.jwks()
+    clock.now_s += age_s  # a clock that was set back keeps nothing for longer
+    keys.jwks()
+    assert kms.shown == [NEW] * calls
+
+
+@pytest.mark.parametrize(("age_s", "calls"), [(0, 1), (JWKS_FAILURE_S_MAX - 1, 1), (JWKS_FAILURE_S_MAX, 2)])
+def test_a_failed_read_of_the_roots_is_soon_repeated(age_s: int, calls: int) -> None:
+    kms, clock = Kms(), Clock()
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]}, clock=clock)
+    kms.down = {OLD}
+    with pytest.raises(PlatformUnavailableError):
+        keys.jwks()
+    clock.now_s += age_s
+    with pytest.raises(PlatformUnavailableError):
+        keys.jwks()
+    assert kms.shown == [NEW] + [OLD] * calls, "the root that was read is not read again"
+    kms.down = set()
+    clock.now_s += JWKS_FAILURE_S_MAX
+    assert [key["kid"] for key in keys.jwks()["keys"]] == ["new", "old"]
+
+
+def test_a_check_asks_for_each_root_whatever_is_kept() -> None:
+    kms = Kms()
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
+    keys.jwks()
+    keys.check()
+    assert kms.shown == [NEW, OLD] * 2
+    kms.down = {OLD}
+    with pytest.raises(PlatformUnavailableError):
+        keys.check()
+    assert len(keys.jwks()["keys"]) == 2, "those that are kept are still good"
+
+
+def test_each_purpose_has_its_own_root_and_its_own_key() -> None:
+    kms = Kms()
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW], Purpose.CHECKPOINT: [LOG], Purpose.WEBHOOK: [HOOK]})
+    made = {purpose: keys.signing_key(now_s=NOW_S, purpose=purpose) for purpose in Purpose}
+    assert kms.signed == [NEW, LOG, HOOK]
+    assert len({key.key_id for key in made.values()}) == 3
+    for purpose, root in zip(Purpose, ("new", "log", "hook"), strict=True):
+        certificate = parse(made[purpose].certificate)
+        assert (certificate.header["kid"], certificate.payload["purpose"]) == (root, purpose)
+        assert keys.signing_key(now_s=NOW_S, purpose=purpose) is made[purpose]
+
+
+def test_the_key_set_states_purposes_and_what_of_before_has_none() -> None:
+    roots = {Purpose.RECEIPT: [NEW], Purpose.CHECKPOINT: [LOG], Purpose.WEBHOOK: [HOOK]}
+    published = Keys(Kms(), root_key_ids=roots, without_purpose=[OLD]).jwks()["keys"]
+    assert [(key["kid"], key.get("purpose")) for key in published] == [
+        ("new", "receipt"), ("log", "checkpoint"), ("hook", "webhook"), ("old", None),
+    ]  # fmt: skip
+    assert "purpose" not in published[-1]
+
+
+@pytest.mark.parametrize(
+    ("roots", "without_purpose"),
+    [
+        ({Purpose.RECEIPT: [NEW], Purpose.WEBHOOK: [NEW]}, []),
+        ({Purpose.RECEIPT: [NEW, OLD], Purpose.WEBHOOK: [HOOK, OLD]}, []),
+        ({Purpose.RECEIPT: [NEW, NEW]}, []),
+        ({Purpose.RECEIPT: [NEW]}, [NEW]),
+        ({Purpose.RECEIPT: [NEW]}, ["new"]),
+    ],
+)
+def test_a_root_with_two_purposes_is_refused_at_once(
+    roots: dict[Purpose, list[str]], without_purpose: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="a root key has one purpose and is named once"):
+        Keys(Kms(), root_key_ids=roots, without_purpose=without_purpose)

@@ -1,0 +1,279 @@
+"""The bond as its owner meets it, and the sweep that charges it: calls, refusals, what is noted, and shares of time."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+import pytest
+
+from quittance.api.models import AgentRequest
+from quittance.errors import AgentNotReadyError, PlatformUnavailableError
+from quittance.ledger.credits import MICRO_PER_CREDIT, format_credits
+from quittance.limits import AMOUNT_MICRO_MAX, BOND_NOTICE_MS
+from quittance.store.ledger import Ledger
+from quittance.usecases import accounts, agents, audit
+from quittance.usecases import sweep as sweeping
+from quittance.usecases.sweep import sweep
+from tests.functions import test_handlers
+from tests.functions.test_handlers import Call, load
+from tests.store.test_ledger import FAILED, hold, settled
+from tests.support import FLAT, Cloud, wasm
+from tests.usecases.test_execute import run
+
+call = test_handlers.call  # the fixture
+BOND = "/accounts/me/bond"
+MINIMUM = 1_000_000
+
+
+@pytest.fixture
+def bonded(platform: Cloud) -> Cloud:
+    """A platform that asks for bonds and takes a price for a run; olga has ten credits."""
+    changes = {"bond_minimum_micro": MINIMUM, "compute_run_micro": 300_000}
+    platform.settings = platform.settings.model_copy(update=changes)
+    platform.deposit("olga", 10 * MINIMUM)
+    platform.deposit("alice", 50 * MINIMUM)
+    return platform
+
+
+def move(call: Call, amount: Any, bond_id: str = "b-1") -> tuple[int, dict[str, Any]]:
+    status, answer, _ = call("accounts", "POST", BOND, {"bond_id": bond_id, "amount": amount}, user="olga")
+    return status, answer
+
+
+def read(call: Call) -> dict[str, Any]:
+    status, answer, _ = call("accounts", "GET", BOND, user="olga")
+    assert status == 200
+    return answer
+
+
+def test_a_bond_is_filled_and_released_by_its_owner(bonded: Cloud, call: Call) -> None:
+    assert bonded.registry.owner("olga").bonded, "nobody has looked yet"
+    assert read(call) == {
+        "account_id": "olga",
+        "available": "0",
+        "held": "0",
+        "charged": "0",
+        "releasable": "0",
+        "minimum": "1",
+    }
+    assert not bonded.registry.owner("olga").bonded
+    status, moved = move(call, "2.5")
+    assert (status, moved["amount"]) == (201, "2.5")
+    assert bonded.registry.owner("olga").bonded
+    assert move(call, "2.5") == (201, moved)
+    assert move(call, "2")[1]["code"] == "movement_conflict"
+    assert (read(call)["available"], read(call)["releasable"]) == ("2.5", "2.5")
+    assert move(call, "-2", "b-2")[1]["amount"] == "-2"
+    assert move(call, -2, "b-2")[0] == 201, "as a JSON number"
+    assert read(call)["available"] == "0.5"
+    assert not bonded.registry.owner("olga").bonded, "below the minimum now"
+    assert move(call, "-1", "b-3")[1]["code"] == "insufficient_funds"
+    assert move(call, "100", "b-4")[1]["code"] == "insufficient_funds"
+    _, statement, _ = call("accounts", "GET", BOND + "/statement", user="olga")
+    assert sorted((line["kind"], line["amount"]) for line in statement["lines"]) == [("bond", "-2"), ("bond", "2.5")]
+    _, own, _ = call("accounts", "GET", "/accounts/me/statement", user="olga")
+    assert sorted(line["amount"] for line in own["lines"] if line["kind"] == "bond") == ["-2.5", "2"]
+    assert audit.run(bonded).differences == []
+
+
+@pytest.mark.parametrize("amount", [0, "0", "-0", "0.0000001", "--1", "- 1", "+1", "1e3", True, None, "", "-", 1.5e300])
+def test_an_amount_that_is_none_is_refused_by_its_name(bonded: Cloud, call: Call, amount: Any) -> None:
+    before = bonded.items()
+    status, problem = move(call, amount)
+    assert (status, [error["field"] for error in problem["errors"]]) == (400, ["amount"])
+    assert bonded.items() == before
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_amount_is_bounded(bonded: Cloud, call: Call, sign: int) -> None:
+    assert move(call, format_credits(sign * (AMOUNT_MICRO_MAX + 1)))[0] == 400
+    assert move(call, format_credits(sign * AMOUNT_MICRO_MAX))[1]["code"] == "insufficient_funds"
+
+
+def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud, call: Call) -> None:
+    """Released some minutes after the last agent was retired, once everything of theirs is settled and credited."""
+    move(call, "3")
+    agent = bonded.publish(wasm("echo"), owner="olga")
+    assert run(bonded, agent, budget="1").success
+    assert (read(call)["available"], read(call)["releasable"]) == ("3", "0")
+    refused = move(call, "-1", "out")[1]
+    assert (refused["code"], "Retire" in refused["detail"]) == ("bond_in_use", True)
+    agents.retire(bonded, "olga", agent)
+    status, refused, headers = call("accounts", "POST", BOND, {"bond_id": "out", "amount": "-1"}, user="olga")
+    assert (status, refused["code"]) == (409, "bond_in_use")
+    assert 0 < int(headers["Retry-After"]) <= BOND_NOTICE_MS // 1_000
+    bonded.skew_ms = BOND_NOTICE_MS + 1
+    assert "not settled and credited" in move(call, "-1", "out")[1]["detail"]
+    sweep(bonded)
+    assert read(call)["releasable"] == "3"
+    assert move(call, "-3", "out")[0] == 201
+    move(call, "2", "in")
+    bonded.publish(wasm("echo"), owner="olga")
+    assert move(call, "-3", "out")[0] == 201, "a repeat of what was done is no new release"
+    assert read(call)["available"] == "2"
+
+
+def test_a_bond_stands_for_what_is_being_published(bonded: Cloud, call: Call) -> None:
+    """Whoever could release the bond while a module is compiled would compile for nothing."""
+    move(call, "2")
+    agent = agents.register(bonded, "olga", AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
+    assert read(call)["releasable"] == "0"
+    assert move(call, "-1", "out")[1]["code"] == "bond_in_use"
+    agents.retire(bonded, "olga", agent)
+    assert move(call, "-1", "out")[1]["code"] == "bond_in_use"
+    bonded.skew_ms = BOND_NOTICE_MS + 1
+    assert move(call, "-1", "out")[0] == 201
+
+
+def test_a_bond_outlasts_a_publication_that_began_before_the_retirement(template: dict[str, Any]) -> None:
+    publish = template["Resources"]["PublishFunction"]["Properties"]["Timeout"]
+    between_sweeps_s = 60
+    assert (publish + between_sweeps_s) * 1_000 <= BOND_NOTICE_MS
+
+
+def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Cloud, call: Call) -> None:
+    """The user has the whole budget back, the bond bears the compute, and then the owner's agents take no task."""
+    move(call, "1.1")
+    agent = bonded.publish(wasm("misbehave"), owner="olga")
+    before = bonded.ledger.available_micro("alice")
+    failed = run(bonded, agent, input="unreachable", budget="1")
+    assert (failed.success, failed.amount_refunded_micro) == (False, MICRO_PER_CREDIT)
+    assert bonded.ledger.available_micro("alice") == before
+    swept = sweep(bonded)
+    assert (swept.credited, swept.written_off_micro) == (1, 0)
+    assert (read(call)["available"], read(call)["charged"]) == ("0.8", "0.3")
+    assert bonded.ledger.available_micro("quittance:platform") == 300_000
+    assert not bonded.registry.owner("olga").bonded
+    for task_id in ("second", "third", "fourth"):  # taken by environments that do not know it yet
+        with suppress(AgentNotReadyError):
+            run(bonded, agent, task_id=task_id, input="unreachable", budget="1")
+    move(call, "0.2", "more")
+    assert bonded.registry.owner("olga").bonded
+    sweep(bonded)
+    assert audit.run(bonded).differences == []
+
+
+def test_what_a_bond_has_not_is_written_off_and_told(bonded: Cloud, call: Call, context: Any) -> None:
+    for number in range(2):
+        escrow = bonded.ledger.fund(hold(f"t-{number}", owner="olga", compute=bonded.settings.compute))
+        bonded.ledger.settle(settled(escrow, FAILED))
+    move(call, "0.5")
+    swept = load("sweep").handler({}, context)
+    assert swept["written_off_micro"] == 100_000
+    (line, filled) = call("accounts", "GET", BOND + "/statement", user="olga")[1]["lines"]
+    assert (line["kind"], line["amount"], line["due"], line["tasks"]) == ("charge", "-0.5", "0.6", 2)
+    assert "due" not in filled or filled["due"] is None
+    assert not bonded.registry.owner("olga").bonded
+
+
+def test_who_dies_before_it_notes_a_bond_is_made_good(
+    bonded: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated top-up notes it, and so does whoever looks at the bond."""
+    bonded.registry.set_bond_short("olga", short=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts, "note_bond", lambda *_: None)
+        move(call, "2")
+    assert not bonded.registry.owner("olga").bonded
+    move(call, "2")
+    assert bonded.registry.owner("olga").bonded
+    bonded.registry.set_bond_short("olga", short=True)
+    read(call)
+    assert bonded.registry.owner("olga").bonded
+
+
+# The sweep.
+
+
+class Busy:
+    """A sweep whose calls each take a second, and of which each queue is endless, but for those that are named."""
+
+    def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *endless: str) -> None:
+        self.left_ms, self.did = 60_000, dict.fromkeys(("overdue", "settled", "unlogged", "publish"), 0)
+        numbers = count()
+        monkeypatch.setattr(Cloud, "left_ms", lambda cloud: self.left_ms - cloud._kept_ms)
+
+        def queue(name: str) -> Iterator[str]:
+            while name in endless or self.did[name] < 1:
+                yield f"{name}-{next(numbers)}"
+
+        def work(name: str) -> None:
+            self.did[name] += 1
+            self.left_ms -= 1_000
+
+        monkeypatch.setattr(cloud.ledger, "overdue", lambda **_: queue("overdue"))
+        monkeypatch.setattr(cloud.ledger, "settled", lambda: ([name] for name in queue("settled")))
+        monkeypatch.setattr(cloud.ledger, "unlogged", lambda: queue("unlogged"))
+        monkeypatch.setattr(cloud.ledger, "find", lambda _: work("overdue"))
+        monkeypatch.setattr(cloud.ledger, "append", lambda _: work("unlogged") or 1)
+
+        def credit(*_: Any, **__: Any) -> Any:
+            work("settled")
+            return honest(cloud.ledger, [], now_ms=0)
+
+        honest = Ledger.credit
+        monkeypatch.setattr(cloud.ledger, "credit", credit)
+        monkeypatch.setattr(sweeping, "publish_log", lambda _: work("publish") or 1)
+
+
+@pytest.mark.parametrize("endless", [("overdue",), ("settled",), ("unlogged",), ("overdue", "settled", "unlogged")])
+def test_no_step_of_the_sweep_takes_the_time_of_another(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, endless: tuple[str, ...]
+) -> None:
+    """A crowd of tiny agents freezes neither the log nor the refunds; and no time is left unused."""
+    busy = Busy(cloud, monkeypatch, *endless)
+    done = sweep(cloud)
+    assert not done.complete
+    assert all(busy.did.values()), busy.did
+    assert busy.left_ms < 7_000, "while there is work"
+    if len(endless) > 1:
+        assert busy.did["settled"] >= busy.did["unlogged"] >= 8
+        assert busy.did["overdue"] >= 8
+    else:
+        assert busy.did[endless[0]] >= 40
+
+
+def test_a_step_whose_index_does_not_answer_stops_no_other(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, once the others have done theirs."""
+
+    def unavailable(**_: Any) -> Iterator[str]:
+        raise PlatformUnavailableError
+
+    escrow = settle_one(cloud, "t-1", "agt_1")
+    monkeypatch.setattr(cloud.ledger, "overdue", unavailable)
+    with pytest.raises(PlatformUnavailableError):
+        sweep(cloud)
+    assert cloud.ledger.log_place(escrow) == 0
+    assert cloud.ledger.log_head().published == 1
+
+
+def settle_one(cloud: Cloud, task_id: str, agent_id: str) -> Any:
+    cloud.deposit("alice", MICRO_PER_CREDIT)
+    cloud.ledger.deposit("alice", task_id, MICRO_PER_CREDIT, now_ms=1)
+    escrow = cloud.ledger.fund(hold(task_id, agent_id=agent_id, owner=f"of-{agent_id}"))
+    return cloud.ledger.settle(settled(escrow))
+
+
+def test_one_escrow_that_cannot_be_credited_holds_up_no_other(cloud: Cloud) -> None:
+    """Of many agents in one batch: all but the broken one are credited, and it fails once in a sweep."""
+    escrows = [settle_one(cloud, f"t-{number}", f"agt_{number}") for number in range(9)]
+    (poison,) = cloud.items(f"ESC#{escrows[4].escrow_id}")
+    cloud._dynamodb.put_item(
+        TableName=cloud.settings.ledger_table, Item={name: value for name, value in poison.items() if name != "tariff"}
+    )
+    swept = sweep(cloud)
+    assert (swept.credited, swept.logged, swept.failed, swept.complete) == (8, 8, 1, True)
+    assert [cloud.ledger.available_micro(f"of-agt_{number}") for number in range(9)] == [390_000] * 4 + [0] + [
+        390_000
+    ] * 4
+
+
+def test_older_work_comes_first_over_all_shards(cloud: Cloud) -> None:
+    ids = []
+    for number in range(12):
+        cloud.ledger.deposit("alice", f"d{number}", MICRO_PER_CREDIT, now_ms=1)
+        escrow = cloud.ledger.fund(hold(f"t-{number}"))
+        cloud.ledger.settle(settled(escrow, now_ms=number))
+        ids.append(escrow.escrow_id)
+    assert list(cloud.ledger.settled()) == [ids]

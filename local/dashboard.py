@@ -1,6 +1,6 @@
 """Writes the CloudWatch dashboard into `template.yaml`, between two markers, from the metrics that the code emits.
 
-The template holds it, because `AWS::Include` would need an upload to S3 before every reader of the template could see it.
+It stands in the template itself: `AWS::Include` reads from S3, where neither the linters nor the tests would see it.
 `--check` fails if the committed dashboard differs.
 """
 
@@ -104,9 +104,7 @@ WIDGETS: Final = [
             )
         ],
     ),
-    Widget(
-        "How late the sweep is", [ours(Metric.OLDEST_OVERDUE), ours(Metric.SWEEP_LAG)], stat="Maximum", period_s=60
-    ),
+    Widget("How late the sweep is", [ours(Metric.OLDEST_OVERDUE), ours(Metric.SWEEP_LAG)], stat="Maximum", period_s=60),
     Widget(
         "Audit differences, and receipts published",
         [ours(Metric.AUDIT_DIFFERENCES), ours(Metric.LOG_SIZE, **_ON_THE_RIGHT)],

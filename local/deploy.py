@@ -204,7 +204,8 @@ def _ids(cloud: Cloud) -> dict[str, str]:
 def _parameter(cloud: Cloud, name: str) -> str:
     """The value that a parameter of the stack has, given or by default."""
     (stack,) = aws(cloud, "cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
-    return {given["ParameterKey"]: given["ParameterValue"] for given in stack["Parameters"]}[name]
+    values: dict[str, str] = {given["ParameterKey"]: given["ParameterValue"] for given in stack["Parameters"]}
+    return values[name]
 
 
 def _refusal(cloud: Cloud) -> str:

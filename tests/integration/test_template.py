@@ -303,12 +303,17 @@ def test_the_committed_description_is_what_the_code_says() -> None:
 
 def test_the_committed_dashboard_is_what_the_code_says() -> None:
     checked = subprocess.run(
-        [sys.executable, "-m", "local.dashboard", "--check"], cwd=ROOT, env={"PYTHONPATH": "layers/runtime"}, check=False
+        [sys.executable, "-m", "local.dashboard", "--check"],
+        cwd=ROOT,
+        env={"PYTHONPATH": "layers/runtime"},
+        check=False,
     )
     assert checked.returncode == 0, "run make dashboard"
 
 
-@pytest.mark.parametrize("edit", [("SettlementMs", "SandboxMs"), ('"x": 16', '"x": 8'), ("        ]}\n", "        ]}\n\n")])
+@pytest.mark.parametrize(
+    "edit", [("SettlementMs", "SandboxMs"), ('"x": 16', '"x": 8'), ("        ]}\n", "        ]}\n\n")]
+)
 def test_a_dashboard_edited_by_hand_is_stale(
     edit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,7 @@ Invoke = Callable[[str, Any], tuple[Any, bool]]
 def test_direct_task_from_a_file_is_the_same_task_as_over_http(
     alice: User, invoke: Invoke, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger
 ) -> None:
-    agent, total = publish(wasm("wordcount")), ledger.total()
+    total, agent = ledger.total(), publish(wasm("wordcount"))
     payload = PAYLOAD.replace('"alice"', f'"{alice.name}"').replace("agt_aaaaaaaaaaaaaaaa", agent)
     done, failed = invoke("ExecuteFunction", payload)
     assert not failed

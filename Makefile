@@ -19,7 +19,7 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi logs demo sam-local \
+.PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi dashboard logs demo sam-local \
 	sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## this list
@@ -81,6 +81,9 @@ audit: ## recompute the ledger's invariants from the running cloud's table
 
 openapi: ## write the API's description and the events' schemas anew from the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
+
+dashboard: ## write the CloudWatch dashboard into template.yaml anew from the metrics in the code
+	$(DEV) env PYTHONPATH=layers/runtime python -m local.dashboard
 
 recompute-reputation: ## every agent's scores, made anew from its receipts, and whether the kept ones are the same
 	$(LOCAL) reputation

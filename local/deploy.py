@@ -24,6 +24,7 @@ STACK_NAME = "quittance"
 STAGE = "local"
 _ARTIFACTS_BUCKET = "quittance-artifacts"
 _ISSUER_BUCKET = "quittance-issuer"
+_ALIAS = "Aliaslive"  # what SAM appends to a function's logical id for its alias `live`
 _SOURCES = ("template.yaml", "samconfig.toml", "functions", "layers", "workflows", "requirements/sam.txt")
 _SOUND = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
@@ -134,10 +135,10 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
             run(command, _log("deploy", state), client_env(cloud))
         except MendError as error:
             raise MendError(_refusal(cloud) or str(error)) from error
-        outputs = _outputs(cloud)
-        _gateway_responses(cloud, outputs["ApiId"], outputs["StageName"])
-        _concurrency(cloud, outputs["WorkFunction"], int(parameters["WorkConcurrency"]))
-    stack = _stack(cloud, outputs, parameters["JwksUrl"], state, deployed)
+        ids = _ids(cloud)
+        _gateway_responses(cloud, ids["Api"])
+        _concurrency(cloud, ids[f"WorkFunction{_ALIAS}"], int(parameters["WorkConcurrency"]))
+    stack = _stack(cloud, ids, parameters["JwksUrl"], state, deployed)
     stack.write(state.stack)
     return stack
 
@@ -193,9 +194,18 @@ def _publish_keys(cloud: Cloud, jwks: dict[str, Any]) -> None:
     s3.put_object(Bucket=_ISSUER_BUCKET, Key="jwks.json", Body=json.dumps(jwks), ContentType="application/json")
 
 
-def _outputs(cloud: Cloud) -> dict[str, str]:
-    described = aws(cloud, "cloudformation").describe_stacks(StackName=STACK_NAME)
-    return {output["OutputKey"]: output["OutputValue"] for output in described["Stacks"][0]["Outputs"]}
+def _ids(cloud: Cloud) -> dict[str, str]:
+    """The physical ids of the stack's resources by their logical ones: outputs are for its users."""
+    pages = aws(cloud, "cloudformation").get_paginator("list_stack_resources").paginate(StackName=STACK_NAME)
+    resources = [resource for page in pages for resource in page["StackResourceSummaries"]]
+    return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in resources}
+
+
+def _parameter(cloud: Cloud, name: str) -> str:
+    """The value that a parameter of the stack has, given or by default."""
+    (stack,) = aws(cloud, "cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
+    values: dict[str, str] = {given["ParameterKey"]: given["ParameterValue"] for given in stack["Parameters"]}
+    return values[name]
 
 
 def _refusal(cloud: Cloud) -> str:
@@ -212,7 +222,7 @@ def _refusal(cloud: Cloud) -> str:
     return refused[-1] if refused else ""
 
 
-def _gateway_responses(cloud: Cloud, api_id: str, stage: str) -> None:
+def _gateway_responses(cloud: Cloud, api_id: str) -> None:
     """API Gateway takes its error bodies from the API's definition; ministack wants them told apart."""
     client = aws(cloud, "cloudformation")
     template = client.get_template(StackName=STACK_NAME, TemplateStage="Processed")["TemplateBody"]
@@ -224,7 +234,7 @@ def _gateway_responses(cloud: Cloud, api_id: str, stage: str) -> None:
         known = ("statusCode", "responseParameters", "responseTemplates")
         told = {name: response[name] for name in known if name in response}
         gateway.put_gateway_response(restApiId=api_id, responseType=kind, **told)
-    gateway.create_deployment(restApiId=api_id, stageName=stage)
+    gateway.create_deployment(restApiId=api_id, stageName=STAGE)
 
 
 def _concurrency(cloud: Cloud, function: str, number: int) -> None:
@@ -234,19 +244,19 @@ def _concurrency(cloud: Cloud, function: str, number: int) -> None:
         client.update_event_source_mapping(UUID=source["UUID"], ScalingConfig={"MaximumConcurrency": number})
 
 
-def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, deployed: str) -> Stack:
+def _stack(cloud: Cloud, ids: dict[str, str], jwks_url: str, state: State, deployed: str) -> Stack:
     try:
         return Stack(
-            api_url=f"{cloud.url}/restapis/{outputs['ApiId']}/{outputs['StageName']}/_user_request_",
+            api_url=f"{cloud.url}/restapis/{ids['Api']}/{STAGE}/_user_request_",
             endpoint_url=cloud.url,
             region=REGION,
-            table=outputs["LedgerTable"],
-            registry_table=outputs["RegistryTable"],
-            buckets={name.lower(): outputs[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
-            queues={"tasks": outputs["TaskQueue"], "dead_letters": outputs["TaskDeadLetters"]},
-            functions={name: value for name, value in outputs.items() if name.endswith("Function")},
-            workflow=outputs["RunWorkflow"],
-            platform_account=outputs["PlatformAccount"],
+            table=ids["LedgerTable"],
+            registry_table=ids["RegistryTable"],
+            buckets={name.lower(): ids[f"{name}Bucket"] for name in ("Uploads", "Binaries", "Outputs", "Log")},
+            queues={"tasks": ids["TaskQueue"], "dead_letters": ids["TaskDeadLetters"]},
+            functions={name.removesuffix(_ALIAS): arn for name, arn in ids.items() if name.endswith(_ALIAS)},
+            workflow=ids["RunWorkflow"],
+            platform_account=_parameter(cloud, "PlatformAccount"),
             issuer=issuer.ISSUER,
             audience=issuer.AUDIENCE,
             jwks_url=jwks_url,
@@ -254,7 +264,7 @@ def _stack(cloud: Cloud, outputs: dict[str, str], jwks_url: str, state: State, d
             deployed=deployed,
         )
     except KeyError as missing:
-        msg = f"template.yaml has no output {missing}: add it"
+        msg = f"the stack has no resource {missing}, which template.yaml must have"
         raise MendError(msg) from missing
 
 

@@ -176,6 +176,7 @@ def publish(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) 
     The same module on the same terms is published once a session. The agent takes tasks that bring a judge.
     """
     published: dict[str, str] = {}
+    bond("owner")  # now: a test that adds up the ledger before it publishes must not meet the deposit of the bond
 
     def make(
         wasm: bytes,

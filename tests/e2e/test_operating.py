@@ -1,17 +1,24 @@
 """What an operator stops on the deployed stack, and how many tasks of one account run at once."""
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from local.cloud import CREDENTIALS
 from local.paths import Stack
 from quittance.limits import SLOTS_MAX
 from tests.e2e.people import User
-from tests.support import wasm
+from tests.support import ROOT, wasm
 from tests.template import template
 from tests.waiting import until
 
@@ -110,3 +117,27 @@ def test_without_a_slot_a_task_waits_in_the_queue(
     until(lambda: alice.http.get("/tasks/queued/result").status_code == 200, "its turn never came")
     assert alice.http.get("/tasks/queued/result").json()["escrow_status"] == "released"
     assert tried(alice, echo) == RUNS
+
+
+# The runbooks.
+
+PHYSICAL = re.findall(r"```\n(STACK=.*?)```", (ROOT / "docs" / "runbooks.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+def test_the_runbooks_command_prints_physical_names(stack: Stack, tmp_path: Path) -> None:
+    """As it stands there; `aws` is aws_command.py."""
+    (commands,) = PHYSICAL
+    (tmp_path / "aws").write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.e2e.aws_command "$@"\n')
+    (tmp_path / "aws").chmod(0o700)
+    env = CREDENTIALS | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "AWS_ENDPOINT_URL": stack.endpoint_url,
+        "AWS_DEFAULT_REGION": stack.region,
+    }
+    done = subprocess.run(["bash", "-euc", commands], env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    queue, alias, function = (line for line in re.split(r"\s+", done.stdout) if line)
+    assert (queue, alias) == (stack.queues["dead_letters"], stack.functions["AuditFunction"])
+    assert stack.functions["ExecuteFunction"].endswith(f":function:{function}:live")

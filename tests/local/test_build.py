@@ -4,9 +4,11 @@ import re
 import subprocess
 
 import pytest
+import yaml
 
 from local import deploy, venvs
 from local.paths import ROOT
+from tests.template import template
 
 RUNTIME_PINS = ROOT / "layers/runtime/requirements.txt"
 PINNED = [RUNTIME_PINS, *sorted((ROOT / "requirements").glob("*.txt"))]
@@ -22,6 +24,23 @@ for module in pkgutil.walk_packages(quittance.__path__, "quittance."):
 @pytest.fixture(scope="module")
 def layer():
     return deploy.layer(deploy.build())
+
+
+def test_the_built_template_has_no_aliases_and_no_merge_keys():
+    """CloudFormation supports neither; each resource keeps its own logical id where SAM notes it."""
+    text = (deploy.build() / "template.yaml").read_text("utf-8")
+    tokens = list(yaml.scan(text))
+    assert not [token for token in tokens if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
+    assert "<<" not in [token.value for token in tokens if isinstance(token, yaml.ScalarToken)]
+    built, source = yaml.safe_load(text), template()
+    for name, resource in source["Resources"].items():
+        found = built["Resources"][name]
+        noted = {"SamResourceId": name} if "SamResourceId" in found.get("Metadata", {}) else {}
+        assert found.get("Metadata", {}) == resource.get("Metadata", {}) | noted, name
+        placed = {"CodeUri", "ContentUri", "DefinitionUri"}  # what is built is somewhere else
+        assert {key: value for key, value in found.get("Properties", {}).items() if key not in placed} == {
+            key: value for key, value in resource.get("Properties", {}).items() if key not in placed
+        }, name
 
 
 def test_the_layer_lacks_nothing(layer):

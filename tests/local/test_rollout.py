@@ -12,7 +12,7 @@ from local import venvs
 from local.paths import ROOT
 from tests.template import template
 
-GUARD = '  GuardedRollout:\n    Type: String\n    Default: "false"\n'
+GUARD = '  GuardedRollout:\n    <<: [*switch, {Default: "false"}]\n'
 TRANSFORM = """
 import json, logging, sys
 from types import SimpleNamespace

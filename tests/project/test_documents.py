@@ -108,3 +108,9 @@ def test_the_first_example_costs_what_the_code_would_take() -> None:
     due = (split.paid_micro, split.fee_micro, compute_micro, split.refunded_micro)
     names = ("amount_paid", "fee", "compute", "amount_refunded")
     assert {name: answer[name] for name in names} == dict(zip(names, map(format_credits, due), strict=True))
+
+
+def test_runbooks_name_resources_of_the_template() -> None:
+    named = set(re.findall(r"<(?:name of\s+)?([A-Z]\w+)>", text("docs/runbooks.md")))
+    assert named
+    assert named <= template()["Resources"].keys()

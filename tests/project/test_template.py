@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 
+from local import dashboard
 from quittance.agent import AgentState
 from quittance.api import events
 from quittance.api.documentation import openapi_json
@@ -33,6 +36,7 @@ from quittance.proof.statement import Purpose
 from quittance.usecases import launch
 from tests.roles import statements
 from tests.support import ROOT
+from tests.template import PATH
 
 CONSUME = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"]
 FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
@@ -298,6 +302,58 @@ def test_the_committed_description_is_what_the_code_says() -> None:
     assert checked.returncode == 0, "run make openapi"
 
 
+def test_the_committed_dashboard_is_what_the_code_says() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "local.dashboard", "--check"],
+        cwd=ROOT,
+        env={"PYTHONPATH": "layers/runtime"},
+        check=False,
+    )
+    assert checked.returncode == 0, "run make dashboard"
+
+
+@pytest.mark.parametrize(
+    "edit", [("SettlementMs", "SandboxMs"), ('"x": 16', '"x": 8'), ("        ]}\n", "        ]}\n\n")]
+)
+def test_a_dashboard_edited_by_hand_is_stale(
+    edit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = PATH.read_text("utf-8")
+    head, _, generated = committed.partition(dashboard.BEGIN)
+    edited = tmp_path / "template.yaml"
+    edited.write_text(head + dashboard.BEGIN + generated.replace(*edit, 1), "utf-8")
+    monkeypatch.setattr(dashboard, "TEMPLATE", edited)
+    monkeypatch.setattr(sys, "argv", ["dashboard", "--check"])
+    assert dashboard.main() == 1
+    assert "make dashboard" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["dashboard"])
+    assert dashboard.main() == 0
+    assert edited.read_text("utf-8") == committed, "written anew, and nothing but the dashboard"
+
+
+def test_a_template_without_the_markers_is_refused() -> None:
+    for text in ("", dashboard.BEGIN, dashboard.END, 2 * (dashboard.BEGIN + dashboard.END)):
+        with pytest.raises(ValueError, match="each of these two lines once"):
+            dashboard.written(text)
+
+
+# Anchors and merge keys.
+
+
+def test_aliases_share_no_metadata_and_no_whole_resource(template: dict[str, Any]) -> None:
+    """SAM writes the logical id of each resource into its `Metadata`: shared, all of them would have the last one."""
+    assert len({id(resource) for resource in template["Resources"].values()}) == len(template["Resources"])
+    shared = [resource["Metadata"] for resource in template["Resources"].values() if "Metadata" in resource]
+    assert len({id(metadata) for metadata in shared}) == len(shared)
+
+
+def test_every_anchor_is_used() -> None:
+    tokens = list(yaml.scan(PATH.read_text("utf-8")))
+    anchors = [token.value for token in tokens if isinstance(token, yaml.AnchorToken)]
+    assert len(anchors) == len({*anchors}), "a name that is given twice means two things"
+    assert {*anchors} == {token.value for token in tokens if isinstance(token, yaml.AliasToken)}
+
+
 # Identity.
 
 
@@ -406,20 +462,27 @@ def test_an_issuer_that_is_away_is_our_outage(template: dict[str, Any]) -> None:
 # Versions and snapshots.
 
 
+def test_outputs_are_what_clients_and_operators_connect_to(template: dict[str, Any]) -> None:
+    """Physical names of other resources are asked of CloudFormation by their logical ids (docs/runbooks.md)."""
+    entry_points = {"ApiUrl", "StageArn", "ExecuteFunction", "TaskQueue", "RunWorkflow", "EventBus", "AlarmTopic"}
+    identity = {"Issuer", "UserPoolId", "UserClientId", "OperatorClientId", "LoginUrl"}
+    assert template["Outputs"].keys() == entry_points | identity
+
+
 def test_outputs_name_functions_by_their_alias(template: dict[str, Any]) -> None:
     """Without it AWS runs the newest code, even if its rollout was taken back, and never from a snapshot."""
     functions = resources(template, "AWS::Serverless::Function")
-    outputs = {name: found["Value"] for name, found in template["Outputs"].items() if name in functions}
-    assert outputs == {name: {"Ref": f"{name}.Alias"} for name in functions}
-    for name, found in template["Outputs"].items():
-        named = re.findall(r"'(\w+Function)'", str(found["Value"]))
-        assert name in functions or not named, f"{name} names a function past its alias"
+    named = {name: found["Value"] for name, found in template["Outputs"].items() if "Function" in str(found["Value"])}
+    assert named == {"ExecuteFunction": {"Ref": "ExecuteFunction.Alias"}}
+    assert named.keys() <= functions.keys()
 
 
 def test_every_function_has_versions_of_all_that_it_is(template: dict[str, Any]) -> None:
-    assert template["Globals"]["Function"]["AutoPublishAlias"] == "live"
+    shared = template["Globals"]["Function"]
+    assert (shared["AutoPublishAlias"], shared["AutoPublishAliasAllProperties"]) == ("live", True)
     for name, function in resources(template, "AWS::Serverless::Function").items():
-        assert function["AutoPublishAliasAllProperties"] is True, f"{name}: a new environment must be a new version"
+        own = {"AutoPublishAlias", "AutoPublishAliasAllProperties", "IgnoreGlobals"} & function.keys()
+        assert not own, f"{name}: a new environment must be a new version"
 
 
 def test_functions_that_somebody_waits_for_start_from_snapshots(template: dict[str, Any]) -> None:

@@ -12,9 +12,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import httpx
 import pytest
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -132,7 +132,7 @@ class Tenant:
         """Clients with the role, which from now on allows this and no more."""
         self.own["iam"].put_role_policy(RoleName=self.name, PolicyName="p", PolicyDocument=policy(*statements))
         keys = self.own["sts"].assume_role(RoleArn=f"{IAM}:role/{self.name}", RoleSessionName=self.name)["Credentials"]
-        session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
+        session = Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
         signed = {"s3": Config(signature_version="s3v4")}  # as the functions sign their upload forms
         return {
             name: session.client(name, endpoint_url=self.url, config=signed.get(name)) for name in ("dynamodb", "s3")

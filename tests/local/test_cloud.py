@@ -194,9 +194,9 @@ def test_a_role_is_enforced_and_each_different_call_of_it_recorded_once(tenant):
 
 def test_a_function_has_its_role_and_a_session_of_its_name(tenant):
     tenant.may(READS)
-    code = f"""import boto3
+    code = f"""from boto3.session import Session
 def handler(event, context):
-    boto3.client("dynamodb", endpoint_url="{tenant.url}").get_item(TableName="table", Key={KEY})
+    Session().client("dynamodb", endpoint_url="{tenant.url}").get_item(TableName="table", Key={KEY})
     return "done"
 """
     tenant.own["lambda"].create_function(

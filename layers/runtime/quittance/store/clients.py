@@ -42,7 +42,7 @@ def dynamodb() -> "DynamoDBClient":
 def s3() -> "S3Client":
     """An S3 client that signs by Signature Version 4 and calls a bucket at its own host in its own region.
 
-    botocore's defaults presign by Version 2 in the regions that once had it, which S3 refuses for buckets made after
+    The SDK's defaults presign by Version 2 in the regions that once had it, which S3 refuses for buckets made after
     June 2020, and name the global endpoint, which redirects uploads or refuses them outside of us-east-1.
     """
     # At another endpoint, such as the local cloud's, buckets are paths: their hosts' names need not resolve there.

@@ -66,6 +66,7 @@ mutants: ## remove each guard of the ledger in turn: the tests must catch every 
 
 bench: ## what cold starts, traces, the sandbox, receipts, acceptance and a sweep cost; what a wallet bears and an attacker gets
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/imports.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/hot_wallet.py

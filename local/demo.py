@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import boto3
+from boto3.session import Session
 
 from local import issuer
 from local.client import PREFIX, Api, RefusedError, publish
@@ -79,13 +79,12 @@ def sweep(stack: Stack) -> None:
 
 def invoke(stack: Stack, name: str, event: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - whatever the function answers
     """Call a function by its logical name, with an empty event if there is none."""
-    client = boto3.client(
-        "lambda",
-        endpoint_url=stack.endpoint_url,
-        region_name=stack.region,
+    session = Session(
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        region_name=stack.region,
     )
+    client = session.client("lambda", endpoint_url=stack.endpoint_url)
     answer = client.invoke(FunctionName=stack.functions[name], Payload=json.dumps(event or {}).encode())
     said = answer["Payload"].read().decode()
     if answer.get("FunctionError"):

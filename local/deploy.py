@@ -8,7 +8,7 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
-import boto3
+from boto3.session import Session
 from botocore.exceptions import ClientError
 
 from local import issuer, venvs
@@ -154,7 +154,7 @@ def is_broken(cloud: Cloud) -> bool:
 
 def aws(cloud: Cloud, service: str) -> Any:  # noqa: ANN401 - boto3 makes its clients at run time
     """A client of the local cloud."""
-    session = boto3.Session(
+    session = Session(
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         region_name=REGION,

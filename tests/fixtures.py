@@ -49,15 +49,15 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
             for key, value in template["Resources"][name]["Properties"].items()
             if key in {"AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"}
         }
-        session.create_client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
+        session.client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
     for name in ("uploads", "binaries", "outputs", "log"):
-        session.create_client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
-        session.create_client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
-    session.create_client("events").create_event_bus(Name="bus")
-    webhooks = session.create_client("sqs").create_queue(QueueName="webhooks")["QueueUrl"]
-    kms = session.create_client("kms")
+        session.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        session.client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    session.client("events").create_event_bus(Name="bus")
+    webhooks = session.client("sqs").create_queue(QueueName="webhooks")["QueueUrl"]
+    kms = session.client("kms")
     keys = [kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"] for _ in range(3)]
-    sqs = session.create_client("sqs")
+    sqs = session.client("sqs")
     cloud = Cloud(
         Settings(
             ledger_table="LedgerTable",

@@ -7,8 +7,8 @@ import json
 import sys
 from typing import Any, Final
 
-import boto3
 import jmespath
+from boto3.session import Session
 from botocore.model import Shape, StructureShape
 
 _VALUES: Final = {"integer": int, "long": int, "boolean": lambda text: text == "true"}
@@ -17,7 +17,7 @@ _VALUES: Final = {"integer": int, "long": int, "boolean": lambda text: text == "
 def main(words: list[str]) -> str:
     """What the command prints."""
     service, operation, *rest = words
-    client: Any = boto3.client(service)  # type: ignore[call-overload]  # any service
+    client: Any = Session().client(service)  # type: ignore[call-overload]  # any service
     method = operation.replace("-", "_")
     model = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method])
     given = _given(rest)

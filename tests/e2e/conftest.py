@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import boto3
 import httpx
 import jwt
 import pytest
+from boto3.session import Session
 from botocore.config import Config
 
 from local import client, demo, issuer
@@ -139,7 +139,7 @@ def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx
 @pytest.fixture(scope="session")
 def aws(stack: Stack) -> Callable[[str], Any]:
     """boto3 clients of the cloud that the stack is deployed to."""
-    session = boto3.Session(
+    session = Session(
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         region_name=stack.region,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import boto3
 import pytest
+from boto3.session import Session
 from botocore.exceptions import ClientError
 
 from local.deploy import STACK_NAME
@@ -84,7 +84,7 @@ def as_role(stack: Stack, aws: Callable[[str], Any], deployed: Deployed) -> AsRo
     @cache
     def client(function: str, service: str) -> Any:
         given = keys(function)
-        session = boto3.Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], stack.region)
+        session = Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], stack.region)
         return session.client(service, endpoint_url=stack.endpoint_url)  # type: ignore[call-overload]
 
     return client

@@ -138,8 +138,9 @@ def test_failure_of_any_kind_costs_the_user_nothing(
     limits: dict[str, int],
     code: str,
 ) -> None:
+    agent_id = publish(wasm(agent), limits=limits)  # the first one deposits its owner's bond
     total = ledger.total()
-    done = alice.run(publish(wasm(agent), limits=limits), task_id="t", input=command)
+    done = alice.run(agent_id, task_id="t", input=command)
     assert (done["success"], done["escrow_status"], done["output"]) == (False, "refunded", None)
     assert (done["error"]["code"], done["reputation_delta"]) == (code, -5)
     assert done["error"]["message"]

@@ -20,9 +20,10 @@ from tests.functions.test_handlers import load
 from tests.support import ROOT, Cloud, wasm
 
 ENGINE = {"wasmtime", "quittance.sandbox.engine"}  # loaded by the worker and the compiler, never by a function
-CLIENTS = {"botocore.session", "quittance.store.clients"}
+SDK = ("boto3", "botocore", "s3transfer")
+CLIENTS = {"boto3", "s3transfer", "botocore.session", "quittance.store.clients"}
 ROUTES = {"aws_lambda_powertools.event_handler", "asyncio"}
-UNUSED = {"boto3", "pydantic.v1", "cffi", "pycparser", "quittance.proof.verify", "quittance.proof.replay", "unittest"}
+UNUSED = {"pydantic.v1", "cffi", "pycparser", "quittance.proof.verify", "quittance.proof.replay", "unittest"}
 SUPERVISOR = {"quittance.sandbox.supervisor"}
 AUDIT, EXECUTE, PUBLISH = ({f"quittance.usecases.{name}"} for name in ("audit", "execute", "publish"))
 POWERTOOLS_ROUTES = {"aws_lambda_powertools.event_handler"}
@@ -139,7 +140,7 @@ def test_copies_of_a_snapshot_share_neither_key_nor_draw_nor_worker(initialised:
     assert one.drawn != other.drawn
     assert len({one.worker, other.worker, worker_before._process.pid}) == 3
     assert one.outcome == other.outcome == Outcome.SUCCEEDED
-    ours = {name for name in one.loaded_now if name.startswith(("quittance", "botocore", "cryptography", "jwt"))}
+    ours = {name for name in one.loaded_now if name.startswith(("quittance", *SDK, "cryptography", "jwt"))}
     assert ours == set(), "the rehearsal had loaded all that a task needs"
 
 

@@ -285,11 +285,11 @@ def test_a_role_may_be_kept_to_sources_of_events(clients, key, sources, may):
 
 
 def assumed(clients, role, service):
-    import boto3
+    from boto3.session import Session
 
     keys = clients["sts"].assume_role(RoleArn=f"arn:aws:iam::{ACCOUNT}:role/{role}", RoleSessionName=role)
     keys = keys["Credentials"]
-    session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
+    session = Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
     return session.client(service, endpoint_url=clients["url"])
 
 

@@ -19,6 +19,17 @@ import quittance
 for module in pkgutil.walk_packages(quittance.__path__, "quittance."):
     importlib.import_module(module.name)
 """
+MAKE_CLIENTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from quittance.store import clients
+clients.without_credentials()
+for make in (clients.dynamodb, clients.s3, clients.kms, clients.functions, clients.sqs, clients.events):
+    make()
+used = {name: module.__file__ for name, module in sys.modules.items() if getattr(module, "__file__", None)}
+for name in ("boto3", "botocore", "s3transfer", "urllib3", "jmespath", "dateutil"):
+    assert used[name].startswith(sys.argv[1]), used[name]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +58,13 @@ def test_the_layer_lacks_nothing(layer):
     """The local cloud would lend the functions its own packages; Lambda does not."""
     alone = [venvs.BASE_PYTHON, "-I", "-S", "-c", IMPORT_ALL, layer]
     assert subprocess.run(alone, stderr=subprocess.PIPE, text=True, check=False).stderr == ""
+
+
+def test_clients_need_only_the_layer(layer):
+    """Lambda's runtime has a boto3 of its own, of another version."""
+    alone = [venvs.BASE_PYTHON, "-I", "-S", "-c", MAKE_CLIENTS, layer]
+    region = {"AWS_DEFAULT_REGION": "eu-central-1"}
+    assert subprocess.run(alone, env=region, stderr=subprocess.PIPE, text=True, check=False).stderr == ""
 
 
 def test_the_layer_fits_and_starts_quickly(layer):

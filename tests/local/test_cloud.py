@@ -12,9 +12,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import httpx
 import pytest
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -132,7 +132,7 @@ class Tenant:
         """Clients with the role, which from now on allows this and no more."""
         self.own["iam"].put_role_policy(RoleName=self.name, PolicyName="p", PolicyDocument=policy(*statements))
         keys = self.own["sts"].assume_role(RoleArn=f"{IAM}:role/{self.name}", RoleSessionName=self.name)["Credentials"]
-        session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
+        session = Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
         signed = {"s3": Config(signature_version="s3v4")}  # as the functions sign their upload forms
         return {
             name: session.client(name, endpoint_url=self.url, config=signed.get(name)) for name in ("dynamodb", "s3")
@@ -194,9 +194,9 @@ def test_a_role_is_enforced_and_each_different_call_of_it_recorded_once(tenant):
 
 def test_a_function_has_its_role_and_a_session_of_its_name(tenant):
     tenant.may(READS)
-    code = f"""import boto3
+    code = f"""from boto3.session import Session
 def handler(event, context):
-    boto3.client("dynamodb", endpoint_url="{tenant.url}").get_item(TableName="table", Key={KEY})
+    Session().client("dynamodb", endpoint_url="{tenant.url}").get_item(TableName="table", Key={KEY})
     return "done"
 """
     tenant.own["lambda"].create_function(

@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from botocore.session import Session
 
 from local import cloud, processes, venvs
 from local.paths import LOCAL, State, locked
@@ -77,14 +77,8 @@ def client_of(url: str, *, connections: int = 40) -> Any:
         max_pool_connections=connections,
         proxies={},
     )
-    return Session().create_client(
-        "dynamodb",
-        region_name="us-east-1",
-        endpoint_url=url,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        config=config,
-    )
+    session = Session(aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1")
+    return session.client("dynamodb", endpoint_url=url, config=config)
 
 
 def new_table(client: Any) -> None:

@@ -188,7 +188,7 @@ def test_a_client_that_cannot_be_made_is_refunded_at_once(
     agent = rich.publish(wasm("echo"))
     rich.keys.signing_key(now_s=rich.now_ms() // 1_000)
     del rich.binaries, rich._s3
-    refunded_while(agent, "storage_down", clients._session(), "create_client", failure)
+    refunded_while(agent, "storage_down", clients._session(), "client", failure)
 
 
 @pytest.mark.parametrize("failure", [BROKEN, MemoryError()], ids=["broken", "no memory"])

@@ -141,7 +141,7 @@ def test_a_queue_that_is_down_makes_the_record_come_again(
 def test_a_table_and_bus_of_their_own_carry_an_event(platform: Cloud, context: Any) -> None:
     """Through the real clients: a rule of the bus puts what is told into a queue."""
     session = clients._session()
-    sqs, events = session.create_client("sqs"), session.create_client("events")
+    sqs, events = session.client("sqs"), session.client("events")
     queue = sqs.create_queue(QueueName="listener")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     events.put_rule(Name="all", EventBusName="bus", EventPattern=json.dumps({"source": ["quittance"]}))

@@ -1,12 +1,15 @@
 """AWS clients with explicit time-outs: no call may outlive the money that waits for it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+import botocore.session
+from boto3.session import Session
 from botocore.config import Config
 from botocore.loaders import Loader, create_loader
-from botocore.session import Session
 
 from quittance.errors import PlatformUnavailableError
 from quittance.limits import CALL_MS_MAX
@@ -32,14 +35,14 @@ _ONE_TRY: Final = Config(
 
 def dynamodb() -> "DynamoDBClient":
     """A DynamoDB client whose calls end within CALL_MS_MAX, and are sent once."""
-    client: DynamoDBClient = _client("dynamodb", _ONE_TRY)
-    return client
+    with _description_read():
+        return _session().client("dynamodb", config=_ONE_TRY)
 
 
 def s3() -> "S3Client":
     """An S3 client that signs by Signature Version 4 and calls a bucket at its own host in its own region.
 
-    botocore's defaults presign by Version 2 in the regions that once had it, which S3 refuses for buckets made after
+    The SDK's defaults presign by Version 2 in the regions that once had it, which S3 refuses for buckets made after
     June 2020, and name the global endpoint, which redirects uploads or refuses them outside of us-east-1.
     """
     # At another endpoint, such as the local cloud's, buckets are paths: their hosts' names need not resolve there.
@@ -48,59 +51,69 @@ def s3() -> "S3Client":
         signature_version="s3v4",
         s3={"addressing_style": "path" if elsewhere else "virtual", "us_east_1_regional_endpoint": "regional"},
     )
-    client: S3Client = _client("s3", _CONFIG.merge(config))
-    return client
+    with _description_read():
+        return _session().client("s3", config=_CONFIG.merge(config))
 
 
 def kms() -> "KMSClient":
     """A KMS client."""
-    client: KMSClient = _client("kms")
-    return client
+    with _description_read():
+        return _session().client("kms", config=_CONFIG)
 
 
 def functions() -> "LambdaClient":
     """A Lambda client."""
-    client: LambdaClient = _client("lambda")
-    return client
+    with _description_read():
+        return _session().client("lambda", config=_CONFIG)
 
 
 def sqs() -> "SQSClient":
     """An SQS client whose calls end within CALL_MS_MAX: a lease may run while one is made."""
-    client: SQSClient = _client("sqs", _ONE_TRY)
-    return client
+    with _description_read():
+        return _session().client("sqs", config=_ONE_TRY)
 
 
 def events() -> "EventBridgeClient":
     """An EventBridge client."""
-    client: EventBridgeClient = _client("events")
-    return client
-
-
-def _client(service: str, config: Config = _CONFIG) -> Any:  # noqa: ANN401 - botocore makes its clients at run time; the callers name the type
-    try:
-        return _session().create_client(service, config=config)
-    except (OSError, MemoryError) as exc:  # it reads the service's description from the disk
-        raise PlatformUnavailableError from exc
+    with _description_read():
+        return _session().client("events", config=_CONFIG)
 
 
 def without_credentials() -> None:
     """From now on clients are made without looking for credentials; none of them may call. `forget` ends it."""
-    _session().set_credentials("none", "none")
+    forget()
+    _credentials.update(dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "none"))
 
 
 def forget() -> None:
     """The next client is made with a new session: new credentials, new connections."""
     _session.cache_clear()
+    _credentials.clear()
+
+
+@contextmanager
+def _description_read() -> Iterator[None]:
+    """Making a client reads the description of its service from the disk, which may fail."""
+    try:
+        yield
+    except (OSError, MemoryError) as exc:
+        raise PlatformUnavailableError from exc
 
 
 @lru_cache(maxsize=1)
 def _session() -> Session:
-    session = Session()
-    session.register_component("data_loader", _descriptions())
+    """The session that makes all clients. Threads may share clients but not a session: one thread makes them all."""
+    below = botocore.session.Session()
+    session = Session(botocore_session=below, **_credentials)
+    # boto3 adds a search path to the loader that it finds: the shared loader is registered later, or it would grow.
+    below.register_component("data_loader", _descriptions())
     return session
 
 
 @lru_cache(maxsize=1)
 def _descriptions() -> Loader:
-    """The services' descriptions, which are read once and outlive the session."""
+    """The services' descriptions. They are read once and kept when the session is forgotten."""
     return create_loader()
+
+
+_credentials: dict[str, str] = {}  # what a new session is given; when empty, it looks for credentials

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from quittance.frames import in_one_chunk
 from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -46,6 +47,7 @@ class JsonError(ValueError):
     """The bytes are no JSON that every reader takes alike; the message says what they must be."""
 
 
+@in_one_chunk
 def read(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
     """The value of a JSON text. Raises JsonError.
 
@@ -110,6 +112,7 @@ WHOLE: Final = BeforeValidator(_whole)
 """Makes an `int` of a number without a fractional part, `5.0` or `5e0`, which JSON Schema calls an integer too."""
 
 
+@in_one_chunk
 def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
     """A value that came through another reader, as `read` would give it. Raises JsonError."""
     try:

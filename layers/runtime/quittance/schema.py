@@ -9,14 +9,15 @@ keywords are annotations, as the standard has it by default, and unknown keyword
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from urllib.parse import unquote
 
 from quittance.exact_json import canonical
+from quittance.frames import in_one_chunk
 from quittance.limits import NUMBER_CHARS_MAX, PATTERN_BYTES_PER_STEP, PATTERN_WEIGHT_MAX, SCHEMA_DEPTH_MAX
 from quittance.patterns import Pattern, PatternError, compile_pattern
 
@@ -28,7 +29,15 @@ _EXACT: Final = Context(prec=1_000, Emax=999_999, Emin=-999_999)  # no quotient 
 _DIVISION_STEPS: Final = 2
 _DIVISION_DIGITS_PER_STEP: Final = 2_048  # those of the quotient times those of the divisor
 _OLDER: Final = frozenset({"additionalItems", "dependencies", "$recursiveRef", "$recursiveAnchor"})
-_TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {  # Decimals without a fractional part are integers too
+    "array": (list,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "null": (type(None),),
+    "number": (int, Decimal),
+    "object": (dict,),
+    "string": (str,),
+}
 
 
 class SchemaError(ValueError):
@@ -90,7 +99,16 @@ class _Seen:
         self.first = max(self.first, other.first)
 
 
-_Check = Callable[["_Run", Any, Any, "_Seen | None"], "Mismatch | None"]
+_Application = tuple["_Node", Any, _Seen | None]
+"""A schema, the value to apply it to, and if this is the value at hand, what has been seen of it."""
+
+_Asking = Generator[_Application, Mismatch | None, Mismatch | None]
+"""A check that applies schemas: it yields each application, is sent the mismatch, and returns its own."""
+
+_Outcome = Mismatch | _Application | _Asking | None
+"""What a check returns: its mismatch or None, the one application that has the same outcome, or many, one by one."""
+
+_Check = Callable[["_Run", Any, Any, "_Seen | None"], _Outcome]
 
 
 @dataclass(slots=True, eq=False)
@@ -102,47 +120,71 @@ class _Node:
     keeps_seen: bool = False
 
 
+_Waiting = tuple[_Asking | None, Iterator[tuple[_Check, Any]], Any, _Seen | None, _Seen | None]
+"""An application that waits for another: the check that asked (None: it has the same outcome), the checks after it,
+the value, what has been seen of it, and who is told."""
+
+
 class _Run:
     """One value held against one schema."""
 
-    __slots__ = ("_depth", "_steps")
+    __slots__ = ("_steps",)
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._depth = 0
 
     def spend(self, count: int) -> None:
         self._steps.spend(count)
 
-    def apply(self, node: _Node, value: object, seen: _Seen | None = None) -> Mismatch | None:
-        steps = self._steps
-        steps.left -= len(node.checks) or 1
-        if steps.left < 0:
-            steps.spend(0)
-        self._depth += 1
-        if self._depth > SCHEMA_DEPTH_MAX:
-            msg = f"apply more than {SCHEMA_DEPTH_MAX} schemas inside one another"
-            raise TooCostlyError(msg)
-        if seen is None and node.keeps_seen:
-            seen = _Seen()
-        for check, argument in node.checks:
-            mismatch = check(self, argument, value, seen)
-            if mismatch is not None:
-                self._depth -= 1
-                return mismatch
-        self._depth -= 1
-        return None
+    def mismatch(self, node: _Node, value: Any) -> Mismatch | None:  # noqa: ANN401, C901, PLR0912 - any JSON; see below
+        """Applies a schema to a value, and all the schemas inside it.
 
-    def apply_in_place(self, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-        """Applies a schema to the same value; what it has looked at counts only if the value meets it."""
-        if seen is None:
-            return self.apply(node, value)
-        inner = _Seen()
-        mismatch = self.apply(node, value, inner)
-        if mismatch is None:
-            self.spend(len(inner.names) + len(inner.items))
-            seen.add(inner)
-        return mismatch
+        The applications that wait for another are in a list, not in calls inside one another: a schema decides how many
+        there are, and must not decide how deep the interpreter's stack is. All is in one loop because it runs for every
+        item of a value, and each call would take a sixth of its time.
+        """
+        steps = self._steps
+        waiting: list[_Waiting] = []
+        told: _Seen | None = None
+        while True:
+            steps.left -= len(node.checks) or 1
+            if steps.left < 0 or len(waiting) == SCHEMA_DEPTH_MAX:
+                self._refuse()
+            seen = _Seen() if told is not None or node.keeps_seen else None
+            checks = iter(node.checks)
+            outcome: _Outcome = None
+            while True:  # until there is another application
+                if outcome is None:
+                    for check, argument in checks:  # from where they were left
+                        outcome = check(self, argument, value, seen)
+                        if outcome is not None:
+                            break
+                if outcome is None or isinstance(outcome, Mismatch):
+                    if told is not None and seen is not None and outcome is None:
+                        self.spend(len(seen.names) + len(seen.items))
+                        told.add(seen)
+                    if not waiting:
+                        return outcome
+                elif isinstance(outcome, tuple):
+                    waiting.append((None, checks, value, seen, told))
+                    node, value, told = outcome
+                    break
+                else:
+                    waiting.append((outcome, checks, value, seen, told))
+                    outcome = None
+                asking = waiting[-1][0]
+                try:
+                    if asking is not None:
+                        node, value, told = asking.send(outcome)
+                        break
+                except StopIteration as end:
+                    outcome = end.value
+                _, checks, value, seen, told = waiting.pop()
+
+    def _refuse(self) -> NoReturn:
+        self._steps.spend(0)
+        msg = f"apply more than {SCHEMA_DEPTH_MAX} schemas inside one another"
+        raise TooCostlyError(msg)
 
     def found(self, pattern: Pattern, text: str) -> bool:
         self.spend(1 + len(text.encode()) * pattern.weight // PATTERN_BYTES_PER_STEP)
@@ -155,44 +197,42 @@ class Schema:
     def __init__(self, source: object) -> None:
         self._root = _Compiler(source).compile()
 
+    @in_one_chunk
     def mismatch(self, value: object, steps: Steps) -> Mismatch | None:
         """The first place where a value does not meet the schema. Raises TooCostlyError."""
-        return _Run(steps).apply(self._root, value)
+        return _Run(steps).mismatch(self._root, value)
 
 
-# Checks. Each takes its argument, the value, and what has been seen of it if anybody wants to know. A sentence that
-# quotes the schema is made when it is compiled: a value can fail one check hundreds of thousands of times.
+def _of(kind: type) -> Callable[[_Check], _Check]:
+    """Decorates a check of values of one kind, which all others meet."""
+
+    def decorated(check: _Check) -> _Check:
+        def of_kind(run: _Run, argument: object, value: object, seen: _Seen | None) -> _Outcome:
+            return check(run, argument, value, seen) if isinstance(value, kind) else None
+
+        return of_kind
+
+    return decorated
+
+
+# Checks. Each takes its argument, the value, and what has been seen of it if anybody wants to know. Those that apply
+# schemas call nothing for it: they return or yield what to apply. A sentence that quotes the schema is made when it is
+# compiled: a value can fail one check hundreds of thousands of times.
 
 
 def _never(_: _Run, __: object, ___: object, ____: _Seen | None) -> Mismatch | None:
     return Mismatch("is not allowed")
 
 
-def _is_type(name: str, value: object) -> bool:
-    if name == "integer":
-        if isinstance(value, Decimal):
-            return value == value.to_integral_value()
-        return isinstance(value, int) and not isinstance(value, bool)
-    if name == "number":
-        return isinstance(value, int | Decimal) and not isinstance(value, bool)
-    return isinstance(value, _PYTHON_TYPES[name])
-
-
-_PYTHON_TYPES: Final[Mapping[str, type]] = {
-    "array": list,
-    "boolean": bool,
-    "null": type(None),
-    "object": dict,
-    "string": str,
-}
-
-
-def _type(_: _Run, types: tuple[list[str], str], value: object, __: _Seen | None) -> Mismatch | None:
-    names, sentence = types
-    for name in names:
-        if _is_type(name, value):
-            return None
+def _type(_: _Run, types: tuple[frozenset[type], str], value: object, __: _Seen | None) -> Mismatch | None:
+    kinds, sentence = types
+    if type(value) in kinds or (int in kinds and _is_whole(value)):
+        return None
     return Mismatch(sentence)
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int or (isinstance(value, Decimal) and value == value.to_integral_value())
 
 
 def _enum(run: _Run, allowed: frozenset[str], value: object, _: _Seen | None) -> Mismatch | None:
@@ -291,18 +331,17 @@ class _Members:
     others: _Node | None
 
 
-def _members(run: _Run, members: _Members, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, dict):
-        return None
+@_of(dict)
+def _members(run: _Run, members: _Members, value: dict[str, Any], seen: _Seen | None) -> _Asking:
     if not members.patterns and members.others is None:
         run.spend(len(members.named))
-        names: Iterable[str] = (name for name in members.named if name in value)
+        names: Iterable[str] = [name for name in members.named if name in value]
     else:
         run.spend(len(value))
         names = value
     for name in names:
         for node in _nodes_of(run, members, name):
-            mismatch = run.apply(node, value[name])
+            mismatch = yield node, value[name], None
             if mismatch is not None:
                 return mismatch.within(name)
             if seen is not None:
@@ -310,9 +349,17 @@ def _members(run: _Run, members: _Members, value: object, seen: _Seen | None) ->
     return None
 
 
-def _nodes_of(run: _Run, members: _Members, name: str) -> Iterator[_Node]:
+def _nodes_of(run: _Run, members: _Members, name: str) -> Iterable[_Node]:
     """The schemas that a member of this name must meet."""
     named = members.named.get(name)
+    if members.patterns:
+        return _matching_nodes(run, members, name, named)
+    node = members.others if named is None else named
+    return () if node is None else (node,)
+
+
+def _matching_nodes(run: _Run, members: _Members, name: str, named: _Node | None) -> Iterator[_Node]:
+    """One after the other, because to look for the next costs steps."""
     known = named is not None
     if named is not None:
         yield named
@@ -324,9 +371,10 @@ def _nodes_of(run: _Run, members: _Members, name: str) -> Iterator[_Node]:
         yield members.others
 
 
-def _property_names(run: _Run, node: _Node, value: object, _: _Seen | None) -> Mismatch | None:
-    for name in value if isinstance(value, dict) else ():
-        mismatch = run.apply(node, name)
+@_of(dict)
+def _property_names(_: _Run, node: _Node, value: dict[str, Any], __: _Seen | None) -> _Asking:
+    for name in value:
+        mismatch = yield node, name, None
         if mismatch is not None:
             return Mismatch(f"must have another name: it {mismatch.sentence}").within(name)
     return None
@@ -340,15 +388,14 @@ class _Items:
     others: _Node | None
 
 
-def _items(run: _Run, items: _Items, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, list):
-        return None
+@_of(list)
+def _items(_: _Run, items: _Items, value: list[Any], seen: _Seen | None) -> _Asking:
     first, others = items.first, items.others
     for index, item in enumerate(value):
         node = first[index] if index < len(first) else others
         if node is None:
             break
-        mismatch = run.apply(node, item)
+        mismatch = yield node, item, None
         if mismatch is not None:
             return mismatch.within(index)
     if seen is not None:
@@ -365,12 +412,11 @@ class _Contains:
     most: int | None
 
 
-def _contains(run: _Run, contains: _Contains, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, list):
-        return None
+@_of(list)
+def _contains(_: _Run, contains: _Contains, value: list[Any], seen: _Seen | None) -> _Asking:
     found = 0
     for index, item in enumerate(value):
-        if run.apply(contains.node, item) is not None:
+        if (yield contains.node, item, None) is not None:
             continue
         found += 1
         if seen is not None:
@@ -384,40 +430,40 @@ def _contains(run: _Run, contains: _Contains, value: object, seen: _Seen | None)
     return None
 
 
-def _same(run: _Run, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-    return run.apply(node, value) if seen is None else run.apply_in_place(node, value, seen)
+def _same(_: _Run, node: _Node, value: object, seen: _Seen | None) -> _Application:
+    return node, value, seen
 
 
-def _all_of(run: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> Mismatch | None:
+def _all_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Asking:
     for node in nodes:
-        mismatch = run.apply_in_place(node, value, seen)
+        mismatch = yield node, value, seen
         if mismatch is not None:
             return mismatch
     return None
 
 
-def _any_of(run: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> Mismatch | None:
+def _any_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Asking:
     met = False
     for node in nodes:
-        if run.apply_in_place(node, value, seen) is None:
+        if (yield node, value, seen) is None:
             met = True
             if seen is None:
                 return None
     return None if met else Mismatch(f"must meet one of the {len(nodes)} schemas in anyOf")
 
 
-def _one_of(run: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> Mismatch | None:
+def _one_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Asking:
     met = 0
     for node in nodes:
-        if run.apply_in_place(node, value, seen) is None:
+        if (yield node, value, seen) is None:
             met += 1
             if met > 1:
                 break
     return None if met == 1 else Mismatch(f"must meet exactly one of the {len(nodes)} schemas in oneOf")
 
 
-def _not(run: _Run, node: _Node, value: object, _: _Seen | None) -> Mismatch | None:
-    return Mismatch("must not meet the schema in not") if run.apply(node, value) is None else None
+def _not(_: _Run, node: _Node, value: object, __: _Seen | None) -> _Asking:
+    return Mismatch("must not meet the schema in not") if (yield node, value, None) is None else None
 
 
 @dataclass(slots=True)
@@ -429,43 +475,44 @@ class _Condition:
     unmet: _Node | None
 
 
-def _condition(run: _Run, condition: _Condition, value: object, seen: _Seen | None) -> Mismatch | None:
-    met = run.apply_in_place(condition.test, value, seen) is None
+def _condition(_: _Run, condition: _Condition, value: object, seen: _Seen | None) -> _Asking:
+    met = (yield condition.test, value, seen) is None
     branch = condition.met if met else condition.unmet
-    return None if branch is None else run.apply_in_place(branch, value, seen)
+    return None if branch is None else (yield branch, value, seen)
 
 
-def _dependent_schemas(run: _Run, dependent: dict[str, _Node], value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, dict):
-        return None
+@_of(dict)
+def _dependent_schemas(run: _Run, dependent: dict[str, _Node], value: dict[str, Any], seen: _Seen | None) -> _Asking:
     run.spend(len(dependent))
     for name, node in dependent.items():
-        mismatch = run.apply_in_place(node, value, seen) if name in value else None
+        mismatch = (yield node, value, seen) if name in value else None
         if mismatch is not None:
             return mismatch
     return None
 
 
-def _unevaluated_properties(run: _Run, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, dict) or seen is None:
+@_of(dict)
+def _unevaluated_properties(run: _Run, node: _Node, value: dict[str, Any], seen: _Seen | None) -> _Asking:
+    if seen is None:
         return None
     run.spend(len(value))
     for name, member in value.items():
         if name not in seen.names:
-            mismatch = run.apply(node, member)
+            mismatch = yield node, member, None
             if mismatch is not None:
                 return mismatch.within(name)
     seen.names.update(value)
     return None
 
 
-def _unevaluated_items(run: _Run, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, list) or seen is None:
+@_of(list)
+def _unevaluated_items(run: _Run, node: _Node, value: list[Any], seen: _Seen | None) -> _Asking:
+    if seen is None:
         return None
     run.spend(len(value))
     for index in range(seen.first, len(value)):
         if index not in seen.items:
-            mismatch = run.apply(node, value[index])
+            mismatch = yield node, value[index], None
             if mismatch is not None:
                 return mismatch.within(index)
     seen.first = len(value)
@@ -506,6 +553,7 @@ class _Compiler:
         self._references: list[tuple[_Node, str, _Path]] = []
         self._weight = 0
 
+    @in_one_chunk
     def compile(self) -> _Node:
         root = self._node(self._source, ())
         while self._references:  # a reference may lead to a place where no keyword has led
@@ -582,9 +630,11 @@ class _Compiler:
     def _add_values(self, node: _Node, source: Mapping[str, Any], path: _Path) -> None:
         if "type" in source:
             names = source["type"] if isinstance(source["type"], list) else [source["type"]]
-            if not names or any(name not in _TYPES for name in names) or len(set(names)) < len(names):
+            known = all(isinstance(name, str) and name in _TYPES for name in names)
+            if not names or not known or len(set(names)) < len(names):
                 raise _wrong((*path, "type"), f"must be one or more of {', '.join(_TYPES)}")
-            node.checks.append((_type, (names, f"must be of type {' or '.join(names)}")))
+            kinds = frozenset(kind for name in names for kind in _TYPES[name])
+            node.checks.append((_type, (kinds, f"must be of type {' or '.join(names)}")))
         if "enum" in source and not isinstance(source["enum"], list):
             raise _wrong((*path, "enum"), "must be a list")
         for allowed in ([source["const"]] if "const" in source else None, source.get("enum")):
@@ -716,7 +766,7 @@ def _number(source: Mapping[str, Any], keyword: str, path: _Path) -> int | Decim
 
 def _count(source: Mapping[str, Any], keyword: str, path: _Path) -> int:
     value = source[keyword]
-    if not _is_type("integer", value) or value < 0:
+    if not _is_whole(value) or value < 0:
         raise _wrong((*path, keyword), "must be a whole number, at least 0")
     return int(value)
 

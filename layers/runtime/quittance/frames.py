@@ -13,8 +13,8 @@ from typing import Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ROOM_BYTES: Final = 128 * 1024
-"""At least so much is left in the chunk: 64 levels of canonical JSON or of a schema that is compiled take a third."""
+ROOM_BYTES: Final = 256 * 1024
+"""What is left for the calls: as many small frames as the interpreter's recursion limit allows."""
 
 _WORD_BYTES: Final = 8
 _FRAME_WORDS: Final = ROOM_BYTES // _WORD_BYTES

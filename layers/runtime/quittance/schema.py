@@ -16,7 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote
 
-from quittance.exact_json import canonical
+from quittance.exact_json import canonical_part
 from quittance.frames import in_one_chunk
 from quittance.limits import NUMBER_CHARS_MAX, PATTERN_BYTES_PER_STEP, PATTERN_WEIGHT_MAX, SCHEMA_DEPTH_MAX
 from quittance.patterns import Pattern, PatternError, compile_pattern
@@ -236,7 +236,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _enum(run: _Run, allowed: frozenset[str], value: object, _: _Seen | None) -> Mismatch | None:
-    if canonical(value, run.spend) in allowed:
+    if canonical_part(value, run.spend) in allowed:
         return None
     return Mismatch("must be the value of const or one of enum")
 
@@ -291,7 +291,7 @@ def _unique(run: _Run, _: object, value: object, __: _Seen | None) -> Mismatch |
         return None
     met: set[str] = set()  # of texts, whose hashes nobody can aim at
     for index, item in enumerate(value):
-        text = canonical(item, run.spend)
+        text = canonical_part(item, run.spend)
         if text in met:
             return Mismatch("must not be equal to an item before it").within(index)
         met.add(text)
@@ -639,7 +639,7 @@ class _Compiler:
             raise _wrong((*path, "enum"), "must be a list")
         for allowed in ([source["const"]] if "const" in source else None, source.get("enum")):
             if allowed is not None:
-                node.checks.append((_enum, frozenset(map(canonical, allowed))))
+                node.checks.append((_enum, frozenset(map(canonical_part, allowed))))
         for keyword in _ORDERS:
             if keyword in source:
                 limit = _number(source, keyword, path)
@@ -787,7 +787,7 @@ def _pointer(parts: Iterable[str | int]) -> str:
 
 
 def _shown(value: object) -> str:
-    return shorten(canonical(value))
+    return shorten(canonical_part(value))
 
 
 def shorten(text: str, chars_max: int = _SHOWN_CHARS_MAX) -> str:

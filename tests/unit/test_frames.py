@@ -18,7 +18,9 @@ from quittance.exact_json import canonical, exact, read
 from quittance.frames import in_one_chunk
 from quittance.limits import ACCEPTANCE_STEPS_MAX, JSON_DEPTH_MAX
 from quittance.reading import read_json
+from quittance.sandbox.validate import ModuleRejectedError, validate_module
 from quittance.schema import Schema, Steps
+from tests.unit import hostile_input
 
 CALLS: Final = 1_000
 FAULTS_MAX: Final = CALLS // 4
@@ -56,6 +58,11 @@ def held(schema: Any, value: object) -> Work:
     return lambda: compiled.mismatch(value, Steps(ACCEPTANCE_STEPS_MAX))
 
 
+def refused_module() -> None:
+    with pytest.raises(ModuleRejectedError):  # at its end: it has no function _start
+        validate_module(MODULE)
+
+
 def nested(levels: int, inner: str) -> bytes:
     return ("[" * levels + inner + "]" * levels).encode()
 
@@ -67,6 +74,7 @@ def many(item: str) -> str:
 INTEGERS: Final = [1] * CALLS
 LISTS: Final = [[1]] * CALLS
 OBJECTS: Final = [{"a": 1, "b": {}}] * CALLS
+MODULE: Final = hostile_input.MODULES["functions"](CALLS)
 DEEP: Final = read(nested(JSON_DEPTH_MAX, many("1")))
 WORKS: Final[dict[str, Work]] = {
     "the types of items": held({"items": {"type": "integer"}}, INTEGERS),
@@ -92,6 +100,7 @@ WORKS: Final[dict[str, Work]] = {
     "writing what is deep": lambda: canonical(DEEP),
     "exact numbers": lambda: exact(INTEGERS),
     "reading a request": lambda: read_json(f"[{many('{}')}]"),
+    "checking a module": refused_module,
     "reading a statement": lambda: read_statement(f'{{"a":[{many("{}")}]}}'.encode(), "statement"),
 }
 

@@ -17,7 +17,7 @@ from quittance.exact_json import JsonError, canonical, exact, read
 from quittance.limits import JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX, PATTERN_WEIGHT_MAX, SCHEMA_DEPTH_MAX
 from quittance.patterns import PatternError, compile_pattern
 from quittance.schema import DIALECT, Schema, SchemaError, Steps, TooCostlyError
-from tests.unit.test_frames import CALLS, called_from, dear_depths
+from tests.unit.test_frames import CALLS, called_from, slow_depths
 
 SCALARS = st.one_of(
     st.none(),
@@ -412,15 +412,15 @@ def test_the_deepest_schema_and_value_fit_on_any_callers_stack() -> None:
     assert not called_from(600, lambda: meets(schema, value))
 
 
-def test_the_number_of_references_does_not_change_the_cost_of_an_item() -> None:
+def test_references_do_not_change_the_cost_of_an_item() -> None:
     items = {"items": {"type": "integer"}}
     schemas = [Schema(chained(length, items)) for length in range(SCHEMA_DEPTH_MAX - 2)]
     works = [(length, partial(schema.mismatch, [1] * CALLS, Steps(10**6))) for length, schema in enumerate(schemas)]
-    assert not dear_depths(works)
+    assert not slow_depths(works)
 
 
 @pytest.mark.parametrize("keyword", ["allOf", "anyOf", "oneOf", "items", "not"])
-def test_the_depth_of_a_schema_does_not_change_the_cost_of_an_item(keyword: str) -> None:
+def test_nesting_does_not_change_the_cost_of_an_item(keyword: str) -> None:
     def nested(depth: int) -> tuple[Any, Any]:
         schema: Any = {"items": {"type": "integer"}}
         value: Any = [1] * CALLS
@@ -433,7 +433,7 @@ def test_the_depth_of_a_schema_does_not_change_the_cost_of_an_item(keyword: str)
     for depth in range(JSON_DEPTH_MAX // 2):
         schema, value = nested(depth)
         works.append((depth, partial(Schema(schema).mismatch, value, Steps(10**6))))
-    assert not dear_depths(works)
+    assert not slow_depths(works)
 
 
 def doubling(keyword: str, leaf: Any) -> Any:

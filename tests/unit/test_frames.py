@@ -41,7 +41,7 @@ def called_from(depth: int, work: Work) -> Any:
     return called_from(depth - 1, work) if depth else work()
 
 
-def dear_depths(works: list[tuple[int, Work]]) -> dict[int, int]:
+def slow_depths(works: list[tuple[int, Work]]) -> dict[int, int]:
     """The depths at which work has more faults than it may, and how many."""
     found = {depth: faults_of(work) for depth, work in works}
     again = {depth: work for depth, work in works if found[depth] > FAULTS_MAX}
@@ -107,7 +107,7 @@ WORKS: Final[dict[str, Work]] = {
 
 @pytest.mark.parametrize("name", WORKS)
 def test_work_costs_the_same_at_every_depth_of_the_caller(name: str) -> None:
-    assert not dear_depths(at_every_depth(WORKS[name]))
+    assert not slow_depths(at_every_depth(WORKS[name]))
 
 
 def calls() -> None:
@@ -119,14 +119,14 @@ def nothing() -> None:
     pass
 
 
-def test_a_loop_of_calls_is_dear_at_some_depth_if_not_in_one_chunk() -> None:
-    if not dear_depths(at_every_depth(calls)):
+def test_calls_outside_one_chunk_are_slow_at_some_depth() -> None:
+    if not slow_depths(at_every_depth(calls)):
         pytest.skip("this interpreter keeps a spare chunk")
-    assert not dear_depths(at_every_depth(in_one_chunk(calls)))
+    assert not slow_depths(at_every_depth(in_one_chunk(calls)))
 
 
 def test_deep_calls_fit_into_the_one_chunk() -> None:
-    deep = in_one_chunk(lambda: dear_depths([(depth, partial(called_from, depth, calls)) for depth in range(500)]))
+    deep = in_one_chunk(lambda: slow_depths([(depth, partial(called_from, depth, calls)) for depth in range(500)]))
     assert not deep()
 
 

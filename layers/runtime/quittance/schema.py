@@ -100,15 +100,16 @@ class _Seen:
 
 
 _Application = tuple["_Node", Any, _Seen | None]
-"""A schema, the value to apply it to, and if this is the value at hand, what has been seen of it."""
+"""A schema and the value to apply it to. If that is the value at hand, also the record of what has been seen of it, to
+which an application without mismatch adds."""
 
-_Asking = Generator[_Application, Mismatch | None, Mismatch | None]
-"""A check that applies schemas: it yields each application, is sent the mismatch, and returns its own."""
+_Applications = Generator[_Application, Mismatch | None, Mismatch | None]
+"""A check that applies schemas: it yields each application, receives its mismatch or None, and returns its own."""
 
-_Outcome = Mismatch | _Application | _Asking | None
-"""What a check returns: its mismatch or None, the one application that has the same outcome, or many, one by one."""
+_Outcome = Mismatch | _Application | _Applications | None
+"""What a check returns: its mismatch or None, or the one application that has the same outcome, or a generator."""
 
-_Check = Callable[["_Run", Any, Any, "_Seen | None"], _Outcome]
+_Check = Callable[["_Run", Any, Any, _Seen | None], _Outcome]
 
 
 @dataclass(slots=True, eq=False)
@@ -120,9 +121,9 @@ class _Node:
     keeps_seen: bool = False
 
 
-_Waiting = tuple[_Asking | None, Iterator[tuple[_Check, Any]], Any, _Seen | None, _Seen | None]
-"""An application that waits for another: the check that asked (None: it has the same outcome), the checks after it,
-the value, what has been seen of it, and who is told."""
+_Waiting = tuple[_Applications | None, Iterator[tuple[_Check, Any]], Any, _Seen | None, _Seen | None]
+"""An application that waits for another one: the check that needs it (None if both have the same outcome), the checks
+after that, the value, what has been seen of it, and the record to add this to."""
 
 
 class _Run:
@@ -137,20 +138,20 @@ class _Run:
         self._steps.spend(count)
 
     def mismatch(self, node: _Node, value: Any) -> Mismatch | None:  # noqa: ANN401, C901, PLR0912 - any JSON; see below
-        """Applies a schema to a value, and all the schemas inside it.
+        """The first mismatch of a value with a schema, or with a schema that this one applies.
 
-        The applications that wait for another are in a list, not in calls inside one another: a schema decides how many
-        there are, and must not decide how deep the interpreter's stack is. All is in one loop because it runs for every
-        item of a value, and each call would take a sixth of its time.
+        Applications that wait for another one are in a list, not on Python's stack, because the author of the schema
+        decides how deep they are nested. All is one loop, because it runs for every item of a value: a helper function
+        would add a sixth to its time.
         """
         steps = self._steps
         waiting: list[_Waiting] = []
-        told: _Seen | None = None
+        outer: _Seen | None = None
         while True:
             steps.left -= len(node.checks) or 1
             if steps.left < 0 or len(waiting) == SCHEMA_DEPTH_MAX:
                 self._refuse()
-            seen = _Seen() if told is not None or node.keeps_seen else None
+            seen = _Seen() if outer is not None or node.keeps_seen else None
             checks = iter(node.checks)
             outcome: _Outcome = None
             while True:  # until there is another application
@@ -160,29 +161,29 @@ class _Run:
                         if outcome is not None:
                             break
                 if outcome is None or isinstance(outcome, Mismatch):
-                    if told is not None and seen is not None and outcome is None:
+                    if outer is not None and seen is not None and outcome is None:
                         self.spend(len(seen.names) + len(seen.items))
-                        told.add(seen)
+                        outer.add(seen)
                     if not waiting:
                         return outcome
                 elif isinstance(outcome, tuple):
-                    waiting.append((None, checks, value, seen, told))
-                    node, value, told = outcome
+                    waiting.append((None, checks, value, seen, outer))
+                    node, value, outer = outcome
                     break
                 else:
-                    waiting.append((outcome, checks, value, seen, told))
+                    waiting.append((outcome, checks, value, seen, outer))
                     outcome = None
-                asking = waiting[-1][0]
+                applications = waiting[-1][0]
                 try:
-                    if asking is not None:
-                        node, value, told = asking.send(outcome)
+                    if applications is not None:
+                        node, value, outer = applications.send(outcome)
                         break
                 except StopIteration as end:
                     outcome = end.value
-                _, checks, value, seen, told = waiting.pop()
+                _, checks, value, seen, outer = waiting.pop()
 
     def _refuse(self) -> NoReturn:
-        self._steps.spend(0)
+        self._steps.spend(0)  # raises if the steps are used up
         msg = f"apply more than {SCHEMA_DEPTH_MAX} schemas inside one another"
         raise TooCostlyError(msg)
 
@@ -204,7 +205,7 @@ class Schema:
 
 
 def _of(kind: type) -> Callable[[_Check], _Check]:
-    """Decorates a check of values of one kind, which all others meet."""
+    """Limit a check to values of one kind: all other values pass it."""
 
     def decorated(check: _Check) -> _Check:
         def of_kind(run: _Run, argument: object, value: object, seen: _Seen | None) -> _Outcome:
@@ -215,9 +216,9 @@ def _of(kind: type) -> Callable[[_Check], _Check]:
     return decorated
 
 
-# Checks. Each takes its argument, the value, and what has been seen of it if anybody wants to know. Those that apply
-# schemas call nothing for it: they return or yield what to apply. A sentence that quotes the schema is made when it is
-# compiled: a value can fail one check hundreds of thousands of times.
+# Checks. Each takes its argument, the value, and the record of what has been seen of it if a later check needs one. A
+# check that applies schemas returns or yields the applications. A sentence that quotes the schema is made at compile
+# time: a value can fail one check hundreds of thousands of times.
 
 
 def _never(_: _Run, __: object, ___: object, ____: _Seen | None) -> Mismatch | None:
@@ -332,7 +333,7 @@ class _Members:
 
 
 @_of(dict)
-def _members(run: _Run, members: _Members, value: dict[str, Any], seen: _Seen | None) -> _Asking:
+def _members(run: _Run, members: _Members, value: dict[str, Any], seen: _Seen | None) -> _Applications:
     if not members.patterns and members.others is None:
         run.spend(len(members.named))
         names: Iterable[str] = [name for name in members.named if name in value]
@@ -372,7 +373,7 @@ def _matching_nodes(run: _Run, members: _Members, name: str, named: _Node | None
 
 
 @_of(dict)
-def _property_names(_: _Run, node: _Node, value: dict[str, Any], __: _Seen | None) -> _Asking:
+def _property_names(_: _Run, node: _Node, value: dict[str, Any], __: _Seen | None) -> _Applications:
     for name in value:
         mismatch = yield node, name, None
         if mismatch is not None:
@@ -389,7 +390,7 @@ class _Items:
 
 
 @_of(list)
-def _items(_: _Run, items: _Items, value: list[Any], seen: _Seen | None) -> _Asking:
+def _items(_: _Run, items: _Items, value: list[Any], seen: _Seen | None) -> _Applications:
     first, others = items.first, items.others
     for index, item in enumerate(value):
         node = first[index] if index < len(first) else others
@@ -413,7 +414,7 @@ class _Contains:
 
 
 @_of(list)
-def _contains(_: _Run, contains: _Contains, value: list[Any], seen: _Seen | None) -> _Asking:
+def _contains(_: _Run, contains: _Contains, value: list[Any], seen: _Seen | None) -> _Applications:
     found = 0
     for index, item in enumerate(value):
         if (yield contains.node, item, None) is not None:
@@ -434,7 +435,7 @@ def _same(_: _Run, node: _Node, value: object, seen: _Seen | None) -> _Applicati
     return node, value, seen
 
 
-def _all_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Asking:
+def _all_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Applications:
     for node in nodes:
         mismatch = yield node, value, seen
         if mismatch is not None:
@@ -442,7 +443,7 @@ def _all_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _
     return None
 
 
-def _any_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Asking:
+def _any_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Applications:
     met = False
     for node in nodes:
         if (yield node, value, seen) is None:
@@ -452,7 +453,7 @@ def _any_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _
     return None if met else Mismatch(f"must meet one of the {len(nodes)} schemas in anyOf")
 
 
-def _one_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Asking:
+def _one_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Applications:
     met = 0
     for node in nodes:
         if (yield node, value, seen) is None:
@@ -462,7 +463,7 @@ def _one_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _
     return None if met == 1 else Mismatch(f"must meet exactly one of the {len(nodes)} schemas in oneOf")
 
 
-def _not(_: _Run, node: _Node, value: object, __: _Seen | None) -> _Asking:
+def _not(_: _Run, node: _Node, value: object, __: _Seen | None) -> _Applications:
     return Mismatch("must not meet the schema in not") if (yield node, value, None) is None else None
 
 
@@ -475,14 +476,16 @@ class _Condition:
     unmet: _Node | None
 
 
-def _condition(_: _Run, condition: _Condition, value: object, seen: _Seen | None) -> _Asking:
+def _condition(_: _Run, condition: _Condition, value: object, seen: _Seen | None) -> _Applications:
     met = (yield condition.test, value, seen) is None
     branch = condition.met if met else condition.unmet
     return None if branch is None else (yield branch, value, seen)
 
 
 @_of(dict)
-def _dependent_schemas(run: _Run, dependent: dict[str, _Node], value: dict[str, Any], seen: _Seen | None) -> _Asking:
+def _dependent_schemas(
+    run: _Run, dependent: dict[str, _Node], value: dict[str, Any], seen: _Seen | None
+) -> _Applications:
     run.spend(len(dependent))
     for name, node in dependent.items():
         mismatch = (yield node, value, seen) if name in value else None
@@ -492,7 +495,7 @@ def _dependent_schemas(run: _Run, dependent: dict[str, _Node], value: dict[str, 
 
 
 @_of(dict)
-def _unevaluated_properties(run: _Run, node: _Node, value: dict[str, Any], seen: _Seen | None) -> _Asking:
+def _unevaluated_properties(run: _Run, node: _Node, value: dict[str, Any], seen: _Seen | None) -> _Applications:
     if seen is None:
         return None
     run.spend(len(value))
@@ -506,7 +509,7 @@ def _unevaluated_properties(run: _Run, node: _Node, value: dict[str, Any], seen:
 
 
 @_of(list)
-def _unevaluated_items(run: _Run, node: _Node, value: list[Any], seen: _Seen | None) -> _Asking:
+def _unevaluated_items(run: _Run, node: _Node, value: list[Any], seen: _Seen | None) -> _Applications:
     if seen is None:
         return None
     run.spend(len(value))

@@ -22,7 +22,7 @@ from quittance.sandbox.validate import ModuleRejectedError, validate_module
 from quittance.schema import Schema, Steps
 from tests.unit import hostile_input
 
-CALLS: Final = 1_000
+CALLS: Final = 500
 FAULTS_MAX: Final = CALLS // 4
 DEPTHS: Final = range(160)  # a frame of `called_from` has about 120 bytes, a chunk 16 KiB: at least one end is crossed
 TRIES: Final = 3  # the allocator and other threads have faults of their own, but not each time

@@ -480,6 +480,47 @@ def test_the_steps_of_a_verdict_repeat_and_are_enough_exactly_once(schema: Any, 
 
 
 @pytest.mark.parametrize(
+    ("schema", "value", "steps"),
+    [
+        ({}, 1, 1),
+        ({"type": "integer"}, 1, 1),
+        ({"items": {"type": "integer", "minimum": 0}}, [1, 2, -1, 4], 7),
+        ({"prefixItems": [True], "items": {"enum": [1, "a"]}}, [None, 1, "a"], 8),
+        ({"properties": {"a": {"type": "null"}, "b": {"minLength": 1}}, "required": ["a"]}, {"a": None, "b": "x"}, 7),
+        ({"patternProperties": {"^b": {"type": "string"}}, "additionalProperties": False}, {"bb": "x", "b": "y"}, 7),
+        ({"propertyNames": {"maxLength": 1}}, {"a": 1, "b": 2, "long": 3}, 4),
+        ({"contains": {"type": "null"}, "minContains": 2}, [1, None, 2, None, 3], 5),
+        ({"anyOf": [{"type": "null"}, {"type": "string"}, {"minimum": 1}]}, 2, 4),
+        ({"oneOf": [{"type": "integer"}, {"minimum": 1}, {"maximum": 3}]}, 2, 3),
+        ({"allOf": [{"allOf": [True, {"type": "array"}]}, {"not": {"maxItems": 1}}]}, [1], 6),
+        ({"if": {"type": "integer"}, "then": {"multipleOf": Decimal("0.01")}, "else": False}, 5, 5),
+        ({"dependentSchemas": {"a": {"required": ["b"]}}, "dependentRequired": {"b": ["a"]}}, {"a": 1, "b": 2}, 7),
+        (
+            {
+                "allOf": [{"properties": {"a": True}}],
+                "anyOf": [{"properties": {"b": True}}, {"properties": {"c": True}}],
+                "unevaluatedProperties": False,
+            },
+            {"a": 1, "b": 2, "c": 3},
+            18,
+        ),
+        (
+            {"prefixItems": [True], "contains": {"type": "null"}, "unevaluatedItems": {"type": "string"}},
+            [1, None, "x", "y"],
+            14,
+        ),
+        ({"$ref": "#/$defs/a", "type": "array", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}, [[], [[1]]], 11),
+        ({"uniqueItems": True}, [[1], {"a": "b" * 200}, Decimal("1.5"), 1], 18),
+        ({"const": {"a": [1, 2, 3]}}, {"a": [1, 2, 3]}, 14),
+        ({"pattern": "^a{10}"}, "a" * 100, 19),
+    ],
+)
+def test_the_steps_of_a_verdict_never_change(schema: Any, value: object, steps: int) -> None:
+    """A change would turn outputs that receipts call accepted into rejected ones, or the other way round."""
+    assert steps_of(schema, value) == steps
+
+
+@pytest.mark.parametrize(
     ("plain", "dear", "value"),
     [
         ({"multipleOf": 1}, {"multipleOf": Decimal("3e-399")}, 10**90),

@@ -334,42 +334,41 @@ class _Members:
 
 @_of(dict)
 def _members(run: _Run, members: _Members, value: dict[str, Any], seen: _Seen | None) -> _Applications:
-    if not members.patterns and members.others is None:
-        run.spend(len(members.named))
-        names: Iterable[str] = [name for name in members.named if name in value]
-    else:
-        run.spend(len(value))
-        names = value
-    for name in names:
-        for node in _nodes_of(run, members, name):
-            mismatch = yield node, value[name], None
-            if mismatch is not None:
-                return mismatch.within(name)
-            if seen is not None:
-                seen.names.add(name)
+    for name, node in _named_nodes(run, members, value):
+        mismatch = yield node, value[name], None
+        if mismatch is not None:
+            return mismatch.within(name)
+        if seen is not None:
+            seen.names.add(name)
     return None
 
 
-def _nodes_of(run: _Run, members: _Members, name: str) -> Iterable[_Node]:
-    """The schemas that a member of this name must meet."""
-    named = members.named.get(name)
+def _named_nodes(run: _Run, members: _Members, value: dict[str, Any]) -> Iterable[tuple[str, _Node]]:
+    """The schemas that members must meet, each with the name of its member."""
+    named, others = members.named, members.others
     if members.patterns:
-        return _matching_nodes(run, members, name, named)
-    node = members.others if named is None else named
-    return () if node is None else (node,)
+        run.spend(len(value))
+        return _matching_nodes(run, members, value)
+    if others is None:
+        run.spend(len(named))
+        return [(name, node) for name, node in named.items() if name in value]
+    run.spend(len(value))
+    return [(name, named.get(name, others)) for name in value]
 
 
-def _matching_nodes(run: _Run, members: _Members, name: str, named: _Node | None) -> Iterator[_Node]:
-    """One after the other, because to look for the next costs steps."""
-    known = named is not None
-    if named is not None:
-        yield named
-    for pattern, node in members.patterns:
-        if run.found(pattern, name):
-            known = True
-            yield node
-    if not known and members.others is not None:
-        yield members.others
+def _matching_nodes(run: _Run, members: _Members, value: dict[str, Any]) -> Iterator[tuple[str, _Node]]:
+    """One after the other, because matching the next pattern takes steps."""
+    for name in value:
+        node = members.named.get(name)
+        known = node is not None
+        if node is not None:
+            yield name, node
+        for pattern, matching in members.patterns:
+            if run.found(pattern, name):
+                known = True
+                yield name, matching
+        if not known and members.others is not None:
+            yield name, members.others
 
 
 @_of(dict)

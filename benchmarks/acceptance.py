@@ -97,6 +97,10 @@ def branching() -> Iterator[Case]:
     yield Case("unevaluated items", seen, filled("1"))
     chain = {f"n{n}": {"$ref": f"#/$defs/n{n + 1}"} for n in range(190)} | {"n190": {"type": "integer"}}
     yield Case("chains of 190 references", {"items": {"$ref": "#/$defs/n0"}, "$defs": chain}, filled("1"))
+    for length in (41, 183):  # depths at which a recursive evaluator paid ten times as much for each item
+        above = {f"n{n}": {"$ref": f"#/$defs/n{n + 1}"} for n in range(length)}
+        below = {**above, f"n{length}": {"items": {"type": "integer"}}}
+        yield Case(f"numbers below {length} references", {"$ref": "#/$defs/n0", "$defs": below}, filled("1"))
     required = {"items": {"not": {"required": ["", *map(str, range(2000))]}}}
     yield Case("2,000 required names of each item", required, filled("{}"))
     absent = {"items": {"properties": {str(n): True for n in range(1000)}}}

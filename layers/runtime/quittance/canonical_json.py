@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from quittance.frames import in_one_chunk
 from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -46,6 +47,7 @@ class JsonError(ValueError):
     """The bytes are no JSON that every reader takes alike; the message says what they must be."""
 
 
+@in_one_chunk
 def read(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
     """The value of a JSON text. Raises JsonError.
 
@@ -74,22 +76,30 @@ def read(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
-def canonical(value: object, spend: Callable[[int], None] = lambda _: None) -> str:
+@in_one_chunk
+def canonical(value: object) -> str:
     """The one JSON text of a value: equal values, and only they, have equal texts.
 
-    Members are sorted by name, nothing is indented, and a number has one spelling, so 1, 1.0 and 1e0 are equal. `spend`
-    is told how much is about to be done: one for each value, more for a long text or a number.
+    Members are sorted by name, nothing is indented, and a number has one spelling, so 1, 1.0 and 1e0 are equal.
+    """
+    return canonical_part(value)
+
+
+def canonical_part(value: object, spend: Callable[[int], None] = lambda _: None) -> str:
+    """The canonical text of one value of many, for a function that is itself `in_one_chunk`.
+
+    `spend` is told how much is about to be done: one for each value, more for a long text or a number.
     """
     if isinstance(value, str):
         spend(1 + len(value) // 64)
         return encode_basestring(value)
     if isinstance(value, dict):
         spend(1 + len(value))
-        members = (f"{canonical(name, spend)}:{canonical(value[name], spend)}" for name in sorted(value))
+        members = (f"{canonical_part(name, spend)}:{canonical_part(value[name], spend)}" for name in sorted(value))
         return "{" + ",".join(members) + "}"
     if isinstance(value, list):
         spend(1)
-        return "[" + ",".join([canonical(item, spend) for item in value]) + "]"
+        return "[" + ",".join([canonical_part(item, spend) for item in value]) + "]"
     if value is None or isinstance(value, bool):
         spend(1)
         return json.dumps(value)
@@ -110,10 +120,11 @@ WHOLE: Final = BeforeValidator(_whole)
 """Makes an `int` of a number without a fractional part, `5.0` or `5e0`, which JSON Schema calls an integer too."""
 
 
+@in_one_chunk
 def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
     """A value that came through another reader, as `read` would give it. Raises JsonError."""
     try:
-        return read(canonical(value).encode())
+        return read(canonical_part(value).encode())
     except RecursionError as exc:
         raise _too_deep() from exc
     except UnicodeEncodeError as exc:

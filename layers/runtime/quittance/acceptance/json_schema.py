@@ -9,15 +9,16 @@ keywords are annotations, as the standard has it by default, and unknown keyword
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from urllib.parse import unquote
 
 from quittance.acceptance.regex import Pattern, PatternError, compile_pattern
-from quittance.canonical_json import canonical
+from quittance.canonical_json import canonical_part
+from quittance.frames import in_one_chunk
 from quittance.limits import NUMBER_CHARS_MAX, PATTERN_BYTES_PER_STEP, PATTERN_WEIGHT_MAX, SCHEMA_DEPTH_MAX
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -28,7 +29,15 @@ _EXACT: Final = Context(prec=1_000, Emax=999_999, Emin=-999_999)  # no quotient 
 _DIVISION_STEPS: Final = 2
 _DIVISION_DIGITS_PER_STEP: Final = 2_048  # those of the quotient times those of the divisor
 _OLDER: Final = frozenset({"additionalItems", "dependencies", "$recursiveRef", "$recursiveAnchor"})
-_TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {  # Decimals without a fractional part are integers too
+    "array": (list,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "null": (type(None),),
+    "number": (int, Decimal),
+    "object": (dict,),
+    "string": (str,),
+}
 
 
 class SchemaError(ValueError):
@@ -90,7 +99,17 @@ class _Seen:
         self.first = max(self.first, other.first)
 
 
-_Check = Callable[["_Run", Any, Any, "_Seen | None"], "Mismatch | None"]
+_Application = tuple["_Node", Any, _Seen | None]
+"""A schema and the value to apply it to. If that is the value at hand, also the record of what has been seen of it, to
+which an application without mismatch adds."""
+
+_Applications = Generator[_Application, Mismatch | None, Mismatch | None]
+"""A check that applies schemas: it yields each application, receives its mismatch or None, and returns its own."""
+
+_Outcome = Mismatch | _Application | _Applications | None
+"""What a check returns: its mismatch or None, or the one application that has the same outcome, or a generator."""
+
+_Check = Callable[["_Run", Any, Any, _Seen | None], _Outcome]
 
 
 @dataclass(slots=True, eq=False)
@@ -102,47 +121,71 @@ class _Node:
     keeps_seen: bool = False
 
 
+_Waiting = tuple[_Applications | None, Iterator[tuple[_Check, Any]], Any, _Seen | None, _Seen | None]
+"""An application that waits for another one: the check that needs it (None if both have the same outcome), the checks
+after that, the value, what has been seen of it, and the record to add this to."""
+
+
 class _Run:
     """One value held against one schema."""
 
-    __slots__ = ("_depth", "_steps")
+    __slots__ = ("_steps",)
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._depth = 0
 
     def spend(self, count: int) -> None:
         self._steps.spend(count)
 
-    def apply(self, node: _Node, value: object, seen: _Seen | None = None) -> Mismatch | None:
-        steps = self._steps
-        steps.left -= len(node.checks) or 1
-        if steps.left < 0:
-            steps.spend(0)
-        self._depth += 1
-        if self._depth > SCHEMA_DEPTH_MAX:
-            msg = f"apply more than {SCHEMA_DEPTH_MAX} schemas inside one another"
-            raise TooCostlyError(msg)
-        if seen is None and node.keeps_seen:
-            seen = _Seen()
-        for check, argument in node.checks:
-            mismatch = check(self, argument, value, seen)
-            if mismatch is not None:
-                self._depth -= 1
-                return mismatch
-        self._depth -= 1
-        return None
+    def mismatch(self, node: _Node, value: Any) -> Mismatch | None:  # noqa: ANN401, C901, PLR0912 - any JSON; see below
+        """The first mismatch of a value with a schema, or with a schema that this one applies.
 
-    def apply_in_place(self, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-        """Applies a schema to the same value; what it has looked at counts only if the value meets it."""
-        if seen is None:
-            return self.apply(node, value)
-        inner = _Seen()
-        mismatch = self.apply(node, value, inner)
-        if mismatch is None:
-            self.spend(len(inner.names) + len(inner.items))
-            seen.add(inner)
-        return mismatch
+        Applications that wait for another one are in a list, not on Python's stack, because the author of the schema
+        decides how deep they are nested. All is one loop, because it runs for every item of a value: a helper function
+        would add a sixth to its time.
+        """
+        steps = self._steps
+        waiting: list[_Waiting] = []
+        outer: _Seen | None = None
+        while True:
+            steps.left -= len(node.checks) or 1
+            if steps.left < 0 or len(waiting) == SCHEMA_DEPTH_MAX:
+                self._refuse()
+            seen = _Seen() if outer is not None or node.keeps_seen else None
+            checks = iter(node.checks)
+            outcome: _Outcome = None
+            while True:  # until there is another application
+                if outcome is None:
+                    for check, argument in checks:  # from where they were left
+                        outcome = check(self, argument, value, seen)
+                        if outcome is not None:
+                            break
+                if outcome is None or isinstance(outcome, Mismatch):
+                    if outer is not None and seen is not None and outcome is None:
+                        self.spend(len(seen.names) + len(seen.items))
+                        outer.add(seen)
+                    if not waiting:
+                        return outcome
+                elif isinstance(outcome, tuple):
+                    waiting.append((None, checks, value, seen, outer))
+                    node, value, outer = outcome
+                    break
+                else:
+                    waiting.append((outcome, checks, value, seen, outer))
+                    outcome = None
+                applications = waiting[-1][0]
+                try:
+                    if applications is not None:
+                        node, value, outer = applications.send(outcome)
+                        break
+                except StopIteration as end:
+                    outcome = end.value
+                _, checks, value, seen, outer = waiting.pop()
+
+    def _refuse(self) -> NoReturn:
+        self._steps.spend(0)  # raises if the steps are used up
+        msg = f"apply more than {SCHEMA_DEPTH_MAX} schemas inside one another"
+        raise TooCostlyError(msg)
 
     def found(self, pattern: Pattern, text: str) -> bool:
         self.spend(1 + len(text.encode()) * pattern.weight // PATTERN_BYTES_PER_STEP)
@@ -155,48 +198,46 @@ class Schema:
     def __init__(self, source: object) -> None:
         self._root = _Compiler(source).compile()
 
+    @in_one_chunk
     def mismatch(self, value: object, steps: Steps) -> Mismatch | None:
         """The first place where a value does not meet the schema. Raises TooCostlyError."""
-        return _Run(steps).apply(self._root, value)
+        return _Run(steps).mismatch(self._root, value)
 
 
-# Checks. Each takes its argument, the value, and what has been seen of it if anybody wants to know. A sentence that
-# quotes the schema is made when it is compiled: a value can fail one check hundreds of thousands of times.
+def _of(kind: type) -> Callable[[_Check], _Check]:
+    """Limit a check to values of one kind: all other values pass it."""
+
+    def decorated(check: _Check) -> _Check:
+        def of_kind(run: _Run, argument: object, value: object, seen: _Seen | None) -> _Outcome:
+            return check(run, argument, value, seen) if isinstance(value, kind) else None
+
+        return of_kind
+
+    return decorated
+
+
+# Checks. Each takes its argument, the value, and the record of what has been seen of it if a later check needs one. A
+# check that applies schemas returns or yields the applications. A sentence that quotes the schema is made at compile
+# time: a value can fail one check hundreds of thousands of times.
 
 
 def _never(_: _Run, __: object, ___: object, ____: _Seen | None) -> Mismatch | None:
     return Mismatch("is not allowed")
 
 
-def _is_type(name: str, value: object) -> bool:
-    if name == "integer":
-        if isinstance(value, Decimal):
-            return value == value.to_integral_value()
-        return isinstance(value, int) and not isinstance(value, bool)
-    if name == "number":
-        return isinstance(value, int | Decimal) and not isinstance(value, bool)
-    return isinstance(value, _PYTHON_TYPES[name])
-
-
-_PYTHON_TYPES: Final[Mapping[str, type]] = {
-    "array": list,
-    "boolean": bool,
-    "null": type(None),
-    "object": dict,
-    "string": str,
-}
-
-
-def _type(_: _Run, types: tuple[list[str], str], value: object, __: _Seen | None) -> Mismatch | None:
-    names, sentence = types
-    for name in names:
-        if _is_type(name, value):
-            return None
+def _type(_: _Run, types: tuple[frozenset[type], str], value: object, __: _Seen | None) -> Mismatch | None:
+    kinds, sentence = types
+    if type(value) in kinds or (int in kinds and _is_whole(value)):
+        return None
     return Mismatch(sentence)
 
 
+def _is_whole(value: object) -> bool:
+    return type(value) is int or (isinstance(value, Decimal) and value == value.to_integral_value())
+
+
 def _enum(run: _Run, allowed: frozenset[str], value: object, _: _Seen | None) -> Mismatch | None:
-    if canonical(value, run.spend) in allowed:
+    if canonical_part(value, run.spend) in allowed:
         return None
     return Mismatch("must be the value of const or one of enum")
 
@@ -251,7 +292,7 @@ def _unique(run: _Run, _: object, value: object, __: _Seen | None) -> Mismatch |
         return None
     met: set[str] = set()  # of texts, whose hashes nobody can aim at
     for index, item in enumerate(value):
-        text = canonical(item, run.spend)
+        text = canonical_part(item, run.spend)
         if text in met:
             return Mismatch("must not be equal to an item before it").within(index)
         met.add(text)
@@ -291,42 +332,49 @@ class _Members:
     others: _Node | None
 
 
-def _members(run: _Run, members: _Members, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, dict):
-        return None
-    if not members.patterns and members.others is None:
-        run.spend(len(members.named))
-        names: Iterable[str] = (name for name in members.named if name in value)
-    else:
-        run.spend(len(value))
-        names = value
-    for name in names:
-        for node in _nodes_of(run, members, name):
-            mismatch = run.apply(node, value[name])
-            if mismatch is not None:
-                return mismatch.within(name)
-            if seen is not None:
-                seen.names.add(name)
+@_of(dict)
+def _members(run: _Run, members: _Members, value: dict[str, Any], seen: _Seen | None) -> _Applications:
+    for name, node in _named_nodes(run, members, value):
+        mismatch = yield node, value[name], None
+        if mismatch is not None:
+            return mismatch.within(name)
+        if seen is not None:
+            seen.names.add(name)
     return None
 
 
-def _nodes_of(run: _Run, members: _Members, name: str) -> Iterator[_Node]:
-    """The schemas that a member of this name must meet."""
-    named = members.named.get(name)
-    known = named is not None
-    if named is not None:
-        yield named
-    for pattern, node in members.patterns:
-        if run.found(pattern, name):
-            known = True
-            yield node
-    if not known and members.others is not None:
-        yield members.others
+def _named_nodes(run: _Run, members: _Members, value: dict[str, Any]) -> Iterable[tuple[str, _Node]]:
+    """The schemas that members must meet, each with the name of its member."""
+    named, others = members.named, members.others
+    if members.patterns:
+        run.spend(len(value))
+        return _matching_nodes(run, members, value)
+    if others is None:
+        run.spend(len(named))
+        return [(name, node) for name, node in named.items() if name in value]
+    run.spend(len(value))
+    return [(name, named.get(name, others)) for name in value]
 
 
-def _property_names(run: _Run, node: _Node, value: object, _: _Seen | None) -> Mismatch | None:
-    for name in value if isinstance(value, dict) else ():
-        mismatch = run.apply(node, name)
+def _matching_nodes(run: _Run, members: _Members, value: dict[str, Any]) -> Iterator[tuple[str, _Node]]:
+    """One after the other, because matching the next pattern takes steps."""
+    for name in value:
+        node = members.named.get(name)
+        known = node is not None
+        if node is not None:
+            yield name, node
+        for pattern, matching in members.patterns:
+            if run.found(pattern, name):
+                known = True
+                yield name, matching
+        if not known and members.others is not None:
+            yield name, members.others
+
+
+@_of(dict)
+def _property_names(_: _Run, node: _Node, value: dict[str, Any], __: _Seen | None) -> _Applications:
+    for name in value:
+        mismatch = yield node, name, None
         if mismatch is not None:
             return Mismatch(f"must have another name: it {mismatch.sentence}").within(name)
     return None
@@ -340,15 +388,14 @@ class _Items:
     others: _Node | None
 
 
-def _items(run: _Run, items: _Items, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, list):
-        return None
+@_of(list)
+def _items(_: _Run, items: _Items, value: list[Any], seen: _Seen | None) -> _Applications:
     first, others = items.first, items.others
     for index, item in enumerate(value):
         node = first[index] if index < len(first) else others
         if node is None:
             break
-        mismatch = run.apply(node, item)
+        mismatch = yield node, item, None
         if mismatch is not None:
             return mismatch.within(index)
     if seen is not None:
@@ -365,12 +412,11 @@ class _Contains:
     most: int | None
 
 
-def _contains(run: _Run, contains: _Contains, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, list):
-        return None
+@_of(list)
+def _contains(_: _Run, contains: _Contains, value: list[Any], seen: _Seen | None) -> _Applications:
     found = 0
     for index, item in enumerate(value):
-        if run.apply(contains.node, item) is not None:
+        if (yield contains.node, item, None) is not None:
             continue
         found += 1
         if seen is not None:
@@ -384,40 +430,40 @@ def _contains(run: _Run, contains: _Contains, value: object, seen: _Seen | None)
     return None
 
 
-def _same(run: _Run, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-    return run.apply(node, value) if seen is None else run.apply_in_place(node, value, seen)
+def _same(_: _Run, node: _Node, value: object, seen: _Seen | None) -> _Application:
+    return node, value, seen
 
 
-def _all_of(run: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> Mismatch | None:
+def _all_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Applications:
     for node in nodes:
-        mismatch = run.apply_in_place(node, value, seen)
+        mismatch = yield node, value, seen
         if mismatch is not None:
             return mismatch
     return None
 
 
-def _any_of(run: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> Mismatch | None:
+def _any_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Applications:
     met = False
     for node in nodes:
-        if run.apply_in_place(node, value, seen) is None:
+        if (yield node, value, seen) is None:
             met = True
             if seen is None:
                 return None
     return None if met else Mismatch(f"must meet one of the {len(nodes)} schemas in anyOf")
 
 
-def _one_of(run: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> Mismatch | None:
+def _one_of(_: _Run, nodes: list[_Node], value: object, seen: _Seen | None) -> _Applications:
     met = 0
     for node in nodes:
-        if run.apply_in_place(node, value, seen) is None:
+        if (yield node, value, seen) is None:
             met += 1
             if met > 1:
                 break
     return None if met == 1 else Mismatch(f"must meet exactly one of the {len(nodes)} schemas in oneOf")
 
 
-def _not(run: _Run, node: _Node, value: object, _: _Seen | None) -> Mismatch | None:
-    return Mismatch("must not meet the schema in not") if run.apply(node, value) is None else None
+def _not(_: _Run, node: _Node, value: object, __: _Seen | None) -> _Applications:
+    return Mismatch("must not meet the schema in not") if (yield node, value, None) is None else None
 
 
 @dataclass(slots=True)
@@ -429,43 +475,46 @@ class _Condition:
     unmet: _Node | None
 
 
-def _condition(run: _Run, condition: _Condition, value: object, seen: _Seen | None) -> Mismatch | None:
-    met = run.apply_in_place(condition.test, value, seen) is None
+def _condition(_: _Run, condition: _Condition, value: object, seen: _Seen | None) -> _Applications:
+    met = (yield condition.test, value, seen) is None
     branch = condition.met if met else condition.unmet
-    return None if branch is None else run.apply_in_place(branch, value, seen)
+    return None if branch is None else (yield branch, value, seen)
 
 
-def _dependent_schemas(run: _Run, dependent: dict[str, _Node], value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, dict):
-        return None
+@_of(dict)
+def _dependent_schemas(
+    run: _Run, dependent: dict[str, _Node], value: dict[str, Any], seen: _Seen | None
+) -> _Applications:
     run.spend(len(dependent))
     for name, node in dependent.items():
-        mismatch = run.apply_in_place(node, value, seen) if name in value else None
+        mismatch = (yield node, value, seen) if name in value else None
         if mismatch is not None:
             return mismatch
     return None
 
 
-def _unevaluated_properties(run: _Run, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, dict) or seen is None:
+@_of(dict)
+def _unevaluated_properties(run: _Run, node: _Node, value: dict[str, Any], seen: _Seen | None) -> _Applications:
+    if seen is None:
         return None
     run.spend(len(value))
     for name, member in value.items():
         if name not in seen.names:
-            mismatch = run.apply(node, member)
+            mismatch = yield node, member, None
             if mismatch is not None:
                 return mismatch.within(name)
     seen.names.update(value)
     return None
 
 
-def _unevaluated_items(run: _Run, node: _Node, value: object, seen: _Seen | None) -> Mismatch | None:
-    if not isinstance(value, list) or seen is None:
+@_of(list)
+def _unevaluated_items(run: _Run, node: _Node, value: list[Any], seen: _Seen | None) -> _Applications:
+    if seen is None:
         return None
     run.spend(len(value))
     for index in range(seen.first, len(value)):
         if index not in seen.items:
-            mismatch = run.apply(node, value[index])
+            mismatch = yield node, value[index], None
             if mismatch is not None:
                 return mismatch.within(index)
     seen.first = len(value)
@@ -506,6 +555,7 @@ class _Compiler:
         self._references: list[tuple[_Node, str, _Path]] = []
         self._weight = 0
 
+    @in_one_chunk
     def compile(self) -> _Node:
         root = self._node(self._source, ())
         while self._references:  # a reference may lead to a place where no keyword has led
@@ -582,14 +632,16 @@ class _Compiler:
     def _add_values(self, node: _Node, source: Mapping[str, Any], path: _Path) -> None:
         if "type" in source:
             names = source["type"] if isinstance(source["type"], list) else [source["type"]]
-            if not names or any(name not in _TYPES for name in names) or len(set(names)) < len(names):
+            known = all(isinstance(name, str) and name in _TYPES for name in names)
+            if not names or not known or len(set(names)) < len(names):
                 raise _wrong((*path, "type"), f"must be one or more of {', '.join(_TYPES)}")
-            node.checks.append((_type, (names, f"must be of type {' or '.join(names)}")))
+            kinds = frozenset(kind for name in names for kind in _TYPES[name])
+            node.checks.append((_type, (kinds, f"must be of type {' or '.join(names)}")))
         if "enum" in source and not isinstance(source["enum"], list):
             raise _wrong((*path, "enum"), "must be a list")
         for allowed in ([source["const"]] if "const" in source else None, source.get("enum")):
             if allowed is not None:
-                node.checks.append((_enum, frozenset(map(canonical, allowed))))
+                node.checks.append((_enum, frozenset(map(canonical_part, allowed))))
         for keyword in _ORDERS:
             if keyword in source:
                 limit = _number(source, keyword, path)
@@ -716,7 +768,7 @@ def _number(source: Mapping[str, Any], keyword: str, path: _Path) -> int | Decim
 
 def _count(source: Mapping[str, Any], keyword: str, path: _Path) -> int:
     value = source[keyword]
-    if not _is_type("integer", value) or value < 0:
+    if not _is_whole(value) or value < 0:
         raise _wrong((*path, keyword), "must be a whole number, at least 0")
     return int(value)
 
@@ -737,7 +789,7 @@ def _pointer(parts: Iterable[str | int]) -> str:
 
 
 def _shown(value: object) -> str:
-    return shorten(canonical(value))
+    return shorten(canonical_part(value))
 
 
 def shorten(text: str, chars_max: int = _SHOWN_CHARS_MAX) -> str:

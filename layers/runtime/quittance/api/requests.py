@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from quittance.canonical_json import JsonError, check_depth
 from quittance.errors import InvalidRequestError
+from quittance.frames import in_one_chunk
 from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, PAGE_ITEMS_MAX
 
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
@@ -60,6 +61,7 @@ def validated(model: type[_Model], payload: object) -> _Model:
         ) from None  # pydantic's text quotes the input, and Lambda logs what is raised
 
 
+@in_one_chunk
 def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
 

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quittance.frames import in_one_chunk
 from quittance.limits import JWKS_KEYS_MAX, TOKEN_CHARS_MAX
 
 CERTIFICATE_TYPE: Final = "quittance-key+jwt"
@@ -226,6 +227,7 @@ def read(model: type[_Model], value: object, name: str) -> _Model:
         raise ProofError(Flaw.FORM, sentence) from exc
 
 
+@in_one_chunk
 def read_json(text: bytes, name: str) -> dict[str, Any]:
     """A JSON object in which no member stands twice. Raises ProofError. The caller bounds the length."""
     try:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final, NoReturn
 
 from quittance import limits
+from quittance.frames import in_one_chunk
 from quittance.sandbox.wasi import CALLS, MODULE, NO_RESULT
 
 _MAGIC: Final = b"\0asm"
@@ -89,6 +90,7 @@ class ModuleFacts:
     custom_sections: set[str] = field(default_factory=set)
 
 
+@in_one_chunk
 def validate_module(module: bytes) -> ModuleFacts:
     """Check a module's structure; raises `ModuleRejectedError` with what its author should change."""
     if len(module) > limits.MODULE_BYTES_MAX:

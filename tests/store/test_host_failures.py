@@ -29,7 +29,7 @@ from quittance.proof import receipt
 from quittance.run import Input
 from quittance.store import blobs, clients
 from quittance.store.queue import Delivery, NotDoneError
-from quittance.usecases import agents, execute, health, publish, result
+from quittance.usecases import agents, execute, health, judges, launch, publish, result
 from quittance.usecases.sweep import sweep
 from quittance.usecases.work import work
 from tests.functions.test_handlers import Call, call  # noqa: F401 - a fixture
@@ -202,7 +202,7 @@ def test_a_sandbox_that_the_host_fails_is_refunded_at_once(
 def test_no_memory_for_the_verdict_blames_nobody(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"media_type": "application/json"})
     with monkeypatch.context() as patch:
-        patch.setattr(execute.acceptance, "verdict", failing(MemoryError()))
+        patch.setattr(launch.acceptance, "verdict", failing(MemoryError()))
         done = run(rich, agent)
     assert_refunded_as_the_platforms_fault(rich, done, "worker_lost")
     assert run(rich, agent, task_id="mended", input={}).success
@@ -211,7 +211,7 @@ def test_no_memory_for_the_verdict_blames_nobody(rich: Cloud, monkeypatch: pytes
 def test_no_memory_for_the_judge_asks_and_pays_none(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = judged_by(judge(rich, wasm("coverage")), budget="0.01")
     agent = rich.publish(wasm("echo"))
-    monkeypatch.setattr(execute.acceptance, "judge_input", failing(MemoryError()))
+    monkeypatch.setattr(judges.acceptance, "judge_input", failing(MemoryError()))
     done = run(rich, agent, acceptance=rules)
     assert done.error is not None
     assert (done.error.code, done.amount_refunded_micro, done.reputation_delta) == ("worker_lost", 40_000, 0)

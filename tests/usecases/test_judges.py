@@ -11,7 +11,7 @@ from wasmtime import wat2wasm
 
 from quittance.acceptance.rules import SCORE_RULES, judge_input, rules_json
 from quittance.api.identity import Caller
-from quittance.api.models import AgentRequest, TaskPending, TaskRequest, TaskResult
+from quittance.api.models import AgentRequest, TaskPending, TaskRequest, TaskResult, VersionRequest
 from quittance.errors import (
     AgentNotReadyError,
     BondTooLowError,
@@ -597,7 +597,7 @@ def test_a_judge_of_a_new_version_cannot_take_the_old_ones_place(rich: Cloud, mo
     own = judge(rich, saying("0.9"))
     agent, rule = rich.publish(wasm("echo")), judged_by(own)
     crash(rich, monkeypatch, agent, rule, after=False)
-    agents.open_version(rich, Caller("judith"), own, publish.VersionRequest())
+    agents.open_version(rich, Caller("judith"), own, VersionRequest())
     rich.post(own, 2, saying("0.8"))
     publish.publish(rich, f"uploads/{own}/2")
     rich.skew_ms = 60_000

@@ -188,7 +188,8 @@ class Copy:
         self.memory = Memory({item["pk"]["S"]: item for item in cloud.items()})
         self.items = dict(self.memory.items)
         self._cloud = cloud
-        settings, newest = cloud.settings, cloud.tiles.checkpoint()
+        settings, newest, now_ms = cloud.settings, cloud.tiles.checkpoint(), cloud.now_ms()
+        vars(cloud)["now_ms"] = lambda: now_ms  # nothing becomes overdue while the mutations are tried
         vars(cloud)["tiles"] = SimpleNamespace(checkpoint=lambda _: newest)
         vars(cloud)["ledger"] = Ledger(
             self.memory,  # type: ignore[arg-type]  # the calls that the ledger makes

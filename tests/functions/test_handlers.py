@@ -187,7 +187,7 @@ def test_agents(call: Call) -> None:
 
 
 def test_an_unexpected_failure_tells_nothing(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result, "read", _raise(RuntimeError, "the secret of alice"))
+    monkeypatch.setattr(result, "find", _raise(RuntimeError, "the secret of alice"))
     status, problem, headers = call("result", "GET", "/tasks/t-1/result")
     assert (status, problem["code"], headers["Content-Type"]) == (500, "internal_error", "application/problem+json")
     assert "secret" not in json.dumps(problem)
@@ -197,7 +197,7 @@ def test_an_unexpected_failure_tells_nothing(platform: Cloud, call: Call, monkey
 def test_no_answer_is_sniffed_or_kept_when_it_refuses(
     platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch, content_type: str
 ) -> None:
-    monkeypatch.setattr(result, "read", _raise(RuntimeError))
+    monkeypatch.setattr(result, "find", _raise(RuntimeError))
     for function, path in (("result", "/tasks/t/result"), ("agents", "/nowhere"), ("public", "/log/checkpoint")):
         body = "x" if content_type == "text/plain" else None
         status, _, headers = call(function, "GET", path, body, content_type=content_type)

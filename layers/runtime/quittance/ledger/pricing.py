@@ -8,6 +8,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
@@ -110,8 +111,9 @@ def tariff_json(tariff: Tariff) -> str:
     return _TARIFF.dump_json(tariff, by_alias=True).decode()
 
 
+@lru_cache(maxsize=64)
 def parse_tariff(text: str) -> Tariff:
-    """The tariff of its canonical JSON."""
+    """The tariff of its canonical JSON; a task needs the same one several times, so it is parsed once."""
     return _TARIFF.validate_json(text)
 
 

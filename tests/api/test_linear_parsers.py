@@ -363,7 +363,7 @@ FIXED: Final = "bounded: a structure of fixed size"
 SIGNED: Final = "ours: the configured issuer has signed it"
 
 PATTERNS: Final = {
-    "api.requests.Cursor.__init__: re.compile": "cursor of a statement",
+    "api.requests.Cursor.__init__": "cursor of a statement",
     "acceptance.rules._NO_TEXT": "output",
     "store.blobs._POSTED": OURS,
     "proof.statement._COMPACT": "tokens",
@@ -396,6 +396,8 @@ PATTERNS: Final = {
 
 READS: Final = {
     "api.requests.Cursor.read: int": "cursor of a statement",
+    "api.http._rendered: int": OURS,
+    "api.http.Api.serve: int": OURS,
     "acceptance.rules.parse_rules: model_validate": "file of rules",
     "acceptance.rules.read_score: Fraction": "score of a judge",
     "acceptance.rules.read_score: int": "score of a judge",

@@ -17,7 +17,7 @@ def test_the_description_is_valid_openapi() -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
-    shown = page().html
+    shown = page().text
     assert "Run an agent and pay it if it succeeds" in shown
     assert " src=" not in shown.split("<script>")[0]
     assert "<link rel='stylesheet'" not in shown
@@ -29,7 +29,7 @@ def test_the_server_is_where_the_client_found_us(root: str, server: str) -> None
     document = json.loads(openapi_json(root))
     validate(document)
     assert document["servers"] == [{"url": server}]
-    shown = re.search(r"spec: (\{.*?\n\}),\n    presets", page(root).html, re.DOTALL)
+    shown = re.search(r"spec: (\{.*?\n\}),\n    presets", page(root).text, re.DOTALL)
     assert shown is not None
     assert json.loads(shown[1]) == document
     assert page(root).headers != page(root + "/other").headers, "the policy names the page's script by digest"

@@ -64,7 +64,7 @@ fuzz-ledger: ## run 20,000 escrows under injected faults on ministack (ARGS="--e
 mutants: ## remove each ledger guard in turn; the tests must catch every removal
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/mutants.py $(ARGS)
 
-bench: ## measure cold starts, traces, sandbox, receipts, acceptance, sweep, busy accounts, and attacks on reputation
+bench: ## measure cold starts, traces, sandbox, receipts, acceptance, sweep, busy accounts, and what attackers gain
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/imports.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py

@@ -1,4 +1,4 @@
-"""A whole platform in one thread, for every test of this folder."""
+"""Fixtures: a platform in one thread over simulated AWS services, for every test of this folder."""
 
 from tests.fixtures import aws, cloud, context, platform, sandbox, template
 

@@ -1,4 +1,4 @@
-"""What the documents promise is what the code does: links, limits, codes, commands, the money of the first example."""
+"""Documents agree with the code: links, limits, error codes, commands, the amounts of the first example."""
 
 import json
 import re
@@ -31,18 +31,18 @@ def text(name: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     heads = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 def first_cells(lines: str) -> list[str]:
-    """Of the rows of a table."""
+    """The first cell of each row of a table, without the head."""
     return [line.split("|")[1].strip() for line in lines.splitlines() if line.strip().startswith("|")][2:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for link in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         if re.match(r"[a-z]+:", link):
             continue
@@ -53,12 +53,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_test_that_is_named_is_there(page: Path) -> None:
+def test_every_test_file_that_is_named_exists(page: Path) -> None:
     for name in re.findall(r"`(tests/[\w/]+\.py)", page.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), name
 
 
-def test_the_limits_of_a_run_are_stated() -> None:
+def test_documents_state_the_limits_of_a_workflow_run() -> None:
     plan_kib = f"{limits.RUN_PLAN_BYTES_MAX / limits.KIB:g}"
     assert f"| tasks in a run | {limits.RUN_TASKS_MAX} | a run's inputs | {plan_kib} KiB |" in text("README.md")
     page = text("docs/howto/step-functions.md")
@@ -68,7 +68,7 @@ def test_the_limits_of_a_run_are_stated() -> None:
     assert f"{left // limits.RUN_TASKS_MAX} bytes with {limits.RUN_TASKS_MAX} inputs" in page
 
 
-def test_all_refusals_are_in_the_table_of_errors() -> None:
+def test_errors_page_lists_every_refusal() -> None:
     rows = re.findall(r"^\| ([\d, ]+) \| `(\w+)`", text("docs/errors.md"), re.M)
     stated = {(int(status), code) for statuses, code in rows for status in statuses.split(",")}
     gateways = {(429, "throttled"), (502, "platform_unavailable"), (504, "platform_unavailable")}
@@ -76,22 +76,22 @@ def test_all_refusals_are_in_the_table_of_errors() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_take_functions_as_aws_does(page: Path) -> None:
-    """Outputs are ARNs of an alias: they take no other alias, and concurrency is of the function itself."""
+def test_commands_name_functions_in_the_form_aws_accepts(page: Path) -> None:
+    """Outputs are ARNs of an alias, so no alias may follow them; concurrency is set on the function itself."""
     commands = page.read_text(encoding="utf-8").replace("\n", " ")
     assert not re.search(r"<\w+Function>:live", commands)
     named = re.findall(r"(?:function-concurrency|get-alias|update-alias) +--function-name +(.{10})", commands)
     assert all(name.startswith("<name of") for name in named), named
 
 
-def test_no_row_of_a_table_contradicts_another() -> None:
+def test_tables_have_one_row_for_each_subject() -> None:
     roles = first_cells(text("docs/operations.md").split("## Roles")[1].split("## ")[0])
     assert len(roles) == len(set(roles)), roles
     invariants = re.findall(r"^ *\| (I\d[^|]*|form) \|", text("docs/runbooks.md"), re.M)
     assert len(invariants) == len(set(invariants)), invariants
 
 
-def test_the_first_example_costs_what_the_code_would_take() -> None:
+def test_readme_example_has_the_amounts_that_the_code_computes() -> None:
     answer = json.loads(re.search(r"```json\n(.*?)```", text("README.md"), re.S)[1])  # type: ignore[index]  # it is there
     named = ("ComputePerRunMicro", "ComputePerBillionFuelMicro", "FeeBps")
     run_micro, billion_micro, fee_bps = (int(template()["Parameters"][name]["Default"]) for name in named)
@@ -110,7 +110,7 @@ def test_the_first_example_costs_what_the_code_would_take() -> None:
     assert {name: answer[name] for name in names} == dict(zip(names, map(format_credits, due), strict=True))
 
 
-def test_runbooks_name_resources_of_the_template() -> None:
+def test_runbooks_name_only_resources_of_the_template() -> None:
     named = set(re.findall(r"<(?:name of\s+)?([A-Z]\w+)>", text("docs/runbooks.md")))
     assert named
     assert named <= template()["Resources"].keys()

@@ -1,8 +1,8 @@
-"""Work costs the same at every depth of the caller.
+"""Work on strangers' input costs the same at every depth of the caller (ADR 29).
 
-The measure is page faults, not a clock: a call that needs a new chunk of the interpreter's stack of frames maps it, and
-touches a page that the process did not have. Each piece of work here makes at least `CALLS` calls of Python functions.
-If they cross the end of a chunk, there is a fault for each, and next to none otherwise.
+The tests count page faults instead of time: a call that needs a new chunk of the interpreter's stack of frames maps it,
+and touches a page that the process did not have. Each piece of work here calls at least `CALLS` Python functions. If
+the calls cross the end of a chunk, each of them causes a fault; otherwise there are almost none.
 """
 
 import resource
@@ -25,13 +25,13 @@ from tests.api import hostile_input
 CALLS: Final = 500
 FAULTS_MAX: Final = CALLS // 4
 DEPTHS: Final = range(160)  # a frame of `called_from` has about 120 bytes, a chunk 16 KiB: at least one end is crossed
-TRIES: Final = 3  # the allocator and other threads have faults of their own, but not each time
+TRIES: Final = 3  # the allocator and other threads also cause faults, but not each time
 
 Work = Callable[[], object]
 
 
 def faults_of(work: Work) -> int:
-    """How many pages of memory a piece of work makes the system provide."""
+    """How many page faults a piece of work causes."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     work()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -42,7 +42,7 @@ def called_from(depth: int, work: Work) -> Any:
 
 
 def slow_depths(works: list[tuple[int, Work]]) -> dict[int, int]:
-    """The depths at which work has more faults than it may, and how many."""
+    """The depths at which work causes more than `FAULTS_MAX` faults, with their number."""
     found = {depth: faults_of(work) for depth, work in works}
     again = {depth: work for depth, work in works if found[depth] > FAULTS_MAX}
     least = {depth: min(faults_of(work) for _ in range(TRIES)) for depth, work in again.items()}
@@ -53,13 +53,13 @@ def at_every_depth(work: Work) -> list[tuple[int, Work]]:
     return [(depth, partial(called_from, depth, work)) for depth in DEPTHS]
 
 
-def held(schema: Any, value: object) -> Work:
+def evaluating(schema: Any, value: object) -> Work:
     compiled = Schema(exact(schema))
     return lambda: compiled.mismatch(value, Steps(ACCEPTANCE_STEPS_MAX))
 
 
 def refused_module() -> None:
-    with pytest.raises(ModuleRejectedError):  # at its end: it has no function _start
+    with pytest.raises(ModuleRejectedError):  # after all functions were checked: there is no _start
         validate_module(MODULE)
 
 
@@ -77,19 +77,21 @@ OBJECTS: Final = [{"a": 1, "b": {}}] * CALLS
 MODULE: Final = hostile_input.MODULES["functions"](CALLS)
 DEEP: Final = read(nested(JSON_DEPTH_MAX, many("1")))
 WORKS: Final[dict[str, Work]] = {
-    "the types of items": held({"items": {"type": "integer"}}, INTEGERS),
-    "the bounds of items": held({"items": {"multipleOf": 1, "minimum": 0, "enum": [1]}}, INTEGERS),
-    "items of items": held({"items": {"items": {"type": "integer"}}}, LISTS),
-    "members": held({"items": {"properties": {"a": {"type": "integer"}}, "additionalProperties": {}}}, OBJECTS),
-    "names": held({"items": {"patternProperties": {"a": True}, "propertyNames": {"maxLength": 1}}}, OBJECTS),
-    "references": held({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "integer"}}}, INTEGERS),
-    "alternatives": held({"items": {"anyOf": [{"type": "null"}, {"oneOf": [True]}]}}, INTEGERS),
-    "conditions": held({"items": {"if": {"not": {"type": "integer"}}, "else": {"allOf": [True]}}}, INTEGERS),
-    "contained items": held({"items": {"contains": {"type": "integer"}}}, LISTS),
-    "members not yet seen": held({"items": {"allOf": [True], "unevaluatedProperties": {}}}, OBJECTS),
-    "items not yet seen": held({"items": {"allOf": [True], "unevaluatedItems": {}}}, LISTS),
-    "unique items": held({"uniqueItems": True}, read(nested(1, ",".join(map(str, range(CALLS)))))),
-    "deep unique items": held({"uniqueItems": True}, [read(nested(60, str(number))) for number in range(CALLS // 20)]),
+    "the types of items": evaluating({"items": {"type": "integer"}}, INTEGERS),
+    "the bounds of items": evaluating({"items": {"multipleOf": 1, "minimum": 0, "enum": [1]}}, INTEGERS),
+    "items of items": evaluating({"items": {"items": {"type": "integer"}}}, LISTS),
+    "members": evaluating({"items": {"properties": {"a": {"type": "integer"}}, "additionalProperties": {}}}, OBJECTS),
+    "names": evaluating({"items": {"patternProperties": {"a": True}, "propertyNames": {"maxLength": 1}}}, OBJECTS),
+    "references": evaluating({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "integer"}}}, INTEGERS),
+    "alternatives": evaluating({"items": {"anyOf": [{"type": "null"}, {"oneOf": [True]}]}}, INTEGERS),
+    "conditions": evaluating({"items": {"if": {"not": {"type": "integer"}}, "else": {"allOf": [True]}}}, INTEGERS),
+    "contained items": evaluating({"items": {"contains": {"type": "integer"}}}, LISTS),
+    "members not yet seen": evaluating({"items": {"allOf": [True], "unevaluatedProperties": {}}}, OBJECTS),
+    "items not yet seen": evaluating({"items": {"allOf": [True], "unevaluatedItems": {}}}, LISTS),
+    "unique items": evaluating({"uniqueItems": True}, read(nested(1, ",".join(map(str, range(CALLS)))))),
+    "deep unique items": evaluating(
+        {"uniqueItems": True}, [read(nested(60, str(number))) for number in range(CALLS // 20)]
+    ),
     "compiling": lambda: Schema({"allOf": [{"not": {"type": "null"}}] * (CALLS // 4)}),
     "compiling an enumeration": lambda: Schema({"enum": INTEGERS}),
     "compiling patterns": lambda: Schema({"pattern": "a" * 900}),
@@ -119,18 +121,18 @@ def nothing() -> None:
     pass
 
 
-def test_calls_outside_one_chunk_are_slow_at_some_depth() -> None:
+def test_undecorated_calls_are_slow_at_some_depth() -> None:
     if not slow_depths(at_every_depth(calls)):
         pytest.skip("this interpreter keeps a spare chunk")
     assert not slow_depths(at_every_depth(in_one_chunk(calls)))
 
 
-def test_deep_calls_fit_into_the_one_chunk() -> None:
+def test_deep_calls_fit_into_one_chunk() -> None:
     deep = in_one_chunk(lambda: slow_depths([(depth, partial(called_from, depth, calls)) for depth in range(500)]))
     assert not deep()
 
 
-def test_a_function_in_one_chunk_is_called_as_before() -> None:
+def test_decorated_function_behaves_as_the_original() -> None:
     @in_one_chunk
     def divide(dividend: int, *, by: int) -> int:
         """Divide."""

@@ -1,4 +1,4 @@
-"""Metrics, alarms, dashboard and runbooks name the same things: those that the code really emits."""
+"""Alarms, dashboard, documents and runbooks name exactly the metrics that the code emits."""
 
 import json
 import re
@@ -25,19 +25,19 @@ from tests.support import ROOT, Cloud, stream_record, wasm
 from tests.usecases.test_execute import ask
 from tests.usecases.test_notify import HOOK, waiting
 
-OF_OTHERS = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "AWS/States", "Quittance/${AWS::StackName}"}
+OTHER_NAMESPACES = {"AWS/ApiGateway", "AWS/Lambda", "AWS/SQS", "AWS/States", "Quittance/${AWS::StackName}"}
 
 
 @dataclass(frozen=True)
 class Series:
-    """A metric as CloudWatch knows it: by name and the names of its dimensions."""
+    """A metric as CloudWatch identifies it: by its name and the names of its dimensions."""
 
     name: str
     dimensions: frozenset[str]
 
 
 class Emitted:
-    """What the functions wrote to standard output, read as CloudWatch reads it."""
+    """What the functions wrote to stdout, parsed as CloudWatch does."""
 
     def __init__(self) -> None:
         self.values: dict[Series, list[float]] = defaultdict(list)
@@ -67,7 +67,7 @@ class Emitted:
 
 @pytest.fixture
 def platform(platform: Cloud) -> Iterator[Cloud]:
-    """The platform with a sandbox as the functions make it, whose workers are counted."""
+    """The platform with a sandbox as the functions create it, so that workers are counted."""
     observability._counts.clear()
     observability._outcomes.clear()
     observability._metrics.clear_metrics()
@@ -78,7 +78,7 @@ def platform(platform: Cloud) -> Iterator[Cloud]:
 
 @pytest.fixture
 def emitted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Emitted]:
-    """What was written to standard output since the last call."""
+    """What was written to stdout since the last call."""
     monkeypatch.setattr(observability.logger.registered_handler, "stream", sys.stdout)
 
     def read() -> Emitted:
@@ -90,8 +90,8 @@ def emitted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return read
 
 
-def busy(platform: Cloud, monkeypatch: pytest.MonkeyPatch, *codes: str) -> None:
-    """DynamoDB refuses the next writes with these codes, one after the other."""
+def reject_writes(platform: Cloud, monkeypatch: pytest.MonkeyPatch, *codes: str) -> None:
+    """Makes DynamoDB reject the next writes with these codes, one after the other."""
     send, left = platform.ledger._send, list(codes)
 
     def refuse(actions: Any) -> None:
@@ -102,8 +102,8 @@ def busy(platform: Cloud, monkeypatch: pytest.MonkeyPatch, *codes: str) -> None:
     monkeypatch.setattr(platform.ledger, "_send", refuse)
 
 
-def letters(agent_id: str) -> list[tuple[str, str]]:
-    """Dead letters: of a task that is funded, and of one that never was."""
+def dead_letters(agent_id: str) -> list[tuple[str, str]]:
+    """Dead letters: of a funded task, and of one that was never funded."""
     return [
         ("deadletter", messages.write("alice", ask(agent_id, task_id=name), input_base64="aGVsbG8="))
         for name in ("lost", "never-funded")
@@ -117,11 +117,11 @@ def batch_of(body: str) -> dict[str, Any]:
 
 @pytest.fixture
 def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitted: Callable[[], Emitted]) -> Emitted:
-    """All that the functions emit over a success, a failure, a time-out, an expiry, messages, a sweep and an audit."""
+    """What the functions emit for a success, a timeout, an expiry, messages, a sweep, an audit, events and webhooks."""
     execute = load("execute").handler
     echo, looping = platform.publish(wasm("echo")), platform.publish(wasm("misbehave"), timeout=1)
     user = {"user_id": "alice"}
-    busy(platform, monkeypatch, "TransactionConflictException", "ThrottlingException")
+    reject_writes(platform, monkeypatch, "TransactionConflictException", "ThrottlingException")
     execute(task(echo, task_id="paid") | user, context)
     execute(task(echo, task_id="paid") | user, context)
     execute(task(looping, task_id="late", input="loop", budget="0.9") | user, context)
@@ -141,7 +141,7 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
         with pytest.raises(TaskInProgressError):
             execute(task(echo, task_id="stuck") | user, context)
     tasks.submit(platform, "alice", ask(echo, task_id="lost"))
-    for function, body in (("work", "no JSON"), ("deadletter", "no JSON"), *letters(echo)):
+    for function, body in (("work", "no JSON"), ("deadletter", "no JSON"), *dead_letters(echo)):
         load(function).handler(batch_of(body), context)
     platform.ledger.withdraw("alice", "w-1", 1, now_ms=platform.now_ms())
     stuck = platform.ledger.find(escrow_id("alice", "stuck"))
@@ -154,7 +154,7 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
 
 
 def notify_and_deliver(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paid task is told, and its webhook delivered at the third try; the last task's receiver is gone."""
+    """Emits the paid task's event, delivers its webhook at the third try, and ends a fourth delivery with 410."""
     (paid,) = (item for item in platform.items("ESC#") if item["task_id"]["S"] == "paid")
     funded = {**paid, "state": {"S": "funded"}}
     load("notify").handler({"Records": [stream_record(1, funded, paid | {"webhook": {"S": HOOK}})]}, context)
@@ -166,7 +166,7 @@ def notify_and_deliver(platform: Cloud, context: Any, monkeypatch: pytest.Monkey
         )
 
 
-def test_a_story_is_told_in_numbers(story: Emitted) -> None:
+def test_metrics_have_the_values_of_what_happened(story: Emitted) -> None:
     assert sum(story.of(Metric.FUNDED)) == 50_000 + 900_000 + 50_000 + 50_000
     of_the_queue = (Metric.QUEUED, Metric.POSTPONED, Metric.DEAD_REFUNDED, Metric.DEAD_REFUSED, Metric.DEAD_UNREADABLE)
     assert [sum(story.of(metric)) for metric in of_the_queue] == [1, 1, 1, 1, 1]
@@ -193,7 +193,7 @@ def test_a_story_is_told_in_numbers(story: Emitted) -> None:
     assert sum(story.values[Series(Metric.COLD_STARTS, frozenset({"service", "function"}))]) == 1
 
 
-def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) -> None:
+def test_every_settlement_logs_one_line_with_ids_and_amounts(story: Emitted) -> None:
     lines = [line for line in story.log if line["message"] == "settled"]
     assert [(line["task_id"], line["outcome"], line["paid_micro"], line["refunded_micro"]) for line in lines] == [
         ("paid", "succeeded", 9_750, 40_000), ("late", "timeout", 0, 900_000), ("lost", "undelivered", 0, 50_000),
@@ -202,14 +202,14 @@ def test_every_settlement_has_one_line_with_its_ids_and_amounts(story: Emitted) 
     assert all(line["escrow_id"] and line["agent_id"] for line in lines)
 
 
-def test_what_is_told_is_a_line_with_its_ids(story: Emitted) -> None:
+def test_every_emitted_event_logs_one_line_with_its_ids(story: Emitted) -> None:
     refused, line = [line for line in story.log if line["message"] == "told"]
     assert refused["event_type"] == "TaskRefused"
     assert (line["task_id"], line["escrow_id"]) == ("paid", escrow_id("alice", "paid"))
     assert line["event_id"] == f"task.{line['escrow_id']}.released"
 
 
-def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: Emitted) -> None:
+def test_log_lines_have_only_the_ids_of_their_request(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
     assert [line.get("task_id") for line in answered] == [
         *("paid", "paid", "late", "paid", None, None, "lost", *[None] * 8)
@@ -217,12 +217,12 @@ def test_lines_carry_task_and_correlation_ids_of_their_own_request_only(story: E
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 
 
-def test_all_named_metrics_are_emitted_and_no_others(story: Emitted) -> None:
+def test_exactly_the_declared_metrics_are_emitted(story: Emitted) -> None:
     assert {series.name for series in story.values} == set(Metric)
     assert story.units == {metric: metric.unit.value for metric in Metric}
 
 
-def test_a_settlement_that_lost_the_race_is_not_counted(
+def test_settlement_that_lost_the_race_is_not_counted(
     platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -239,7 +239,7 @@ def test_a_settlement_that_lost_the_race_is_not_counted(
     assert observability._counts[Metric.REFUNDED] == 50_000
 
 
-def test_a_metric_that_cannot_be_told_fails_no_request(
+def test_failure_to_emit_metrics_fails_no_request(
     platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -267,12 +267,12 @@ def plain(value: Any) -> str:
 
 
 def watched(alarm: dict[str, Any]) -> list[dict[str, Any]]:
-    """The metrics that an alarm reads: one of its own, or several in an expression."""
+    """The metrics that an alarm reads: one, or several in an expression."""
     several = [metric["MetricStat"]["Metric"] for metric in alarm.get("Metrics", []) if "MetricStat" in metric]
     return several or [alarm]
 
 
-def of_alarms(template: dict[str, Any]) -> set[Series]:
+def series_of_alarms(template: dict[str, Any]) -> set[Series]:
     return {
         Series(metric["MetricName"], frozenset(dimension["Name"] for dimension in metric.get("Dimensions", [])))
         for alarm in alarms(template).values()
@@ -282,12 +282,12 @@ def of_alarms(template: dict[str, Any]) -> set[Series]:
 
 
 def widgets(template: dict[str, Any]) -> list[list[Any]]:
-    """The metrics of all widgets, with `...` spelled out nowhere: each names itself in full."""
+    """The metrics of all widgets; each is written in full, without CloudWatch's `...` shorthand."""
     body = json.loads(template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"])
     return [metric for widget in body["widgets"] for metric in widget["properties"]["metrics"]]
 
 
-def of_dashboard(template: dict[str, Any]) -> set[Series]:
+def series_of_dashboard(template: dict[str, Any]) -> set[Series]:
     found = set()
     for metric in widgets(template):
         if isinstance(metric[0], dict):
@@ -301,16 +301,16 @@ def of_dashboard(template: dict[str, Any]) -> set[Series]:
         if namespace == NAMESPACE:
             found.add(Series(name, frozenset(names)))
         else:
-            assert namespace in OF_OTHERS
+            assert namespace in OTHER_NAMESPACES
     return found
 
 
-def test_alarms_and_dashboard_name_what_is_emitted(template: dict[str, Any], story: Emitted) -> None:
-    assert of_alarms(template) <= story.values.keys()
-    assert of_dashboard(template) == story.values.keys()
+def test_alarms_and_dashboard_use_only_emitted_metrics(template: dict[str, Any], story: Emitted) -> None:
+    assert series_of_alarms(template) <= story.values.keys()
+    assert series_of_dashboard(template) == story.values.keys()
 
 
-def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -> None:
+def test_alarms_use_the_emitted_values_of_dimensions(template: dict[str, Any]) -> None:
     assert template["Globals"]["Function"]["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"] == {
         "Ref": "AWS::StackName"
     }
@@ -334,7 +334,7 @@ def test_dimensions_have_the_values_that_are_emitted(template: dict[str, Any]) -
     assert shown == set(Fault)
 
 
-def test_the_throttle_alarm_reads_what_the_filter_writes(template: dict[str, Any]) -> None:
+def test_throttle_alarm_reads_the_metric_of_the_log_filter(template: dict[str, Any]) -> None:
     properties = template["Resources"]["ApiThrottled"]["Properties"]
     (made,) = properties["MetricTransformations"]
     alarm = alarms(template)["ApiThrottledAlarm"]
@@ -344,8 +344,8 @@ def test_the_throttle_alarm_reads_what_the_filter_writes(template: dict[str, Any
     assert properties["LogGroupName"] == {"Ref": "ApiLogs"}
 
 
-def test_an_audit_that_does_not_run_wakes_somebody(template: dict[str, Any]) -> None:
-    """An audit that is not called makes no error: that nothing is measured is all that there is to see."""
+def test_alarm_fires_if_the_audit_does_not_run(template: dict[str, Any]) -> None:
+    """An audit that is not called causes no error, so the alarm must treat missing data as breaching."""
     audit = template["Resources"]["AuditFunction"]["Properties"]
     assert audit["Events"]["EveryDay"]["Properties"]["Schedule"] == "rate(1 day)"
     alarm = alarms(template)["AuditMissingAlarm"]
@@ -360,7 +360,7 @@ def test_an_audit_that_does_not_run_wakes_somebody(template: dict[str, Any]) -> 
     assert alarm["Period"] >= 3_600, "AWS looks back for more than a day only in steps of an hour"
 
 
-def test_every_alarm_wakes_somebody_who_finds_a_runbook(template: dict[str, Any]) -> None:
+def test_every_alarm_has_a_topic_and_a_runbook(template: dict[str, Any]) -> None:
     headings = re.findall(r"^## (\w+Alarm): ", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)
     assert sorted(headings) == sorted(alarms(template))
     for name, alarm in alarms(template).items():
@@ -369,13 +369,13 @@ def test_every_alarm_wakes_somebody_who_finds_a_runbook(template: dict[str, Any]
         assert "TreatMissingData" in alarm, name
 
 
-def test_every_metric_and_alarm_is_described(template: dict[str, Any]) -> None:
+def test_operations_page_describes_every_metric_and_alarm(template: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     described = set(re.findall(r"^\| `([A-Z]\w+)` \|", page, re.MULTILINE))
     assert described == {*Metric, *alarms(template)}
 
 
-def test_every_log_has_an_end(template: dict[str, Any]) -> None:
+def test_every_log_group_has_a_retention_period(template: dict[str, Any]) -> None:
     groups = resources(template, "AWS::Logs::LogGroup")
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
     functions = resources(template, "AWS::Serverless::Function")

@@ -1,4 +1,4 @@
-"""Our own reading of the roles in a template, and the comparison with recorded calls: `tests/roles.py`."""
+"""Tests of `tests/roles.py`: it reads the roles in a template and compares them with recorded calls."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def patterns(found: Deployed) -> list[str]:
     return [right.resource for right in found.rights()]
 
 
-def test_resources_are_what_cloudformation_makes_of_them() -> None:
+def test_resources_are_resolved_as_cloudformation_does() -> None:
     written = [
         {"Fn::GetAtt": ["Table", "Arn"]},
         {"Fn::GetAtt": "Queue.Arn"},
@@ -68,7 +68,7 @@ def test_resources_are_what_cloudformation_makes_of_them() -> None:
     ]  # fmt: skip
 
 
-def test_a_condition_is_decided_by_the_parameters() -> None:
+def test_conditions_are_evaluated_with_the_parameters() -> None:
     keys = {
         "Fn::If": [
             "HasFormer",
@@ -80,14 +80,14 @@ def test_a_condition_is_decided_by_the_parameters() -> None:
     assert patterns(deployed(allow("kms:Sign", keys), former="arn:old")) == [KEY, "arn:old"]
 
 
-def test_a_join_leaves_out_what_has_no_value() -> None:
+def test_join_omits_elements_without_a_value() -> None:
     former = {"Fn::If": ["HasFormer", {"Ref": "Former"}, {"Ref": "AWS::NoValue"}]}
     keys = {"Fn::Split": [",", {"Fn::Join": [",", [{"Fn::GetAtt": ["Key", "Arn"]}, former]]}]}
     assert patterns(deployed(allow("kms:GetPublicKey", keys))) == [KEY]
     assert patterns(deployed(allow("kms:GetPublicKey", keys), former="arn:a,arn:b")) == [KEY, "arn:a", "arn:b"]
 
 
-def test_what_lambda_asks_to_feed_a_function_is_known_by_its_sources() -> None:
+def test_permissions_of_event_sources_are_recognised() -> None:
     queue, stream = {"Fn::GetAtt": ["Queue", "Arn"]}, {"Fn::GetAtt": ["Table", "StreamArn"]}
     found = deployed(
         allow(["sqs:ReceiveMessage", "sqs:SendMessage"], queue),
@@ -104,17 +104,17 @@ def test_what_lambda_asks_to_feed_a_function_is_known_by_its_sources() -> None:
     assert [action for action, _ in feeding] == [
         "sqs:ReceiveMessage", "dynamodb:GetRecords", "dynamodb:ListStreams", "sqs:SendMessage",
     ]  # fmt: skip
-    assert feeding[-1][1] == "arn:other", "what fails is put aside there, not in the queue that it is read from"
+    assert feeding[-1][1] == "arn:other", "failed messages go to that queue, not to the one that is read"
 
 
-def test_an_alias_is_the_one_that_is_published() -> None:
+def test_alias_resolves_to_the_published_alias() -> None:
     found = deployed(allow("lambda:InvokeFunction", {"Ref": "Idle.Alias"}))
     found.template["Globals"] = {"Function": {"AutoPublishAlias": "live"}}
     named = Deployed(found.template, found.parameters, {**found.ids, "IdleAliaslive": "arn:alias"})
     assert patterns(named) == ["arn:alias"]
 
 
-def test_what_is_not_understood_is_not_guessed() -> None:
+def test_unsupported_statements_raise_an_error() -> None:
     table = {"Fn::GetAtt": ["Table", "Arn"]}
     for statement in (
         {**allow("a:One", table), "Effect": "Deny"},
@@ -130,7 +130,7 @@ def test_what_is_not_understood_is_not_guessed() -> None:
         ready_made.rights()
 
 
-def test_calls_that_no_role_allows_are_told() -> None:
+def test_calls_that_no_role_allows_are_reported() -> None:
     rights = deployed(
         allow("s3:GetObject", [{"Fn::Sub": "${Bucket.Arn}/out?uts/*"}, {"Fn::Sub": "${Bucket.Arn}/one.p"}]),
     ).rights()
@@ -147,7 +147,7 @@ def test_calls_that_no_role_allows_are_told() -> None:
     assert unlawful(rights, [lawful, *others]) == others
 
 
-def test_rights_that_no_call_needed_are_told() -> None:
+def test_permissions_that_no_call_used_are_reported() -> None:
     rights = deployed(
         allow(["dynamodb:GetItem", "dynamodb:PutItem"], {"Fn::GetAtt": ["Table", "Arn"]}),
         allow("dynamodb:Query", [{"Fn::Sub": "${Table.Arn}/index/a"}, {"Fn::Sub": "${Table.Arn}/index/b"}]),
@@ -163,7 +163,7 @@ def test_rights_that_no_call_needed_are_told() -> None:
     ]
 
 
-def test_a_call_is_a_functions_if_its_session_has_the_functions_name(tmp_path: Path) -> None:
+def test_calls_are_matched_to_functions_by_session_name(tmp_path: Path) -> None:
     callers = ["stack-Role/stack-Worker-5", "stack-Role/test", "stack-Worker-5/other"]
     told = [
         {"caller": f"arn:aws:sts::1:assumed-role/{caller}", "action": "a:One", "resource": "*", "allowed": True}

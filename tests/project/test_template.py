@@ -1,4 +1,4 @@
-"""What `template.yaml` promises: who may do what, which routes are open, and that code and template name the same."""
+"""`template.yaml`: permissions of roles, public routes, and agreement with the code."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def resources(template: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def allowing(node: Any) -> Iterator[dict[str, Any]]:
-    """Every statement that allows something, wherever it is in a part of the template."""
+    """Every statement with the effect Allow in a part of the template."""
     if isinstance(node, dict) and node.get("Effect") == "Allow":
         yield node
     for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -58,8 +58,8 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def holders(template: dict[str, Any], resource: str, *actions: str) -> set[str]:
-    """The functions that may do one of these to a resource or a part of it; without actions, anything."""
+def functions_allowed(template: dict[str, Any], resource: str, *actions: str) -> set[str]:
+    """The functions that may perform one of these actions, or any if none is given, on a resource or a part of it."""
     return {
         function
         for function, statement in statements(template)
@@ -67,12 +67,12 @@ def holders(template: dict[str, Any], resource: str, *actions: str) -> set[str]:
     }
 
 
-def test_every_folder_is_a_function_and_every_function_a_folder(template: dict[str, Any]) -> None:
+def test_functions_of_the_template_match_the_folders(template: dict[str, Any]) -> None:
     functions = resources(template, "AWS::Serverless::Function")
     assert sorted(properties["CodeUri"].removeprefix("functions/") for properties in functions.values()) == FUNCTIONS
 
 
-def test_every_route_needs_a_token_but_health_keys_and_documentation(template: dict[str, Any]) -> None:
+def test_only_public_routes_need_no_token(template: dict[str, Any]) -> None:
     api = template["Resources"]["Api"]["Properties"]
     assert api["Auth"]["DefaultAuthorizer"] == "Jwt"
     open_routes = {
@@ -91,10 +91,10 @@ def test_every_route_needs_a_token_but_health_keys_and_documentation(template: d
         for path, calls in described
         for call in calls.values()
         if call.get("security") == []
-    } == open_routes, "what the description says of them"
+    } == open_routes, "the OpenAPI description agrees"
 
 
-def test_the_platforms_account_can_be_any_account_and_no_other(template: dict[str, Any]) -> None:
+def test_platform_account_parameter_accepts_only_valid_accounts(template: dict[str, Any]) -> None:
     pattern = re.compile(template["Parameters"]["PlatformAccount"]["AllowedPattern"])
     for name in ("quittance:platform", "auth0|op", "a", "a" * 255, "...", "mean", ".me"):
         assert pattern.fullmatch(name), name
@@ -103,19 +103,19 @@ def test_the_platforms_account_can_be_any_account_and_no_other(template: dict[st
         assert not pattern.fullmatch(name), name
 
 
-# Actions for which AWS knows no resource to name.
+# Actions for which AWS supports no resource.
 UNSCOPED = re.compile(
     r"dynamodb:ListStreams|xray:Put\w+|logs:\w+(LogDelivery|LogDeliveries|ResourcePolicy|ResourcePolicies|LogGroups)"
 )
-# Statements that allow all actions or all resources: where, and why that must be.
-OWN_POLICY = "a key's policy speaks of the key alone, and makes the account's own policies hold for it"
-BROAD = {"ReceiptRoot": OWN_POLICY, "CheckpointRoot": OWN_POLICY, "WebhookRoot": OWN_POLICY}
+# Resources whose statements allow all actions or all resources, with the reason.
+OWN_POLICY = "a key's policy concerns only the key, and makes the account's IAM policies apply to it"
+BROAD_RESOURCES = {"ReceiptRoot": OWN_POLICY, "CheckpointRoot": OWN_POLICY, "WebhookRoot": OWN_POLICY}
 
 
-def test_no_role_allows_more_than_it_names(template: dict[str, Any]) -> None:
+def test_every_role_names_its_actions_and_resources(template: dict[str, Any]) -> None:
     for name, resource in template["Resources"].items():
         for statement in allowing(resource):
-            if name in BROAD or statement.get("Action") == "sts:AssumeRole":
+            if name in BROAD_RESOURCES or statement.get("Action") == "sts:AssumeRole":
                 continue
             assert {"Action", "Resource"} <= statement.keys(), name
             assert not [action for action in listed(statement["Action"]) if "*" in action], name
@@ -123,41 +123,45 @@ def test_no_role_allows_more_than_it_names(template: dict[str, Any]) -> None:
             assert unscoped or "*" not in listed(statement["Resource"]), name
 
 
-def test_no_role_deletes_anything_or_changes_a_policy(template: dict[str, Any]) -> None:
-    """Nothing of the ledger or the log is ever deleted; a version of an object that is overwritten stays."""
+def test_no_role_may_delete_data_or_change_a_policy(template: dict[str, Any]) -> None:
+    """Nothing of the ledger or the log is ever deleted; versions of overwritten objects stay."""
     changing = re.compile(
         r"(?!s3:GetObjectVersion$)(dynamodb|s3|kms):.*(Delete|Policy|Batch(Write|Execute)|PartiQL|Restore|Disable|Version)|iam:"
     )
     for name, resource in template["Resources"].items():
-        if name not in BROAD:
+        if name not in BROAD_RESOURCES:
             for statement in allowing(resource):
                 assert not [action for action in listed(statement["Action"]) if changing.match(action)], name
 
 
-NOTE_OWNERS = {"AccountsFunction", "SweepFunction"}
+BOND_FUNCTIONS = {"AccountsFunction", "SweepFunction"}
 
 
-def test_roles_hold_apart_who_runs_who_publishes_and_who_pays(template: dict[str, Any]) -> None:
+def test_running_publishing_and_paying_have_separate_roles(template: dict[str, Any]) -> None:
     writes = ("dynamodb:PutItem", "dynamodb:UpdateItem")
-    assert holders(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
-    assert holders(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
-    assert holders(template, "RegistryTable", *writes) == {
+    assert functions_allowed(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
+    assert functions_allowed(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
+    assert functions_allowed(template, "RegistryTable", *writes) == {
         "AgentsFunction",
         "PublishFunction",
         "OperationsFunction",
-        *NOTE_OWNERS,
+        *BOND_FUNCTIONS,
     }
-    assert holders(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
-    assert not holders(template, "LedgerTable", *writes) & {"AgentsFunction", "AuditFunction", "HealthFunction"}
-    assert not holders(template, "LedgerTable") & {"PublicFunction", "PublishFunction", "OperationsFunction"}
-    assert not holders(template, "") & {"AuthorizerFunction"}
+    assert functions_allowed(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
+    assert not functions_allowed(template, "LedgerTable", *writes) & {
+        "AgentsFunction",
+        "AuditFunction",
+        "HealthFunction",
+    }
+    assert not functions_allowed(template, "LedgerTable") & {"PublicFunction", "PublishFunction", "OperationsFunction"}
+    assert not functions_allowed(template, "") & {"AuthorizerFunction"}
 
 
-def test_only_who_needs_a_root_may_sign_with_it(template: dict[str, Any]) -> None:
+def test_only_functions_that_need_a_root_key_may_sign_with_it(template: dict[str, Any]) -> None:
     settling = {f"{name}Function" for name in ("Execute", "Work", "Deadletter", "Result", "Sweep")}
-    assert holders(template, "ReceiptRoot", "kms:Sign") == settling
-    assert holders(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
-    assert holders(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
+    assert functions_allowed(template, "ReceiptRoot", "kms:Sign") == settling
+    assert functions_allowed(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
+    assert functions_allowed(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
     roots = {name for name, found in template["Resources"].items() if found["Type"] == "AWS::KMS::Key"}
     assert roots == {"ReceiptRoot", "CheckpointRoot", "WebhookRoot"}
     for function, statement in statements(template):
@@ -166,18 +170,18 @@ def test_only_who_needs_a_root_may_sign_with_it(template: dict[str, Any]) -> Non
             assert named <= roots, f"{function}: no former root signs"
 
 
-def test_every_root_is_published_and_audited_former_ones_too(template: dict[str, Any]) -> None:
+def test_every_root_key_is_published_even_former_ones(template: dict[str, Any]) -> None:
     lists = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "KeysWithoutPurpose"}
     lists |= {f"Former{purpose.capitalize()}Keys" for purpose in Purpose}
     for name in lists:
-        readers = holders(template, f"'{name}'", "kms:GetPublicKey")
+        readers = functions_allowed(template, f"'{name}'", "kms:GetPublicKey")
         assert readers == {"AuditFunction", "HealthFunction", "PublicFunction"}, name
     variables = str(template["Globals"]["Function"]["Environment"]["Variables"])
     assert all(name in variables for name in lists)
 
 
-def test_a_function_puts_only_its_own_events_on_the_bus(template: dict[str, Any]) -> None:
-    """Otherwise it could ask for tasks, on anybody's credits. The test holds for one source of a call and for all."""
+def test_functions_may_emit_only_their_own_events(template: dict[str, Any]) -> None:
+    """Otherwise it could request tasks with any user's credits. The condition applies to every entry of a call."""
     may_put = {
         "NotifyFunction": {*events.ALL} - {TaskRefused},
         "DeadletterFunction": {TaskRefused},
@@ -198,13 +202,13 @@ def test_a_function_puts_only_its_own_events_on_the_bus(template: dict[str, Any]
         }
 
 
-def test_the_platforms_own_events_ask_for_no_tasks(template: dict[str, Any]) -> None:
+def test_events_of_the_platform_never_request_tasks(template: dict[str, Any]) -> None:
     pattern = template["Resources"]["TaskRequested"]["Properties"]["EventPattern"]
     assert pattern == {"source": [{"anything-but": [events.SOURCE]}], "detail-type": ["TaskRequested"]}
     assert "TaskRequested" not in {event.__name__ for event in events.ALL}
 
 
-# The conditions of the template's policies: the operator and key, and what tries it on the local cloud.
+# The conditions of the template's policies: operator and key, and the tests that try it on the local cloud.
 CONDITIONS = {
     ("ForAllValues:StringEquals", "dynamodb:LeadingKeys"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
     ("ForAllValues:StringLike", "dynamodb:LeadingKeys"): "tests/local/test_cloud.py, tests/e2e/test_privilege.py",
@@ -217,19 +221,19 @@ CONDITIONS = {
 }
 
 
-def test_every_condition_is_one_that_the_local_cloud_enforces(template: dict[str, Any]) -> None:
-    """A new one needs its test, and its line in docs/local-cloud.md."""
+def test_every_condition_of_a_policy_is_listed_with_its_test(template: dict[str, Any]) -> None:
+    """A new condition needs a test, and a row in docs/local-cloud.md."""
     found = set()
     for statement in every_statement(template):
         for operator, keys in statement.get("Condition", {}).items():
             found |= {(operator, key) for key in keys}
-            if "dynamodb:LeadingKeys" in keys:  # the local cloud knows the keys of single requests
+            if "dynamodb:LeadingKeys" in keys:  # the local cloud reads keys of single requests only
                 assert {*listed(statement["Action"])} <= {f"dynamodb:{verb}Item" for verb in ("Get", "Update")}
     assert found == CONDITIONS.keys()
 
 
 def every_statement(value: Any) -> Iterator[dict[str, Any]]:
-    """All statements of policies, wherever they stand in the template."""
+    """All statements of policies in the template."""
     if isinstance(value, dict):
         if "Effect" in value:
             yield value
@@ -238,9 +242,9 @@ def every_statement(value: Any) -> Iterator[dict[str, Any]]:
         yield from every_statement(inner)
 
 
-def test_who_moves_bonds_may_write_owners_and_no_agents(template: dict[str, Any]) -> None:
-    """Whoever holds money must not be able to change what runs."""
-    for function in NOTE_OWNERS:
+def test_functions_that_move_bonds_may_not_write_agents(template: dict[str, Any]) -> None:
+    """A function that moves money must not be able to change agents."""
+    for function in BOND_FUNCTIONS:
         keys = [
             statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
             for name, statement in statements(template)
@@ -253,7 +257,7 @@ def actions(template: dict[str, Any], function: str) -> set[str]:
     return {action for name, stated in statements(template) if name == function for action in listed(stated["Action"])}
 
 
-def test_whoever_works_on_the_queue_may_do_what_execute_may_and_read_the_queue(template: dict[str, Any]) -> None:
+def test_work_role_is_the_execute_role_plus_the_queue(template: dict[str, Any]) -> None:
     functions = resources(template, "AWS::Serverless::Function")
     execute = functions["ExecuteFunction"]["Policies"][0]["Statement"]
     work = functions["WorkFunction"]["Policies"][0]["Statement"]
@@ -264,14 +268,14 @@ def test_whoever_works_on_the_queue_may_do_what_execute_may_and_read_the_queue(t
     ]
 
 
-def test_the_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None:
-    """Agent and two judges share the time that a caller waits; each is loaded, judged and settled at its slowest."""
+def test_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None:
+    """Agent and two judges share the synchronous timeout; each may take the longest loading, rules and settling."""
     runs = 3
     longest_ms = TIMEOUT_S_SYNC_MAX * 1_000 + runs * (launch.RUN_RESERVE_MS + VERDICT_MS_MAX)
     assert template["Resources"]["ExecuteFunction"]["Properties"]["Timeout"] * 1_000 >= longest_ms + CALL_MS_MAX
 
 
-def test_settings_are_declared_in_the_template(template: dict[str, Any]) -> None:
+def test_every_setting_is_declared_in_the_template(template: dict[str, Any]) -> None:
     declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
     defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "TASK_QUEUE_URL", "DEAD_LETTERS_URL"}
     defaulted |= {"EVENT_BUS", "WEBHOOK_QUEUE_URL"}
@@ -285,7 +289,7 @@ def test_tables_are_protected(template: dict[str, Any], table: str) -> None:
     assert properties["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
     assert properties["SSESpecification"] == {"SSEEnabled": True}
     assert resource["DeletionPolicy"] == "RetainExceptOnCreate"
-    assert "TimeToLiveSpecification" not in properties, "money has no time to live"
+    assert "TimeToLiveSpecification" not in properties, "items of the ledger never expire"
 
 
 @pytest.mark.parametrize("bucket", ["UploadsBucket", "BinariesBucket", "OutputsBucket"])
@@ -295,14 +299,14 @@ def test_buckets_are_private_and_versioned(template: dict[str, Any], bucket: str
     assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
 
 
-def test_the_committed_description_is_what_the_code_says() -> None:
+def test_committed_openapi_description_is_current() -> None:
     checked = subprocess.run(
         [sys.executable, "-m", "local.openapi", "--check"], cwd=ROOT, env={"PYTHONPATH": "layers/runtime"}, check=False
     )
     assert checked.returncode == 0, "run make openapi"
 
 
-def test_the_committed_dashboard_is_what_the_code_says() -> None:
+def test_committed_dashboard_is_current() -> None:
     checked = subprocess.run(
         [sys.executable, "-m", "local.dashboard", "--check"],
         cwd=ROOT,
@@ -315,7 +319,7 @@ def test_the_committed_dashboard_is_what_the_code_says() -> None:
 @pytest.mark.parametrize(
     "edit", [("SettlementMs", "SandboxMs"), ('"x": 16', '"x": 8'), ("        ]}\n", "        ]}\n\n")]
 )
-def test_a_dashboard_edited_by_hand_is_stale(
+def test_check_rejects_a_dashboard_edited_by_hand(
     edit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     committed = PATH.read_text("utf-8")
@@ -328,10 +332,10 @@ def test_a_dashboard_edited_by_hand_is_stale(
     assert "make dashboard" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["dashboard"])
     assert dashboard.main() == 0
-    assert edited.read_text("utf-8") == committed, "written anew, and nothing but the dashboard"
+    assert edited.read_text("utf-8") == committed, "only the dashboard is generated again"
 
 
-def test_a_template_without_the_markers_is_refused() -> None:
+def test_template_without_the_markers_is_rejected() -> None:
     for text in ("", dashboard.BEGIN, dashboard.END, 2 * (dashboard.BEGIN + dashboard.END)):
         with pytest.raises(ValueError, match="each of these two lines once"):
             dashboard.written(text)
@@ -340,17 +344,17 @@ def test_a_template_without_the_markers_is_refused() -> None:
 # Anchors and merge keys.
 
 
-def test_aliases_share_no_metadata_and_no_whole_resource(template: dict[str, Any]) -> None:
-    """SAM writes the logical id of each resource into its `Metadata`: shared, all of them would have the last one."""
+def test_yaml_aliases_share_no_metadata_or_whole_resource(template: dict[str, Any]) -> None:
+    """SAM writes each resource's logical id into its `Metadata`: if they shared it, all would have the last id."""
     assert len({id(resource) for resource in template["Resources"].values()}) == len(template["Resources"])
     shared = [resource["Metadata"] for resource in template["Resources"].values() if "Metadata" in resource]
     assert len({id(metadata) for metadata in shared}) == len(shared)
 
 
-def test_every_anchor_is_used() -> None:
+def test_every_yaml_anchor_is_used() -> None:
     tokens = list(yaml.scan(PATH.read_text("utf-8")))
     anchors = [token.value for token in tokens if isinstance(token, yaml.AnchorToken)]
-    assert len(anchors) == len({*anchors}), "a name that is given twice means two things"
+    assert len(anchors) == len({*anchors}), "anchor names are unique"
     assert {*anchors} == {token.value for token in tokens if isinstance(token, yaml.AliasToken)}
 
 
@@ -358,14 +362,14 @@ def test_every_anchor_is_used() -> None:
 
 
 def clients(template: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The people's client and the operator's; there is no other."""
+    """The client for users and the operator's; there is no other."""
     found = resources(template, "AWS::Cognito::UserPoolClient")
     assert found.keys() == {"UserPoolClient", "OperatorClient"}
     return found["UserPoolClient"], found["OperatorClient"]
 
 
-def test_the_operators_client_alone_has_our_scopes(template: dict[str, Any]) -> None:
-    """Else whoever signs in could mint credits."""
+def test_only_the_operators_client_has_our_scopes(template: dict[str, Any]) -> None:
+    """Otherwise any user could mint credits."""
     people, operator = clients(template)
     (server,) = resources(template, "AWS::Cognito::UserPoolResourceServer").values()
     assert {scope["ScopeName"] for scope in server["Scopes"]} == {*SCOPES}
@@ -373,20 +377,20 @@ def test_the_operators_client_alone_has_our_scopes(template: dict[str, Any]) -> 
     assert people["AllowedOAuthScopes"] == ["openid"]
 
 
-def test_people_sign_in_by_code_and_the_operator_by_secret(template: dict[str, Any]) -> None:
+def test_users_sign_in_by_code_and_the_operator_by_secret(template: dict[str, Any]) -> None:
     people, operator = clients(template)
     assert (people["GenerateSecret"], people["AllowedOAuthFlows"]) == (False, ["code"])
     assert (operator["GenerateSecret"], operator["AllowedOAuthFlows"]) == (True, ["client_credentials"])
     for client in (people, operator):
-        assert client["AllowedOAuthFlowsUserPoolClient"] is True, "else the flows and scopes are ignored"
+        assert client["AllowedOAuthFlowsUserPoolClient"] is True, "otherwise the flows and scopes are ignored"
         assert client["PreventUserExistenceErrors"] == "ENABLED"
     assert people["CallbackURLs"] == {"Ref": "CallbackUrls"}
     assert not [flow for flow in people["ExplicitAuthFlows"] if "PASSWORD" in flow]
-    assert operator["ExplicitAuthFlows"] == ["ALLOW_REFRESH_TOKEN_AUTH"], "none means passwords, too"
+    assert operator["ExplicitAuthFlows"] == ["ALLOW_REFRESH_TOKEN_AUTH"], "an empty list would allow passwords"
     assert template["Resources"]["OperatorClient"]["DependsOn"] == "UserPoolScopes"
 
 
-def test_the_functions_accept_both_clients_of_the_pool(template: dict[str, Any]) -> None:
+def test_functions_accept_both_clients_of_the_pool(template: dict[str, Any]) -> None:
     variables = template["Globals"]["Function"]["Environment"]["Variables"]
     pools, others = {"Fn::Sub": "${UserPoolClient},${OperatorClient}"}, {"Fn::Join": [",", {"Ref": "Audience"}]}
     assert variables["AUDIENCE"] == {"Fn::If": ["CreatesPool", pools, others]}
@@ -397,8 +401,8 @@ def test_the_functions_accept_both_clients_of_the_pool(template: dict[str, Any])
     }
 
 
-def test_the_outputs_say_where_the_pools_clients_get_tokens(template: dict[str, Any]) -> None:
-    """As AWS has it: the local cloud has the domain's pages at its own address (tests/e2e/test_identity.py)."""
+def test_outputs_name_the_clients_and_the_login_url(template: dict[str, Any]) -> None:
+    """As on AWS; the local cloud serves the domain's pages at its own address (tests/e2e/test_identity.py)."""
     (domain,) = resources(template, "AWS::Cognito::UserPoolDomain").values()
     assert domain["Domain"]["Fn::If"][1:] == [
         {"Ref": "LoginDomain"},
@@ -411,7 +415,7 @@ def test_the_outputs_say_where_the_pools_clients_get_tokens(template: dict[str, 
         "OperatorClientId": {"Ref": "OperatorClient"},
         "LoginUrl": {"Fn::Sub": "https://${UserPoolDomain}.auth.${AWS::Region}.amazoncognito.com"},
     }
-    assert "Secret" not in json.dumps(template["Outputs"]), "outputs can be read by whoever may look at the stack"
+    assert "Secret" not in json.dumps(template["Outputs"]), "whoever may describe the stack can read its outputs"
 
 
 @pytest.mark.parametrize(
@@ -421,7 +425,7 @@ def test_the_outputs_say_where_the_pools_clients_get_tokens(template: dict[str, 
         ("JwksUrl", ["", "https://a/b", "http://127.0.0.1:1/x"], ["file:///x", "ftp://x", "https://", "a/https://b"]),
     ],
 )
-def test_identity_parameters_have_a_form(
+def test_identity_parameters_reject_malformed_values(
     template: dict[str, Any], parameter: str, good: list[str], bad: list[str]
 ) -> None:
     pattern = re.compile(template["Parameters"][parameter]["AllowedPattern"])
@@ -429,15 +433,15 @@ def test_identity_parameters_have_a_form(
     assert [word for word in bad if pattern.fullmatch(word)] == []
 
 
-def test_an_issuer_and_its_keys_are_named_together(template: dict[str, Any]) -> None:
-    """Refused before anything is deployed: without keys every call would be 503."""
+def test_issuer_and_jwks_url_must_be_given_together(template: dict[str, Any]) -> None:
+    """CloudFormation refuses other parameters before it deploys; without keys every call would get 503."""
     no_issuer, no_keys = ({"Fn::Equals": [{"Ref": name}, ""]} for name in ("IssuerUrl", "JwksUrl"))
     rules = {json.dumps(rule["RuleCondition"]): rule["Assertions"][0]["Assert"] for rule in template["Rules"].values()}
     assert rules == {json.dumps({"Fn::Not": [no_issuer]}): {"Fn::Not": [no_keys]}, json.dumps(no_issuer): no_keys}
 
 
-def test_a_refused_token_is_answered_with_the_reason(template: dict[str, Any]) -> None:
-    """By a denial: the gateway's answer to it may quote the authorizer, its answer to an exception may not."""
+def test_gateway_answers_a_refused_token_with_the_reason(template: dict[str, Any]) -> None:
+    """By a denial: the gateway's answer to a denial may quote the authorizer, its answer to an exception may not."""
     refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
     denied, anonymous = refusals["ACCESS_DENIED"], refusals["UNAUTHORIZED"]
     assert denied["StatusCode"] == anonymous["StatusCode"] == 401
@@ -449,7 +453,7 @@ def test_a_refused_token_is_answered_with_the_reason(template: dict[str, Any]) -
     assert json.loads(anonymous["ResponseTemplates"]["application/json"]) == problem(UnauthenticatedError())[1]
 
 
-def test_an_issuer_that_is_away_is_our_outage(template: dict[str, Any]) -> None:
+def test_gateway_answers_503_if_the_issuer_does_not_answer(template: dict[str, Any]) -> None:
     refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
     failed = refusals["AUTHORIZER_FAILURE"]
     assert refusals["AUTHORIZER_CONFIGURATION_ERROR"] == failed
@@ -463,21 +467,21 @@ def test_an_issuer_that_is_away_is_our_outage(template: dict[str, Any]) -> None:
 
 
 def test_outputs_are_what_clients_and_operators_connect_to(template: dict[str, Any]) -> None:
-    """Physical names of other resources are asked of CloudFormation by their logical ids (docs/runbooks.md)."""
+    """CloudFormation gives physical names of other resources by their logical ids (docs/runbooks.md)."""
     entry_points = {"ApiUrl", "StageArn", "ExecuteFunction", "TaskQueue", "RunWorkflow", "EventBus", "AlarmTopic"}
     identity = {"Issuer", "UserPoolId", "UserClientId", "OperatorClientId", "LoginUrl"}
     assert template["Outputs"].keys() == entry_points | identity
 
 
 def test_outputs_name_functions_by_their_alias(template: dict[str, Any]) -> None:
-    """Without it AWS runs the newest code, even if its rollout was taken back, and never from a snapshot."""
+    """Without the alias AWS runs the newest code, even if its rollout was rolled back, and without SnapStart."""
     functions = resources(template, "AWS::Serverless::Function")
     named = {name: found["Value"] for name, found in template["Outputs"].items() if "Function" in str(found["Value"])}
     assert named == {"ExecuteFunction": {"Ref": "ExecuteFunction.Alias"}}
     assert named.keys() <= functions.keys()
 
 
-def test_every_function_has_versions_of_all_that_it_is(template: dict[str, Any]) -> None:
+def test_any_change_of_a_function_publishes_a_version(template: dict[str, Any]) -> None:
     shared = template["Globals"]["Function"]
     assert (shared["AutoPublishAlias"], shared["AutoPublishAliasAllProperties"]) == ("live", True)
     for name, function in resources(template, "AWS::Serverless::Function").items():
@@ -485,7 +489,7 @@ def test_every_function_has_versions_of_all_that_it_is(template: dict[str, Any])
         assert not own, f"{name}: a new environment must be a new version"
 
 
-def test_functions_that_somebody_waits_for_start_from_snapshots(template: dict[str, Any]) -> None:
+def test_only_functions_that_callers_wait_for_use_snapstart(template: dict[str, Any]) -> None:
     snapped = {
         name: function["SnapStart"]
         for name, function in resources(template, "AWS::Serverless::Function").items()
@@ -498,7 +502,7 @@ def test_functions_that_somebody_waits_for_start_from_snapshots(template: dict[s
     assert template["Parameters"]["SnapStart"]["Default"] == "PublishedVersions"
 
 
-def test_neither_who_tells_nor_who_delivers_can_touch_money(template: dict[str, Any]) -> None:
+def test_notify_and_webhook_roles_cannot_access_tables(template: dict[str, Any]) -> None:
     deliver = resources(template, "AWS::Serverless::Function")["WebhookFunction"]
     assert {action for action in actions(template, "NotifyFunction") if action.startswith("dynamodb:")} == {
         "dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams",
@@ -508,17 +512,17 @@ def test_neither_who_tells_nor_who_delivers_can_touch_money(template: dict[str, 
     assert actions(template, "NotifyFunction") >= {"events:PutEvents", "sqs:SendMessage"}
 
 
-def test_a_webhook_is_tried_as_often_as_the_code_counts(template: dict[str, Any]) -> None:
+def test_webhook_queue_matches_the_retries_of_the_code(template: dict[str, Any]) -> None:
     queue, failures = (template["Resources"][name]["Properties"] for name in ("WebhookQueue", "WebhookFailures"))
     assert queue["RedrivePolicy"]["maxReceiveCount"] == WEBHOOK_TRIES_MAX
     waits_s = sum(min(WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN * 2**number) for number in range(WEBHOOK_TRIES_MAX))
     assert waits_s < queue["MessageRetentionPeriod"] < failures["MessageRetentionPeriod"]
     function = template["Resources"]["WebhookFunction"]["Properties"]
     assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
-    assert function["Timeout"] * 1_000 > WEBHOOK_CONNECT_MS_MAX + WEBHOOK_MS_MAX + 10_000, "and a slow resolver"
+    assert function["Timeout"] * 1_000 > WEBHOOK_CONNECT_MS_MAX + WEBHOOK_MS_MAX + 10_000, "time for the resolver"
 
 
-def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: dict[str, Any]) -> None:
+def test_stream_filters_pass_exactly_what_notify_handles(template: dict[str, Any]) -> None:
     mappings = resources(template, "AWS::Lambda::EventSourceMapping")
     ledger, registry = (
         [json.loads(one["Pattern"])["dynamodb"] for one in mappings[name]["FilterCriteria"]["Filters"]]
@@ -539,15 +543,15 @@ def test_filters_let_through_what_the_code_tells_of_and_nothing_else(template: d
         assert mappings[name]["DestinationConfig"]["OnFailure"]["Destination"]
 
 
-def test_webhooks_are_public_unless_the_operator_says_otherwise(template: dict[str, Any]) -> None:
+def test_webhooks_go_only_to_public_addresses_by_default(template: dict[str, Any]) -> None:
     assert template["Parameters"]["WebhookLoopbackTargets"]["Default"] == "false"
     assert not Settings.model_fields["webhook_loopback_targets"].default
 
 
-# Limits at the door.
+# Limits of the gateway and of concurrency.
 
 
-def test_the_stage_and_the_executor_are_bounded(template: dict[str, Any]) -> None:
+def test_stage_and_execute_function_have_limits(template: dict[str, Any]) -> None:
     (every,) = template["Resources"]["Api"]["Properties"]["MethodSettings"]
     assert (every["ResourcePath"], every["HttpMethod"]) == ("/*", "*")
     assert every["ThrottlingRateLimit"] == {"Ref": "ThrottleRate"}
@@ -559,8 +563,8 @@ def test_the_stage_and_the_executor_are_bounded(template: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("name", ["Execute", "Publish", "Sweep", "Audit", "Authorizer"])
-def test_concurrency_is_reserved_only_where_the_operator_asks(template: dict[str, Any], name: str) -> None:
-    """New AWS accounts can reserve none, and a reservation of 0 would stop the function."""
+def test_concurrency_is_reserved_only_if_a_parameter_is_set(template: dict[str, Any], name: str) -> None:
+    """New AWS accounts can reserve no concurrency, and a reservation of 0 would stop the function."""
     parameter = template["Parameters"][f"{name}Concurrency"]
     assert (parameter["Type"], parameter["Default"], parameter["MinValue"]) == ("Number", 0, 0)
     condition = {"Fn::Not": [{"Fn::Equals": [{"Ref": f"{name}Concurrency"}, 0]}]}
@@ -570,7 +574,7 @@ def test_concurrency_is_reserved_only_where_the_operator_asks(template: dict[str
     assert reserved == {"Fn::If": [f"Has{name}Concurrency", asked, none]}
 
 
-def test_one_account_cannot_take_the_whole_queue(template: dict[str, Any]) -> None:
+def test_one_account_cannot_use_all_workers_of_the_queue(template: dict[str, Any]) -> None:
     of_one, of_all = (template["Parameters"][f"{name}Concurrency"] for name in ("Account", "Work"))
     assert 0 < of_one["Default"] <= of_all["Default"] // 2
     assert (of_one["MinValue"], of_one["MaxValue"]) == (0, SLOTS_MAX)
@@ -578,16 +582,16 @@ def test_one_account_cannot_take_the_whole_queue(template: dict[str, Any]) -> No
     assert declared == {"Ref": "AccountConcurrency"}
 
 
-def test_a_request_that_the_gateway_refuses_is_told_so_in_our_words(template: dict[str, Any]) -> None:
+def test_gateway_refusals_have_our_problem_bodies(template: dict[str, Any]) -> None:
     refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
     for kind, status in (("REQUEST_TOO_LARGE", 413), ("THROTTLED", 429)):
         assert refusals[kind]["StatusCode"] == status
         assert json.loads(refusals[kind]["ResponseTemplates"]["application/json"])["status"] == status
-    assert "StageArn" in template["Outputs"], "what a firewall's rules are attached to"
+    assert "StageArn" in template["Outputs"], "a web ACL is associated with it"
 
 
-def test_no_browser_sniffs_what_the_gateway_answers(template: dict[str, Any]) -> None:
+def test_gateway_answers_forbid_content_sniffing(template: dict[str, Any]) -> None:
     refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
-    assert {"DEFAULT_4XX", "DEFAULT_5XX"} <= refusals.keys(), "those that are not named are like these"
+    assert {"DEFAULT_4XX", "DEFAULT_5XX"} <= refusals.keys(), "responses that are not listed inherit these"
     for kind, refusal in refusals.items():
         assert refusal["ResponseParameters"]["Headers"]["X-Content-Type-Options"] == "'nosniff'", kind

@@ -1,4 +1,4 @@
-"""The workflow's definition, and what it rests on: names of errors, and answers that fit into its state."""
+"""The workflow's definition, and what it relies on: names of errors, and answers that fit into its state."""
 
 import base64
 import json
@@ -24,8 +24,8 @@ from tests.support import ROOT, Cloud, wasm
 DEFINITION = (ROOT / "workflows" / "run.asl.json").read_text()
 WORKFLOW = json.loads(DEFINITION)
 EXECUTE = WORKFLOW["States"]["EachInput"]["ItemProcessor"]["States"]["Execute"]
-# The SDK's own, by AWS's page on errors in Step Functions and that on Lambda in it; every call here is safe to repeat.
-OF_LAMBDA = {
+# Errors of the SDK and of Lambda, from AWS's pages on Step Functions; every call here is safe to repeat.
+LAMBDA_ERRORS = {
     "Lambda.TooManyRequestsException",
     "Lambda.ServiceException",
     "Lambda.AWSLambdaException",
@@ -36,8 +36,8 @@ OF_LAMBDA = {
     "Runtime.ExitError",
     "States.Timeout",
 }
-# What only HTTP, deposits, payouts and proofs raise.
-NOT_OF_TASKS = {
+# Errors that only HTTP, deposits, payouts, bonds and proofs raise.
+NOT_RAISED_BY_TASKS = {
     "UnauthenticatedError",
     "MissingScopeError",
     "MovementConflictError",
@@ -60,10 +60,10 @@ def subclasses(error: type[QuittanceError]) -> set[str]:
 
 
 def lint_as_inline(definition: str) -> list[str]:
-    """What cfn-lint says of a definition: in a file of its own it would not be looked at."""
+    """What cfn-lint reports for a definition; it does not check one in a separate file."""
     properties = {"RoleArn": "arn:aws:iam::123456789012:role/r", "DefinitionString": definition}
     machine = {"Type": "AWS::StepFunctions::StateMachine", "Properties": properties}
-    from cfnlint.api import lint  # seconds to import, for this one test
+    from cfnlint.api import lint  # takes seconds to import, and only this test needs it
 
     return [match.message for match in lint(json.dumps({"Resources": {"Machine": machine}}))]
 
@@ -74,28 +74,28 @@ def test_the_definition_is_well_formed() -> None:
     assert lint_as_inline(filled.replace('"Default": "Stopped"', '"Defautl": "Stopped"'))
 
 
-def test_every_substitution_is_given(template: dict[str, Any]) -> None:
+def test_template_gives_every_substitution(template: dict[str, Any]) -> None:
     given = template["Resources"]["RunWorkflow"]["Properties"]["DefinitionSubstitutions"]
     assert set(re.findall(r"\$\{(\w+)\}", DEFINITION)) == set(given)
 
 
-def test_every_refusal_is_caught_and_all_else_is_tried_again() -> None:
-    """By exact names: a misspelt one would match nothing, and a new error would end executions."""
+def test_workflow_catches_refusals_and_retries_other_errors() -> None:
+    """Compares exact names: a misspelt name would match nothing, and a new error would end executions."""
     retried, caught = named(EXECUTE["Retry"]), named(EXECUTE["Catch"])
     ours = {"TaskInProgressError", "TooManyRunningError", "FundingPausedError", "PlatformUnavailableError"}
-    assert retried == ours | {"AgentNotReadyError"} | OF_LAMBDA
-    assert caught == subclasses(RequestError) - {"RequestError", "TaskInProgressError"} - NOT_OF_TASKS
-    assert subclasses(QuittanceError) - NOT_OF_TASKS - {"QuittanceError", "RequestError"} <= retried | caught
-    assert named(WORKFLOW["States"]["Plan"]["Retry"]) == OF_LAMBDA
+    assert retried == ours | {"AgentNotReadyError"} | LAMBDA_ERRORS
+    assert caught == subclasses(RequestError) - {"RequestError", "TaskInProgressError"} - NOT_RAISED_BY_TASKS
+    assert subclasses(QuittanceError) - NOT_RAISED_BY_TASKS - {"QuittanceError", "RequestError"} <= retried | caught
+    assert named(WORKFLOW["States"]["Plan"]["Retry"]) == LAMBDA_ERRORS
     assert named(WORKFLOW["States"]["Plan"]["Catch"]) == {"InvalidRequestError", "PayloadTooLargeError"}
 
 
-def test_lambda_gives_up_before_the_workflow_does(template: dict[str, Any]) -> None:
+def test_lambda_times_out_before_the_workflow_state(template: dict[str, Any]) -> None:
     assert EXECUTE["TimeoutSeconds"] > template["Resources"]["ExecuteFunction"]["Properties"]["Timeout"]
 
 
-def test_retries_wait_longer_than_a_task_that_was_lost_is_held() -> None:
-    """On average half of each delay, by its jitter: past a lease (60 s), and past an escrow's expiry (115 s)."""
+def test_retries_last_longer_than_a_lost_task_is_held() -> None:
+    """Jitter halves each delay on average; the sum must exceed a lease (60 s) and an escrow's expiry (115 s)."""
     (retry,) = (retry for retry in EXECUTE["Retry"] if "TaskInProgressError" in retry["ErrorEquals"])
     delays = [
         min(retry["IntervalSeconds"] * retry["BackoffRate"] ** n, retry["MaxDelaySeconds"])
@@ -105,7 +105,7 @@ def test_retries_wait_longer_than_a_task_that_was_lost_is_held() -> None:
     assert retry["JitterStrategy"] == "FULL"
 
 
-def test_the_workflow_may_call_its_two_functions_and_logs_no_data(template: dict[str, Any]) -> None:
+def test_workflow_calls_only_two_functions_and_logs_no_data(template: dict[str, Any]) -> None:
     properties = template["Resources"]["RunWorkflow"]["Properties"]
     statements = [statement for policy in properties["Policies"] for statement in policy["Statement"]]
     calls = [statement for statement in statements if statement["Resource"] != "*"]
@@ -118,10 +118,10 @@ def test_the_workflow_may_call_its_two_functions_and_logs_no_data(template: dict
     on_all = {action for statement in statements if statement["Resource"] == "*" for action in statement["Action"]}
     assert all(action.startswith("logs:") and "*" not in action for action in on_all)
     assert properties["Logging"]["IncludeExecutionData"] is False
-    assert "Policies" not in template["Resources"]["PlanFunction"]["Properties"], "it moves nothing"
+    assert "Policies" not in template["Resources"]["PlanFunction"]["Properties"], "plan needs no permissions"
 
 
-def test_a_direct_task_whose_outcome_is_unknown_raises_what_workflows_try_again(
+def test_unknown_outcome_raises_an_error_that_workflows_retry(
     platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute, asked = load("execute").handler, task(platform.publish(wasm("echo"))) | {"user_id": "alice"}
@@ -135,7 +135,7 @@ def test_a_direct_task_whose_outcome_is_unknown_raises_what_workflows_try_again(
     assert execute(asked, context)["escrow_status"] == "released"
 
 
-def test_an_output_or_log_over_the_bound_is_left_out_and_the_rest_stays(platform: Cloud, context: Any) -> None:
+def test_only_outputs_and_stderr_over_the_bound_are_omitted(platform: Cloud, context: Any) -> None:
     execute, echo = load("execute").handler, platform.publish(wasm("echo"))
     for text, in_json in (("x" * 98, 100), ("é" * 49, 100), ("\0" * 8, 50), ('"' * 49, 100)):
         asked = task(echo, task_id=f"t-{text[0].encode().hex()}", input=text) | {"user_id": "alice"}
@@ -144,7 +144,7 @@ def test_an_output_or_log_over_the_bound_is_left_out_and_the_rest_stays(platform
         assert execute(asked | {"inline_bytes_max": in_json}, context) == whole, "the same task, whatever the bound"
         less = execute(asked | {"inline_bytes_max": in_json - 1}, context)
         encoded = base64.b64encode(text.encode()).decode()
-        in_base64 = encoded if len(encoded) + 2 < in_json else None  # an output of few bytes, spelt with many
+        in_base64 = encoded if len(encoded) + 2 < in_json else None  # few bytes, but long in JSON
         assert less == whole | {"output": None, "output_base64": in_base64}
         assert (in_base64 is None) == (text[0] in "xé")
         assert execute(asked | {"inline_bytes_max": 10}, context) == whole | {"output": None}
@@ -153,8 +153,8 @@ def test_an_output_or_log_over_the_bound_is_left_out_and_the_rest_stays(platform
     assert execute(failing | {"inline_bytes_max": 10}, context)["log"] is None
 
 
-def test_what_the_output_says_of_a_task_fits_into_what_is_kept_free_for_it(platform: Cloud, context: Any) -> None:
-    """With names as long as they may be; a result has a few fields more."""
+def test_output_for_each_task_fits_into_its_reserved_bytes(platform: Cloud, context: Any) -> None:
+    """With the longest names; the reserve must also cover a result's other fields."""
     user, owner = "u" * ACCOUNT_ID_CHARS_MAX, "o" * ACCOUNT_ID_CHARS_MAX
     platform.deposit(user, 1_000_000)
     rules = {"min_bytes": 1}
@@ -170,7 +170,7 @@ def test_what_the_output_says_of_a_task_fits_into_what_is_kept_free_for_it(platf
     assert len(json.dumps(paid)) < RUN_TASK_BYTES
     error = {"code": "artefact_tampered", "message": "x" * 200}
     failed = {"success": False, "output": None, "stopped": error["code"], "tasks": [entry | {"error": error}]}
-    assert (RUN_TASKS_MAX + 1) * len(json.dumps(failed)) < WORKFLOW_STATE_BYTES_MAX, "these have no output"
+    assert (RUN_TASKS_MAX + 1) * len(json.dumps(failed)) < WORKFLOW_STATE_BYTES_MAX, "failed tasks have no output"
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_what_the_output_says_of_a_task_fits_into_what_is_kept_free_for_it(platf
         {"input": MARK, "acceptance": {"json_schema": MARK, "max_bytes": MARK}},
     ],
 )
-def test_no_refusal_quotes_what_was_sent(platform: Cloud, context: Any, change: dict[str, Any]) -> None:
-    """Lambda logs what is raised, and Step Functions keeps it as the error's cause."""
+def test_refusals_do_not_quote_the_request(platform: Cloud, context: Any, change: dict[str, Any]) -> None:
+    """Lambda logs exceptions, and Step Functions stores them as the error's cause."""
     with pytest.raises(RequestError) as refused:
         load("execute").handler(task("a") | {"user_id": "alice"} | change, context)
     assert MARK not in str(refused.value)
@@ -198,8 +198,8 @@ def test_no_refusal_quotes_what_was_sent(platform: Cloud, context: Any, change: 
     assert MARK not in str(refused.value)
 
 
-def test_the_same_failure_is_one_task(platform: Cloud, context: Any) -> None:
-    """What Step Functions repeats is answered from the ledger: one receipt."""
+def test_repeated_failure_is_one_task_with_one_receipt(platform: Cloud, context: Any) -> None:
+    """When Step Functions repeats a task, it is answered from the ledger with the same receipt."""
     asked = task(platform.publish(wasm("failing"))) | {"user_id": "alice"}
     execute = load("execute").handler
     assert {execute(asked, context)["receipt"] for _ in range(3)} == {

@@ -5,7 +5,7 @@ PYTHON := $(shell for python in python3 python3.13 python3.14 python3.12 python3
 	&& echo $$python && break; done)
 endif
 ifeq ($(PYTHON),)
-$(error No Python 3.11 to 3.14 found: install one, or name it: make PYTHON=/path/to/python3.13)
+$(error No Python 3.11 to 3.14 found: install one, or state its path: make PYTHON=/path/to/python3.13)
 endif
 
 LOCAL := @$(PYTHON) -m local $(if $(STATE),--state "$(STATE)")
@@ -25,46 +25,46 @@ export QUITTANCE_PORT
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: ## start the local cloud, deploy template.yaml to it, print example calls (QUITTANCE_PORT=4700 sets the port)
+up: ## start the local cloud, deploy template.yaml, print example calls (QUITTANCE_PORT=4700 sets the port)
 	$(LOCAL) up
 
-down: ## stop the local cloud and everything that it runs
+down: ## stop the local cloud; no process remains
 	$(LOCAL) down
 
-status: ## print whether the local cloud runs, and its address
+status: ## print whether the local cloud is running, and its URL
 	$(LOCAL) status
 
-logs: ## print the functions' logs
+logs: ## print the functions' log lines
 	$(LOCAL) logs
 
-demo: ## deploy locally, publish an agent, pay for a task, verify the receipt; leaves nothing running
+demo: ## publish an agent, pay for a task, verify the receipt
 	$(LOCAL) demo
 
 sam-local: ## run the functions in containers with `sam local start-api` (ARGS="invoke HealthFunction -e FILE": one event)
 	$(LOCAL) sam-local $(ARGS)
 
-sam-smoke: ## test in containers: each file of events/ with `sam local invoke`, a paid task with `sam local start-api`
+sam-smoke: ## test every file in events/ with `sam local invoke`, and a paid task with `sam local start-api`
 	$(DEV) env QUITTANCE_SAM_LOCAL=1 pytest tests/sam_local $(ARGS)
 
 token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600
 	$(LOCAL) token "$(SUBJECT)" --scope "$(SCOPE)" $(if $(TTL),--ttl $(TTL)) $(if $(AUDIENCE),--audience "$(AUDIENCE)")
 
-test: ## run all tests that a change can break, in minutes (ARGS="-k word" selects, ARGS=-v prints pytest's own output)
+test: ## run all tests, in minutes (ARGS="-k word" selects, ARGS=-v prints pytest's usual output)
 	$(DEV) python -m pytest -n auto $(ARGS)
 
-proofs: ## run the long form of the tests, for hours; resumes where it stopped (ARGS="fuzz", "--short", "--again")
+proofs: ## run the long form of the tests and more, for hours; continues where it stopped (ARGS="fuzz", "--short", "--again")
 	$(DEV) env PYTHONPATH=.:layers/runtime python -m tests.long_form $(ARGS)
 
-fuzz: ## run 20,000 mutated modules in the sandbox
+fuzz: ## run 20,000 mutated and generated modules in the sandbox
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/fuzz/fuzz.py --modules 20000 $(ARGS)
 
-fuzz-ledger: ## run 20,000 escrows under injected faults on ministack (ARGS="--engine dynoxide" for the other engine)
+fuzz-ledger: ## run 20,000 escrows under faults on a real database engine (ARGS="--engine dynoxide" for the other)
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/fuzz.py --seeds 20 --escrows 1000 $(ARGS)
 
-mutants: ## remove each ledger guard in turn; the tests must catch every removal
+mutants: ## remove each guard of the ledger in turn: the tests must catch every removal
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/mutants.py $(ARGS)
 
-bench: ## measure cold starts, traces, sandbox, receipts, acceptance, sweep, busy accounts, and what attackers gain
+bench: ## measure cold starts, the sandbox, metering, a hot wallet, receipts, traces, acceptance, attacks and a sweep
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/imports.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
@@ -80,19 +80,19 @@ bench: ## measure cold starts, traces, sandbox, receipts, acceptance, sweep, bus
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit
 
-openapi: ## generate the OpenAPI description and the events' schemas from the code
+openapi: ## regenerate the API's description and the events' schemas from the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
 
 dashboard: ## generate the CloudWatch dashboard in template.yaml from the metrics in the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.dashboard
 
-recompute-reputation: ## recompute each agent's scores from its receipts, and compare them with the stored ones
+recompute-reputation: ## recompute every agent's scores from its receipts and compare them with the stored ones
 	$(LOCAL) reputation
 
 unit: ## run the fast tests
 	$(DEV) pytest tests/ledger tests/acceptance tests/proof tests/api $(ARGS)
 
-e2e: ## run the tests of the deployed template (QUITTANCE_STACK=.local/stack.json: against the running stack)
+e2e: ## run the tests against the deployed template (QUITTANCE_STACK=.local/stack.json uses the running cloud)
 	$(DEV) pytest tests/e2e $(ARGS)
 
 check: lint types ## run all static checks: style, types, imports, template, policies
@@ -101,7 +101,7 @@ check: lint types ## run all static checks: style, types, imports, template, pol
 	$(LOCAL) exec sam sam validate --lint --region us-east-1
 	$(LOCAL) exec policy python local/policies.py
 
-lint: ## check style
+lint: ## check the style
 	$(DEV) ruff check .
 	$(DEV) ruff format --check .
 
@@ -109,7 +109,7 @@ format: ## format the sources
 	$(DEV) ruff check --fix .
 	$(DEV) ruff format .
 
-types: ## check types
+types: ## check the types
 	$(DEV) mypy
 
 build: ## run sam build for both processors, and check the layer's size
@@ -118,5 +118,5 @@ build: ## run sam build for both processors, and check the layer's size
 lock: ## regenerate the pinned requirement files from requirements/*.in
 	$(LOCAL) exec uv requirements/lock.sh
 
-clean: ## stop everything that runs, and remove .local
+clean: ## stop what runs and remove .local
 	$(LOCAL) clean

@@ -22,6 +22,7 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
 )
+PACKAGE = ROOT / "layers" / "runtime" / "quittance"
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.M | re.S)
 
@@ -56,6 +57,30 @@ def test_every_link_has_a_target(page: Path) -> None:
 def test_every_test_file_that_is_named_exists(page: Path) -> None:
     for name in re.findall(r"`(tests/[\w/]+\.py)", page.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_of_a_python_file_exists(page: Path) -> None:
+    """Paths are relative to the repository or to the package; `file.py: name` also names a definition in the file."""
+    for path, name in re.findall(r"`([\w-]+/[\w/-]+\.py)(?:: (\w+))?", page.read_text(encoding="utf-8")):
+        found = [place / path for place in (ROOT, PACKAGE) if (place / path).exists()]
+        assert found, path
+        assert not name or re.search(rf"\b(def|class) {name}\b", found[0].read_text(encoding="utf-8")), name
+
+
+def test_architecture_page_names_functions_of_use_cases() -> None:
+    names = re.findall(r"`(execute|launch|judges|settle|result)\.(\w+)`", text("docs/architecture.md"))
+    assert names
+    for module, name in names:
+        source = (PACKAGE / "usecases" / f"{module}.py").read_text(encoding="utf-8")
+        assert re.search(rf"^def {name}\b", source, re.M), f"{module}.{name}"
+
+
+def test_architecture_page_shows_every_room_and_file() -> None:
+    drawing = text("docs/architecture.md").split("## Rooms")[1].split("```")[1].split("quittance ──")[1]
+    drawn = {name.rstrip("/") for line in drawing.splitlines()[1:] for name in line[:28].split()}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert drawn == rooms | {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
 
 
 def test_documents_state_the_limits_of_a_workflow_run() -> None:

@@ -182,7 +182,7 @@ def _forking() -> Iterator[None]:
         yield
 
 
-def _run_forked(_python: str, binary: bytes) -> compiler._Ended:
+def _run_forked(_python: str, binary: bytes) -> compiler._ChildResult:
     """Stand in for the compiler's way to run its child: the same program, forked."""
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as module:
@@ -199,7 +199,7 @@ def _run_forked(_python: str, binary: bytes) -> compiler._Ended:
         os.kill(child, signal.SIGKILL)  # if it has ended, it is not yet collected, so that the number is still its own
         _, status, usage = os.wait4(child, 0)
     ended = None if output is None else os.waitstatus_to_exitcode(status)
-    return compiler._Ended(ended, output or b"", b"", compiler.cpu_ms_of(usage))
+    return compiler._ChildResult(ended, output or b"", b"", compiler.cpu_ms_of(usage))
 
 
 def _be_the_compiler(module: int, answer: int) -> NoReturn:

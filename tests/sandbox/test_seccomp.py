@@ -42,9 +42,9 @@ def test_all_threads_of_a_worker_are_under_the_filter(make):
     assert own.seccomp is True
 
 
-@pytest.mark.parametrize("name", sorted(seccomp._DEADLY))
+@pytest.mark.parametrize("name", sorted(seccomp._FATAL))
 def test_what_can_never_be_innocent_ends_the_process(name):
-    number = seccomp._DEADLY[name][seccomp._COLUMN]
+    number = seccomp._FATAL[name][seccomp._COLUMN]
     if number is None:
         pytest.skip("not on this architecture")
     ended = child(f"call({number}, 0, 0, 0, 0, 0)")
@@ -130,8 +130,8 @@ def test_where_the_kernel_refuses_the_filter_the_worker_goes_on_without(make):
         from quittance.sandbox import Sandbox, process, seccomp
         number = seccomp._SECCOMP[seccomp._COLUMN]
         process._prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
-        outer = seccomp._load(seccomp._NUMBER_AT), seccomp._step(seccomp._JUMP_IF_EQUAL, number, if_false=1)
-        verdicts = seccomp._step(seccomp._RETURN, seccomp._REFUSE), seccomp._step(seccomp._RETURN, seccomp._ALLOW)
+        outer = seccomp._load(seccomp._NUMBER_AT), seccomp._instruction(seccomp._JUMP_IF_EQUAL, number, if_false=1)
+        verdicts = seccomp._instruction(seccomp._RETURN, seccomp._DENY), seccomp._instruction(seccomp._RETURN, seccomp._ALLOW)
         assert seccomp.install(b"".join(outer + verdicts))
         with Sandbox() as own:
             run = own.run({make(ECHO, stdin=b"hello")!r})
@@ -150,5 +150,5 @@ def test_the_numbers_are_those_of_the_kernels_headers(column):
     known = {name: int(number) for name, number in re.findall(r"^#define __NR(?:3264)?_(\w+) (\d+)$", text, re.M)}
     known.setdefault("newfstatat", known.get("fstatat"))
     single = {"openat": seccomp._OPENAT, "fcntl": seccomp._FCNTL, "seccomp": seccomp._SECCOMP}
-    for name, numbers in {**seccomp._ALLOWED, **seccomp._DEADLY, **single}.items():
+    for name, numbers in {**seccomp._ALLOWED, **seccomp._FATAL, **single}.items():
         assert numbers[column] == known.get(name), name

@@ -121,12 +121,12 @@ COUNTS = ["cpu_ms", "wall_ms", "stderr_bytes"]
 NO_ENDS_OF_A_WORKER = [Outcome.TIMEOUT, Outcome.REJECTED, Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.NOT_NEEDED]
 
 
-def impostor(monkeypatch, script: str) -> None:
+def fake_worker(monkeypatch, script: str) -> None:
     """Put a script in the worker's place. It has the `channel` and the `log`, and writes and reads `whole` frames."""
     opening = """
         import os, sys, time
         from quittance.sandbox import wire
-        channel, log = int(sys.argv[1]), wire.Log(int(sys.argv[2]))
+        channel, shared = int(sys.argv[1]), wire.SharedMemory(int(sys.argv[2]))
         greet = lambda: os.write(channel, wire.encode_greeting(seccomp=False))
         take = lambda: wire.receive(lambda count: os.read(channel, count), 2**20)
     """
@@ -136,7 +136,7 @@ def impostor(monkeypatch, script: str) -> None:
 
 @pytest.mark.parametrize("greeting", [b"\xff" * 64, wire.encode(b""), wire.encode(b"ab"), wire.encode(b"a", b"b")])
 def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
-    impostor(monkeypatch, f"os.write(channel, {greeting!r}); input(os.read(channel, 1))")
+    fake_worker(monkeypatch, f"os.write(channel, {greeting!r}); input(os.read(channel, 1))")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
         assert own.seccomp is None
@@ -170,7 +170,7 @@ def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
     ids=itertools.count(),
 )
 def test_a_worker_that_lies_is_lost(make, monkeypatch, answer):
-    impostor(monkeypatch, f"greet(); take(); os.write(channel, {answer!r}); os.close(channel)")
+    fake_worker(monkeypatch, f"greet(); take(); os.write(channel, {answer!r}); os.close(channel)")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
 
@@ -179,7 +179,7 @@ def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
     most = dict.fromkeys(COUNTS, limits.COUNT_MAX)
     most |= {"fuel": 10**9, "memory_bytes": 16 * limits.MIB, "wall_ms": 60_000}  # the limits of the job
     longest = report(text=b"x" * limits.MESSAGE_CHARS_MAX, exit_code=2**32 - 1, **most)
-    impostor(monkeypatch, f"greet(); take(); os.write(channel, {longest!r}); take()")
+    fake_worker(monkeypatch, f"greet(); take(); os.write(channel, {longest!r}); take()")
     with Sandbox() as own:
         run = own.run(make(TRIVIAL))
         assert (run.outcome, len(run.message)) == (Outcome.SUCCEEDED, limits.MESSAGE_CHARS_MAX)
@@ -193,7 +193,7 @@ def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
 def test_a_run_longer_than_its_timeout_is_a_timeout_when_seen_late(make, monkeypatch, beyond_ms, outcome):
     """Its end is there when the parent looks, which was kept from looking at the deadline, as a stopped process is."""
     late = report(wall_ms=GENEROUS_MS + beyond_ms)
-    impostor(monkeypatch, f"greet(); take(); os.write(channel, {late!r}); take()")
+    fake_worker(monkeypatch, f"greet(); take(); os.write(channel, {late!r}); take()")
     with Sandbox() as own:
         run = own.run(make(TRIVIAL, timeout_ms=GENEROUS_MS))
         assert (run.outcome, run.meter.wall_ms) == (outcome, GENEROUS_MS)
@@ -202,7 +202,7 @@ def test_a_run_longer_than_its_timeout_is_a_timeout_when_seen_late(make, monkeyp
 
 def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):
     monkeypatch.setattr(limits, "LOAD_MS_MAX", GENEROUS_MS)
-    impostor(monkeypatch, f"greet(); take(); time.sleep(2.5); log.begin(); os.write(channel, {report()!r})")
+    fake_worker(monkeypatch, f"greet(); take(); time.sleep(2.5); shared.begin(); os.write(channel, {report()!r})")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL, timeout_ms=2_000)).outcome is Outcome.SUCCEEDED
 
@@ -213,12 +213,12 @@ def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):
     ids=["end of time", "future", "past", "again and again"],
 )
 def test_a_worker_that_lies_about_the_guests_beginning_gains_at_most_one_timeout(make, monkeypatch, note):
-    impostor(
+    fake_worker(
         monkeypatch,
         f"""
         greet()
         while True:
-            log._memory[:16] = wire._BEGAN.pack({note}, 0)
+            shared._memory[:16] = wire._BEGAN.pack({note}, 0)
         """,
     )
     with Sandbox() as own:
@@ -232,27 +232,27 @@ def test_a_worker_that_lies_about_the_guests_beginning_gains_at_most_one_timeout
 
 @pytest.mark.parametrize("noted_s", [-(10**4), -1, 1, 10**9], ids=lambda seconds: f"{seconds} s from now")
 def test_a_note_counts_as_far_as_it_can_be_true_and_once(tmp_path, noted_s):
-    (tmp_path / "log").write_bytes(bytes(wire.LOG_BYTES))
-    with (tmp_path / "log").open("r+b") as file, contextlib.closing(wire.Log(file.fileno())) as log:
+    (tmp_path / "shared").write_bytes(bytes(wire.SHARED_BYTES))
+    with (tmp_path / "shared").open("r+b") as file, contextlib.closing(wire.SharedMemory(file.fileno())) as shared:
         ordered = time.monotonic()  # noqa: TID251 - the clock of the deadline that is read
-        guest_time = supervisor._GuestTime(log, timeout=100, begin_by=ordered + 5)
-        assert not guest_time.began
-        assert guest_time.next_look() == ordered + 5
-        log._memory[:16] = wire._BEGAN.pack(max(time.monotonic_ns() + noted_s * 10**9, 1), 0)
-        deadline = guest_time.next_look()
+        clock = supervisor._GuestClock(shared, timeout=100, begin_by=ordered + 5)
+        assert not clock.began
+        assert clock.wait_until() == ordered + 5
+        shared._memory[:16] = wire._BEGAN.pack(max(time.monotonic_ns() + noted_s * 10**9, 1), 0)
+        deadline = clock.wait_until()
         assert ordered + 100 <= deadline <= time.monotonic() + 100  # noqa: TID251 - as above
-        assert guest_time.began
-        log.begin()
-        assert guest_time.next_look() == deadline
+        assert clock.began
+        shared.begin()
+        assert clock.wait_until() == deadline
 
 
-@pytest.mark.parametrize("pause", ["time.sleep(0.01)", "log.begin()"], ids=["slow", "fast, and always beginning"])
+@pytest.mark.parametrize("pause", ["time.sleep(0.01)", "shared.begin()"], ids=["slow", "fast, and always beginning"])
 def test_a_worker_that_sends_drop_by_drop_gains_no_time(make, monkeypatch, pause):
     head = report(body=bytes(limits.OUTPUT_BYTES_MAX))[: -limits.OUTPUT_BYTES_MAX]
-    impostor(
+    fake_worker(
         monkeypatch,
         f"""
-        greet(); take(); log.begin(); os.write(channel, {head!r})
+        greet(); take(); shared.begin(); os.write(channel, {head!r})
         while True:
             os.write(channel, bytes(1))
             {pause}
@@ -268,7 +268,7 @@ def test_a_worker_that_sends_drop_by_drop_gains_no_time(make, monkeypatch, pause
 
 def test_a_worker_that_dies_between_the_job_and_the_guest_is_replaced(make, monkeypatch, tmp_path):
     mark = str(tmp_path / "mark")
-    impostor(
+    fake_worker(
         monkeypatch,
         f"""
         greet(); take()
@@ -285,14 +285,14 @@ def test_a_worker_that_dies_between_the_job_and_the_guest_is_replaced(make, monk
 def test_workers_that_die_one_after_the_other_share_the_time_to_begin(make, monkeypatch, tmp_path):
     monkeypatch.setattr(limits, "LOAD_MS_MAX", 1_200)
     tries = tmp_path / "tries"
-    impostor(monkeypatch, f"open({str(tries)!r}, 'a').write('x'); greet(); take(); time.sleep(0.5)")
+    fake_worker(monkeypatch, f"open({str(tries)!r}, 'a').write('x'); greet(); take(); time.sleep(0.5)")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
     assert len(tries.read_text()) <= 3, "each takes half a second of them all"
 
 
 def test_a_run_that_began_is_never_repeated(make, monkeypatch, tmp_path):
-    impostor(monkeypatch, f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); greet(); take(); log.begin()")
+    fake_worker(monkeypatch, f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); greet(); take(); shared.begin()")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
     assert (tmp_path / "tries").read_text() == "x"

@@ -83,7 +83,7 @@ def test_every_name_is_bounded(place):
         compile_to_artefact(within)
     beyond = refusal(PLACES[place](b"n" * (most + 1)))
     assert beyond.code is Refusal.NAME_TOO_LONG
-    assert f"{most + 1}; the most is {most} bytes" in beyond.message
+    assert f"{most + 1}; the maximum is {most} bytes" in beyond.message
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quittance import limits
 from quittance.run import Outcome
 from quittance.sandbox.engine import new_engine
-from quittance.sandbox.wasi import ARGV, CALLS, CLOCK_LOOKS, CLOCK_STEP_NS, MODULE, NO_RESULT, Errno, Guest
+from quittance.sandbox.wasi import ARGV, CALLS, CLOCK_READS_PER_STEP, CLOCK_STEP_NS, MODULE, NO_RESULT, Errno, Guest
 from tests.hostile.harness import lasting
 from tests.sandbox.wat import PAGE_BYTES, TRIVIAL, call, errno_program, iovecs, memory, program, writer
 
@@ -135,7 +135,7 @@ def test_reads_scatter_as_readv_does(lengths, data):
     expected = [bytearray(length) for length in lengths]
     count = os.readv(reader, expected)
     os.close(reader)
-    flat, asked = Flat(), Guest(stdin=data, epoch_ns=0, seed=b"", log=lambda _: None)
+    flat, asked = Flat(), Guest(stdin=data, epoch_ns=0, seed=b"", write_stderr=lambda _: None)
     places = [(1_024 + 32 * index, length) for index, length in enumerate(lengths)]
     flat.write(0, iovecs(*places))
     assert asked.fd_read(flat, 0, 0, len(places), 512) == Errno.SUCCESS
@@ -282,11 +282,11 @@ def test_the_clock_keeps_its_pace_between_reads_and_writes():
         asked.clock_time_get(flat, 1, 0, 64)
         asked.fd_write(flat, 1, 0, 1, 512)
     assert int.from_bytes(flat.read(64, 8), "little") == 10_000 * CLOCK_STEP_NS
-    for _ in range(CLOCK_LOOKS):
+    for _ in range(CLOCK_READS_PER_STEP):
         asked.clock_time_get(flat, 1, 0, 64)
-    assert int.from_bytes(flat.read(64, 8), "little") == (10_000 + CLOCK_LOOKS) * CLOCK_STEP_NS
+    assert int.from_bytes(flat.read(64, 8), "little") == (10_000 + CLOCK_READS_PER_STEP) * CLOCK_STEP_NS
     asked.clock_time_get(flat, 1, 0, 64)
-    assert int.from_bytes(flat.read(64, 8), "little") == (10_002 + CLOCK_LOOKS) * CLOCK_STEP_NS
+    assert int.from_bytes(flat.read(64, 8), "little") == (10_002 + CLOCK_READS_PER_STEP) * CLOCK_STEP_NS
 
 
 def test_the_clock_keeps_its_pace_for_a_guest_that_computes(make, sandbox):
@@ -373,7 +373,7 @@ class Flat:
 
 
 def guest(kept: list[bytes]) -> Guest:
-    return Guest(stdin=b"", epoch_ns=0, seed=b"seed", log=kept.append)
+    return Guest(stdin=b"", epoch_ns=0, seed=b"seed", write_stderr=kept.append)
 
 
 def test_randomness_is_one_stream_however_it_is_drawn():

@@ -118,7 +118,7 @@ class Subject:
 
     def run(self) -> tuple[float, bytes, int]:
         """Run once; give the CPU seconds, the output and the fuel."""
-        guest = Guest(stdin=self._stdin, epoch_ns=0, seed=b"", log=lambda _: None)
+        guest = Guest(stdin=self._stdin, epoch_ns=0, seed=b"", write_stderr=lambda _: None)
 
         def answer(name: str, memory: GuestMemory, arguments: Sequence[int]) -> int:
             return guest.answer(name, memory, arguments)

@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from local import cloud, deploy, processes, venvs
-from local.console import MendError
+from local.console import CommandError
 from local.paths import ROOT, State
 from tests.waiting import until
 
@@ -437,7 +437,7 @@ def test_a_taken_port_is_told(state):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(MendError, match=f"port {port} on 127.0.0.1 is taken"):
+        with pytest.raises(CommandError, match=f"port {port} on 127.0.0.1 is taken"):
             cloud.start(state, port)
 
 

@@ -33,7 +33,7 @@ def test_a_process_and_its_detached_children_end():
         assert head
         assert child
 
-        processes.end({head}, polite_seconds=0.2)
+        processes.end({head}, term_seconds=0.2)
 
         assert not {head, child} & processes.table().keys()
 
@@ -42,7 +42,7 @@ def test_a_process_that_only_has_the_number_is_left_alone(sleeper):
     own = processes.find(sleeper.pid)
     assert own
 
-    processes.end({replace(own, began="long ago")}, polite_seconds=0.1)
+    processes.end({replace(own, began="long ago")}, term_seconds=0.1)
 
     assert own in processes.table()
 

@@ -63,7 +63,7 @@ class Environment:
     def close(self) -> None:
         self.sandbox.close()
 
-    def attempt(self, case: Case) -> Ending:
+    def run_case(self, case: Case) -> Ending:
         """Validate, compile and run a case."""
         watch = Stopwatch()
         try:

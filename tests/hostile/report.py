@@ -65,7 +65,7 @@ def rows(folder: Path) -> tuple[list[str], int]:
             if case.group != group:
                 group = case.group
                 lines += ["", f"### {group.capitalize()}", "", *_HEAD]
-            ending = environment.attempt(case)
+            ending = environment.run_case(case)
             found = failures(case, ending, environment)
             if not environment.is_unharmed():
                 found.append("the next run was harmed")

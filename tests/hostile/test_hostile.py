@@ -23,7 +23,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_hostile_module_ends_as_expected_and_harms_nothing(environment: Environment, case: Case):
-    found = failures(case, environment.attempt(case), environment)
+    found = failures(case, environment.run_case(case), environment)
     assert environment.is_unharmed(), "the next run in the same environment differs"
     assert not found, "\n".join(found)
 

@@ -244,7 +244,7 @@ class _Worker:
         self._runs = 0
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             self._channel, their_channel = map(ours.enter_context, socket.socketpair())
-            self._channel.setblocking(False)  # noqa: FBT003 - socket takes it so
+            self._channel.setblocking(False)  # noqa: FBT003 - the socket module takes it by position
             # The pipe never blocks the worker: when it is full, further text is dropped.
             stderr, their_stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             self._stderr = ours.enter_context(os.fdopen(stderr, "rb", buffering=0))
@@ -267,7 +267,7 @@ class _Worker:
             self._send_job(job, begin_by)
             header, body = self._receive_report(job, begin_by)
             run, resident_bytes = wire.decode_run(header, body, self._shared.stderr())
-            # The report may arrive in time although the guest was late: this process was not scheduled at the deadline.
+            # A report may be there although the guest was late, if this process was not running at the deadline.
             late = run.meter.wall_ms > job.timeout_ms
             if late and run.outcome is not Outcome.WORKER_LOST:
                 raise _GuestOverdueError  # noqa: TRY301 - the same end as at the deadline

@@ -102,7 +102,7 @@ def run_demo(stack: Stack, state: State, layer: Path) -> None:
     say("\nPay an agent only for work that it did, and prove it.\n")
 
     _bond(stack, state)
-    say(f"{number()} {OWNER} deposits a bond of {_BOND} credits: it pays for what failures of its agents cost")
+    say(f"{number()} {OWNER} deposits a bond of {_BOND} credits: it pays the cost of failed runs of the agents")
 
     size = SEED_AGENT.module.stat().st_size
     begin = time.monotonic()
@@ -154,7 +154,7 @@ def _run_failure(
 ) -> None:
     """Run an agent that fails. It costs the user nothing, and the owner's bond the computing."""
     failing_id = _publish(stack, state, _FAILING_AGENT)
-    say(f"{number()} {USER} hires an agent that fails: {failing_id}")
+    say(f"{number()} {USER} calls an agent that fails: {failing_id}")
     result = _execute(stack, state, task_id, failing_id, None)
     error = result["error"]
     say(f"     output    none; {error['code']}: {error['message']}")

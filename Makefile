@@ -1,11 +1,11 @@
-# One command per wish; `make help` lists them. All that they make is under .local/.
+# `make help` lists the commands. All files that they generate are under .local/.
 ifndef PYTHON
 PYTHON := $(shell for python in python3 python3.13 python3.14 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
 endif
 ifeq ($(PYTHON),)
-$(error No Python 3.11 to 3.14 found: install one, or name it: make PYTHON=/path/to/python3.13)
+$(error No Python 3.11 to 3.14 found: install one, or state its path: make PYTHON=/path/to/python3.13)
 endif
 
 LOCAL := @$(PYTHON) -m local $(if $(STATE),--state "$(STATE)")
@@ -22,49 +22,49 @@ export QUITTANCE_PORT
 .PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi dashboard logs demo sam-local \
 	sam-smoke token test unit e2e check lint format types build lock clean
 
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: ## start the local cloud, deploy template.yaml, print ready calls (QUITTANCE_PORT=4700 to choose)
+up: ## start the local cloud, deploy template.yaml, print example calls (QUITTANCE_PORT=4700 sets the port)
 	$(LOCAL) up
 
-down: ## end the local cloud; nothing stays running
+down: ## stop the local cloud; no process remains
 	$(LOCAL) down
 
-status: ## does the local cloud run, and where
+status: ## print whether the local cloud is running, and its URL
 	$(LOCAL) status
 
-logs: ## what the functions wrote to their logs
+logs: ## print the functions' log lines
 	$(LOCAL) logs
 
-demo: ## the story: publish an agent, pay for a task, verify the receipt
+demo: ## publish an agent, pay for a task, verify the receipt
 	$(LOCAL) demo
 
-sam-local: ## the functions in containers, behind `sam local start-api` (ARGS="invoke HealthFunction -e FILE": one event)
+sam-local: ## run the functions in containers with `sam local start-api` (ARGS="invoke HealthFunction -e FILE": one event)
 	$(LOCAL) sam-local $(ARGS)
 
-sam-smoke: ## every file in events/ by `sam local invoke`, and a paid task by `sam local start-api`
+sam-smoke: ## test every file in events/ with `sam local invoke`, and a paid task with `sam local start-api`
 	$(DEV) env QUITTANCE_SAM_LOCAL=1 pytest tests/sam_local $(ARGS)
 
 token: ## print a bearer token: SUBJECT=alice SCOPE="ledger:deposit" TTL=3600
 	$(LOCAL) token "$(SUBJECT)" --scope "$(SCOPE)" $(if $(TTL),--ttl $(TTL)) $(if $(AUDIENCE),--audience "$(AUDIENCE)")
 
-test: ## everything that a change can break, in minutes (ARGS="-k word" to choose, ARGS=-v for pytest's own output)
+test: ## run all tests, in minutes (ARGS="-k word" selects, ARGS=-v prints pytest's usual output)
 	$(DEV) python -m pytest -n auto $(ARGS)
 
-proofs: ## the same and more in the long form, for hours; goes on where it was (ARGS="fuzz", "--short", "--again")
+proofs: ## run the long form of the tests and more, for hours; continues where it stopped (ARGS="fuzz", "--short", "--again")
 	$(DEV) env PYTHONPATH=.:layers/runtime python -m tests.long_form $(ARGS)
 
-fuzz: ## 20,000 mutated modules through the sandbox
+fuzz: ## run 20,000 mutated and generated modules in the sandbox
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/fuzz/fuzz.py --modules 20000 $(ARGS)
 
-fuzz-ledger: ## 20,000 escrows under faults on a real engine (ARGS="--engine dynoxide" for the other)
+fuzz-ledger: ## run 20,000 escrows under faults on a real database engine (ARGS="--engine dynoxide" for the other)
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/fuzz.py --seeds 20 --escrows 1000 $(ARGS)
 
 mutants: ## remove each guard of the ledger in turn: the tests must catch every removal
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/mutants.py $(ARGS)
 
-bench: ## what cold starts, traces, the sandbox, receipts, acceptance and a sweep cost; what a wallet bears and an attacker gets
+bench: ## measure cold starts, the sandbox, metering, a hot wallet, receipts, traces, acceptance, attacks and a sweep
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/imports.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sandbox.py
@@ -80,43 +80,43 @@ bench: ## what cold starts, traces, the sandbox, receipts, acceptance and a swee
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit
 
-openapi: ## write the API's description and the events' schemas anew from the code
+openapi: ## regenerate the API's description and the events' schemas from the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
 
-dashboard: ## write the CloudWatch dashboard into template.yaml anew from the metrics in the code
+dashboard: ## regenerate the CloudWatch dashboard in template.yaml from the metrics in the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.dashboard
 
-recompute-reputation: ## every agent's scores, made anew from its receipts, and whether the kept ones are the same
+recompute-reputation: ## recompute every agent's scores from its receipts and compare them with the stored ones
 	$(LOCAL) reputation
 
-unit: ## the fast tests
+unit: ## run the fast tests
 	$(DEV) pytest tests/ledger tests/acceptance tests/proof tests/api $(ARGS)
 
-e2e: ## the tests against the deployed template (QUITTANCE_STACK=.local/stack.json: the running one)
+e2e: ## run the tests against the deployed template (QUITTANCE_STACK=.local/stack.json uses the running cloud)
 	$(DEV) pytest tests/e2e $(ARGS)
 
-check: lint types ## all that is checked without running: style, types, imports, template, policies
+check: lint types ## run all static checks: style, types, imports, template, policies
 	$(DEV) env PYTHONPATH=layers/runtime lint-imports
 	$(DEV) cfn-lint -a cfn_lint_serverless.rules -- template.yaml
 	$(LOCAL) exec sam sam validate --lint --region us-east-1
 	$(LOCAL) exec policy python local/policies.py
 
-lint: ## style
+lint: ## check the style
 	$(DEV) ruff check .
 	$(DEV) ruff format --check .
 
-format: ## put the sources into form
+format: ## format the sources
 	$(DEV) ruff check --fix .
 	$(DEV) ruff format .
 
-types: ## types
+types: ## check the types
 	$(DEV) mypy
 
-build: ## sam build for both processors, with the layer's size checked
+build: ## run sam build for both processors and print the layer's size
 	$(LOCAL) build --python 3.13 x86_64 arm64
 
-lock: ## pin the requirement files anew from requirements/*.in
+lock: ## regenerate the pinned requirement files from requirements/*.in
 	$(LOCAL) exec uv requirements/lock.sh
 
-clean: ## end what runs and remove .local
+clean: ## stop what runs and remove .local
 	$(LOCAL) clean

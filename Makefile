@@ -83,7 +83,7 @@ audit: ## recompute the ledger's invariants from the running cloud's table
 openapi: ## regenerate the API's description and the events' schemas from the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.openapi
 
-dashboard: ## generate the CloudWatch dashboard in template.yaml from the metrics in the code
+dashboard: ## regenerate the CloudWatch dashboard in template.yaml from the metrics in the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.dashboard
 
 recompute-reputation: ## recompute every agent's scores from its receipts and compare them with the stored ones

@@ -1,10 +1,10 @@
-"""What a verdict costs at worst: schemas and outputs made to be as dear as the limits let them.
+"""The worst-case cost of a verdict: schemas and outputs that are as expensive as the limits permit.
 
-    python benchmarks/acceptance.py            # prints the table; status 1 if a verdict is over its bound
-    python benchmarks/acceptance.py --write    # and writes it into docs/acceptance.md
+    python benchmarks/acceptance.py            # prints the table; exit status 1 if a verdict exceeds its limit
+    python benchmarks/acceptance.py --write    # also writes it into docs/acceptance.md
 
-Every case is one side's rules held against an output of about a megabyte, with the rules read anew. The least CPU time
-of three counts: what other jobs on the machine do is not the verdict's cost.
+Every case applies one side's rules, newly parsed, to an output of about a megabyte. The least CPU time of three counts,
+because the work of other programs on the machine is not a cost of the verdict.
 """
 
 import argparse
@@ -46,29 +46,29 @@ class Case:
 
 
 def filled(item: str, opening: str = "[", closing: str = "]") -> bytes:
-    """Give a JSON text that repeats an item up to the limit of outputs."""
+    """Return a JSON text that repeats an item up to the output limit."""
     return (opening + ",".join([item] * (ROOM // (len(item.encode()) + 1))) + closing).encode()
 
 
 def numbered(form: str, opening: str = "[", closing: str = "]") -> bytes:
-    """Give a JSON text of as many different items as fit."""
+    """Return a JSON text of as many different items as fit."""
     count = ROOM // (len(form.format(10**6)) + 1)
     return (opening + ",".join(form.format(10**5 + n) for n in range(count)) + closing).encode()
 
 
 def nested(levels: int, leaf: str) -> str:
-    """Give arrays inside one another."""
+    """Return nested arrays."""
     return "[" * levels + leaf + "]" * levels
 
 
 def doubling(levels: int, keyword: str) -> dict[str, Any]:
-    """Give a schema in which every level applies the next twice: 2^levels in all."""
+    """Return a schema in which every level applies the next twice: 2^levels applications in all."""
     steps = {f"n{n}": {keyword: [{"$ref": f"#/$defs/n{n + 1}"}, {"$ref": f"#/$defs/n{n + 1}"}]} for n in range(levels)}
     return {"$ref": "#/$defs/n0", "$defs": {**steps, f"n{levels}": {"type": "null"}}}
 
 
 def honest() -> Iterator[Case]:
-    """Give what people do, as large as may be."""
+    """Yield honest rules with outputs of the maximum size."""
     person = {"type": "object", "required": ["id", "name"], "additionalProperties": False}
     person |= {"properties": {"id": {"type": "integer", "minimum": 0}, "name": {"type": "string", "maxLength": 80}}}
     yield Case("honest: a list of numbers", {"items": {"type": "integer"}}, filled("1"))
@@ -79,7 +79,7 @@ def honest() -> Iterator[Case]:
 
 
 def branching() -> Iterator[Case]:
-    """Give schemas that apply many schemas."""
+    """Yield schemas that apply many schemas."""
     yield Case("2^80 applications of anyOf", doubling(80, "anyOf"), b"1")
     yield Case("2^80 applications of oneOf", doubling(80, "oneOf"), b"null")
     tree = {"$ref": "#/$defs/n", "$defs": {"n": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/n"}}] * 9}}}
@@ -108,7 +108,7 @@ def branching() -> Iterator[Case]:
 
 
 def comparing() -> Iterator[Case]:
-    """Give schemas that compare and calculate."""
+    """Yield schemas that compare and calculate."""
     yield Case("unique items of 60 levels", {"uniqueItems": True}, numbered(nested(60, "{}")))
     yield Case("unique decimals", {"uniqueItems": True}, numbered("0.{}"))
     yield Case("unique numbers of 100 digits", {"uniqueItems": True}, numbered("9" * 90 + ".{}"))
@@ -128,7 +128,7 @@ def comparing() -> Iterator[Case]:
 
 
 def matching() -> Iterator[Case]:
-    """Give regular expressions."""
+    """Yield regular expressions."""
     ab = "".join(random.Random(1).choices("ab", k=ROOM))
     yield Case("a text that fills the engine's memory", {"pattern": "[ab]*a[ab]{20}c"}, f'"{ab}"'.encode())
     yield Case("a text against 33 positions", {"pattern": "[ab]*a[ab]{30}c"}, f'"{ab}"'.encode())
@@ -142,7 +142,7 @@ def matching() -> Iterator[Case]:
 
 
 def reading() -> Iterator[Case]:
-    """Give outputs that are dear to read."""
+    """Yield outputs that are expensive to parse."""
     yield Case("JSON of empty objects", {}, filled("{}"))
     yield Case("JSON of nested arrays", {}, filled(nested(60, "1")))
     yield Case("JSON of decimals", {}, filled("1.5"))
@@ -152,7 +152,7 @@ def reading() -> Iterator[Case]:
 
 
 def measure(case: Case) -> tuple[float, int | None, str]:
-    """Give the least CPU milliseconds, the steps (None: all were used up) and how it ended."""
+    """Return the least CPU milliseconds, the steps (None: all were used up) and how it ended."""
     least = float("inf")
     for _ in range(ROUNDS):
         rules = Rules(json_schema=case.schema)
@@ -170,7 +170,7 @@ def measure(case: Case) -> tuple[float, int | None, str]:
 
 
 def table() -> tuple[list[str], float]:
-    """Measure everything and lay it out; also give the longest time."""
+    """Measure all cases; return the lines of the table and the longest time."""
     lines = ["| case | CPU, ms | steps | verdict |", "|---|---|---|---|"]
     longest = 0.0
     for case in itertools.chain(honest(), branching(), comparing(), matching(), reading()):
@@ -194,7 +194,7 @@ def main() -> None:
         _, _, after = rest.partition(END)
         PAGE.write_text("".join((before, BEGIN, "\n", text, "\n", END, after)), encoding="utf-8")
     if longest > BOUND_MS and not QUICK:
-        sys.exit(f"a verdict took {longest:,.0f} ms, and may take {BOUND_MS}")
+        sys.exit(f"a verdict took {longest:,.0f} ms; the limit is {BOUND_MS} ms")
 
 
 if __name__ == "__main__":

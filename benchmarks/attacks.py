@@ -1,10 +1,10 @@
-"""What an attacker gets for a credit: by the rules of before, and by those of now, for each attack that was found.
+"""What an attacker gets for one credit, under the former and the current rules, for each attack that was found.
 
     python benchmarks/attacks.py            # prints the table
-    python benchmarks/attacks.py --write    # and writes it into docs/who-pays.md
+    python benchmarks/attacks.py --write    # also writes it into docs/who-pays.md
 
-The amounts are decided by the platform's own code. An escrow without prices and without the agent's limits is settled
-as all were before. What happened outside of the decision is a figure of then, marked ¹. "∞" is for nothing at all.
+The platform's code decides the amounts. An escrow without prices and without the agent's limits is settled by the
+former rules. Effects outside of the decision are figures measured at that time, marked ¹. "∞" means: free of charge.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NAMES = 5_000 if QUICK else 45_000
 
 
 def default(name: str) -> int:
-    """The default of a parameter of the template."""
+    """Return the default of a template parameter."""
     return int(template()["Parameters"][name]["Default"])
 
 
@@ -47,7 +47,7 @@ COMPUTE = ComputePrices(default("ComputePerRunMicro"), default("ComputePerBillio
 
 
 def escrow(tariff: str, budget_micro: int, *, now: bool, share_bps: int = 0) -> Escrow:
-    """A funded escrow under the rules of now, or of before."""
+    """Return a funded escrow under the current (`now`) or the former rules."""
     plain = Escrow(
         escrow_id="e", payer="p", task_id="t", request_sha256="r", agent_id="a", owner="o", tariff=tariff,
         budget_micro=budget_micro, fee_bps=default("FeeBps"), timeout_ms=10_000, runner="r", fence=1, funded_ms=1,
@@ -61,7 +61,7 @@ FLAT = '{"type":"flat","price":"0.01"}'
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack: what is counted, and how much of it a credit got before and gets now."""
+    """One attack: what is counted, and how much of it one credit bought before and buys now."""
 
     name: str
     unit: str
@@ -70,21 +70,21 @@ class Attack:
 
 
 def per_credit(got: Fraction | int, cost_micro: int) -> str:
-    """How much of something a credit buys, if so much of it costs so much."""
+    """Return how much one credit buys if `got` costs `cost_micro`."""
     if not cost_micro:
         return "∞" if got else "0"
     return f"{float(Fraction(got) * CREDIT / cost_micro):,.4g}"
 
 
 def cost(made: Escrow, run: Run, *, owner_too: bool = False) -> int:
-    """What a task costs its payer; or payer and owner together, if they are one, who then keeps what is paid."""
+    """Return what a task costs its payer. With `owner_too` they are one party, which keeps what is paid."""
     done = decide(made, run, now_ms=5)
     spent = done.split.budget_micro - done.split.refunded_micro
     return spent + done.charge_micro - done.split.paid_micro if owner_too else spent
 
 
 def both(got: int | Fraction, run: Run, *, owner_too: bool = False) -> tuple[str, str]:
-    """What a credit buys of something that a run gives, before and now; each task has a budget of a credit."""
+    """Return how much of what a run yields one credit buys, before and now. Each task has a budget of one credit."""
     costs = [cost(escrow(FLAT, CREDIT, now=now), run, owner_too=owner_too) for now in (False, True)]
     return per_credit(got, costs[0]), per_credit(got, costs[1])
 
@@ -139,11 +139,13 @@ def output_for_nothing() -> Attack:
 
 
 def toll() -> Attack:
-    """An owner whose judge, also the owner's, rejects everything: what the owner gains of a budget of one credit."""
+    """An owner's own judge rejects everything: what the owner gains from a budget of one credit."""
     judge = Run(Outcome.SUCCEEDED, "", Meter(), limits=replace(OWN, fuel=BILLION))
     hold = escrow('{"type":"flat","price":"0.9"}', 900_040, now=True)
     paid = decide_judge(hold, judge, now_ms=5, released=False).split
-    gained_micro = paid.paid_micro - (paid.budget_micro - paid.refunded_micro)  # into one's purse, out of one's bond
+    gained_micro = paid.paid_micro - (
+        paid.budget_micro - paid.refunded_micro
+    )  # paid to the owner's account, charged to the owner's bond
     return Attack(
         "an agent whose own judge always rejects",
         "credits taken of a budget of 1",
@@ -153,7 +155,7 @@ def toll() -> Attack:
 
 
 def theft() -> Attack:
-    """An output that is read through a judge of the payer's own: bits for each credit that leaves the payer."""
+    """A payer reads an output through their own judge: bits for each credit that the payer loses."""
     judge = Run(Outcome.SUCCEEDED, "", Meter(), limits=replace(OWN, fuel=BILLION))
     hold = escrow('{"type":"flat","price":"0"}', CREDIT, now=True)
     judged = decide_judge(hold, judge, now_ms=5, released=False).split
@@ -168,7 +170,7 @@ def theft() -> Attack:
 
 
 def parsing() -> Attack:
-    """A body of many names of which one stands twice: no account, no credit."""
+    """A body of many names, one of them twice: it needs neither account nor credits."""
     body = "{" + ",".join(f'"n{number}":0' for number in range(NAMES)) + ',"n0":0}'
     began = time.process_time()
     with suppress(QuittanceError):

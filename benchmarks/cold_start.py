@@ -1,10 +1,10 @@
-"""What a cold start costs each function: imports, the parts of its first request, and what a snapshot spares of them.
+"""The cost of a cold start for each function: imports, the parts for its first request, and what a snapshot saves.
 
-    python benchmarks/cold_start.py          # prints the table; ends with 1 if a budget is exceeded
+    python benchmarks/cold_start.py          # prints the table; exit status 1 if a budget is exceeded
 
-Everything runs in fresh processes on the built layer with its bytecode, without site packages, as on Lambda. Times are
-processor times, in units of a process that imports `json` and `logging` alone and is measured in turn with the others:
-so a budget holds on any machine, busy or not. The best of several rounds counts, as noise only ever adds.
+Everything runs in new processes on the built layer with its bytecode, without site packages, as on Lambda. Times are
+processor times, in units of a process that imports only `json` and `logging` and is measured in turn with the others,
+so a budget holds on any machine, busy or not. The best of several rounds counts, because noise only adds time.
 """
 
 import os
@@ -34,7 +34,7 @@ SETTINGS: Final = {
 
 @dataclass(frozen=True)
 class Budget:
-    """How many times the baseline a function's imports may cost, and its prepared parts; and why so much."""
+    """How many times the baseline a function's imports and its prepared parts may cost, and the reason."""
 
     imports: float
     parts: float
@@ -43,18 +43,18 @@ class Budget:
 
 ROUTES: Final = "routes with validation, boto3 and the receipts' cryptography"
 BUDGETS: Final[Mapping[str, Budget]] = {
-    "health": Budget(3.5, 1, "Powertools' logger alone: load balancers call it cold"),
-    "authorizer": Budget(11, 1, "PyJWT with cryptography, and the settings by pydantic: it comes before every request"),
+    "health": Budget(3.5, 1, "only Powertools' logger: load balancers call it cold"),
+    "authorizer": Budget(11, 1, "PyJWT with cryptography, and the settings by pydantic: it runs before every request"),
     "execute": Budget(24, 9, ROUTES),
     "result": Budget(24, 9, ROUTES),
     "agents": Budget(24, 9, ROUTES),
     "accounts": Budget(23, 8, ROUTES),
     "operations": Budget(23, 1, "routes with validation and boto3; operators call it rarely"),
     "public": Budget(24, 9, ROUTES),
-    "publish": Budget(22, 1, "no routes; nobody waits for it"),
+    "publish": Budget(22, 1, "no routes; no caller waits for it"),
     "work": Budget(24, 1, "no routes; the queue waits, not a person"),
     "deadletter": Budget(24, 1, "as work"),
-    "plan": Budget(15, 1, "pydantic and no client"),
+    "plan": Budget(15, 1, "pydantic, but no AWS client"),
     "notify": Budget(22, 1, "no routes; behind a stream"),
     "webhook": Budget(22, 1, "no routes; behind a queue"),
     "sweep": Budget(21, 1, "no routes; it is warm: the schedule calls it every minute"),
@@ -62,25 +62,25 @@ BUDGETS: Final[Mapping[str, Budget]] = {
 }
 
 _PARTS: Final = """
-from quittance import bootstrap
-bootstrap.clients.without_credentials()
-made = bootstrap.Platform(bootstrap.settings())
-for part in bootstrap._prepared: getattr(made, part)
+from quittance import platform
+platform.clients.without_credentials()
+made = platform.Platform(platform.settings())
+for part in platform._prepared: getattr(made, part)
 """
 _RESTORED: Final = """
 import time
-from quittance import bootstrap
-bootstrap.rehearse()
+from quittance import platform
+platform.rehearse()
 began = time.process_time()
-bootstrap.clients.without_credentials()
-made = bootstrap.Platform(bootstrap.settings())
-for part in bootstrap._prepared: getattr(made, part)
+platform.clients.without_credentials()
+made = platform.Platform(platform.settings())
+for part in platform._prepared: getattr(made, part)
 print(time.process_time() - began)
 """
 
 
 def main() -> int:
-    """Measures and judges."""
+    """Measure all functions; return 1 if a budget is exceeded."""
     layer = deploy.layer(deploy.build())
     codes = {"": "import json, logging"}
     for function in BUDGETS:
@@ -112,7 +112,7 @@ def _prepares(function: str) -> bool:
 
 
 def _cost_s(code: str) -> float:
-    """The processor time of a fresh process that runs the code."""
+    """Return the processor time of a new process that runs the code."""
     process = subprocess.Popen([venvs.BASE_PYTHON, "-I", "-S", "-c", code], env=SETTINGS)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -121,11 +121,11 @@ def _cost_s(code: str) -> float:
 
 
 def _restored_s(code: str) -> float:
-    """The processor time of the prepared parts in a process that has rehearsed them."""
-    told = subprocess.run(
+    """Return the processor time of the prepared parts in a process that has rehearsed them."""
+    done = subprocess.run(
         [venvs.BASE_PYTHON, "-I", "-S", "-c", code + _RESTORED], env=SETTINGS, capture_output=True, check=True
     )
-    return float(told.stdout)
+    return float(done.stdout)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     python benchmarks/hot_wallet.py
 
-DynamoDB gives an item to one transaction at a time. The model here holds the items of each write transaction for 6 to
-12 ms and refuses another one that touches any of them with TransactionConflict, at once, as the service does; plain
-reads pass. It stands before the in-memory DynamoDB of the tests, so the ledger's own code runs: each task funds with a
-budget, runs for 50 ms, and settles in part, so the wallet is written twice. Environments are reused, the one used last
-first, as Lambda does. A task that is still refused when its time is up counts as failed (503).
+DynamoDB permits one transaction at a time for an item. The model here holds the items of each write transaction for 6
+to 12 ms and rejects another transaction on any of them at once with TransactionConflict, as the service does; plain
+reads pass. It wraps the in-memory DynamoDB of the tests, so the ledger's code runs: each task funds with a budget, runs
+for 50 ms, and settles in part, so the wallet is written twice. Environments are reused as by Lambda, the most recently
+used first. A task that is still rejected when its time is up counts as failed (503).
 
-Printed for each: tasks, failed ones, write transactions sent for each task (2 is the least), and how long the two
-operations on money took together. Exit status 1 if a task failed although the wallet had purses.
+Printed for each rate: tasks, failed tasks, write transactions sent for each task (at least 2), and the time of the two
+operations on money together. Exit status 1 if a task failed although the wallet was sharded.
 """
 
 import heapq
@@ -47,7 +47,7 @@ DONE = Run(Outcome.SUCCEEDED, "", Meter(fuel=1, wall_ms=5))
 
 @dataclass
 class Contended:
-    """The stand-in behind items that a transaction holds."""
+    """The in-memory DynamoDB, with items that a transaction can hold."""
 
     memory: Memory
     random: Random = field(default_factory=lambda: Random(1))
@@ -79,7 +79,7 @@ class Contended:
 
 
 class Environments:
-    """Lambda's: one for each task at the same time, kept for the next."""
+    """Execution environments as Lambda's: one for each concurrent task, reused afterwards."""
 
     def __init__(self, client: Contended) -> None:
         self._client, self._made = client, 0
@@ -119,7 +119,7 @@ def task(environments: Environments, number: int, took_s: list[float], failed: l
 
 
 def measure(rate: int | None) -> tuple[str, int]:
-    """One row, of `rate` tasks a second or BURST at once; and how many failed."""
+    """Measure `rate` tasks a second, or BURST at once; return a row and the number of failed tasks."""
     memory = Memory()
     client = Contended(memory)
     count = BURST if rate is None else rate * SECONDS

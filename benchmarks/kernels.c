@@ -1,8 +1,8 @@
 /*
- * kernels: small programs, each of one kind of work, to measure what metering costs.
+ * kernels: small programs, each with one kind of work, to measure the cost of metering.
  *
  * Input   the name of a kernel and a number of rounds: "sha256 20000"
- * Output  a checksum, so that no compiler can leave the work out
+ * Output  a checksum, so that the compiler cannot remove the work
  *
  * Built with the compiler of the example agents (see examples/agents/README.md):
  *   python -m ziglang cc -target wasm32-wasi -O2 -s -Wl,-z,stack-size=65536 -o kernels.wasm kernels.c
@@ -21,7 +21,7 @@ static uint32_t next_random(void) {
     return state;
 }
 
-/* Integers: the compression function of SHA-256, again and again. */
+/* Integers: the compression function of SHA-256, repeated. */
 static const uint32_t K[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
@@ -59,7 +59,7 @@ static double sha256(long rounds) {
     return h[0];
 }
 
-/* Integers and branches that nobody can foresee. */
+/* Integers and branches that cannot be predicted. */
 static double collatz(long rounds) {
     uint64_t longest = 0;
     for (uint64_t start = 1; start <= (uint64_t)rounds; ++start) {
@@ -125,7 +125,7 @@ static double matrices(long rounds) {
     return c[1][1];
 }
 
-/* Memory: a walk through 8 MiB in random order; each step waits for the one before. */
+/* Memory: a walk through 8 MiB in random order; each step depends on the one before. */
 static double chase(long rounds) {
     enum { N = 1 << 21 };
     static uint32_t next[N];
@@ -186,7 +186,7 @@ static double searching(long rounds) {
     return (double)found;
 }
 
-/* Strings: numbers are written, read back and added up. */
+/* Strings: format numbers, parse them and add them up. */
 static double formatting(long rounds) {
     char text[64];
     double sum = 0;

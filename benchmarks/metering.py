@@ -1,11 +1,11 @@
-"""What metering costs: real programs with fuel, with epoch interruption, with both and with none of the two.
+"""The cost of metering: real programs with fuel, with epoch interruption, with both and with neither.
 
     python benchmarks/metering.py            # prints the table
-    python benchmarks/metering.py --write    # and writes it into docs/metering.md
+    python benchmarks/metering.py --write    # also writes it into docs/metering.md
 
-Every program runs in this process, under the sandbox's own configuration and host calls, except for the two settings
-that are compared. The four variants take turns, the least CPU time of each counts. `kernels.wasm` is made of kernels.c;
-the other programs are the example agents, those of them that are there.
+Every program runs in this process with the sandbox's configuration and host calls, except for the two settings that are
+compared. The four variants run in turn, and the least CPU time of each counts. `kernels.wasm` is built from kernels.c;
+the other programs are the example agents that have been built.
 """
 
 import argparse
@@ -47,7 +47,7 @@ LINES = [
 
 @dataclass(frozen=True)
 class Program:
-    """A program with an input that keeps it busy for some tenths of a second."""
+    """A program, and an input for which it computes for some tenths of a second."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to meter."""
+    """One combination of the metering settings."""
 
     name: str
     fuel: bool
@@ -74,7 +74,7 @@ VARIANTS = (
 
 
 def programs() -> Iterator[Program]:
-    """Give every program whose module is there."""
+    """Yield every program whose module exists."""
     all_of_them = [
         Program("sha256", "integer", KERNELS, b"sha256 100000"),
         Program("collatz", "integer, branches", KERNELS, b"collatz 300000"),
@@ -105,7 +105,7 @@ def _invoice() -> bytes:
 
 
 class Subject:
-    """A program, compiled for one variant."""
+    """A program compiled for one variant."""
 
     def __init__(self, program: Program, variant: Variant) -> None:
         self._variant = variant
@@ -117,8 +117,8 @@ class Subject:
         self._linked = self._host.link(wasmtime.Module(self._engine, program.module.read_bytes()))
 
     def run(self) -> tuple[float, bytes, int]:
-        """Run once; give the CPU seconds, the output and the fuel."""
-        guest = Guest(stdin=self._stdin, epoch_ns=0, seed=b"", log=lambda _: None)
+        """Run once; return the CPU seconds, the output and the fuel."""
+        guest = Guest(stdin=self._stdin, epoch_ns=0, seed=b"", write_stderr=lambda _: None)
 
         def answer(name: str, memory: GuestMemory, arguments: Sequence[int]) -> int:
             return guest.answer(name, memory, arguments)
@@ -128,7 +128,7 @@ class Subject:
             if self._variant.fuel:
                 store.set_fuel(FUEL)
             if self._variant.epoch:
-                store.set_epoch_deadline(1)  # nobody moves the epoch: only the checks are measured
+                store.set_epoch_deadline(1)  # the epoch never advances: only the checks are measured
             store.set_limits(memory_size=limits.MEMORY_BYTES_DEFAULT)
             began = time.thread_time()
             self._start(store)
@@ -146,13 +146,13 @@ class Subject:
 
 
 def measure(program: Program) -> tuple[dict[str, float], int]:
-    """Give the least CPU seconds of each variant, and the fuel."""
+    """Return the least CPU seconds of each variant, and the fuel."""
     subjects = [(variant.name, Subject(program, variant)) for variant in VARIANTS]
     least = {variant.name: float("inf") for variant in VARIANTS}
     outputs = set()
     fuels = set()
     for _, subject in subjects:
-        subject.run()  # once unmeasured: pages are mapped, caches are warm
+        subject.run()  # warm-up: maps pages, fills caches
     for _ in range(ROUNDS):
         for name, subject in subjects:
             took, output, fuel = subject.run()
@@ -160,13 +160,13 @@ def measure(program: Program) -> tuple[dict[str, float], int]:
             outputs.add(output)
             fuels |= {fuel} - {0}
     if len(outputs) != 1 or len(fuels) != 1:
-        message = f"{program.name} does not repeat: {outputs!r:.200}, {fuels}"
+        message = f"{program.name} is not deterministic: {outputs!r:.200}, {fuels}"
         raise RuntimeError(message)
     return least, fuels.pop()
 
 
 def table() -> list[str]:
-    """Measure everything and lay it out."""
+    """Measure all programs; return the lines of the table."""
     lines = [
         "| program | kind of work | none, ms | fuel | epoch | both | both ÷ fuel | million fuel per second |",
         "|---|---|---|---|---|---|---|---|",

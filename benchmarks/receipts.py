@@ -1,9 +1,9 @@
-"""What receipts cost: time to sign and to verify one, and calls of KMS for a thousand settlements.
+"""The cost of receipts: the time to sign and to verify one, and the KMS calls for a thousand settlements.
 
-    python benchmarks/receipts.py            # prints the table; ends with 1 if a goal is missed
+    python benchmarks/receipts.py            # prints the table; exit status 1 if a goal is missed
 
-Everything is the platform's own code on one thread, with a stand-in for KMS that counts. The settlements are a second
-apart, so that a thousand are within one certificate.
+The platform's code runs on one thread, with a fake KMS that counts its calls. The settlements are one second apart, so
+that a thousand are within the validity of one certificate.
 """
 
 import statistics
@@ -38,25 +38,25 @@ METER = Meter(fuel=34_898, cpu_ms=1, wall_ms=2, memory_bytes=327_680, output_byt
 
 
 class Kms:
-    """A root key that counts how often it is asked to sign."""
+    """A fake KMS with a root key; it counts the calls of `sign`."""
 
     def __init__(self) -> None:
         self.calls = 0
         self._private = ec.generate_private_key(ec.SECP256R1())
 
     def sign(self, *, Message: bytes, **_: Any) -> dict[str, bytes]:  # noqa: N803 - as KMS names them
-        """KMS's Sign."""
+        """Implement KMS's Sign."""
         self.calls += 1
         return {"Signature": self._private.sign(Message, ec.ECDSA(SHA256()))}
 
     def get_public_key(self, **_: Any) -> dict[str, bytes]:
-        """KMS's GetPublicKey."""
+        """Implement KMS's GetPublicKey."""
         public = self._private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return {"PublicKey": public}
 
 
 def statement(number: int) -> dict[str, Any]:
-    """The claims of one success."""
+    """Return the claims of one successful task."""
     name, now_ms = f"task-{number}", (NOW_S + number) * 1_000
     escrow = Escrow(
         escrow_id=escrow_id("user", name), payer="user", task_id=name, request_sha256="", agent_id="agt_1",
@@ -78,7 +78,7 @@ def statement(number: int) -> dict[str, Any]:
 
 
 def p50_ms(calls: list[Callable[[], object]]) -> float:
-    """The median time of a call."""
+    """Return the median time of the calls."""
     took = []
     for call in calls:
         begun = time.perf_counter()
@@ -88,9 +88,9 @@ def p50_ms(calls: list[Callable[[], object]]) -> float:
 
 
 def main() -> int:
-    """Measures, prints, and tells whether the goals are met."""
+    """Measure and print; return 1 if a goal is missed."""
     kms = Kms()
-    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: ["key/root"]})  # type: ignore[arg-type]  # the two calls that it needs
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: ["key/root"]})  # type: ignore[arg-type]  # only the two calls that are used
     statements = [statement(number) for number in range(SETTLEMENTS)]
     receipts: list[str] = []
 

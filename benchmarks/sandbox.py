@@ -1,9 +1,9 @@
-"""What the sandbox itself costs, as ratios to the same work without it, measured in the same run.
+"""The cost of the sandbox: ratios to the same work without it, measured in the same run.
 
     python benchmarks/sandbox.py
 
-Ends with status 1 if something is beyond its bound. The absolute numbers depend on the machine and on what else it
-does; the ratio and the memory hardly do.
+Exit status 1 if a value exceeds its limit. The absolute numbers depend on the machine and on its other work; the ratio
+and the memory hardly do.
 """
 
 import statistics
@@ -40,29 +40,29 @@ MANY_RUNS = scaled(10_000, 200)
 
 
 def measured(action: Callable[[], object]) -> float:
-    """Give the milliseconds that something takes."""
+    """Return how many milliseconds an action takes."""
     began = time.perf_counter()
     action()
     return (time.perf_counter() - began) * 1_000
 
 
-def told(name: str, times: list[float]) -> float:
-    """Print a distribution; give its middle."""
+def print_times(name: str, times: list[float]) -> float:
+    """Print a distribution; return its median."""
     times = sorted(times)
     middle = statistics.median(times)
     print(f"{name:36} p50 {middle:8.3f} ms   p95 {times[len(times) * 95 // 100]:8.3f} ms   least {times[0]:8.3f} ms")
     return middle
 
 
-def verdict(name: str, value: float, most: float, unit: str = "") -> bool:
-    """Print a value beside its bound; give whether it keeps it."""
-    kept = value <= most
-    print(f"{name:36} {value:.2f}{unit}, at most {most:g}{unit}: {'ok' if kept else 'BEYOND ITS BOUND'}")
-    return kept
+def check(name: str, value: float, limit: float, unit: str = "") -> bool:
+    """Print a value with its limit; return whether it is within the limit."""
+    within = value <= limit
+    print(f"{name:36} {value:.2f}{unit}, at most {limit:g}{unit}: {'ok' if within else 'OVER ITS LIMIT'}")
+    return within
 
 
 def warm_run(job: Job, artefact: bytes) -> bool:
-    """Compare a run through the worker with the same run in this process; they take turns."""
+    """Compare a run through the worker with the same run in this process, in turn."""
     executor = Executor()
     program = executor.load(artefact)
     times: dict[str, list[float]] = {"in process": [], "worker": []}
@@ -81,23 +81,23 @@ def warm_run(job: Job, artefact: bytes) -> bool:
         for _ in range(BLOCKS):
             times["in process"] += [measured(in_process) for _ in range(RUNS_PER_BLOCK)]
             times["worker"] += [measured(through_worker) for _ in range(RUNS_PER_BLOCK)]
-    alone = told("trivial run in this process", times["in process"])
-    through = told("trivial run through the worker", times["worker"])
-    return verdict("  ratio of the medians", through / alone, RATIO_MAX, "x")
+    alone = print_times("trivial run in this process", times["in process"])
+    through = print_times("trivial run through the worker", times["worker"])
+    return check("  ratio of the medians", through / alone, RATIO_MAX, "x")
 
 
 def start(job: Job) -> bool:
-    """Measure from nothing to the end of a first run, which includes loading its artefact."""
+    """Measure the start of a worker and its first run, which includes loading the artefact."""
 
     def once() -> None:
         with Sandbox() as sandbox:
             sandbox.run(job)
 
     python = [sys.executable, "-S", "-c", "pass"]
-    bare = told("start of a bare Python", [measured(lambda: _run_to_end(python)) for _ in range(STARTS)])
-    middle = told("start of a worker and a first run", [measured(once) for _ in range(STARTS)])
+    bare = print_times("start of a bare Python", [measured(lambda: _run_to_end(python)) for _ in range(STARTS)])
+    middle = print_times("start of a worker and a first run", [measured(once) for _ in range(STARTS)])
     print(f"{'  ratio of the medians':36} {middle / bare:.2f}x")
-    return verdict("  start and first run", middle, START_MS_MAX, " ms")
+    return check("  start and first run", middle, START_MS_MAX, " ms")
 
 
 def _run_to_end(arguments: list[str]) -> None:
@@ -105,22 +105,22 @@ def _run_to_end(arguments: list[str]) -> None:
 
 
 def deadline() -> bool:
-    """Measure how long after its deadline an endless guest's caller has its answer."""
+    """Measure how long after an endless guest's deadline the caller receives the result."""
     artefact = compile_module(bytes(wasmtime.wat2wasm(ENDLESS)))
     with tempfile.NamedTemporaryFile() as file, Sandbox() as sandbox:
         file.write(artefact.data)
         file.flush()
         job = Job(file.name, artefact.sha256, b"", limits.FUEL_MAX, limits.MIB, DEADLINE_MS, 0, b"")
         late = [measured(lambda: sandbox.run(job)) - DEADLINE_MS for _ in range(STARTS)]
-    return verdict("  answer after the deadline", told("answer after the deadline", late), LATE_MS_MAX, " ms")
+    return check("  answer after the deadline", print_times("answer after the deadline", late), LATE_MS_MAX, " ms")
 
 
 def many_runs(job: Job) -> bool:
-    """Let one worker make many runs, more than it may in production, and see what they leave."""
+    """Let one worker make many runs, more than in production, and measure how its memory grows."""
     with mock.patch.object(limits, "WORKER_RUNS_MAX", 10 * MANY_RUNS), Sandbox() as sandbox:
         for _ in range(WARM_RUNS):
             sandbox.run(job)
-        worker = sandbox._worker  # noqa: SLF001 - whose memory is measured
+        worker = sandbox._worker  # noqa: SLF001 - its memory is measured
         number = worker._process.pid if worker else 0  # noqa: SLF001 - as above
         before, parent_before = _resident_bytes(str(number)), _resident_bytes("self")
         began = time.monotonic()
@@ -128,14 +128,14 @@ def many_runs(job: Job) -> bool:
             last = sandbox.run(job)
         took = time.monotonic() - began
         if last.outcome is not Outcome.SUCCEEDED or sandbox._worker is not worker:  # noqa: SLF001 - as above
-            message = "the worker did not live through the runs"
+            message = "the worker was replaced during the runs"
             raise RuntimeError(message)
         after, parent_after = _resident_bytes(str(number)), _resident_bytes("self")
     print(f"{MANY_RUNS} runs in {took:.1f} s")
     print(f"  worker RSS {before / limits.MIB:.1f} MiB before, {after / limits.MIB:.1f} MiB after")
     print(f"  parent RSS {parent_before / limits.MIB:.1f} MiB before, {parent_after / limits.MIB:.1f} MiB after")
     growth = max(after - before, parent_after - parent_before)
-    return verdict("  growth", growth / limits.MIB, RSS_GROWTH_BYTES_MAX / limits.MIB, " MiB")
+    return check("  growth", growth / limits.MIB, RSS_GROWTH_BYTES_MAX / limits.MIB, " MiB")
 
 
 def _resident_bytes(process: str) -> int:

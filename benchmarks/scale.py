@@ -1,4 +1,4 @@
-"""How much a benchmark does: with QUITTANCE_QUICK it only shows that it runs, and its bounds are not held."""
+"""The size of a benchmark. With QUITTANCE_QUICK a benchmark only proves that it runs; its limits are not enforced."""
 
 import os
 
@@ -6,10 +6,10 @@ QUICK = "QUITTANCE_QUICK" in os.environ
 
 
 def scaled(full: int, quick: int) -> int:
-    """The one number or the other."""
+    """Return the number for a full or for a quick run."""
     return quick if QUICK else full
 
 
 def status(missed: int) -> int:
-    """A benchmark's exit status: whether it missed a bound, in a full run."""
+    """Return a benchmark's exit status: 1 if a limit was exceeded in a full run."""
     return 0 if QUICK else missed

@@ -1,9 +1,9 @@
-"""What a sweep costs: calls of the store for a hundred settled tasks, by how many agents and owners they are of.
+"""The cost of a sweep: store calls for a hundred settled tasks, by the number of their agents and owners.
 
-    python benchmarks/sweep.py            # prints the table; ends with 1 if a goal is missed
+    python benchmarks/sweep.py            # prints the table; exit status 1 if a goal is missed
 
-The platform's own code runs over the proofs' stand-in for DynamoDB, with the shards that the template has. Before
-escrows of several agents were credited together, a hundred tasks took 35 calls for one agent and 1,025 for a hundred.
+The platform's code runs on the proofs' in-memory DynamoDB, with the template's number of shards. Before escrows of
+several agents were credited together, a hundred tasks took 35 calls for one agent and 1,025 for a hundred.
 """
 
 import sys
@@ -34,7 +34,7 @@ TARIFF = f'{{"type":"flat","price":"{format_credits(worlds.FLAT_MICRO)}"}}'
 
 
 class Counting:
-    """The stand-in, counting its calls."""
+    """The in-memory DynamoDB, with its calls counted."""
 
     def __init__(self) -> None:
         self.memory, self.calls = Memory(), Counter[str]()
@@ -50,7 +50,7 @@ class Counting:
 
 
 def swept(agents: int, owners: int, *, fails: bool) -> Counter[str]:
-    """The calls of one sweep over TASKS tasks, one by one settled before, of so many agents and owners."""
+    """Settle TASKS tasks of this many agents and owners, sweep once, and return the sweep's calls."""
 
     def run(job: Job) -> Run:
         meter = Meter(fuel=1_000, wall_ms=1, input_bytes=len(job.stdin), output_bytes=4)
@@ -63,20 +63,20 @@ def swept(agents: int, owners: int, *, fails: bool) -> Counter[str]:
     names = [f"agt_{number:026}" for number in range(agents)]
     for number, name in enumerate(names):
         owner = f"owner-{number % owners}"
-        worlds.AGENTS[name] = worlds._agent(name, owner, TARIFF)  # noqa: SLF001 - as the proofs make theirs
+        worlds.AGENTS[name] = worlds._agent(name, owner, TARIFF)  # noqa: SLF001 - as in the proofs
         world.ledger.deposit(bond_account(owner), name, 10**6, now_ms=now_ms)
     for number in range(TASKS):
         execute.execute(world, "alice", worlds.ask(f"t{number}", names[number % agents], budget=10**5))
     client.calls.clear()
     done = sweep(world)
     if (done.credited, done.logged, done.published) != (TASKS, TASKS, TASKS):
-        msg = f"the sweep did not do all: {done}"
+        msg = f"the sweep did not process all tasks: {done}"
         raise RuntimeError(msg)
     return client.calls
 
 
 def main() -> int:
-    """Prints a line for each crowd; the exit status."""
+    """Print a line for each number of agents and owners; return the exit status."""
     failed = False
     sys.stdout.write(f"| {TASKS} tasks of | calls before | calls | most of them |\n|---|---|---|---|\n")
     for (agents, owners), most in CALLS_MAX.items():
@@ -91,5 +91,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with worlds.quiet(), mock.patch("quittance.observability.measure"):  # nothing among the results but results
+    with worlds.quiet(), mock.patch("quittance.observability.measure"):  # print only the results
         sys.exit(main())

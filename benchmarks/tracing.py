@@ -1,6 +1,6 @@
-"""What a traced task costs more than one that is not: its six steps, sent to a daemon's stand-in on 127.0.0.1.
+"""The additional cost of a traced task: its six steps, sent to a fake X-Ray daemon on 127.0.0.1.
 
-python benchmarks/tracing.py             # prints the table; ends with 1 if the goal is missed
+python benchmarks/tracing.py             # prints the table; exit status 1 if the goal is missed
 """
 
 import os
@@ -24,8 +24,10 @@ SAMPLED: Final = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8a
 
 
 def main() -> int:
-    """Measures and judges."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:  # full after a while: datagrams are dropped
+    """Measure and print; return 1 if the goal is missed."""
+    with socket.socket(
+        socket.AF_INET, socket.SOCK_DGRAM
+    ) as daemon:  # never read: when it is full, datagrams are dropped
         daemon.bind(("127.0.0.1", 0))
         os.environ["AWS_XRAY_DAEMON_ADDRESS"] = f"127.0.0.1:{daemon.getsockname()[1]}"
         costs = {}
@@ -37,7 +39,7 @@ def main() -> int:
 
 
 def task_ms() -> float:
-    """The steps of one task, with nothing in them."""
+    """Time the empty steps of one task."""
     began = time.perf_counter()
     with tracing.invocation():
         tracing.about("e" * 52, task_id="t" * 36, escrow_id="e" * 52, agent_id="agt_k5x2mfq7w3nzt4ab")

@@ -1,11 +1,11 @@
-"""What a ring of fake payers gains: for an agent of its own by washing, against a rival by failing on purpose.
+"""What a ring of fake payers gains: for its own agent by wash trading, against a rival by failing on purpose.
 
     python benchmarks/wash_trading.py            # prints the tables
-    python benchmarks/wash_trading.py --write    # and writes them into docs/reputation.md
+    python benchmarks/wash_trading.py --write    # also writes them into docs/reputation.md
 
-Receipts are made up, from a fixed seed, and folded as the sweep folds them. Honest payers come over half a year; the
-ring acts on the last day, which is the worst for the reference rule. What a ring pays its own agent comes back to it,
-so washing costs it the fees. What it pays a rival is gone. A failed task is refunded and costs nothing.
+Receipts are generated from a fixed seed and folded as in the sweep. Honest payers are spread over half a year; the ring
+acts on the last day, which is the worst case for the reference rule. What a ring pays its own agent returns to it, so
+wash trading costs it only the fees. What it pays a rival is lost. A failed task is refunded and costs nothing.
 """
 
 import argparse
@@ -34,14 +34,14 @@ POPULATIONS = ((40, 10), (10, 10), (400, 1))  # payers, tasks of each
 RINGS = (1, 3) if QUICK else (1, 3, 10, 30, 100, 1_000)
 BATCH = 97
 WALL_MS = 1_500
-PRICE_MICRO = 50_000  # in the middle, of an honest task
+PRICE_MICRO = 50_000  # the median price of an honest task
 UNPRICED_MICRO = 39  # the highest price that has no fee
 UNIT_MICRO = 400_000  # its fee is FEE_UNIT_MICRO
-FULL_MICRO = 8_000_000  # its fee is FEE_MICRO_MAX, the most that counts of one payer
+FULL_MICRO = 8_000_000  # its fee is FEE_MICRO_MAX, the maximum that counts of one payer
 
 
 def task(user: str, price_micro: int, at_ms: int, *, succeeded: bool, budget_micro: int = 0) -> Entry:
-    """The entry of one task; its budget is twice its price unless told."""
+    """Return the entry of one task; the default budget is twice the price."""
     outcome = Outcome.SUCCEEDED if succeeded else Outcome.FUEL_EXHAUSTED
     used_micro = price_micro if succeeded else 0
     fee_micro = used_micro * FEE_BPS // 10_000
@@ -61,7 +61,7 @@ def task(user: str, price_micro: int, at_ms: int, *, succeeded: bool, budget_mic
 
 
 def honest(quality: float, *, payers: int, tasks: int) -> list[Entry]:
-    """Half a year of payers with about so many tasks each, at some cents a task; in the order of time."""
+    """Return half a year of tasks, sorted by time: of `payers` payers, about `tasks` tasks each, at some cents each."""
     dice = random.Random(f"{SEED} {quality} {payers} {tasks}")
     entries = []
     for payer in range(payers):
@@ -73,13 +73,13 @@ def honest(quality: float, *, payers: int, tasks: int) -> list[Entry]:
 
 
 def washing(ring: int, price_micro: int) -> list[Entry]:
-    """Ten successes of each of the ring."""
+    """Return ten successes of each member of the ring."""
     fakes = [f"fake {member}" for member in range(ring)]
     return [task(fake, price_micro, RING_MS, succeeded=True) for fake in fakes for _ in range(10)]
 
 
 def failing(ring: int, price_micro: int) -> list[Entry]:
-    """Ten failures of each of the ring; before them each pays for one success, unless the price is 0."""
+    """Return ten failures of each member of the ring. Before them, each pays for one success unless the price is 0."""
     fakes = [f"fake {member}" for member in range(ring)]
     paid = [task(fake, price_micro, RING_MS, succeeded=True) for fake in fakes if price_micro]
     budget_micro = max(PRICE_MICRO, 10 * price_micro)
@@ -89,7 +89,7 @@ def failing(ring: int, price_micro: int) -> list[Entry]:
 
 
 def scores(entries: Sequence[Entry]) -> dict[str, int]:
-    """The score in tenths by each algorithm, of entries folded in batches as large as the sweep's."""
+    """Return the score in tenths by each algorithm; the entries are folded in batches of the sweep's size."""
     standing = Standing()
     for begin in range(0, len(entries), BATCH):
         standing = fold(standing, entries[begin : begin + BATCH])
@@ -97,7 +97,7 @@ def scores(entries: Sequence[Entry]) -> dict[str, int]:
 
 
 def tables() -> Iterator[str]:
-    """All tables, as Markdown."""
+    """Yield all tables as Markdown."""
     yield "**Honest payers only.**"
     rows = []
     for quality in (1.0, 0.99, 0.95, 0.9, 0.8, 0.65, 0.5, 0.2, 0.0):
@@ -125,7 +125,7 @@ def _rings(
     prices_micro: Iterable[int],
     act: Callable[[int, int], list[Entry]],
 ) -> str:
-    """A row for each agent, price and algorithm; in it the score, and what it becomes by a ring of each size."""
+    """Return a table: for each agent, price and algorithm the score, and the score after a ring of each size acted."""
     rows = []
     for name, before in agents.items():
         for price_micro in prices_micro:
@@ -140,7 +140,7 @@ def _rings(
 
 
 def _lost_micro(entries: Sequence[Entry]) -> int:
-    """What a ring does not get back: fees; and the rest too where it paid a rival, which is where it failed tasks."""
+    """Return what a ring loses: the fees, and if it failed tasks also the rest, because it paid a rival."""
     washed = all(entry.outcome is Outcome.SUCCEEDED for entry in entries)
     return sum(entry.fee_micro + (0 if washed else entry.paid_micro) for entry in entries)
 
@@ -155,7 +155,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Prints the tables; with --write, puts them into the page too."""
+    """Print the tables; with --write, also write them into the page."""
     parser = argparse.ArgumentParser(description="What a ring of fake payers gains.")
     parser.add_argument("--write", action="store_true", help=f"write the tables into docs/{PAGE.name}")
     write = parser.parse_args().write

@@ -1,7 +1,7 @@
 """The commands behind the Makefile: `python -m local up`, `down`, `demo`, `token`, ...
 
-Started by any Python from 3.11 on with nothing installed; what needs packages runs again in the
-local cloud's own environment.
+Any Python from 3.11 on can start it with nothing installed. Commands that need packages are run
+again in the local cloud's virtual environment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from local import processes, venvs
-from local.console import MendError, end_on_signals, relative, say
+from local.console import CommandError, end_on_signals, relative, say
 from local.paths import LOCAL, ROOT, VENVS, State, write
 
 _ERROR_LOG = LOCAL / "logs" / "error.log"
@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; any failure ends in one line."""
+    """Run one command; report any failure in one line."""
     os.environ.update(NO_PROXY=venvs.tools_env()["NO_PROXY"], no_proxy=venvs.tools_env()["NO_PROXY"])
     end_on_signals()
     options = _parser().parse_args(arguments)
@@ -33,18 +33,18 @@ def main(arguments: list[str]) -> int:
         if options.command == "clean":
             return _clean()
         if Path(sys.prefix).resolve() != (VENVS / "cloud").resolve():
-            return _again_in_cloud_venv(arguments)
+            return _rerun_in_cloud_venv(arguments)
         from local import commands
 
         return commands.run(options, State(options.state.resolve()))
-    except MendError as error:
-        _complain(str(error))
+    except CommandError as error:
+        _print_error(str(error))
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         return _INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last line of defence: told, and kept in a log
+    except Exception as error:  # noqa: BLE001 - any other error is reported in one line, its traceback in a log
         write(_ERROR_LOG, traceback.format_exc())
-        _complain(f"{type(error).__name__}: {error} (all of it: {relative(_ERROR_LOG)})")
+        _print_error(f"{type(error).__name__}: {error} (traceback: {relative(_ERROR_LOG)})")
     return 1
 
 
@@ -54,14 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start the local cloud and deploy to it")
     up.add_argument("--no-seed", action="store_true", help="without example agent and credits")
-    commands.add_parser("down", help="end it; nothing stays running")
-    commands.add_parser("demo", help="the story of a paid task")
-    sam_local = commands.add_parser("sam-local", help="the functions in containers")
-    sam_local.add_argument("words", nargs=argparse.REMAINDER, help="of `sam local`; none: start-api")
-    commands.add_parser("status", help="is it running, and where")
+    commands.add_parser("down", help="stop it; no process remains")
+    commands.add_parser("demo", help="publish an agent, pay for a task, verify the receipt")
+    sam_local = commands.add_parser("sam-local", help="run the functions in containers")
+    sam_local.add_argument("words", nargs=argparse.REMAINDER, help="arguments of `sam local`; none: start-api")
+    commands.add_parser("status", help="whether it is running, and its URL")
     commands.add_parser("audit", help="recompute the ledger's invariants")
     commands.add_parser("reputation", help="recompute every standing from the receipts")
-    commands.add_parser("logs", help="what the functions wrote")
+    commands.add_parser("logs", help="print the functions' log lines")
     token = commands.add_parser("token", help="print a bearer token")
     token.add_argument("subject")
     token.add_argument("--scope", default="")
@@ -70,10 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="sam build, for any runtime and processor")
     build.add_argument("--python", default=venvs.PYTHON_VERSION)
     build.add_argument("architectures", nargs="+", choices=["x86_64", "arm64"])
-    execute = commands.add_parser("exec", help="run a tool of an environment")
+    execute = commands.add_parser("exec", help="run a tool of a virtual environment")
     execute.add_argument("venv", choices=["cloud", "dev", "policy", "sam", "uv"])
     execute.add_argument("words", nargs=argparse.REMAINDER)
-    commands.add_parser("clean", help="remove all that was made here")
+    commands.add_parser("clean", help="stop what runs and remove .local")
     return parser
 
 
@@ -87,15 +87,15 @@ def _exec(venv: str, words: list[str]) -> int:
     }
     sys.stdout.flush()
     os.chdir(ROOT)
-    processes.end_with_parent()  # make, if it is killed, cannot pass that on
-    os.execvpe(words[0], words, env)  # noqa: S606 - the command that the caller named
+    processes.end_with_parent()  # if make is killed, it cannot pass the signal on
+    os.execvpe(words[0], words, env)  # noqa: S606 - the caller chose the command
 
 
-def _again_in_cloud_venv(arguments: list[str]) -> int:
+def _rerun_in_cloud_venv(arguments: list[str]) -> int:
     python = venvs.ensure("cloud") / "python"
     sys.stdout.flush()
     os.chdir(ROOT)
-    os.execv(python, [str(python), "-m", "local", *arguments])  # noqa: S606 - this same command
+    os.execv(python, [str(python), "-m", "local", *arguments])  # noqa: S606 - the same command
 
 
 def _clean() -> int:
@@ -106,9 +106,9 @@ def _clean() -> int:
     return 0
 
 
-def _complain(text: str) -> None:
-    first = " ".join(text.split())
-    print(f"error: {first}", file=sys.stderr)
+def _print_error(text: str) -> None:
+    line = " ".join(text.split())
+    print(f"error: {line}", file=sys.stderr)
 
 
 sys.exit(main(sys.argv[1:]))

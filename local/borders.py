@@ -1,8 +1,8 @@
 """Limits and conditions that AWS enforces and ministack does not. docs/local-cloud.md lists them all.
 
-Each is enforced by wrapping a function of ministack's pinned release, as launch.py does. tests/local/test_borders.py
-tests each at its limit and one beyond. The numbers are AWS's. They are not imported from `limits.py`, so that a wrong
-number there is found.
+Each is enforced by wrapping a function of ministack's pinned release, as in launch.py. tests/local/test_borders.py
+tests each at its limit and one beyond. The numbers are AWS's. They are not imported from `limits.py`, so that tests
+find a wrong number there.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Final
 
-from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]  # in the cloud's environment only
+from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]  # installed in the cloud's environment only
 from ministack.core.responses import error_response_json  # type: ignore[import-not-found]
 from ministack.services import (  # type: ignore[import-not-found]
     apigateway_v1,
@@ -27,21 +27,21 @@ from ministack.services import (  # type: ignore[import-not-found]
 
 GATEWAY_BYTES_MAX: Final = 10 * 1024 * 1024
 GATEWAY_MS_MAX: Final = 29_000
-LAMBDA_SYNC_BYTES_MAX: Final = 6_291_556  # of a request, and of an answer
+LAMBDA_SYNC_BYTES_MAX: Final = 6_291_556  # of a request, and of a response
 LAMBDA_ASYNC_BYTES_MAX: Final = 1024 * 1024
 EVENT_BYTES_MAX: Final = 1024 * 1024  # of all entries of one call together
 STATE_BYTES_MAX: Final = 256 * 1024
 _TIME_BYTES: Final = 14  # of an entry's `Time`, as EventBridge counts it
-_METADATA: Final = "x" * 1024  # Step Functions hands on the headers of Lambda's answer beside the payload
+_METADATA: Final = "x" * 1024  # Step Functions adds the headers of Lambda's response to the payload
 _TOO_LARGE: Final = 413
 
 _Handler = Callable[..., Awaitable[Any]]
 _log: Final = logging.getLogger("borders")
-_outlived: Final[set[asyncio.Future[Any]]] = set()  # held: functions that outlive their gateway
+_outlived: Final[set[asyncio.Future[Any]]] = set()  # keeps references to invocations that outlive their gateway call
 
 
 def enforce(handlers: dict[str, _Handler]) -> None:
-    """Enforces all of them. `handlers` are ministack's services by name."""
+    """Enforce all of them. `handlers` are ministack's services by name."""
     handlers["lambda"] = _invocations(handlers["lambda"])
     _wrap(lambda_svc, "_execute_function_warm", _answers)
     _wrap(apigateway_v1, "_execute_in_scope", _request_bodies)
@@ -64,7 +64,7 @@ def _wrap(module: ModuleType | type, name: str, wrapper: Callable[[Any], Any]) -
 
 
 def _bytes_of(value: object) -> int:
-    """The bytes of a value in JSON, as AWS counts them: UTF-8, nothing escaped that need not be."""
+    """Return the size of a value in JSON as AWS counts it: UTF-8, with only the necessary escapes."""
     return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
 
 
@@ -82,15 +82,15 @@ def _invocations(handle: _Handler) -> _Handler:
                 most = LAMBDA_ASYNC_BYTES_MAX
                 sentence = "{size} byte payload is too large for the Event invocation type (limit {most} bytes)"
             if len(body) > most:
-                told = sentence.format(size=len(body), most=most)
-                return error_response_json("RequestEntityTooLargeException", told, _TOO_LARGE)
+                message = sentence.format(size=len(body), most=most)
+                return error_response_json("RequestEntityTooLargeException", message, _TOO_LARGE)
         return await handle(method, path, headers, body, query)
 
     return bounded
 
 
 def _answers(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Bounds what a function answers, counted with all beyond ASCII escaped, as Lambda's older runtimes send it."""
+    """Limit a function's response, counted with non-ASCII characters escaped, as Lambda's older runtimes send it."""
 
     def bounded(*arguments: Any) -> Any:  # noqa: ANN401
         answer = execute(*arguments)
@@ -107,7 +107,7 @@ def _answers(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _request_bodies(execute: _Handler) -> _Handler:
-    """Bounds the body of a request. The answer is plain text, which callers report even for APIs that configure
+    """Limit the body of a request. The response is plain text; users report that even for APIs that configure
     REQUEST_TOO_LARGE.
     """
 
@@ -122,7 +122,7 @@ def _request_bodies(execute: _Handler) -> _Handler:
 
 
 def _proxy_events(call: _Handler) -> _Handler:
-    """Bounds the event for Lambda, with the body as a JSON string: a body below 10 MB may be too large for it."""
+    """Limit the event for Lambda. It contains the body as a JSON string, so a body below 10 MB may be too large."""
 
     async def bounded(function: Any, event: Any, **named: Any) -> Any:  # noqa: ANN401
         if _bytes_of(event) <= LAMBDA_SYNC_BYTES_MAX:
@@ -134,8 +134,8 @@ def _proxy_events(call: _Handler) -> _Handler:
     return bounded
 
 
-class _Patience:
-    """How long a gateway waits. Cold starts do not count: many at once take long on a small machine, not on Lambda."""
+class _IntegrationTimer:
+    """How long a gateway waits. Cold starts do not count: many at once are slow here, but not on Lambda."""
 
     def __init__(self, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
@@ -147,7 +147,7 @@ class _Patience:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """While a worker is started."""
+        """Pause the timer while a worker starts."""
         self._cold_since = began = time.monotonic()
         try:
             yield
@@ -155,29 +155,29 @@ class _Patience:
             self._cold_since, self._ends = None, self._ends + time.monotonic() - began
 
 
-_patience: Final[ContextVar[_Patience | None]] = ContextVar("patience", default=None)
+_timer: Final[ContextVar[_IntegrationTimer | None]] = ContextVar("timer", default=None)
 
 
 def _cold_starts(spawn: Callable[..., Any]) -> Callable[..., Any]:
     def pausing(*arguments: Any) -> Any:  # noqa: ANN401
-        patience = _patience.get()
-        with patience.pausing() if patience else nullcontext():
+        timer = _timer.get()
+        with timer.pausing() if timer else nullcontext():
             return spawn(*arguments)
 
     return pausing
 
 
 def _integration_time(invoke: _Handler) -> _Handler:
-    """Bounds the time of an integration: the caller gets 504, and the function goes on."""
+    """Limit the time of an integration: the caller receives 504, and the function continues."""
 
     async def bounded(integration: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
         most_ms = min(int(integration.get("timeoutInMillis") or GATEWAY_MS_MAX), GATEWAY_MS_MAX)
-        patience = _Patience(most_ms / 1_000)
-        _patience.set(patience)
+        timer = _IntegrationTimer(most_ms / 1_000)
+        _timer.set(timer)
         running = asyncio.ensure_future(invoke(integration, *rest, **named))
         _outlived.add(running)
         running.add_done_callback(_outlived.discard)
-        while (left_s := patience.left_s()) > 0:
+        while (left_s := timer.left_s()) > 0:
             done, _ = await asyncio.wait({running}, timeout=left_s)
             if done:
                 return running.result()
@@ -187,7 +187,7 @@ def _integration_time(invoke: _Handler) -> _Handler:
 
 
 def _no_inner_errors(shape: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Hides the error of a function from callers of the API."""
+    """Hide a function's error from callers of the API."""
 
     def plain(result: Any) -> Any:  # noqa: ANN401
         answer, error = shape(result)
@@ -215,7 +215,7 @@ def _entry_bytes(entry: dict[str, Any]) -> int:
 
 
 def _queue_policies(invoke: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a rule send to a queue only if the queue's policy allows EventBridge to, for this rule (`aws:SourceArn`)."""
+    """Let a rule send to a queue only if the queue's policy permits EventBridge for this rule (`aws:SourceArn`)."""
 
     def allowed(target: Any, event: Any, rule: Any, *rest: Any) -> Any:  # noqa: ANN401
         arn = target.get("Arn", "")
@@ -233,7 +233,7 @@ def _queue_policies(invoke: Callable[..., Any]) -> Callable[..., Any]:
             policy = queue["attributes"].get("Policy")
             decided = iam_evaluator.evaluate_resource_policy(policy, context, service="events.amazonaws.com")
             if decided.decision != "Allow":
-                _log.warning("the policy of %s does not let the rule %s send to it", arn, rule.get("Arn"))
+                _log.warning("the policy of %s does not permit the rule %s to send to it", arn, rule.get("Arn"))
                 return None
         return invoke(target, event, rule, *rest)
 
@@ -241,12 +241,12 @@ def _queue_policies(invoke: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _delivered_messages(dispatch: Callable[..., Any]) -> Callable[..., Any]:
-    """Bounds what EventBridge delivers to a queue: with its envelope an event may be too large for a message."""
+    """Limit what EventBridge delivers to a queue: with its envelope, an event may be too large for a message."""
 
     def bounded(spec: Any, payload: str, *rest: Any) -> Any:  # noqa: ANN401
         queue = sqs._queue_by_arn(str(spec))  # noqa: SLF001
         if queue and len(payload.encode()) > int(queue["attributes"].get("MaximumMessageSize", EVENT_BYTES_MAX)):
-            _log.warning("an event of %s bytes does not fit into %s", len(payload.encode()), spec)
+            _log.warning("an event of %s bytes is too large for %s", len(payload.encode()), spec)
             return None
         return dispatch(spec, payload, *rest)
 
@@ -254,7 +254,7 @@ def _delivered_messages(dispatch: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _event_conditions(known: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Adds `events:source` and `events:detail-type`, where all entries of a call have the same."""
+    """Add `events:source` and `events:detail-type` where they are equal in all entries of a call."""
 
     def context(service: str, action: str, body: bytes, *rest: Any) -> dict[str, Any]:  # noqa: ANN401
         found = known(service, action, body, *rest)
@@ -262,7 +262,7 @@ def _event_conditions(known: Callable[..., dict[str, Any]]) -> Callable[..., dic
             return found
         try:
             entries = json.loads(body or b"{}").get("Entries", [])
-        except ValueError:  # refused a moment later
+        except ValueError:  # the service rejects the call afterwards
             entries = []
         stated = {
             "events:source": _only(entry.get("Source") for entry in entries),
@@ -274,7 +274,7 @@ def _event_conditions(known: Callable[..., dict[str, Any]]) -> Callable[..., dic
 
 
 def _only(values: Iterable[str | None]) -> str | None:
-    """The value that all share; else one that no policy names, so that a mixed call is refused."""
+    """Return the value that all share; else a value that no policy contains, so that a mixed call is denied."""
     different = set(values)
     return different.pop() if len(different) == 1 else "\0mixed"
 

@@ -1,4 +1,4 @@
-"""A small client of the HTTP API: what the seed and the demo, and the tests' fixtures, do."""
+"""A small client of the HTTP API, for the seed, the demo and the tests' fixtures."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class RefusedError(Exception):
-    """The API answered, and not with what was asked for."""
+    """The API rejected a call, or an operation failed."""
 
 
 @dataclass(frozen=True)
 class Api:
-    """The API as one holder of a token sees it."""
+    """The API with one bearer token, or none."""
 
     url: str
     token: str = ""
 
     def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """The JSON at a path."""
+        """GET a path; return its JSON."""
         return self._call("GET", path, None)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
-        """Post JSON, get JSON."""
+        """POST JSON to a path; return the response's JSON."""
         return self._call("POST", path, json.dumps(body).encode())
 
     def _call(self, method: str, path: str, body: bytes | None) -> Any:  # noqa: ANN401 - JSON
@@ -48,7 +48,7 @@ class Api:
 
 
 def publish(api: Api, name: str, module: bytes, terms: Mapping[str, Any]) -> str:
-    """Register an agent, upload its module and wait until it is active: its id."""
+    """Register an agent, upload its module and wait until it is active; return its id."""
     registered = api.post("/agents", {"name": name, **terms})
     agent_id = str(registered["agent_id"])
     upload(registered["upload"], module)
@@ -65,7 +65,7 @@ def publish(api: Api, name: str, module: bytes, terms: Mapping[str, Any]) -> str
 
 
 def upload(form: Mapping[str, Any], module: bytes) -> None:
-    """Post a file with a presigned form."""
+    """Upload a file with a presigned form."""
     boundary = uuid.uuid4().hex
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
@@ -85,6 +85,6 @@ def _send(request: urllib.request.Request) -> bytes:
         with _OPENER.open(request, timeout=_ANSWER_SECONDS) as answer:
             return bytes(answer.read())
     except urllib.error.HTTPError as error:
-        said = error.read(2000).decode(errors="replace")
-        msg = f"{request.get_method()} {request.selector} answered {error.code}: {said}"
+        body = error.read(2000).decode(errors="replace")
+        msg = f"{request.get_method()} {request.selector} returned {error.code}: {body}"
         raise RefusedError(msg) from error

@@ -1,7 +1,7 @@
-"""The local cloud's process: ministack (launch.py), on 127.0.0.1, with its files in our state.
+"""The local cloud's process: ministack (launch.py), on 127.0.0.1, with its files in a state directory.
 
-It keeps nothing over a restart, so there is no stale state to repair: a cloud that died is
-started again, empty, and deployed to.
+It keeps nothing across a restart, so there is no stale state to repair: a cloud that has ended is
+started again, empty, and the stack is deployed to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from local import processes, venvs
-from local.console import MendError, relative
+from local.console import CommandError, relative
 from local.paths import ROOT, State, write
 
 REGION = "us-east-1"
@@ -26,10 +26,9 @@ _HOST = "127.0.0.1"
 _START_SECONDS = 60.0
 _PORT_TRIES = 3
 LIFELINE = "QUITTANCE_LIFELINE"
-"""Variable with the number of a descriptor: a cloud that inherits this end of a pipe ends when the other end is closed.
-
-So a cloud never outlives the tests that started it, even if they are killed."""
-_SERVERS: list[subprocess.Popen[bytes]] = []  # held: they outlive the command that starts them
+"""Environment variable with the number of a descriptor, one end of a pipe. A cloud that inherits it ends when the other
+end is closed. So a cloud never outlives the tests that started it, even if they are killed."""
+_SERVERS: list[subprocess.Popen[bytes]] = []  # keeps references: the servers outlive the command that starts them
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,18 @@ class Cloud:
 
     @property
     def url(self) -> str:
-        """All its services answer here."""
+        """The endpoint of all its services."""
         return f"http://{_HOST}:{self.port}"
 
 
 def running(state: State) -> Cloud | None:
-    """The cloud of this state, when its process is alive and answers."""
+    """Return the cloud of this state if its process is alive and responds."""
     cloud = _recorded(state)
     return cloud if cloud and cloud.process in processes.table() and _answers(cloud) else None
 
 
 def start(state: State, port: int | None = None) -> Cloud:
-    """A new cloud, empty. What an earlier one left behind is ended first."""
+    """Start a new, empty cloud. End what is left of an earlier one first."""
     former = _recorded(state)
     stop(state)
     if port is not None:
@@ -61,32 +60,32 @@ def start(state: State, port: int | None = None) -> Cloud:
     for number, candidate in enumerate(candidates):
         try:
             return _start(state, _free(candidate) or free_port())
-        except MendError:  # another program was quicker to take the port
+        except CommandError:  # another program was quicker to take the port
             if number == len(candidates) - 1:
                 raise
     raise AssertionError
 
 
 def stop(state: State) -> bool:
-    """End the cloud with its functions and their children. Was there anything to end?"""
+    """End the cloud with its functions and their children; return whether anything was running."""
     cloud = _recorded(state)
     heads = processes.marked(mark(state)) | ({cloud.process} if cloud else set())
     alive = bool(heads & processes.table().keys())
     processes.end(heads)
     for server in _SERVERS:
-        server.poll()  # collects those that ended
+        server.poll()  # reaps those that ended
     state.stack.unlink(missing_ok=True)
     shutil.rmtree(state.scratch, ignore_errors=True)
     return alive
 
 
 def mark(state: State) -> str:
-    """NAME=value in the environment of all that must end with this cloud: itself, functions, tools that serve them."""
+    """Return the NAME=value that marks, in their environment, all processes that must end with this cloud."""
     return f"QUITTANCE_LOCAL_CLOUD={state.root}"
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody has at this moment."""
+    """Return a port on 127.0.0.1 that is free at this moment."""
     return _free(0) or _refuse(0)
 
 
@@ -98,7 +97,7 @@ def client_env(cloud: Cloud) -> dict[str, str]:
         "AWS_ENDPOINT_URL": cloud.url,
         "AWS_DEFAULT_REGION": REGION,
         "AWS_DISABLE_HOST_PREFIX_INJECTION": "true",
-        "SAM_CLI_POLL_DELAY": "0.2",  # it would ask every 5 s
+        "SAM_CLI_POLL_DELAY": "0.2",  # the default is 5 s
     }
 
 
@@ -119,7 +118,7 @@ def _start(state: State, port: int) -> Cloud:
         )
     _SERVERS.append(server)
     try:
-        return _once_it_answers(state, server, port)
+        return _wait_until_ready(state, server, port)
     except BaseException:
         server.kill()
         server.wait()
@@ -127,19 +126,19 @@ def _start(state: State, port: int) -> Cloud:
         raise
 
 
-def _once_it_answers(state: State, server: subprocess.Popen[bytes], port: int) -> Cloud:
+def _wait_until_ready(state: State, server: subprocess.Popen[bytes], port: int) -> Cloud:
     log, process = state.log("cloud"), processes.find(server.pid)
     if process is not None:
         cloud = Cloud(process, port)
         write(state.process, json.dumps({"state": str(state.root), "port": port, **asdict(process)}))
         deadline = time.monotonic() + _START_SECONDS
         while server.poll() is None and time.monotonic() < deadline:
-            # The log too: on a port that was taken this moment, it is another who answers.
+            # Check the log too: if the port was just taken, another program responds on it.
             if _answers(cloud) and b"Running on http" in log.read_bytes():
                 return cloud
             time.sleep(0.05)
-    msg = f"the local cloud does not start on port {port}: see {relative(log)}"
-    raise MendError(msg)
+    msg = f"the local cloud did not start on port {port}: see {relative(log)}"
+    raise CommandError(msg)
 
 
 def _server_env(state: State, port: int) -> dict[str, str]:
@@ -150,23 +149,23 @@ def _server_env(state: State, port: int) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "HOME": str(state.scratch),
         "TMPDIR": str(state.scratch),
-        "SCRATCH_DIR": str(state.scratch),  # the functions' /tmp: ours alone, gone with the cloud
+        "SCRATCH_DIR": str(state.scratch),  # the functions' /tmp: private to this cloud, removed with it
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         **CREDENTIALS,
-        "AUTH": "true",  # a function may do what its role allows, and no more; CREDENTIALS are the account's own
+        "AUTH": "true",  # a function may do only what its role permits; CREDENTIALS are the account's
         "QUITTANCE_CALLS": str(state.calls),
         "BIND_HOST": _HOST,
         "GATEWAY_PORT": str(port),
         "IOT_MTLS_ENABLED": "0",
-        "DOCKER_HOST": "unix:///nonexistent",  # it would tidy away containers of others
+        "DOCKER_HOST": "unix:///nonexistent",  # else ministack removes containers of other programs
         "PYTHONUNBUFFERED": "1",
         LIFELINE: os.environ.get(LIFELINE, ""),
     }
 
 
 def _recorded(state: State) -> Cloud | None:
-    """The cloud that we started last, alive or not. A copy of a checkout has none yet."""
+    """Return the cloud that was started last in this state, alive or not. A copied checkout has none yet."""
     try:
         record = json.loads(state.process.read_text("utf-8"))
         if record["state"] != str(state.root):
@@ -185,7 +184,7 @@ def _answers(cloud: Cloud) -> bool:
 
 
 def _free(port: int) -> int | None:
-    """The port if it can be had; for 0 any that can."""
+    """Return the port if it is free; for 0, any free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -196,5 +195,5 @@ def _free(port: int) -> int | None:
 
 
 def _refuse(port: int) -> int:
-    msg = f"port {port} on {_HOST} is taken: name a free one (make up QUITTANCE_PORT=4700), or none and one is chosen"
-    raise MendError(msg)
+    msg = f"port {port} on {_HOST} is taken: choose a free one (make up QUITTANCE_PORT=4700), or omit QUITTANCE_PORT"
+    raise CommandError(msg)

@@ -1,4 +1,4 @@
-"""What each command does, told in order."""
+"""The commands of the local cloud."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from local import cloud as clouds
 from local import deploy, engine, issuer, sam_local
 from local.client import PREFIX, Api, RefusedError
-from local.console import MendError, relative, say, step
-from local.demo import SEED_AGENT, invoke, seed, tell
+from local.console import CommandError, relative, say, step
+from local.demo import SEED_AGENT, invoke, run_demo, seed
 from local.paths import Stack, locked
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, state: State) -> int:
 
 
 def up(state: State, *, seeded: bool) -> str:
-    """Start what is not running, deploy what has changed; the example agent's id."""
+    """Start the cloud if it is not running, deploy what has changed; return the example agent's id."""
     with locked(state.root / "up.lock"):
         wanted = _wanted_port()
         built = deploy.build()
@@ -55,7 +55,7 @@ def up(state: State, *, seeded: bool) -> str:
                 with step("starting the local cloud"):
                     cloud = clouds.start(state, wanted)
             stack = deploy.deploy(state, cloud, built)
-            _greet(stack)
+            _check_api(stack)
             return seed(stack, state) if seeded else ""
         except BaseException:
             if began:
@@ -64,30 +64,30 @@ def up(state: State, *, seeded: bool) -> str:
 
 
 def down(state: State) -> None:
-    """End the cloud, if there is one."""
+    """Stop the cloud if it is running."""
     with locked(state.root / "up.lock"):
         say("stopped" if clouds.stop(state) else "nothing was running")
 
 
 def demo(state: State) -> None:
-    """The story; what was not running before does not run after."""
-    with _lent(state, seeded=False):
+    """Run the demo; stop the cloud afterwards if it was not running before."""
+    with _temporary_cloud(state, seeded=False):
         try:
-            tell(Stack.read(state.stack), state, deploy.layer(deploy.build()))
+            run_demo(Stack.read(state.stack), state, deploy.layer(deploy.build()))
         except RefusedError as error:
             msg = f"{error} (see {relative(state.log('cloud'))})"
-            raise MendError(msg) from error
+            raise CommandError(msg) from error
 
 
 @contextmanager
-def _lent(state: State, *, seeded: bool) -> Iterator[str]:
-    """A cloud for as long as it is needed: one that was not up before is not up after. The example agent's id."""
+def _temporary_cloud(state: State, *, seeded: bool) -> Iterator[str]:
+    """Provide a running cloud; stop it afterwards if it was not running before. Yields the example agent's id."""
     was_up = clouds.running(state) is not None and state.stack.is_file()
     try:
         yield up(state, seeded=seeded)
     finally:
         if not was_up:
-            with step("ending the local cloud (make up keeps it)"):
+            with step("stopping the local cloud (make up keeps it)"):
                 clouds.stop(state)
 
 
@@ -95,15 +95,15 @@ def _up(options: argparse.Namespace, state: State) -> None:
     agent_id = up(state, seeded=not options.no_seed)
     stack = Stack.read(state.stack)
     if agent_id:
-        _show_ways_in(stack, agent_id)
+        _print_example_calls(stack, agent_id)
     else:
         say(f"Quittance is up: {stack.endpoint_url}")
 
 
 def _sam_local(options: argparse.Namespace, state: State) -> None:
-    containers = engine.find()  # first of all: without one nothing is started
+    containers = engine.find()  # first: without a container engine nothing is started
     with (
-        _lent(state, seeded=True) as agent_id,
+        _temporary_cloud(state, seeded=True) as agent_id,
         sam_local.ready(state, _running(state), containers) as functions,
         suppress(KeyboardInterrupt),
     ):
@@ -111,9 +111,9 @@ def _sam_local(options: argparse.Namespace, state: State) -> None:
             functions.run(*options.words)
             return
         with functions.api(shown=True) as (url, sam):
-            say(f"\nsam local: {url}  (Ctrl-C ends it)\n{_calls(url, agent_id)}\n")
-            msg = f"sam local start-api ended by itself with status {sam.wait()}"
-            raise MendError(msg)
+            say(f"\nsam local: {url}  (Ctrl-C stops it)\n{_calls(url, agent_id)}\n")
+            msg = f"sam local start-api ended unexpectedly with status {sam.wait()}"
+            raise CommandError(msg)
 
 
 def _status(_: argparse.Namespace, state: State) -> None:
@@ -127,8 +127,8 @@ def _audit(_: argparse.Namespace, state: State) -> None:
     for line in found["report"]:
         say(line)
     if found["differences"]:
-        msg = "the ledger's equations do not hold: docs/runbooks.md"
-        raise MendError(msg)
+        msg = "the ledger's equations do not hold: see docs/runbooks.md"
+        raise CommandError(msg)
 
 
 def _reputation(_: argparse.Namespace, state: State) -> None:
@@ -146,7 +146,7 @@ def _running(state: State) -> Cloud:
     cloud = clouds.running(state)
     if cloud is None:
         msg = "nothing is running: make up"
-        raise MendError(msg)
+        raise CommandError(msg)
     return cloud
 
 
@@ -164,7 +164,7 @@ def _build(options: argparse.Namespace, _: State) -> None:
         size = sum(path.stat().st_size for path in files)
         say(f"  {relative(built)}: the layer has {size / (1 << 20):.0f} MiB unzipped")
         if not any(path.suffix == ".pyc" for path in files):
-            say(f"  without bytecode: no python{options.python} here. Every cold start compiles the layer anew.")
+            say(f"  without bytecode: no python{options.python} here. Every cold start compiles the layer again.")
 
 
 def _wanted_port() -> int | None:
@@ -172,23 +172,23 @@ def _wanted_port() -> int | None:
     if not text:
         return None
     if not text.isdigit() or not 0 < int(text) < 1 << 16:
-        msg = f"{_PORT_VARIABLE}={text}: say a number from 1 to 65535"
-        raise MendError(msg)
+        msg = f"{_PORT_VARIABLE}={text} must be a number from 1 to 65535"
+        raise CommandError(msg)
     return int(text)
 
 
-def _greet(stack: Stack) -> None:
-    """The stack is up when it says so itself."""
+def _check_api(stack: Stack) -> None:
+    """Call the API once: the stack is up when it responds."""
     with step("first call through API Gateway and Lambda"):
         try:
             Api(stack.api_url).get("/health")
         except (RefusedError, OSError, ValueError) as error:
-            msg = f"the API is deployed and does not answer: {error}"
-            raise MendError(msg) from error
+            msg = f"the API is deployed but does not respond: {error}"
+            raise CommandError(msg) from error
 
 
-def _show_ways_in(stack: Stack, agent_id: str) -> None:
-    say(f"\nQuittance is up: {stack.endpoint_url}  (make down ends it, make demo shows the story)")
+def _print_example_calls(stack: Stack, agent_id: str) -> None:
+    say(f"\nQuittance is up: {stack.endpoint_url}  (make down stops it, make demo runs the demo)")
     say(_calls(stack.api_url, agent_id))
 
 

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: one line per step, one line per failure."""
+"""Terminal output: one line per step, one line per failure."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-class MendError(Exception):
-    """A failure that one line explains: what is wrong and what mends it."""
+class CommandError(Exception):
+    """A failure that is explained in one line: what is wrong and how to correct it."""
 
 
 def relative(path: Path) -> str:
-    """The path as seen from the checkout."""
+    """Return the path relative to the checkout."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def say(text: str = "") -> None:
-    """One line of what was asked for."""
+    """Print one line at once."""
     print(text, flush=True)
 
 
 @contextmanager
 def step(label: str) -> Iterator[None]:
-    """A line for a step that takes time, with the seconds that it took (on standard error)."""
+    """Print a line for a step that takes time, with its duration in seconds (on standard error)."""
     begin, out, done = time.monotonic(), sys.stderr, threading.Event()
 
     def line(mark: str) -> str:
@@ -63,7 +63,7 @@ def step(label: str) -> Iterator[None]:
 
 
 def run(command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path = ROOT) -> None:
-    """Run a tool with its words in a log; when it fails or we are stopped, nothing of it stays."""
+    """Run a tool with its output in a log. If this command is interrupted, kill the tool's process group."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
         sink.write(f"\n$ {' '.join(command)}\n".encode())
@@ -80,8 +80,8 @@ def run(command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path = R
                 process_group=0,
             )
         except OSError as error:
-            msg = f"{command[0]} does not start ({error.strerror})"
-            raise MendError(msg) from error
+            msg = f"{command[0]} could not be started ({error.strerror})"
+            raise CommandError(msg) from error
         try:
             status = tool.wait()
         except BaseException:
@@ -89,26 +89,26 @@ def run(command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path = R
             tool.wait()
             raise
     if status:
-        msg = f"{last_words(log, start)} (all of it: {relative(log)})"
-        raise MendError(msg)
+        msg = f"{error_line(log, start)} (full output: {relative(log)})"
+        raise CommandError(msg)
 
 
-def last_words(log: Path, start: int) -> str:
-    """The line of a tool's output that most likely says what was wrong."""
+def error_line(log: Path, start: int) -> str:
+    """Return the line of a tool's output that most likely states the error."""
     with log.open("rb") as source:
         source.seek(start)
         text = source.read().decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()] or lines or ["it said nothing"]
-    return telling[-1].removeprefix("Error: ")[:300]
+    candidates = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
+    return candidates[-1].removeprefix("Error: ")[:300]
 
 
 def end_on_signals() -> None:
-    """Let a polite end from outside unwind like Ctrl-C, so that clean-ups run."""
+    """Make SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that clean-ups run."""
 
     def unwind(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, unwind)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the shell set it to be ignored

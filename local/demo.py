@@ -1,4 +1,4 @@
-"""The story that a newcomer sees: real agents, real escrows, receipts that prove them."""
+"""The demo for newcomers: real agents, real escrows, and receipts that prove them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from boto3.session import Session
 from local import issuer
 from local.client import PREFIX, Api, RefusedError, publish
 from local.cloud import CREDENTIALS
-from local.console import MendError, relative, say, step
+from local.console import CommandError, relative, say, step
 from local.paths import ROOT
 
 if TYPE_CHECKING:
@@ -55,25 +55,25 @@ _FAILING_AGENT = Example("failing", ROOT / "examples/agents/failing-c/failing.wa
 
 
 def api(stack: Stack, state: State, subject: str, scope: str = "") -> Api:
-    """The API for a subject of the local issuer."""
+    """Return an API client for a subject of the local issuer."""
     token = issuer.sign(issuer.load_key(state.key), issuer.claims(subject, scope))
     return Api(stack.api_url, token)
 
 
 def seed(stack: Stack, state: State) -> str:
-    """An example agent to call and credits to pay it with; done once per cloud. The agent's id."""
+    """Publish an example agent and deposit credits to pay it, once per cloud; return the agent's id."""
     agents = api(stack, state, OWNER).get(f"/agents?owner={OWNER}")["agents"]
     for agent in agents:
         if agent["name"] == SEED_AGENT.name and agent["state"] == "active":
             return str(agent["agent_id"])
-    with step("seeding: an agent to call, credits to pay it"):
+    with step("seeding: an example agent, and credits to pay it"):
         _deposit(stack, state, USER, _SEED_CREDITS, "seed")
         _bond(stack, state)
         return _publish(stack, state, SEED_AGENT)
 
 
 def sweep(stack: Stack) -> None:
-    """Credit those who earned, now; the schedule does it every minute."""
+    """Credit settled escrows now; otherwise the schedule does it every minute."""
     invoke(stack, "SweepFunction")
 
 
@@ -86,22 +86,22 @@ def invoke(stack: Stack, name: str, event: Mapping[str, Any] | None = None) -> A
     )
     client = session.client("lambda", endpoint_url=stack.endpoint_url)
     answer = client.invoke(FunctionName=stack.functions[name], Payload=json.dumps(event or {}).encode())
-    said = answer["Payload"].read().decode()
+    payload = answer["Payload"].read().decode()
     if answer.get("FunctionError"):
-        msg = f"{name} failed: {said}"
+        msg = f"{name} failed: {payload}"
         raise RefusedError(msg)
-    return json.loads(said)
+    return json.loads(payload)
 
 
-def tell(stack: Stack, state: State, layer: Path) -> None:
-    """The story, from an upload to a verified receipt; then a failure, which costs nothing."""
-    # A cloud that is up already has told it before: its names are taken.
+def run_demo(stack: Stack, state: State, layer: Path) -> None:
+    """Run a task from the upload of its agent to a verified receipt; then run one that fails, which costs nothing."""
+    # The demo may have run before on this cloud, so its ids must be new.
     now = str(time.time_ns() // 1_000_000)
     number = _numbers()
     say("\nPay an agent only for work that it did, and prove it.\n")
 
     _bond(stack, state)
-    say(f"{number()} {OWNER} deposits a bond of {_BOND} credits: it pays for what failures of its agents cost")
+    say(f"{number()} {OWNER} deposits a bond of {_BOND} credits: it pays the cost of failed runs of the agents")
 
     size = SEED_AGENT.module.stat().st_size
     begin = time.monotonic()
@@ -112,7 +112,7 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
 
     _deposit(stack, state, USER, _SEED_CREDITS, f"demo-{now}")
     say(f"{number()} {USER} gets {_SEED_CREDITS} credits")
-    sweep(stack)  # what was earned before this story is not part of it
+    sweep(stack)  # earlier earnings are not part of the demo
     before = _balances(stack, state)
 
     say(f"{number()} {USER} offers up to {_BUDGET} credits for one task, over HTTP:")
@@ -132,9 +132,9 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
     after = _balances(stack, state)
     deadline = time.monotonic() + _CREDIT_SECONDS
     while sum(after.values()) != sum(before.values()) and time.monotonic() < deadline:
-        time.sleep(0.2)  # the schedule's own sweep was first, and is about to write
+        time.sleep(0.2)  # the scheduled sweep took the escrow first and is about to write
         after = _balances(stack, state)
-    say(f"{number()} The sweep credits those who earned (it runs every minute; we did not wait)")
+    say(f"{number()} The sweep credits the owner and the platform (scheduled every minute; here it was run at once)")
     _show_balances(before, after)
 
     claims = _verified(stack, state, layer, str(result["receipt"]))
@@ -145,15 +145,15 @@ def tell(stack: Stack, state: State, layer: Path) -> None:
     say(f"     {'meter':<14} {json.dumps(claims['meter'])}")
     say("     (amounts in millionths of a credit)")
 
-    _tell_failure(stack, state, layer, number, f"demo-{now}-failing", after)
+    _run_failure(stack, state, layer, number, f"demo-{now}-failing", after)
 
 
-def _tell_failure(
+def _run_failure(
     stack: Stack, state: State, layer: Path, number: Callable[[], str], task_id: str, before: dict[str, Decimal]
 ) -> None:
-    """A failure costs its user nothing, and its owner's bond what computing it cost."""
+    """Run an agent that fails. It costs the user nothing, and the owner's bond the computing."""
     failing_id = _publish(stack, state, _FAILING_AGENT)
-    say(f"{number()} {USER} hires an agent that fails: {failing_id}")
+    say(f"{number()} {USER} calls an agent that fails: {failing_id}")
     result = _execute(stack, state, task_id, failing_id, None)
     error = result["error"]
     say(f"     output    none; {error['code']}: {error['message']}")
@@ -163,10 +163,10 @@ def _tell_failure(
     end = _balances(stack, state)
     say(f"     {USER} has {end[USER]}, as before" if end[USER] == before[USER] else "     BALANCES CHANGED")
     claims = _verified(stack, state, layer, str(result["receipt"]))
-    say(f"     and a receipt says so; computing it cost {OWNER}'s bond {claims['charge']} millionths of a credit\n")
+    say(f"     a receipt states it; computing cost {OWNER}'s bond {claims['charge']} millionths of a credit\n")
     if sum(before.values()) != sum(end.values()) or end[USER] != before[USER]:
         msg = "the balances do not add up: this is a bug, please report it"
-        raise MendError(msg)
+        raise CommandError(msg)
 
 
 def _numbers() -> Callable[[], str]:
@@ -181,7 +181,7 @@ def _numbers() -> Callable[[], str]:
 def _publish(stack: Stack, state: State, agent: Example) -> str:
     if not agent.module.is_file():
         msg = f"{relative(agent.module)} is missing: git checkout -- examples/agents"
-        raise MendError(msg)
+        raise CommandError(msg)
     terms = {"tariff": _TARIFF, "limits": {"timeout": 10}}
     return publish(api(stack, state, OWNER), agent.name, agent.module.read_bytes(), terms)
 
@@ -192,7 +192,7 @@ def _deposit(stack: Stack, state: State, account: str, amount: str, name: str) -
 
 
 def _bond(stack: Stack, state: State) -> None:
-    """The owner's bond, once per cloud: without one nothing is published."""
+    """Deposit the owner's bond, once per cloud: publishing requires one."""
     _deposit(stack, state, OWNER, _BOND, "bond")
     api(stack, state, OWNER).post("/accounts/me/bond", {"bond_id": "bond", "amount": _BOND})
 
@@ -234,5 +234,5 @@ def _verified(stack: Stack, state: State, layer: Path, receipt: str) -> Any:  # 
     )
     if checked.returncode:
         msg = f"the receipt does not verify: {checked.stderr.strip()[-300:]}"
-        raise MendError(msg)
+        raise CommandError(msg)
     return json.loads(checked.stdout)

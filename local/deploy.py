@@ -1,4 +1,4 @@
-"""Template to running stack: `sam build`, `sam deploy`, and what stands in for an identity provider."""
+"""From the template to a running stack: `sam build`, `sam deploy`, and a replacement for an identity provider."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from local import issuer, venvs
 from local.cloud import CREDENTIALS, REGION, Cloud, client_env
-from local.console import MendError, run, step
+from local.console import CommandError, run, step
 from local.paths import BUILDS, ROOT, Stack, State, locked
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ _SOUND = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
 
 def machine() -> str:
-    """This machine's processor as template.yaml names it."""
+    """Return this machine's processor by its name in template.yaml."""
     return "arm64" if platform.machine().lower() in ("arm64", "aarch64") else "x86_64"
 
 
 def build(python_version: str = venvs.PYTHON_VERSION, architecture: str = "") -> Path:
-    """`sam build` for a runtime and a processor; the directory with the built template."""
+    """Run `sam build` for a runtime and a processor; return the directory with the built template."""
     architecture = architecture or machine()
     home = BUILDS / f"python{python_version}-{architecture}"
     digest, done = sources_digest(), home / "sources.sha256"
@@ -72,12 +72,12 @@ def build(python_version: str = venvs.PYTHON_VERSION, architecture: str = "") ->
 
 
 def layer(built: Path) -> Path:
-    """The layer's packages in a build."""
+    """Return the directory of the layer's packages in a build."""
     return built / "RuntimeLayer" / "python"
 
 
 def sources_digest(names: Sequence[str] = _SOURCES) -> str:
-    """A digest of files and folders of the checkout; of all that a build is made from."""
+    """Return a digest of files and folders of the checkout; the default is all sources of a build."""
     digest = hashlib.sha256()
     for name in names:
         source = ROOT / name
@@ -89,17 +89,17 @@ def sources_digest(names: Sequence[str] = _SOURCES) -> str:
     return digest.hexdigest()
 
 
-def _chosen() -> dict[str, str]:
-    """Parameters of the template that `QUITTANCE_PARAMETERS` sets, such as `FeeBps=100 ComputePerRunMicro=0`."""
+def _parameters_from_environment() -> dict[str, str]:
+    """Return the template parameters in `QUITTANCE_PARAMETERS`, such as `FeeBps=100 ComputePerRunMicro=0`."""
     words = os.environ.get("QUITTANCE_PARAMETERS", "").split()
     if odd := [word for word in words if "=" not in word]:
-        msg = f"QUITTANCE_PARAMETERS: {odd[0]!r} must be Name=value, as FeeBps=100"
-        raise MendError(msg)
+        msg = f"QUITTANCE_PARAMETERS: {odd[0]!r} must be Name=value, for example FeeBps=100"
+        raise CommandError(msg)
     return dict(word.split("=", 1) for word in words)
 
 
 def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
-    """Bring the stack up to date, if anything changed since it was deployed to this cloud."""
+    """Deploy the stack if anything has changed since it was deployed to this cloud."""
     key = issuer.load_key(state.key)
     parameters = {
         "Stage": STAGE,
@@ -111,12 +111,12 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "Audience": issuer.AUDIENCE,
         "DeletionProtection": "false",
         "WorkConcurrency": "6",
-        "QueueVisibility": "20",  # AWS would ask for more: here nobody wants to wait for it
+        "QueueVisibility": "20",  # AWS requires more; here a redelivery should come soon
         "WebhookLoopbackTargets": "true",
-        "SnapStart": "None",  # Lambda has none for a Python before 3.12
-    } | _chosen()
-    seal = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
-    deployed = hashlib.sha256(seal.encode()).hexdigest()
+        "SnapStart": "None",  # Lambda does not offer it for Python before 3.12
+    } | _parameters_from_environment()
+    inputs = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
+    deployed = hashlib.sha256(inputs.encode()).hexdigest()
     if state.stack.is_file() and (stack := Stack.read(state.stack)).deployed == deployed:
         return stack
     state.stack.unlink(missing_ok=True)
@@ -133,8 +133,8 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
     with step("sam deploy (template.yaml, to the local cloud)"):
         try:
             run(command, _log("deploy", state), client_env(cloud))
-        except MendError as error:
-            raise MendError(_refusal(cloud) or str(error)) from error
+        except CommandError as error:
+            raise CommandError(_refusal(cloud) or str(error)) from error
         ids = _ids(cloud)
         _gateway_responses(cloud, ids["Api"])
         _concurrency(cloud, ids[f"WorkFunction{_ALIAS}"], int(parameters["WorkConcurrency"]))
@@ -144,7 +144,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
 
 
 def is_broken(cloud: Cloud) -> bool:
-    """Did a deployment leave the stack in a state that no other one can start from?"""
+    """Return whether a deployment left the stack in a state from which no other can start."""
     stacks = aws(cloud, "cloudformation").list_stacks()["StackSummaries"]
     return any(
         stack["StackName"] == STACK_NAME and stack["StackStatus"] not in (*_SOUND, "DELETE_COMPLETE")
@@ -153,7 +153,7 @@ def is_broken(cloud: Cloud) -> bool:
 
 
 def aws(cloud: Cloud, service: str) -> Any:  # noqa: ANN401 - boto3 makes its clients at run time
-    """A client of the local cloud."""
+    """Return a client of the local cloud."""
     session = Session(
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
@@ -163,7 +163,7 @@ def aws(cloud: Cloud, service: str) -> Any:  # noqa: ANN401 - boto3 makes its cl
 
 
 def functions_log(cloud: Cloud) -> list[str]:
-    """What the functions wrote, in the order of time."""
+    """Return the functions' log lines, sorted by time."""
     client = aws(cloud, "logs")
     events = []
     for group in client.describe_log_groups()["logGroups"]:
@@ -171,16 +171,16 @@ def functions_log(cloud: Cloud) -> list[str]:
         for page in client.get_paginator("filter_log_events").paginate(logGroupName=name):
             label = name.rpartition("/")[2]
             events += [(event["timestamp"], label, event["message"]) for event in page["events"]]
-    boring = ("START ", "END ", "REPORT ")
+    platform_lines = ("START ", "END ", "REPORT ")
     return [
         f"{label} {text.rstrip()}"
         for _, label, text in sorted(events, key=lambda event: event[0])
-        if not text.startswith(boring)
+        if not text.startswith(platform_lines)
     ]
 
 
 def _publish_keys(cloud: Cloud, jwks: dict[str, Any]) -> None:
-    """The issuer's keys, where anyone can read them: an issuer's web site asks nobody who they are."""
+    """Publish the issuer's keys for everyone to read, as an issuer's web site does."""
     s3 = aws(cloud, "s3")
     s3.create_bucket(Bucket=_ISSUER_BUCKET)
     s3.delete_public_access_block(Bucket=_ISSUER_BUCKET)
@@ -209,7 +209,7 @@ def _parameter(cloud: Cloud, name: str) -> str:
 
 
 def _refusal(cloud: Cloud) -> str:
-    """Which resource the cloud refused, and why: `sam deploy` tells it in the middle of its log."""
+    """Return which resource the cloud refused, and why: `sam deploy` prints it in the middle of its log."""
     try:
         events = aws(cloud, "cloudformation").describe_stack_events(StackName=STACK_NAME)["StackEvents"]
     except ClientError:
@@ -223,7 +223,7 @@ def _refusal(cloud: Cloud) -> str:
 
 
 def _gateway_responses(cloud: Cloud, api_id: str) -> None:
-    """API Gateway takes its error bodies from the API's definition; ministack wants them told apart."""
+    """Set the gateway responses: API Gateway reads them from the API's definition, ministack needs separate calls."""
     client = aws(cloud, "cloudformation")
     template = client.get_template(StackName=STACK_NAME, TemplateStage="Processed")["TemplateBody"]
     if isinstance(template, str):
@@ -238,7 +238,7 @@ def _gateway_responses(cloud: Cloud, api_id: str) -> None:
 
 
 def _concurrency(cloud: Cloud, function: str, number: int) -> None:
-    """CloudFormation's parameters are text, and AWS reads numbers out of them; ministack compares the text."""
+    """Set a concurrency as a number. CloudFormation parameters are text; AWS converts them, ministack does not."""
     client = aws(cloud, "lambda")
     for source in client.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]:
         client.update_event_source_mapping(UUID=source["UUID"], ScalingConfig={"MaximumConcurrency": number})
@@ -265,7 +265,7 @@ def _stack(cloud: Cloud, ids: dict[str, str], jwks_url: str, state: State, deplo
         )
     except KeyError as missing:
         msg = f"the stack has no resource {missing}, which template.yaml must have"
-        raise MendError(msg) from missing
+        raise CommandError(msg) from missing
 
 
 def _log(name: str, state: State | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""An OIDC issuer for this machine: a key of its own, its public half as a JWKS, signed tokens."""
+"""An OIDC issuer for this machine: a private key, its public key as a JWKS, and signed tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COORDINATE_BYTES = 32
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The issuer's private key; made at the first use, readable by its owner only."""
+    """Return the issuer's private key. It is created at the first use, readable by its owner only."""
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
             pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
@@ -42,7 +42,7 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
-    """The public key as RFC 7517 wants it, named by its RFC 7638 thumbprint."""
+    """Return the public key in the format of RFC 7517, with its RFC 7638 thumbprint as key id."""
     point = key.public_key().public_numbers()
     x, y = (_base64(n.to_bytes(_COORDINATE_BYTES)) for n in (point.x, point.y))
     members = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
@@ -52,7 +52,7 @@ def jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
 
 
 def claims(subject: str, scope: str = "", ttl: int = TTL_SECONDS, audience: str = AUDIENCE) -> dict[str, Any]:
-    """The claims of an access token that is good from now on."""
+    """Return the claims of an access token that is valid from now on."""
     now = int(time.time())
     return {
         "iss": ISSUER,
@@ -67,7 +67,7 @@ def claims(subject: str, scope: str = "", ttl: int = TTL_SECONDS, audience: str 
 
 
 def sign(key: ec.EllipticCurvePrivateKey, body: dict[str, Any]) -> str:
-    """A JWT with these claims, signed ES256."""
+    """Return a JWT with these claims, signed with ES256."""
     header = {"alg": "ES256", "typ": "at+jwt", "kid": jwk(key)["kid"]}
     message = ".".join(_base64(json.dumps(part, separators=(",", ":")).encode()) for part in (header, body))
     r, s = decode_dss_signature(key.sign(message.encode(), ec.ECDSA(hashes.SHA256())))

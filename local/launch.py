@@ -1,23 +1,24 @@
-"""ministack, with policies enforced (AUTH), the limits of AWS (borders.py), and more that it does not do by itself.
+"""Starts ministack with policies enforced (AUTH), the limits of AWS (borders.py), and other behaviour that it lacks.
 
-- A layer is unpacked once, not again for every worker. Each concurrent call has a worker of its own, and each would
-  unpack 80 MB of the same files: more than a second of every cold start, and gigabytes of disk for a test of races.
-  Lambda shares a layer too, read-only.
-- Every call that a role makes is recorded (`QUITTANCE_CALLS`): tests compare them with the roles in template.yaml.
-- S3 tells that an object is missing to those alone who may list its bucket; others are denied. So it is on AWS.
-- `dynamodb:LeadingKeys` is known where a request names its keys (not in transactions).
-- A REST API leaves `path` and `pathParameters` as the client encoded them, as on AWS. ministack decodes them.
-- `requestContext.path` is the path that the client sent: with the address that the API has here, as on AWS with a stage
-  or a base path. Under a base path of a custom domain it is `path` too.
-- A gateway response may quote what the authorizer said of a request that it denied (`context.authorizer`).
-- A function's `WWW-Authenticate` reaches the client under another name, as REST APIs have it.
-- The loopback counts as TLS: else the buckets, which refuse everybody without it, would refuse everybody here.
-- An alias's EventInvokeConfig holds where the alias is invoked asynchronously. ministack reads that of `$LATEST` only.
-- What a handler raises keeps its class for a name, and its worker lives on. ministack would tell every exception as
-  `Runtime.HandlerError` and end the worker: no Retry or Catch by name could be tried, every refusal would start cold.
+- A layer is unpacked once, not for every worker. Each concurrent call has its worker, and each worker would unpack the
+  same 80 MB of files: more than a second of every cold start, and gigabytes of disk for a test of races. Lambda also
+  shares a layer, read-only.
+- Every call that a role makes is recorded (`QUITTANCE_CALLS`): tests compare the calls with the roles in template.yaml.
+- S3 reports that an object is missing only to callers who may list its bucket; all others are denied, as on AWS.
+- `dynamodb:LeadingKeys` is set if a request contains its keys (not for transactions).
+- A REST API passes `path` and `pathParameters` as the client encoded them, as on AWS. ministack decodes them.
+- `requestContext.path` is the path that the client sent, with the prefix that the API has here, as on AWS with a stage
+  or a base path. Under a base path of a custom domain, `path` has it too.
+- A gateway response may quote the authorizer's context of a denied request (`context.authorizer`).
+- A function's `WWW-Authenticate` header reaches the client under another name, as with REST APIs.
+- The loopback counts as TLS: else the buckets, which deny all calls without TLS, would deny all calls here.
+- An alias's EventInvokeConfig applies if the alias is invoked asynchronously. ministack reads that of `$LATEST` only.
+- An exception in a handler is reported by its class name, and its worker continues. ministack reports every exception
+  as `Runtime.HandlerError` and ends the worker. Then no Retry or Catch by name could be tested, and every refusal would
+  cause a cold start.
 
-Each takes a function of ministack's pinned release and wraps it. Should a release do it otherwise, they do nothing, or
-cannot start, and tests/local/test_cloud.py says which.
+Each of these wraps a function of ministack's pinned release. If a new release changes that function, the wrapper has no
+effect or cannot start; tests/local/test_cloud.py reports which.
 """
 
 import hashlib
@@ -35,23 +36,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
-from ministack import app  # type: ignore[import-not-found]  # in the cloud's environment only
+from ministack import app  # type: ignore[import-not-found]  # installed in the cloud's environment only
 from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # type: ignore[import-not-found]
 from ministack.services import apigateway_v1, lambda_svc, sts  # type: ignore[import-not-found]
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for this import alone: nothing else is ours
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for this import only: all others are ministack's
 from local import borders
 
 del sys.path[0]
 
 _UNPACKING = threading.Lock()
-_REQUESTED: ContextVar[tuple[str, str]] = ContextVar("requested")  # host and path of this request, as they were sent
-_AUTHORIZER: ContextVar[Mapping[str, str]] = ContextVar("authorizer")  # what it said of this request
+_REQUESTED: ContextVar[tuple[str, str]] = ContextVar("requested")  # host and path of this request as sent
+_AUTHORIZER: ContextVar[Mapping[str, str]] = ContextVar("authorizer")  # its context for this request
 _QUOTED = re.compile(r"\$context\.authorizer\.(\w+)")
 _MISSING = 404
 _RAISED = "__raised__"
-_TELL_ERROR = '{"status": "error", "error": str(e), "trace": traceback.format_exc()}'
-_TELL_ERROR_AS_ON_LAMBDA = (
+_REPORT_ERROR = '{"status": "error", "error": str(e), "trace": traceback.format_exc()}'
+_REPORT_ERROR_AS_ON_LAMBDA = (
     '{"status": "ok", "result": {"__raised__": {"errorMessage": str(e), "errorType": type(e).__name__, '
     '"requestId": context.aws_request_id, "stackTrace": traceback.format_tb(e.__traceback__)[1:]}}}'
 )
@@ -75,15 +76,15 @@ class _SharedLayers(zipfile.ZipFile):
 
 
 def _recorded(enforce: Callable[..., Any], sink: TextIO) -> Callable[..., Any]:
-    """One line for each different call of a role: who (its session), the action, the resource, was it allowed."""
-    told = set()
+    """Write one line for each different call of a role: session, action, resource, and whether it was allowed."""
+    written = set()
 
     def recording(key: str, action: str, *where: str, resource_arn: str = "*", **context: Any) -> Any:  # noqa: ANN401
         denied = enforce(key, action, *where, resource_arn=resource_arn, **context)
-        if session := sts._sessions.get(key):  # noqa: SLF001 - a role's keys; all others are the account's own
+        if session := sts._sessions.get(key):  # noqa: SLF001 - a role's keys; all others are the account's
             call = {"caller": session["Arn"], "action": action, "resource": resource_arn, "allowed": denied is None}
-            if (line := json.dumps(call)) not in told:
-                told.add(line)
+            if (line := json.dumps(call)) not in written:
+                written.add(line)
                 print(line, file=sink, flush=True)
         return denied
 
@@ -108,7 +109,7 @@ def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[by
         request = json.loads(body or b"{}")
         keys = [request["Key"]] if "Key" in request else []
         keys += [key for asked in request.get("RequestItems", {}).values() if "Keys" in asked for key in asked["Keys"]]
-        # All tables here have a partition key alone: a key's one attribute is it.
+        # All tables here have only a partition key, so the only attribute of a key is that one.
         leading = [value for key in keys for typed in key.values() for value in typed.values()]
         return {**known(body), **({"dynamodb:LeadingKeys": leading} if leading else {})}
 
@@ -150,7 +151,7 @@ def _requested_paths(build: Callable[..., dict[str, Any]]) -> Callable[..., dict
 
 
 def _explain_denials() -> None:
-    """What an authorizer says with its policy is kept until the gateway answers."""
+    """Keep the context that an authorizer returns with its policy until the gateway responds."""
     gateway = apigateway_v1
     cache, evaluate = gateway._cache_authorizer_result, gateway._evaluate_policy  # noqa: SLF001
     value, respond = gateway._gateway_request_value, gateway._gateway_error_response  # noqa: SLF001
@@ -169,8 +170,8 @@ def _explain_denials() -> None:
 
     def respond_with_context(error: Any, request: Any) -> Any:  # noqa: ANN401
         status, headers, body = respond(error, request)
-        said = _AUTHORIZER.get({})
-        return status, headers, _QUOTED.sub(lambda found: said.get(found[1], ""), body.decode()).encode()
+        context = _AUTHORIZER.get({})
+        return status, headers, _QUOTED.sub(lambda found: context.get(found[1], ""), body.decode()).encode()
 
     gateway._cache_authorizer_result = cache_with_context  # noqa: SLF001
     gateway._evaluate_policy = evaluate_with_context  # noqa: SLF001
@@ -206,21 +207,21 @@ def _prepare(env: Mapping[str, str]) -> None:
 
 
 def _end_with(descriptor: str) -> None:
-    """Ends this process when the other end of the pipe is closed, which the kernel does for whoever is killed."""
+    """End this process when the other end of the pipe is closed. The kernel closes it if that process is killed."""
 
     def watch() -> None:
         os.read(int(descriptor), 1)
-        os.killpg(0, signal.SIGKILL)  # the functions too: they are of this process's group
+        os.killpg(0, signal.SIGKILL)  # includes the functions: they are in this process group
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _name_errors() -> None:
-    script = lambda_runtime._PYTHON_WORKER_SCRIPT  # noqa: SLF001 - of exactly this version
-    if script.count(_TELL_ERROR) != 1:
-        msg = "local/launch.py: ministack's worker tells exceptions in another way now"
+    script = lambda_runtime._PYTHON_WORKER_SCRIPT  # noqa: SLF001 - of the pinned version
+    if script.count(_REPORT_ERROR) != 1:
+        msg = "local/launch.py: this release of ministack's worker reports exceptions differently"
         raise SystemExit(msg)
-    lambda_runtime._PYTHON_WORKER_SCRIPT = script.replace(_TELL_ERROR, _TELL_ERROR_AS_ON_LAMBDA)  # noqa: SLF001
+    lambda_runtime._PYTHON_WORKER_SCRIPT = script.replace(_REPORT_ERROR, _REPORT_ERROR_AS_ON_LAMBDA)  # noqa: SLF001
     execute = lambda_svc._execute_function_warm  # noqa: SLF001
 
     def execute_as_on_lambda(*arguments: Any) -> Any:  # noqa: ANN401 - handed through
@@ -229,8 +230,8 @@ def _name_errors() -> None:
         if not (isinstance(body, dict) and body.keys() == {_RAISED}):
             return answer
         error = body[_RAISED]
-        told = "".join([f"[ERROR] {error['errorType']}: {error['errorMessage']}\n", *error["stackTrace"]])
-        return {"body": error, "error": True, "log": "\n".join(filter(None, [answer["log"], told]))}
+        report = "".join([f"[ERROR] {error['errorType']}: {error['errorMessage']}\n", *error["stackTrace"]])
+        return {"body": error, "error": True, "log": "\n".join(filter(None, [answer["log"], report]))}
 
     lambda_svc._execute_function_warm = execute_as_on_lambda  # noqa: SLF001
 

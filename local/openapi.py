@@ -1,6 +1,6 @@
-"""Writes what is generated from the code: the OpenAPI description from the routes, and the events' JSON Schemas.
+"""Generates files from the code: the OpenAPI description from the routes, and the events' JSON Schemas.
 
-`--check` fails if a committed one differs.
+`--check` fails if a committed file differs.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ _PROBLEM_SCHEMA: Final[dict[str, Any]] = {
 
 
 def describe() -> str:
-    """The description as canonical JSON."""
+    """Return the OpenAPI description as canonical JSON."""
     merge = OpenAPIMerge(
         title="Quittance",
         version="1",
@@ -68,7 +68,7 @@ def describe() -> str:
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError", "ResponseValidationError"):
-        schemas.pop(name, None)  # Powertools' own refusals, which ours replace
+        schemas.pop(name, None)  # Powertools' error schemas; the API uses problem+json instead
     schemas["Problem"] = _PROBLEM_SCHEMA
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -93,7 +93,7 @@ def _apps() -> list[APIGatewayRestResolver]:
 
 
 def _health() -> APIGatewayRestResolver:
-    """The one route that has no resolver: its function imports nothing heavy."""
+    """Describe the only route without a resolver: its function imports nothing heavy."""
     app = Api()
 
     @app.get(f"{PREFIX}/health", summary="Is the platform up?", tags=["public"])
@@ -105,7 +105,7 @@ def _health() -> APIGatewayRestResolver:
 
 
 def event_schemas() -> dict[Path, str]:
-    """The JSON Schema (2020-12) of each event, by its file."""
+    """Return the JSON Schema (2020-12) of each event by its file."""
     found = {}
     for event in events.ALL:
         version = event.model_fields["schema_version"].default
@@ -116,7 +116,7 @@ def event_schemas() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Writes, or with --check compares."""
+    """Write the files, or compare them with `--check`."""
     wanted = {COMMITTED: describe(), **event_schemas()}
     if "--check" not in sys.argv[1:]:
         EVENTS.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def main() -> int:
         return 0
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
-        print(f"{path.relative_to(ROOT)} is not what the code says: make openapi")
+        print(f"{path.relative_to(ROOT)} is out of date: run make openapi")
     return 1 if stale else 0
 
 

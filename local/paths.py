@@ -1,4 +1,4 @@
-"""Where this checkout keeps what it makes: all of it under .local/."""
+"""The paths of all files that this checkout generates: they are under .local/."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ BUILDS = LOCAL / "sam-build"
 
 @dataclass(frozen=True)
 class State:
-    """One local cloud: its files. Tests have one of their own beside the person's."""
+    """The files of one local cloud. Tests use a separate one."""
 
     root: Path
 
     @property
     def stack(self) -> Path:
-        """What is deployed: read by the demo and the tests."""
+        """The deployed stack's addresses and names, read by the demo and the tests."""
         return self.root / "stack.json"
 
     @property
     def process(self) -> Path:
-        """Which process serves it."""
+        """The cloud's process and port."""
         return self.root / "cloud.json"
 
     @property
     def scratch(self) -> Path:
-        """The cloud's temporary files: gone when it ends."""
+        """The cloud's temporary files, removed when it ends."""
         return self.root / "scratch"
 
     @property
     def calls(self) -> Path:
-        """What the functions asked of AWS since the cloud began: a line of JSON for each different call."""
+        """The functions' AWS calls since the cloud started: a line of JSON for each different call."""
         return self.root / "calls.jsonl"
 
     @property
@@ -52,13 +52,13 @@ class State:
         return self.root / "issuer.pem"
 
     def log(self, name: str) -> Path:
-        """The log file of one tool."""
+        """Return the log file of one tool."""
         return self.root / "logs" / f"{name}.log"
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What a client needs to know of a deployed stack."""
+    """The addresses and names of a deployed stack that clients need."""
 
     api_url: str
     endpoint_url: str
@@ -78,17 +78,17 @@ class Stack:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The stack as `make up` wrote it."""
+        """Read the file that `make up` wrote."""
         fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return cls(**fields)
 
     def write(self, path: Path) -> None:
-        """Keep it for whoever comes next; never half of it."""
+        """Write the file atomically."""
         write(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file in one move."""
+    """Replace a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as sink:
@@ -98,12 +98,12 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One at a time, also among processes; freed by the system when the holder dies."""
+    """Hold a lock that excludes other threads and processes. The system releases it if the holder is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("  … waiting for the same work of another command", file=sys.stderr, flush=True)
+            print("  … waiting for another command that does the same work", file=sys.stderr, flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

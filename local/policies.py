@@ -1,7 +1,7 @@
-"""A policy scan of template.yaml as SAM expands it, roles and all: checkov, in an environment of its own.
+"""A policy scan (checkov) of template.yaml as SAM expands it, including roles, in a separate virtual environment.
 
-Every exception stands in the template's Metadata with its reason. A finding without one fails, and so does an
-exception that nothing needs.
+Every exception is in the template's Metadata with its reason. A finding without an exception fails the scan, and so
+does an exception that is not needed.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samtranslator.translator.transform import transform  # type: ignore[import-not-found]  # in that environment only
+from samtranslator.translator.transform import transform  # type: ignore[import-not-found]  # installed in that environment only
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-not-found]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,25 +27,25 @@ class _ManagedPolicies:
 
 
 def expand(template: dict[str, Any]) -> dict[str, Any]:
-    """The template that CloudFormation would make of it; what lies on this disk is said to lie in S3."""
+    """Return the template that CloudFormation would process. Paths on this disk are replaced by S3 locations."""
     for resource in template["Resources"].values():
         properties = resource.get("Properties", {})
         properties.update({name: "s3://bucket/key" for name in _PATHS if name in properties})
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
-    logging.disable(logging.WARNING)  # it warns of feature toggles that only AWS has
+    logging.disable(logging.WARNING)  # it warns about feature toggles that exist only on AWS
     expanded: dict[str, Any] = transform(template, {}, _ManagedPolicies())
     return expanded
 
 
 def findings(expanded: dict[str, Any]) -> dict[str, str]:
-    """What checkov has against the template: by the check's id, a sentence that names the resources."""
+    """Return checkov's findings: for each check's id, a sentence that names the resources."""
     _EXPANDED.write_text(json.dumps(expanded, indent=1))
     checkov = [str(Path(sys.executable).with_name("checkov")), "--file", str(_EXPANDED), "--skip-download"]
     checkov += ["--framework", "cloudformation", "--output", "json", "--quiet"]
-    told = subprocess.run(checkov, capture_output=True, text=True, check=False).stdout
-    report = json.loads(told)
+    output = subprocess.run(checkov, capture_output=True, text=True, check=False).stdout
+    report = json.loads(output)
     if not report.get("results") or report["summary"]["parsing_errors"] or not report["summary"]["passed"]:
-        sys.exit(f"checkov did not read {_EXPANDED}: {told}")
+        sys.exit(f"checkov did not read {_EXPANDED}: {output}")
     found: dict[str, list[str]] = {}
     names: dict[str, str] = {}
     for check in report["results"]["failed_checks"]:
@@ -55,12 +55,12 @@ def findings(expanded: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Tells each finding that has no exception, and each exception that nothing needs."""
+    """Print each finding without an exception, and each exception that is not needed."""
     template = yaml_parse((ROOT / "template.yaml").read_text())
     excused = {entry["id"] for entry in template["Metadata"]["checkov"]["skip"]}
     found = findings(expand(template))
     wrong = [f"{check}: {found[check]}" for check in sorted(found.keys() - excused)]
-    wrong += [f"{check}: nothing needs this exception any more" for check in sorted(excused - found.keys())]
+    wrong += [f"{check}: this exception is no longer needed" for check in sorted(excused - found.keys())]
     for line in wrong:
         print(f"template.yaml: {line}")
     print(f"policy scan: {len(found)} kinds of findings, {len(excused)} exceptions, {len(wrong)} wrong")

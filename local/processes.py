@@ -1,4 +1,4 @@
-"""Processes that we started, told apart from others that got the same number later."""
+"""Processes that this project started, distinguished from later ones with the same process id."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Process:
-    """A process by its number and the moment it began: together they are never given twice."""
+    """A process by its id and start time: together they are never reused."""
 
     pid: int
     began: str
 
 
 def table() -> dict[Process, int]:
-    """All living processes with the number of their parent."""
+    """Return all running processes with their parents' ids."""
     return _table_from_proc() if (_PROC / "self" / "stat").exists() else _table_from_ps()
 
 
 def find(pid: int) -> Process | None:
-    """The process that has this number now."""
+    """Return the process that has this id now."""
     return next((process for process in table() if process.pid == pid), None)
 
 
 def family(heads: set[Process]) -> set[Process]:
-    """The processes and all that descend from them."""
+    """Return the processes and all their descendants."""
     everyone, found = table(), set(heads)
     while True:
         pids = {process.pid for process in found}
@@ -47,7 +47,7 @@ def family(heads: set[Process]) -> set[Process]:
 
 
 def marked(mark: str) -> set[Process]:
-    """Processes with this NAME=value in their environment (only where /proc tells)."""
+    """Return the processes with this NAME=value in their environment (only where /proc shows it)."""
     found, wanted = set(), mark.encode()
     for process in table():
         with suppress(OSError):
@@ -56,13 +56,13 @@ def marked(mark: str) -> set[Process]:
     return found
 
 
-def end(heads: set[Process], polite_seconds: float = _TERM_SECONDS) -> None:
-    """End the processes and all that descend from them: first asked, then made to."""
+def end(heads: set[Process], term_seconds: float = _TERM_SECONDS) -> None:
+    """End the processes and all their descendants: first with SIGTERM, then with SIGKILL."""
     heads &= table().keys()
     doomed = family(heads)
     for process in heads:
         send(process, signal.SIGTERM)
-    deadline = time.monotonic() + polite_seconds
+    deadline = time.monotonic() + term_seconds
     while heads & table().keys() and time.monotonic() < deadline:
         time.sleep(0.05)
         doomed |= family(doomed)
@@ -75,13 +75,13 @@ def end(heads: set[Process], polite_seconds: float = _TERM_SECONDS) -> None:
 
 
 def end_with_parent() -> None:
-    """From now on this process, whatever it becomes, is asked to end when its parent has ended (Linux: prctl(2))."""
+    """Let the kernel send SIGTERM to this process when its parent ends, also after `exec` (Linux: prctl(2))."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def send(process: Process, number: signal.Signals) -> None:
-    """Send a signal to this process, and to no other that got its number since."""
+    """Send a signal to this process, but not to a later one with the same id."""
     with suppress(ProcessLookupError, PermissionError):
         if find(process.pid) == process:
             os.kill(process.pid, number)

@@ -1,4 +1,4 @@
-"""A way from containers to the local cloud, which listens on 127.0.0.1: another address, as long as it is needed."""
+"""A TCP relay from containers to the local cloud, which listens on 127.0.0.1 only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from local.console import MendError
+from local.console import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,15 +19,15 @@ _CONNECT_SECONDS = 5
 
 @contextmanager
 def relay(address: str, target: tuple[str, int]) -> Iterator[int]:
-    """Pass on what arrives at this address, and at no other, to the target: the port, which is any free one."""
+    """Relay connections to this address, and to no other, to the target. Yields the port, any free one."""
     try:
-        server = _Server((address, 0), _Passing)
+        server = _Server((address, 0), _RelayHandler)
     except OSError as error:
         msg = (
-            f"{address}, the container engine's bridge, is no address of this machine ({error.strerror}): "
-            "its containers live in a virtual machine, out of the local cloud's reach"
+            f"{address}, the container engine's bridge, is not an address of this machine ({error.strerror}): "
+            "its containers run in a virtual machine and cannot reach the local cloud"
         )
-        raise MendError(msg) from error
+        raise CommandError(msg) from error
     server.target = target
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
@@ -43,19 +43,19 @@ class _Server(socketserver.ThreadingTCPServer):
     target: tuple[str, int]
 
 
-class _Passing(socketserver.BaseRequestHandler):
+class _RelayHandler(socketserver.BaseRequestHandler):
     server: _Server
 
     def handle(self) -> None:
         with suppress(OSError), socket.create_connection(self.server.target, _CONNECT_SECONDS) as target:
             target.settimeout(None)
-            back = threading.Thread(target=_pass, args=(target, self.request), daemon=True)
+            back = threading.Thread(target=_copy, args=(target, self.request), daemon=True)
             back.start()
-            _pass(self.request, target)
+            _copy(self.request, target)
             back.join()
 
 
-def _pass(source: socket.socket, sink: socket.socket) -> None:
+def _copy(source: socket.socket, sink: socket.socket) -> None:
     with suppress(OSError):
         while piece := source.recv(_PIECE_BYTES):
             sink.sendall(piece)

@@ -1,6 +1,6 @@
-"""`sam local`: the functions in containers of the Lambda base image, on the local cloud's tables, buckets and key.
+"""`sam local`: the functions in containers of the Lambda base image, with the local cloud's tables, buckets and key.
 
-They get the environment of the deployed functions; only where AWS is found differs: containers come in through a relay.
+They have the environment of the deployed functions. Only the address of AWS differs: containers connect by a relay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from local import deploy, venvs
 from local.cloud import client_env, free_port, mark
-from local.console import MendError, last_words, relative
+from local.console import CommandError, error_line, relative
 from local.paths import ROOT, Stack, write
 from local.relay import relay
 
@@ -29,58 +29,58 @@ if TYPE_CHECKING:
     from local.engine import Engine
     from local.paths import State
 
-PYTHON_VERSION = "3.13"  # what template.yaml says unless it is told otherwise
+PYTHON_VERSION = "3.13"  # the default in template.yaml
 _HOST = "127.0.0.1"
-_INVOKE_SECONDS = 900.0  # the first one may fetch the base image
+_INVOKE_SECONDS = 900.0  # the first invocation may download the base image
 _START_SECONDS = 60.0
 _END_SECONDS = 20.0
 
 
-class NoAnswerError(MendError):
-    """A function was ended before it answered: it was out of time, or out of memory."""
+class NoAnswerError(CommandError):
+    """A function was killed before it returned: it ran out of time or memory."""
 
 
 @dataclass(frozen=True)
 class SamLocal:
-    """The built template's functions, ready to be run in containers."""
+    """The built template's functions, ready to run in containers."""
 
-    cloud_url: str  # as the containers see it
+    cloud_url: str  # for the containers
     options: tuple[str, ...]
     env: Mapping[str, str]
     log: Path
 
     def run(self, *words: str) -> None:
-        """`sam local` with these words, on the terminal, to its end. Raises MendError if it fails."""
+        """Run `sam local` with these arguments, on the terminal, to its end. Raises CommandError if it fails."""
         with self._started(*words, stdout=None, shown=True) as sam:
             if sam.wait():
                 msg = f"sam local {words[0]} ended with status {sam.returncode}"
-                raise MendError(msg)
+                raise CommandError(msg)
 
-    def invoke(self, function: str, event: object) -> Any:  # noqa: ANN401 - whatever the function answers
-        """`sam local invoke`: one event to one function, in a container of its own; its answer or its error.
+    def invoke(self, function: str, event: object) -> Any:  # noqa: ANN401 - whatever the function returns
+        """Run `sam local invoke`: send one event to one function in a new container; return its result or its error.
 
-        Raises NoAnswerError if the function says neither, MendError if `sam local` fails.
+        Raises NoAnswerError if the function returns neither, CommandError if `sam local` fails.
         """
         start = self.log.stat().st_size if self.log.is_file() else 0
         with self._started("invoke", function, "--event", "-", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sam:
-            said, _ = sam.communicate(json.dumps(event).encode(), _INVOKE_SECONDS)
+            output, _ = sam.communicate(json.dumps(event).encode(), _INVOKE_SECONDS)
         try:
-            return json.loads(said)
+            return json.loads(output)
         except ValueError as error:
-            msg = f"sam local invoke {function}: {last_words(self.log, start)} (all of it: {relative(self.log)})"
-            raise (MendError if sam.returncode else NoAnswerError)(msg) from error
+            msg = f"sam local invoke {function}: {error_line(self.log, start)} (full output: {relative(self.log)})"
+            raise (CommandError if sam.returncode else NoAnswerError)(msg) from error
 
     @contextmanager
     def api(self, *, shown: bool = False) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-        """`sam local start-api` as long as the block lasts: its URL, and its process; `shown`: on the terminal."""
+        """Run `sam local start-api` during the block; yields its URL and its process. `shown`: on the terminal."""
         port = free_port()
         words = ("start-api", "--host", _HOST, "--port", str(port))
         with self._started(*words, stdout=None if shown else subprocess.DEVNULL, shown=shown) as sam:
             deadline = time.monotonic() + _START_SECONDS
             while not _listens(port):
                 if sam.poll() is not None or time.monotonic() > deadline:
-                    msg = f"sam local start-api does not start: {'see above' if shown else relative(self.log)}"
-                    raise MendError(msg)
+                    msg = f"sam local start-api did not start: see {'above' if shown else relative(self.log)}"
+                    raise CommandError(msg)
                 time.sleep(0.1)
             yield f"http://{_HOST}:{port}", sam
 
@@ -100,7 +100,7 @@ class SamLocal:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=None if shown else sink,
-                process_group=0,  # a Ctrl-C is ours to pass on
+                process_group=0,  # so that Ctrl-C reaches only this process, which passes it on
             )
         try:
             yield sam
@@ -110,7 +110,7 @@ class SamLocal:
 
 @contextmanager
 def ready(state: State, cloud: Cloud, engine: Engine) -> Iterator[SamLocal]:
-    """All that `sam local` needs, as long as the block lasts; no container of ours runs after it."""
+    """Provide everything that `sam local` needs during the block; remove its containers afterwards."""
     stack = Stack.read(state.stack)
     built = deploy.build(PYTHON_VERSION)
     gateway = engine.gateway()
@@ -133,12 +133,12 @@ def ready(state: State, cloud: Cloud, engine: Engine) -> Iterator[SamLocal]:
 
 
 def base_image() -> str:
-    """The image that the containers are made from; SAM knows where it is to be had."""
+    """Return the name of the containers' image; SAM knows its registry."""
     return f"lambda/python:{PYTHON_VERSION}-{deploy.machine()}"
 
 
 def _variables(cloud: Cloud, stack: Stack, url: str) -> dict[str, dict[str, str]]:
-    """What the deployed functions have in their environment, by logical name, with the cloud at another URL."""
+    """Return the deployed functions' environment variables by logical name, with the cloud's URL replaced."""
     client = deploy.aws(cloud, "lambda")
 
     def variables(physical: str) -> dict[str, str]:
@@ -155,7 +155,7 @@ def _listens(port: int) -> bool:
 
 
 def _end(sam: subprocess.Popen[bytes]) -> None:
-    """End `sam local` as a Ctrl-C does, so that it takes its containers with it."""
+    """End `sam local` with SIGINT, as Ctrl-C does, so that it removes its containers."""
     if sam.poll() is None:
         sam.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):

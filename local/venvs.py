@@ -1,7 +1,7 @@
-"""Environments for the tools, made on demand from pinned requirement files.
+"""Virtual environments for the tools, created when needed from pinned requirement files.
 
-Four, because their pins contradict one another: the local cloud (which must hold nothing that
-the functions bring themselves), the SAM command line, the policy scan, and the tests with the linters.
+There are four, because their pins conflict: the local cloud (which must not contain packages that
+the functions bring), the SAM command line, the policy scan, and the tests with the linters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from local.console import MendError, relative, run, step
+from local.console import CommandError, relative, run, step
 from local.paths import LOCAL, ROOT, VENVS, locked
 
 BASE_PYTHON = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
@@ -29,7 +29,7 @@ _LOG = LOCAL / "logs" / "install.log"
 
 
 def tools_env() -> dict[str, str]:
-    """The environment of every tool: ours, without the caller's AWS account or make flags."""
+    """Return the environment variables for tools: the caller's without its AWS account and make flags."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -51,12 +51,12 @@ def tools_env() -> dict[str, str]:
 
 
 def python(name: str) -> Path:
-    """The interpreter of an environment, whether it is there or not."""
+    """Return the path of an environment's interpreter; it need not exist."""
     return VENVS / name / "bin" / "python"
 
 
 def ensure(name: str) -> Path:
-    """The environment's bin directory; made now when its requirement file has changed."""
+    """Return the environment's bin directory; create the environment if its requirement file has changed."""
     home, requirements = VENVS / name, ROOT / "requirements" / f"{name}.txt"
     digest = hashlib.sha256(f"{BASE_PYTHON} {sys.version} {home}\n".encode())
     for source in (requirements, ROOT / "requirements" / "uv.txt"):
@@ -87,11 +87,11 @@ def _install(name: str, home: Path, uv: Path, requirements: Path) -> None:
         run(make, _LOG, env)
         try:
             run([str(uv), "-m", "uv", "pip", *fill], _LOG, env)
-        except MendError:  # uv does not read pip's settings (an own index, say): pip does
+        except CommandError:  # uv does not read pip's settings (for example a private index); pip does
             run([str(uv), "-m", "pip", "--python", str(python(name)), "install", "-qr", str(requirements)], _LOG, env)
-    except MendError as error:
+    except CommandError as error:
         msg = (
-            f"could not install {relative(requirements)} with {BASE_PYTHON}: see that this Python "
-            f"has venv and pip and that the package index answers, then try again: {error}"
+            f"could not install {relative(requirements)} with {BASE_PYTHON}: check that this Python "
+            f"has venv and pip and that the package index is reachable, then try again: {error}"
         )
-        raise MendError(msg) from error
+        raise CommandError(msg) from error

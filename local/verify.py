@@ -1,6 +1,6 @@
-"""Check a receipt offline, as anybody could: {"receipt": ..., "jwks": ...} in, its claims out.
+"""Verify a receipt offline, as anyone can: reads {"receipt": ..., "jwks": ...} and prints the receipt's claims.
 
-Run with the built layer alone on the path, so it also shows that the layer lacks nothing.
+Only the built layer is on its import path, so it also shows that the layer is complete.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Verify what comes on standard input; a receipt that proves nothing ends with status 1."""
+    """Verify the receipt on standard input; exit with status 1 if it is not valid."""
     layer, given = sys.argv[1], json.load(sys.stdin)
     sys.path.insert(0, layer)
     from quittance.proof import receipt, statement

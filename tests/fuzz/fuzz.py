@@ -1,15 +1,15 @@
-"""Fuzzes validate → compile → run with mutated and generated modules.
+"""Fuzzes validation, compilation and runs with mutated and generated modules.
 
-    python tests/fuzz/fuzz.py --modules 20000 --seed 1          # what `make fuzz` does
-    python tests/fuzz/fuzz.py --modules 1 --seed 1 --first 4711  # that one module again
+    python tests/fuzz/fuzz.py --modules 20000 --seed 1          # as `make fuzz`
+    python tests/fuzz/fuzz.py --modules 1 --seed 1 --first 4711  # repeats that one module
 
-Module N of seed S is always the same. One that misbehaves is kept under .local/fuzz, and the command ends with
-status 1.
+Module N of seed S is always the same. A module that causes a fault is stored under .local/fuzz, and the command exits
+with status 1.
 
 Every module takes the production path: `compile_module` (which validates first), then `Sandbox.run`. One thing differs:
-the compiling child is forked from this process instead of started afresh, because starting a Python takes 20 times as
-long as compiling. The forked child runs the very `_main` of the compiler, confinement included; and one module in
-`REAL_COMPILER_EVERY` goes through a child that is started as in production too, and must come to the same artefact.
+the compiling child is forked from this process, because starting a new Python takes 20 times as long as compiling. The
+forked child runs the same `_main` of the compiler, with the same confinement. One module in `REAL_COMPILER_EVERY` is
+also compiled by a child that is started as in production, and must give the same artefact or refusal.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from tests.fuzz.generate import generated
 from tests.fuzz.mutate import mutant
 from tests.hostile.corpus import CASES
 from tests.hostile.generated import command
-from tests.hostile.harness import EPOCH_NS, LATE_MS_MAX, lasting
+from tests.hostile.harness import EPOCH_NS, LATE_MS_MAX, without_times
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,14 +53,14 @@ FUEL = 1_000_000  # a hundred host calls
 MEMORY_BYTES = 4 * limits.MIB
 TIMEOUT_MS = 200
 STDIN = b"wordcount 10\n" * 8
-COMPILE_SECONDS = 20  # production allows six times as much, which would only make this take longer
+COMPILE_SECONDS = 20  # production permits six times as much, which would only lengthen this test
 COMPILE_MEMORY_BYTES = 1024 * limits.MIB
 
 PLATFORM_FAULTS = {Outcome.WORKER_LOST, Outcome.ARTEFACT_MISSING, Outcome.ARTEFACT_TAMPERED}
 
 
 def seeds() -> list[bytes]:
-    """Give the modules that mutants are made of: the hostile corpus and the example agents, the large ones left out."""
+    """Return the modules that are mutated: the hostile corpus and the example agents, without the large ones."""
     agents = [path.read_bytes() for path in sorted((ROOT / "examples" / "agents").glob("*/*.wasm"))]
     corpus = [case.binary() for case in CASES if case.module != "generated"]
     odd = [case.binary() for case in CASES if case.module == "generated" and case.group != "compile bombs"]
@@ -69,7 +69,7 @@ def seeds() -> list[bytes]:
 
 @dataclass
 class Tally:
-    """What came out of the modules."""
+    """How the modules ended."""
 
     modules: int = 0
     compiled_as_in_production: int = 0
@@ -79,7 +79,7 @@ class Tally:
 
 
 class Fuzzer:
-    """Makes modules of a seed and takes them all the way."""
+    """Makes the modules of a seed; validates, compiles and runs them."""
 
     def __init__(self, seed: int, folder: Path, keep: Path) -> None:
         self._seed = seed
@@ -91,14 +91,14 @@ class Fuzzer:
         artefact = compile_module(command())
         self._trivial.write_bytes(artefact.data)
         self._trivial_job = _job(self._trivial, artefact.sha256)
-        self._reference = lasting(self._sandbox.run(self._trivial_job))
+        self._reference = without_times(self._sandbox.run(self._trivial_job))
         self.tally = Tally()
 
     def close(self) -> None:
         self._sandbox.close()
 
     def module(self, number: int) -> bytes:
-        """Make the module of that number."""
+        """Make the module with that number."""
         random = Random(f"{self._seed}:{number}")
         if random.random() >= GENERATED_SHARE:
             return mutant(random, self._seeds)
@@ -106,13 +106,13 @@ class Fuzzer:
         return made if random.random() < 0.7 else mutant(random, [made])
 
     def one(self, number: int) -> None:
-        """Take one module all the way, and note what is wrong."""
+        """Validate, compile and run one module; record its end and its faults."""
         module = self.module(number)
         try:
             end = self._end(module, number)
-        except Exception as error:  # noqa: BLE001 - that nothing unforeseen comes out is what is tested
+        except Exception as error:  # noqa: BLE001 - the test is that no unexpected exception is raised
             end = "crash"
-            self._fault(number, module, f"the parent met {error!r}")
+            self._fault(number, module, f"the parent raised {error!r}")
         self.tally.modules += 1
         self.tally.ends[end] += 1
 
@@ -131,35 +131,35 @@ class Fuzzer:
         began = time.monotonic()
         run = self._sandbox.run(job)
         self.tally.latest_ms = max(self.tally.latest_ms, (time.monotonic() - began) * 1_000 - TIMEOUT_MS)
-        for wrong in self._complaints(job, run):
+        for wrong in self._faults_of(job, run):
             self._fault(number, module, wrong)
         return run.outcome
 
     def _compile_as_in_production(self, number: int, module: bytes, expected: str) -> None:
         try:
-            came_out = compile_module(module).sha256
+            result = compile_module(module).sha256
         except ModuleRejectedError as refused:
-            came_out = refused.code
+            result = refused.code
         self.tally.compiled_as_in_production += 1
-        if came_out != expected:
-            self._fault(number, module, f"a fresh child came to {came_out}, a forked one to {expected}")
+        if result != expected:
+            self._fault(number, module, f"a new child gave {result}, a forked one {expected}")
 
-    def _complaints(self, job: Job, run: Run) -> Iterator[str]:
+    def _faults_of(self, job: Job, run: Run) -> Iterator[str]:
         if run.outcome in PLATFORM_FAULTS:
             yield f"the platform failed: {run.outcome} {run.message}"
         if run.meter.cpu_ms > TIMEOUT_MS + LATE_MS_MAX:
-            yield f"it computed for {run.meter.cpu_ms} ms"
+            yield f"it used {run.meter.cpu_ms} ms of processor time"
         if run.meter.fuel > FUEL or run.meter.memory_bytes > MEMORY_BYTES:
-            yield f"it took more than it may: {run.meter}"
+            yield f"it exceeded its limits: {run.meter}"
         if len(run.stdout) > limits.OUTPUT_BYTES_MAX or len(run.stderr) > limits.STDERR_BYTES_MAX:
-            yield "it wrote more than it may"
+            yield "it wrote more than its limit"
         if run.outcome is Outcome.TIMEOUT:
-            if lasting(self._sandbox.run(self._trivial_job)) != self._reference:
-                yield "the next run was harmed"
+            if without_times(self._sandbox.run(self._trivial_job)) != self._reference:
+                yield "the next run of the trivial agent differed"
             return
         again = self._sandbox.run(job)
-        if again.outcome is not Outcome.TIMEOUT and lasting(again) != lasting(run):
-            yield f"it ran differently the second time: {run!r:.500} {again!r:.500}"
+        if again.outcome is not Outcome.TIMEOUT and without_times(again) != without_times(run):
+            yield f"its second run differed: {run!r:.500} {again!r:.500}"
 
     def _fault(self, number: int, module: bytes, what: str) -> None:
         self._keep.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def _job(path: Path, sha256: str) -> Job:
 
 @contextlib.contextmanager
 def _forking() -> Iterator[None]:
-    """Let the compiler's child be forked from here, with lower limits, for the sake of time."""
+    """Fork the compiler's child from this process, with lower limits, to save time."""
     with (
         mock.patch.object(compiler, "_run_child", _run_forked),
         mock.patch.object(limits, "COMPILE_SECONDS_MAX", COMPILE_SECONDS),
@@ -182,47 +182,47 @@ def _forking() -> Iterator[None]:
         yield
 
 
-def _run_forked(_python: str, binary: bytes) -> compiler._Ended:
-    """Stand in for the compiler's way to run its child: the same program, forked."""
+def _run_forked(_python: str, binary: bytes) -> compiler._ChildResult:
+    """Replace the compiler's `_run_child`: the same program, but forked."""
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as module:
         module.write(binary)
         module.seek(0)
         child = os.fork()
         if child == 0:
-            _be_the_compiler(module.fileno(), writer)
+            _run_compiler(module.fileno(), writer)
     os.close(writer)
     try:
         output = _read_all(reader, time.monotonic() + limits.COMPILE_WALL_SECONDS_MAX)
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)  # if it has ended, it is not yet collected, so that the number is still its own
+        os.kill(child, signal.SIGKILL)  # safe even if it has ended: until it is reaped, its id is not used again
         _, status, usage = os.wait4(child, 0)
     ended = None if output is None else os.waitstatus_to_exitcode(status)
-    return compiler._Ended(ended, output or b"", b"", compiler.cpu_ms_of(usage))
+    return compiler._ChildResult(ended, output or b"", b"", compiler.cpu_ms_of(usage))
 
 
-def _be_the_compiler(module: int, answer: int) -> NoReturn:
+def _run_compiler(module: int, answer: int) -> NoReturn:
     try:
         os.setsid()
         os.dup2(module, 0)
         os.dup2(answer, 1)
         sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - descriptors, and this process ends soon
         compiler._main(COMPILE_SECONDS, COMPILE_MEMORY_BYTES + _data_bytes())
-    except BaseException:  # noqa: BLE001 - whatever it is, no child must go on as its parent
+    except BaseException:  # noqa: BLE001 - on any error the child must exit and not continue as its parent
         traceback.print_exc()
     finally:
         os._exit(70)
 
 
 def _data_bytes() -> int:
-    """What this process has of its parent's memory, which the limit of a compiler started afresh would not count."""
+    """Return how much data a forked child inherits, which the memory limit of a new process would not count."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
     return int(line.split()[1]) * limits.KIB
 
 
 def _read_all(descriptor: int, deadline: float) -> bytes | None:
-    """Read to the end; none if that does not come in time."""
+    """Read to the end; return None if it does not come by the deadline."""
     pieces: list[bytes] = []
     while select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0]:
         piece = os.read(descriptor, limits.MIB)
@@ -233,7 +233,7 @@ def _read_all(descriptor: int, deadline: float) -> bytes | None:
 
 
 def fuzz(*, modules: int, seed: int, first: int = 0, seconds: float, keep: Path, every: int = 0) -> Tally:
-    """Take so many modules all the way, or as many as there is time for."""
+    """Validate, compile and run this many modules, or as many as the time permits."""
     until = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Fuzzer(seed, Path(folder), keep)) as fuzzer:
         for number in range(first, first + modules):
@@ -241,16 +241,16 @@ def fuzz(*, modules: int, seed: int, first: int = 0, seconds: float, keep: Path,
                 break
             fuzzer.one(number)
             if every and fuzzer.tally.modules % every == 0:
-                _say(f"{fuzzer.tally.modules} modules, {len(fuzzer.tally.faults)} faults")
+                _print(f"{fuzzer.tally.modules} modules, {len(fuzzer.tally.faults)} faults")
         return fuzzer.tally
 
 
 def report(tally: Tally, seed: int, seconds: float) -> str:
-    """Tell what came out."""
+    """Return a summary of a tally."""
     runs = sum(count for end, count in tally.ends.items() if end in set(Outcome))
     lines = [
         f"seed {seed}: {tally.modules} modules in {seconds:.0f} s; {runs} were run",
-        f"{tally.compiled_as_in_production} were compiled by a fresh child too",
+        f"{tally.compiled_as_in_production} were also compiled by a new child",
         f"the latest run ended {tally.latest_ms:+.0f} ms from its deadline (at most {LATE_MS_MAX} ms after it)",
         *(f"{count:8} {end}" for end, count in tally.ends.most_common()),
         *tally.faults,
@@ -259,7 +259,7 @@ def report(tally: Tally, seed: int, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -268,11 +268,11 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Fuzz the sandbox with mutated and generated modules.")
     parser.add_argument("--modules", type=int, default=20_000, help="how many modules")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="default: another one each time")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="default: a different one each time")
     parser.add_argument("--first", type=int, default=0, help="number of the first module")
-    parser.add_argument("--seconds", type=float, default=3_600, help="give up after so long")
+    parser.add_argument("--seconds", type=float, default=3_600, help="stop after this many seconds")
     options = parser.parse_args()
-    _say(f"seed {options.seed}")
+    _print(f"seed {options.seed}")
     began = time.monotonic()
     tally = fuzz(
         modules=options.modules,
@@ -282,9 +282,9 @@ def main() -> int:
         keep=ROOT / ".local" / "fuzz",
         every=1_000,
     )
-    _say(report(tally, options.seed, time.monotonic() - began))
+    _print(report(tally, options.seed, time.monotonic() - began))
     if tally.modules < options.modules:
-        _say(f"stopped after {options.seconds:.0f} s, before the end")
+        _print(f"stopped after {options.seconds:.0f} s, before the end")
     return int(bool(tally.faults) or tally.modules < options.modules)
 
 

@@ -1,4 +1,4 @@
-"""Makes random valid modules: typed expressions, loops, tables, bulk memory, and host calls with odd arguments."""
+"""Generates random valid modules: typed expressions, loops, tables, bulk memory, and host calls with odd arguments."""
 
 from random import Random
 
@@ -61,7 +61,7 @@ CONVERSIONS = {
 
 
 def generated(random: Random) -> bytes:
-    """Make a random valid module."""
+    """Generate a random valid module."""
     return bytes(wasmtime.wat2wasm(_Writer(random).module()))
 
 
@@ -84,15 +84,15 @@ class _Writer:
             (memory (export "memory") {random.choice((0, 1, 1, 2, PAGES_MAX))})
             (table $table 8 funcref) (elem (i32.const 0) $f0 $main) (elem declare func $f0)
             (data $data "{data}") {start}
-            (func $main (export "_start") {self._locals()} {self._statements(0)} {self._tell()})
+            (func $main (export "_start") {self._locals()} {self._statements(0)} {self._write_results()})
             {functions})"""
 
     def _function(self, index: int) -> str:
         head = f"(func $f{index} (param $p i32) (result i32) {self._locals()}"
         return f"{head} {self._statements(0)} {self._expression('i32', 0)})"
 
-    def _tell(self) -> str:
-        """Write what was computed to standard output, so that a difference between two runs can be seen."""
+    def _write_results(self) -> str:
+        """Write the computed values to standard output, so that a difference between two runs is detected."""
         place = "(i32.const 4096)"
         stores = (f"({kind}.store offset={at * 8} {place} (local.get ${kind}_0))" for at, kind in enumerate(KINDS))
         span = "(i32.store (i32.const 0) (i32.const 0)) (i32.store (i32.const 4) (i32.const 8192))"
@@ -169,7 +169,7 @@ class _Writer:
         return random.choice(ways)()
 
     def _call(self, depth: int) -> str:
-        """Call the host, most often with addresses; or a function of the module's own."""
+        """Call the host, most often with valid addresses, or a function of the module."""
         random = self._random
         names = [name for name in self._calls if name not in NO_RESULT or random.random() < 0.1]
         if not names:
@@ -189,7 +189,7 @@ class _Writer:
         return f"({name} {self._expression(source, depth + 1)})"
 
     def _address(self, depth: int) -> str:
-        """Give a number that is most often a place in the memory, or a length that fits."""
+        """Return a number that is usually a valid address or length."""
         if self._random.random() < 0.95:
             return f"(i32.const {self._random.choice(SMALL) * self._random.randrange(8)})"
         return self._constant("i32") if self._random.random() < 0.5 else self._expression("i32", depth + 1)

@@ -1,4 +1,4 @@
-"""Makes broken and half-broken modules out of good ones: bytes, numbers, function bodies and whole sections change."""
+"""Makes broken and half-broken modules from valid ones: changes bytes, numbers, function bodies and whole sections."""
 
 from random import Random
 
@@ -14,7 +14,7 @@ Sections = list[tuple[int, bytes]]
 
 
 def mutant(random: Random, seeds: list[bytes]) -> bytes:
-    """Change one of the seeds in one way or a few."""
+    """Apply one or a few random changes to one of the seeds."""
     module = random.choice(seeds)
     for _ in range(random.randint(1, CHANGES_MAX)):
         change = random.choice(CHANGES)
@@ -22,7 +22,7 @@ def mutant(random: Random, seeds: list[bytes]) -> bytes:
     return module
 
 
-# Bytes, wherever they are.
+# Changes to bytes anywhere in the module.
 
 
 def _flip_bit(random: Random, module: bytes, _seeds: list[bytes]) -> bytes:
@@ -68,10 +68,10 @@ def _splice(random: Random, module: bytes, seeds: list[bytes]) -> bytes:
 BYTE_CHANGES = [_flip_bit, _set_byte, _set_number, _insert, _delete, _repeat, _splice]
 
 
-# Sections, whose lengths stay right.
+# Changes to sections; their lengths stay correct.
 
 
-def _in_a_section(random: Random, module: bytes, seeds: list[bytes]) -> bytes:
+def _change_section(random: Random, module: bytes, seeds: list[bytes]) -> bytes:
     parts = _sections(module)
     if not parts:
         return module
@@ -87,17 +87,17 @@ def _drop_section(random: Random, module: bytes, _seeds: list[bytes]) -> bytes:
     return _joined(parts[:index] + parts[index + 1 :])
 
 
-def _disorder_sections(random: Random, module: bytes, _seeds: list[bytes]) -> bytes:
+def _shuffle_sections(random: Random, module: bytes, _seeds: list[bytes]) -> bytes:
     parts = _sections(module)
     return _joined(random.sample(parts, len(parts)))
 
 
-def _double_section(random: Random, module: bytes, _seeds: list[bytes]) -> bytes:
+def _duplicate_section(random: Random, module: bytes, _seeds: list[bytes]) -> bytes:
     parts = _sections(module)
     return _joined([*parts, random.choice(parts)] if parts else parts)
 
 
-def _take_section(random: Random, module: bytes, seeds: list[bytes]) -> bytes:
+def _insert_section(random: Random, module: bytes, seeds: list[bytes]) -> bytes:
     parts, others = _sections(module), _sections(random.choice(seeds))
     if not others:
         return module
@@ -109,15 +109,15 @@ def _order(part: tuple[int, bytes]) -> float:
     return {12: 9.5, 0: 99}.get(part[0], part[0])
 
 
-# Function bodies, whose lengths stay right too. These get past all that is cheap to check.
+# Changes to function bodies; their lengths stay correct too. These mutants pass all of the cheap checks.
 
 
-def _in_a_body(random: Random, module: bytes, seeds: list[bytes]) -> bytes:
+def _change_body(random: Random, module: bytes, seeds: list[bytes]) -> bytes:
     return _with_body(random, module, lambda code: random.choice(BYTE_CHANGES)(random, code, seeds))
 
 
 def _set_constant(random: Random, module: bytes, _seeds: list[bytes]) -> bytes:
-    """Give another value to a constant: the module most often stays valid."""
+    """Change the value of a constant. The module usually stays valid."""
 
     def change(code: bytes) -> bytes:
         places = [at for at, byte in enumerate(code) if byte in CONSTANTS]
@@ -146,17 +146,17 @@ def _with_body(random: Random, module: bytes, change) -> bytes:
 CHANGES = [
     *BYTE_CHANGES,
     _truncate,
-    *[_in_a_section] * 4,
+    *[_change_section] * 4,
     _drop_section,
-    _disorder_sections,
-    _double_section,
-    *[_take_section] * 2,
-    *[_in_a_body] * 6,
+    _shuffle_sections,
+    _duplicate_section,
+    *[_insert_section] * 2,
+    *[_change_body] * 6,
     *[_set_constant] * 10,
 ]
 
 
-# Reading and writing what a module is made of, as far as it can still be read.
+# Parsing and encoding a module, as far as it can still be parsed.
 
 
 def _place(random: Random, module: bytes) -> int:
@@ -176,7 +176,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _signed(value: int) -> bytes:
-    """Write a number from 0 to 2^32-1 as the i32 of the same bits."""
+    """Encode a number from 0 to 2^32-1 as the i32 with the same bits."""
     value -= 2**32 if value >= 2**31 else 0
     groups = []
     while True:

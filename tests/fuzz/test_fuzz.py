@@ -1,4 +1,4 @@
-"""A short round of fuzzing. The long one is of `make proofs`."""
+"""A short round of fuzzing. `make proofs` runs the long one."""
 
 import mmap
 
@@ -11,9 +11,10 @@ from tests.waiting import GENEROUS_S, Stopwatch
 MODULES = 800
 
 
-def test_no_module_harms_the_host(tmp_path, record_property):
+def test_no_fuzzed_module_harms_the_host(tmp_path, record_property):
     watch = Stopwatch()
-    with mmap.mmap(-1, COMPILE_MEMORY_BYTES, flags=mmap.MAP_PRIVATE):  # this process may have grown that large before
+    # This process may have grown as large as the compiler's limit before; forked children must cope with that.
+    with mmap.mmap(-1, COMPILE_MEMORY_BYTES, flags=mmap.MAP_PRIVATE):
         tally = fuzz(modules=MODULES, seed=SEED, seconds=GENEROUS_S, keep=tmp_path)
     text = report(tally, SEED, watch.seconds())
     record_property("figure", f"sandbox fuzz: {text.splitlines()[0]}, {len(tally.faults)} faults")

@@ -1,4 +1,4 @@
-"""The hostile modules that text cannot say, or only at great length: one function each, named as in corpus.toml."""
+"""The hostile modules that WebAssembly text cannot express, or only at length: one function per name in corpus.toml."""
 
 from quittance import limits
 
@@ -13,7 +13,7 @@ MEMORY = b"\6memory\2\0"
 DATA_COUNT = 12
 
 
-# How a binary is put together.
+# Encoding a binary.
 
 
 def leb(value: int) -> bytes:
@@ -47,7 +47,7 @@ def function_type(parameters: int, results: int = 0) -> bytes:
 
 
 def command(sections: dict[int, bytes] | None = None) -> bytes:
-    """A small good command, with some of its sections replaced or added."""
+    """Encode a small valid command, with some of its sections replaced or added."""
     parts = {
         1: vector(PLAIN),
         3: vector(b"\0"),
@@ -78,7 +78,7 @@ def recursion_large_frames() -> bytes:
 
 
 def recursion_huge_frames() -> bytes:
-    """Load 10,000 values, keep them over a call of itself, and store their sum after it."""
+    """Load 10,000 values, keep them across a recursive call, and store their sum afterwards."""
     count = 10_000
     loads = b"".join(ZERO + b"\x28\2" + leb(4 * index) for index in range(count))
     return start_code(ZERO + loads + b"\x10\0" + b"\x6a" * (count - 1) + b"\x36\2\0")
@@ -118,7 +118,7 @@ def trap_long_names() -> bytes:
     return calls + section(0, b"\4name" + section(1, names))
 
 
-# What may be imported and exported.
+# Imports and exports.
 
 
 def import_1001() -> bytes:
@@ -257,7 +257,7 @@ def body_of_calls() -> bytes:
 
 
 def loops_with_parameters() -> bytes:
-    """Make each loop a block of code with a thousand parameters."""
+    """Give each loop a block type with a thousand parameters."""
     code = ZERO * 1_000 + (b"\x03\1" + END) * 1_000 + DROP * 1_000
     return command({1: vector(PLAIN, function_type(1_000, 1_000)), 10: vector(body(code))})
 
@@ -281,7 +281,7 @@ def branch_table() -> bytes:
 
 
 def types_distinct() -> bytes:
-    """Write the index of each type into its parameters, a bit each, as i32 or i64."""
+    """Encode the index of each type in its parameters, one bit each, as i32 or i64."""
     bits = 20
     count = 20_000
 

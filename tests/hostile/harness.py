@@ -1,10 +1,10 @@
-"""Takes a hostile module through validate, compile and run, and measures what it did to the host.
+"""Validates, compiles and runs a hostile module, and measures its effect on the host.
 
-Time. A guest may use the processor for 300 ms more than its deadline allows; processor time, because other work on the
-machine adds to what a clock shows (benchmarks/sandbox.py measures what a caller waits). A case that must end otherwise
-than by its deadline has a deadline that no machine comes near.
+Time: a guest may use at most 300 ms of processor time beyond its deadline. Processor time is compared, because other
+work on the machine lengthens the time by the clock (benchmarks/sandbox.py measures that). A case that must not end by
+its deadline has a deadline that no machine reaches.
 
-Memory. The kernel's own high-water marks (`VmHWM`) of this process and of the worker. That of a worker which is killed
+Memory: the kernel's high-water marks (`VmHWM`) of this process and of the worker. For a worker that is killed, the mark
 is read just before the kill.
 """
 
@@ -26,10 +26,10 @@ from tests.waiting import GENEROUS_MS, Stopwatch
 LATE_MS_MAX = 300
 
 HOST_GROWTH_BYTES_MAX = 32 * limits.MIB
-"""How much this process may grow by one run: it holds the output (1 MiB) and the frames around it, no more."""
+"""How much this process may grow during one run: it holds the output (1 MiB) and its frames."""
 
 WORKER_OVERHEAD_BYTES_MAX = 96 * limits.MIB
-"""The worker beyond the guest's memory and the artefacts that it keeps: interpreter and engine (about 40 MiB)."""
+"""The worker's memory beyond the guest's and the cached artefacts: interpreter and engine (about 40 MiB)."""
 
 EPOCH_NS = 1_767_225_600_000_000_000
 SEED = b"hostile"
@@ -37,7 +37,7 @@ SEED = b"hostile"
 
 @dataclass(frozen=True)
 class Ending:
-    """How a case ended, and what it cost the host."""
+    """How a case ended, and what was measured."""
 
     code: str
     message: str
@@ -49,7 +49,7 @@ class Ending:
 
 
 class Environment:
-    """One warm sandbox that every case runs in, as in one execution environment."""
+    """One warm sandbox in which all cases run, as in one execution environment."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,8 +63,8 @@ class Environment:
     def close(self) -> None:
         self.sandbox.close()
 
-    def attempt(self, case: Case) -> Ending:
-        """Validate, compile and run."""
+    def run_case(self, case: Case) -> Ending:
+        """Validate, compile and run a case."""
         watch = Stopwatch()
         try:
             with _compile_limits(case):
@@ -82,17 +82,17 @@ class Environment:
         return dataclasses.replace(self._measured(job), compile_ms=compile_ms)
 
     def is_unharmed(self) -> bool:
-        """Whether a trivial agent runs as it did before everything else."""
-        return lasting(self.sandbox.run(self._trivial)) == lasting(self._reference)
+        """Whether a trivial agent still runs as it did before all cases."""
+        return without_times(self.sandbox.run(self._trivial)) == without_times(self._reference)
 
     def worker_bound_bytes(self, case: Case) -> int:
-        """How large the worker may become by a case."""
+        """Return how large the worker may become during a case."""
         kept = min(self._artefact_bytes, limits.WORKER_MODULE_BYTES_MAX)
         return case.memory_mib * limits.MIB + 2 * kept + WORKER_OVERHEAD_BYTES_MAX
 
     def _measured(self, job: Job) -> Ending:
         self._peak_of_killed = 0
-        before = _forget_peak()
+        before = _reset_peak()
         watch = Stopwatch()
         with mock.patch.object(supervisor._Worker, "kill", self._watched(supervisor._Worker.kill)):
             run = self.sandbox.run(job)
@@ -118,7 +118,7 @@ class Environment:
         return _peak(str(self.sandbox._worker._process.pid)) if self.sandbox._worker else 0
 
     def _job(self, module: bytes) -> Job:
-        """Compile a module, each only once, and make the job that runs it."""
+        """Compile each module once, and make the job that runs it."""
         digest = hashlib.sha256(module).hexdigest()
         if digest not in self._artefacts:
             artefact = compile_module(module)
@@ -129,33 +129,33 @@ class Environment:
         return self._artefacts[digest]
 
 
-def shortcomings(case: Case, ending: Ending, environment: Environment) -> list[str]:
-    """Say everything in which an ending is not as it must be."""
+def failures(case: Case, ending: Ending, environment: Environment) -> list[str]:
+    """Return every way in which an ending differs from the expected one."""
     found = [f"it ended with {ending.code}, not {case.ends}: {ending.message}"] if ending.code != case.ends else []
     if ending.run is None:
         return found
     run = ending.run
     late_ms = run.meter.cpu_ms - case.timeout_ms if case.ends == Outcome.TIMEOUT else 0
     bound = environment.worker_bound_bytes(case)
-    claims = [
-        (late_ms <= LATE_MS_MAX, f"it computed for {late_ms:.0f} ms after its deadline"),
+    expectations = [
+        (late_ms <= LATE_MS_MAX, f"it used {late_ms:.0f} ms of processor time beyond its deadline"),
         (ending.host_growth_bytes <= HOST_GROWTH_BYTES_MAX, f"the host grew by {ending.host_growth_bytes} bytes"),
-        (ending.worker_peak_bytes <= bound, f"the worker grew to {ending.worker_peak_bytes} bytes of {bound}"),
-        (run.meter.fuel <= case.fuel, f"{run.meter.fuel} fuel were counted"),
-        (run.meter.memory_bytes <= case.memory_mib * limits.MIB, f"it had {run.meter.memory_bytes} bytes"),
+        (ending.worker_peak_bytes <= bound, f"the worker grew to {ending.worker_peak_bytes} bytes, over {bound}"),
+        (run.meter.fuel <= case.fuel, f"its meter states {run.meter.fuel} fuel"),
+        (run.meter.memory_bytes <= case.memory_mib * limits.MIB, f"it used {run.meter.memory_bytes} bytes of memory"),
         (len(run.stdout) <= limits.OUTPUT_BYTES_MAX, "its output is over the limit"),
-        (len(run.stderr) <= limits.STDERR_BYTES_MAX, "its log is over the limit"),
-        (run.message.isascii() and len(run.message) <= limits.MESSAGE_CHARS_MAX, "the message is too long or odd"),
+        (len(run.stderr) <= limits.STDERR_BYTES_MAX, "its stderr is over the limit"),
+        (run.message.isascii() and len(run.message) <= limits.MESSAGE_CHARS_MAX, "its message is too long or odd"),
         (case.exit_code in {None, run.exit_code}, f"its exit code is {run.exit_code}"),
         (case.stdout in {None, run.stdout.decode("latin-1")}, f"its output is {run.stdout[:80]!r}"),
-        (case.stderr_bytes in {None, len(run.stderr)}, f"its log has {len(run.stderr)} bytes"),
+        (case.stderr_bytes in {None, len(run.stderr)}, f"its stderr has {len(run.stderr)} bytes"),
     ]
-    return found + [complaint for holds, complaint in claims if not holds]
+    return found + [failure for holds, failure in expectations if not holds]
 
 
 @contextlib.contextmanager
 def _compile_limits(case: Case) -> Iterator[None]:
-    """Lower the compiler's limits as the case wants it."""
+    """Set the compiler's limits to those of the case."""
     with (
         mock.patch.object(limits, "COMPILE_SECONDS_MAX", case.compile_seconds),
         mock.patch.object(limits, "COMPILE_MEMORY_BYTES_MAX", case.compile_mib * limits.MIB),
@@ -163,15 +163,15 @@ def _compile_limits(case: Case) -> Iterator[None]:
         yield
 
 
-def lasting(run: Run) -> Run:
-    """What must be equal between two runs of the same job: all but the times."""
+def without_times(run: Run) -> Run:
+    """Return what must be equal in two runs of the same job: everything except the times."""
     meter = dataclasses.replace(run.meter, cpu_ms=0, wall_ms=0)
     assert isinstance(meter, Meter)
     return dataclasses.replace(run, meter=meter)
 
 
-def _forget_peak() -> int:
-    """Start this process's high-water mark anew, where the kernel lets us, and give it."""
+def _reset_peak() -> int:
+    """Reset this process's high-water mark, where the kernel permits it, and return it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak("self")

@@ -1,4 +1,4 @@
-"""The same agent with the same input and start values gives the same, in several fresh processes."""
+"""The same agent with the same input and start values gives the same result in several fresh processes."""
 
 import dataclasses
 import subprocess
@@ -76,7 +76,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, bytes]
 
 
 def built(agent: str) -> Path:
-    """Give the module of an agent that is too large to be committed; make it if it is not there."""
+    """Return the module of an agent that is too large to be committed; build it if it is missing."""
     module = BUILT / f"{agent}.wasm"
     if not module.exists():
         command = [sys.executable, str(EXAMPLES / "build.py"), agent]
@@ -86,8 +86,8 @@ def built(agent: str) -> Path:
     return module
 
 
-def lasting(run: Run) -> tuple[object, ...]:
-    """All of a run that must repeat. The engine under-reports fuel after some traps; then even that must repeat."""
+def deterministic_part(run: Run) -> tuple[object, ...]:
+    """Return everything that must be equal. The fuel must be equal even where the engine under-reports it."""
     meter = run.meter
     return (
         run.outcome,
@@ -104,7 +104,7 @@ def lasting(run: Run) -> tuple[object, ...]:
 
 
 def runs_of(jobs: list[Job], processes: int) -> list[list[Run]]:
-    """Run the jobs in fresh processes: every second time in reverse, so that none can depend on the one before."""
+    """Run the jobs in fresh processes, every second time in reverse order, so that none can depend on the previous."""
     everything = []
     for index in range(processes):
         with Sandbox() as fresh:
@@ -117,26 +117,26 @@ def runs_of(jobs: list[Job], processes: int) -> list[list[Run]]:
 def assert_equal(jobs: list[Job]) -> list[Run]:
     first, *others = runs_of(jobs, PROCESSES)
     for other in others:
-        assert [lasting(run) for run in other] == [lasting(run) for run in first]
+        assert [deterministic_part(run) for run in other] == [deterministic_part(run) for run in first]
     assert not {Outcome.TIMEOUT, Outcome.WORKER_LOST} & {run.outcome for run in first}
     return first
 
 
-def test_the_committed_agents_repeat(compiled, record_property):
-    assert {path.stem for path in EXAMPLES.glob("*/*.wasm")} == set(COMMITTED), "no agent is forgotten"
+def test_committed_agents_are_deterministic(compiled, record_property):
+    assert {path.stem for path in EXAMPLES.glob("*/*.wasm")} == set(COMMITTED), "an agent has no inputs here"
     modules = {path.stem: path for path in EXAMPLES.glob("*/*.wasm")}
     jobs = [compiled(modules[name], stdin) for name, inputs in COMMITTED.items() for stdin in inputs]
     first = assert_equal(jobs)
-    assert len({run.outcome for run in first}) >= 8, "they end in many ways"
-    record_property("figure", f"{len(jobs)} runs of the committed agents are the same in {PROCESSES} processes")
+    assert len({run.outcome for run in first}) >= 8, "the inputs no longer cover many outcomes"
+    record_property("figure", f"{len(jobs)} runs of the committed agents are equal in {PROCESSES} processes")
 
 
-def test_the_go_agent_repeats(compiled):
+def test_go_agent_is_deterministic(compiled):
     (run,) = assert_equal([compiled(built("invoice"), INVOICE)])
     assert run.outcome in {Outcome.SUCCEEDED, Outcome.EXIT_CODE}
 
 
-def test_cpython_repeats_and_depends_on_the_seed_and_the_clock(compiled):
+def test_cpython_depends_on_seed_and_clock_alone(compiled):
     module = built("python")
     more = {"fuel": 10**10, "memory_bytes": limits.MEMORY_BYTES_DEFAULT}
     script = (EXAMPLES / "python-wasi" / "report.py").read_bytes()

@@ -1,6 +1,6 @@
-"""The local cloud refuses what AWS refuses: each border of local/borders.py, at its limit and one beyond.
+"""The local cloud rejects what AWS rejects: each limit in local/borders.py, at the limit and one beyond.
 
-The last tests are of borders that ministack draws itself. Should a release stop doing so, they say it.
+The last tests cover limits that ministack itself enforces: they fail if a release stops doing so.
 """
 
 import io
@@ -23,7 +23,7 @@ LAMBDA_SYNC, LAMBDA_ASYNC, GATEWAY = 6_291_556, MIB, 10 * MIB
 EVENT, MESSAGE, STATE, ITEM, TRANSACTION = MIB, MIB, 256 * KIB, 400 * KIB, 4 * MIB
 ACCOUNT = "000000000000"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/border"
-# Answers with as many characters as it is asked for, or with the size of its event; waits for a file; fails.
+# Returns the requested number of characters, or the size of its event; waits for a file; fails.
 CODE = """
 import json, os, time
 def handler(event, context):
@@ -84,8 +84,8 @@ def refusal(call, **arguments):
     return refused.value.response["Error"]["Code"]
 
 
-def test_the_limits_of_the_code_are_those_of_the_cloud():
-    """limits.py says what the functions believe; this file says what AWS does."""
+def test_limits_in_the_code_equal_those_of_aws():
+    """limits.py has the numbers that the functions use; this file has those of AWS."""
     assert limits.LAMBDA_SYNC_BYTES_MAX == LAMBDA_SYNC
     assert limits.EVENT_BYTES_MAX == EVENT
     assert limits.WORKFLOW_STATE_BYTES_MAX == STATE
@@ -96,7 +96,7 @@ def test_the_limits_of_the_code_are_those_of_the_cloud():
 # Lambda.
 
 
-def test_an_invocation_has_a_limit(clients):
+def test_synchronous_invocations_have_a_size_limit(clients):
     event = {"answer": 1, "filler": ""}
     event["filler"] = "x" * (LAMBDA_SYNC - len(json.dumps(event)))
     invoke = clients["lambda"].invoke
@@ -105,7 +105,7 @@ def test_an_invocation_has_a_limit(clients):
     assert refusal(invoke, FunctionName="border", Payload=beyond) == "RequestEntityTooLargeException"
 
 
-def test_an_asynchronous_invocation_has_a_lower_limit(clients, tmp_path):
+def test_asynchronous_invocations_have_a_size_limit(clients, tmp_path):
     event = {"answer": 0, "mark": str(tmp_path / "mark"), "filler": ""}
     event["filler"] = "x" * (LAMBDA_ASYNC - len(json.dumps(event)))
     called = {"FunctionName": "border", "InvocationType": "Event"}
@@ -116,7 +116,7 @@ def test_an_asynchronous_invocation_has_a_lower_limit(clients, tmp_path):
 
 
 @pytest.mark.parametrize(("character", "size"), [("x", 1), ("\x01", 6)])
-def test_a_functions_answer_has_a_limit(clients, character, size):
+def test_function_responses_have_a_size_limit(clients, character, size):
     def answer(number):
         event = json.dumps({"answer": number, "character": character})
         told = clients["lambda"].invoke(FunctionName="border", Payload=event)
@@ -132,7 +132,7 @@ def test_a_functions_answer_has_a_limit(clients, character, size):
 
 
 def api(clients, name="border", **integration):
-    """The URL of a REST API in front of the function, and the API's id."""
+    """Create a REST API in front of a function; return its URL."""
     gateway = clients["apigateway"]
     api_id = gateway.create_rest_api(name=uuid.uuid4().hex)["id"]
     root = gateway.get_resources(restApiId=api_id)["items"][0]["id"]
@@ -154,16 +154,18 @@ def post(url, content):
     return httpx.post(url, content=content, trust_env=False, timeout=60)
 
 
-def test_a_request_over_ten_megabytes_is_the_gateways_to_refuse(url):
+def test_gateway_rejects_bodies_over_10_mib(url):
     at_limit = post(url, b" " * GATEWAY)
-    assert (at_limit.status_code, at_limit.json()) == (413, {"message": "Request Too Long"}), "Lambda's to refuse"
+    assert (at_limit.status_code, at_limit.json()) == (413, {"message": "Request Too Long"}), (
+        "the event is too large for Lambda"
+    )
     beyond = post(url, b" " * (GATEWAY + 1))
     assert (beyond.status_code, beyond.text) == (413, f"HTTP content length exceeded {GATEWAY} bytes.")
 
 
 @pytest.mark.parametrize(("filler", "size"), [("x", 1), ("\\\\", 4), ("é", 2), ("世", 3)], ids=ascii)
-def test_a_request_is_an_event_that_has_lambdas_limit(url, filler, size):
-    """The body is a string in the event's JSON, where backslashes and quotation marks count twice; in UTF-8."""
+def test_gateway_events_have_the_size_limit_of_lambda(url, filler, size):
+    """The body is a UTF-8 string in the event's JSON, where backslashes and quotation marks count twice."""
 
     def sent(number, rest=0):
         return post(url, '{"measure":"' + filler * number + "x" * rest + '"}')
@@ -176,7 +178,7 @@ def test_a_request_is_an_event_that_has_lambdas_limit(url, filler, size):
     assert (beyond.status_code, beyond.json()) == (413, {"message": "Request Too Long"})
 
 
-def test_an_answer_that_lambda_refuses_is_a_502(url):
+def test_oversized_function_response_is_a_502(url):
     most = LAMBDA_SYNC - len(json.dumps({"statusCode": 200, "body": ""}))
     at_limit = post(url, json.dumps({"answer": most}))
     assert (at_limit.status_code, len(at_limit.content)) == (200, most)
@@ -184,26 +186,26 @@ def test_an_answer_that_lambda_refuses_is_a_502(url):
     assert (beyond.status_code, beyond.json()) == (502, {"message": "Internal server error"})
 
 
-def test_a_failed_function_tells_callers_of_an_api_nothing(url):
+def test_api_callers_do_not_receive_a_functions_error(url):
     answer = post(url, json.dumps({"raise": True}))
     assert (answer.status_code, answer.json()) == (502, {"message": "Internal server error"})
 
 
-def test_the_gateway_does_not_wait_beyond_its_time_and_the_function_goes_on(clients, tmp_path):
-    """The integration's time stands for the 29 s that AWS allows at most, and the local cloud too."""
+def test_gateway_times_out_and_the_function_continues(clients, tmp_path):
+    """A short integration timeout replaces the maximum of 29 s, which AWS and the local cloud permit."""
     impatient = api(clients, timeoutInMillis=200)
     go, mark = tmp_path / "go", tmp_path / "mark"
     late = post(impatient, json.dumps({"answer": 1, "wait": str(go), "mark": str(mark)}))
     assert (late.status_code, late.json()) == (504, {"message": "Endpoint request timed out"})
     assert not mark.exists()
     go.touch()
-    until(mark.exists, "the function ended with its gateway's patience")
+    until(mark.exists, "the function ended when its gateway timed out")
     patient = api(clients, timeoutInMillis=29_000)
     assert post(patient, json.dumps({"answer": 1, "wait": str(go)})).status_code == 200
 
 
-def test_a_cold_start_does_not_use_up_the_gateways_time(clients):
-    """Sixteen at once take longer on two cores than 29 s would allow on a busy day."""
+def test_cold_start_does_not_count_towards_the_gateway_timeout(clients):
+    """On two cores, sixteen cold starts at once can take longer than 29 s."""
     name = uuid.uuid4().hex
     code = "import time; time.sleep(6)\ndef handler(event, context): return {'statusCode': 200, 'body': 'x'}\n"
     clients["lambda"].create_function(
@@ -217,26 +219,26 @@ def test_a_cold_start_does_not_use_up_the_gateways_time(clients):
 
 
 def put(clients, size, **entry):
-    """Puts an entry of so many bytes on the default bus."""
+    """Put an entry of this many bytes on the default bus."""
     entry = {"Source": "s", "DetailType": "d", "Detail": '{"x":""}'} | entry
     entry["Detail"] = '{"x":"' + "x" * (size - len(entry["Source"] + entry["DetailType"] + entry["Detail"])) + '"}'
     return clients["events"].put_events(Entries=[entry])
 
 
-def test_an_event_has_a_limit(clients):
+def test_events_have_a_size_limit(clients):
     assert put(clients, EVENT)["FailedEntryCount"] == 0
     assert refusal(put, clients=clients, size=EVENT + 1) == "ValidationException"
 
 
-def test_the_events_of_one_call_share_the_limit(clients):
+def test_events_of_one_call_share_the_size_limit(clients):
     half = {"Source": "s", "DetailType": "d", "Detail": '{"x":"' + "x" * (EVENT // 2 - 10) + '"}'}
     assert clients["events"].put_events(Entries=[half, half])["FailedEntryCount"] == 0
     longer = half | {"Resources": ["r"]}
     assert refusal(clients["events"].put_events, Entries=[half, longer]) == "ValidationException"
 
 
-def test_a_rule_sends_to_a_queue_only_if_the_queues_policy_lets_it(clients):
-    """`aws:SourceArn`, as the policy of the queue of tasks has it; and what does not fit is not delivered."""
+def test_rules_send_to_a_queue_only_if_its_policy_permits(clients):
+    """The policy has the condition `aws:SourceArn`, as the task queue's. Too large events are not delivered."""
     name, events = uuid.uuid4().hex, clients["events"]
     queue = clients["sqs"].create_queue(QueueName=name)["QueueUrl"]
     arn = f"arn:aws:sqs:{cloud.REGION}:{ACCOUNT}:{name}"
@@ -247,13 +249,13 @@ def test_a_rule_sends_to_a_queue_only_if_the_queues_policy_lets_it(clients):
         put(clients, number, Source=rule)
         return len(clients["sqs"].receive_message(QueueUrl=queue, VisibilityTimeout=0).get("Messages", []))
 
-    assert delivered(f"mine-{name}", 1_000) == 0, "without a policy nobody may"
+    assert delivered(f"mine-{name}", 1_000) == 0, "without a policy no rule may send"
     source = {"ArnLike": {"aws:SourceArn": [f"arn:aws:events:{cloud.REGION}:{ACCOUNT}:rule/mine-*"]}}
     allowed = {"Effect": "Allow", "Principal": {"Service": "events.amazonaws.com"}, "Action": "sqs:SendMessage",
                "Resource": arn, "Condition": source}  # fmt: skip
     clients["sqs"].set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy(allowed)})
     assert delivered(f"yours-{name}", 1_000) == 0
-    assert delivered(f"mine-{name}", EVENT) == 0, "with its envelope it is larger than the queue takes"
+    assert delivered(f"mine-{name}", EVENT) == 0, "with its envelope it exceeds the queue's limit"
     assert delivered(f"mine-{name}", 1_000) == 1
 
 
@@ -268,7 +270,7 @@ def test_a_rule_sends_to_a_queue_only_if_the_queues_policy_lets_it(clients):
         ("events:detail-type", ["quittance"], True),
     ],
 )
-def test_a_role_may_be_kept_to_sources_of_events(clients, key, sources, may):
+def test_policies_can_restrict_event_sources(clients, key, sources, may):
     role = f"events-{uuid.uuid4().hex[:8]}"
     anyone = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
     clients["iam"].create_role(RoleName=role, AssumeRolePolicyDocument=policy(anyone))
@@ -304,7 +306,7 @@ def machine(clients, state, language="JSONata"):
 
 
 def ended(clients, arn, text="{}"):
-    """How an execution ends: its status, and its error if it has one."""
+    """Run an execution to its end; return its status and its error or None."""
     execution = clients["stepfunctions"].start_execution(stateMachineArn=arn, input=text)["executionArn"]
     described = {}
 
@@ -312,13 +314,13 @@ def ended(clients, arn, text="{}"):
         described.update(clients["stepfunctions"].describe_execution(executionArn=execution))
         return described["status"] != "RUNNING"
 
-    until(over, "the execution does not end")
+    until(over, "the execution did not end")
     return described["status"], described.get("error")
 
 
 @pytest.mark.parametrize("character", ["x", "é", "世"])
-def test_an_executions_input_has_a_limit(clients, character):
-    """In bytes of UTF-8, not in characters."""
+def test_execution_input_has_a_size_limit(clients, character):
+    """The limit counts bytes of UTF-8, not characters."""
     arn = machine(clients, {"Type": "Pass"})
     number, rest = divmod(STATE - 2, len(character.encode()))
     text = '"' + character * number + "x" * rest + '"'
@@ -328,8 +330,8 @@ def test_an_executions_input_has_a_limit(clients, character):
 
 
 @pytest.mark.parametrize("over", [0, 1])
-def test_a_states_output_has_a_limit(clients, over):
-    """Doubled by the state: an input that is allowed becomes an output that is not."""
+def test_state_output_has_a_size_limit(clients, over):
+    """The state doubles its input, so a permitted input becomes an output over the limit."""
     arn = machine(clients, {"Type": "Pass", "Output": "{% $states.input & $states.input %}"})
     half = "x" * ((STATE - 2) // 2)
     status = ("SUCCEEDED", None) if not over else ("FAILED", "States.DataLimitExceeded")
@@ -337,15 +339,15 @@ def test_a_states_output_has_a_limit(clients, over):
 
 
 @pytest.mark.parametrize(("size", "may"), [(STATE - 2_000, True), (STATE - 500, False), (STATE + 1, False)])
-def test_a_tasks_result_has_a_limit(clients, size, may):
-    """With what Lambda's answer has in its headers, which Step Functions hands on too."""
+def test_task_results_have_a_size_limit(clients, size, may):
+    """The headers of Lambda's response, which Step Functions adds, count too."""
     task = {"Type": "Task", "Resource": "arn:aws:states:::lambda:invoke", "Output": "done",
             "Arguments": {"FunctionName": "border", "Payload": {"answer": size}}}  # fmt: skip
     status = ("SUCCEEDED", None) if may else ("FAILED", "States.DataLimitExceeded")
     assert ended(clients, machine(clients, task)) == status
 
 
-def test_a_state_within_a_map_has_the_limit_too(clients):
+def test_states_in_a_map_have_the_size_limit(clients):
     inner = {"StartAt": "Grow", "States": {"Grow": {"Type": "Pass", "End": True,
              "Output": "{% $states.input & $states.input %}"}}}  # fmt: skip
     many = {"Type": "Map", "Items": "{% [$states.input] %}", "ItemProcessor": inner, "Output": "done"}
@@ -354,10 +356,10 @@ def test_a_state_within_a_map_has_the_limit_too(clients):
     assert ended(clients, machine(clients, many), json.dumps(half + "x")) == ("FAILED", "States.DataLimitExceeded")
 
 
-# What ministack itself refuses.
+# Limits that ministack itself enforces.
 
 
-def test_a_message_has_a_limit(clients):
+def test_messages_have_a_size_limit(clients):
     queue = clients["sqs"].create_queue(QueueName=uuid.uuid4().hex)["QueueUrl"]
     clients["sqs"].send_message(QueueUrl=queue, MessageBody="é" * (MESSAGE // 2))
     code = refusal(clients["sqs"].send_message, QueueUrl=queue, MessageBody="é" * (MESSAGE // 2) + "x")
@@ -365,8 +367,8 @@ def test_a_message_has_a_limit(clients):
     assert "InvalidMessageContents" in refusal(clients["sqs"].send_message, QueueUrl=queue, MessageBody="\x01")
 
 
-def test_an_item_has_a_limit(clients):
-    """Names count too."""
+def test_items_have_a_size_limit(clients):
+    """Attribute names count too."""
     dynamodb, rest = clients["dynamodb"], len("pk" + "k" + "data")
     dynamodb.put_item(TableName="border", Item={"pk": {"S": "k"}, "data": {"B": bytes(ITEM - rest)}})
     beyond = {"pk": {"S": "k"}, "data": {"B": bytes(ITEM - rest + 1)}}
@@ -380,7 +382,7 @@ def test_an_item_has_a_limit(clients):
     assert refusal(dynamodb.update_item, **grown) == "ValidationException"
 
 
-def test_a_transaction_has_a_limit_of_items(clients):
+def test_transactions_have_an_item_limit(clients):
     def written(number):
         puts = [{"Put": {"TableName": "border", "Item": {"pk": {"S": f"t{n}"}}}} for n in range(number)]
         return clients["dynamodb"].transact_write_items(TransactItems=puts)
@@ -389,7 +391,7 @@ def test_a_transaction_has_a_limit_of_items(clients):
     assert refusal(written, number=101) == "ValidationException"
 
 
-def test_a_transaction_has_a_limit_of_bytes(clients):
+def test_transactions_have_a_size_limit(clients):
     def written(size):
         data = [{"S": "x" * (size // 20)}] * 20
         puts = [
@@ -398,5 +400,5 @@ def test_a_transaction_has_a_limit_of_bytes(clients):
         ]
         return clients["dynamodb"].transact_write_items(TransactItems=puts)
 
-    written(TRANSACTION - 10 * KIB)  # it counts the request's JSON
+    written(TRANSACTION - 10 * KIB)  # ministack counts the request's JSON
     assert refusal(written, size=TRANSACTION) == "ValidationException"

@@ -1,4 +1,4 @@
-"""What `sam build` makes of template.yaml, and the pins that it is made from."""
+"""The output of `sam build` for template.yaml, and the pinned requirements of the build."""
 
 import re
 import subprocess
@@ -69,14 +69,14 @@ def test_clients_need_only_the_layer(layer):
 
 def test_the_layer_fits_and_starts_quickly(layer):
     assert sum(path.stat().st_size for path in layer.rglob("*")) < 150 << 20
-    assert list(layer.glob("quittance/__pycache__/tasks.*.pyc"))
+    assert list(layer.glob("quittance/usecases/__pycache__/execute.*.pyc"))
 
 
 @pytest.mark.parametrize("path", PINNED, ids=lambda path: path.name)
-def test_every_requirement_is_pinned_and_names_no_host(path):
+def test_every_requirement_is_pinned_without_a_host(path):
     for line in path.read_text().splitlines():
         assert re.fullmatch(r"#.*|[a-z0-9_.-]+(\[[a-z,]+\])?==[0-9][^ /]*( ; .*)?", line), line
 
 
-def test_the_tests_run_on_what_the_layer_holds():
+def test_tests_use_the_pins_of_the_layer():
     assert set(RUNTIME_PINS.read_text().splitlines()) <= set((ROOT / "requirements/dev.txt").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""The local cloud's process."""
+"""The local cloud's process, and the behaviour that launch.py adds to ministack."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from local import cloud, deploy, processes, venvs
-from local.console import MendError
+from local.console import CommandError
 from local.paths import ROOT, State
 from tests.waiting import until
 
@@ -40,7 +40,7 @@ def state(tmp_path):
 
 
 def listening_addresses(process):
-    """The local addresses of a process's listening sockets (Linux)."""
+    """Return the local addresses of a process's listening sockets (Linux)."""
     inodes = set()
     for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
         target = str(descriptor.readlink())
@@ -55,7 +55,7 @@ def listening_addresses(process):
     return found
 
 
-def test_it_starts_answers_on_the_loopback_alone_and_ends(state):
+def test_cloud_starts_listens_on_loopback_only_and_stops(state):
     running = cloud.start(state)
 
     assert cloud.running(state) == running
@@ -71,7 +71,7 @@ def test_it_starts_answers_on_the_loopback_alone_and_ends(state):
     assert not cloud.stop(state)
 
 
-def test_one_that_was_killed_is_started_again_on_its_port(state):
+def test_killed_cloud_restarts_on_the_same_port(state):
     killed = cloud.start(state)
     os.kill(killed.process.pid, signal.SIGKILL)
 
@@ -80,7 +80,7 @@ def test_one_that_was_killed_is_started_again_on_its_port(state):
 
 
 def test_workers_share_one_unpacked_layer(state):
-    """Two functions run, and the layer is on the disk once."""
+    """Two functions run, and the layer is on disk once."""
     running = cloud.start(state)
     client = deploy.aws(running, "lambda")
     deploy.aws(running, "iam").create_role(RoleName="role", AssumeRolePolicyDocument=policy(TRUST))
@@ -98,12 +98,12 @@ def test_workers_share_one_unpacked_layer(state):
 
     places = {Path(answer).resolve() for answer in answers}
     assert len(set(answers)) == 2
-    assert len(places) == 1, "ministack unpacks layers in another way now: see local/launch.py"
+    assert len(places) == 1, "this release of ministack unpacks layers differently: see local/launch.py"
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A cloud with a table and a bucket, and clients of its owner."""
+    """A cloud with a table and a bucket, and clients with the account's credentials."""
     venvs.ensure("cloud")
     state = State(tmp_path_factory.mktemp("shared"))
     running = cloud.start(state)
@@ -121,7 +121,7 @@ def shared(tmp_path_factory):
 
 @dataclass(frozen=True)
 class Tenant:
-    """Somebody with a role of their own on the shared cloud."""
+    """A role on the shared cloud, and clients with it."""
 
     state: State
     url: str
@@ -129,7 +129,7 @@ class Tenant:
     name: str
 
     def may(self, *statements):
-        """Clients with the role, which from now on allows this and no more."""
+        """Set the role's policy to these statements only; return clients with the role."""
         self.own["iam"].put_role_policy(RoleName=self.name, PolicyName="p", PolicyDocument=policy(*statements))
         keys = self.own["sts"].assume_role(RoleArn=f"{IAM}:role/{self.name}", RoleSessionName=self.name)["Credentials"]
         session = Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], cloud.REGION)
@@ -138,8 +138,8 @@ class Tenant:
             name: session.client(name, endpoint_url=self.url, config=signed.get(name)) for name in ("dynamodb", "s3")
         }
 
-    def asked(self):
-        """What was recorded of them: action, resource, and whether it was allowed."""
+    def recorded(self):
+        """Return the recorded calls of the role: action, resource, and whether it was allowed."""
         calls = [json.loads(line) for line in self.state.calls.read_text().splitlines()]
         mine = [call for call in calls if call["caller"].endswith(f":assumed-role/{self.name}/{self.name}")]
         return [(call["action"], call["resource"], call["allowed"]) for call in mine]
@@ -163,8 +163,8 @@ def refusal(call, **arguments):
     return refused.value.response["Error"]["Code"]
 
 
-def test_a_role_is_enforced_and_each_different_call_of_it_recorded_once(tenant):
-    """A transaction as the actions that it is made of, a query with its index, a form as the write that it allows."""
+def test_roles_are_enforced_and_their_calls_recorded_once(tenant):
+    """A transaction is recorded as its actions, a query with its index, an upload form as the write that it permits."""
     clients = tenant.may(READS, {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::bucket/up/*"})
     dynamodb = clients["dynamodb"]
     for _ in range(2):
@@ -182,7 +182,7 @@ def test_a_role_is_enforced_and_each_different_call_of_it_recorded_once(tenant):
         form = clients["s3"].generate_presigned_post("bucket", key)
         assert httpx.post(form["url"], data=form["fields"], files={"file": b"x"}).status_code == status
 
-    assert tenant.asked() == [
+    assert tenant.recorded() == [
         ("dynamodb:GetItem", TABLE, True),
         ("dynamodb:DeleteItem", TABLE, False),
         ("dynamodb:PutItem", TABLE, True),
@@ -192,7 +192,7 @@ def test_a_role_is_enforced_and_each_different_call_of_it_recorded_once(tenant):
     ]
 
 
-def test_a_function_has_its_role_and_a_session_of_its_name(tenant):
+def test_functions_run_with_their_role_and_session_name(tenant):
     tenant.may(READS)
     code = f"""from boto3.session import Session
 def handler(event, context):
@@ -204,20 +204,20 @@ def handler(event, context):
         Role=f"{IAM}:role/{tenant.name}", Code={"ZipFile": zipped({"app.py": code})},
     )  # fmt: skip
     assert json.loads(tenant.own["lambda"].invoke(FunctionName=tenant.name)["Payload"].read()) == "done"
-    assert tenant.asked() == [("dynamodb:GetItem", TABLE, True)]
+    assert tenant.recorded() == [("dynamodb:GetItem", TABLE, True)]
 
 
-def test_a_missing_object_is_told_to_those_alone_who_may_list_the_bucket(tenant):
+def test_missing_objects_are_denied_without_list_permission(tenant):
     assert refusal(tenant.may(READS_BUCKET)["s3"].get_object, Bucket="bucket", Key="x") == "AccessDenied"
     lists = {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::bucket"}
     assert refusal(tenant.may(READS_BUCKET, lists)["s3"].get_object, Bucket="bucket", Key="x") == "NoSuchKey"
-    assert [call for call in tenant.asked() if "ListBucket" in call[0]] == [
+    assert [call for call in tenant.recorded() if "ListBucket" in call[0]] == [
         ("s3:ListBucket", "arn:aws:s3:::bucket", False),
         ("s3:ListBucket", "arn:aws:s3:::bucket", True),
     ]
 
 
-def test_a_role_may_be_kept_to_keys(tenant):
+def test_policies_can_restrict_leading_keys(tenant):
     kept = {**READS, "Condition": {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["k*"]}}}
     dynamodb = tenant.may(kept)["dynamodb"]
     dynamodb.get_item(TableName="table", Key=KEY)
@@ -234,8 +234,8 @@ def test_the_loopback_counts_as_tls(tenant):
     assert tenant.may(READS_BUCKET)["s3"].get_object(Bucket="bucket", Key="x")["Body"].read() == b"x"
 
 
-def test_what_a_handler_raises_keeps_its_name_and_its_worker(state):
-    """A repair of launch.py, as Lambda has it. Without it: `Runtime.HandlerError`, and a new process for each call."""
+def test_handler_exceptions_keep_their_name_and_the_worker(state):
+    """launch.py corrects this as on Lambda. Without it: `Runtime.HandlerError`, and a new process for each call."""
     running = cloud.start(state)
     client = deploy.aws(running, "lambda")
     deploy.aws(running, "iam").create_role(RoleName="r", AssumeRolePolicyDocument=policy(TRUST))
@@ -261,15 +261,15 @@ def handler(event, context):
     assert (error["errorType"], error["errorMessage"], kind) == ("RefusedError", "no", "Unhandled")
     assert error["requestId"]
     assert "raise RefusedError" in "".join(error["stackTrace"])
-    assert invoke({}) == first, "the same process"
+    assert invoke({}) == first, "the call ran in another process"
     until(
         lambda: any("[ERROR] RefusedError: no" in line for line in deploy.functions_log(running)),
-        "the log does not tell of it",
+        "the log does not contain the error",
     )
 
 
-def test_a_failed_event_of_an_alias_goes_to_its_destination(tenant):
-    """A repair of launch.py, as on AWS. Without it: three tries, and the event is lost."""
+def test_failed_async_event_goes_to_the_alias_destination(tenant):
+    """launch.py corrects this as on AWS. Without it: three attempts, and the event is lost."""
     code = "def handler(event, context):\n    raise ValueError(event)\n"
     client, sqs = tenant.own["lambda"], tenant.own["sqs"]
     client.create_function(
@@ -303,7 +303,7 @@ def invoked_by(function):
 
 
 def put_api(tenant, code, **method):
-    """An API whose stage `v1` has one route, `GET /ids/{id}`; its id."""
+    """Create an API with one route, `GET /ids/{id}`; return its id."""
     api = tenant.own["apigateway"]
     api_id = api.create_rest_api(name=tenant.name)["id"]
     parent = api.get_resources(restApiId=api_id)["items"][0]["id"]
@@ -326,8 +326,8 @@ def get(tenant, path, **headers):
     return httpx.get(url, headers=headers, trust_env=False)
 
 
-def test_a_path_reaches_a_function_as_it_was_encoded(tenant):
-    """A repair of launch.py, as REST APIs have it on AWS. Without it: `a|b`, and an encoded slash is 403."""
+def test_paths_reach_functions_as_the_client_encoded_them(tenant):
+    """launch.py corrects this as in REST APIs on AWS. Without it: `a|b`, and an encoded slash is 403."""
     api_id = put_api(tenant, ECHO)
     tenant.own["apigateway"].create_deployment(restApiId=api_id, stageName="v1")
     for sent in ("a%7Cb", "a%2Fb", "%2e%2E", "a%257Cb", "%22", "%C3%A9", "%zz", "plain~-._"):
@@ -337,17 +337,17 @@ def test_a_path_reaches_a_function_as_it_was_encoded(tenant):
         assert event["queryStringParameters"] == {"q": "|%7C"}, "decoded once"
 
 
-def test_a_function_is_told_the_path_that_was_asked_for(tenant):
-    """A repair of launch.py. Without it links cannot work at the local address, and base paths are not as on AWS."""
+def test_request_context_contains_the_requested_path(tenant):
+    """launch.py corrects this. Without it links do not work at the local address, and base paths differ from AWS."""
     api_id, api = put_api(tenant, ECHO), tenant.own["apigateway"]
     api.create_deployment(restApiId=api_id, stageName="v1")
     for base in ("(none)", "pay"):
         domain = f"{base.strip('()')}.{tenant.name.lower()}.example"
         api.create_domain_name(domainName=domain, endpointConfiguration={"types": ["REGIONAL"]})
         api.create_base_path_mapping(domainName=domain, basePath=base, restApiId=api_id, stage="v1")
-        asked = "/ids/a%2Fb" if base == "(none)" else "/pay/ids/a%2Fb"
-        event = get(tenant, asked, Host=domain).json()
-        assert (event["path"], event["requestContext"]["path"], event["resource"]) == (asked, asked, "/ids/{id}")
+        recorded = "/ids/a%2Fb" if base == "(none)" else "/pay/ids/a%2Fb"
+        event = get(tenant, recorded, Host=domain).json()
+        assert (event["path"], event["requestContext"]["path"], event["resource"]) == (recorded, recorded, "/ids/{id}")
     here = f"/restapis/{api_id}/v1/_user_request_/ids/x"
     event = get(tenant, here).json()
     assert (event["path"], event["requestContext"]["path"]) == ("/ids/x", here)
@@ -365,8 +365,8 @@ def handler(event, context):
 CHALLENGED = "def handler(event, context):\n    return {'statusCode': 403, 'headers': {'WWW-Authenticate': 'Bearer'}}\n"
 
 
-def test_a_denial_is_answered_with_what_the_authorizer_said(tenant):
-    """Repairs of launch.py, as REST APIs have them on AWS: from the cache too, and never another request's words."""
+def test_gateway_responses_quote_the_authorizer_context(tenant):
+    """launch.py adds this as in REST APIs on AWS: also for cached results, and never with another request's context."""
     api = tenant.own["apigateway"]
     authorizer = put_function(tenant, f"{tenant.name}-authorizer", DENY)
     api_id = put_api(tenant, CHALLENGED, authorizationType="CUSTOM", authorizer=authorizer)
@@ -411,7 +411,7 @@ sys.stdin.read()
 """
 
 
-def test_a_cloud_of_the_tests_does_not_outlive_them_even_if_they_are_killed(state):
+def test_cloud_ends_when_the_tests_are_killed(state):
     python = venvs.ensure("dev") / "python"
     tests = subprocess.Popen(
         [python, "-c", OUTLIVED, state.root], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -426,22 +426,22 @@ def test_a_cloud_of_the_tests_does_not_outlive_them_even_if_they_are_killed(stat
     )  # fmt: skip
     client.invoke(FunctionName="sleeps")
     everything = processes.family({running.process})
-    assert len(everything) > 1, "the cloud and its function"
+    assert len(everything) > 1, "the function's process is missing"
     tests.kill()
     tests.communicate()
-    until(lambda: not everything & processes.table().keys(), "something is left running")
+    until(lambda: not everything & processes.table().keys(), "a process is still running")
 
 
-def test_a_taken_port_is_told(state):
+def test_start_on_a_taken_port_fails_with_a_message(state):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(MendError, match=f"port {port} on 127.0.0.1 is taken"):
+        with pytest.raises(CommandError, match=f"port {port} on 127.0.0.1 is taken"):
             cloud.start(state, port)
 
 
-def test_the_cloud_of_a_copied_checkout_is_left_alone(state, tmp_path):
+def test_cloud_of_a_copied_checkout_is_not_touched(state, tmp_path):
     running = cloud.start(state)
     copy = State(tmp_path / "copy")
     copy.root.mkdir()

@@ -5,7 +5,7 @@ import jwt
 from local import issuer
 
 
-def test_a_token_verifies_against_the_published_key(tmp_path):
+def test_token_verifies_with_the_published_key(tmp_path):
     key = issuer.load_key(tmp_path / "issuer.pem")
     token = issuer.sign(key, issuer.claims("alice", "ledger:deposit", ttl=60))
     published = jwt.PyJWKSet.from_dict({"keys": [issuer.jwk(key)]})
@@ -21,7 +21,7 @@ def test_a_token_verifies_against_the_published_key(tmp_path):
     assert claims["exp"] - claims["iat"] == 60
 
 
-def test_the_key_stays_the_same_and_private(tmp_path):
+def test_private_key_is_stable_and_readable_by_owner_only(tmp_path):
     path = tmp_path / "issuer.pem"
 
     assert issuer.jwk(issuer.load_key(path)) == issuer.jwk(issuer.load_key(path))

@@ -1,4 +1,4 @@
-"""`make proofs` goes on where it was, and says what was proved."""
+"""`make proofs` continues where it stopped, and prints what was proved."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ COUNTED = Proof(
 )
 
 
-def test_a_proof_that_has_passed_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_passed_proof_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prove(COUNTED) == prove(COUNTED) == []
     assert (tmp_path / "tries").read_text() == "x"
     *_, last = capsys.readouterr().out.splitlines()
@@ -37,13 +37,13 @@ def test_a_proof_that_has_passed_is_not_run_again(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(("digest", "again"), [("other sources", False), ("these sources", True)])
-def test_other_sources_or_a_wish_run_it_again(tmp_path: Path, digest: str, again: bool) -> None:
+def test_changed_sources_or_again_option_rerun_a_proof(tmp_path: Path, digest: str, again: bool) -> None:
     prove(COUNTED)
     prove(COUNTED, digest, again=again)
     assert (tmp_path / "tries").read_text() == "xx"
 
 
-def test_what_failed_is_run_again_and_what_passed_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_failed_commands_are_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails_once = python("import os, sys; os.path.exists('gone') or (open('gone', 'w'), sys.exit('an Error'))")
     proof = Proof("steps", "two of them", (*COUNTED.commands, fails_once), "of")
     (complaint,) = prove(proof)
@@ -55,7 +55,7 @@ def test_what_failed_is_run_again_and_what_passed_is_not(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("short", [True, False])
-def test_each_command_has_a_note_of_its_own(short: bool) -> None:
+def test_each_command_has_a_unique_key(short: bool) -> None:
     proofs = long_form.proofs(short=short)
     notes = [proof.key(command) for proof in proofs for command in proof.commands]
     assert len({*notes}) == len(notes)

@@ -8,7 +8,7 @@ import pytest
 from local import processes
 
 SLEEPER = "import time; time.sleep(60)"
-# A parent that ignores the polite signal, with a child in a session of its own.
+# A parent that ignores SIGTERM, with a child in a separate session.
 FAMILY = f"""
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -25,7 +25,7 @@ def sleeper():
         process.kill()
 
 
-def test_a_process_and_its_detached_children_end():
+def test_processes_and_their_detached_children_end():
     with subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = processes.find(int(parent.stdout.readline()))
@@ -33,21 +33,21 @@ def test_a_process_and_its_detached_children_end():
         assert head
         assert child
 
-        processes.end({head}, polite_seconds=0.2)
+        processes.end({head}, term_seconds=0.2)
 
         assert not {head, child} & processes.table().keys()
 
 
-def test_a_process_that_only_has_the_number_is_left_alone(sleeper):
+def test_process_with_a_reused_id_is_not_killed(sleeper):
     own = processes.find(sleeper.pid)
     assert own
 
-    processes.end({replace(own, began="long ago")}, polite_seconds=0.1)
+    processes.end({replace(own, began="long ago")}, term_seconds=0.1)
 
     assert own in processes.table()
 
 
-def test_a_process_is_found_by_its_mark():
+def test_process_is_found_by_its_environment_mark():
     mark = f"QUITTANCE_TEST_MARK={time.time_ns()}"
     name, _, value = mark.partition("=")
     with subprocess.Popen([sys.executable, "-c", f"print(1, flush=True);{SLEEPER}"], env={name: value},

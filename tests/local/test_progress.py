@@ -1,4 +1,4 @@
-"""What a person sees of a run, from runs of small suites in one process and in two."""
+"""The terminal output of a test run: runs of small suites in one process and in two."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(params=["0", "2"], ids=["one process", "two processes"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    """`run(e2e=…, unit=…)` runs suites of one file each."""
+    """Return a function: `run(e2e=…, api=…)` runs suites of one file each."""
 
     def run_suites(**suites: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "pyproject.toml").write_text(SETTINGS)
@@ -57,34 +57,34 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     return run_suites
 
 
-def test_a_good_run_names_its_suites_and_its_figures(run: Run) -> None:
-    done = run(e2e=GOOD, unit=GOOD)
+def test_successful_run_prints_suites_and_figures(run: Run) -> None:
+    done = run(e2e=GOOD, api=GOOD)
     assert done.returncode == 0, done.stdout + done.stderr
-    for suite in ("e2e", "unit"):
+    for suite in ("e2e", "api"):
         assert f"▸ {suite}: 1 tests" in done.stdout
         assert f"✓ {suite:<12}     1 of 1" in done.stdout
     assert done.stdout.count("7 of 7 seen") == 2
     assert "2 passed" in done.stdout.splitlines()[-1]
 
 
-def test_a_failure_is_a_line_and_a_command(run: Run) -> None:
-    done = run(e2e=GOOD, unit=BAD)
+def test_failure_prints_one_line_and_a_command(run: Run) -> None:
+    done = run(e2e=GOOD, api=BAD)
     assert done.returncode == 1
     end = done.stdout[done.stdout.index("skipped:") :]
     assert "1  no engine here" in end
-    assert "✗ tests/unit/test_it.py::test_bad: AssertionError: one is not two (test_it.py:3)" in end
-    assert "    make test ARGS=tests/unit/test_it.py::test_bad\n" in end
-    assert "    make test ARGS=tests/unit/test_it.py::test_case\n" in end, "its case's name is not fit for a shell"
-    row = next(line.split() for line in end.splitlines() if line.startswith("unit "))
-    assert row[:5] == ["unit", "3", "0", "2", "1"], "tests, passed, failed, skipped"
+    assert "✗ tests/api/test_it.py::test_bad: AssertionError: one is not two (test_it.py:3)" in end
+    assert "    make test ARGS=tests/api/test_it.py::test_bad\n" in end
+    assert "    make test ARGS=tests/api/test_it.py::test_case\n" in end, "the case's name needs quoting"
+    row = next(line.split() for line in end.splitlines() if line.startswith("api "))
+    assert row[:5] == ["api", "3", "0", "2", "1"], "tests, passed, failed, skipped"
     assert "2 failed, 1 passed, 1 skipped" in end.splitlines()[-1]
-    assert len(end.splitlines()) < 40, "one screen"
+    assert len(end.splitlines()) < 40, "more than one screen"
 
 
-def test_a_cloud_that_does_not_start_is_one_line(run: Run) -> None:
-    done = run(e2e=NO_CLOUD, unit=GOOD)
+def test_cloud_that_does_not_start_prints_one_line(run: Run) -> None:
+    done = run(e2e=NO_CLOUD, api=GOOD)
     assert done.returncode != 0
     assert "INTERNALERROR" not in done.stdout
-    told = [line for line in done.stdout.splitlines() if line.startswith("✗ tests/e2e/test_it.py::")]
-    assert 1 <= len({*told}) <= 2, "the run ends, and not each test fails for itself"
-    assert all("the cloud does not start: name a free port" in line for line in told)
+    failures = [line for line in done.stdout.splitlines() if line.startswith("✗ tests/e2e/test_it.py::")]
+    assert 1 <= len({*failures}) <= 2, "the run must end instead of failing each test"
+    assert all("the cloud does not start: name a free port" in line for line in failures)

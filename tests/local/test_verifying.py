@@ -1,4 +1,4 @@
-"""What a stranger does with a receipt: installs the verifier, or takes openssl and the page that tells how."""
+"""Verifying a receipt as a third party: with the installed verifier, or with openssl and the script in the docs."""
 
 import json
 import re
@@ -50,8 +50,8 @@ def folder(tmp_path, receipt):
     return tmp_path
 
 
-def test_the_verifier_installs_without_aws_and_without_the_engine(tmp_path, folder):
-    """From the package index, or from whatever pip is configured to take instead."""
+def test_verifier_installs_without_aws_or_engine_packages(tmp_path, folder):
+    """It installs from the package index that pip is configured to use."""
     home = tmp_path / "venv"
     subprocess.run([venvs.BASE_PYTHON, "-m", "venv", home], check=True, env=venvs.tools_env())
     install = [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT]
@@ -70,14 +70,14 @@ def test_the_verifier_installs_without_aws_and_without_the_engine(tmp_path, fold
     assert done.stdout.endswith("Proven, as far as it was checked.\n")
 
 
-def test_the_package_is_pinned_as_the_layer_is():
+def test_package_pins_equal_those_of_the_layer():
     pinned = set((ROOT / "layers/runtime/requirements.txt").read_text().splitlines())
     asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["replay"]]
     assert {line.lower() for line in asked} <= pinned
 
 
 @pytest.mark.skipif(not (shutil.which("openssl") and shutil.which("xxd")), reason="needs openssl and xxd")
-def test_the_page_tells_how_to_check_a_receipt_by_hand(folder):
+def test_receipts_page_script_verifies_a_receipt(folder):
     page = (ROOT / "docs" / "receipts.md").read_text()
     script = re.search(r"```sh\n(bytes\(\).*?)```", page, re.DOTALL)[1]
     by_hand = ["sh", "-eu", "-c", script]

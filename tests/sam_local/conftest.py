@@ -11,7 +11,7 @@ import pytest
 
 from local import cloud, engine, sam_local
 from local.cloud import Cloud
-from local.console import MendError
+from local.console import CommandError
 from local.engine import Engine
 from local.paths import LOCAL, Stack, State
 from local.sam_local import SamLocal
@@ -34,7 +34,7 @@ def containers(request: pytest.FixtureRequest) -> Engine:
     asked_for = ASKED_FOR in os.environ
     try:
         found = engine.find()
-    except MendError as error:
+    except CommandError as error:
         if asked_for:
             clouds.give_up(request, str(error))
         pytest.skip(str(error))

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from local import engine
-from local.console import MendError
+from local.console import CommandError
 
 BRIDGE = {"IPAM": {"Config": [{"Subnet": "172.30.0.0/16", "Gateway": "172.30.0.9"}]}}
 
@@ -83,14 +83,14 @@ def test_an_image_is_there_or_not(engine_with):
 )
 def test_an_engine_without_a_bridge_is_told(engine_with, answers, says):
     engine_with(answers)
-    with pytest.raises(MendError, match=says):
+    with pytest.raises(CommandError, match=says):
         engine.find()
 
 
 def test_no_engine_is_told_in_one_line_with_the_mend(tmp_path, monkeypatch):
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(engine, "_SOCKETS", (str(tmp_path / "a.sock"), str(tmp_path / "b.sock")))
-    with pytest.raises(MendError) as told:
+    with pytest.raises(CommandError) as told:
         engine.find()
     assert str(told.value) == (
         f"no container engine at {tmp_path}/a.sock nor at {tmp_path}/b.sock: "
@@ -100,7 +100,7 @@ def test_no_engine_is_told_in_one_line_with_the_mend(tmp_path, monkeypatch):
 
 def test_an_engine_on_another_machine_is_refused(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.9:2375")
-    with pytest.raises(MendError, match=r"DOCKER_HOST=tcp://192\.0\.2\.9:2375: containers must run on this machine"):
+    with pytest.raises(CommandError, match=r"DOCKER_HOST=tcp://192\.0\.2\.9:2375: containers must run on this machine"):
         engine.find()
 
 
@@ -108,5 +108,5 @@ def test_a_socket_that_nobody_listens_on_is_told(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead.sock"))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/dead.sock")
-    with pytest.raises(MendError, match="does not answer"):
+    with pytest.raises(CommandError, match="does not answer"):
         engine.find()

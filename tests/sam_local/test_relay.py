@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from local.console import MendError
+from local.console import CommandError
 from local.relay import relay
 
 
@@ -58,7 +58,7 @@ def test_a_target_that_is_gone_closes_the_connection(target):
 
 def test_an_address_of_another_machine_is_told():
     with (
-        pytest.raises(MendError, match=r"192\.0\.2\.99, the container engine's bridge, is no address of this machine"),
+        pytest.raises(CommandError, match=r"192\.0\.2\.99, the container engine's bridge, is not an address of this"),
         relay("192.0.2.99", ("127.0.0.1", 1)),
     ):
         pass

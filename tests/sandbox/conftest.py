@@ -1,4 +1,4 @@
-"""What the sandbox's tests share: compiled agents, jobs for them, and one warm sandbox."""
+"""Fixtures of the sandbox's tests: compiled agents, jobs for them, and one warm sandbox."""
 
 import dataclasses
 import hashlib
@@ -17,14 +17,14 @@ EPOCH_NS = 1_767_225_600_000_000_000
 
 
 class Agents:
-    """Compiles agents, each text once, and makes jobs for them."""
+    """Compiles each agent once and makes jobs for it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._made: dict[str | bytes, Job] = {}
 
     def job(self, wat: str | bytes, **fields: object) -> Job:
-        """Make a job for an agent in text, or for a binary module."""
+        """Make a job for an agent in WebAssembly text, or for a binary module."""
         if wat not in self._made:
             artefact = compile_to_artefact(wat if isinstance(wat, bytes) else bytes(wasmtime.wat2wasm(wat)))
             sha256 = hashlib.sha256(artefact).hexdigest()

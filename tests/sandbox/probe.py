@@ -1,6 +1,6 @@
-"""A native probe in the worker's place: looks for what a guest that broke out would look for, and tells.
+"""Native code in place of the worker: reports what a guest that broke out would find and could do.
 
-It is started exactly as the worker is, and has given up what the worker gives up.
+It is started exactly as the worker is, and drops the same privileges.
 """
 
 import ctypes
@@ -24,20 +24,20 @@ def attempt(action):
         return f"refused: {error.strerror}"
 
 
-def place_of(descriptor: Path) -> str:
+def target_of(descriptor: Path) -> str:
     try:
         return str(descriptor.readlink())
-    except FileNotFoundError:  # the one that was open to list them
+    except FileNotFoundError:  # the descriptor that listed the directory is closed by now
         return ""
 
 
-def look(parent: int) -> dict[str, object]:
+def findings(parent: int) -> dict[str, object]:
     proc = Path("/proc") / str(parent)
     status = Path("/proc/self/status").read_text().splitlines()
     facts = dict(line.split(":", 1) for line in status)
     return {
         "environment": dict(os.environ),
-        "descriptors": [place for place in map(place_of, Path("/proc/self/fd").iterdir()) if place],
+        "descriptors": [target for target in map(target_of, Path("/proc/self/fd").iterdir()) if target],
         "parent_environment": attempt((proc / "environ").read_bytes),
         "parent_memory": attempt(lambda: (proc / "mem").open("rb")),
         "parent_descriptors": attempt((proc / "fd" / "0").readlink),
@@ -51,8 +51,8 @@ def look(parent: int) -> dict[str, object]:
     }
 
 
-def touch(parent: int) -> dict[str, object]:
-    """Try what the filter refuses; what is deadly to try is in `test_seccomp.py`."""
+def actions(parent: int) -> dict[str, object]:
+    """Try what the filter refuses with EPERM; calls that kill the process are tested in `test_seccomp.py`."""
     return {
         "fork": attempt(os.fork),
         "open_to_write": attempt(lambda: os.open("/dev/null", os.O_WRONLY)),
@@ -63,13 +63,13 @@ def touch(parent: int) -> dict[str, object]:
     }
 
 
-def main(channel: int, _log: int, parent: int, _tied: int) -> None:
+def main(channel: int, _shared: int, parent: int, _tied: int) -> None:
     process.confine(data_bytes=2**30, file_bytes=limits.ARTEFACT_BYTES_MAX, open_files=80)
-    found = look(parent)
+    found = findings(parent)
     filtered = seccomp.restrict()
     os.write(channel, wire.encode_greeting(seccomp=filtered))
     wire.receive(lambda count: os.read(channel, count), limits.STDIN_BYTES_MAX)
-    found = repr({**found, "seccomp": filtered, **touch(parent)}).encode()
+    found = repr({**found, "seccomp": filtered, **actions(parent)}).encode()
     os.write(
         channel,
         wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(output_bytes=len(found)), stdout=found), resident_bytes=0),

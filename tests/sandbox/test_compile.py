@@ -1,4 +1,4 @@
-"""Compilation in a child of its own: what comes out, what is refused, and that bombs are bounded."""
+"""Compilation in a child process: artefacts, rejected modules, and limits on compile bombs."""
 
 import contextlib
 import hashlib
@@ -32,7 +32,7 @@ def binary(wat: str) -> bytes:
     return bytes(wasmtime.wat2wasm(wat))
 
 
-def test_an_artefact_names_all_that_it_depends_on_and_runs(tmp_path, sandbox):
+def test_artefact_key_names_every_dependency(tmp_path, sandbox):
     module = binary(ECHO)
     artefact = compile_module(module)
     assert artefact.sha256 == hashlib.sha256(artefact.data).hexdigest()
@@ -45,11 +45,11 @@ def test_an_artefact_names_all_that_it_depends_on_and_runs(tmp_path, sandbox):
     assert (run.outcome, run.stdout) == (Outcome.SUCCEEDED, b"hi")
 
 
-def test_compiling_again_gives_the_same_bytes():
+def test_compilation_is_deterministic():
     assert compile_module(binary(TRIVIAL)) == compile_module(binary(TRIVIAL))
 
 
-def test_the_engine_is_the_one_that_artefacts_are_named_for():
+def test_installed_engine_is_the_pinned_version():
     assert importlib.metadata.version("wasmtime") == ENGINE_VERSION
 
 
@@ -64,25 +64,25 @@ def test_the_engine_is_the_one_that_artefacts_are_named_for():
     ],
     ids=["stack", "immutable", "externref", "relaxed simd", "atomics"],
 )
-def test_what_the_engine_refuses_is_the_modules_fault(wat):
+def test_modules_the_engine_rejects_are_invalid_modules(wat):
     with pytest.raises(ModuleRejectedError) as caught:
         compile_module(binary(wat))
     assert caught.value.code is Refusal.INVALID_MODULE
     assert len(caught.value.message) <= 500
 
 
-def test_a_module_that_takes_too_much_processor_time_is_refused(monkeypatch):
+def test_module_over_the_compile_cpu_limit_is_rejected(monkeypatch):
     monkeypatch.setattr(limits, "COMPILE_SECONDS_MAX", 1)
     with pytest.raises(ModuleRejectedError) as caught:
         compile_module(bomb(60_000))
-    assert caught.value.code is Refusal.COMPILE_LIMIT, "before it was compiled"
+    assert caught.value.code is Refusal.COMPILE_LIMIT, "it compiled within the limit"
     assert "1 s of processor time" in caught.value.message
-    assert 900 < caught.value.cpu_ms < 2_500, "it was ended when it had used that much, as the kernel counts"
+    assert 900 < caught.value.cpu_ms < 2_500, "the kernel's CPU limit did not end it"
 
 
 @pytest.mark.parametrize("mebibytes", [1, 4, 12])
-def test_a_module_that_takes_too_much_memory_is_refused(monkeypatch, mebibytes):
-    """The engine states in words that it may have no more, in place of an invalid module."""
+def test_module_over_the_compile_memory_limit_is_rejected(monkeypatch, mebibytes):
+    """The engine reports the failed allocation only in its error text, as it reports an invalid module."""
     monkeypatch.setattr(limits, "COMPILE_MEMORY_BYTES_MAX", mebibytes * limits.MIB)
     with pytest.raises(ModuleRejectedError, match=f"or {mebibytes} MiB") as caught:
         compile_module(binary(TRIVIAL))
@@ -90,28 +90,30 @@ def test_a_module_that_takes_too_much_memory_is_refused(monkeypatch, mebibytes):
 
 
 @pytest.mark.parametrize("work", ["time.sleep(10**6)", "os.kill(0, signal.SIGSTOP)", "os.close(1); time.sleep(10**6)"])
-def test_a_machine_that_is_too_busy_is_the_platforms_fault(monkeypatch, work):
-    """A child that waits instead of computing is one that other work on the machine holds up."""
+def test_compile_wall_time_limit_is_the_platforms_fault(monkeypatch, work):
+    """A child that used little processor time was held up by other work on the machine."""
     monkeypatch.setattr(limits, "COMPILE_WALL_SECONDS_MAX", 1)
-    stand_in(monkeypatch, work)
+    replace_compiler(monkeypatch, work)
     with pytest.raises(CompileFailedError, match="did not end within 1 s") as caught:
         compile_module(binary(TRIVIAL))
     assert 0 < caught.value.cpu_ms < 1_000
 
 
-def test_a_child_killed_for_its_processor_time_is_overloaded(monkeypatch):
+def test_child_that_ignores_sigxcpu_is_rejected_as_compile_limit(monkeypatch):
     monkeypatch.setattr(limits, "COMPILE_SECONDS_MAX", 1)
     monkeypatch.setattr(limits, "COMPILE_WALL_SECONDS_MAX", GENEROUS_S)
     limit = "resource.setrlimit(resource.RLIMIT_CPU, (1, 2))"
-    stand_in(monkeypatch, f"import resource; {limit}; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass")
+    replace_compiler(
+        monkeypatch, f"import resource; {limit}; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    )
     with pytest.raises(ModuleRejectedError) as caught:
         compile_module(binary(TRIVIAL))
-    assert caught.value.code is Refusal.COMPILE_LIMIT, "it ignored SIGXCPU, and SIGKILL does not say why"
+    assert caught.value.code is Refusal.COMPILE_LIMIT, "SIGKILL does not state the reason; the processor time does"
     assert caught.value.cpu_ms >= 1_000
 
 
-def test_success_and_refusal_state_their_processor_time(monkeypatch):
-    """Whoever publishes pays for it."""
+def test_artefacts_and_errors_state_processor_time(monkeypatch):
+    """The publisher pays for it."""
     small, large = compile_module(binary(TRIVIAL)), compile_module(bomb(20_000))
     assert 0 < small.cpu_ms < large.cpu_ms
     for module in (bomb(20_000)[:-1], binary(program("(drop (ref.null extern))"))):
@@ -120,36 +122,36 @@ def test_success_and_refusal_state_their_processor_time(monkeypatch):
         assert refused.value.cpu_ms > 0
     burn = "end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
     for ending, error in (("os._exit(3)", ModuleRejectedError), ("os._exit(4)", CompileFailedError)):
-        stand_in(monkeypatch, burn + ending)
+        replace_compiler(monkeypatch, burn + ending)
         with pytest.raises(error) as ended:
             compile_module(binary(TRIVIAL))
         assert ended.value.cpu_ms >= 500
 
 
-def test_no_more_of_an_answer_is_read_than_an_artefact_may_have(monkeypatch):
+def test_compiler_output_is_read_only_up_to_the_artefact_limit(monkeypatch):
     monkeypatch.setattr(limits, "ARTEFACT_BYTES_MAX", 10**6)
-    stand_in(monkeypatch, "while True: os.write(1, b'A' * 10**6)")
+    replace_compiler(monkeypatch, "while True: os.write(1, b'A' * 10**6)")
     with pytest.raises(ModuleRejectedError) as caught:
         compile_module(binary(TRIVIAL))
     assert caught.value.code is Refusal.ARTEFACT_TOO_LARGE
 
 
-def stand_in(monkeypatch, work: str) -> None:
-    """Put a script in the compiler's place."""
+def replace_compiler(monkeypatch, work: str) -> None:
+    """Start a script instead of the compiler."""
     script = f"import os, signal, sys, time; sys.stdin.buffer.read()\n{work}"
     monkeypatch.setattr(process, "command", lambda *_: [sys.executable, "-c", script])
 
 
-def test_nothing_of_a_child_is_left(monkeypatch):
+def test_compiler_child_leaves_no_descriptor_and_no_zombie(monkeypatch):
     before = len(list(Path("/proc/self/fd").iterdir()))
     compile_module(binary(TRIVIAL))
-    stand_in(monkeypatch, "os._exit(3)")
+    replace_compiler(monkeypatch, "os._exit(3)")
     for python in (sys.executable, "/nowhere/python"):
         with pytest.raises((ModuleRejectedError, CompileFailedError)):
             compile_module(binary(TRIVIAL), python=python)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    with contextlib.suppress(ChildProcessError):  # the sandbox of other tests may be there, and lives
-        assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "an ended child was not collected"
+    with contextlib.suppress(ChildProcessError):  # raised if there is no child; the shared sandbox's worker may run
+        assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "an ended child was not reaped"
 
 
 @pytest.mark.parametrize(
@@ -163,24 +165,24 @@ def test_nothing_of_a_child_is_left(monkeypatch):
         ("pass", CompileFailedError),
     ],
 )
-def test_each_end_of_the_child_is_told_apart(monkeypatch, ending, error):
-    stand_in(monkeypatch, ending)
+def test_exit_status_decides_between_rejection_and_failure(monkeypatch, ending, error):
+    replace_compiler(monkeypatch, ending)
     with pytest.raises(error):
         compile_module(binary(TRIVIAL))
 
 
-def test_a_child_that_cannot_start_is_the_platforms_fault():
+def test_compiler_that_cannot_start_is_the_platforms_fault():
     with pytest.raises(CompileFailedError):
         compile_module(binary(TRIVIAL), python="/nowhere/python")
 
 
-def test_the_structure_is_checked_before_any_child_is_started():
+def test_structure_is_checked_before_the_child_starts():
     with pytest.raises(ModuleRejectedError) as caught:
         compile_module(b"(module)", python="/nowhere/python")
     assert caught.value.code is Refusal.NOT_WASM
 
 
-def test_an_artefact_that_is_too_large_is_refused(monkeypatch):
+def test_artefact_over_the_size_limit_is_rejected(monkeypatch):
     size = len(compile_module(binary(TRIVIAL)).data)
     monkeypatch.setattr(limits, "ARTEFACT_BYTES_MAX", size)
     compile_module(binary(TRIVIAL))
@@ -191,14 +193,14 @@ def test_an_artefact_that_is_too_large_is_refused(monkeypatch):
 
 
 def bomb(functions: int) -> bytes:
-    """Make many functions that each take the compiler some work."""
+    """Make a module of many functions, each of which takes the compiler some work."""
     return binary(
         program("", more="(func (local i64) (local.set 0 (i64.mul (local.get 0) (i64.const 3))))" * functions)
     )
 
 
-def test_memory_of_the_child_is_bounded():
-    """The child is really under its limit: with little room it dies, and the module is blamed, not the platform."""
+def test_memory_of_the_compiler_child_is_limited():
+    """The memory limit applies in the real child: with too little memory it fails and writes no answer."""
     child = subprocess.run(
         [sys.executable, "-sSP", "-m", "quittance.sandbox.compile", "120", str(96 * limits.MIB)],
         input=bomb(90_000),

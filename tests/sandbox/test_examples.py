@@ -1,4 +1,4 @@
-"""The example agents: real programs of real compilers pass the checks, and their runs repeat in fresh processes."""
+"""The example agents, built by real compilers: they pass the checks, and their runs are equal in fresh processes."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ AGENTS = sorted((Path(__file__).parents[2] / "examples" / "agents").rglob("*.was
 
 @pytest.mark.parametrize("path", AGENTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("stdin", [b"time", b'{"text": "one two two"}', b"print(1)"])
-def test_runs_of_the_examples_repeat(make, path, stdin):
+def test_example_agents_are_deterministic(make, path, stdin):
     module = path.read_bytes()
     assert "fd_write" in validate_module(module).imports
     seen = set()

@@ -1,4 +1,4 @@
-"""Receipts of real runs, replayed: equal runs are recognised, and each way in which one can differ is named."""
+"""Replay of receipts of real runs: it accepts equal runs and names each difference."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def wat(body: str, memory: str = '(memory (export "memory") 1)') -> bytes:
     return bytes(wasmtime.wat2wasm(f'(module {imports} {memory} (func (export "_start") {body}))'))
 
 
-# Writes the clock and eight random bytes to its output, and to its log.
+# Writes the clock and eight random bytes to standard output and standard error.
 DICE = wat("""
     (drop (call $clock (i32.const 0) (i64.const 1) (i32.const 16)))
     (drop (call $random (i32.const 24) (i32.const 8)))
@@ -66,7 +66,7 @@ GROWS = wat(
 
 @pytest.fixture(scope="module")
 def settled(make, sandbox):
-    """What the platform does for a task: runs it and signs; returns the claims."""
+    """Do what the platform does for a task: run it and decide; return the claims of its receipt."""
 
     def settle(module: bytes, stdin: bytes = b"", limits: Limits = LIMITS, **changes):
         job = make(module, stdin=stdin, fuel=limits.fuel, memory_bytes=limits.memory_bytes, seed=task_seed(EID))
@@ -79,7 +79,7 @@ def settled(make, sandbox):
             timeout_ms=limits.timeout_ms, runner="r", fence=1, funded_ms=NOW_S * 1_000, lease_ms=NOW_S * 1_000 + 1,
             expires_ms=NOW_S * 1_000 + 90_000,
         )  # fmt: skip
-        kept = lambda data: StoredBytes(hashlib.sha256(data).hexdigest(), len(data), data)  # noqa: E731 - beside its use
+        kept = lambda data: StoredBytes(hashlib.sha256(data).hexdigest(), len(data), data)  # noqa: E731 - used here only
         done = decide(escrow, run, now_ms=NOW_S * 1_000 + 9)
         done = replace(done, log=kept(run.stderr), output=kept(run.stdout) if done.state == "released" else None)
         engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
@@ -92,7 +92,7 @@ def settled(make, sandbox):
 
 
 def replayed(claims, module: bytes, stdin: bytes = b""):
-    """The exit status and what was said of the replay."""
+    """Replay; return the exit status, the sentence of the check, and the report."""
     given = Given(receipt.sign(claims, KEY), json.dumps(ROOT.jwks()).encode(), module, stdin)
     report = examine(given)
     assert report.exit_status == 0
@@ -117,7 +117,7 @@ def replayed(claims, module: bytes, stdin: bytes = b""):
         (GROWS, b"", replace(LIMITS, memory_bytes=32 * MIB), Outcome.SUCCEEDED, True),
     ],
 )  # fmt: skip
-def test_a_run_repeats_to_its_last_unit_of_fuel(settled, module, stdin, limits, outcome, exact):
+def test_replay_reproduces_the_run_to_the_unit_of_fuel(settled, module, stdin, limits, outcome, exact):
     claims = settled(module, stdin, limits)
     assert outcome in (None, claims["outcome"])
     assert claims["meter"]["fuel_exact"] is exact
@@ -139,7 +139,7 @@ def test_a_run_repeats_to_its_last_unit_of_fuel(settled, module, stdin, limits, 
     ],
     ids=str,
 )  # fmt: skip
-def test_a_receipt_that_says_otherwise_is_found_out(settled, change, said):
+def test_replay_detects_each_altered_claim(settled, change, said):
     claims = settled(DICE)
     assert claims["meter"]["fuel"] > 10
     for name, value in change.items():
@@ -149,8 +149,8 @@ def test_a_receipt_that_says_otherwise_is_found_out(settled, change, said):
     assert re.search(said, sentence)
 
 
-def test_a_failure_that_was_none_is_found_out(settled):
-    """A platform that keeps the output and says that the agent failed."""
+def test_replay_detects_a_success_reported_as_failure(settled):
+    """A platform could keep the output and report that the agent failed."""
     honest = settled(DICE)
     lie = settled(FAILS, module_sha256=honest["module_sha256"])
     status, sentence, _ = replayed(lie, DICE)
@@ -158,7 +158,7 @@ def test_a_failure_that_was_none_is_found_out(settled):
     assert "the outcome of the replay is succeeded, the receipt says exit_code" in sentence
 
 
-def test_another_engine_may_count_otherwise_but_not_answer_otherwise(settled):
+def test_replay_on_another_engine_compares_output_but_not_counts(settled):
     claims = settled(DICE, engine="49.0.0")
     claims["meter"]["fuel"] = 7
     status, said, report = replayed(claims, DICE)
@@ -180,8 +180,11 @@ RULES = sorted((Path(__file__).parent / "receipts").glob("rules-*"))
 
 
 @pytest.mark.parametrize("folder", RULES, ids=lambda folder: folder.name)
-def test_receipts_of_all_rules_of_host_calls_verify_and_replay(folder: Path):
-    """Each under its own rules: see receipts/make.py. Counts are compared where this machine can make the artefact."""
+def test_receipts_of_every_host_rules_version_replay(folder: Path):
+    """Each replays under its own rules: see receipts/make.py.
+
+    Counts are compared where this machine can make the artefact.
+    """
     jwks, text = (folder / "jwks.json").read_bytes(), (folder / "receipt.jws").read_text()
     module, stdin = (folder / "module.wasm").read_bytes(), (folder / "input").read_bytes()
     report = examine(Given(text, jwks, module, stdin, output=(folder / "output").read_bytes()))
@@ -201,21 +204,21 @@ def test_receipts_of_all_rules_of_host_calls_verify_and_replay(folder: Path):
             replay.replay(stated.model_copy(update={"config_sha256": other}), module, stdin)
 
 
-def test_a_receipt_is_kept_of_every_rule_of_host_calls():
+def test_each_host_rules_version_has_a_stored_receipt():
     assert [folder.name for folder in RULES] == [f"rules-{rules}" for rules in range(1, HOST_RULES + 1)]
     assert host_rules_of(CONFIG_DIGEST) == HOST_RULES
     assert host_rules_of("00" * 32) is None
 
 
-def test_new_rules_of_host_calls_need_no_new_artefact():
-    """The digest that artefacts are named for is that of the first rules: nothing published before is recompiled."""
+def test_new_host_rules_need_no_new_artefact():
+    """Artefacts are named with the digest of version 1, so nothing published before is recompiled."""
     stated = receipt.read_claims((RULES[0] / "receipt.jws").read_text())
     assert (stated["engine"], stated["config_sha256"]) == (ENGINE_VERSION, config_digest(1))
     assert ENGINE_DIGEST == config_digest(1) != CONFIG_DIGEST
     assert ENGINE_DIGEST[:16] in artefact_key("module")
 
 
-def test_what_the_clock_or_the_platform_ended_is_not_repeated(settled):
+def test_timeouts_and_platform_faults_are_not_replayed(settled):
     timeout = settled(LOOPS, b"", Limits(fuel=10**12, memory_bytes=MIB, timeout_ms=1_000))
     assert timeout["outcome"] == "timeout"
     nothing = dict.fromkeys(timeout["meter"], 0) | {"fuel_exact": True}
@@ -232,7 +235,7 @@ def test_what_the_clock_or_the_platform_ended_is_not_repeated(settled):
         assert said in sentence
 
 
-def test_what_this_machine_cannot_run_is_no_verdict(settled, monkeypatch):
+def test_replay_without_a_usable_sandbox_is_inconclusive(settled, monkeypatch):
     junk = b"no module"
     claims = settled(DICE, module_sha256=hashlib.sha256(junk).hexdigest())
     status, said, _ = replayed(claims, junk)
@@ -247,7 +250,7 @@ def test_what_this_machine_cannot_run_is_no_verdict(settled, monkeypatch):
     assert (status, said.startswith("the sandbox cannot be loaded")) == (EXITS[Flaw.NO_SANDBOX][0], True)
 
 
-def test_the_command_replays(settled, tmp_path: Path):
+def test_verify_command_replays_a_receipt(settled, tmp_path: Path):
     files = {"keys": json.dumps(ROOT.jwks()).encode(), "module": wasm("wordcount"), "input": WORDS}
     (tmp_path / "receipt").write_text(receipt.sign(settled(wasm("wordcount"), WORDS), KEY))
     options = []

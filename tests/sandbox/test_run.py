@@ -1,4 +1,4 @@
-"""Every way a run can end, every limit at the limit and one beyond, and that runs repeat."""
+"""Every outcome of a run, every limit at the limit and one beyond, and determinism."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ from tests.waiting import Stopwatch
 ENDLESS = program("(loop $again (br $again))")
 
 
-def test_a_run_that_returns_has_succeeded(make, sandbox):
+def test_run_that_returns_has_succeeded(make, sandbox):
     run = sandbox.run(make(TRIVIAL, stdin=b"ignored"))
     assert (run.outcome, run.exit_code, run.stdout, run.stderr) == (Outcome.SUCCEEDED, 0, b"", b"")
     assert run.meter.fuel == 1
@@ -46,7 +46,7 @@ def test_a_run_that_returns_has_succeeded(make, sandbox):
         ("(drop (call_indirect (type $one) (i32.const 1)))", Outcome.TRAP_TABLE, True, "another type"),
     ],
 )
-def test_each_trap_has_its_outcome_and_names_the_function(make, sandbox, body, outcome, fuel_exact, says):
+def test_each_trap_has_an_outcome_and_names_the_function(make, sandbox, body, outcome, fuel_exact, says):
     more = "(type $none (func)) (type $one (func (result i32))) (table 2 funcref) (elem (i32.const 1) $main)"
     run = sandbox.run(make(program(body, more=more)))
     assert run.outcome is outcome
@@ -54,14 +54,14 @@ def test_each_trap_has_its_outcome_and_names_the_function(make, sandbox, body, o
     assert run.meter.fuel_exact is fuel_exact
     assert says in run.message
     assert ("in main [0]" if outcome is Outcome.TRAP_STACK else "in main [0] at 0x") in run.message
-    assert "0xffff" not in run.message, "a place that is not known is not stated"
+    assert "0xffff" not in run.message, "an unknown offset is left out"
     assert len(run.message) <= limits.MESSAGE_CHARS_MAX
 
 
-def test_a_used_up_stack_names_its_functions_not_where_it_ended(make, sandbox):
-    """On another processor frames have another size, so that the stack ends in another function, at another place."""
+def test_stack_overflow_names_functions_without_offsets(make, sandbox):
+    """Frame sizes depend on the processor, and so do the function and the offset at which the stack ends."""
     messages = set()
-    for values in (0, 5, 10, 15):  # that the leaf keeps on the stack
+    for values in (0, 5, 10, 15):  # values that the leaf function keeps on the stack
         kept = "".join(f"(local.set {i} (i64.load (i32.const {8 * i})))" for i in range(values))
         used = "".join(f"(i64.xor (local.get {i}) " for i in range(values)) + "(i64.const 1)" + ")" * values
         more = f"""(func $odd (result i64) (i64.add (call $even) (i64.const 1)))
@@ -75,8 +75,8 @@ def test_a_used_up_stack_names_its_functions_not_where_it_ended(make, sandbox):
     assert message.splitlines()[1:] == ["  in odd [0]", "  in even [1]"]
 
 
-def test_a_huge_function_name_is_cut_before_it_is_copied(make):
-    """As in a module that was published before names were bounded: the name is cut before anything else is done."""
+def test_huge_function_name_is_truncated_before_it_is_copied(make):
+    """Modules published before names had a limit may have such names."""
     name = b"n" * 12 * 10**6
     body, index = leb(len(name)) + name, iter(range(4))
     functions = vector(*(leb(next(index)) + body for _ in range(4)))
@@ -89,7 +89,8 @@ def test_a_huge_function_name_is_cut_before_it_is_copied(make):
         run = own.run(make(module))
         assert (run.outcome, len(run.message) < limits.MESSAGE_CHARS_MAX) == (Outcome.TRAP_UNREACHABLE, True)
         assert "in " + "n" * 80 + " [3] at 0x" in run.message
-        assert peak_of(own) - trivial < 5 * len(body) * 4, "the artefact, twice, and the engine's copies of the names"
+        # The artefact is in memory twice, and the engine copies the names.
+        assert peak_of(own) - trivial < 5 * len(body) * 4
 
 
 def peak_of(sandbox: Sandbox) -> int:
@@ -98,7 +99,7 @@ def peak_of(sandbox: Sandbox) -> int:
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 125, 126, 255, 256, 2**31, 2**32 - 1])
-def test_exit_codes_are_reported_whole(make, sandbox, code):
+def test_exit_codes_are_reported_with_all_32_bits(make, sandbox, code):
     run = sandbox.run(make(program(call("proc_exit", code) + " unreachable", "proc_exit")))
     assert run.outcome is (Outcome.EXIT_CODE if code else Outcome.SUCCEEDED)
     assert run.exit_code == code
@@ -119,7 +120,7 @@ def test_exit_codes_are_reported_whole(make, sandbox, code):
     ],
     ids=["loop", "tail call", "start", "yield", "random", "fill", "stderr", "empty writes"],
 )
-def test_endless_guests_are_ended_at_their_deadline(make, wat):
+def test_endless_guests_are_killed_at_their_deadline(make, wat):
     with Sandbox() as own:
         own.warm()
         own.run(make(TRIVIAL))
@@ -130,17 +131,17 @@ def test_endless_guests_are_ended_at_their_deadline(make, wat):
         assert not run.meter.fuel_exact
         assert watch.seconds() >= 0.25
         assert 0 < run.meter.cpu_ms < 550
-        assert run.meter.fuel == run.meter.cpu_ms * limits.FUEL_PER_CPU_MS, "an estimate, not zero"
+        assert run.meter.fuel == run.meter.cpu_ms * limits.FUEL_PER_CPU_MS, "the fuel must be an estimate, not zero"
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
-def test_a_killed_run_states_no_more_fuel_than_it_had(make, sandbox, monkeypatch):
+def test_estimated_fuel_of_a_killed_run_is_at_most_its_limit(make, sandbox, monkeypatch):
     monkeypatch.setattr(limits, "FUEL_PER_CPU_MS", limits.FUEL_MAX)
     run = sandbox.run(make(ENDLESS, fuel=10**11, timeout_ms=200))
     assert (run.outcome, run.meter.fuel, run.meter.fuel_exact) == (Outcome.TIMEOUT, 10**11, False)
 
 
-def test_what_was_said_before_a_timeout_is_kept(make, sandbox):
+def test_stderr_written_before_a_timeout_is_kept(make, sandbox):
     body = f"(drop {call('fd_write', 2, 0, 1, 8)}) (loop $again (br $again))"
     wat = program(body, "fd_write", more=memory(0, b"\x10\0\0\0\5\0\0\0") + memory(16, b"hello"))
     run = sandbox.run(make(wat, fuel=limits.FUEL_MAX, timeout_ms=200))
@@ -157,7 +158,7 @@ def test_fuel_at_the_limit_and_one_below(make, sandbox):
     assert str(needed - 1) in run.message
 
 
-def test_input_and_output_at_the_limit_are_whole_and_binary(make, sandbox):
+def test_input_and_output_at_the_limit_pass_unchanged(make, sandbox):
     data = random.Random(1).randbytes(limits.INPUT_BYTES_MAX)
     run = sandbox.run(make(ECHO, stdin=data))
     assert run.outcome is Outcome.SUCCEEDED
@@ -175,7 +176,7 @@ def test_output_one_byte_beyond_the_limit(make, sandbox):
 
 
 @pytest.mark.parametrize("most", [0, 1, 1_000, limits.OUTPUT_BYTES_MAX - 1])
-def test_a_jobs_own_output_limit_holds_to_the_byte(make, sandbox, most):
+def test_output_limit_of_a_job_is_exact_to_the_byte(make, sandbox, most):
     exact = sandbox.run(make(ECHO, stdin=bytes(most), output_bytes=most))
     assert (exact.outcome, len(exact.stdout), exact.meter.output_bytes) == (Outcome.SUCCEEDED, most, most)
     beyond = sandbox.run(make(ECHO, stdin=bytes(most + 1), output_bytes=most))
@@ -184,13 +185,13 @@ def test_a_jobs_own_output_limit_holds_to_the_byte(make, sandbox, most):
     assert f"more than {most} bytes" in beyond.message
 
 
-def test_a_flood_of_tiny_writes_ends_at_the_limit(make, sandbox):
+def test_many_tiny_writes_stop_at_the_output_limit(make, sandbox):
     run = sandbox.run(make(writer(1, 16, None), timeout_ms=20_000))
     assert run.outcome is Outcome.OUTPUT_LIMIT
     assert len(run.stdout) == limits.OUTPUT_BYTES_MAX
 
 
-def test_stderr_at_the_limit_and_beyond_never_fails_a_run(make, sandbox):
+def test_stderr_beyond_its_limit_never_fails_a_run(make, sandbox):
     exact = sandbox.run(make(writer(2, PAGE_BYTES, 1)))
     assert (exact.outcome, len(exact.stderr), exact.meter.stderr_bytes) == (Outcome.SUCCEEDED, 65_536, 65_536)
     beyond = sandbox.run(make(writer(2, PAGE_BYTES, 1, last=1)))
@@ -221,7 +222,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("wat", FAILURES.values(), ids=FAILURES)
-def test_a_failure_after_refused_memory_says_so(make, sandbox, wat):
+def test_failure_after_refused_memory_states_it(make, sandbox, wat):
     low, own = 16 * PAGE_BYTES, 100 * PAGE_BYTES
     refused = sandbox.run(make(wat, memory_bytes=low, memory_bytes_own=own, fuel=10**6))
     assert refused.outcome.fault is Fault.AGENT
@@ -232,27 +233,27 @@ def test_a_failure_after_refused_memory_says_so(make, sandbox, wat):
 
 
 @pytest.mark.parametrize("body", ["unreachable", "(drop (memory.grow (i32.const 10))) unreachable"])
-def test_a_failure_without_refused_memory_does_not_say_so(make, sandbox, body):
+def test_failure_without_refused_memory_does_not_state_it(make, sandbox, body):
     run = sandbox.run(make(program(body), memory_bytes=16 * PAGE_BYTES, memory_bytes_own=100 * PAGE_BYTES))
     assert (run.outcome, run.memory_refused) == (Outcome.TRAP_UNREACHABLE, False)
 
 
-def test_a_success_after_refused_memory_is_a_success(make, sandbox):
+def test_success_after_refused_memory_is_a_success(make, sandbox):
     wat = program("(drop (memory.grow (i32.const 64)))")
     run = sandbox.run(make(wat, memory_bytes=16 * PAGE_BYTES, memory_bytes_own=100 * PAGE_BYTES))
     assert (run.outcome, run.memory_refused) == (Outcome.SUCCEEDED, False)
 
 
-def test_memory_counts_as_refused_where_no_time_is_left(make, sandbox, monkeypatch):
-    """With the higher limit the guest loops until its deadline: the second run says nothing."""
+def test_memory_counts_as_refused_if_no_time_is_left(make, sandbox, monkeypatch):
+    """With the higher limit the guest loops until its deadline, so the second run decides nothing."""
     body = GROW_AT_ONCE.format(then="unreachable") + "(loop $again (br $again))"
     limited = {"memory_bytes": 16 * PAGE_BYTES, "memory_bytes_own": 100 * PAGE_BYTES}
-    divided = "(drop (i32.div_u (i32.const 1) (i32.const 0)))"  # its fuel is not exact, so that only time is a bound
+    divided = "(drop (i32.div_u (i32.const 1) (i32.const 0)))"  # its fuel is not exact, so only time limits the rerun
     job = make(program(body.replace("unreachable", divided)), timeout_ms=300, fuel=limits.FUEL_MAX, **limited)
     run = sandbox.run(job)
     assert (run.outcome, run.memory_refused) == (Outcome.TRAP_ARITHMETIC, True)
     monkeypatch.setattr(limits, "KILL_MARGIN_MS", 10**6)
-    assert sandbox.run(make(program("unreachable"), **limited)).memory_refused, "no time is left"
+    assert sandbox.run(make(program("unreachable"), **limited)).memory_refused, "no time is left for a second run"
 
 
 def test_initial_memory_at_the_limit_and_one_page_beyond(make, sandbox):
@@ -262,11 +263,11 @@ def test_initial_memory_at_the_limit_and_one_page_beyond(make, sandbox):
     assert (run.meter.fuel, run.meter.memory_bytes) == (0, 0)
 
 
-def test_a_trap_far_below_the_memory_limit_is_not_blamed_on_it(make, sandbox):
+def test_trap_far_below_the_memory_limit_keeps_its_outcome(make, sandbox):
     assert sandbox.run(make(program("unreachable"))).outcome is Outcome.TRAP_UNREACHABLE
 
 
-def test_the_largest_memory_that_an_agent_may_have_can_be_used(make, sandbox):
+def test_maximum_memory_of_an_agent_can_be_used(make, sandbox):
     pages = limits.MEMORY_BYTES_MAX // PAGE_BYTES
     fill = f"(memory.fill (i32.const 0) (i32.const 7) (i32.const {limits.MEMORY_BYTES_MAX - 1}))"
     wat = program(f"(if (i32.lt_s (memory.grow (i32.const {pages - 2})) (i32.const 0)) (then unreachable)) {fill}")
@@ -283,13 +284,13 @@ def test_tables_at_the_limit_and_one_beyond(make, sandbox):
     assert sandbox.run(make(grow(limits.TABLE_ELEMENTS_MAX))).exit_code == 1
 
 
-def test_a_trapping_start_function_fails_the_run(make, sandbox):
+def test_trap_in_the_start_function_fails_the_run(make, sandbox):
     run = sandbox.run(make(program("", more="(func $first unreachable) (start $first)")))
     assert run.outcome is Outcome.TRAP_UNREACHABLE
     assert run.meter.memory_bytes == 2 * PAGE_BYTES
 
 
-def test_a_start_function_can_use_the_host(make, sandbox):
+def test_start_function_can_call_the_host(make, sandbox):
     start = f"(func $first (drop {call('fd_write', 1, 0, 1, 8)})) (start $first)"
     wat = program("", "fd_write", more=start + memory(0, b"\x10\0\0\0\2\0\0\0") + memory(16, b"hi"))
     assert sandbox.run(make(wat)).stdout == b"hi"
@@ -309,7 +310,7 @@ def test_time_and_randomness_come_from_the_job(make, sandbox):
     assert other[16:61] != stdout[16:61]
 
 
-def test_runs_repeat_in_fresh_processes(make):
+def test_runs_are_equal_in_fresh_processes(make):
     seen = set()
     for _ in range(4):
         with Sandbox() as fresh:
@@ -320,7 +321,7 @@ def test_runs_repeat_in_fresh_processes(make):
     assert seen.pop()[0] is Outcome.SUCCEEDED
 
 
-def test_nothing_of_a_run_is_visible_to_the_next(make, sandbox):
+def test_no_state_of_a_run_is_visible_to_the_next(make, sandbox):
     first = sandbox.run(make(ECHO, stdin=b"secret"))
     wat = program(
         f"""(i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 100000))
@@ -334,11 +335,11 @@ def test_nothing_of_a_run_is_visible_to_the_next(make, sandbox):
     assert sandbox.run(make(writer(2, 16, 1))).stderr
     assert sandbox.run(make(TRIVIAL)).stderr == b""
     assert sandbox.run(make(writer(2, 16, 1))).stderr == bytes(16)
-    assert sandbox.run(make(TRIVIAL, artefact_sha256="0" * 64)).stderr == b"", "of a run that never began"
+    assert sandbox.run(make(TRIVIAL, artefact_sha256="0" * 64)).stderr == b"", "a run that never began has no stderr"
 
 
-def test_more_modules_than_are_kept_can_be_run(make, sandbox):
-    """More modules than the worker keeps, so that some are loaded again."""
+def test_more_modules_can_run_than_the_cache_holds(make, sandbox):
+    """Some modules are evicted and loaded again."""
     names = [
         program(f"(drop (i32.const {index}))", more=memory(0, b"x")) for index in range(limits.WORKER_MODULES_MAX + 24)
     ]
@@ -362,12 +363,12 @@ def test_more_modules_than_are_kept_can_be_run(make, sandbox):
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_jobs_beyond_the_platforms_limits_are_refused(make, sandbox, fields):
+def test_jobs_beyond_the_platform_limits_raise(make, sandbox, fields):
     with pytest.raises(ValueError, match="limits"):
         sandbox.run(make(TRIVIAL, **fields))
 
 
-def test_an_artefact_that_is_gone_changed_or_foreign_is_the_platforms_fault(make, tmp_path):
+def test_missing_or_altered_artefacts_are_the_platforms_fault(make, tmp_path):
     job = make(TRIVIAL)
     original = Path(job.artefact_path).read_bytes()
     foreign = tmp_path / "foreign"
@@ -384,11 +385,11 @@ def test_an_artefact_that_is_gone_changed_or_foreign_is_the_platforms_fault(make
         assert {gone.outcome.fault, odd.outcome.fault} == {Fault.PLATFORM}
         assert own.run(job).outcome is Outcome.SUCCEEDED
         os.truncate(str(changed), 0)
-        assert own.run(dataclasses.replace(job, artefact_path=str(changed))).outcome is Outcome.SUCCEEDED, "kept loaded"
+        assert own.run(dataclasses.replace(job, artefact_path=str(changed))).outcome is Outcome.SUCCEEDED, "not cached"
 
 
-def test_every_count_of_a_meter_can_be_stated_in_a_receipt(make, sandbox):
-    """Each that a guest drives ends at its limit, and each limit at what a receipt can state."""
+def test_receipts_can_state_every_count_of_a_meter(make, sandbox):
+    """Every count that a guest can increase has a limit, and every limit is at most the maximum of a receipt."""
     counts = receipt.StatedMeter.model_fields
     assert set(counts) == {field.name for field in dataclasses.fields(Meter)}
     at_most = (limits.FUEL_MAX, limits.MEMORY_BYTES_MAX, limits.STDIN_BYTES_MAX, limits.OUTPUT_BYTES_MAX)

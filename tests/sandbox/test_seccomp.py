@@ -1,4 +1,4 @@
-"""The worker's filter on system calls: that it holds, what it refuses, and that runs do not need what it refuses."""
+"""The worker's seccomp filter: which calls kill the process, which fail, and that runs work under it."""
 
 import re
 import signal
@@ -29,29 +29,29 @@ def child(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=process.environment(), capture_output=True, text=True, check=False, timeout=20)
 
 
-def test_all_threads_of_a_worker_are_under_the_filter(make):
+def test_filter_applies_to_all_threads_of_a_worker(make):
     with Sandbox() as own:
         own.warm()
         assert own.seccomp is None
         own.run(make(TRIVIAL))
         assert own.seccomp is True
         tasks = list(Path(f"/proc/{own._worker._process.pid}/task").iterdir())
-        assert len(tasks) == 2, "guests, and the wait for the parent's end"
+        assert len(tasks) == 2, "one thread runs guests, one waits for the parent's end"
         for task in tasks:
             assert re.search(r"^Seccomp:\t2$", (task / "status").read_text(), re.MULTILINE)
     assert own.seccomp is True
 
 
-@pytest.mark.parametrize("name", sorted(seccomp._DEADLY))
-def test_what_can_never_be_innocent_ends_the_process(name):
-    number = seccomp._DEADLY[name][seccomp._COLUMN]
+@pytest.mark.parametrize("name", sorted(seccomp._FATAL))
+def test_fatal_calls_kill_the_process(name):
+    number = seccomp._FATAL[name][seccomp._COLUMN]
     if number is None:
         pytest.skip("not on this architecture")
     ended = child(f"call({number}, 0, 0, 0, 0, 0)")
     assert ended.returncode == -signal.SIGSYS, ended.stderr
 
 
-def test_the_calls_of_another_architecture_end_the_process():
+def test_calls_of_another_architecture_kill_the_process():
     if seccomp._COLUMN:
         pytest.skip("x86_64 only")
     getpid_of_i386 = bytes.fromhex("b814000000cd80c3")
@@ -84,7 +84,7 @@ def test_the_calls_of_another_architecture_end_the_process():
         "socket.socketpair()",
     ],
 )
-def test_other_calls_are_refused_and_the_process_lives(action):
+def test_other_calls_fail_and_the_process_continues(action):
     ended = child(f"""
         import fcntl, socket
         try:
@@ -95,7 +95,7 @@ def test_other_calls_are_refused_and_the_process_lives(action):
     assert (ended.returncode, ended.stdout) == (0, "refused\n"), ended.stderr
 
 
-def test_no_thread_can_be_started_and_reading_goes_on():
+def test_threads_cannot_start_and_files_can_be_read():
     ended = child("""
         try:
             threading.Thread(target=print).start()
@@ -107,11 +107,11 @@ def test_no_thread_can_be_started_and_reading_goes_on():
     assert (ended.returncode, ended.stdout) == (0, "refused\n"), ended.stderr
 
 
-def test_a_process_that_aborts_ends():
+def test_abort_ends_a_filtered_process():
     assert child("os.abort()").returncode < 0
 
 
-def test_a_large_artefact_and_a_whole_input_pass_the_filter(make):
+def test_filter_permits_a_large_artefact_and_a_full_input(make):
     big = program("", pages=400, more=f'(data (i32.const 0) "{"x" * (25 * limits.MIB)}")')
     with Sandbox() as own:
         run = own.run(make(big, memory_bytes=64 * limits.MIB))
@@ -121,8 +121,8 @@ def test_a_large_artefact_and_a_whole_input_pass_the_filter(make):
         assert own.seccomp
 
 
-def test_where_the_kernel_refuses_the_filter_the_worker_goes_on_without(make):
-    """As on AWS Lambda: an outer filter refuses `seccomp` itself."""
+def test_worker_runs_without_filter_if_the_kernel_refuses_it(make):
+    """On AWS Lambda an outer filter refuses the `seccomp` call."""
     script = f"""
         import sys
         sys.path[:0] = {[str(Path(__file__).parents[2] / "layers" / "runtime")]!r}
@@ -130,9 +130,12 @@ def test_where_the_kernel_refuses_the_filter_the_worker_goes_on_without(make):
         from quittance.sandbox import Sandbox, process, seccomp
         number = seccomp._SECCOMP[seccomp._COLUMN]
         process._prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
-        outer = seccomp._load(seccomp._NUMBER_AT), seccomp._step(seccomp._JUMP_IF_EQUAL, number, if_false=1)
-        verdicts = seccomp._step(seccomp._RETURN, seccomp._REFUSE), seccomp._step(seccomp._RETURN, seccomp._ALLOW)
-        assert seccomp.install(b"".join(outer + verdicts))
+        assert seccomp.install(
+            seccomp._load(seccomp._NUMBER_AT)
+            + seccomp._instruction(seccomp._JUMP_IF_EQUAL, number, if_false=1)
+            + seccomp._instruction(seccomp._RETURN, seccomp._DENY)
+            + seccomp._instruction(seccomp._RETURN, seccomp._ALLOW)
+        )
         with Sandbox() as own:
             run = own.run({make(ECHO, stdin=b"hello")!r})
         print(run.outcome, run.stdout, own.seccomp)
@@ -143,12 +146,12 @@ def test_where_the_kernel_refuses_the_filter_the_worker_goes_on_without(make):
 
 
 @pytest.mark.parametrize("column", HEADERS)
-def test_the_numbers_are_those_of_the_kernels_headers(column):
+def test_call_numbers_equal_those_of_the_kernel_headers(column):
     if not HEADERS[column].exists():
         pytest.skip("no kernel headers here")
     text = HEADERS[column].read_text(encoding="ascii")
     known = {name: int(number) for name, number in re.findall(r"^#define __NR(?:3264)?_(\w+) (\d+)$", text, re.M)}
     known.setdefault("newfstatat", known.get("fstatat"))
     single = {"openat": seccomp._OPENAT, "fcntl": seccomp._FCNTL, "seccomp": seccomp._SECCOMP}
-    for name, numbers in {**seccomp._ALLOWED, **seccomp._DEADLY, **single}.items():
+    for name, numbers in {**seccomp._ALLOWED, **seccomp._FATAL, **single}.items():
         assert numbers[column] == known.get(name), name

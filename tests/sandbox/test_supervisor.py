@@ -1,4 +1,4 @@
-"""The parent's side: a worker that dies, lies, hangs or is worn out, and what a guest that broke out would find."""
+"""The parent's side: workers that end, lie, hang or are worn out, and what a guest that broke out could do."""
 
 import ast
 import contextlib
@@ -39,13 +39,13 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def later(seconds: float, action) -> threading.Timer:
+def after(seconds: float, action) -> threading.Timer:
     timer = threading.Timer(seconds, action)
     timer.start()
     return timer
 
 
-def test_a_worker_that_died_while_idle_is_replaced_in_silence(make):
+def test_worker_that_ended_while_idle_is_replaced(make):
     with Sandbox() as own:
         own.run(make(TRIVIAL))
         first = pid_of(own)
@@ -54,9 +54,9 @@ def test_a_worker_that_died_while_idle_is_replaced_in_silence(make):
         assert pid_of(own) != first
 
 
-def test_workers_are_told_of_as_they_start_and_die_but_not_when_they_are_worn(make, monkeypatch):
-    told = []
-    with Sandbox(started=lambda: told.append("started"), killed=lambda: told.append("killed")) as own:
+def test_callbacks_report_starts_and_kills_but_not_worn_workers(make, monkeypatch):
+    calls = []
+    with Sandbox(started=lambda: calls.append("started"), killed=lambda: calls.append("killed")) as own:
         own.run(make(TRIVIAL))
         os.kill(pid_of(own), signal.SIGKILL)
         os.waitid(os.P_PID, pid_of(own), os.WEXITED | os.WNOWAIT)
@@ -64,16 +64,16 @@ def test_workers_are_told_of_as_they_start_and_die_but_not_when_they_are_worn(ma
         monkeypatch.setattr(limits, "WORKER_RUNS_MAX", 2)
         own.run(make(TRIVIAL))
         own.run(make(TRIVIAL))
-    assert told == ["started", "killed", "started", "started"]
+    assert calls == ["started", "killed", "started", "started"]
 
 
-def test_a_job_beyond_the_limits_is_refused_without_a_word_of_its_input(make):
+def test_error_for_an_invalid_job_contains_none_of_its_input(make):
     with Sandbox() as own, pytest.raises(ValueError, match="beyond the platform's limits") as refused:
         own.run(make(TRIVIAL, stdin=b"secret", fuel=limits.FUEL_MAX + 1))
     assert "secret" not in str(refused.value)
 
 
-def test_a_worker_that_dies_unseen_before_it_reads_the_job_is_replaced_too(make, monkeypatch):
+def test_worker_that_ends_before_it_reads_the_job_is_replaced(make, monkeypatch):
     with Sandbox() as own:
         own.run(make(TRIVIAL))
         os.kill(pid_of(own), signal.SIGKILL)
@@ -82,34 +82,34 @@ def test_a_worker_that_dies_unseen_before_it_reads_the_job_is_replaced_too(make,
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
-def test_a_worker_killed_during_a_run_is_lost_and_that_is_no_fault_of_the_agent(make):
+def test_worker_killed_during_a_run_is_the_platforms_fault(make):
     with Sandbox() as own:
         own.run(make(TRIVIAL))
-        timer = later(0.2, lambda: os.kill(pid_of(own), signal.SIGKILL))
+        timer = after(0.2, lambda: os.kill(pid_of(own), signal.SIGKILL))
         run = own.run(make(ENDLESS, fuel=limits.FUEL_MAX, timeout_ms=GENEROUS_MS))
         timer.join()
-        assert run.outcome is Outcome.WORKER_LOST, "noticed before the guest's own deadline"
+        assert run.outcome is Outcome.WORKER_LOST, "the parent did not notice before the guest's deadline"
         assert run.outcome.fault is Fault.PLATFORM
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
-def test_a_stopped_worker_cannot_hold_up_the_parent(make):
+def test_stopped_worker_is_killed_at_the_deadline(make):
     with Sandbox() as own:
         own.run(make(TRIVIAL))
-        timer = later(0.1, lambda: os.kill(pid_of(own), signal.SIGSTOP))
+        timer = after(0.1, lambda: os.kill(pid_of(own), signal.SIGSTOP))
         run = own.run(make(ENDLESS, fuel=limits.FUEL_MAX, timeout_ms=300))
         timer.join()
         assert run.outcome is Outcome.TIMEOUT
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
-def test_a_worker_that_stops_before_it_begins_is_lost_in_time(make, monkeypatch):
+def test_worker_stopped_before_the_guest_begins_is_lost(make, monkeypatch):
     monkeypatch.setattr(limits, "LOAD_MS_MAX", 300)
     with Sandbox() as own:
         own.warm()
         os.kill(pid_of(own), signal.SIGSTOP)
         job = make(ECHO, stdin=bytes(limits.STDIN_BYTES_MAX), timeout_ms=GENEROUS_MS)
-        assert own.run(job).outcome is Outcome.WORKER_LOST, "noticed before the guest's own deadline"
+        assert own.run(job).outcome is Outcome.WORKER_LOST, "the parent did not notice before the guest's deadline"
 
 
 def report(outcome: int = 0, exit_code: int = 0, text: bytes = b"", body: bytes = b"", **counts: int) -> bytes:
@@ -118,15 +118,15 @@ def report(outcome: int = 0, exit_code: int = 0, text: bytes = b"", body: bytes 
 
 
 COUNTS = ["cpu_ms", "wall_ms", "stderr_bytes"]
-NO_ENDS_OF_A_WORKER = [Outcome.TIMEOUT, Outcome.REJECTED, Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.NOT_NEEDED]
+NOT_WORKER_OUTCOMES = [Outcome.TIMEOUT, Outcome.REJECTED, Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.NOT_NEEDED]
 
 
-def impostor(monkeypatch, script: str) -> None:
-    """Put a script in the worker's place. It has the `channel` and the `log`, and writes and reads `whole` frames."""
+def fake_worker(monkeypatch, script: str) -> None:
+    """Start a script instead of the worker. It can use `channel`, `shared`, `greet` and `take`."""
     opening = """
         import os, sys, time
         from quittance.sandbox import wire
-        channel, log = int(sys.argv[1]), wire.Log(int(sys.argv[2]))
+        channel, shared = int(sys.argv[1]), wire.SharedMemory(int(sys.argv[2]))
         greet = lambda: os.write(channel, wire.encode_greeting(seccomp=False))
         take = lambda: wire.receive(lambda count: os.read(channel, count), 2**20)
     """
@@ -135,8 +135,8 @@ def impostor(monkeypatch, script: str) -> None:
 
 
 @pytest.mark.parametrize("greeting", [b"\xff" * 64, wire.encode(b""), wire.encode(b"ab"), wire.encode(b"a", b"b")])
-def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
-    impostor(monkeypatch, f"os.write(channel, {greeting!r}); input(os.read(channel, 1))")
+def test_worker_with_an_invalid_greeting_is_lost(make, monkeypatch, greeting):
+    fake_worker(monkeypatch, f"os.write(channel, {greeting!r}); input(os.read(channel, 1))")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
         assert own.seccomp is None
@@ -161,7 +161,7 @@ def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
         report(input_bytes=1),
         report(body=b"x", output_bytes=0),
         report(output_bytes=1),
-        *(report(outcome=list(Outcome).index(outcome)) for outcome in NO_ENDS_OF_A_WORKER),
+        *(report(outcome=list(Outcome).index(outcome)) for outcome in NOT_WORKER_OUTCOMES),
         report(text=b"\xff"),
         report(text=b"x" * (limits.MESSAGE_CHARS_MAX + 1)),
         report(text=b"x" * 20 * limits.KIB),
@@ -169,17 +169,17 @@ def test_a_worker_that_greets_oddly_is_lost(make, monkeypatch, greeting):
     ],
     ids=itertools.count(),
 )
-def test_a_worker_that_lies_is_lost(make, monkeypatch, answer):
-    impostor(monkeypatch, f"greet(); take(); os.write(channel, {answer!r}); os.close(channel)")
+def test_worker_with_an_impossible_report_is_lost(make, monkeypatch, answer):
+    fake_worker(monkeypatch, f"greet(); take(); os.write(channel, {answer!r}); os.close(channel)")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
 
 
-def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
+def test_valid_report_at_every_limit_is_accepted(make, monkeypatch):
     most = dict.fromkeys(COUNTS, limits.COUNT_MAX)
     most |= {"fuel": 10**9, "memory_bytes": 16 * limits.MIB, "wall_ms": 60_000}  # the limits of the job
     longest = report(text=b"x" * limits.MESSAGE_CHARS_MAX, exit_code=2**32 - 1, **most)
-    impostor(monkeypatch, f"greet(); take(); os.write(channel, {longest!r}); take()")
+    fake_worker(monkeypatch, f"greet(); take(); os.write(channel, {longest!r}); take()")
     with Sandbox() as own:
         run = own.run(make(TRIVIAL))
         assert (run.outcome, len(run.message)) == (Outcome.SUCCEEDED, limits.MESSAGE_CHARS_MAX)
@@ -190,19 +190,19 @@ def test_a_worker_that_keeps_to_the_protocol_is_believed(make, monkeypatch):
 
 
 @pytest.mark.parametrize(("beyond_ms", "outcome"), [(0, Outcome.SUCCEEDED), (1, Outcome.TIMEOUT)])
-def test_a_run_longer_than_its_timeout_is_a_timeout_when_seen_late(make, monkeypatch, beyond_ms, outcome):
-    """Its end is there when the parent looks, which was kept from looking at the deadline, as a stopped process is."""
+def test_late_run_is_a_timeout_even_if_the_report_came_first(make, monkeypatch, beyond_ms, outcome):
+    """The parent may be stopped at the deadline and find the report when it continues."""
     late = report(wall_ms=GENEROUS_MS + beyond_ms)
-    impostor(monkeypatch, f"greet(); take(); os.write(channel, {late!r}); take()")
+    fake_worker(monkeypatch, f"greet(); take(); os.write(channel, {late!r}); take()")
     with Sandbox() as own:
         run = own.run(make(TRIVIAL, timeout_ms=GENEROUS_MS))
         assert (run.outcome, run.meter.wall_ms) == (outcome, GENEROUS_MS)
-        assert (own._worker is None) == (outcome is Outcome.TIMEOUT), "who ran for too long is not used again"
+        assert (own._worker is None) == (outcome is Outcome.TIMEOUT), "a late worker must be replaced"
 
 
-def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):
+def test_loading_does_not_count_towards_the_timeout(make, monkeypatch):
     monkeypatch.setattr(limits, "LOAD_MS_MAX", GENEROUS_MS)
-    impostor(monkeypatch, f"greet(); take(); time.sleep(2.5); log.begin(); os.write(channel, {report()!r})")
+    fake_worker(monkeypatch, f"greet(); take(); time.sleep(2.5); shared.begin(); os.write(channel, {report()!r})")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL, timeout_ms=2_000)).outcome is Outcome.SUCCEEDED
 
@@ -212,13 +212,13 @@ def test_loading_takes_nothing_of_the_guests_time(make, monkeypatch):
     ["0x7FFFFFFFFFFFFFFF", "time.monotonic_ns() + 10**13", "1", "time.monotonic_ns()"],
     ids=["end of time", "future", "past", "again and again"],
 )
-def test_a_worker_that_lies_about_the_guests_beginning_gains_at_most_one_timeout(make, monkeypatch, note):
-    impostor(
+def test_false_beginning_gains_a_worker_at_most_one_timeout(make, monkeypatch, note):
+    fake_worker(
         monkeypatch,
         f"""
         greet()
         while True:
-            log._memory[:16] = wire._BEGAN.pack({note}, 0)
+            shared._memory[:16] = wire._BEGAN.pack({note}, 0)
         """,
     )
     with Sandbox() as own:
@@ -227,32 +227,32 @@ def test_a_worker_that_lies_about_the_guests_beginning_gains_at_most_one_timeout
         watch = Stopwatch()
         run = own.run(make(TRIVIAL, timeout_ms=300))
         assert run.outcome is Outcome.TIMEOUT
-        assert 0.3 <= watch.seconds() < GENEROUS_S, "not after the beginning that it claims, nor never"
+        assert 0.3 <= watch.seconds() < GENEROUS_S, "the deadline followed the false beginning"
 
 
 @pytest.mark.parametrize("noted_s", [-(10**4), -1, 1, 10**9], ids=lambda seconds: f"{seconds} s from now")
-def test_a_note_counts_as_far_as_it_can_be_true_and_once(tmp_path, noted_s):
-    (tmp_path / "log").write_bytes(bytes(wire.LOG_BYTES))
-    with (tmp_path / "log").open("r+b") as file, contextlib.closing(wire.Log(file.fileno())) as log:
-        ordered = time.monotonic()  # noqa: TID251 - the clock of the deadline that is read
-        guest_time = supervisor._GuestTime(log, timeout=100, begin_by=ordered + 5)
-        assert not guest_time.began
-        assert guest_time.next_look() == ordered + 5
-        log._memory[:16] = wire._BEGAN.pack(max(time.monotonic_ns() + noted_s * 10**9, 1), 0)
-        deadline = guest_time.next_look()
-        assert ordered + 100 <= deadline <= time.monotonic() + 100  # noqa: TID251 - as above
-        assert guest_time.began
-        log.begin()
-        assert guest_time.next_look() == deadline
+def test_recorded_beginning_is_clamped_and_counts_once(tmp_path, noted_s):
+    (tmp_path / "shared").write_bytes(bytes(wire.SHARED_BYTES))
+    with (tmp_path / "shared").open("r+b") as file, contextlib.closing(wire.SharedMemory(file.fileno())) as shared:
+        sent = time.monotonic()  # noqa: TID251 - the deadline is on this clock
+        clock = supervisor._GuestClock(shared, timeout=100, begin_by=sent + 5)
+        assert not clock.began
+        assert clock.wait_until() == sent + 5
+        shared._memory[:16] = wire._BEGAN.pack(max(time.monotonic_ns() + noted_s * 10**9, 1), 0)
+        deadline = clock.wait_until()
+        assert sent + 100 <= deadline <= time.monotonic() + 100  # noqa: TID251 - as above
+        assert clock.began
+        shared.begin()
+        assert clock.wait_until() == deadline
 
 
-@pytest.mark.parametrize("pause", ["time.sleep(0.01)", "log.begin()"], ids=["slow", "fast, and always beginning"])
-def test_a_worker_that_sends_drop_by_drop_gains_no_time(make, monkeypatch, pause):
+@pytest.mark.parametrize("pause", ["time.sleep(0.01)", "shared.begin()"], ids=["slow", "fast, always beginning again"])
+def test_slow_report_does_not_extend_the_deadline(make, monkeypatch, pause):
     head = report(body=bytes(limits.OUTPUT_BYTES_MAX))[: -limits.OUTPUT_BYTES_MAX]
-    impostor(
+    fake_worker(
         monkeypatch,
         f"""
-        greet(); take(); log.begin(); os.write(channel, {head!r})
+        greet(); take(); shared.begin(); os.write(channel, {head!r})
         while True:
             os.write(channel, bytes(1))
             {pause}
@@ -262,13 +262,13 @@ def test_a_worker_that_sends_drop_by_drop_gains_no_time(make, monkeypatch, pause
         own.warm()
         time.sleep(0.3)
         watch = Stopwatch()
-        assert own.run(make(TRIVIAL, timeout_ms=300)).outcome is Outcome.TIMEOUT, "before it has sent everything"
+        assert own.run(make(TRIVIAL, timeout_ms=300)).outcome is Outcome.TIMEOUT, "the whole report was awaited"
         assert watch.seconds() >= 0.3
 
 
-def test_a_worker_that_dies_between_the_job_and_the_guest_is_replaced(make, monkeypatch, tmp_path):
+def test_worker_that_ends_before_the_guest_begins_is_replaced(make, monkeypatch, tmp_path):
     mark = str(tmp_path / "mark")
-    impostor(
+    fake_worker(
         monkeypatch,
         f"""
         greet(); take()
@@ -282,24 +282,24 @@ def test_a_worker_that_dies_between_the_job_and_the_guest_is_replaced(make, monk
         assert own.run(make(TRIVIAL)).outcome is Outcome.SUCCEEDED
 
 
-def test_workers_that_die_one_after_the_other_share_the_time_to_begin(make, monkeypatch, tmp_path):
+def test_replaced_workers_share_the_time_to_begin(make, monkeypatch, tmp_path):
     monkeypatch.setattr(limits, "LOAD_MS_MAX", 1_200)
-    tries = tmp_path / "tries"
-    impostor(monkeypatch, f"open({str(tries)!r}, 'a').write('x'); greet(); take(); time.sleep(0.5)")
+    starts = tmp_path / "starts"
+    fake_worker(monkeypatch, f"open({str(starts)!r}, 'a').write('x'); greet(); take(); time.sleep(0.5)")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
-    assert len(tries.read_text()) <= 3, "each takes half a second of them all"
+    assert len(starts.read_text()) <= 3, "each start takes half a second of the shared time"
 
 
-def test_a_run_that_began_is_never_repeated(make, monkeypatch, tmp_path):
-    impostor(monkeypatch, f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); greet(); take(); log.begin()")
+def test_run_that_began_is_never_repeated(make, monkeypatch, tmp_path):
+    fake_worker(monkeypatch, f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); greet(); take(); shared.begin()")
     with Sandbox() as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
-    assert (tmp_path / "tries").read_text() == "x"
+    assert (tmp_path / "starts").read_text() == "x"
 
 
 @pytest.mark.parametrize(("header", "body"), [(16 * limits.KIB, 100), (16 * limits.KIB + 1, 0), (2, 101)])
-def test_frames_are_bounded_before_they_are_read(header, body):
+def test_frame_lengths_are_checked_before_the_frame_is_read(header, body):
     stream = io.BytesIO(wire.encode(b"h" * header, bytes(body)))
     if (header, body) == (16 * limits.KIB, 100):
         assert wire.receive(stream.read, 100) == (b"h" * header, bytes(100))
@@ -310,13 +310,13 @@ def test_frames_are_bounded_before_they_are_read(header, body):
 
 
 @pytest.mark.parametrize("piece", [1, 7, 10**6])
-def test_frames_come_whole_however_they_are_cut(piece):
+def test_frames_are_reassembled_from_pieces_of_any_size(piece):
     stream = io.BytesIO(wire.encode(b"header", b"body" * 10_000))
     assert wire.receive(lambda count: stream.read(min(piece, count)), 10**6) == (b"header", b"body" * 10_000)
     assert stream.read() == b""
 
 
-def test_jobs_and_reports_come_back_as_they_were(make):
+def test_jobs_and_reports_survive_encoding_and_decoding(make):
     job = make(ECHO, stdin=b"in", seed=bytes(range(256)), artefact_path="/p\udcff\u00e4")
     assert wire.decode_job(*wire.receive(io.BytesIO(wire.encode_job(job)).read, 10)) == job
     meter = Meter(10, False, *range(11, 17))
@@ -327,7 +327,7 @@ def test_jobs_and_reports_come_back_as_they_were(make):
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/false"])
-def test_a_worker_that_never_starts_is_lost(make, python):
+def test_worker_that_never_starts_is_lost(make, python):
     with Sandbox(python=python) as own:
         assert own.run(make(TRIVIAL)).outcome is Outcome.WORKER_LOST
 
@@ -347,7 +347,7 @@ def test_worn_workers_are_replaced(make, monkeypatch):
         assert own._worker is None
 
 
-def test_a_closed_sandbox_leaves_nothing_and_can_be_used_again(make):
+def test_closed_sandbox_leaks_nothing_and_can_be_reused(make):
     own = Sandbox()
     before = descriptors()
     own.run(make(TRIVIAL))
@@ -360,7 +360,7 @@ def test_a_closed_sandbox_leaves_nothing_and_can_be_used_again(make):
     own.close()
 
 
-def test_many_threads_share_one_sandbox(make):
+def test_threads_can_share_one_sandbox(make):
     with Sandbox() as own:
         outputs: dict[int, bytes] = {}
         threads = [
@@ -375,7 +375,7 @@ def test_many_threads_share_one_sandbox(make):
         assert outputs == {n: b"%d" % n for n in range(20)}
 
 
-def test_a_worker_outlives_the_thread_that_started_it(make):
+def test_worker_survives_the_thread_that_started_it(make):
     with Sandbox() as own:
         thread = threading.Thread(target=own.run, args=(make(TRIVIAL),))
         thread.start()
@@ -387,7 +387,7 @@ def test_a_worker_outlives_the_thread_that_started_it(make):
 
 
 @pytest.mark.parametrize("start", ["main", "thread"])
-def test_no_worker_outlives_its_parent_even_during_a_run(make, start):
+def test_worker_ends_with_its_parent_even_during_a_run(make, start):
     job = make(ENDLESS, fuel=limits.FUEL_MAX, timeout_ms=GENEROUS_MS)
     script = f"""
         import os, sys, threading
@@ -410,13 +410,13 @@ def test_no_worker_outlives_its_parent_even_during_a_run(make, start):
     )
     stat = Path(f"/proc/{int(parent.stdout.readline())}/stat")
     ticks = os.sysconf("SC_CLK_TCK")
-    until(lambda: int(stat.read_text().split()[13]) > ticks / 2, "the guest does not compute")
+    until(lambda: int(stat.read_text().split()[13]) > ticks / 2, "the guest used no processor time")
     parent.kill()
     parent.communicate()
-    until(lambda: not stat.exists() or "Z" in stat.read_text().split()[2], "the worker lives on")
+    until(lambda: not stat.exists() or "Z" in stat.read_text().split()[2], "the worker did not end")
 
 
-def test_hostile_runs_do_not_grow_the_worker(make):
+def test_failing_runs_do_not_leak_memory_in_the_worker(make):
     with Sandbox() as own:
         for wat in (TRIVIAL, writer(1, 65_536, None), program("unreachable"), program("(call $main) (call $main)")):
             own.run(make(wat))
@@ -434,7 +434,7 @@ def test_hostile_runs_do_not_grow_the_worker(make):
 
 
 def probe_as(make, user: int | None) -> dict[str, object]:
-    """Start the probe as the worker is started, from a parent that holds secrets, perhaps as another user."""
+    """Start the probe as the worker is started, from a parent that holds secrets; `user` is another user or None."""
     script = f"""
         import os, sys
         sys.path[:0] = {[*ROOTS, ENGINE]!r}
@@ -461,16 +461,16 @@ def probe_as(make, user: int | None) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("user", [None, NOBODY], ids=["same user", "nobody"])
-def test_a_native_probe_in_the_workers_place_finds_nothing(make, user):
+def test_native_code_in_the_worker_finds_no_secrets(make, user):
     if user and not NOBODYS_PYTHON:
-        pytest.skip("takes root, and a Python that another user can start")
+        pytest.skip("needs root, and a Python that another user can start")
     found = probe_as(make, user)
     assert set(found["environment"]) <= {"PYTHONPATH", "LD_LIBRARY_PATH", "LC_CTYPE"}
     assert "hunter2" not in repr(found)
     assert "/secret" not in repr(found)
     kinds = sorted(place.split(":")[0] for place in found["descriptors"] if "(deleted)" not in place)
     assert kinds == ["/dev/null", "/dev/null", "pipe", "socket"]
-    assert len(found["descriptors"]) == len(kinds) + 1, "and the shared log"
+    assert len(found["descriptors"]) == len(kinds) + 1, "the deleted file is the shared memory"
     for place in ("parent_environment", "parent_memory", "parent_descriptors"):
         assert str(found[place]).startswith("refused"), place
     assert found["capabilities"] == "0000000000000000"
@@ -485,7 +485,7 @@ def test_a_native_probe_in_the_workers_place_finds_nothing(make, user):
     assert found["directory"] == "/"
 
 
-def test_the_worker_itself_has_given_up_what_it_can(make, sandbox):
+def test_worker_has_resource_limits_and_no_privileges(make, sandbox):
     sandbox.run(make(TRIVIAL))
     place = Path(f"/proc/{pid_of(sandbox)}")
     status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
@@ -501,7 +501,7 @@ def test_the_worker_itself_has_given_up_what_it_can(make, sandbox):
         assert bounds[name] == [str(most)] * 2, name
 
 
-def test_who_only_starts_runs_never_loads_the_engine():
+def test_parent_process_never_loads_the_engine():
     script = (
         f"import sys; sys.path[:0] = {ROOTS!r}\n"
         "from quittance.sandbox import ENGINE_VERSION, Sandbox, artefact_key, compile_module, validate_module\n"
@@ -511,7 +511,7 @@ def test_who_only_starts_runs_never_loads_the_engine():
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_can_be_imported():
     from quittance import sandbox
 
     assert sandbox.__all__ == sorted(sandbox.__all__, key=lambda name: (not name.isupper(), name))

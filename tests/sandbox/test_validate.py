@@ -1,4 +1,4 @@
-"""What may be published: each refusal has its code and a sentence with the mend; nothing crashes or takes long."""
+"""Which modules may be published: each refusal has a code and states the remedy; no module crashes the check."""
 
 import time
 
@@ -35,7 +35,7 @@ def vector(items: list[bytes]) -> bytes:
 
 
 def command(**bodies: bytes) -> bytes:
-    """A small command by hand, with some of its sections replaced or added."""
+    """Encode a small command, with some of its sections replaced or added."""
     parts = {
         1: vector([b"\x60\0\0"]),
         3: vector([b"\0"]),
@@ -73,7 +73,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_every_name_is_bounded(place):
+def test_every_name_has_a_length_limit(place):
     most = limits.MODULE_NAME_BYTES_MAX
     within = PLACES[place](b"n" * most)
     if "import" in place:
@@ -83,25 +83,25 @@ def test_every_name_is_bounded(place):
         compile_to_artefact(within)
     beyond = refusal(PLACES[place](b"n" * (most + 1)))
     assert beyond.code is Refusal.NAME_TOO_LONG
-    assert f"{most + 1}; the most is {most} bytes" in beyond.message
+    assert f"{most + 1}; the maximum is {most} bytes" in beyond.message
 
 
 @pytest.mark.parametrize(
     "damage", [b"\1", b"\1\x7f", section(1, b"\5"), section(1, vector([b"\0\1\xff"])), b"\xff" * 9]
 )
-def test_damaged_names_are_ignored_as_the_engine_ignores_them(damage):
+def test_damaged_name_section_is_ignored_as_by_the_engine(damage):
     module = command() + section(0, named(b"name") + damage)
     validate_module(module)
     compile_to_artefact(module)
 
 
-def test_names_of_functions_are_counted():
+def test_function_names_have_a_count_limit():
     many = leb(101_001) + b"".join(leb(index) + b"\0" for index in range(101_001))
     assert refusal(command() + name_section((1, many))).code is Refusal.TOO_MANY_ITEMS
     validate_module(command() + name_section((1, leb(101_000) + many[3:])))
 
 
-def test_emscripten_with_memory_growth_is_told_its_flags():
+def test_emscripten_memory_growth_refusal_names_the_flags():
     wat = '(module (import "env" "emscripten_notify_memory_growth" (func (param i32))) (memory (export "memory") 1))'
     refused = refusal(binary(wat))
     assert refused.code is Refusal.IMPORT_FOREIGN
@@ -113,7 +113,7 @@ def binary(wat: str) -> bytes:
     return bytes(wasmtime.wat2wasm(wat))
 
 
-def test_good_modules_pass_and_are_described():
+def test_valid_modules_pass_and_their_facts_are_returned():
     facts = validate_module(binary(WORLD))
     assert facts.imports == {"clock_time_get", "random_get", "poll_oneoff", "fd_write"}
     assert (facts.functions, facts.memories, facts.memory_bytes_min) == (1, 1, 2 * PAGE_BYTES)
@@ -147,7 +147,7 @@ def test_good_modules_pass_and_are_described():
         (f"(module {'(table 1 funcref)' * (limits.MODULE_TABLES_MAX + 1)})", Refusal.TOO_MANY_ITEMS, "tables"),
     ],
 )
-def test_refusals(wat, code, says):
+def test_refusals_have_a_code_and_a_reason(wat, code, says):
     refused = refusal(binary(wat))
     assert refused.code is code
     assert says in refused.message
@@ -174,7 +174,7 @@ def test_refusals(wat, code, says):
         (command(s3=vector([b"\5"])), Refusal.NO_START),
     ],
 )
-def test_damaged_modules(module, code):
+def test_damaged_modules_are_rejected_with_a_code(module, code):
     assert refusal(module).code is code
 
 
@@ -186,7 +186,7 @@ def test_damaged_modules(module, code):
         (b"\x80\x80\x80\x80\x10", "too large"),
     ],
 )
-def test_numbers_are_of_32_bits(number, says):
+def test_leb128_numbers_over_32_bits_are_rejected(number, says):
     assert says in refusal(PREAMBLE + b"\1" + number).message
 
 
@@ -250,7 +250,7 @@ def test_each_count_at_its_limit_and_one_beyond(at_limit, beyond, code):
     assert time.thread_time() - began < 2
 
 
-def test_size_at_the_limit_and_one_beyond():
+def test_module_size_at_the_limit_and_one_beyond():
     room = limits.MODULE_BYTES_MAX - len(command())
     padded = command() + section(0, b"\1x" + bytes(room - 7))
     assert len(padded) == limits.MODULE_BYTES_MAX
@@ -258,7 +258,7 @@ def test_size_at_the_limit_and_one_beyond():
     assert refusal(padded + b"\0").code is Refusal.MODULE_TOO_LARGE
 
 
-def test_imports_may_repeat_up_to_their_limit():
+def test_repeated_imports_are_accepted_up_to_the_limit():
     one = imports("fd_close").replace("$fd_close", "")
     most = '(module {} (memory (export "memory") 1) (func (export "_start")))'
     validate_module(binary(most.format(one * limits.MODULE_IMPORTS_MAX)))
@@ -284,7 +284,7 @@ SEEDS = [
     st.one_of(st.none(), st.integers(0, 400)),
 )
 def test_mutated_modules_never_harm_the_host(make, sandbox, seed, edits, cut):
-    """Whatever comes out of a mutation is refused in good order or runs to an end in good order."""
+    """Every mutant is rejected with an error or runs to an end that is not the platform's fault."""
     module = bytearray(seed)
     for position, byte in edits:
         module[position % len(module)] = byte

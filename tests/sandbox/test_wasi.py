@@ -1,4 +1,4 @@
-"""The host calls, called by real guests: what they answer, and what a guest's bad pointers come to."""
+"""The host calls, called by real guests: what they return, and how bad pointers fail."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from quittance import limits
 from quittance.run import Outcome
 from quittance.sandbox.engine import new_engine
-from quittance.sandbox.wasi import ARGV, CALLS, CLOCK_LOOKS, CLOCK_STEP_NS, MODULE, NO_RESULT, Errno, Guest
-from tests.hostile.harness import lasting
+from quittance.sandbox.wasi import ARGV, CALLS, CLOCK_READS_PER_STEP, CLOCK_STEP_NS, MODULE, NO_RESULT, Errno, Guest
+from tests.hostile.harness import without_times
 from tests.sandbox.wat import PAGE_BYTES, TRIVIAL, call, errno_program, iovecs, memory, program, writer
 
 END = 2 * PAGE_BYTES  # of the guest's memory
@@ -32,7 +32,7 @@ def subscription(
 def polled(
     make, sandbox, *subscriptions: bytes, before: str = "", names: tuple[str, ...] = ()
 ) -> list[tuple[int, ...]]:
-    """Poll once; give the events as userdata, errno, type, bytes and flags."""
+    """Poll once; return the events as userdata, errno, type, bytes and flags."""
     count = len(subscriptions)
     body = f"""{before} (if {call("poll_oneoff", 0, 8192, count, 8000)} (then unreachable))
         (i32.store (i32.const 8004) (i32.const 8192))
@@ -44,7 +44,7 @@ def polled(
     return list(struct.iter_unpack("<QHB5xQH6x", run.stdout))
 
 
-# Pointers: each parameter of each call that has one, at the end of the memory, beyond it, and wrapping around.
+# Pointers: each pointer parameter of each call, at the end of the memory, beyond it, and wrapping around.
 
 POINTERS = [
     ("args_sizes_get", (None, 0), 4),
@@ -69,7 +69,7 @@ POINTERS = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "size"), POINTERS)
-def test_a_pointer_may_reach_the_end_of_the_memory_and_no_further(make, sandbox, name, arguments, size):
+def test_pointers_may_reach_the_end_of_memory_but_not_beyond(make, sandbox, name, arguments, size):
     def errno(pointer: int) -> int | None:
         places = [pointer if value is None else value for value in arguments]
         return sandbox.run(make(errno_program(name, *places))).exit_code
@@ -95,20 +95,20 @@ def test_a_pointer_may_reach_the_end_of_the_memory_and_no_further(make, sandbox,
         ([(1024, 16), (1028, 16), (1024, 16)], Errno.SUCCESS),  # overlapping
     ],
 )
-def test_buffers_lie_inside_of_the_memory(make, sandbox, name, buffers, errno):
+def test_buffers_outside_the_memory_fail_with_fault(make, sandbox, name, buffers, errno):
     more = memory(0, iovecs(*buffers))
     wat = errno_program(name, int(name == "fd_write"), 0, len(buffers), 8000, more=more)
     assert sandbox.run(make(wat, stdin=b"x" * 64)).exit_code == errno
 
 
 @pytest.mark.parametrize("count", [limits.IOVECS_MAX + 1, 2**31, TOP])
-def test_too_many_buffers_are_refused(make, sandbox, count):
+def test_too_many_buffers_are_invalid(make, sandbox, count):
     for name, fd in (("fd_read", 0), ("fd_write", 1)):
         assert sandbox.run(make(errno_program(name, fd, 0, count, 8000))).exit_code == Errno.INVAL
         assert sandbox.run(make(errno_program(name, fd, 0, limits.IOVECS_MAX, 16_000))).exit_code == Errno.SUCCESS
 
 
-def test_many_large_buffers_cannot_fill_the_host(make, sandbox):
+def test_many_large_buffers_cannot_exhaust_host_memory(make, sandbox):
     more = memory(16_384, iovecs((0, END)) * limits.IOVECS_MAX)
     run = sandbox.run(make(errno_program("fd_write", 1, 16_384, limits.IOVECS_MAX, 8000, more=more)))
     assert run.outcome is Outcome.OUTPUT_LIMIT
@@ -135,10 +135,10 @@ def test_reads_scatter_as_readv_does(lengths, data):
     expected = [bytearray(length) for length in lengths]
     count = os.readv(reader, expected)
     os.close(reader)
-    flat, asked = Flat(), Guest(stdin=data, epoch_ns=0, seed=b"", log=lambda _: None)
+    flat, caller = Flat(), Guest(stdin=data, epoch_ns=0, seed=b"", write_stderr=lambda _: None)
     places = [(1_024 + 32 * index, length) for index, length in enumerate(lengths)]
     flat.write(0, iovecs(*places))
-    assert asked.fd_read(flat, 0, 0, len(places), 512) == Errno.SUCCESS
+    assert caller.fd_read(flat, 0, 0, len(places), 512) == Errno.SUCCESS
     assert int.from_bytes(flat.read(512, 4), "little") == count
     assert [flat.read(*place) for place in places] == expected
 
@@ -146,22 +146,22 @@ def test_reads_scatter_as_readv_does(lengths, data):
 @given(BUFFERS, st.sampled_from([1, 2]))
 def test_writes_gather_as_writev_does(lengths, fd):
     kept: list[bytes] = []
-    flat, asked = Flat(), guest(kept)
+    flat, caller = Flat(), guest(kept)
     pieces = [bytes([index + 1]) * length for index, length in enumerate(lengths)]
     places = [(1_024 + 32 * index, length) for index, length in enumerate(lengths)]
     flat.write(0, iovecs(*places))
     for (address, _), piece in zip(places, pieces, strict=True):
         flat.write(address, piece)
-    assert asked.fd_write(flat, fd, 0, len(places), 512) == Errno.SUCCESS
+    assert caller.fd_write(flat, fd, 0, len(places), 512) == Errno.SUCCESS
     reader, writer = os.pipe()
     assert int.from_bytes(flat.read(512, 4), "little") == os.writev(writer, pieces)
     os.close(writer)
-    assert (bytes(asked.stdout) if fd == 1 else b"".join(kept)) == os.read(reader, 1_000)
+    assert (bytes(caller.stdout) if fd == 1 else b"".join(kept)) == os.read(reader, 1_000)
     os.close(reader)
 
 
-def test_a_read_into_an_empty_buffer_first_reads_into_the_next(make, sandbox):
-    """As Emscripten's C library does for scanf, getchar and std::cin."""
+def test_read_skips_a_leading_empty_buffer(make, sandbox):
+    """Emscripten's C library reads so for scanf, getchar and std::cin."""
     body = f"(drop {call('fd_read', 0, 0, 2, 100)}) (drop {call('fd_write', 1, 16, 3, 104)})"
     more = memory(0, iovecs((200, 0), (300, 1_024))) + memory(16, iovecs((100, 4), (0, 0), (300, 5)))
     run = sandbox.run(make(program(body, "fd_read", "fd_write", more=more), stdin=b"hello"))
@@ -203,19 +203,19 @@ def test_a_read_into_an_empty_buffer_first_reads_into_the_next(make, sandbox):
         ("poll_oneoff", (0, 8192, TOP, 64), Errno.INVAL),
     ],
 )
-def test_answers(make, sandbox, name, arguments, errno):
+def test_host_calls_return_the_documented_errno(make, sandbox, name, arguments, errno):
     assert sandbox.run(make(errno_program(name, *arguments))).exit_code == errno
 
 
 @pytest.mark.parametrize("name", sorted(set(CALLS) - NO_RESULT))
-def test_every_call_can_be_made_with_nonsense_and_returns_an_errno(make, sandbox, name):
+def test_calls_with_invalid_arguments_return_an_errno(make, sandbox, name):
     for value in (0, 1, 3, 2**31, TOP):
         run = sandbox.run(make(errno_program(name, *(value for _ in CALLS[name]))))
         assert run.outcome in {Outcome.SUCCEEDED, Outcome.EXIT_CODE}, run.message
         assert run.exit_code in set(Errno)
 
 
-def test_a_closed_stream_is_closed(make, sandbox):
+def test_closed_stream_stays_closed(make, sandbox):
     body = f"(drop {call('fd_close', 1)}) (call $proc_exit {call('fd_write', 1, 0, 0, 64)})"
     assert sandbox.run(make(program(body, "fd_close", "fd_write", "proc_exit"))).exit_code == Errno.BADF
 
@@ -240,14 +240,14 @@ def test_absolute_times_are_compared_with_their_clock(make, sandbox):
     assert polled(make, sandbox, relative, late) == [(1, 0, 0, 0, 0)]
 
 
-def test_ready_streams_come_before_clocks_and_time_stands_still(make, sandbox):
+def test_poll_with_ready_streams_does_not_advance_time(make, sandbox):
     read, write = subscription(1, fd=0, userdata=1), subscription(2, fd=1, userdata=2)
     events = polled(make, sandbox, subscription(0, timeout=10**9, userdata=3), read, write)
     assert [(event[0], event[1], event[2]) for event in events] == [(1, 0, 1), (2, 0, 2)]
     assert events[0][3] == len(b"input")
 
 
-def test_bad_subscriptions_are_reported_one_by_one(make, sandbox):
+def test_invalid_subscriptions_are_reported_one_by_one(make, sandbox):
     clock, stream = subscription(0, clock=9, userdata=1), subscription(1, fd=1, userdata=2)
     assert polled(make, sandbox, clock, stream) == [(1, Errno.INVAL, 0, 0, 0), (2, Errno.BADF, 1, 0, 0)]
     odd = errno_program("poll_oneoff", 0, 8192, 1, 64, more=memory(0, subscription(3)))
@@ -260,8 +260,8 @@ WAITS = [20 * 10**9, 600 * 10**9]
 @pytest.mark.parametrize("clock", [0, 1])
 @pytest.mark.parametrize("wait_ns", WAITS)
 @pytest.mark.parametrize("between", ["", f"(drop {call('sched_yield')})"], ids=["spin", "yield"])
-def test_a_busy_wait_ends_after_few_looks_at_the_clock(make, sandbox, clock, wait_ns, between):
-    """As compilers make it of `while (now() < end) {}`. 16,000 looks take a tenth of a second of processor time."""
+def test_busy_wait_ends_after_few_readings_of_the_clock(make, sandbox, clock, wait_ns, between):
+    """Compilers emit this for `while (now() < end) {}`. 16,000 readings take a tenth of a second of processor time."""
     read = f"(drop {call('clock_time_get', clock, 0, 64)})"
     body = f"""{read} (i64.store (i32.const 72) (i64.add (i64.load (i32.const 64)) (i64.const {wait_ns})))
         (loop $again {read} {between} (local.set $i (i32.add (local.get $i) (i32.const 1)))
@@ -270,27 +270,27 @@ def test_a_busy_wait_ends_after_few_looks_at_the_clock(make, sandbox, clock, wai
     job = make(program(body, "clock_time_get", "sched_yield", "proc_exit"), fuel=10**10)
     run = sandbox.run(job)
     assert run.exit_code is not None
-    assert run.exit_code < (wait_ns / 10**9) ** 0.5 * 4_000, "looks"
-    assert lasting(sandbox.run(job)) == lasting(run)
+    assert run.exit_code < (wait_ns / 10**9) ** 0.5 * 4_000, "too many readings of the clock"
+    assert without_times(sandbox.run(job)) == without_times(run)
 
 
-def test_the_clock_keeps_its_pace_between_reads_and_writes():
-    """Thousands of lines with a time each take as long as the looks, not as a wait."""
-    flat, asked = Flat(), guest([])
+def test_clock_does_not_speed_up_between_reads_and_writes():
+    """A guest that writes thousands of lines, each with the time, is not waiting."""
+    flat, caller = Flat(), guest([])
     flat.write(0, iovecs((1_024, 1)))
     for _ in range(10_000):
-        asked.clock_time_get(flat, 1, 0, 64)
-        asked.fd_write(flat, 1, 0, 1, 512)
+        caller.clock_time_get(flat, 1, 0, 64)
+        caller.fd_write(flat, 1, 0, 1, 512)
     assert int.from_bytes(flat.read(64, 8), "little") == 10_000 * CLOCK_STEP_NS
-    for _ in range(CLOCK_LOOKS):
-        asked.clock_time_get(flat, 1, 0, 64)
-    assert int.from_bytes(flat.read(64, 8), "little") == (10_000 + CLOCK_LOOKS) * CLOCK_STEP_NS
-    asked.clock_time_get(flat, 1, 0, 64)
-    assert int.from_bytes(flat.read(64, 8), "little") == (10_002 + CLOCK_LOOKS) * CLOCK_STEP_NS
+    for _ in range(CLOCK_READS_PER_STEP):
+        caller.clock_time_get(flat, 1, 0, 64)
+    assert int.from_bytes(flat.read(64, 8), "little") == (10_000 + CLOCK_READS_PER_STEP) * CLOCK_STEP_NS
+    caller.clock_time_get(flat, 1, 0, 64)
+    assert int.from_bytes(flat.read(64, 8), "little") == (10_002 + CLOCK_READS_PER_STEP) * CLOCK_STEP_NS
 
 
-def test_the_clock_keeps_its_pace_for_a_guest_that_computes(make, sandbox):
-    """A scheduler of tasks looks at the clock for each of them: its deadlines must not pass ten times too early."""
+def test_clock_does_not_speed_up_for_a_computing_guest(make, sandbox):
+    """A task scheduler reads the clock for each task; its deadlines must not pass ten times too early."""
     work = f"""(loop $work (local.set $j (i32.add (local.get $j) (i32.const 1)))
         (br_if $work (i32.rem_u (local.get $j) (i32.const {limits.WAIT_FUEL_MAX // 5}))))"""
     body = f"""(loop $again (drop {call("clock_time_get", 1, 0, 64)}) {work}
@@ -301,17 +301,17 @@ def test_the_clock_keeps_its_pace_for_a_guest_that_computes(make, sandbox):
     assert run.exit_code == 5_000
 
 
-# What a call costs.
+# The fuel of host calls.
 
 
 def cost(make, sandbox, name: str, *arguments: int, more: str = "") -> int:
-    """The fuel of one call, without the few instructions around it."""
+    """Return the fuel of one call, without the few instructions around it."""
     run = sandbox.run(make(errno_program(name, *arguments, more=more)))
     assert run.exit_code == Errno.SUCCESS
-    return (run.meter.fuel - limits.HOST_CALL_FUEL) // 100 * 100  # the call of proc_exit
+    return (run.meter.fuel - limits.HOST_CALL_FUEL) // 100 * 100  # minus the call of proc_exit
 
 
-def test_each_call_each_buffer_and_each_random_byte_cost_fuel(make, sandbox):
+def test_calls_buffers_and_random_bytes_cost_fuel(make, sandbox):
     call_fuel, buffer_fuel = limits.HOST_CALL_FUEL, limits.HOST_BUFFER_FUEL
     buffers = memory(0, iovecs((1_024, 1), (0, 0), (1_024, 5)))
     assert cost(make, sandbox, "sched_yield") == call_fuel
@@ -322,7 +322,7 @@ def test_each_call_each_buffer_and_each_random_byte_cost_fuel(make, sandbox):
     assert cost(make, sandbox, "random_get", 0, 100_000) == call_fuel + 100_000 * limits.RANDOM_BYTE_FUEL
 
 
-def test_host_calls_count_against_the_fuel_limit_to_the_unit(make, sandbox):
+def test_host_calls_count_exactly_against_the_fuel_limit(make, sandbox):
     wat = program(f"(drop {call('random_get', 0, 100_000)})", "random_get")
     needed = sandbox.run(make(wat)).meter.fuel
     assert needed > 100_000 * limits.RANDOM_BYTE_FUEL
@@ -342,13 +342,13 @@ def test_host_calls_count_against_the_fuel_limit_to_the_unit(make, sandbox):
     ],
     ids=["calls", "one huge call", "writes"],
 )
-def test_fuel_ends_a_guest_that_only_calls_the_host(make, sandbox, wat):
+def test_guest_that_only_calls_the_host_exhausts_its_fuel(make, sandbox, wat):
     run = sandbox.run(make(wat, fuel=5 * 10**8, memory_bytes=32 * limits.MIB))
     assert (run.outcome, run.meter.fuel) == (Outcome.FUEL_EXHAUSTED, 5 * 10**8)
 
 
 @pytest.mark.parametrize("timeout", [2**63 - 1, 2**64 - 1])
-def test_sleeping_for_centuries_returns_at_once_and_time_never_runs_back(make, sandbox, timeout):
+def test_huge_sleeps_return_at_once_and_time_never_decreases(make, sandbox, timeout):
     body = f"""(drop {call("poll_oneoff", 0, 8192, 1, 8000)}) (drop {call("poll_oneoff", 0, 8192, 1, 8000)})
         (drop {call("clock_time_get", 0, 0, 8000)})
         (call $proc_exit (i64.ne (i64.load (i32.const 8000)) (i64.const {2**63 - 1})))"""
@@ -356,11 +356,11 @@ def test_sleeping_for_centuries_returns_at_once_and_time_never_runs_back(make, s
     assert sandbox.run(make(wat)).exit_code == 0
 
 
-# What cannot be seen from inside.
+# Behaviour that a guest cannot observe: the calls are made without an engine.
 
 
 class Flat:
-    """A memory that only remembers."""
+    """A guest memory without bounds checks."""
 
     def __init__(self) -> None:
         self.data = bytearray(END)
@@ -373,10 +373,10 @@ class Flat:
 
 
 def guest(kept: list[bytes]) -> Guest:
-    return Guest(stdin=b"", epoch_ns=0, seed=b"seed", log=kept.append)
+    return Guest(stdin=b"", epoch_ns=0, seed=b"seed", write_stderr=kept.append)
 
 
-def test_randomness_is_one_stream_however_it_is_drawn():
+def test_random_bytes_do_not_depend_on_the_sizes_drawn():
     flat, whole, pieces = Flat(), guest([]), guest([])
     whole.random_get(flat, 0, 500)
     at = 1_000
@@ -392,38 +392,38 @@ def test_randomness_is_one_stream_however_it_is_drawn():
     assert flat.read(69_000, 1_001) == flat.read(139_001, 1_001)
 
 
-def test_no_more_randomness_is_held_at_once_than_a_piece(monkeypatch):
+def test_random_bytes_are_generated_in_bounded_pieces(monkeypatch):
     taken = []
-    asked = guest([])
-    take = asked._random.take
-    monkeypatch.setattr(asked._random, "take", lambda length: taken.append(length) or take(length))
-    asked.random_get(Flat(), 0, END)
+    caller = guest([])
+    take = caller._random.take
+    monkeypatch.setattr(caller._random, "take", lambda length: taken.append(length) or take(length))
+    caller.random_get(Flat(), 0, END)
     assert (sum(taken), max(taken)) == (END, limits.RANDOM_PIECE_BYTES)
 
 
-def test_no_more_of_standard_error_is_copied_than_is_kept():
+def test_stderr_is_copied_only_up_to_its_limit():
     flat, kept = Flat(), []
-    talker = guest(kept)
+    caller = guest(kept)
     flat.write(0, iovecs((0, END), (0, END)))
     for _ in range(3):
-        assert talker.fd_write(flat, 2, 0, 2, 64) == Errno.SUCCESS
+        assert caller.fd_write(flat, 2, 0, 2, 64) == Errno.SUCCESS
     assert [len(piece) for piece in kept] == [limits.STDERR_BYTES_MAX]
-    assert talker.stderr_bytes == 6 * END
+    assert caller.stderr_bytes == 6 * END
 
 
-def test_the_count_of_stderr_ends_where_receipts_can_state_it():
-    flat, talker = Flat(), guest([])
+def test_stderr_count_stops_at_the_maximum_of_a_receipt():
+    flat, caller = Flat(), guest([])
     flat.write(0, iovecs((0, END)))
-    talker.stderr_bytes = limits.COUNT_MAX - 1
+    caller.stderr_bytes = limits.COUNT_MAX - 1
     for _ in range(2):
-        assert talker.fd_write(flat, 2, 0, 1, 64) == Errno.SUCCESS
-        assert talker.stderr_bytes == limits.COUNT_MAX
+        assert caller.fd_write(flat, 2, 0, 1, 64) == Errno.SUCCESS
+        assert caller.stderr_bytes == limits.COUNT_MAX
 
 
-# The table of calls, the engine's own idea of it, and the documentation.
+# The table of calls equals the engine's and the documentation's.
 
 
-def test_the_signatures_are_those_of_the_engine():
+def test_call_signatures_equal_those_of_the_engine():
     engine = new_engine()
     linker, store = wasmtime.Linker(engine), wasmtime.Store(engine)
     linker.define_wasi()
@@ -434,6 +434,6 @@ def test_the_signatures_are_those_of_the_engine():
     assert len(CALLS) == 46
 
 
-def test_the_documentation_decides_every_call():
+def test_documentation_lists_every_call():
     (table,) = re.findall(r"^## Host calls$(.*?)^## ", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE) == sorted(CALLS)

@@ -11,7 +11,7 @@ from tests.sandbox.wat import TRIVIAL
 
 
 class Loader:
-    """In the executor's place: loads anything, and counts."""
+    """A fake executor: loads anything and records the sizes."""
 
     def __init__(self) -> None:
         self.loads: list[int] = []
@@ -33,21 +33,21 @@ def job_of(make, tmp_path):
     return job
 
 
-def test_programs_are_kept_up_to_their_bytes_and_those_used_last_stay(job_of, monkeypatch):
+def test_cache_evicts_the_least_recently_used_by_bytes(job_of, monkeypatch):
     monkeypatch.setattr(limits, "WORKER_MODULE_BYTES_MAX", 300)
     loader = Loader()
     programs = Programs(loader)
     first, second, third = job_of(100), job_of(101), job_of(99)
     for job in (first, second, third, first):
         programs.get(job)
-    assert loader.loads == [100, 101, 99], "at the limit all three are kept"
+    assert loader.loads == [100, 101, 99], "at the limit all three must stay in the cache"
     programs.get(job_of(50))
     programs.get(first)
     programs.get(second)
-    assert loader.loads == [100, 101, 99, 50, 101], "the one used longest ago had to go"
+    assert loader.loads == [100, 101, 99, 50, 101], "the least recently used must be evicted"
 
 
-def test_programs_are_kept_up_to_their_number(job_of, monkeypatch):
+def test_cache_holds_a_limited_number_of_programs(job_of, monkeypatch):
     monkeypatch.setattr(limits, "WORKER_MODULES_MAX", 2)
     loader = Loader()
     programs = Programs(loader)
@@ -56,7 +56,7 @@ def test_programs_are_kept_up_to_their_number(job_of, monkeypatch):
     assert len(loader.loads) == 4
 
 
-def test_a_program_larger_than_the_cache_is_kept_alone(job_of, monkeypatch):
+def test_program_larger_than_the_cache_is_kept_alone(job_of, monkeypatch):
     monkeypatch.setattr(limits, "WORKER_MODULE_BYTES_MAX", 100)
     loader = Loader()
     programs = Programs(loader)

@@ -1,4 +1,4 @@
-"""Agents written in WebAssembly text: the parts that the tests put together."""
+"""Agents in WebAssembly text, and the parts from which tests build others."""
 
 from quittance.sandbox.wasi import CALLS, MODULE, NO_RESULT
 
@@ -17,7 +17,7 @@ def imports(*names: str) -> str:
 
 
 def program(body: str, *names: str, pages: int = 2, more: str = "") -> str:
-    """Write a module whose `_start` has the given body."""
+    """Return a module whose `_start` has the given body."""
     return f"""(module {imports(*names)}
         (memory (export "memory") {pages}) {more}
         (func $main (export "_start") (local $i i32) (local $j i32) {body}))"""
@@ -36,18 +36,18 @@ def errno_program(name: str, *arguments: int, more: str = "") -> str:
 
 
 def memory(address: int, data: bytes) -> str:
-    """Write an initial piece of the memory."""
+    """Return a data segment that initialises memory at an address."""
     text = "".join(f"\\{byte:02x}" for byte in data)
     return f'(data (i32.const {address}) "{text}")'
 
 
 def iovecs(*buffers: tuple[int, int]) -> bytes:
-    """Lay out a list of buffers."""
+    """Encode a list of buffers."""
     return b"".join(value.to_bytes(4, "little") for buffer in buffers for value in buffer)
 
 
 def writer(fd: int, chunk: int, times: int | None, last: int = 0) -> str:
-    """Write a chunk to a stream so many times, or for ever, then one last chunk."""
+    """Write a chunk to a stream a number of times (None: endlessly), then one last chunk."""
     write = call("fd_write", fd, 0, 1, 8)
     again = "(br $again)" if times is None else f"(br_if $again (i32.lt_u (local.get $i) (i32.const {times})))"
     body = f"""(loop $again (drop {write}) (local.set $i (i32.add (local.get $i) (i32.const 1))) {again})
@@ -68,7 +68,7 @@ ECHO = program(
 
 TRIVIAL = program("")
 
-# Reads both clocks twice, draws random bytes twice, sleeps an hour, and prints it all.
+# Reads both clocks, draws random bytes twice, sleeps an hour, reads the clock again, and writes all of it to stdout.
 WORLD = program(
     f"""(drop {call("clock_time_get", 0, 1, 100)}) (drop {call("clock_time_get", 1, 1, 108)})
         (drop {call("random_get", 116, 5)}) (drop {call("random_get", 121, 40)})

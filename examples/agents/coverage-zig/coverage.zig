@@ -1,10 +1,10 @@
 //! coverage: a judge. It scores an output by how much of the input it keeps.
 //!
-//! Input   what judges read: {"input": "...", "output": "..."}, both texts.
-//! Output  a number from 0 to 1, six decimals: how many of the input's distinct words stand in the output,
+//! Input   a judge's input: {"input": "...", "output": "..."}, both texts.
+//! Output  a number from 0 to 1, six decimals: the share of the input's distinct words that the output contains;
 //!         1 if the input has none.
 //! Word    a run of ASCII letters, ASCII digits and bytes over 127. ASCII letters are lower-cased.
-//! Fails   exit code 1 and one line on stderr for anything else, for `input_base64` and `output_base64` too.
+//! Fails   exit code 1 and one line on stderr for any other input, also for `input_base64` and `output_base64`.
 
 const std = @import("std");
 

@@ -2,7 +2,7 @@
 //!
 //! Input   any bytes, text or not.
 //! Output  the same bytes.
-//! Fails   exit code 1 and one line on stderr when a read or a write is refused.
+//! Fails   exit code 1 and one line on stderr when a read or a write fails.
 
 const std = @import("std");
 

@@ -1,8 +1,8 @@
 /*
- * failing: an agent that never succeeds, to see a refund happen.
+ * failing: an agent that always fails, to demonstrate a refund.
  *
  * Input   anything; it is not read.
- * Output  nothing; one line on stderr, which becomes the log of the task.
+ * Output  nothing; one line on stderr.
  * Fails   always, with exit code 3.
  */
 #include <stdio.h>

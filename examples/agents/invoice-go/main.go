@@ -12,7 +12,7 @@
 //	{"currency":"EUR","lines":1,"rates":[{"tax_rate":"19.00","net":"99.80","tax":"18.96",
 //	 "gross":"118.76"}],"net":"99.80","tax":"18.96","gross":"118.76"}
 //
-// Failure: exit code 1, no output and one line on stderr for each mistake found.
+// Failure: exit code 1, no output, and one line on stderr for each mistake.
 package main
 
 import (
@@ -26,7 +26,7 @@ import (
 	"unicode/utf8"
 )
 
-// With these limits no sum can leave an int64.
+// With these limits no sum can overflow an int64.
 const (
 	linesMax       = 10_000
 	quantityMax    = 100_000
@@ -108,7 +108,7 @@ func decode(input io.Reader) (bill invoice, err error) {
 	return bill, nil
 }
 
-// check answers the net cents of each tax rate, and every mistake it finds.
+// check returns the net cents of each tax rate, and every mistake it finds.
 func check(bill invoice) (netByRate map[int64]int64, mistakes []string) {
 	note := func(format string, values ...any) {
 		mistakes = append(mistakes, fmt.Sprintf(format, values...))
@@ -148,7 +148,7 @@ func total(bill invoice, netByRate map[int64]int64) report {
 	for rate := range netByRate {
 		rates = append(rates, rate)
 	}
-	slices.Sort(rates) // a map has no order: without this line no two runs need agree
+	slices.Sort(rates) // the order of a map is random: without sorting, two runs could differ
 
 	answer := report{Currency: bill.Currency, Lines: len(bill.Lines)}
 	var netSum, taxSum int64
@@ -163,7 +163,7 @@ func total(bill invoice, netByRate map[int64]int64) report {
 	return answer
 }
 
-// taxOf is net * rate / 10000, half a cent up, without leaving an int64.
+// taxOf is net * rate / 10000, half a cent rounded up, without overflow.
 func taxOf(netCents, rate int64) int64 {
 	return netCents/10_000*rate + (netCents%10_000*rate+5_000)/10_000
 }
@@ -176,7 +176,7 @@ func hundredths(value int64) string {
 	return fmt.Sprintf("%d.%02d", value/100, value%100)
 }
 
-// parseHundredths reads "12", "12.5" or "12.50"; no sign, no exponent, no float.
+// parseHundredths parses "12", "12.5" or "12.50": no sign, no exponent, no float.
 func parseHundredths(text string, most int64) (value int64, good bool) {
 	whole, places, dotted := strings.Cut(text, ".")
 	if whole == "" || len(whole) > 9 || len(places) > 2 || (dotted && places == "") {

@@ -1,15 +1,15 @@
 /*
- * misbehave: does on request what an agent should not do, to try the limits.
+ * misbehave: does on request what an agent should not do, to test the limits.
  *
  * Input   a command; N is a decimal number.
  *   exit N         end with exit code N
  *   trap           run the "unreachable" instruction
- *   loop           compute without end
+ *   loop           loop for ever
  *   memory         grow and touch the memory until it is refused, then trap
- *   flood          write to stdout without end, whatever the writes answer
+ *   flood          write to stdout for ever, even after writes fail
  *   stderr-flood   the same on stderr
- *   recurse        call itself without end
- *   oob            read behind the end of the memory
+ *   recurse        recurse without end
+ *   oob            read beyond the end of the memory
  *   div0           divide by zero
  *   sleep N        sleep N seconds, then print "slept N"
  *   echo BYTES     copy the bytes after the one separator to stdout
@@ -17,9 +17,9 @@
  *   size N         write N bytes "x" to stdout
  *   time           print both clocks, in nanoseconds
  *   random         print 16 random bytes as hexadecimal
- * Output  as said above; most commands have none.
- * Fails   as asked; exit code 2 and a line on stderr for any other input,
- *         exit code 1 when a write or a system call is refused.
+ * Output  as stated above; most commands have none.
+ * Fails   as requested; exit code 2 and a line on stderr for any other input,
+ *         exit code 1 when a write or a system call fails.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -30,7 +30,7 @@
 
 enum { INPUT_BYTES_MAX = (1 << 20) + 64, PAGE_BYTES = 1 << 16 };
 
-/* Volatile, so that the compiler cannot foresee, merge or drop the mischief. */
+/* Volatile, so that the compiler cannot evaluate or remove the misbehaviour. */
 static volatile int one = 1, zero = 0, depth = 0;
 
 static char input[INPUT_BYTES_MAX + 1];
@@ -71,7 +71,7 @@ static _Noreturn void flood(int to) {
     for (;;) (void)!write(to, block, sizeof block);
 }
 
-/* Grows the memory itself, past malloc, so that the count is exact. */
+/* Grows the memory directly, without malloc, so that the count is exact. */
 static _Noreturn void exhaust_memory(void) {
     size_t grown = 0, page;
     while ((page = __builtin_wasm_memory_grow(0, 1)) != SIZE_MAX) {
@@ -82,7 +82,7 @@ static _Noreturn void exhaust_memory(void) {
     abort();
 }
 
-/* Keeps nothing in memory, so it is the call stack that runs out. */
+/* Uses no linear memory, so that the call stack overflows. */
 static __attribute__((noinline)) void recurse(void) {
     ++depth;
     if (one) recurse();

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """An example script for the CPython agent: a small report as JSON.
 
-It uses what differs from run to run on an ordinary machine: the time, random
-numbers, a sleep, the order of a set and float formatting. In the sandbox all of
-these are virtual, so the report is the same each time for the same receipt.
+It uses the time, random numbers, a sleep, the order of a set and float
+formatting, which differ from run to run on an ordinary machine. In the sandbox
+all of these are deterministic, so the report is always the same for one receipt.
 """
 
 import json
@@ -23,7 +23,7 @@ def mean_interval(values: list[float], rounds: int = 1000) -> tuple[float, float
 def main() -> None:
     """Write the report to stdout."""
     started = time.monotonic()
-    time.sleep(60)  # the virtual clock jumps; nobody waits
+    time.sleep(60)  # returns at once: the clock is virtual
     low, high = mean_interval(list(ORDERS.values()))
     report = {
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

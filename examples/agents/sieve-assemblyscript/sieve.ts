@@ -1,23 +1,23 @@
-// sieve: counts the prime numbers up to a limit. It does nothing but compute,
-// and its fuel grows with the limit.
+// sieve: counts the prime numbers up to a limit. It only computes, and its fuel
+// grows with the limit.
 //
 // Input   a whole number from 0 to 1000000000, in decimal.
 // Output  compact JSON: {"limit":100,"primes":25,"largest":97};
 //         "largest" is null when there is no prime.
-// Fails   exit code 2 and one line on stderr for any other input; AssemblyScript
-//         itself ends with exit code 255 when something is thrown.
+// Fails   exit code 2 and one line on stderr for any other input; exit code 255
+//         when AssemblyScript throws an exception.
 
 const LIMIT_MAX: i64 = 1_000_000_000;
 const EXIT_BAD_INPUT = 2;
 
-// The odd numbers are sieved in segments of this many bytes, one number each,
-// so the memory stays small whatever the limit is.
+// The odd numbers are sieved in segments of this size, one byte per number, so
+// the memory stays small for every limit.
 const SEGMENT: u32 = 32 * 1024;
 
 // The largest input is "1000000000" and some white space.
 const INPUT_BYTES_MAX = 64;
 
-/** Reads all of stdin, or its beginning when it is too long to be a number. */
+/** Reads stdin, or only its beginning when it is too long to be a number. */
 function readInput(): string {
   const buffer = new ArrayBuffer(INPUT_BYTES_MAX);
   let length = 0;
@@ -29,7 +29,7 @@ function readInput(): string {
   return String.UTF8.decode(buffer.slice(0, length)).trim();
 }
 
-/** Answers the limit that the text says, or -1. */
+/** Returns the limit that the text states, or -1 if it is invalid. */
 function parseLimit(text: string): i64 {
   if (text.length == 0 || text.length > 10) return -1;
   if (text.length > 1 && text.charCodeAt(0) == 48) return -1;
@@ -68,7 +68,7 @@ function sieve(limit: u32): void {
     largest = 2;
   }
   const primes = basePrimes(limit);
-  const next = new StaticArray<u32>(primes.length); // the next multiple to strike out
+  const next = new StaticArray<u32>(primes.length); // the next multiple to mark
   for (let i = 0; i < primes.length; i++) next[i] = primes[i] * primes[i];
   const composite = new StaticArray<u8>(SEGMENT); // of the number low + 2 * index
 

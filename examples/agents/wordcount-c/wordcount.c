@@ -8,8 +8,8 @@
  * Word    a run of ASCII letters, ASCII digits and bytes over 127. ASCII letters
  *         are lower-cased; other UTF-8 is passed through, so a word needs no
  *         escaping in the output.
- * Fails   exit code 2 and one line on stderr for input that is not of that
- *         form; exit code 1 when memory runs out or the output is refused.
+ * Fails   exit code 2 and one line on stderr for any other input;
+ *         exit code 1 when memory runs out or the output cannot be written.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -37,8 +37,8 @@ typedef struct {
     size_t length;
 } Text;
 
-/* Reads all of stdin and ends it with a zero byte, so that the parser below can
- * look one byte ahead without checking for the end: no rule accepts a zero. */
+/* Reads all of stdin and appends a zero byte, so that the parser below can read
+ * one byte ahead without checking for the end: it never accepts a zero byte. */
 static unsigned char *read_input(void) {
     size_t capacity = 1 << 16, length = 0, got;
     unsigned char *input = checked(malloc(capacity));
@@ -73,7 +73,7 @@ static uint32_t parse_hex4(unsigned char **at) {
     return value;
 }
 
-/* Reads what follows "\u": one code point, which may be a surrogate pair. */
+/* Parses one code point after "\u"; it may be a surrogate pair. */
 static uint32_t parse_code_point(unsigned char **at) {
     uint32_t high = parse_hex4(at);
     if (high < 0xD800 || high > 0xDFFF) return high;
@@ -104,7 +104,7 @@ static unsigned char *put_utf8(unsigned char *to, uint32_t c) {
     return to;
 }
 
-/* Decodes a JSON string in place: an escape is never shorter than its bytes. */
+/* Decodes a JSON string in place: an escape is at least as long as its bytes. */
 static Text parse_string(unsigned char **at) {
     expect(at, '"', "expected a JSON object or string");
     unsigned char *start = *at, *to = *at;
@@ -254,7 +254,7 @@ static int by_rank(const void *left, const void *right) {
     return order != 0 ? order : (a->length > b->length) - (a->length < b->length);
 }
 
-/* Moves the used slots to the front and orders them. The table ends here. */
+/* Moves the used slots to the front and sorts them. find() no longer works. */
 static const Word *rank(Table *table) {
     uint32_t to = 0;
     for (uint32_t i = 0; i < table->capacity; ++i)

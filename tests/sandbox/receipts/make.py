@@ -1,9 +1,9 @@
-"""Make a receipt with all that its replay needs, by the code of this checkout: one folder for each rule of host calls.
+"""Create a receipt and everything its replay needs with the code of this checkout: one folder per host rules version.
 
     PYTHONPATH=layers/runtime:. python tests/sandbox/receipts/make.py rules-2
 
-A folder is made once, by the code that has the rule, and is never made again: it shows that receipts of that time
-still verify and replay. The module uses all that has ever changed for a guest between two rules.
+Each folder is created once, by the code that introduced the version, and never again: it proves that receipts from then
+still verify and replay. The module uses every behaviour that has changed between two versions.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from tests.sandbox.wat import call, iovecs, memory, program
 
 HERE = Path(__file__).parent
 STDIN = bytes(range(64))
-LOOKS = 5_000
+CLOCK_READS = 5_000
 LIMITS = Limits(fuel=10**8, memory_bytes=MIB, timeout_ms=60_000)
 
-# Writes 96 bytes: five numbers of 32 bits, the clock after many looks, random bytes, and what was read of the input.
+# Writes 96 bytes: five 32-bit numbers, the clock after many readings, random bytes, and the input that was read.
 BODY = f"""
     (i32.store (i32.const 1024) {call("random_get", 40_000, 65_537)})
     (drop {call("random_get", 1056, 8)})
@@ -37,12 +37,12 @@ BODY = f"""
     (loop $again
         (drop {call("clock_time_get", 1, 0, 1048)})
         (local.set $i (i32.add (local.get $i) (i32.const 1)))
-        (br_if $again (i32.lt_u (local.get $i) (i32.const {LOOKS}))))
+        (br_if $again (i32.lt_u (local.get $i) (i32.const {CLOCK_READS}))))
     (drop {call("fd_write", 1, 32, 4, 1044)})
     (drop {call("fd_write", 2, 32, 4, 1044)})
 """
 DATA = (
-    memory(0, iovecs((0, 0), (1064, 16), (1080, 0)))  # an empty buffer before one that is not
+    memory(0, iovecs((0, 0), (1064, 16), (1080, 0)))  # an empty buffer before a non-empty one
     + memory(24, iovecs((1080, 16)))
     + memory(32, iovecs((1024, 0), (1024, 40), (0, 0), (1064, 56)))
 )
@@ -50,7 +50,7 @@ MODULE = bytes(wasmtime.wat2wasm(program(BODY, "random_get", "fd_read", "fd_writ
 
 
 def main(folder: Path) -> None:
-    """Run the module as for a task, sign its receipt, and write it all down."""
+    """Run the module as for a task, sign its receipt, and write all files."""
     folder.mkdir()
     root, eid = Root(), escrow_id("user", "task")
     with tempfile.TemporaryDirectory() as scratch, Sandbox() as sandbox:

@@ -1,11 +1,11 @@
-"""The sandbox: checks, compiles and runs WebAssembly agents that nobody trusts. See docs/sandbox.md.
+"""The sandbox: checks, compiles and runs untrusted WebAssembly agents. See docs/sandbox.md.
 
     artefact = compile_module(module)               # when an agent is published
     with Sandbox() as sandbox:
         run = sandbox.run(Job(...))                 # for each task
 
-The names are loaded on first use: a process that only starts runs never loads the engine, and a worker nothing of the
-parent's side.
+Each name is imported on first use. So a process that only starts runs never loads the engine, and a worker never loads
+the parent's side.
 """
 
 import importlib
@@ -43,7 +43,7 @@ __all__ = [
     "validate_module",
 ]
 
-_HOMES: Final = {
+_MODULE_OF: Final = {
     "Artefact": "compile",
     "CompileFailedError": "compile",
     "compile_module": "compile",
@@ -63,7 +63,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,9 +1,9 @@
-"""Ahead-of-time compilation of a module, in a child process with limits on memory, time and everything else.
+"""Ahead-of-time compilation of a module, in a child process with limits on memory, time and other resources.
 
     python -m quittance.sandbox.compile <CPU seconds> <bytes of memory> < module > answer
 
-The answer is one byte that tells its kind, then the artefact or the reason of a refusal. The author answers for the
-processor time that a module takes to compile, the platform for how long that lasts on a busy machine.
+The answer is one byte for its kind, then the artefact or the reason for the refusal. A module that needs too much
+processor time is its author's fault; a compilation that takes too long by the clock is the platform's.
 """
 
 import contextlib
@@ -28,14 +28,15 @@ from quittance.sandbox.validate import ModuleRejectedError, Refusal, validate_mo
 _ARTEFACT: Final = b"A"
 _REJECTED: Final = b"R"
 _DIAGNOSIS_CHARS: Final = 2_000
-_COMPLAINTS_BYTES_MAX: Final = 16 * limits.KIB
+_STDERR_BYTES_MAX: Final = 16 * limits.KIB
 _REASON_CHARS: Final = 500
 _OPEN_FILES_MAX: Final = 16
 
-# What ends a child whose module asks too much of the compiler: its CPU time, a failed allocation, a deep recursion.
+# Exit statuses of a child whose module exceeded the compiler's limits: processor time, memory or recursion depth.
 _OUT_OF_MEMORY: Final = 3
-_OVERLOADED: Final = frozenset({_OUT_OF_MEMORY, -signal.SIGXCPU, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS})
-
+_OVER_LIMIT_STATUSES: Final = frozenset(
+    {_OUT_OF_MEMORY, -signal.SIGXCPU, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS}
+)
 
 _READ_BYTES: Final = limits.MIB
 _REAP_POLL_S: Final = 0.002
@@ -43,16 +44,16 @@ _MS_PER_S: Final = 1_000
 
 
 class CompileFailedError(Exception):
-    """The platform could not compile a module. The module may be good: try again."""
+    """The platform could not compile a module. The module may be valid: try again."""
 
-    cpu_ms = 0  # that were spent in vain
+    cpu_ms = 0  # processor time spent on the failed attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A compiled module: native code, to be stored and loaded under its key and checked by its digest.
+    """A compiled module: native code. It is stored under `key`, and its digest is checked before it is loaded.
 
-    `cpu_ms` is the processor time that it took to check and compile the module.
+    `cpu_ms` is the processor time that checking and compiling took.
     """
 
     data: bytes
@@ -62,27 +63,27 @@ class Artefact:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    """How a child ended: its status, None if it was overdue; what it answered; its complaints; its processor time."""
+class _ChildResult:
+    """How a child ended: exit status (None if it was killed at the deadline), answer, stderr and processor time."""
 
     status: int | None
     answer: bytes
-    complaints: bytes
+    stderr: bytes
     cpu_ms: int
 
 
 def compile_module(module: bytes, *, python: str = sys.executable) -> Artefact:
     """Check a module and compile it.
 
-    Raises `ModuleRejectedError` if its author must change it, `CompileFailedError` if the platform could not compile
-    it: try again. Both have the processor time that was used as `cpu_ms`, as the artefact has.
+    Raises `ModuleRejectedError` if the author must change the module, and `CompileFailedError` if the platform could
+    not compile it and the caller should try again. Both errors state the processor time used in `cpu_ms`.
     """
     began_ns, child_ms = time.thread_time_ns(), 0
     try:
         validate_module(module)
-        ended = _run_child(python, module)
-        child_ms = ended.cpu_ms
-        data = _artefact_of(ended)
+        result = _run_child(python, module)
+        child_ms = result.cpu_ms
+        data = _artefact_of(result)
     except (ModuleRejectedError, CompileFailedError) as error:
         error.cpu_ms = child_ms + _own_ms(began_ns)
         raise
@@ -94,28 +95,29 @@ def _own_ms(began_ns: int) -> int:
     return -(-(time.thread_time_ns() - began_ns) // 1_000_000)
 
 
-def _artefact_of(ended: _Ended) -> bytes:
-    """The artefact that a child has made, or whose fault it is that there is none."""
-    if ended.answer[:1] == _ARTEFACT and len(ended.answer) > len(_ARTEFACT) + limits.ARTEFACT_BYTES_MAX:
-        sentence = f"Compiled, the module has more than {limits.ARTEFACT_BYTES_MAX} bytes; make it smaller."
+def _artefact_of(result: _ChildResult) -> bytes:
+    """Return the child's artefact; raise `ModuleRejectedError` or `CompileFailedError` if it made none."""
+    if result.answer[:1] == _ARTEFACT and len(result.answer) > len(_ARTEFACT) + limits.ARTEFACT_BYTES_MAX:
+        sentence = f"The compiled module has more than {limits.ARTEFACT_BYTES_MAX} bytes; make the module smaller."
         raise ModuleRejectedError(Refusal.ARTEFACT_TOO_LARGE, sentence)
-    used_up = ended.status != 0 and ended.cpu_ms >= limits.COMPILE_SECONDS_MAX * _MS_PER_S
-    if used_up or ended.status in _OVERLOADED:
-        raise _overloaded()
-    if ended.status is None:
-        message = f"compiling did not end within {limits.COMPILE_WALL_SECONDS_MAX} s; it took {ended.cpu_ms} ms of CPU"
+    used_up = result.status != 0 and result.cpu_ms >= limits.COMPILE_SECONDS_MAX * _MS_PER_S
+    if used_up or result.status in _OVER_LIMIT_STATUSES:
+        raise _compile_limit()
+    if result.status is None:
+        took = f"it took {result.cpu_ms} ms of CPU"
+        message = f"compiling did not end within {limits.COMPILE_WALL_SECONDS_MAX} s; {took}"
         raise CompileFailedError(message)
-    if ended.status or ended.answer[:1] not in {_ARTEFACT, _REJECTED}:
-        said = ended.complaints.decode(errors="replace")[-_DIAGNOSIS_CHARS:]
-        message = f"the compiler ended with status {ended.status}: {said}"
+    if result.status or result.answer[:1] not in {_ARTEFACT, _REJECTED}:
+        stderr = result.stderr.decode(errors="replace")[-_DIAGNOSIS_CHARS:]
+        message = f"the compiler ended with status {result.status}: {stderr}"
         raise CompileFailedError(message)
-    if ended.answer[:1] == _REJECTED:
-        raise ModuleRejectedError(Refusal.INVALID_MODULE, ended.answer[1:].decode())
-    return ended.answer[1:]
+    if result.answer[:1] == _REJECTED:
+        raise ModuleRejectedError(Refusal.INVALID_MODULE, result.answer[1:].decode())
+    return result.answer[1:]
 
 
-def _run_child(python: str, module: bytes) -> _Ended:
-    """Have a child compile a module, and wait for its end or its deadline."""
+def _run_child(python: str, module: bytes) -> _ChildResult:
+    """Start a child that compiles the module; wait until it ends or its deadline passes."""
     deadline = time.monotonic() + limits.COMPILE_WALL_SECONDS_MAX
     bounds = (limits.COMPILE_SECONDS_MAX, limits.COMPILE_MEMORY_BYTES_MAX)
     with contextlib.ExitStack() as held:
@@ -123,14 +125,14 @@ def _run_child(python: str, module: bytes) -> _Ended:
             source = held.enter_context(os.fdopen(os.memfd_create("module", os.MFD_CLOEXEC), "r+b"))
             source.write(module)
             source.seek(0)
-            reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a full pipe loses words, but never blocks
-            words = held.enter_context(os.fdopen(reader, "rb", buffering=0))
-            complaints = held.enter_context(os.fdopen(writer, "wb", buffering=0))
+            reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a full pipe drops text, but never blocks
+            stderr = held.enter_context(os.fdopen(reader, "rb", buffering=0))
+            child_stderr = held.enter_context(os.fdopen(writer, "wb", buffering=0))
             child = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
                 process.command(python, "quittance.sandbox.compile", *map(str, bounds)),
                 stdin=source,
                 stdout=subprocess.PIPE,
-                stderr=complaints,
+                stderr=child_stderr,
                 env=process.environment(),
                 cwd="/",
                 start_new_session=True,
@@ -144,16 +146,16 @@ def _run_child(python: str, module: bytes) -> _Ended:
         except BaseException:
             _collect(child, 0)
             raise
-        return _Ended(status, answer, words.read(_COMPLAINTS_BYTES_MAX) or b"", cpu_ms_of(usage))
+        return _ChildResult(status, answer, stderr.read(_STDERR_BYTES_MAX) or b"", cpu_ms_of(usage))
 
 
 def cpu_ms_of(usage: resource.struct_rusage) -> int:
-    """The processor time that an ended child used."""
+    """Return the processor time that an ended child used, in milliseconds."""
     return math.ceil((usage.ru_utime + usage.ru_stime) * _MS_PER_S)
 
 
 def _read(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
-    """What a child answers, and whether it has said all: not if it is overdue or says more than an artefact may be."""
+    """Read a child's answer, and whether it is complete: not if the deadline passed or the answer is too long."""
     answer = bytearray()
     with child.stdout as pipe:  # type: ignore[union-attr]  # it is a pipe
         poll = select.poll()
@@ -170,7 +172,7 @@ def _read(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]
 
 
 def _collect(child: subprocess.Popen[bytes], deadline: float) -> tuple[int | None, resource.struct_rusage]:
-    """Wait for a child's end, kill it at the deadline; give its status, None if it was killed, and what it used."""
+    """Wait until a child ends; kill it at the deadline. Return its status (None if killed) and its resource usage."""
     killed = False
     while True:
         pid, status, usage = os.wait4(child.pid, 0 if killed else os.WNOHANG)
@@ -184,20 +186,20 @@ def _collect(child: subprocess.Popen[bytes], deadline: float) -> tuple[int | Non
             time.sleep(_REAP_POLL_S)
 
 
-def _overloaded() -> ModuleRejectedError:
+def _compile_limit() -> ModuleRejectedError:
     seconds, mebibytes = limits.COMPILE_SECONDS_MAX, limits.COMPILE_MEMORY_BYTES_MAX // limits.MIB
     bounds = f"{seconds} s of processor time or {mebibytes} MiB"
-    sentence = f"Compiling takes more than {bounds}; split large functions and strip the module."
+    sentence = f"Compiling the module takes more than {bounds}; split large functions and strip the module."
     return ModuleRejectedError(Refusal.COMPILE_LIMIT, sentence)
 
 
 def _main(cpu_seconds: int, memory_bytes: int) -> None:
-    """Be the child: read a module, write the answer, and end without running any destructor."""
+    """Run as the child: read the module, write the answer, and exit without running destructors."""
     from quittance.sandbox import engine  # only the child loads the engine
 
     installed = importlib.metadata.version("wasmtime")
     if installed != ENGINE_VERSION:
-        sys.exit(f"wasmtime is {installed}, but artefacts are named for {ENGINE_VERSION}")
+        sys.exit(f"wasmtime {installed} is installed, but artefacts are named for {ENGINE_VERSION}")
     process.confine(
         data_bytes=memory_bytes,
         file_bytes=0,
@@ -207,7 +209,7 @@ def _main(cpu_seconds: int, memory_bytes: int) -> None:
     try:
         answer = _ARTEFACT + engine.compile_to_artefact(sys.stdin.buffer.read())
     except engine.InvalidModuleError as error:
-        answer = _REJECTED + f"The engine refuses the module: {error}"[:_REASON_CHARS].encode()
+        answer = _REJECTED + f"The engine rejects the module: {error}"[:_REASON_CHARS].encode()
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
     sys.stdout.buffer.write(answer)

@@ -1,7 +1,7 @@
-"""The one adapter to wasmtime: its configuration, and the few private functions of its C interface that we need.
+"""The only adapter to wasmtime: its configuration, and the few private functions of its C interface that we use.
 
-Everything that a new release of wasmtime can break is on this page, and the tests under `tests/sandbox` hold it.
-Host calls go through the unchecked C interface because the public one costs four times as much per call.
+Everything that a new release of wasmtime can break is in this module and is covered by the tests in `tests/sandbox`.
+Host calls use the unchecked C interface, because a call through the public one costs four times as much.
 """
 
 import ctypes
@@ -20,21 +20,21 @@ from quittance.sandbox.target import CONFIG, CPU_FLAGS, TARGET_TRIPLE
 from quittance.sandbox.wasi import CALLS, MODULE, NO_RESULT, CallFailedError, Errno
 
 PAGE_BYTES: Final = 65_536
-_WORDS_PER_SLOT: Final = 2  # an argument's slot holds a v128, of which an integer takes the first half
+_WORDS_PER_SLOT: Final = 2  # an argument's slot holds a v128; an integer is in its first half
 _MASKS: Final = {"i": 2**32 - 1, "I": 2**64 - 1}
 _MEMORY_NAME: Final = b"memory"
 _FRAMES_MAX: Final = 16
-_NAME_CHARS_MAX: Final = 80  # of a function in a message
+_NAME_CHARS_MAX: Final = 80  # of a function's name in a message
 _UTF8_BYTES_MAX: Final = 4
-_OUT_OF_MEMORY: Final = f"(os error {errno.ENOMEM})"  # how the engine says that it may not have more
-_UNKNOWN_OFFSET: Final = ctypes.c_size_t(-1).value  # of a trap in a function's first instructions
+_OUT_OF_MEMORY: Final = f"(os error {errno.ENOMEM})"  # in the engine's error text when an allocation failed
+_UNKNOWN_OFFSET: Final = ctypes.c_size_t(-1).value  # for a trap in a function's first instructions
 
 _Callback = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_void_p, POINTER(c_uint64), c_size_t)
 _NO_FINALIZER = ctypes.CFUNCTYPE(None, c_void_p)()
 
 
 def new_engine() -> wasmtime.Engine:
-    """Make an engine with the hardened configuration."""
+    """Create an engine with the hardened configuration."""
     config = wasmtime.Config()
     for name, value in CONFIG.items():
         setattr(config, name, value)
@@ -45,7 +45,7 @@ def new_engine() -> wasmtime.Engine:
 
 
 def _private(name: str, result: type) -> Any:  # noqa: ANN401 - ctypes has no public name for a function's type
-    function = ffi.dll[name]  # by index: a copy of our own, so that the binding's types stay as they are
+    function = ffi.dll[name]  # an index makes a new function object, so the binding's own types do not change
     function.argtypes, function.restype = (c_void_p, c_void_p), result
     return function
 
@@ -55,7 +55,10 @@ _size_of = _private("wasmtime_memory_data_size", c_size_t)
 
 
 class GuestMemory:
-    """The guest's linear memory during host calls; `refresh` opens each call, for between two the guest may grow."""
+    """The guest's linear memory during host calls.
+
+    Call `refresh` at the start of each host call: the guest may have grown its memory since the last one.
+    """
 
     def __init__(self, caller: int) -> None:
         pointer = ctypes.cast(caller, POINTER(ffi.wasmtime_caller_t))
@@ -66,12 +69,12 @@ class GuestMemory:
         if not found or kind != ffi.WASMTIME_EXTERN_MEMORY.value:
             raise CallFailedError(Errno.FAULT)
         self._context = ctypes.cast(ffi.wasmtime_caller_context(pointer), c_void_p)
-        self._item = item  # keeps alive what `_memory` points to
+        self._item = item  # keeps the memory alive that `_memory` points to
         self._memory = ctypes.cast(ctypes.pointer(item.of.memory), c_void_p)
         self.refresh()
 
     def refresh(self) -> None:
-        """Look up where the memory is and how large; it cannot change while the guest waits for the host."""
+        """Look up the memory's address and size. They cannot change during the host call."""
         self.size: int = _size_of(self._context, self._memory)
         self._base: int = _data_of(self._context, self._memory)
 
@@ -89,14 +92,14 @@ class GuestMemory:
 
 
 Handler = Callable[[str, GuestMemory, Sequence[int]], int]
-"""Answers one host call: gets its name, the guest's memory and the arguments, and returns an errno.
+"""Answers one host call: takes its name, the guest's memory and the arguments, and returns an errno.
 
-Any exception but `CallFailedError` ends the run; `Host.failure` keeps it.
+Any exception except `CallFailedError` ends the run and is stored in `Host.failure`.
 """
 
 
 class Host:
-    """Links modules to the host calls. Serves one run at a time: `begin` says whose."""
+    """Links modules to the host calls. It serves one run at a time, the one passed to `begin`."""
 
     def __init__(self, engine: wasmtime.Engine) -> None:
         self._linker = wasmtime.Linker(engine)
@@ -106,11 +109,11 @@ class Host:
         self.failure: BaseException | None = None
 
     def begin(self, handler: Handler | None) -> None:
-        """Answer the calls of a new run by `handler`, and forget the run before."""
+        """Let `handler` answer the calls of a new run; drop the state of the previous run."""
         self._handler, self._memory, self.failure = handler, None, None
 
     def link(self, module: wasmtime.Module) -> wasmtime.InstancePre:
-        """Resolve a module's imports; raises `WasmtimeError` if one has another type than it should."""
+        """Resolve a module's imports; raises `WasmtimeError` if one has the wrong type."""
         return self._linker.instantiate_pre(module)
 
     @property
@@ -122,7 +125,7 @@ class Host:
         callback = _Callback(self._trampoline(name, parameters))
         types = [wasmtime.ValType.i32() if kind == "i" else wasmtime.ValType.i64() for kind in parameters]
         results = [] if name in NO_RESULT else [wasmtime.ValType.i32()]
-        signature = wasmtime.FuncType(types, results)  # held until the call below has copied it
+        signature = wasmtime.FuncType(types, results)  # must stay alive until the call below has copied it
         module, item = MODULE.encode(), name.encode()
         error = ffi.wasmtime_linker_define_func_unchecked(
             self._linker.ptr(),
@@ -136,7 +139,7 @@ class Host:
             _NO_FINALIZER,
         )
         if error:  # type: ignore[truthy-bool]  # a null pointer is false
-            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - private; this page is the adapter
+            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - private; this module is the adapter
         return callback
 
     def _trampoline(self, name: str, parameters: str) -> Callable[[Any, int, Any, int], int]:
@@ -146,7 +149,7 @@ class Host:
             try:
                 arguments = [slots[word] & mask for word, mask in masks]
                 slots[0] = self._answer(name, caller, arguments)
-            except BaseException as failure:  # noqa: BLE001 - nothing may unwind through the engine's frames
+            except BaseException as failure:  # noqa: BLE001 - no exception may unwind through the engine's frames
                 self.failure = failure
                 return _new_trap()
             return 0
@@ -155,7 +158,7 @@ class Host:
 
     def _answer(self, name: str, caller: int, arguments: Sequence[int]) -> int:
         if self._handler is None:
-            message = "a host call outside of a run"
+            message = "a host call was made outside of a run"
             raise RuntimeError(message)
         try:
             if self._memory is None:
@@ -174,17 +177,18 @@ def _new_trap() -> int:
 
 
 class InvalidModuleError(Exception):
-    """A module that the engine does not accept; the text tells its author why."""
+    """The engine rejects the module; the text states the reason for its author."""
 
 
 def compile_to_artefact(module: bytes) -> bytes:
     """Compile a binary module to native code for this engine, configuration and CPU target.
 
-    Raises InvalidModuleError; MemoryError if the engine met this process's limit of memory, which it states in words.
+    Raises `InvalidModuleError`, or `MemoryError` if the engine reached this process's memory limit. The engine reports
+    that only in the error's text.
     """
     engine = new_engine()
     try:
-        wasmtime.Module.validate(engine, module)  # first: it costs little, and knows binaries only
+        wasmtime.Module.validate(engine, module)  # first: it is cheap, and unlike `Module` it accepts binaries only
         compiled = wasmtime.Module(engine, module)
         Host(engine).link(compiled)
     except wasmtime.WasmtimeError as error:
@@ -195,29 +199,29 @@ def compile_to_artefact(module: bytes) -> bytes:
 
 
 def memory_minimum_bytes(module: wasmtime.Module) -> int:
-    """How much memory a module starts with."""
+    """Return the size of a module's initial memory."""
     types = (export.type for export in module.exports if export.name == "memory")
     return sum(kind.limits.min * PAGE_BYTES for kind in types if isinstance(kind, wasmtime.MemoryType))
 
 
 def exported(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> AsExtern:
-    """Look one export up by its name: the public way lists them all, for every run anew."""
+    """Look up one export by its name. The public interface would list all exports again for every run."""
     item, text = ffi.wasmtime_extern_t(), name.encode()
     found = ffi.wasmtime_instance_export_get(
-        store._context(),  # noqa: SLF001 - private; this page is the adapter
+        store._context(),  # noqa: SLF001 - private; this module is the adapter
         ctypes.byref(instance._instance),  # noqa: SLF001 - as above
         ctypes.create_string_buffer(text),
         len(text),
         ctypes.byref(item),
     )
     if not found:
-        message = f"the instance exports no {name}"
+        message = f"the instance does not export {name}"
         raise wasmtime.WasmtimeError(message)
     return wrap_extern(item)
 
 
 def backtrace(trap: wasmtime.Trap) -> list[str]:
-    """Name the functions of the guest that a trap came through, and where in each, innermost first."""
+    """List the guest's functions on the stack at a trap, each with its code offset, innermost first."""
     names: dict[int, str] = {}
     lines = []
     for frame in trap.frames[:_FRAMES_MAX]:
@@ -226,11 +230,11 @@ def backtrace(trap: wasmtime.Trap) -> list[str]:
     return lines
 
 
-def recursion(trap: wasmtime.Trap) -> list[str]:
-    """Name the functions that used up the stack, each once, in the module's order.
+def recursive_functions(trap: wasmtime.Trap) -> list[str]:
+    """List the functions that used up the stack, each once, in the module's order.
 
-    Not those that they call, of which any may be the last, nor any place: the size of frames, and so where the stack
-    ends, is the processor's.
+    Functions that appear only once are left out, and so are code offsets: the size of frames depends on the processor,
+    and so do the place and the function in which the stack ends.
     """
     frames = trap.frames[:_FRAMES_MAX]
     names: dict[int, str] = {}
@@ -242,17 +246,17 @@ def recursion(trap: wasmtime.Trap) -> list[str]:
 
 
 def _name(frame: wasmtime.Frame, names: dict[int, str]) -> str:
-    """Name a frame's function; `names` are those of the same trap, for the engine copies a name each time anew."""
+    """Name a frame's function. `names` caches the names of one trap, because the engine copies a name at each call."""
     index = frame.func_index
     if index not in names:
-        text = _start_of_name(frame).decode(errors="ignore")
+        text = _name_prefix(frame).decode(errors="ignore")
         printable = "".join(character for character in text if character.isprintable())
         names[index] = f"{printable[:_NAME_CHARS_MAX] or 'function'} [{index}]"
     return names[index]
 
 
-def _start_of_name(frame: wasmtime.Frame) -> bytes:
-    """Copy no more of a name than is shown: modules that were published before names were bounded are still there."""
+def _name_prefix(frame: wasmtime.Frame) -> bytes:
+    """Copy only as much of a name as is displayed: modules published before names were limited may have huge ones."""
     found = ffi.wasmtime_frame_func_name(frame.ptr())
     if not found:  # type: ignore[truthy-bool]  # a null pointer is false
         return b""

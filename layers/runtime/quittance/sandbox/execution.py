@@ -1,4 +1,4 @@
-"""One run of one module, inside the worker: from its input to the way it ended and what it used."""
+"""One run of one module inside the worker: from the job to its outcome and meter."""
 
 import time
 import traceback
@@ -12,10 +12,10 @@ from wasmtime import TrapCode
 from quittance import limits
 from quittance.run import HOST_RULES, Job, Meter, Outcome, Run
 from quittance.sandbox import wasi_1
-from quittance.sandbox.engine import Host, backtrace, exported, memory_minimum_bytes, new_engine, recursion
+from quittance.sandbox.engine import Host, backtrace, exported, memory_minimum_bytes, new_engine, recursive_functions
 from quittance.sandbox.wasi import ExitedError, FuelLimitError, Guest, OutputLimitError
 
-_NEAR: Final = 8  # a guest that failed with less than an eighth of its limit left had most likely asked for more
+_MEMORY_NEARLY_USED: Final = 8  # a guest that failed with less than 1/8 of its limit left most likely needed more
 
 _GUESTS: Final[Mapping[int, type[Guest]]] = {1: wasi_1.Guest, HOST_RULES: Guest}
 
@@ -25,17 +25,17 @@ _TRAPS: Final = {
     TrapCode.HEAP_MISALIGNED: (Outcome.TRAP_MEMORY, "It accessed memory at a misaligned address."),
     TrapCode.TABLE_OUT_OF_BOUNDS: (Outcome.TRAP_TABLE, "It accessed a table out of bounds."),
     TrapCode.INDIRECT_CALL_TO_NULL: (Outcome.TRAP_TABLE, "It called a function pointer that is null."),
-    TrapCode.BAD_SIGNATURE: (Outcome.TRAP_TABLE, "It called a function pointer of another type."),
+    TrapCode.BAD_SIGNATURE: (Outcome.TRAP_TABLE, "It called a function pointer as another type."),
     TrapCode.NULL_REFERENCE: (Outcome.TRAP_TABLE, "It used a reference that is null."),
     TrapCode.INTEGER_OVERFLOW: (Outcome.TRAP_ARITHMETIC, "An integer division overflowed."),
     TrapCode.INTEGER_DIVISION_BY_ZERO: (Outcome.TRAP_ARITHMETIC, "It divided an integer by zero."),
-    TrapCode.BAD_CONVERSION_TO_INTEGER: (Outcome.TRAP_ARITHMETIC, "It converted a number that fits no integer."),
-    TrapCode.STACK_OVERFLOW: (Outcome.TRAP_STACK, "It used up its stack: most likely endless recursion."),
+    TrapCode.BAD_CONVERSION_TO_INTEGER: (Outcome.TRAP_ARITHMETIC, "It converted a number that no integer can hold."),
+    TrapCode.STACK_OVERFLOW: (Outcome.TRAP_STACK, "It used up its stack, most likely by endless recursion."),
     TrapCode.OUT_OF_FUEL: (Outcome.FUEL_EXHAUSTED, "It ran out of fuel."),
 }
 _OTHER_TRAP: Final = (Outcome.TRAP_UNREACHABLE, "It trapped.")
 
-# The engine keeps fuel in a register and forgets to write it back when the hardware raises the trap.
+# The engine keeps the fuel count in a register. For these traps, which the hardware raises, it is not written back.
 _FUEL_LOST: Final = frozenset(
     {
         TrapCode.MEMORY_OUT_OF_BOUNDS,
@@ -45,12 +45,14 @@ _FUEL_LOST: Final = frozenset(
         TrapCode.BAD_CONVERSION_TO_INTEGER,
     }
 )
-_STARVED: Final = frozenset({Outcome.EXIT_CODE, Outcome.TRAP_UNREACHABLE, Outcome.TRAP_MEMORY})
+
+# How a guest typically fails after a refused allocation.
+_ALLOCATION_FAILURES: Final = frozenset({Outcome.EXIT_CODE, Outcome.TRAP_UNREACHABLE, Outcome.TRAP_MEMORY})
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A module that is loaded and linked."""
+    """A loaded and linked module."""
 
     instance: wasmtime.InstancePre
     memory_minimum_bytes: int
@@ -65,25 +67,25 @@ class _Ending:
 
 
 class Executor:
-    """Runs programs, one at a time. Nothing of a run is left when the next one begins."""
+    """Runs programs, one at a time. No state of a run remains when the next one begins."""
 
     def __init__(self) -> None:
         self._engine = new_engine()
         self._host = Host(self._engine)
 
     def load(self, artefact: bytes) -> Program:
-        """Load an artefact. This makes native code executable: its digest must have been checked before."""
+        """Load an artefact. This makes its native code executable, so the caller must have checked its digest."""
         module = wasmtime.Module.deserialize(self._engine, artefact)
         return Program(self._host.link(module), memory_minimum_bytes(module))
 
-    def run(self, program: Program, job: Job, log: Callable[[bytes], None]) -> Run:
-        """Run a program; `log` takes what it writes to standard error."""
+    def run(self, program: Program, job: Job, write_stderr: Callable[[bytes], None]) -> Run:
+        """Run a program. `write_stderr` receives what it writes to standard error."""
         with wasmtime.Store(self._engine) as store:
             guest = _GUESTS[job.host_rules](
                 stdin=job.stdin,
                 epoch_ns=job.epoch_ns,
                 seed=job.seed,
-                log=log,
+                write_stderr=write_stderr,
                 output_bytes_max=job.output_bytes,
                 fuel=job.fuel,
                 engine_fuel=lambda: job.fuel + 1 - store.get_fuel(),
@@ -95,7 +97,9 @@ class Executor:
                 self._host.begin(None)
 
     def _run(self, store: wasmtime.Store, program: Program, job: Job, guest: Guest) -> Run:
-        store.set_fuel(job.fuel + 1)  # the engine may overrun by some instructions; the last unit tells that it did
+        # The engine may overrun the count by some instructions and then reports no fuel left. One unit beyond the limit
+        # distinguishes that from a run that used exactly its limit.
+        store.set_fuel(job.fuel + 1)
         store.set_limits(
             memory_size=job.memory_bytes,
             table_elements=limits.TABLE_ELEMENTS_MAX,
@@ -127,7 +131,7 @@ class Executor:
         memory: wasmtime.Memory | None = None
         try:
             instance = program.instance.instantiate(store)
-            memory = exported(store, instance, "memory")  # type: ignore[assignment]  # checked when published
+            memory = exported(store, instance, "memory")  # type: ignore[assignment]  # its kind was checked at publish
             start = exported(store, instance, "_start")
             start(store)  # type: ignore[operator]  # as above
             ending = _Ending(Outcome.SUCCEEDED, "The agent succeeded.", exit_code=0)
@@ -163,13 +167,13 @@ def _trapped(trap: wasmtime.Trap) -> _Ending:
     except ValueError:  # a code that the binding does not know
         code = None
     outcome, sentence = _TRAPS.get(code, _OTHER_TRAP) if code else _OTHER_TRAP
-    where = recursion(trap) if outcome is Outcome.TRAP_STACK else backtrace(trap)
+    where = recursive_functions(trap) if outcome is Outcome.TRAP_STACK else backtrace(trap)
     message = "\n  in ".join((f"The agent trapped. {sentence}", *where))
     return _Ending(outcome, message[: limits.MESSAGE_CHARS_MAX], fuel_exact=code not in _FUEL_LOST)
 
 
 def _out_of_fuel(ending: _Ending, fuel: int) -> _Ending:
-    """Whatever else a run came to, it took more fuel than it had."""
+    """Replace the ending of a run that used more fuel than its limit, however it ended."""
     where = "".join(ending.message.partition("\n")[1:]) if ending.outcome is Outcome.FUEL_EXHAUSTED else ""
     message = f"The agent used up its {fuel} units of fuel.{where}"[: limits.MESSAGE_CHARS_MAX]
     return _Ending(Outcome.FUEL_EXHAUSTED, message)
@@ -180,10 +184,13 @@ def _too_large(minimum: int, limit: int) -> _Ending:
 
 
 def _or_memory_limit(ending: _Ending, peak: int, limit: int) -> _Ending:
-    """Blame the memory limit for a failure beside it: the engine leaves no trace of a refused `memory.grow`."""
-    if ending.outcome not in _STARVED or peak <= limit - limit // _NEAR:
+    """Attribute a failure close to the memory limit to that limit.
+
+    This is an inference: the engine leaves no trace of a refused `memory.grow`.
+    """
+    if ending.outcome not in _ALLOCATION_FAILURES or peak <= limit - limit // _MEMORY_NEARLY_USED:
         return ending
-    sentence = f"The agent failed with {peak} of its {limit} bytes of memory in use, so most likely for want of more."
+    sentence = f"The agent failed with {peak} of its {limit} bytes of memory in use; most likely it needed more."
     message = f"{sentence} {ending.message}"[: limits.MESSAGE_CHARS_MAX]
     return _Ending(Outcome.MEMORY_LIMIT, message, ending.exit_code, ending.fuel_exact)
 

@@ -1,7 +1,7 @@
-"""How a child process of the sandbox is started and confined. Both the worker and the compiler are such children.
+"""Starting and confining the sandbox's child processes: the worker and the compiler.
 
-A child inherits no variable, no descriptor that was not named, and no import path but that of this package and of the
-engine. It confines itself before it touches a byte that a stranger wrote.
+A child inherits no environment variables except those in `environment`, no descriptors except those passed to it, and
+no import path except that of this package and of the engine. It confines itself before it reads any untrusted byte.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ class EngineMissingError(RuntimeError):
 
 
 def command(python: str, module: str, *arguments: str) -> list[str]:
-    """Give the command line of a child: no site packages, no user directory, no current directory in its path."""
+    """Return a child's command line. Its import path has no site packages, user directory or current directory."""
     flags = "-BsSP" if sys.dont_write_bytecode else "-sSP"
     return [python, flags, "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """Give the whole environment of a child: where to import from, and where the loader finds Python's library."""
+    """Return a child's whole environment: its import path, and where the loader finds Python's library."""
     engine = importlib.util.find_spec("wasmtime")
     if engine is None or not engine.submodule_search_locations:
         message = "wasmtime is not installed beside quittance"
@@ -41,31 +41,40 @@ def environment() -> dict[str, str]:
     roots = dict.fromkeys((Path(__file__).parents[2], Path(engine.submodule_search_locations[0]).parent))
     variables = {"PYTHONPATH": os.pathsep.join(map(str, roots))}
     if libraries := os.environ.get("LD_LIBRARY_PATH"):
-        variables["LD_LIBRARY_PATH"] = libraries  # AWS Lambda's Python finds its own library only so
+        variables["LD_LIBRARY_PATH"] = libraries  # without it, Python on AWS Lambda does not find libpython
     return variables
 
 
 def hide() -> None:
-    """Close this process's memory and environment to other processes of the same user (see proc(5))."""
+    """Stop other processes of the same user from reading this process's memory and environment.
+
+    A process that is not dumpable cannot be traced, and its files in /proc belong to root (see proc(5)).
+    """
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def confine(*, data_bytes: int, file_bytes: int, open_files: int, cpu_seconds: int | None = None) -> None:
-    """Give up, for good, whatever this process can give up. Call it after the last import and the last thread."""
+    """Irrevocably limit this process's resources and drop its privileges.
+
+    Call it after the last import and after the last thread has started: RLIMIT_NPROC = 0 forbids new processes and
+    threads. The kernel does not apply that limit to root, for whom only the seccomp filter forbids them.
+    `PR_SET_NO_NEW_PRIVS` is also the condition for installing that filter without privileges.
+    """
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, file_bytes)
     _limit(resource.RLIMIT_NPROC, 0)
     _limit(resource.RLIMIT_NOFILE, open_files)
     _limit(resource.RLIMIT_DATA, data_bytes)
     if cpu_seconds is not None:
-        _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)  # SIGXCPU says why it ends, SIGKILL does not
+        # At the soft limit SIGXCPU ends the process and states the reason; the hard limit's SIGKILL states none.
+        _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
     hide()
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to end this process when the thread that started it ends, and end now if that is past."""
+def exit_with_parent(parent: int) -> None:
+    """Make the kernel kill this process when the thread that started it ends; exit now if the parent has ended."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
@@ -86,7 +95,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Without capabilities even root is an ordinary user: it cannot read the memory of a hidden process."""
+    """Drop all capabilities. Without them even root cannot read the memory of a process that called `hide`."""
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    with contextlib.suppress(AttributeError):  # a C library without capset leaves an ordinary user as it is
+    with contextlib.suppress(AttributeError):  # a C library without capset; an ordinary user has no capabilities
         ctypes.CDLL(None).capset(header, bytes(_CAPABILITY_SETS_BYTES))

@@ -1,8 +1,8 @@
-"""A cheap look at a module's structure, before any engine sees it: what it asks for, and whether it may be published.
+"""A cheap check of a module's structure before the engine reads it: what it imports, and whether it may be published.
 
-One pass over the binary in time linear in its length, with every count bounded. It is no validator: the engine checks
-the code itself when it compiles the module. What is refused here is refused with a code and with a sentence that tells
-the author the mend.
+The check is one pass over the binary in linear time, with every count bounded. It does not validate the code: the
+engine does that when it compiles the module. Each refusal has a code and a sentence that tells the author what to
+change.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ _VALUE_TYPES: Final = _I32 + _I64 + b"\x7d\x7c\x7b" + _REFERENCE_TYPES
 _BY_LETTER: Final = bytes.maketrans(b"iI", _I32 + _I64)
 _FUNCTION_TYPE: Final = 0x60
 _HAS_MAXIMUM: Final = 1
-_NAMES: Final = "name"  # the custom section that names functions, for debuggers and backtraces
-_NAMES_OF_FUNCTIONS: Final = 1
-_NAMES_MAX: Final = limits.MODULE_IMPORTS_MAX + limits.MODULE_FUNCTIONS_MAX
+_NAME_SECTION: Final = "name"  # the custom section that names functions, for debuggers and backtraces
+_FUNCTION_NAMES: Final = 1
+_FUNCTION_NAMES_MAX: Final = limits.MODULE_IMPORTS_MAX + limits.MODULE_FUNCTIONS_MAX
 
 
 class Refusal(StrEnum):
@@ -62,9 +62,9 @@ _Type = tuple[bytes, bytes]  # value types of the parameters and of the results
 
 
 class ModuleRejectedError(Exception):
-    """A module that cannot be published: `code` for programs, `message` for its author.
+    """The module cannot be published. `code` is for programs, `message` for the author.
 
-    `cpu_ms` is the processor time that it took to find this out, once `compile_module` has raised it.
+    `compile_module` sets `cpu_ms` to the processor time that was used before the refusal.
     """
 
     def __init__(self, code: Refusal, message: str) -> None:
@@ -76,7 +76,7 @@ class ModuleRejectedError(Exception):
 
 @dataclass(slots=True)
 class ModuleFacts:
-    """What a module is made of."""
+    """What a module contains."""
 
     imports: set[str] = field(default_factory=set)
     exports: dict[str, tuple[int, int]] = field(default_factory=dict)  # name → kind and index
@@ -92,9 +92,9 @@ class ModuleFacts:
 
 @in_one_chunk
 def validate_module(module: bytes) -> ModuleFacts:
-    """Check a module's structure; raises `ModuleRejectedError` with what its author should change."""
+    """Check a module's structure; raises `ModuleRejectedError`, which states what the author should change."""
     if len(module) > limits.MODULE_BYTES_MAX:
-        _refuse_beyond(
+        _refuse_over_limit(
             Refusal.MODULE_TOO_LARGE, "The module", len(module), limits.MODULE_BYTES_MAX, "bytes; strip it (-s)"
         )
     _check_preamble(module)
@@ -106,7 +106,7 @@ def validate_module(module: bytes) -> ModuleFacts:
 
 def _check_preamble(module: bytes) -> None:
     if not module.startswith(_MAGIC):
-        sentence = "This is no WebAssembly binary; upload the .wasm file that the compiler wrote."
+        sentence = "This is not a WebAssembly binary; upload the .wasm file that the compiler wrote."
         raise ModuleRejectedError(Refusal.NOT_WASM, sentence)
     version = module[len(_MAGIC) : len(_MAGIC) + len(_VERSION)]
     if version == _COMPONENT:
@@ -117,7 +117,7 @@ def _check_preamble(module: bytes) -> None:
 
 
 class _Reader:
-    """A place in the binary, with an end that no read may cross."""
+    """A position in the binary, with an end that no read may cross."""
 
     def __init__(self, data: bytes, start: int, end: int) -> None:
         self._data = data
@@ -134,7 +134,7 @@ class _Reader:
 
     def skip(self, count: int) -> None:
         if count > self._end - self._at:
-            self.damaged("something is longer than what it lies in")
+            self.damaged("an item is longer than the part that contains it")
         self._at += count
 
     def byte(self) -> int:
@@ -160,26 +160,28 @@ class _Reader:
         return self._data[self._at - count : self._at]
 
     def name(self, what: str) -> str:
-        length, most = self.number(), limits.MODULE_NAME_BYTES_MAX
-        if length > most:
-            _refuse_beyond(Refusal.NAME_TOO_LONG, f"The name of {what}", length, most, "bytes; shorten or strip it")
+        length, limit = self.number(), limits.MODULE_NAME_BYTES_MAX
+        if length > limit:
+            _refuse_over_limit(
+                Refusal.NAME_TOO_LONG, f"The name of {what}", length, limit, "bytes; shorten or strip it"
+            )
         try:
             return self.take(length).decode()
         except UnicodeDecodeError:
             self.damaged("a name is not UTF-8")
 
     def part(self, length: int) -> "_Reader":
-        """Split off the next bytes as a reader of their own."""
+        """Return a separate reader for the next `length` bytes, and skip them."""
         start = self._at
         self.skip(length)
         return _Reader(self._data, start, start + length)
 
-    def count(self, what: str, most: int) -> int:
+    def count(self, what: str, limit: int) -> int:
         """Read how many items follow."""
         found = self.number()
-        if found > most:
-            _refuse_beyond(
-                Refusal.TOO_MANY_ITEMS, f"The number of {what}", found, most, "; split the program or strip it"
+        if found > limit:
+            _refuse_over_limit(
+                Refusal.TOO_MANY_ITEMS, f"The number of {what}", found, limit, "items; split the program or strip it"
             )
         return found
 
@@ -198,37 +200,40 @@ class _Scan:
         self._seen: set[int] = set()
 
     def sections(self, reader: _Reader) -> None:
-        most = limits.MODULE_SECTIONS_MAX
-        for _ in range(most):
+        limit = limits.MODULE_SECTIONS_MAX
+        for _ in range(limit):
             if not reader.more:
                 return
             kind = reader.byte()
             self._section(kind, reader.part(reader.number()))
         if reader.more:
-            raise ModuleRejectedError(Refusal.TOO_MANY_ITEMS, f"The module has more than {most} sections; strip it.")
+            raise ModuleRejectedError(Refusal.TOO_MANY_ITEMS, f"The module has more than {limit} sections; strip it.")
 
     def _section(self, kind: int, body: _Reader) -> None:
         if kind == 0:
             name = body.name("a custom section")
             self.facts.custom_sections.add(name)
-            if name == _NAMES:
+            if name == _NAME_SECTION:
                 self._check_names(body)
             return
         if kind in self._seen:
-            body.damaged("a section comes twice")
+            body.damaged("a section occurs twice")
         self._seen.add(kind)
         handler = _SECTIONS.get(kind)
         if handler is None:
-            body.damaged("a section of unknown kind")
+            body.damaged("a section has an unknown kind")
         handler(self, body)
 
     def _check_names(self, body: _Reader) -> None:
-        """Bound the names that messages about a run may show. A damaged list is read as far as the engine reads it."""
+        """Check the limits of function names, which messages about a run may display.
+
+        A damaged name section is not an error: the engine ignores it from the damage on.
+        """
         try:
             while body.more:
                 kind, part = body.byte(), body.part(body.number())
-                if kind == _NAMES_OF_FUNCTIONS:
-                    for _ in range(part.count("names of functions", _NAMES_MAX)):
+                if kind == _FUNCTION_NAMES:
+                    for _ in range(part.count("names of functions", _FUNCTION_NAMES_MAX)):
                         part.number()
                         part.name("a function")
         except ModuleRejectedError as refused:
@@ -253,7 +258,7 @@ class _Scan:
             if module != MODULE:
                 _refuse_import(module, name)
             if kind != _FUNCTION:
-                sentence = f"The import {name!r:.100} is no function; only WASI's functions can be imported."
+                sentence = f"The import {name!r:.100} is not a function; only WASI functions can be imported."
                 raise ModuleRejectedError(Refusal.IMPORT_KIND, sentence)
             self._import_function(name, body.number(), body)
 
@@ -264,14 +269,14 @@ class _Scan:
             raise ModuleRejectedError(Refusal.IMPORT_UNKNOWN, sentence)
         expected = (parameters.encode().translate(_BY_LETTER), b"" if name in NO_RESULT else _I32)
         if self._type(index, body) != expected:
-            sentence = f"The import {name!r} has another type than in WASI preview 1; build for wasm32-wasip1."
+            sentence = f"The import {name!r} does not have its WASI preview 1 type; build for wasm32-wasip1."
             raise ModuleRejectedError(Refusal.IMPORT_TYPE, sentence)
         self.facts.imports.add(name)
         self._functions.append(index)
 
     def _type(self, index: int, body: _Reader) -> _Type:
         if index >= len(self._types):
-            body.damaged("a type that does not exist")
+            body.damaged("it refers to a type that does not exist")
         return self._types[index]
 
     def function_section(self, body: _Reader) -> None:
@@ -288,7 +293,7 @@ class _Scan:
                 _refuse_feature("64-bit or shared tables")
             elements = body.number()
             if elements > limits.TABLE_ELEMENTS_MAX:
-                _refuse_beyond(
+                _refuse_over_limit(
                     Refusal.TABLE_TOO_LARGE, "A table", elements, limits.TABLE_ELEMENTS_MAX, "elements; shrink it"
                 )
             if flags:
@@ -306,9 +311,11 @@ class _Scan:
         for bit, feature in _MEMORY_FEATURES.items():
             if flags & bit:
                 _refuse_feature(feature)
-        size, most = body.number() * _PAGE_BYTES, limits.MEMORY_BYTES_MAX
-        if size > most:
-            _refuse_beyond(Refusal.MEMORY_TOO_LARGE, "The initial memory", size, most, "bytes; lower --initial-memory")
+        size, limit = body.number() * _PAGE_BYTES, limits.MEMORY_BYTES_MAX
+        if size > limit:
+            _refuse_over_limit(
+                Refusal.MEMORY_TOO_LARGE, "The initial memory", size, limit, "bytes; lower --initial-memory"
+            )
         self.facts.memory_bytes_min = size
 
     def global_section(self, body: _Reader) -> None:
@@ -320,15 +327,15 @@ class _Scan:
             self.facts.exports[name] = (kind, index)
 
     def start_section(self, body: _Reader) -> None:
-        """Allowed: it runs under the same limits as `_start`, and some compilers initialise with it."""
+        """Accept a start function: some compilers initialise with it, and it runs under the same limits as `_start`."""
         body.number()
         self.facts.has_start_function = True
 
     def element_section(self, body: _Reader) -> None:
-        size, most = body.length, limits.MODULE_ELEMENT_BYTES_MAX
-        if size > most:
-            _refuse_beyond(
-                Refusal.ELEMENTS_TOO_LARGE, "The element section", size, most, "bytes; use fewer function pointers"
+        size, limit = body.length, limits.MODULE_ELEMENT_BYTES_MAX
+        if size > limit:
+            _refuse_over_limit(
+                Refusal.ELEMENTS_TOO_LARGE, "The element section", size, limit, "bytes; use fewer function pointers"
             )
         body.count("element segments", limits.MODULE_ITEMS_MAX)
 
@@ -337,9 +344,9 @@ class _Scan:
             size = body.number()
             body.skip(size)
             self.facts.body_bytes_max = max(self.facts.body_bytes_max, size)
-        largest, most = self.facts.body_bytes_max, limits.MODULE_BODY_BYTES_MAX
-        if largest > most:
-            _refuse_beyond(Refusal.FUNCTION_TOO_LARGE, "The largest function", largest, most, "bytes; split it")
+        largest, limit = self.facts.body_bytes_max, limits.MODULE_BODY_BYTES_MAX
+        if largest > limit:
+            _refuse_over_limit(Refusal.FUNCTION_TOO_LARGE, "The largest function", largest, limit, "bytes; split it")
 
     def data_section(self, body: _Reader) -> None:
         self.facts.data_segments = body.count("data segments", limits.MODULE_ITEMS_MAX)
@@ -351,13 +358,13 @@ class _Scan:
         _refuse_feature("exceptions")
 
     def check_exports(self) -> None:
-        """Check that the module is a command."""
+        """Check that the module is a WASI command: it exports `_start` and `memory`."""
         kind, index = self.facts.exports.get("_start", (None, 0))
         if kind is None and "_initialize" in self.facts.exports:
-            sentence = "The module is a WASI reactor, a library; build a command: a program with main()."
+            sentence = "The module is a WASI reactor (a library); build a command: a program with main()."
             raise ModuleRejectedError(Refusal.REACTOR, sentence)
         if kind != _FUNCTION or not self._is_plain(index):
-            sentence = "The module has no function _start without parameters and results; build a program with main()."
+            sentence = "The module has no _start function without parameters and results; build a program with main()."
             raise ModuleRejectedError(Refusal.NO_START, sentence)
         if self.facts.exports.get("memory", (None, 0))[0] != _MEMORY:
             sentence = 'The module does not export its memory under the name "memory"; do not pass --no-export-memory.'
@@ -395,16 +402,18 @@ _FOREIGN_MODULES: Final = {
 
 
 _GROWTH: Final = "emscripten_notify_memory_growth"
-_WITHOUT_GROWTH: Final = (
-    "only WASI preview 1 can be imported; with Emscripten's -sALLOW_MEMORY_GROWTH pass -sPURE_WASI too, and because the"
-    " memory may then not grow, an -sINITIAL_MEMORY that is enough"
+_GROWTH_REASON: Final = (
+    "only WASI preview 1 can be imported; with Emscripten's -sALLOW_MEMORY_GROWTH also pass -sPURE_WASI and, because"
+    " the memory may then not grow, a large enough -sINITIAL_MEMORY"
 )
 
 
 def _refuse_import(module: str, name: str) -> NoReturn:
     otherwise = "only WASI preview 1 can be imported; build for the target wasm32-wasip1"
-    mend = _WITHOUT_GROWTH if (module, name) == ("env", _GROWTH) else _FOREIGN_MODULES.get(module, otherwise)
-    raise ModuleRejectedError(Refusal.IMPORT_FOREIGN, f"The module imports {name!r:.100} from {module!r:.100}: {mend}.")
+    reason = _GROWTH_REASON if (module, name) == ("env", _GROWTH) else _FOREIGN_MODULES.get(module, otherwise)
+    raise ModuleRejectedError(
+        Refusal.IMPORT_FOREIGN, f"The module imports {name!r:.100} from {module!r:.100}: {reason}."
+    )
 
 
 def _refuse_feature(feature: str) -> NoReturn:
@@ -412,5 +421,5 @@ def _refuse_feature(feature: str) -> NoReturn:
     raise ModuleRejectedError(Refusal.UNSUPPORTED_FEATURE, sentence)
 
 
-def _refuse_beyond(code: Refusal, subject: str, found: int, most: int, rest: str) -> NoReturn:
-    raise ModuleRejectedError(code, f"{subject} is {found}; the most is {most} {rest}.")
+def _refuse_over_limit(code: Refusal, subject: str, found: int, limit: int, rest: str) -> NoReturn:
+    raise ModuleRejectedError(code, f"{subject} is {found}; the maximum is {limit} {rest}.")

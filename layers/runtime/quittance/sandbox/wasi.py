@@ -1,11 +1,11 @@
-"""The guest's whole outside world: WASI preview 1 without files, network, real time or real randomness.
+"""Everything outside the guest: WASI preview 1 without files, network, real time or real randomness.
 
-All 46 calls are answered here, in Python, and none by the engine: what the guest can reach is what this page says
-(`docs/sandbox.md` has the table), and output, time and randomness are functions of the job alone. One `Guest` lives
-for one run.
+This module answers all 46 calls in Python; the engine answers none. So a guest can reach only what this module
+provides (`docs/sandbox.md` has the table), and output, time and randomness depend on the job alone. Each run has its
+own `Guest`.
 
-What a guest can notice of this page has a number, `run.HOST_RULES`, which receipts name through the configuration's
-digest. The rules of before are kept for replays, as their differences from these: `wasi_1.py`.
+The behaviour that a guest can observe is numbered (`run.HOST_RULES`). Receipts state the number through the
+configuration's digest. For replays, earlier rules are kept as their differences from these: `wasi_1.py`.
 """
 
 import hashlib
@@ -66,13 +66,13 @@ CALLS: Final[Mapping[str, str]] = {
     "sock_send": "iiiii",
     "sock_shutdown": "ii",
 }
-"""Every preview-1 call with its parameters: i is i32, I is i64. All but `proc_exit` return an errno (i32)."""
+"""Every preview-1 call with its parameters: i is i32, I is i64. All except `proc_exit` return an errno (i32)."""
 
 NO_RESULT: Final = frozenset({"proc_exit"})
 
-ARGV: Final = (b"agent\0",)  # not empty: many a runtime takes argv[0] for granted
-CLOCK_STEP_NS: Final = 10_000  # how far a look at the clock moves it
-CLOCK_LOOKS: Final = 64  # after so many looks of a guest that only waits each moves it one step further
+ARGV: Final = (b"agent\0",)  # not empty: many runtimes expect argv[0]
+CLOCK_STEP_NS: Final = 10_000  # how far one reading of the clock advances it
+CLOCK_READS_PER_STEP: Final = 64  # a guest that only waits gets one more step per reading after every 64 readings
 CLOCK_NS_MAX: Final = 2**63 - 1
 
 _REALTIME, _MONOTONIC = 0, 1
@@ -85,14 +85,14 @@ IOVEC = struct.Struct("<II")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _FDSTAT = struct.Struct("<BxHxxxxQQ")
-_SUBSCRIPTION = struct.Struct("<QB7x32s")  # userdata, tag, the tag's own part
+_SUBSCRIPTION = struct.Struct("<QB7x32s")  # userdata, tag, the part that depends on the tag
 _CLOCK = struct.Struct("<I4xQ8xH")  # clock id, timeout, (precision,) flags
 _EVENT = struct.Struct("<QHB5xQH6x")  # userdata, errno, type, bytes, flags
 _FILESTAT_BYTES = 64
 
 
 class Errno(IntEnum):
-    """The preview-1 error numbers that the guest can meet here."""
+    """The preview-1 error numbers that host calls return."""
 
     SUCCESS = 0
     BADF = 8
@@ -105,7 +105,7 @@ class Errno(IntEnum):
 
 
 class CallFailedError(Exception):
-    """A host call that the guest sees failing with an error number."""
+    """The host call fails; the guest receives the error number."""
 
     def __init__(self, errno: Errno) -> None:
         super().__init__(errno.name)
@@ -113,7 +113,7 @@ class CallFailedError(Exception):
 
 
 class ExitedError(Exception):
-    """The guest ended itself by `proc_exit`."""
+    """The guest called `proc_exit`."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -121,11 +121,11 @@ class ExitedError(Exception):
 
 
 class FuelLimitError(Exception):
-    """The guest's host calls cost more fuel than it has."""
+    """The guest's host calls used more fuel than its limit."""
 
 
 class OutputLimitError(Exception):
-    """The guest wrote more to stdout than it may."""
+    """The guest wrote more to standard output than its limit."""
 
 
 class Memory(Protocol):
@@ -141,8 +141,8 @@ class Memory(Protocol):
 class Guest:
     """The state behind the host calls of one run: input, output, virtual clock and virtual randomness.
 
-    Each method named like a preview-1 call is that call. It gets the guest's memory and the arguments as unsigned
-    integers and returns an error number. `fuel` is what the calls have cost, beside what the engine counts.
+    Each method named after a preview-1 call implements that call. It takes the guest's memory and the arguments as
+    unsigned integers, and returns an error number. `fuel` is what the calls have cost; the engine counts the rest.
     """
 
     def __init__(
@@ -151,35 +151,35 @@ class Guest:
         stdin: bytes,
         epoch_ns: int,
         seed: bytes,
-        log: Callable[[bytes], None],
+        write_stderr: Callable[[bytes], None],
         output_bytes_max: int = limits.OUTPUT_BYTES_MAX,
         fuel: int = limits.FUEL_MAX,
         engine_fuel: Callable[[], int] = lambda: 0,
     ) -> None:
         self.fuel = 0
         self._fuel_max = fuel
-        self._engine_fuel = engine_fuel  # what the engine has counted so far
+        self._engine_fuel = engine_fuel  # returns what the engine has counted so far
         self.stdout = bytearray()
         self._output_bytes_max = output_bytes_max
         self._stdin = memoryview(stdin)
-        self._log = log
-        self._log_room = limits.STDERR_BYTES_MAX
+        self._write_stderr = write_stderr
+        self._stderr_left = limits.STDERR_BYTES_MAX
         self.stderr_bytes = 0
         self._open = {_STDIN, _STDOUT, _STDERR}
         self._epoch_ns = epoch_ns
         self._elapsed_ns = 0
-        self._looks = 0  # at the clock since the guest last did anything else
-        self._looked_at_fuel = 0
+        self._clock_reads = 0  # since the guest last moved bytes or computed
+        self._fuel_at_clock_read = 0
         self._random = _Random(seed)
 
     def answer(self, name: str, memory: Memory, arguments: Sequence[int]) -> int:
         """Answer a host call by its name."""
         self._spend(limits.HOST_CALL_FUEL)
-        call: Callable[..., int] = _REFUSED.get(name) or getattr(type(self), name)
+        call: Callable[..., int] = _UNSUPPORTED.get(name) or getattr(type(self), name)
         return call(self, memory, *arguments)
 
     def _spend(self, fuel: int) -> None:
-        """Take fuel for work before it is done. What the engine counts is added when the run has ended."""
+        """Charge fuel for work before it is done. The engine's count is added when the run has ended."""
         self.fuel += fuel
         if self.fuel > self._fuel_max:
             raise FuelLimitError
@@ -187,55 +187,55 @@ class Guest:
     # Arguments and environment.
 
     def args_sizes_get(self, memory: Memory, count: int, size: int) -> int:
-        """There is one argument, the program's name."""
+        """The only argument is the program's name."""
         memory.write(count, _U32.pack(len(ARGV)))
         memory.write(size, _U32.pack(sum(map(len, ARGV))))
         return Errno.SUCCESS
 
     def args_get(self, memory: Memory, pointers: int, text: int) -> int:
-        """There is one argument, the program's name."""
+        """The only argument is the program's name."""
         memory.write(pointers, _U32.pack(text))
         memory.write(text, ARGV[0])
         return Errno.SUCCESS
 
     def environ_sizes_get(self, memory: Memory, count: int, size: int) -> int:
-        """There is no environment."""
+        """There are no environment variables."""
         memory.write(count, _U32.pack(0))
         memory.write(size, _U32.pack(0))
         return Errno.SUCCESS
 
     def environ_get(self, _memory: Memory, _pointers: int, _text: int) -> int:
-        """There is no environment."""
+        """There are no environment variables."""
         return Errno.SUCCESS
 
     # Time and randomness.
 
     def clock_res_get(self, memory: Memory, clock: int, result: int) -> int:
-        """The clock moves in steps."""
+        """The resolution is the step by which a reading advances the clock."""
         if clock not in {_REALTIME, _MONOTONIC}:
             return Errno.INVAL
         memory.write(result, _U64.pack(CLOCK_STEP_NS))
         return Errno.SUCCESS
 
     def clock_time_get(self, memory: Memory, clock: int, _precision: int, result: int) -> int:
-        """Each look moves the clock, and the further the longer the guest does nothing but look."""
+        """Each reading advances the clock, by more the longer the guest only reads it: so waiting in a loop ends."""
         if clock not in {_REALTIME, _MONOTONIC}:
             return Errno.INVAL
-        self._look()
+        self._advance_for_read()
         memory.write(result, _U64.pack(self._now(clock)))
         return Errno.SUCCESS
 
-    def _look(self) -> None:
+    def _advance_for_read(self) -> None:
         fuel = self._engine_fuel()
-        if fuel - self._looked_at_fuel > limits.WAIT_FUEL_MAX:
-            self._looks = 0
-        self._looked_at_fuel = fuel
-        self._advance(CLOCK_STEP_NS * (1 + self._looks // CLOCK_LOOKS))
-        self._looks += 1
+        if fuel - self._fuel_at_clock_read > limits.WAIT_FUEL_MAX:
+            self._clock_reads = 0
+        self._fuel_at_clock_read = fuel
+        self._advance(CLOCK_STEP_NS * (1 + self._clock_reads // CLOCK_READS_PER_STEP))
+        self._clock_reads += 1
 
     def random_get(self, memory: Memory, address: int, length: int) -> int:
-        """The bytes are a stream from the job's seed."""
-        memory.read(address + length, 0)  # a bad pointer draws nothing
+        """The bytes are the next ones of a stream that depends on the job's seed alone."""
+        memory.read(address + length, 0)  # a bad pointer must not consume any of the stream
         self._spend(length * limits.RANDOM_BYTE_FUEL)
         for start in range(0, length, limits.RANDOM_PIECE_BYTES):
             piece = self._random.take(min(limits.RANDOM_PIECE_BYTES, length - start))
@@ -243,25 +243,25 @@ class Guest:
         return Errno.SUCCESS
 
     def sched_yield(self, _memory: Memory) -> int:
-        """There is nobody to yield to."""
+        """Yielding has no effect: there is only one thread."""
         return Errno.SUCCESS
 
     def poll_oneoff(self, memory: Memory, subscriptions: int, events: int, count: int, result: int) -> int:
-        """Report what is ready; when only clocks are asked, jump to the earliest."""
+        """Report the streams that are ready; if there are only clocks, advance time to the earliest of them."""
         if not 1 <= count <= limits.POLL_SUBSCRIPTIONS_MAX:
             return Errno.INVAL
         self._spend(count * limits.HOST_BUFFER_FUEL)
-        asked = memory.read(subscriptions, count * _SUBSCRIPTION.size)
-        memory.read(events, count * _EVENT.size)
-        ready = self._poll(asked)
+        subscribed = memory.read(subscriptions, count * _SUBSCRIPTION.size)
+        memory.read(events, count * _EVENT.size)  # a bad pointer must fail before time advances
+        ready = self._poll(subscribed)
         memory.write(events, b"".join(ready))
         memory.write(result, _U32.pack(len(ready)))
         return Errno.SUCCESS
 
-    def _poll(self, asked: bytes) -> list[bytes]:
+    def _poll(self, subscribed: bytes) -> list[bytes]:
         ready: list[bytes] = []
         waits: list[tuple[int, bytes]] = []
-        for userdata, tag, part in _SUBSCRIPTION.iter_unpack(asked):
+        for userdata, tag, part in _SUBSCRIPTION.iter_unpack(subscribed):
             if tag > 2:
                 raise CallFailedError(Errno.INVAL)
             if tag:
@@ -298,7 +298,7 @@ class Guest:
         """Standard input is the job's input."""
         self._require(fd, _STDIN)
         spans = self._spans(memory, iovecs, count)
-        memory.read(result, _U32.size)  # a bad pointer is told before any input is taken
+        memory.read(result, _U32.size)  # a bad pointer must fail before any input is consumed
         total = 0
         for address, length in spans:
             piece = bytes(self._stdin[:length])
@@ -307,42 +307,42 @@ class Guest:
             memory.write(address, piece)
             self._stdin = self._stdin[len(piece) :]
             total += len(piece)
-        self._has_moved(total)
+        self._note_transfer(total)
         memory.write(result, _U32.pack(total))
         return Errno.SUCCESS
 
     def fd_write(self, memory: Memory, fd: int, iovecs: int, count: int, result: int) -> int:
-        """Standard output is kept whole up to its limit, standard error as far as there is room."""
+        """Standard output ends the run beyond its limit; standard error is cut off at its limit."""
         self._require(fd, _STDOUT, _STDERR)
         spans = self._spans(memory, iovecs, count)
         total = sum(length for _, length in spans)
         if total > _U32_MAX:
             return Errno.INVAL
-        memory.read(result, _U32.size)  # a bad pointer is told before anything is written
+        memory.read(result, _U32.size)  # a bad pointer must fail before anything is written
         if fd == _STDERR:
-            self._write_log(memory, spans, total)
+            self._keep_stderr(memory, spans, total)
         elif len(self.stdout) + total > self._output_bytes_max:
             raise OutputLimitError
         else:
             for address, length in spans:
                 self.stdout += memory.read(address, length)
-        self._has_moved(total)
+        self._note_transfer(total)
         memory.write(result, _U32.pack(total))
         return Errno.SUCCESS
 
-    def _write_log(self, memory: Memory, spans: list[tuple[int, int]], total: int) -> None:
+    def _keep_stderr(self, memory: Memory, spans: list[tuple[int, int]], total: int) -> None:
         self.stderr_bytes = min(self.stderr_bytes + total, limits.COUNT_MAX)
         for address, length in spans:
-            if not self._log_room:
+            if not self._stderr_left:
                 return
-            kept = min(length, self._log_room)
-            self._log(memory.read(address, kept))
-            self._log_room -= kept
+            kept = min(length, self._stderr_left)
+            self._write_stderr(memory.read(address, kept))
+            self._stderr_left -= kept
 
     def _spans(self, memory: Memory, iovecs: int, count: int) -> list[tuple[int, int]]:
         """Read a list of buffers and check that each lies inside the guest's memory.
 
-        An empty buffer is skipped, wherever it stands in the list and wherever it points, as by readv and writev.
+        Empty buffers are skipped, wherever they are in the list and wherever they point, as in readv and writev.
         """
         if count > limits.IOVECS_MAX:
             raise CallFailedError(Errno.INVAL)
@@ -352,26 +352,26 @@ class Guest:
             memory.read(address + length, 0)
         return spans
 
-    def _has_moved(self, count: int) -> None:
-        """Note that so many bytes were read or written: the guest does not only wait."""
+    def _note_transfer(self, count: int) -> None:
+        """Note the number of bytes read or written: a guest that moves bytes does not only wait."""
         if count:
-            self._looks = 0
+            self._clock_reads = 0
 
     def fd_close(self, _memory: Memory, fd: int) -> int:
-        """Closing a standard stream is final."""
+        """A closed stream stays closed for the rest of the run."""
         self._require_open(fd)
         self._open.remove(fd)
         return Errno.SUCCESS
 
     def fd_fdstat_get(self, memory: Memory, fd: int, result: int) -> int:
-        """The streams are of unknown type: no terminals, so that libraries buffer."""
+        """The streams' file type is unknown: they are not terminals, so C libraries buffer their output."""
         self._require_open(fd)
         rights = _RIGHT_POLL | (_RIGHT_READ if fd == _STDIN else _RIGHT_WRITE)
         memory.write(result, _FDSTAT.pack(0, 0, rights, 0))
         return Errno.SUCCESS
 
     def fd_filestat_get(self, memory: Memory, fd: int, result: int) -> int:
-        """All zero, as for a pipe."""
+        """All fields are zero, as for a pipe."""
         self._require_open(fd)
         memory.write(result, bytes(_FILESTAT_BYTES))
         return Errno.SUCCESS
@@ -384,8 +384,6 @@ class Guest:
         """There are no signals."""
         return Errno.NOTSUP
 
-    # What a stream cannot do, and what needs files or sockets.
-
     def _require_open(self, fd: int) -> None:
         if fd not in self._open:
             raise CallFailedError(Errno.BADF)
@@ -395,59 +393,63 @@ class Guest:
             raise CallFailedError(Errno.BADF)
 
 
-def _refusal(errno: Errno, *descriptors: int) -> Callable[..., int]:
-    """Make a host call that fails: with BADF if a descriptor is not open, else with `errno`."""
+def _unsupported(errno: Errno, *descriptors: int) -> Callable[..., int]:
+    """Make a host call that always fails: with BADF if a descriptor is not open, else with `errno`.
 
-    def refuse(guest: Guest, _memory: Memory, *arguments: int) -> int:
+    `descriptors` are the positions of the descriptors among the arguments.
+    """
+
+    def fail(guest: Guest, _memory: Memory, *arguments: int) -> int:
         for position in descriptors:
             guest._require_open(arguments[position])  # noqa: SLF001 - this function becomes a method of the class
         return errno
 
-    return refuse
+    return fail
 
 
-_REFUSED: Final[Mapping[str, Callable[..., int]]] = {
-    # A stream has no position and no extent.
-    "fd_advise": _refusal(Errno.SPIPE, 0),
-    "fd_allocate": _refusal(Errno.SPIPE, 0),
-    "fd_pread": _refusal(Errno.SPIPE, 0),
-    "fd_pwrite": _refusal(Errno.SPIPE, 0),
-    "fd_seek": _refusal(Errno.SPIPE, 0),
-    "fd_tell": _refusal(Errno.SPIPE, 0),
-    # POSIX: what cannot be synchronised or sized is an invalid argument.
-    "fd_datasync": _refusal(Errno.INVAL, 0),
-    "fd_filestat_set_size": _refusal(Errno.INVAL, 0),
-    "fd_sync": _refusal(Errno.INVAL, 0),
-    # The streams are what they are.
-    "fd_fdstat_set_flags": _refusal(Errno.NOTSUP, 0),
-    "fd_fdstat_set_rights": _refusal(Errno.NOTSUP, 0),
-    "fd_filestat_set_times": _refusal(Errno.NOTSUP, 0),
-    "fd_renumber": _refusal(Errno.NOTSUP, 0, 1),
-    # No descriptor is preopened; BADF ends the search of the C library.
-    "fd_prestat_dir_name": _refusal(Errno.BADF),
-    "fd_prestat_get": _refusal(Errno.BADF),
+# The calls that a stream does not support, and those that need files or sockets.
+_UNSUPPORTED: Final[Mapping[str, Callable[..., int]]] = {
+    # A stream has no position and no size.
+    "fd_advise": _unsupported(Errno.SPIPE, 0),
+    "fd_allocate": _unsupported(Errno.SPIPE, 0),
+    "fd_pread": _unsupported(Errno.SPIPE, 0),
+    "fd_pwrite": _unsupported(Errno.SPIPE, 0),
+    "fd_seek": _unsupported(Errno.SPIPE, 0),
+    "fd_tell": _unsupported(Errno.SPIPE, 0),
+    # POSIX returns EINVAL for a descriptor that cannot be synchronised or resized.
+    "fd_datasync": _unsupported(Errno.INVAL, 0),
+    "fd_filestat_set_size": _unsupported(Errno.INVAL, 0),
+    "fd_sync": _unsupported(Errno.INVAL, 0),
+    # The streams' properties cannot be changed.
+    "fd_fdstat_set_flags": _unsupported(Errno.NOTSUP, 0),
+    "fd_fdstat_set_rights": _unsupported(Errno.NOTSUP, 0),
+    "fd_filestat_set_times": _unsupported(Errno.NOTSUP, 0),
+    "fd_renumber": _unsupported(Errno.NOTSUP, 0, 1),
+    # No descriptor is preopened; BADF ends the C library's search for preopened directories.
+    "fd_prestat_dir_name": _unsupported(Errno.BADF),
+    "fd_prestat_get": _unsupported(Errno.BADF),
     # No descriptor is a directory.
-    "fd_readdir": _refusal(Errno.NOTDIR, 0),
-    "path_create_directory": _refusal(Errno.NOTDIR, 0),
-    "path_filestat_get": _refusal(Errno.NOTDIR, 0),
-    "path_filestat_set_times": _refusal(Errno.NOTDIR, 0),
-    "path_link": _refusal(Errno.NOTDIR, 0, 4),
-    "path_open": _refusal(Errno.NOTDIR, 0),
-    "path_readlink": _refusal(Errno.NOTDIR, 0),
-    "path_remove_directory": _refusal(Errno.NOTDIR, 0),
-    "path_rename": _refusal(Errno.NOTDIR, 0, 3),
-    "path_symlink": _refusal(Errno.NOTDIR, 2),
-    "path_unlink_file": _refusal(Errno.NOTDIR, 0),
+    "fd_readdir": _unsupported(Errno.NOTDIR, 0),
+    "path_create_directory": _unsupported(Errno.NOTDIR, 0),
+    "path_filestat_get": _unsupported(Errno.NOTDIR, 0),
+    "path_filestat_set_times": _unsupported(Errno.NOTDIR, 0),
+    "path_link": _unsupported(Errno.NOTDIR, 0, 4),
+    "path_open": _unsupported(Errno.NOTDIR, 0),
+    "path_readlink": _unsupported(Errno.NOTDIR, 0),
+    "path_remove_directory": _unsupported(Errno.NOTDIR, 0),
+    "path_rename": _unsupported(Errno.NOTDIR, 0, 3),
+    "path_symlink": _unsupported(Errno.NOTDIR, 2),
+    "path_unlink_file": _unsupported(Errno.NOTDIR, 0),
     # No descriptor is a socket.
-    "sock_accept": _refusal(Errno.NOTSOCK, 0),
-    "sock_recv": _refusal(Errno.NOTSOCK, 0),
-    "sock_send": _refusal(Errno.NOTSOCK, 0),
-    "sock_shutdown": _refusal(Errno.NOTSOCK, 0),
+    "sock_accept": _unsupported(Errno.NOTSOCK, 0),
+    "sock_recv": _unsupported(Errno.NOTSOCK, 0),
+    "sock_send": _unsupported(Errno.NOTSOCK, 0),
+    "sock_shutdown": _unsupported(Errno.NOTSOCK, 0),
 }
 
 
 class _Random:
-    """SHA-256 in counter mode: a stream of bytes that depends on the seed and on nothing else."""
+    """SHA-256 in counter mode: a stream of bytes that depends on the seed alone."""
 
     def __init__(self, seed: bytes) -> None:
         self._key = hashlib.sha256(seed)

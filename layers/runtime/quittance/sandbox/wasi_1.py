@@ -1,6 +1,6 @@
-"""The first rules of host calls: only replays of receipts that name them use them.
+"""Version 1 of the host rules, for replays of receipts that state it.
 
-What is here is their difference from the rules of now. `tests/sandbox/receipts/rules-1` is a receipt of that time.
+This module holds only the differences from the current rules. `tests/sandbox/receipts/rules-1` is a receipt from then.
 """
 
 from typing import Final
@@ -13,20 +13,20 @@ _RANDOM_BYTES_MAX: Final = 64 * limits.KIB
 
 
 class Guest(wasi.Guest):
-    """A guest as it was: host calls cost nothing of their own, and the clock's steps are equal."""
+    """A guest under version 1: host calls cost no fuel, and every reading advances the clock by the same step."""
 
     def _spend(self, fuel: int) -> None:
         pass
 
-    def _look(self) -> None:
+    def _advance_for_read(self) -> None:
         self._advance(CLOCK_STEP_NS)
 
     def random_get(self, memory: Memory, address: int, length: int) -> int:
-        """Randomness comes in pieces of 64 KiB at most."""
+        """One call returns at most 64 KiB."""
         return Errno.INVAL if length > _RANDOM_BYTES_MAX else super().random_get(memory, address, length)
 
     def _spans(self, memory: Memory, iovecs: int, count: int) -> list[tuple[int, int]]:
-        """Empty buffers stay in the list, where they end a read, and must lie inside the memory."""
+        """Empty buffers stay in the list, where they end a read, and must also lie inside the memory."""
         if count > limits.IOVECS_MAX:
             raise CallFailedError(Errno.INVAL)
         spans = list(IOVEC.iter_unpack(memory.read(iovecs, count * IOVEC.size)))

@@ -1,9 +1,10 @@
-"""The worker process: loads artefacts and runs guests until its parent is gone.
+"""The worker process: loads artefacts and runs guests until its parent ends.
 
-    python -m quittance.sandbox.worker <socket> <log> <parent> <tied>
+    python -m quittance.sandbox.worker <socket> <shared> <parent> <tied>
 
-`socket` and `log` are inherited descriptors: where jobs come from, and memory shared with the parent. `tied` is 1 if
-the worker was started by the parent's main thread, so that the kernel can end it together with that thread.
+`socket` and `shared` are inherited descriptors: the channel on which jobs arrive, and the memory shared with the
+parent. `parent` is the parent's process id. `tied` is 1 if the parent's main thread started the worker; the kernel then
+kills the worker when that thread ends. From another thread that would be wrong, because the thread may end first.
 """
 
 import gc
@@ -28,8 +29,8 @@ _OTHER_FILES_MAX: Final = 16
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-class _RefusedError(Exception):
-    """An artefact that will not be run."""
+class _ArtefactRefusedError(Exception):
+    """The artefact cannot be loaded, or must not be."""
 
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)
@@ -37,7 +38,7 @@ class _RefusedError(Exception):
 
 
 class Programs:
-    """Loaded programs by digest of their artefact; those that were used last are kept, up to a number of bytes."""
+    """A cache of loaded programs by the digest of their artefact. The least recently used are dropped first."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -45,7 +46,7 @@ class Programs:
         self._bytes = 0
 
     def get(self, job: Job) -> Program:
-        """Give the job's program, loading it if need be."""
+        """Return the job's program; load it if it is not in the cache."""
         if kept := self._kept.get(job.artefact_sha256):
             self._kept.move_to_end(job.artefact_sha256)
             return kept[0]
@@ -55,7 +56,7 @@ class Programs:
             program = self._executor.load(artefact)
         except WasmtimeError as error:
             reason = "The artefact was made for another engine or CPU; publish the agent again."
-            raise _RefusedError(Outcome.ARTEFACT_MISSING, reason) from error
+            raise _ArtefactRefusedError(Outcome.ARTEFACT_MISSING, reason) from error
         self._kept[job.artefact_sha256] = program, len(artefact)
         self._bytes += len(artefact)
         return program
@@ -71,29 +72,30 @@ class Programs:
 
 
 def _read_verified(job: Job) -> bytes:
-    """Read the artefact once and give exactly the bytes whose digest was compared."""
+    """Read the artefact once and check its digest. The bytes returned are those checked, not read again."""
     try:
         with Path(job.artefact_path).open("rb") as file:
             artefact = file.read(limits.ARTEFACT_BYTES_MAX + 1)
     except OSError as error:
-        raise _RefusedError(Outcome.ARTEFACT_MISSING, "The agent's artefact is not there.") from error
+        raise _ArtefactRefusedError(Outcome.ARTEFACT_MISSING, "The agent's artefact is missing.") from error
     if hashlib.sha256(artefact).hexdigest() != job.artefact_sha256:
-        raise _RefusedError(Outcome.ARTEFACT_TAMPERED, "The agent's artefact is not the one that was registered.")
+        reason = "The agent's artefact differs from the one that was registered."
+        raise _ArtefactRefusedError(Outcome.ARTEFACT_TAMPERED, reason)
     return artefact
 
 
 class Worker:
-    """Takes jobs from a descriptor, one after the other."""
+    """Receives jobs on the channel and runs them one after the other."""
 
-    def __init__(self, channel: int, log: wire.Log) -> None:
+    def __init__(self, channel: int, shared: wire.SharedMemory) -> None:
         self._channel = channel
-        self._log = log
+        self._shared = shared
         self._executor = Executor()
         self._programs = Programs(self._executor)
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept open: it is read after each run
 
     def serve(self) -> None:
-        """Run jobs until the parent is gone."""
+        """Run jobs until the parent closes the channel."""
         while True:
             header, body = wire.receive(lambda count: os.read(self._channel, count), limits.STDIN_BYTES_MAX)
             run = self._run(wire.decode_job(header, body))
@@ -103,49 +105,49 @@ class Worker:
     def _run(self, job: Job) -> Run:
         try:
             program = self._programs.get(job)
-        except _RefusedError as refused:
+        except _ArtefactRefusedError as refused:
             return Run(refused.outcome, str(refused), Meter(input_bytes=len(job.stdin)))
-        self._log.begin()
-        return self._executor.run(program, job, self._log.append)
+        self._shared.begin()
+        return self._executor.run(program, job, self._shared.append_stderr)
 
     def _resident_bytes(self) -> int:
         pages = os.pread(self._statm, 100, 0).split()[1]
         return int(pages) * _PAGE_BYTES
 
     def send(self, frame: bytes) -> None:
-        """Say something to the parent."""
+        """Send a whole frame to the parent."""
         rest = memoryview(frame)
         while rest:
             rest = rest[os.write(self._channel, rest) :]
 
 
-def _end_with_parent(channel: int) -> None:
-    """End this process, whatever the guest is doing, when the parent's end of the channel is closed."""
+def _exit_on_hangup(channel: int) -> None:
+    """Exit when the parent's end of the channel is closed, even while a guest runs."""
     poll = select.poll()
-    poll.register(channel, 0)  # nothing but the hang-up, which is always reported
+    poll.register(channel, 0)  # no events: a hang-up is always reported
     poll.poll()
     os._exit(0)
 
 
-def main(channel: int, log: int, parent: int, tied: int) -> None:
-    """Serve until the parent is gone; never returns."""
+def main(channel: int, shared: int, parent: int, tied: int) -> None:
+    """Serve until the parent ends; never returns."""
     try:
-        worker = Worker(channel, wire.Log(log))
-        os.close(log)
-        threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
+        worker = Worker(channel, wire.SharedMemory(shared))
+        os.close(shared)
+        threading.Thread(target=_exit_on_hangup, args=(channel,), daemon=True).start()
         process.confine(
             data_bytes=limits.WORKER_DATA_BYTES_MAX,
-            file_bytes=limits.ARTEFACT_BYTES_MAX,  # the engine keeps each module's initial memory in a memory file
+            file_bytes=limits.ARTEFACT_BYTES_MAX,  # the engine writes each module's initial memory to a memory file
             open_files=limits.WORKER_MODULES_MAX + _OTHER_FILES_MAX,
         )
         if tied:
-            process.die_with_parent(parent)
+            process.exit_with_parent(parent)
         gc.freeze()
         worker.send(wire.encode_greeting(seccomp=seccomp.restrict()))
         worker.serve()
     except (EOFError, ConnectionError):
         os._exit(0)
-    except BaseException:  # noqa: BLE001 - whatever it is, this process ends here, without running any destructor
+    except BaseException:  # noqa: BLE001 - on any error this process exits here, without running destructors
         traceback.print_exc()
         os._exit(1)
 

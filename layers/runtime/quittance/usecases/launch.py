@@ -133,7 +133,7 @@ def with_memory_doubt(platform: Platform, escrow: Escrow, ready: ReadyAgent, std
         try:
             with platform.binaries.artefact(ready.version.artefact_key, ready.version.artefact_sha256) as path:
                 job = _job(path, escrow, ready.version, stdin, limits=limits, own=own)
-                refused = platform.sandbox.wanted_more_memory(job, run)
+                refused = platform.sandbox.needs_more_memory(job, run)
         except (BlobMissingError, BlobTamperedError, PlatformUnavailableError, *HOST_FAILURES):
             logger.exception("could not find out whether memory was refused")
     return replace(run, memory_refused=refused)

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quittance.ledger import balances
-from quittance.limits import WALLET_PURSES
+from quittance.limits import BALANCE_SHARDS
 
 MICRO = st.integers(0, 10**6)
-PURSES = st.lists(MICRO | st.just(0), min_size=WALLET_PURSES, max_size=WALLET_PURSES)
+PURSES = st.lists(MICRO | st.just(0), min_size=BALANCE_SHARDS, max_size=BALANCE_SHARDS)
 
 
 @given(PURSES, st.integers(1, 10**7), st.booleans())
@@ -30,26 +30,26 @@ def test_an_amount_that_one_purse_has_comes_from_one_unless_others_hurry(purses:
         assert moves == {purses.index(max(purses)): -amount}
 
 
-@given(MICRO.filter(bool), st.integers(0, 5 * WALLET_PURSES))
+@given(MICRO.filter(bool), st.integers(0, 5 * BALANCE_SHARDS))
 def test_a_collision_at_the_only_full_purse_spreads_what_is_worth_it(amount: int, tasks: int) -> None:
     """Afterwards each purse has enough for one more such task, or nothing was spread at all."""
-    purses = [amount * (1 + tasks)] + [0] * (WALLET_PURSES - 1)
+    purses = [amount * (1 + tasks)] + [0] * (BALANCE_SHARDS - 1)
     moves = balances.taking(purses, amount, contended=True)
     assert moves is not None
     after = [held + moves.get(purse, 0) for purse, held in enumerate(purses)]
-    if tasks >= WALLET_PURSES:
+    if tasks >= BALANCE_SHARDS:
         assert min(after) >= amount
     else:
         assert moves == {balances.HOME: -amount}
 
 
 def test_colliding_tasks_go_to_different_purses() -> None:
-    purses = [10] * WALLET_PURSES
+    purses = [10] * BALANCE_SHARDS
     chosen = [balances.taking(purses, 1, contended=True) for _ in range(200)]
-    assert len({purse for moves in chosen if moves for purse in moves}) > WALLET_PURSES // 2
+    assert len({purse for moves in chosen if moves for purse in moves}) > BALANCE_SHARDS // 2
 
 
 def test_a_large_amount_is_gathered_from_the_fullest() -> None:
-    purses = [5, 1, 9, 0] + [0] * (WALLET_PURSES - 4)
+    purses = [5, 1, 9, 0] + [0] * (BALANCE_SHARDS - 4)
     assert balances.taking(purses, 12, contended=False) == {2: -9, 0: -3}
     assert balances.taking(purses, 15, contended=False) == {2: -9, 0: -5, 1: -1}

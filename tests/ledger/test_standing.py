@@ -21,17 +21,17 @@ from quittance.ledger.reputation import (
     SCORE_TENTHS_MAX,
     STANDING_BYTES_MAX,
     START_TENTHS,
-    Entry,
     Histogram,
     Payer,
     Period,
+    Rating,
     Standing,
     delta_tenths,
-    entry,
     estimate,
     fold,
     histogram,
     parse,
+    rating,
     score_tenths,
     serialise,
 )
@@ -43,7 +43,7 @@ NOW_MS = 700 * PERIOD_MS
 SUCCESS, FAILURE = Outcome.SUCCEEDED, Outcome.TRAP_UNREACHABLE
 
 
-def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Entry:
+def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Rating:
     """A task of one credit for half a credit, with whatever a test wants otherwise; `price` is paid and fee."""
     price = changed.pop("price", 500_000)
     used = price if outcome is SUCCESS else 0
@@ -61,10 +61,10 @@ def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Entry:
         "settled_ms": NOW_MS,
         "reputation_tenths": delta_tenths(outcome, outcome.fault, wall_ms=changed.get("wall_ms", 1_500)),
     }
-    return Entry(**(plain | changed))
+    return Rating(**(plain | changed))
 
 
-def tasks(periods: int = 12) -> st.SearchStrategy[Entry]:
+def tasks(periods: int = 12) -> st.SearchStrategy[Rating]:
     """Any task at all, of few users, so that they meet."""
     return st.builds(
         task,
@@ -89,8 +89,8 @@ CROWD = st.builds(
 BATCHES = st.lists(st.lists(tasks(), max_size=8) | st.lists(CROWD, min_size=4, max_size=16), max_size=4)
 
 
-def robust(entries: Sequence[Entry]) -> int:
-    return score_tenths(fold(Standing(), entries), "robust")
+def robust(ratings: Sequence[Rating]) -> int:
+    return score_tenths(fold(Standing(), ratings), "robust")
 
 
 @pytest.fixture
@@ -108,31 +108,31 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few")
 @given(BATCHES, st.randoms(use_true_random=False))
 def test_all_but_the_reference_score_is_the_same_in_any_order_and_in_any_batches(
-    batches: list[list[Entry]], dice: random.Random
+    batches: list[list[Rating]], dice: random.Random
 ) -> None:
     standing = Standing()
     for batch in batches:
         standing = parse(serialise(fold(standing, batch)))
-    entries = [entry for batch in batches for entry in batch]
-    dice.shuffle(entries)
-    again = replace(fold(Standing(), entries), reference_tenths=standing.reference_tenths)
+    ratings = [rating for batch in batches for rating in batch]
+    dice.shuffle(ratings)
+    again = replace(fold(Standing(), ratings), reference_tenths=standing.reference_tenths)
     assert serialise(again) == serialise(standing)
     assert score_tenths(again, "robust") == score_tenths(standing, "robust")
 
 
 @pytest.mark.usefixtures("few")
 @given(BATCHES)
-def test_folded_in_pieces_or_at_once_is_the_same_to_the_byte(batches: list[list[Entry]]) -> None:
+def test_folded_in_pieces_or_at_once_is_the_same_to_the_byte(batches: list[list[Rating]]) -> None:
     """I16: the standing is the fold of the log, however the sweep cut it."""
     standing = Standing()
     for batch in batches:
         standing = fold(standing, batch)
-    assert serialise(standing) == serialise(fold(Standing(), [entry for batch in batches for entry in batch]))
+    assert serialise(standing) == serialise(fold(Standing(), [rating for batch in batches for rating in batch]))
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_what_is_stored_is_what_is_read(entries: list[Entry]) -> None:
-    standing = fold(Standing(), entries)
+def test_what_is_stored_is_what_is_read(ratings: list[Rating]) -> None:
+    standing = fold(Standing(), ratings)
     assert parse(serialise(standing)) == standing
 
 
@@ -149,12 +149,12 @@ def test_a_standing_of_another_version_is_refused() -> None:
 
 
 @given(st.just(START_TENTHS) | st.sampled_from([0, 1_000]), st.lists(CROWD, max_size=30))
-def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: int, entries: list[Entry]) -> None:
+def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: int, ratings: list[Rating]) -> None:
     """I16."""
     score = start
-    for one in entries:
+    for one in ratings:
         score = min(1_000, max(0, score + one.reputation_tenths))
-    assert score_tenths(fold(Standing(start), entries), "reference") == score
+    assert score_tenths(fold(Standing(start), ratings), "reference") == score
 
 
 # What a receipt says.
@@ -163,11 +163,11 @@ def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: 
 def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) -> None:
     escrow, meter = new_escrow(), Meter(wall_ms=7)
     done = decide(escrow, Run(SUCCESS, "ok", meter), now_ms=1_800_000_000_005)
-    assert entry(
+    assert rating(
         claims(
             escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", meter, limits=None), engine="e", config_sha256="c"
         )
-    ) == Entry(
+    ) == Rating(
         agent="agt_1",
         user="user-1",
         owner="owner-1",
@@ -185,7 +185,7 @@ def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) 
 def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
-    one = entry(
+    one = rating(
         claims(
             escrow,
             expired,
@@ -205,21 +205,21 @@ def test_claims_that_no_receipt_has_are_refused(new_escrow: Callable[..., Escrow
         escrow, expired, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="e", config_sha256="c"
     )
     with pytest.raises(ValueError, match="won"):
-        entry(known | {"outcome": "won"})
+        rating(known | {"outcome": "won"})
     with pytest.raises(KeyError):
-        entry({name: known[name] for name in known if name != "meter"})
+        rating({name: known[name] for name in known if name != "meter"})
 
 
 # Counts.
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_counts_are_of_all_receipts(entries: list[Entry]) -> None:
-    standing = fold(Standing(), entries)
-    faults = [one.outcome.fault for one in entries]
+def test_counts_are_of_all_receipts(ratings: list[Rating]) -> None:
+    standing = fold(Standing(), ratings)
+    faults = [one.outcome.fault for one in ratings]
     assert (standing.outcomes, standing.successes, standing.failures) == (
-        len(entries),
-        [one.outcome for one in entries].count(SUCCESS),
+        len(ratings),
+        [one.outcome for one in ratings].count(SUCCESS),
         faults.count(Fault.AGENT),
     )
     decided = standing.successes + standing.failures
@@ -255,7 +255,7 @@ def test_two_histograms_together_are_that_of_all_values(these: list[int], those:
 
 
 def test_no_value_has_no_quantile() -> None:
-    with pytest.raises(ValueError, match="no value"):
+    with pytest.raises(ValueError, match="without values"):
         Histogram().quantile(50)
 
 
@@ -306,12 +306,12 @@ def test_the_lower_bound_is_where_the_score_test_just_rejects(won: float, lost: 
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_the_robust_score_is_as_the_page_defines_it(entries: list[Entry]) -> None:
+def test_the_robust_score_is_as_the_page_defines_it(ratings: list[Rating]) -> None:
     counted = [
-        one for one in entries if (one.outcome is SUCCESS or one.outcome.fault is Fault.AGENT) and one.user != one.owner
+        one for one in ratings if (one.outcome is SUCCESS or one.outcome.fault is Fault.AGENT) and one.user != one.owner
     ]
     newest = max((one.settled_ms // PERIOD_MS for one in counted), default=0)
-    ages: dict[str, dict[int, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    ages: dict[str, dict[int, list[Rating]]] = defaultdict(lambda: defaultdict(list))
     for one in counted:
         if (age := newest - one.settled_ms // PERIOD_MS) < PERIODS_MAX:
             ages[one.user][age].append(one)
@@ -330,15 +330,15 @@ def test_the_robust_score_is_as_the_page_defines_it(entries: list[Entry]) -> Non
     lost += min(complaints, (won + lost) / 3)
     n, z2 = won + lost, 1.6448536269514722**2
     bound = (won + z2 / 2 - math.sqrt(z2 * (won * lost / n + z2 / 4))) / (n + z2) if n else 0
-    assert robust(entries) == pytest.approx(1_000 * bound, abs=1.01)
+    assert robust(ratings) == pytest.approx(1_000 * bound, abs=1.01)
 
 
 # The robust score: what it promises.
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_every_score_is_on_the_scale(entries: list[Entry]) -> None:
-    standing = fold(Standing(), entries)
+def test_every_score_is_on_the_scale(ratings: list[Rating]) -> None:
+    standing = fold(Standing(), ratings)
     assert all(0 <= score_tenths(standing, name) <= SCORE_TENTHS_MAX for name in ALGORITHMS)
 
 
@@ -350,37 +350,37 @@ def test_a_new_agent_has_proved_nothing_and_no_failure_makes_it_worse() -> None:
 
 @given(st.lists(tasks(periods=4), max_size=30), st.integers(1, 20), st.integers(0, BUDGET_MICRO_MAX))
 def test_successes_of_payers_who_come_to_an_agent_never_lower_its_score(
-    entries: list[Entry], newcomers: int, price: int
+    ratings: list[Rating], newcomers: int, price: int
 ) -> None:
-    newest = max((one.settled_ms for one in entries), default=NOW_MS)
+    newest = max((one.settled_ms for one in ratings), default=NOW_MS)
     come = [task(f"new {n}", price=price, settled_ms=newest) for n in range(newcomers)]
-    settled = [*entries, task("z", price=0, settled_ms=newest)]  # the newest period is there already
+    settled = [*ratings, task("z", price=0, settled_ms=newest)]  # the newest period is there already
     known = [robust(settled + come[:n]) for n in range(newcomers + 1)]
     assert all(before <= after for before, after in pairwise(known))
 
 
 @given(st.lists(tasks(periods=4), max_size=30), tasks(periods=4))
-def test_a_failure_never_raises_the_score(entries: list[Entry], another: Entry) -> None:
-    newest = max([one.settled_ms for one in entries], default=NOW_MS)
-    settled = [*entries, task("z", price=0, settled_ms=newest)]
+def test_a_failure_never_raises_the_score(ratings: list[Rating], another: Rating) -> None:
+    newest = max([one.settled_ms for one in ratings], default=NOW_MS)
+    settled = [*ratings, task("z", price=0, settled_ms=newest)]
     failed = task(another.user, FAILURE, settled_ms=newest, budget_micro=another.budget_micro)
     assert robust([*settled, failed]) <= robust(settled)
 
 
 @given(st.lists(tasks(periods=4), max_size=20), st.integers(0, 100))
-def test_those_who_never_paid_weigh_no_more_than_a_third_of_those_who_did(entries: list[Entry], ring: int) -> None:
+def test_those_who_never_paid_weigh_no_more_than_a_third_of_those_who_did(ratings: list[Rating], ring: int) -> None:
     """The score stays above that of an agent for which every payer's votes went against it by a third as many."""
-    newest = max((one.settled_ms for one in entries), default=NOW_MS)
-    settled = [*entries, task("z", price=0, settled_ms=newest)]
+    newest = max((one.settled_ms for one in ratings), default=NOW_MS)
+    settled = [*ratings, task("z", price=0, settled_ms=newest)]
     attacked = [*settled, *(task(f"fake {n}", FAILURE, settled_ms=newest) for n in range(ring))]
     won, lost = _votes(settled)
     assert robust(attacked) >= reputation._wilson_tenths(won, lost + (won + lost) // 3)
 
 
-def _votes(entries: Sequence[Entry]) -> tuple[int, int]:
+def _votes(ratings: Sequence[Rating]) -> tuple[int, int]:
     """Votes for and against of those who paid alone."""
     won = lost = 0
-    for voter in reputation._voters(fold(Standing(), entries).periods):
+    for voter in reputation._voters(fold(Standing(), ratings).periods):
         votes = reputation._ln((FEE_UNIT_MICRO << 16) + voter.fee, FEE_UNIT_MICRO << 16)
         won += votes * voter.served // (voter.served + voter.failed)
         lost += votes * voter.failed // (voter.served + voter.failed)
@@ -430,7 +430,7 @@ def test_half_of_the_fees_count_after_two_periods_and_none_after_eight() -> None
 
 def test_a_hundred_thousand_payers_fit_the_document() -> None:
     dice = random.Random(1)
-    entries = [
+    ratings = [
         task(
             f"user {n}",
             dice.choice([SUCCESS, FAILURE]),
@@ -441,7 +441,7 @@ def test_a_hundred_thousand_payers_fit_the_document() -> None:
         )
         for n in range(100_000)
     ]
-    assert len(serialise(fold(Standing(), entries))) <= STANDING_BYTES_MAX
+    assert len(serialise(fold(Standing(), ratings))) <= STANDING_BYTES_MAX
 
 
 def test_nothing_that_can_be_remembered_is_larger_than_the_document() -> None:
@@ -462,17 +462,17 @@ def _every_bucket(greatest: int) -> Histogram:
     return Histogram(counts, 0, greatest)
 
 
-def _grown(entries: Sequence[Entry]) -> Iterator[Standing]:
+def _grown(ratings: Sequence[Rating]) -> Iterator[Standing]:
     standing = Standing()
-    for one in entries:
+    for one in ratings:
         standing = fold(standing, [one])
         yield standing
 
 
 @pytest.mark.usefixtures("few")
 @given(st.lists(CROWD, max_size=30))
-def test_what_is_full_stays_as_large_as_it_is(entries: list[Entry]) -> None:
-    for standing in _grown(entries):
+def test_what_is_full_stays_as_large_as_it_is(ratings: list[Rating]) -> None:
+    for standing in _grown(ratings):
         assert len(standing.periods) <= 3
         assert len(standing.payer_keys) <= 3
         for period in standing.periods.values():

@@ -141,7 +141,7 @@ class Round:
             now_ms=lambda: self.clock.now_ms() + skew_ms,
             run=run,
             keys=new_keys(),
-            shards=SHARDS,
+            work_shards=SHARDS,
             left_ms=_left_ms,
             tiles=self.shelf,
         )
@@ -155,7 +155,7 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
     honest = World(
         Faulty(client, NO_FAULTS, this.journal, Random(seed)),
         now_ms=this.clock.now_ms,
-        shards=SHARDS,
+        work_shards=SHARDS,
         keys=new_keys(),
         left_ms=_left_ms,
         tiles=this.shelf,

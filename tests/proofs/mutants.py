@@ -83,7 +83,7 @@ MUTANTS = (
         MATRIX,
     ),
     Mutant("settle: the receipt goes along", LEDGER, '"receipt": settlement.receipt', '"receipt": ""', MATRIX),
-    Mutant("settle: fee rounded down", ESCROW, "* fee_bps // _BPS", "* fee_bps // _BPS + 1", MATRIX),
+    Mutant("settle: fee rounded down", ESCROW, "* fee_bps // BPS", "* fee_bps // BPS + 1", MATRIX),
     Mutant(
         "settle: fee of the used, not of the budget",
         ESCROW,
@@ -108,7 +108,9 @@ MUTANTS = (
         'condition="attribute_not_exists(#swept_ms)"',
         MATRIX,
     ),
-    Mutant("sweep: failures too", LEDGER, 'f"SETTLED#{self._shard', 'f"{settlement.state}#{self._shard', MATRIX),
+    Mutant(
+        "sweep: failures too", LEDGER, 'f"SETTLED#{self._work_shard', 'f"{settlement.state}#{self._work_shard', MATRIX
+    ),
     Mutant(
         "sweep: the platform's credit", EARNINGS, "gifts[platform_account] +=", "gifts[platform_account] = 0 *", MATRIX
     ),
@@ -170,7 +172,7 @@ MUTANTS = (
         'condition="attribute_exists(#amount)',
         MATRIX,
     ),
-    Mutant("log: each agent's own standing", LEDGER, "entries[entry.agent]", 'entries["agt"]', MATRIX),
+    Mutant("log: each agent's own standing", LEDGER, "ratings[rating.agent]", 'ratings["agt"]', MATRIX),
     Mutant("sweep: refunds the expired", SWEEP, "self._expire)", "lambda _: None)", PAIR),
     Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
     Mutant("judges: a bond's lack is its own refusal", LEDGER, "if is_bond(lack.account):", "if False:", BONDS),
@@ -214,8 +216,8 @@ MUTANTS = (
     Mutant(
         "release: settled is not credited",
         LEDGER,
-        '[*self._shards_of("OPEN"), *self._shards_of("SETTLED")]',
-        'self._shards_of("OPEN")',
+        '[*self._work_shards_of("OPEN"), *self._work_shards_of("SETTLED")]',
+        'self._work_shards_of("OPEN")',
         BONDS,
     ),
     Mutant("release: a repeat is no release", ACCOUNTS, "if amount_micro < 0 and ", "if amount_micro < 0 or ", BONDS),
@@ -223,12 +225,12 @@ MUTANTS = (
     Mutant(
         "charge: no more than there is",
         EARNINGS,
-        "min(self.charged.amount_micro, sum(purses) + self.returned.amount_micro)",
+        "min(self.charged.amount_micro, sum(shards) + self.returned.amount_micro)",
         "self.charged.amount_micro",
         BONDS,
     ),
     Mutant(
-        "charge: what comes back pays too", EARNINGS, "sum(purses) + self.returned.amount_micro", "sum(purses)", BONDS
+        "charge: what comes back pays too", EARNINGS, "sum(shards) + self.returned.amount_micro", "sum(shards)", BONDS
     ),
     Mutant("charge: out of all purses", LEDGER, "if has[balances.HOME] < due_micro[owner]:", "if False:", BONDS),
     Mutant("charge: the platform gets it", EARNINGS, "fees.amount_micro += taken_micro", "pass", BONDS),
@@ -275,10 +277,10 @@ MUTANTS = (
     ),
     Mutant("slots: its holder alone gives it back", SLOT_ITEMS, '"#holder = :me"', '"attribute_exists(pk)"', SLOTS),
     Mutant("slots: a lost answer is found out", SLOT_ITEMS, 'stands.get("holder") == holder', "False", SLOTS),
-    Mutant("wallet: no purse below zero", BALANCES, "min(purses[purse], missing_micro)", "missing_micro", WALLET),
-    Mutant("wallet: all that is there", BALANCES, "if not able:", "if False:", WALLET),
-    Mutant("wallet: what is spread is taken", BALANCES, "* (WALLET_PURSES - 1)", "* WALLET_PURSES", WALLET),
-    Mutant("wallet: lack is lack", BALANCES, "if sum(purses) < amount_micro:", "if False:", WALLET),
+    Mutant("wallet: no purse below zero", BALANCES, "min(shards[shard], missing_micro)", "missing_micro", WALLET),
+    Mutant("wallet: all that is there", BALANCES, "if not sufficient:", "if False:", WALLET),
+    Mutant("wallet: what is spread is taken", BALANCES, "* (BALANCE_SHARDS - 1)", "* BALANCE_SHARDS", WALLET),
+    Mutant("wallet: lack is lack", BALANCES, "if sum(shards) < amount_micro:", "if False:", WALLET),
     Mutant(
         "conflicts: are tried again",
         DYNAMO,

@@ -15,9 +15,9 @@ from quittance.ledger import balances, earnings
 from quittance.ledger import escrow as escrows
 from quittance.ledger.balances import bond_account
 from quittance.ledger.escrow import Escrow, JudgeHold, Settlement, Split, State
-from quittance.ledger.journal import Kind
+from quittance.ledger.journal import LineKind
 from quittance.ledger.pricing import ComputePrices
-from quittance.limits import BOND_NOTICE_MS, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.limits import BALANCE_SHARDS, BOND_NOTICE_MS, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX
 from quittance.run import Fault, Outcome, Run, Side
 from quittance.store.registry import OwnedAgents
 from quittance.usecases import accounts, audit
@@ -237,7 +237,7 @@ def test_a_failure_is_charged_as_far_as_the_bond_has_it(parts: list[int], failur
     assert world.ledger.bond("oskar").available_micro == sum(parts) - taken
     assert world.ledger.bond("oskar").charged_micro == taken
     assert world.ledger.available_micro(PLATFORM_ACCOUNT) == taken
-    lines = [line for line in world.ledger.statement(BOND, limit=9)[0] if line.kind is Kind.CHARGE]
+    lines = [line for line in world.ledger.statement(BOND, limit=9)[0] if line.kind is LineKind.CHARGE]
     assert [(line.amount_micro, line.due_micro, line.tasks) for line in lines] == [(-taken, due, failures)]
     assert [world.ledger.append(name) for name in world.ledger.unlogged()] == [failures]
     assert differences(world) == []
@@ -420,7 +420,7 @@ def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.Data
         assert batch.gifts.get(owner, 0) == sum(end.split.paid_micro for end in mine) - back
         assert moves.get(bond, 0) == back - taken
         assert batch.charged.get(bond, 0) == taken
-        charge = noted.get((bond, Kind.CHARGE))
+        charge = noted.get((bond, LineKind.CHARGE))
         assert (charge.amount_micro, charge.due_micro) == (-taken, due) if charge else due == 0
         after = {purse: has[purse] + change for purse, change in batch.bond_moves.get(bond, {}).items() if change < 0}
         assert min(after.values(), default=0) >= 0
@@ -446,6 +446,6 @@ def test_a_batch_is_as_large_as_one_write_and_one_append_allow(owners: int, agen
 
 
 def test_a_bond_may_lie_in_all_its_purses_and_still_be_charged() -> None:
-    assert balances.taking([1] * WALLET_PURSES, WALLET_PURSES, contended=False) == dict.fromkeys(
-        range(WALLET_PURSES), -1
+    assert balances.taking([1] * BALANCE_SHARDS, BALANCE_SHARDS, contended=False) == dict.fromkeys(
+        range(BALANCE_SHARDS), -1
     )

@@ -128,7 +128,7 @@ def test_random_programs_of_the_ledger_agree(client: Any, seed: int) -> None:
     random, memory = Random(seed), Memory()
     new_table(client)
     both = Both(memory, client)
-    world = World(both, now_ms=lambda: EXPIRY, shards=2)
+    world = World(both, now_ms=lambda: EXPIRY, work_shards=2)
     seen: list[Escrow] = []
     world.ledger.deposit("alice", "much", 10 * BUDGET, now_ms=EXPIRY)
     world.ledger.deposit("oskar", "much", 10 * BUDGET, now_ms=EXPIRY)

@@ -53,7 +53,7 @@ class Ledger:
     def __init__(self) -> None:
         self.table = Paged()
         self.now_ms = START_MS
-        self.world = World(self.table, now_ms=lambda: self.now_ms, shards=3, left_ms=lambda: 60_000)
+        self.world = World(self.table, now_ms=lambda: self.now_ms, work_shards=3, left_ms=lambda: 60_000)
         self.numbers = count()
         self.world.ledger.deposit("alice", "start", 10**12, now_ms=START_MS)
 

@@ -224,7 +224,7 @@ class World(Platform):
         now_ms: Callable[[], int],
         run: Callable[[Job], Run] | None = None,
         keys: Any = None,
-        shards: int = 1,
+        work_shards: int = 1,
         left_ms: Callable[[], int] = lambda: 0,
         tiles: "Shelf | None" = None,
     ) -> None:
@@ -237,7 +237,7 @@ class World(Platform):
                 binaries_bucket="-",
                 outputs_bucket="-",
                 log_bucket="-",
-                ledger_shards=shards,
+                ledger_shards=work_shards,
                 fee_bps=FEE_BPS,
                 compute_run_micro=COMPUTE_RUN,
                 compute_per_billion_fuel_micro=COMPUTE_BILLION,
@@ -254,7 +254,9 @@ class World(Platform):
         )
         parts = {
             "_dynamodb": client,
-            "ledger": Watched(client, table=TABLE, shards=shards, platform_account=PLATFORM_ACCOUNT, left_ms=left_ms),
+            "ledger": Watched(
+                client, table=TABLE, work_shards=work_shards, platform_account=PLATFORM_ACCOUNT, left_ms=left_ms
+            ),
             "registry": Agents(),
             "keys": keys or one_key(),
             "binaries": SimpleNamespace(artefact=lambda *_: nullcontext(Path("artefact")), forget=lambda *_: None),

@@ -11,8 +11,8 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsE
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import Escrow, Settlement, State
-from quittance.ledger.journal import Kind, Line, Payout, PayoutState
-from quittance.limits import BATCH_GET_ITEMS_MAX, CALL_MS_MAX, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.ledger.journal import Line, LineKind, Payout, PayoutState
+from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CALL_MS_MAX, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX
 from quittance.proof import receipt
 from quittance.proof.log import LogHead
 from quittance.run import Meter, Outcome, Run
@@ -73,7 +73,7 @@ def test_what_is_stored_is_what_is_read(rich: Cloud) -> None:
     escrow = hold()
     rich.ledger.fund(escrow)
     assert rich.ledger.find(escrow.escrow_id) == escrow
-    settlement = replace(end(escrow), output=rich.outputs.keep(b"out"), log=rich.outputs.keep(b""))
+    settlement = replace(end(escrow), output=rich.outputs.keep(b"out"), stderr=rich.outputs.keep(b""))
     stored = rich.ledger.settle(replace(escrow, settlement=settlement))
     assert rich.ledger.find(escrow.escrow_id) == stored
 
@@ -409,7 +409,7 @@ def test_who_collides_spreads_a_wallet_that_is_worth_it(
     cloud.deposit("alice", 100 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
     cloud.ledger.fund(hold())
-    assert len(purses(cloud, "alice")) == WALLET_PURSES
+    assert len(purses(cloud, "alice")) == BALANCE_SHARDS
     assert min(purses(cloud, "alice")) >= BUDGET
     assert cloud.ledger.available_micro("alice") == 99 * BUDGET
 
@@ -483,24 +483,24 @@ def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> 
     cloud.ledger.credit(batch, now_ms=9)
 
     def task(name: str, at_ms: int, amount: int, state: State) -> Line:
-        return Line("alice", Kind.TASK, name, at_ms, amount, "agt_1", 1, state)
+        return Line("alice", LineKind.TASK, name, at_ms, amount, "agt_1", 1, state)
 
     lines, more = cloud.ledger.statement("alice", limit=10)
     assert not more
     assert sorted(lines, key=lambda line: (-line.at_ms, line.reference)) == [
         task("open", 4, -BUDGET, State.FUNDED),
-        Line("alice", Kind.WITHDRAWAL, "w", 4, -7, payout=PayoutState.REQUESTED),
+        Line("alice", LineKind.WITHDRAWAL, "w", 4, -7, payout=PayoutState.REQUESTED),
         task("failed", 3, 0, State.REFUNDED),
         task("paid", 2, -400_000, State.RELEASED),
-        Line("alice", Kind.DEPOSIT, "d", 1, 10 * BUDGET),
+        Line("alice", LineKind.DEPOSIT, "d", 1, 10 * BUDGET),
     ]
     assert sum(line.amount_micro for line in lines) == cloud.ledger.available_micro("alice")
     first, after = batch[0], None
     assert cloud.ledger.statement("owner", limit=9) == (
-        [Line("owner", Kind.EARNINGS, first, 9, 390_000, "agt_1", 2)],
+        [Line("owner", LineKind.EARNINGS, first, 9, 390_000, "agt_1", 2)],
         False,
     )
-    platform = Line("quittance:platform", Kind.FEES, first, 9, 10_000, "agt_1", 2)
+    platform = Line("quittance:platform", LineKind.FEES, first, 9, 10_000, "agt_1", 2)
     assert cloud.ledger.statement("quittance:platform", limit=9) == ([platform], False)
     pages = []
     for _ in lines:

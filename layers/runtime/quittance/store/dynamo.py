@@ -146,6 +146,35 @@ def update(
     return write
 
 
+def listing(
+    table: str,
+    index: str,
+    hash_name: str,
+    hash_value: str,
+    *,
+    after: Mapping[str, Value] | None = None,
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """The query of an index for the items with one hash value, ordered by the index's range attribute.
+
+    `after` are the other key attributes of the last item of the previous page.
+    """
+    query: dict[str, Any] = {
+        "TableName": table,
+        "IndexName": index,
+        "KeyConditionExpression": "#hash = :hash",
+        "ExpressionAttributeNames": {"#hash": hash_name},
+        "ExpressionAttributeValues": to_item({":hash": hash_value}),
+        "ScanIndexForward": not newest_first,
+    }
+    if after is not None:
+        query["ExclusiveStartKey"] = to_item({hash_name: hash_value, **after})
+    if limit is not None:
+        query["Limit"] = limit
+    return query
+
+
 def attempt(send: Callable[[], _T]) -> _T:
     """The answer of one call, sent once.
 

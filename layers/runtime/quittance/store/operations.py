@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import NotFoundError
-from quittance.store.dynamo import Patience, RefusedError, Value, answered, from_item, put_new, to_item, update
+from quittance.store.dynamo import Patience, RefusedError, Value, answered, from_item, listing, put_new, update
 from quittance.store.registry import FUNDING_PK, LISTING_INDEX, retirement
 
 if TYPE_CHECKING:
@@ -80,19 +80,13 @@ class Operations:
 
         The index may lag by a second.
         """
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": LISTING_INDEX,
-            "KeyConditionExpression": "listing = :listing",
-            "ExpressionAttributeValues": to_item({":listing": _LISTING}),
-            "ScanIndexForward": False,
-            "Limit": limit + 1,
-        }
+        start: Mapping[str, Value] | None = None
         if after is not None:
             at_ms, operation_id = after
-            query["ExclusiveStartKey"] = to_item(
-                {"pk": f"OPERATION#{operation_id}", "listing": _LISTING, "created_ms": at_ms}
-            )
+            start = {"pk": f"OPERATION#{operation_id}", "created_ms": at_ms}
+        query = listing(
+            self._table, LISTING_INDEX, "listing", _LISTING, after=start, newest_first=True, limit=limit + 1
+        )
         answer = answered(partial(self._client.query, **query), self._patience())
         found = [_operation(item) for item in answer["Items"]]
         return found[:limit], len(found) > limit or "LastEvaluatedKey" in answer

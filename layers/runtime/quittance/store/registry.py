@@ -39,6 +39,7 @@ from quittance.store.dynamo import (
     answered,
     attempt,
     from_item,
+    listing,
     paged,
     put_new,
     read_items,
@@ -172,13 +173,7 @@ class Registry:
         The index may lag by a second. Of an owner with more than OWNED_AGENTS_READ_MAX agents the others are not read:
         one of them is taken not to be retired.
         """
-        query = {
-            "TableName": self._table,
-            "IndexName": OWNER_INDEX,
-            "KeyConditionExpression": "#owner = :owner",
-            "ExpressionAttributeNames": {"#owner": "owner"},
-            "ExpressionAttributeValues": to_item({":owner": owner_id}),
-        }
+        query = listing(self._table, OWNER_INDEX, "owner", owner_id)
         read = 0
         unretired, retired_ms = False, None
         for item in islice(paged(self._client.query, query, self._left_ms), OWNED_AGENTS_READ_MAX + 1):
@@ -199,20 +194,11 @@ class Registry:
         hash_name, hash_value, index = ("listing", _LISTING, LISTING_INDEX)
         if owner is not None:
             hash_name, hash_value, index = ("owner", owner, OWNER_INDEX)
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": index,
-            "KeyConditionExpression": "#hash = :hash",
-            "ExpressionAttributeNames": {"#hash": hash_name},
-            "ExpressionAttributeValues": to_item({":hash": hash_value}),
-            "ScanIndexForward": False,
-            "Limit": limit + 1,
-        }
+        start: Mapping[str, Value] | None = None
         if after is not None:
             created_ms, agent_id = after
-            query["ExclusiveStartKey"] = to_item(
-                {"pk": f"AGENT#{agent_id}", hash_name: hash_value, "created_ms": created_ms}
-            )
+            start = {"pk": f"AGENT#{agent_id}", "created_ms": created_ms}
+        query = listing(self._table, index, hash_name, hash_value, after=start, newest_first=True, limit=limit + 1)
         answer = answered(partial(self._client.query, **query), self._patience())
         items: Sequence[Mapping[str, Any]] = answer["Items"][:limit]
         more = len(answer["Items"]) > limit or "LastEvaluatedKey" in answer
@@ -241,12 +227,7 @@ class Registry:
 
     def dues(self) -> Iterator[Due]:
         """What is noted and not charged yet, the oldest first, as the index shows it."""
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": LISTING_INDEX,
-            "KeyConditionExpression": "listing = :listing",
-            "ExpressionAttributeValues": to_item({":listing": _DUE}),
-        }
+        query = listing(self._table, LISTING_INDEX, "listing", _DUE)
         for values in map(from_item, paged(self._client.query, query, self._left_ms)):
             _, agent_id, number = values["pk"].split("#")
             yield Due(values["debtor"], agent_id, int(number), values["amount"])
@@ -258,13 +239,7 @@ class Registry:
 
     def check(self) -> None:
         """Reads one item of the listing at most. Raises PlatformUnavailableError unless the table answers."""
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": LISTING_INDEX,
-            "KeyConditionExpression": "listing = :listing",
-            "ExpressionAttributeValues": to_item({":listing": _LISTING}),
-            "Limit": 1,
-        }
+        query = listing(self._table, LISTING_INDEX, "listing", _LISTING, limit=1)
         answered(partial(self._client.query, **query), self._patience())
 
     def create(self, agent: Agent) -> None:

@@ -21,13 +21,13 @@ from quittance.api.models import (
 from quittance.api.requests import NO_CURSOR, read_cursor
 from quittance.errors import AccountFrozenError, BondInUseError, InvalidRequestError, NotFoundError, PayoutConflictError
 from quittance.ledger.balances import bond_account
-from quittance.ledger.journal import Kind, Line, Payout, PayoutState, parse_payout_id
+from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, parse_payout_id
 from quittance.limits import BOND_NOTICE_MS, PAGE_ITEMS_MAX, PAYOUT_ID_CHARS_MAX, STATED_TASK_CHARS_MAX
 from quittance.observability import logger
 from quittance.platform import Platform
 
 _CURSOR: Final = re.compile(
-    rf"(?P<at_ms>[0-9]{{1,15}})~(?P<kind>{'|'.join(Kind)})~(?P<reference>[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}})"
+    rf"(?P<at_ms>[0-9]{{1,15}})~(?P<kind>{'|'.join(LineKind)})~(?P<reference>[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}})"
 )
 
 
@@ -171,9 +171,9 @@ def _line(line: Line) -> StatementLine:
     )
 
 
-def _read_cursor(cursor: str) -> tuple[int, Kind, str]:
+def _read_cursor(cursor: str) -> tuple[int, LineKind, str]:
     match = read_cursor(_CURSOR, cursor)
-    return int(match["at_ms"]), Kind(match["kind"]), match["reference"]
+    return int(match["at_ms"]), LineKind(match["kind"]), match["reference"]
 
 
 _PAYOUT_CURSOR: Final = re.compile(rf"(?P<at_ms>[0-9]{{1,15}})~(?P<payout_id>[A-Za-z0-9_-]{{1,{PAYOUT_ID_CHARS_MAX}}})")

@@ -38,7 +38,7 @@ def read(platform: Platform, caller: str, task_id: str, *, user: str | None = No
     """
     escrow = settle.expire_if_overdue(platform, find(platform, caller, task_id, user=user))
     if caller != (user or caller) and escrow.settlement:
-        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
+        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, stderr=None))
     return answer(platform, escrow)
 
 
@@ -110,7 +110,7 @@ def answer(
     if claims is None:
         claims = receipt.read_claims(settlement.receipt)
     output = _load(platform, settlement.output, at_hand)
-    stderr = _load(platform, settlement.log, at_hand)
+    stderr = _load(platform, settlement.stderr, at_hand)
     text, encoded = as_text(output)
     success = settlement.outcome is Outcome.SUCCEEDED
     return TaskResult(

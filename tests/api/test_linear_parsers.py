@@ -450,7 +450,7 @@ READS: Final = {
     "api.outbound._final_status: int": FORM,
     "ledger.journal.parse_payout_id: b64decode": "id of a payout",
     "usecases.operations._read_cursor: int": "cursor of operations",
-    "store.operations.Operations._deed: int": OURS,
+    "store.operations.Operations._change: int": OURS,
     "acceptance.regex._Parser._code_point: int": "pattern",
     "acceptance.regex._Parser._most: int": "pattern",
     "ledger.pricing.parse_tariff: validate_json": "file of a tariff",

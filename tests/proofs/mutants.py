@@ -58,7 +58,7 @@ def _without(condition: str, term: str) -> str:
 MUTANTS = (
     Mutant("fund: uniqueness", DYNAMO, '"attribute_not_exists(pk)"', '"attribute_not_exists(x)"', MATRIX),
     Mutant("fund: balance", LEDGER, '"available >= :taken"', '"attribute_exists(available)"', MATRIX),
-    Mutant("fund: the hold itself", LEDGER, "puts + self._moves(moves)", "puts", MATRIX),
+    Mutant("fund: the hold itself", LEDGER, "puts + self._balance_updates(moves)", "puts", MATRIX),
     Mutant(
         "fund: the escrow's reason first",
         LEDGER,
@@ -112,9 +112,13 @@ MUTANTS = (
         "sweep: failures too", LEDGER, 'f"SETTLED#{self._work_shard', 'f"{settlement.state}#{self._work_shard', MATRIX
     ),
     Mutant(
-        "sweep: the platform's credit", EARNINGS, "gifts[platform_account] +=", "gifts[platform_account] = 0 *", MATRIX
+        "sweep: the platform's credit",
+        EARNINGS,
+        "credited[platform_account] +=",
+        "credited[platform_account] = 0 *",
+        MATRIX,
     ),
-    Mutant("sweep: the owner's credit", EARNINGS, "gifts[owner] += share", "gifts[owner] += 0 * share", MATRIX),
+    Mutant("sweep: the owner's credit", EARNINGS, "credited[owner] += share", "credited[owner] += 0 * share", MATRIX),
     Mutant(
         "sweep: the journal",
         LEDGER,
@@ -276,7 +280,7 @@ MUTANTS = (
         SLOTS,
     ),
     Mutant("slots: its holder alone gives it back", SLOT_ITEMS, '"#holder = :me"', '"attribute_exists(pk)"', SLOTS),
-    Mutant("slots: a lost answer is found out", SLOT_ITEMS, 'stands.get("holder") == holder', "False", SLOTS),
+    Mutant("slots: a lost answer is found out", SLOT_ITEMS, 'stored.get("holder") == holder', "False", SLOTS),
     Mutant("wallet: no purse below zero", BALANCES, "min(shards[shard], missing_micro)", "missing_micro", WALLET),
     Mutant("wallet: all that is there", BALANCES, "if not sufficient:", "if False:", WALLET),
     Mutant("wallet: what is spread is taken", BALANCES, "* (BALANCE_SHARDS - 1)", "* BALANCE_SHARDS", WALLET),

@@ -397,19 +397,19 @@ def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.Data
     purse = st.integers(0, 60)
     purses = {
         owner: data.draw(st.one_of(st.lists(purse, min_size=1, max_size=1), st.lists(purse, min_size=16, max_size=16)))
-        for owner in earnings.charged_owners(waiting)
+        for owner in earnings.due_by_owner(waiting)
     }
     chosen = earnings.fitting(waiting, purses)
     assert chosen == waiting[: len(chosen)]
     batch = earnings.batch(chosen, purses, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
     moves = {account: sum(changes.values()) for account, changes in batch.bond_moves.items()}
-    items = len(chosen) + len(batch.lines) + 1 + len(batch.gifts) + sum(map(len, batch.bond_moves.values()))
+    items = len(chosen) + len(batch.lines) + 1 + len(batch.credits) + sum(map(len, batch.bond_moves.values()))
     assert len(chosen) > 0
     assert items <= TRANSACTION_ITEMS_MAX
     assert len({escrow.agent_id for escrow in chosen}) <= LOGGED_AGENTS_MAX
     ends = [escrow.settlement for escrow in chosen if escrow.settlement]
     came_in = sum(end.split.paid_micro + end.split.fee_micro for end in ends)
-    assert sum(batch.gifts.values()) + sum(moves.values()) == came_in
+    assert sum(batch.credits.values()) + sum(moves.values()) == came_in
     noted = {(line.account, line.kind): line for line in batch.lines}
     for owner in owners:
         mine = [escrow.settlement for escrow in chosen if escrow.owner == owner and escrow.settlement]
@@ -417,7 +417,7 @@ def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.Data
         back = sum(min(end.judging_micro, end.split.paid_micro) for end in mine)
         due = sum(end.charge_micro for end in mine)
         taken = min(due, sum(has) + back)
-        assert batch.gifts.get(owner, 0) == sum(end.split.paid_micro for end in mine) - back
+        assert batch.credits.get(owner, 0) == sum(end.split.paid_micro for end in mine) - back
         assert moves.get(bond, 0) == back - taken
         assert batch.charged.get(bond, 0) == taken
         charge = noted.get((bond, LineKind.CHARGE))
@@ -427,7 +427,9 @@ def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.Data
     if len(chosen) < len(waiting):
         more = waiting[: len(chosen) + 1]
         one_more = earnings.batch(more, purses, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
-        items = len(more) + len(one_more.lines) + 1 + len(one_more.gifts) + sum(map(len, one_more.bond_moves.values()))
+        items = (
+            len(more) + len(one_more.lines) + 1 + len(one_more.credits) + sum(map(len, one_more.bond_moves.values()))
+        )
         agents = len({escrow.agent_id for escrow in more})
         assert items > TRANSACTION_ITEMS_MAX - 4 or agents > LOGGED_AGENTS_MAX, "it might have had room"
 

@@ -172,5 +172,5 @@ def test_the_key_set_states_purposes_and_what_of_before_has_none() -> None:
 def test_a_root_with_two_purposes_is_refused_at_once(
     roots: dict[Purpose, list[str]], without_purpose: list[str]
 ) -> None:
-    with pytest.raises(ValueError, match="a root key has one purpose and is named once"):
+    with pytest.raises(ValueError, match="a root key must have one purpose and be named once"):
         Keys(Kms(), root_key_ids=roots, without_purpose=without_purpose)

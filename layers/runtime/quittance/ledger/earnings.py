@@ -80,14 +80,14 @@ class _Share:
 class Batch:
     """Escrows that are credited in one transaction, in the order in which they are appended to the log.
 
-    `gifts` are the credits by account, `bond_moves` the changes of shards by bond, and `charged` the charges by bond.
+    `credits` are amounts by account, `bond_moves` the changes of shards by bond, and `charged` the charges by bond.
     `bonds_left` is the least balance that each affected bond has afterwards, by owner. It is None if the balance rose
     or the bond paid a judge: the bond may then cover the minimum again.
     """
 
     escrows: Sequence[Escrow]
     lines: Sequence[Line]
-    gifts: Mapping[str, int]
+    credits: Mapping[str, int]
     bond_moves: Mapping[str, Mapping[int, int]]
     charged: Mapping[str, int]
     bonds_left: Mapping[str, int | None]
@@ -98,7 +98,7 @@ class Batch:
         return sum((line.due_micro or 0) + line.amount_micro for line in self.lines if line.kind is LineKind.CHARGE)
 
 
-def charged_owners(waiting: Iterable[Escrow]) -> Mapping[str, int]:
+def due_by_owner(waiting: Iterable[Escrow]) -> Mapping[str, int]:
     """The amounts that are due from bonds for settled escrows, by owner."""
     due = {owner: share.charged.amount_micro for owner, share in _shares(waiting).items()}
     return {owner: due_micro for owner, due_micro in due.items() if due_micro}
@@ -128,11 +128,11 @@ def batch(escrows: Sequence[Escrow], shards: BondShards, *, platform_account: st
     batch_id, fees = escrows[0].escrow_id, _Part()
     for escrow in escrows:
         fees.add(escrow, escrow.settlement.split.fee_micro if escrow.settlement else 0)
-    gifts: Counter[str] = Counter()
+    credited: Counter[str] = Counter()
     lines: list[Line] = []
     moves: dict[str, Mapping[int, int]] = {}
     charged: dict[str, int] = {}
-    left: dict[str, int | None] = dict.fromkeys(_judging_owners(escrows))
+    bonds_left: dict[str, int | None] = dict.fromkeys(_judging_owners(escrows))
 
     def note(account: str, kind: LineKind, part: _Part, amount_micro: int, due_micro: int | None = None) -> None:
         if amount_micro or due_micro:
@@ -141,22 +141,22 @@ def batch(escrows: Sequence[Escrow], shards: BondShards, *, platform_account: st
             )
 
     for owner, share in _shares(escrows).items():
-        bond, has = bond_account(owner), shards.get(owner, ())
-        taken_micro = share.taken_micro(has)
+        bond, bond_shards = bond_account(owner), shards.get(owner, ())
+        taken_micro = share.taken_micro(bond_shards)
         note(owner, LineKind.EARNINGS, share.earned, share.earned.amount_micro)
         note(bond, LineKind.JUDGING, share.returned, share.returned.amount_micro)
         note(bond, LineKind.CHARGE, share.charged, -taken_micro, share.charged.amount_micro or None)
-        gifts[owner] += share.earned.amount_micro
+        credited[owner] += share.earned.amount_micro
         fees.amount_micro += taken_micro
-        if changes := share.bond_moves(has):
+        if changes := share.bond_moves(bond_shards):
             moves[bond], charged[bond] = changes, taken_micro
         if share.returned.amount_micro:
-            left[owner] = None
+            bonds_left[owner] = None
         elif share.charged.amount_micro:
-            left.setdefault(owner, sum(has) - taken_micro)
+            bonds_left.setdefault(owner, sum(bond_shards) - taken_micro)
     note(platform_account, LineKind.FEES, fees, fees.amount_micro)
-    gifts[platform_account] += fees.amount_micro
-    return Batch(escrows, lines, +gifts, moves, charged, left)
+    credited[platform_account] += fees.amount_micro
+    return Batch(escrows, lines, +credited, moves, charged, bonds_left)
 
 
 def publication(
@@ -177,7 +177,7 @@ def publication(
     return Batch(
         escrows=(),
         lines=lines,
-        gifts={platform_account: taken_micro} if taken_micro else {},
+        credits={platform_account: taken_micro} if taken_micro else {},
         bond_moves={bond: balances.taking(shards, taken_micro, contended=False) or {}} if taken_micro else {},
         charged={bond: taken_micro},
         bonds_left={owner: sum(shards) - taken_micro},

@@ -72,7 +72,6 @@ from quittance.store.dynamo import (
     Patience,
     RefusedError,
     Value,
-    answered,
     attempt,
     attribute,
     from_item,
@@ -81,6 +80,7 @@ from quittance.store.dynamo import (
     plain,
     put_new,
     read_items,
+    retried,
     to_item,
     update,
 )
@@ -321,7 +321,7 @@ class Ledger:
                 returned = {"Put": put_new(self._table, self._line_values(line))}
                 self._give({payout.account: payout.amount_micro}, [{"Update": write}, returned])
             else:
-                answered(lambda: self._client.update_item(**write), self._patience())
+                retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
             if refused.items[0] is None:
                 msg = f"the withdrawal {payout.withdrawal_id!r} does not exist, or was returned without having failed"
@@ -361,7 +361,7 @@ class Ledger:
 
     def available_micro(self, account: str) -> int:
         """What an account can spend now: a snapshot of all its shards. 0 for an unknown account."""
-        return sum(self._snapshot(account))
+        return sum(self._balances(account))
 
     def statement(
         self, account: str, *, limit: int, after: tuple[int, LineKind, str] | None = None
@@ -524,7 +524,7 @@ class Ledger:
             values={":size": size},
         )
         with suppress(RefusedError):
-            answered(lambda: self._client.update_item(**write), self._patience())
+            retried(lambda: self._client.update_item(**write), self._patience())
 
     def log_place(self, escrow: Escrow) -> int | None:
         """The position of an escrow's receipt in the log; None if it is not in the log yet."""
@@ -569,7 +569,7 @@ class Ledger:
 
     def standings(self, agent_ids: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The attributes of the log's head and of the standings of some agents: a snapshot."""
-        head, *kept = self._at_once(["LOG", *(f"REP#{agent_id}" for agent_id in agent_ids)])
+        head, *kept = self._read_snapshot(["LOG", *(f"REP#{agent_id}" for agent_id in agent_ids)])
         return plain(head or {}), [plain(item or {}) for item in kept]
 
     # Writes.
@@ -605,7 +605,7 @@ class Ledger:
 
     def _write(self, write: dict[str, Any], written: Escrow) -> Escrow:
         try:
-            answered(lambda: self._client.update_item(**write), self._patience())
+            retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
             return _stored_escrow(refused)
         return written
@@ -632,9 +632,10 @@ class Ledger:
         }
         planned = contended = False
         while True:
-            gifts = {to: sum(amounts.values())} if to else {}
+            received = {to: sum(amounts.values())} if to else {}
+            actions = puts + self._balance_updates(moves) + self._credit_updates(received, contended=contended)
             try:
-                attempt(partial(self._send, puts + self._moves(moves) + self._gifts(gifts, contended=contended)))
+                attempt(partial(self._send, actions))
             except RefusedError as refused:
                 # Check the record's condition before the balance's: on a replay the balance may be too low only
                 # because the first attempt took the amount.
@@ -671,7 +672,7 @@ class Ledger:
         shards = [_available_micro(found.get(_shard_pk(account, shard))) for shard in range(BALANCE_SHARDS)]
         moves = balances.taking(shards, amount_micro, contended=contended)
         if moves is None:  # reads of single shards can miss credits that move between them
-            shards = self._snapshot(account)
+            shards = self._balances(account)
             moves = balances.taking(shards, amount_micro, contended=contended)
         if moves is None:
             raise _InsufficientError(account, available_micro=sum(shards), required_micro=amount_micro)
@@ -682,15 +683,15 @@ class Ledger:
         patience, contended = self._patience(), False
         while True:
             try:
-                return attempt(partial(self._send, actions + self._gifts(amounts, contended=contended)))
+                return attempt(partial(self._send, actions + self._credit_updates(amounts, contended=contended)))
             except BusyError as busy:
                 patience.wait(busy)
                 contended = contended or isinstance(busy, ConflictError)
 
-    def _gifts(self, amounts: Mapping[str, int], *, contended: bool) -> list[dict[str, Any]]:
+    def _credit_updates(self, amounts: Mapping[str, int], *, contended: bool) -> list[dict[str, Any]]:
         """Credits to accounts: to the shard in use, or to a random one if there is contention."""
         return [
-            self._move(
+            self._balance_update(
                 account,
                 random.randrange(BALANCE_SHARDS)  # noqa: S311 - spreads load, hides nothing
                 if contended
@@ -700,7 +701,7 @@ class Ledger:
             for account, amount_micro in amounts.items()
         ]
 
-    def _move(self, account: str, shard: int, change_micro: int, *, charged_micro: int = 0) -> dict[str, Any]:
+    def _balance_update(self, account: str, shard: int, change_micro: int, *, charged_micro: int = 0) -> dict[str, Any]:
         change: dict[str, Any] = {
             "TableName": self._table,
             "Key": to_item({"pk": _shard_pk(account, shard)}),
@@ -715,9 +716,9 @@ class Ledger:
             change["ExpressionAttributeValues"][":charged"] = attribute(charged_micro)
         return {"Update": change}
 
-    def _moves(self, moves: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
+    def _balance_updates(self, moves: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
         return [
-            self._move(account, shard, change_micro)
+            self._balance_update(account, shard, change_micro)
             for account, changes in moves.items()
             for shard, change_micro in changes.items()
         ]
@@ -732,20 +733,20 @@ class Ledger:
                     self._shard_in_use.clear()
                 self._shard_in_use[account] = shard
 
-    def _snapshot(self, account: str) -> list[int]:
+    def _balances(self, account: str) -> list[int]:
         """The balance of each shard of an account: a snapshot."""
         return [_available_micro(shard) for shard in self._shard_items(account)]
 
     def _shard_items(self, account: str) -> list[Mapping[str, Any] | None]:
         """The items of an account's balance shards: a snapshot."""
-        return self._at_once([_shard_pk(account, shard) for shard in range(BALANCE_SHARDS)])
+        return self._read_snapshot([_shard_pk(account, shard) for shard in range(BALANCE_SHARDS)])
 
     # The sweep's actions.
 
     def _batch(self, waiting: Sequence[Escrow], now_ms: int) -> earnings.Batch:
         """The batch of the first uncredited escrows, as many as one transaction can credit."""
         chosen = earnings.fitting(waiting)
-        shards = self._bond_shards(earnings.charged_owners(chosen))
+        shards = self._bond_shards(earnings.due_by_owner(chosen))
         chosen = earnings.fitting(chosen, shards)
         return earnings.batch(chosen, shards, platform_account=self._platform_account, now_ms=now_ms)
 
@@ -756,7 +757,7 @@ class Ledger:
         shards = {owner: [_available_micro(found.get(pk))] for owner, pk in homes.items()}
         for owner, balances_micro in shards.items():
             if balances_micro[balances.HOME] < due_micro[owner]:
-                shards[owner] = self._snapshot(bond_account(owner))
+                shards[owner] = self._balances(bond_account(owner))
         return shards
 
     def _credit_actions(self, batch: earnings.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
@@ -771,9 +772,9 @@ class Ledger:
         for bond, moves in batch.bond_moves.items():
             charged_micro = batch.charged[bond]  # recorded in the first shard that changes
             for shard, change_micro in moves.items():
-                actions.append(self._move(bond, shard, change_micro, charged_micro=charged_micro))
+                actions.append(self._balance_update(bond, shard, change_micro, charged_micro=charged_micro))
                 charged_micro = 0
-        return actions + self._gifts(batch.gifts, contended=contended)
+        return actions + self._credit_updates(batch.credits, contended=contended)
 
     def _uncredited(self, escrow_ids: Sequence[str]) -> list[Escrow]:
         """The escrows that are settled and not credited, grouped by owner, to save journal lines."""
@@ -847,7 +848,7 @@ class Ledger:
 
     def _get(self, pk: str) -> Mapping[str, Any] | None:
         key = to_item({"pk": pk})
-        answer = answered(
+        answer = retried(
             lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
         )
         return answer.get("Item")
@@ -858,10 +859,10 @@ class Ledger:
         for item in heapq.merge(*queries, key=lambda item: item["work_at"]):
             yield item["pk"].removeprefix("ESC#")
 
-    def _at_once(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
+    def _read_snapshot(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
         """A snapshot of at most 100 items, in order; None for an item that does not exist."""
         gets: Any = [{"Get": {"TableName": self._table, "Key": to_item({"pk": pk})}} for pk in pks]
-        answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
+        answer = retried(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
         return [response.get("Item") for response in answer["Responses"]]
 
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -107,9 +107,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few")
 @given(BATCHES, st.randoms(use_true_random=False))
-def test_all_but_the_reference_score_is_the_same_in_any_order_and_in_any_batches(
-    batches: list[list[Rating]], dice: random.Random
-) -> None:
+def test_order_and_batches_affect_only_the_reference_score(batches: list[list[Rating]], dice: random.Random) -> None:
     standing = Standing()
     for batch in batches:
         standing = parse(serialise(fold(standing, batch)))
@@ -122,7 +120,7 @@ def test_all_but_the_reference_score_is_the_same_in_any_order_and_in_any_batches
 
 @pytest.mark.usefixtures("few")
 @given(BATCHES)
-def test_folded_in_pieces_or_at_once_is_the_same_to_the_byte(batches: list[list[Rating]]) -> None:
+def test_folding_in_batches_gives_the_same_bytes(batches: list[list[Rating]]) -> None:
     """I16: the standing is the fold of the log, however the sweep cut it."""
     standing = Standing()
     for batch in batches:
@@ -131,25 +129,25 @@ def test_folded_in_pieces_or_at_once_is_the_same_to_the_byte(batches: list[list[
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_what_is_stored_is_what_is_read(ratings: list[Rating]) -> None:
+def test_stored_values_are_read_back(ratings: list[Rating]) -> None:
     standing = fold(Standing(), ratings)
     assert parse(serialise(standing)) == standing
 
 
-def test_equal_standings_have_the_same_text() -> None:
+def test_equal_standings_have_equal_texts() -> None:
     one, other = Payer(1, 2, 3), Payer(4, 5, 6)
     these = Standing(periods={1: Period({"a": one, "b": other}), 2: Period()})
     those = Standing(periods={2: Period(), 1: Period({"b": other, "a": one})})
     assert (these, serialise(these)) == (those, serialise(those))
 
 
-def test_a_standing_of_another_version_is_refused() -> None:
+def test_other_standing_versions_are_rejected() -> None:
     with pytest.raises(ValueError, match="version 2"):
         parse(serialise(Standing()).replace('"v":1', '"v":2'))
 
 
 @given(st.just(START_TENTHS) | st.sampled_from([0, 1_000]), st.lists(CROWD, max_size=30))
-def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: int, ratings: list[Rating]) -> None:
+def test_the_reference_score_follows_the_log_order(start: int, ratings: list[Rating]) -> None:
     """I16."""
     score = start
     for one in ratings:
@@ -160,7 +158,7 @@ def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: 
 # What a receipt says.
 
 
-def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) -> None:
+def test_a_rating_contains_the_claims_of_the_receipt(new_escrow: Callable[..., Escrow]) -> None:
     escrow, meter = new_escrow(), Meter(wall_ms=7)
     done = decide(escrow, Run(SUCCESS, "ok", meter), now_ms=1_800_000_000_005)
     assert rating(
@@ -182,7 +180,7 @@ def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) 
     )
 
 
-def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escrow]) -> None:
+def test_expired_escrows_count_for_nobody(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
     one = rating(
@@ -198,7 +196,7 @@ def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escro
     assert fold(Standing(), [one]) == Standing(outcomes=1)
 
 
-def test_claims_that_no_receipt_has_are_refused(new_escrow: Callable[..., Escrow]) -> None:
+def test_claims_of_no_receipt_are_rejected(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
     known = claims(
@@ -214,7 +212,7 @@ def test_claims_that_no_receipt_has_are_refused(new_escrow: Callable[..., Escrow
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_counts_are_of_all_receipts(ratings: list[Rating]) -> None:
+def test_counts_include_all_receipts(ratings: list[Rating]) -> None:
     standing = fold(Standing(), ratings)
     faults = [one.outcome.fault for one in ratings]
     assert (standing.outcomes, standing.successes, standing.failures) == (
@@ -226,7 +224,7 @@ def test_counts_are_of_all_receipts(ratings: list[Rating]) -> None:
     assert standing.success_permille == (standing.successes * 1_000 // decided if decided else None)
 
 
-def test_who_has_paid_is_a_payer_and_the_owner_is_not() -> None:
+def test_payers_are_counted_without_the_owner() -> None:
     standing = fold(
         Standing(), [task("a"), task("a"), task("b"), task("owner"), task("free", price=0), task("c", FAILURE)]
     )
@@ -234,7 +232,7 @@ def test_who_has_paid_is_a_payer_and_the_owner_is_not() -> None:
 
 
 @pytest.mark.parametrize("payers", [127, 1_000, 5_000])
-def test_distinct_payers_are_counted_exactly_and_then_within_a_fifth(payers: int) -> None:
+def test_distinct_payers_are_exact_then_within_a_fifth(payers: int) -> None:
     counted = fold(Standing(), [task(f"user {n}") for n in range(payers)]).distinct_payers
     assert counted == payers if payers < 128 else abs(counted - payers) < payers / 5
 
@@ -243,23 +241,23 @@ def test_distinct_payers_are_counted_exactly_and_then_within_a_fifth(payers: int
 
 
 @given(st.lists(st.integers(0, 40) | st.integers(0, 10**13), min_size=1), st.integers(1, 100))
-def test_a_quantile_is_the_value_of_that_rank_or_up_to_a_sixteenth_more(values: list[int], percent: int) -> None:
+def test_quantiles_are_exact_or_up_to_a_sixteenth_more(values: list[int], percent: int) -> None:
     known, exact = histogram(values), sorted(values)[math.ceil(len(values) * percent / 100) - 1]
     assert exact <= known.quantile(percent) <= min(exact + exact // 16, max(values))
     assert (known.least, known.greatest, known.total) == (min(values), max(values), len(values))
 
 
 @given(st.lists(st.integers(0, 10**6)), st.lists(st.integers(0, 10**6)))
-def test_two_histograms_together_are_that_of_all_values(these: list[int], those: list[int]) -> None:
+def test_the_sum_of_histograms_is_that_of_all_values(these: list[int], those: list[int]) -> None:
     assert histogram(these).plus(histogram(those)) == histogram(these + those)
 
 
-def test_no_value_has_no_quantile() -> None:
+def test_an_empty_histogram_has_no_quantile() -> None:
     with pytest.raises(ValueError, match="without values"):
         Histogram().quantile(50)
 
 
-def test_an_estimate_tells_price_and_time_of_the_runs_that_were_released() -> None:
+def test_an_estimate_covers_released_runs_only() -> None:
     runs = [task(price=price, wall_ms=price // 10) for price in range(100, 300)]
     found = estimate(fold(Standing(), [*runs, task("u", FAILURE, wall_ms=9), task("owner", price=1, wall_ms=1)]))
     assert found is not None
@@ -271,7 +269,7 @@ def test_an_estimate_tells_price_and_time_of_the_runs_that_were_released() -> No
     assert (found.wall_ms.p50, found.wall_ms.p95) == (19, 28)
 
 
-def test_an_estimate_forgets_prices_that_are_two_periods_old() -> None:
+def test_an_estimate_drops_prices_two_periods_old() -> None:
     old, new = [task(price=900)], [task(price=10, settled_ms=NOW_MS + 2 * PERIOD_MS)]
     before, after = estimate(fold(Standing(), old)), estimate(fold(Standing(), old + new))
     assert before is not None
@@ -279,7 +277,7 @@ def test_an_estimate_forgets_prices_that_are_two_periods_old() -> None:
     assert (before.price_micro.p95, after.price_micro.p95, after.runs) == (900, 10, 1)
 
 
-def test_without_a_released_run_there_is_no_estimate() -> None:
+def test_no_released_run_means_no_estimate() -> None:
     assert estimate(fold(Standing(), [task("a", FAILURE), task("owner")])) is None
 
 
@@ -287,13 +285,13 @@ def test_without_a_released_run_there_is_no_estimate() -> None:
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9))
-def test_the_logarithm_is_the_logarithm(denominator: int, more: int) -> None:
+def test_the_integer_logarithm_is_exact(denominator: int, more: int) -> None:
     found = reputation._ln(denominator + more, denominator) / 2**32
     assert found == pytest.approx(math.log1p(more / denominator), abs=1e-8)
 
 
 @given(st.floats(0.001, 400), st.floats(0, 400))
-def test_the_lower_bound_is_where_the_score_test_just_rejects(won: float, lost: float) -> None:
+def test_the_lower_bound_agrees_with_the_score_test(won: float, lost: float) -> None:
     """Wilson 1927: p is the bound if (share - p)² = z²·p(1 - p)/n; found here by halving."""
     n, z = won + lost, 1.6448536269514722
     low, high = 0.0, won / n
@@ -306,7 +304,7 @@ def test_the_lower_bound_is_where_the_score_test_just_rejects(won: float, lost: 
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_the_robust_score_is_as_the_page_defines_it(ratings: list[Rating]) -> None:
+def test_the_robust_score_follows_its_documentation(ratings: list[Rating]) -> None:
     counted = [
         one for one in ratings if (one.outcome is SUCCESS or one.outcome.fault is Fault.AGENT) and one.user != one.owner
     ]
@@ -337,21 +335,19 @@ def test_the_robust_score_is_as_the_page_defines_it(ratings: list[Rating]) -> No
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_every_score_is_on_the_scale(ratings: list[Rating]) -> None:
+def test_every_score_is_within_the_scale(ratings: list[Rating]) -> None:
     standing = fold(Standing(), ratings)
     assert all(0 <= score_tenths(standing, name) <= SCORE_TENTHS_MAX for name in ALGORITHMS)
 
 
-def test_a_new_agent_has_proved_nothing_and_no_failure_makes_it_worse() -> None:
+def test_a_new_agent_scores_0_and_failures_cannot_lower_it() -> None:
     """So there is nothing to be gained by coming again under another name."""
     assert score_tenths(Standing(), "robust") == 0
     assert robust([task(f"user {n}", FAILURE) for n in range(50)]) == 0
 
 
 @given(st.lists(tasks(periods=4), max_size=30), st.integers(1, 20), st.integers(0, BUDGET_MICRO_MAX))
-def test_successes_of_payers_who_come_to_an_agent_never_lower_its_score(
-    ratings: list[Rating], newcomers: int, price: int
-) -> None:
+def test_successes_of_new_payers_never_lower_the_score(ratings: list[Rating], newcomers: int, price: int) -> None:
     newest = max((one.settled_ms for one in ratings), default=NOW_MS)
     come = [task(f"new {n}", price=price, settled_ms=newest) for n in range(newcomers)]
     settled = [*ratings, task("z", price=0, settled_ms=newest)]  # the newest period is there already
@@ -368,7 +364,7 @@ def test_a_failure_never_raises_the_score(ratings: list[Rating], another: Rating
 
 
 @given(st.lists(tasks(periods=4), max_size=20), st.integers(0, 100))
-def test_those_who_never_paid_weigh_no_more_than_a_third_of_those_who_did(ratings: list[Rating], ring: int) -> None:
+def test_nonpayers_weigh_at_most_a_third_of_the_payers(ratings: list[Rating], ring: int) -> None:
     """The score stays above that of an agent for which every payer's votes went against it by a third as many."""
     newest = max((one.settled_ms for one in ratings), default=NOW_MS)
     settled = [*ratings, task("z", price=0, settled_ms=newest)]
@@ -388,14 +384,14 @@ def _votes(ratings: Sequence[Rating]) -> tuple[int, int]:
 
 
 @given(st.integers(1, 100))
-def test_failures_of_one_payer_cost_no_more_than_its_own_votes_however_many_they_are(failures: int) -> None:
+def test_a_payers_failures_cost_at_most_its_own_votes(failures: int) -> None:
     served = [task(f"user {n}") for n in range(20)]
     one, many = task("user 0", FAILURE), [task("user 0", FAILURE, budget_micro=BUDGET_MICRO_MAX)] * failures
     votes = int(math.log1p(12_500 / FEE_UNIT_MICRO) * 2**32)
     assert robust([*served, one]) > robust([*served, *many]) >= reputation._wilson_tenths(19 * votes, votes)
 
 
-def test_no_money_buys_more_than_the_votes_of_one() -> None:
+def test_one_payers_votes_are_capped() -> None:
     rich = [task("a", price=FEE_MICRO_MAX * 40)]
     richer = [task("a", price=BUDGET_MICRO_MAX)] * 50
     often = [task("a", price=BUDGET_MICRO_MAX, settled_ms=NOW_MS + period * PERIOD_MS) for period in range(9)]
@@ -407,15 +403,15 @@ def test_no_money_buys_more_than_the_votes_of_one() -> None:
     )
 
 
-def test_tasks_too_small_for_a_fee_prove_nothing() -> None:
+def test_tasks_without_a_fee_give_no_votes() -> None:
     assert robust([task(f"user {n}", price=39) for n in range(100)]) == 0
 
 
-def test_an_owner_proves_nothing_by_paying_itself() -> None:
+def test_owners_paying_themselves_give_no_votes() -> None:
     assert robust([task("owner")] * 100) == 0
 
 
-def test_half_of_the_fees_count_after_two_periods_and_none_after_eight() -> None:
+def test_fees_halve_in_two_periods_and_end_after_eight() -> None:
     def later(periods: int) -> int:
         return robust([task("a", price=10**6), task("z", price=0, settled_ms=NOW_MS + periods * PERIOD_MS)])
 
@@ -428,7 +424,7 @@ def test_half_of_the_fees_count_after_two_periods_and_none_after_eight() -> None
 # What is remembered is bounded.
 
 
-def test_a_hundred_thousand_payers_fit_the_document() -> None:
+def test_100000_payers_fit_into_the_document() -> None:
     dice = random.Random(1)
     ratings = [
         task(
@@ -444,7 +440,7 @@ def test_a_hundred_thousand_payers_fit_the_document() -> None:
     assert len(serialise(fold(Standing(), ratings))) <= STANDING_BYTES_MAX
 
 
-def test_nothing_that_can_be_remembered_is_larger_than_the_document() -> None:
+def test_the_largest_standing_fits_into_the_document() -> None:
     full = Payer(FEE_MICRO_MAX, reputation._STAKE_MAX, reputation._STAKE_MAX)
     payers = {f"{n:010x}": full for n in range(reputation.PAYERS_MAX)}
     price, wall = _every_bucket(BUDGET_MICRO_MAX), _every_bucket(2 * TIMEOUT_S_ASYNC_MAX * 1_000)
@@ -471,7 +467,7 @@ def _grown(ratings: Sequence[Rating]) -> Iterator[Standing]:
 
 @pytest.mark.usefixtures("few")
 @given(st.lists(CROWD, max_size=30))
-def test_what_is_full_stays_as_large_as_it_is(ratings: list[Rating]) -> None:
+def test_a_full_standing_does_not_grow(ratings: list[Rating]) -> None:
     for standing in _grown(ratings):
         assert len(standing.periods) <= 3
         assert len(standing.payer_keys) <= 3
@@ -481,6 +477,6 @@ def test_what_is_full_stays_as_large_as_it_is(ratings: list[Rating]) -> None:
             assert all(count <= 3 for count in period.price_micro.counts.values())
 
 
-def test_a_name_that_is_no_algorithm_is_refused() -> None:
+def test_unknown_algorithms_are_rejected() -> None:
     with pytest.raises(KeyError):
         score_tenths(Standing(), "stars")

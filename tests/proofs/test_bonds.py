@@ -90,9 +90,7 @@ def differences(world: World) -> list[str]:
 @pytest.mark.parametrize("sides", [(Side.AGENT,), (Side.TASK,), tuple(Side)])
 @pytest.mark.parametrize("alice", [-1, 0, 1])
 @pytest.mark.parametrize("bond", [-1, 0, 1])
-def test_a_task_and_its_judges_are_held_from_each_payer_or_not_at_all(
-    sides: tuple[Side, ...], alice: int, bond: int
-) -> None:
+def test_a_task_and_its_judges_are_funded_together_or_not(sides: tuple[Side, ...], alice: int, bond: int) -> None:
     task, judges = judged(sides=sides)
     of_alice = BUDGET + JUDGING * (Side.TASK in sides)
     of_bond = JUDGING * (Side.AGENT in sides)
@@ -160,7 +158,7 @@ def test_a_task_does_not_settle_without_its_judges() -> None:
     assert memory.items == before
 
 
-def test_a_judge_that_may_have_expired_holds_its_task_back() -> None:
+def test_an_expired_judge_prevents_settlement() -> None:
     """By its own expiry, were that ever another than its task's: somebody may be refunding it now."""
     memory, world = world_of()
     task, judges = judged(sides=(Side.AGENT,))
@@ -172,7 +170,7 @@ def test_a_judge_that_may_have_expired_holds_its_task_back() -> None:
     assert world.ledger.settle(*ended(world, task, [early], DONE, now_ms=EXPIRY - 11)).state is State.RELEASED
 
 
-def test_what_was_held_for_an_expired_judge_goes_back_to_the_bond() -> None:
+def test_an_expired_judges_budget_returns_to_the_bond() -> None:
     _, world = world_of()
     task, judges = judged()
     world.ledger.fund(task, *judges)
@@ -221,7 +219,7 @@ def spread(world: World, memory: Memory, parts: Sequence[int]) -> None:
 
 @pytest.mark.parametrize("parts", [[0], [CHARGE - 1], [CHARGE], [CHARGE + 1], [1] * 16, [100] * 16, [0, 0, 2 * CHARGE]])
 @pytest.mark.parametrize("failures", [1, 2])
-def test_a_failure_is_charged_as_far_as_the_bond_has_it(parts: list[int], failures: int) -> None:
+def test_a_failure_is_charged_up_to_the_bonds_balance(parts: list[int], failures: int) -> None:
     """From whichever purses; the line says what was due and what was taken, and the platform gets what was taken."""
     memory, world = world_of(bond=sum(parts))
     if sum(parts):
@@ -248,7 +246,7 @@ def test_a_failure_is_charged_as_far_as_the_bond_has_it(parts: list[int], failur
 
 
 @pytest.mark.parametrize("budget", [BUDGET, 15_000])
-def test_of_a_price_the_judges_cost_goes_back_to_the_bond(budget: int) -> None:
+def test_the_judges_cost_returns_from_the_price_to_the_bond(budget: int) -> None:
     """As far as the price reaches."""
     _, world = world_of()
     task, judges = judged(sides=(Side.AGENT,))
@@ -268,7 +266,7 @@ def test_of_a_price_the_judges_cost_goes_back_to_the_bond(budget: int) -> None:
     assert [line for line in found if "names no rules" not in line] == []  # the escrow here has a judge and no rules
 
 
-def test_what_comes_back_to_a_bond_pays_the_charges_of_the_same_batch() -> None:
+def test_returns_to_a_bond_pay_charges_of_the_same_batch() -> None:
     _, world = world_of(bond=JUDGING)
     task, judges = judged(sides=(Side.AGENT,))
     world.ledger.fund(task, *judges)
@@ -286,7 +284,7 @@ def test_what_comes_back_to_a_bond_pays_the_charges_of_the_same_batch() -> None:
     assert world.ledger.bond("oskar").available_micro == JUDGING - cost + back - failures * CHARGE
 
 
-def test_a_charge_meets_a_bond_that_was_emptied_meanwhile() -> None:
+def test_a_charge_handles_a_bond_emptied_meanwhile() -> None:
     """Between what the sweep has read and its write, the bond is released: it takes what is there then."""
     memory, world = world_of(bond=2 * CHARGE)
     task, _ = judged(sides=())
@@ -305,7 +303,7 @@ OPEN = ("", "funded", "settled", "judge of another", "swept")
 @pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize("retired_ms", [None, 0, NOW - BOND_NOTICE_MS, NOW - BOND_NOTICE_MS + 1, NOW, NOW + 1])
 @pytest.mark.parametrize("work", OPEN)
-def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_ms: int | None, work: str) -> None:
+def test_a_bond_is_released_only_if_nothing_needs_it(*, active: bool, retired_ms: int | None, work: str) -> None:
     """No agent active for a minute, and nothing that is funded or not credited; a repeat needs nothing of it."""
     memory, world = world_of()
     world.registry.owned = OwnedAgents(unretired=active, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
@@ -340,7 +338,7 @@ def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_
 
 
 @pytest.mark.parametrize("before_note", [0, 1])
-def test_who_notes_a_bond_last_has_seen_it_as_it_is(before_note: int) -> None:
+def test_the_last_recorded_bond_state_is_current(before_note: int) -> None:
     """A top-up comes between what a sweep has read of a bond and what it notes; and the other way round."""
     _, world = world_of(bond=BOND_MINIMUM - 1)
     noted = world.registry.set_bond_short
@@ -392,7 +390,7 @@ def settled_escrows(draw: st.DrawFn) -> list[Escrow]:
 
 @settings(max_examples=150, deadline=None)
 @given(waiting=settled_escrows(), data=st.data())
-def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.DataObject) -> None:
+def test_a_batch_moves_the_sums_of_its_escrows(waiting: list[Escrow], data: st.DataObject) -> None:
     """Nothing appears or is lost, no bond owes, and it fits into one transaction, and so does its append."""
     owners = sorted({escrow.owner for escrow in waiting})
     purse = st.integers(0, 60)
@@ -439,7 +437,7 @@ def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.Data
     ("owners", "agents", "fit"),
     [(1, 1, TRANSACTION_ITEMS_MAX - 5), (97, 97, (TRANSACTION_ITEMS_MAX - 3) // 3), (1, 97, LOGGED_AGENTS_MAX)],
 )
-def test_a_batch_is_as_large_as_one_write_and_one_append_allow(owners: int, agents: int, fit: int) -> None:
+def test_a_batch_fills_one_write_and_one_append(owners: int, agents: int, fit: int) -> None:
     end = Settlement(State.RELEASED, Split(200, 90, 10, 100), Outcome.SUCCEEDED, "", 0, START_MS)
     waiting = [
         hold(task_id=f"t{n}", budget=200, settlement=end, agent_id=f"agt_{n % agents}", owner=f"owner-{n % owners}")
@@ -448,7 +446,7 @@ def test_a_batch_is_as_large_as_one_write_and_one_append_allow(owners: int, agen
     assert len(earnings.fitting(waiting)) == len(earnings.fitting(waiting, {})) == fit
 
 
-def test_a_bond_may_lie_in_all_its_purses_and_still_be_charged() -> None:
+def test_a_bond_spread_over_all_shards_is_charged() -> None:
     assert balances.taking([1] * BALANCE_SHARDS, BALANCE_SHARDS, contended=False) == dict.fromkeys(
         range(BALANCE_SHARDS), -1
     )

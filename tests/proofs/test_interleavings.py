@@ -148,13 +148,13 @@ def walk(names: tuple[str, ...], *, task_id: str = WINS, budget: int = PARTLY, l
 
 @pytest.mark.parametrize(("task_id", "budget"), [(WINS, PARTLY), (WINS, FULLY), (FAILS, PARTLY)])
 @pytest.mark.parametrize("rival", RIVALS)
-def test_two_actors_one_of_whom_may_lose_an_answer(rival: str, task_id: str, budget: int) -> None:
+def test_two_actors_with_one_lost_response(rival: str, task_id: str, budget: int) -> None:
     walked = walk(("runner", rival), task_id=task_id, budget=budget, losses=1)
     assert walked.interleavings > walked.states > 1
 
 
 @pytest.mark.parametrize("rival", ["second credit", "release"])
-def test_a_failure_whose_bond_is_too_small(rival: str) -> None:
+def test_a_failure_with_an_insufficient_bond(rival: str) -> None:
     """The sweep charges what is there, once, whoever moves the bond meanwhile."""
     walked = walk(("runner", "credit", rival), task_id=FAILS)
     assert walked.interleavings > walked.states
@@ -177,7 +177,7 @@ JUDGED_EXPIRY = EXPIRY + TIMEOUT_S * 1_000
     [(True, True, "0.5", "released"), (True, True, "0.4", "refunded"), (False, True, "0.5", "refunded")],
 )
 @pytest.mark.parametrize("both", [False, True], ids=["agent's judge", "judges on both sides"])
-def test_a_task_and_its_judges_under_a_rival(
+def test_a_task_with_judges_and_a_rival(
     rival: str, own: bool, judge: bool, score: str, state: str, both: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_id = successful_task_named("t", payer="alice", success=own)
@@ -204,7 +204,7 @@ def decision(state: str) -> Actor:
 
 
 @pytest.mark.parametrize("decisions", [("paid", "failed"), ("failed", "failed"), ("paid", "paid")], ids="+".join)
-def test_two_operators_and_the_owner_meet_at_a_payout(decisions: tuple[str, str]) -> None:
+def test_two_operators_and_the_owner_decide_a_payout(decisions: tuple[str, str]) -> None:
     """One answer is lost anywhere; whatever the order, credits are out or back, once."""
     begun = Memory(start())
     withdraw(World(begun, now_ms=lambda: START_MS))
@@ -219,6 +219,6 @@ def test_two_operators_and_the_owner_meet_at_a_payout(decisions: tuple[str, str]
     COUNTED.append((*decisions, walked.states, walked.interleavings))
 
 
-def test_how_much_was_walked(record_property: Callable[[str, str], None]) -> None:
+def test_the_number_of_interleavings_is_reported(record_property: Callable[[str, str], None]) -> None:
     states, interleavings = sum(walked[-2] for walked in COUNTED), sum(walked[-1] for walked in COUNTED)
     record_property("figure", f"{len(COUNTED)} walks, {states:,} states, {interleavings:,} interleavings, all in order")

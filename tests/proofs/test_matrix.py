@@ -149,7 +149,7 @@ def left(this: Case, settlement: Settlement, split: tuple[int, int, int], funds:
     assert item["work_at"] == {"N": str(settlement.settled_ms)}
 
 
-def test_each_state_is_what_it_says_and_its_sums_are_right() -> None:
+def test_each_state_is_consistent() -> None:
     for state in STATES:
         this = case(state)
         name = state.split()[0]
@@ -322,7 +322,7 @@ def overtaken(memory: Memory, operate: Callable[[], int]) -> list[int]:
 
 
 @pytest.mark.parametrize("first_credited", [0, 1])
-def test_a_sweep_that_another_overtakes_credits_the_rest(first_credited: int) -> None:
+def test_an_overtaken_sweep_credits_the_rest(first_credited: int) -> None:
     """I10: the other one credits all of it, or a part, in a batch of its own."""
     memory, world = settled_tasks(2)
     (names,) = world.ledger.settled()
@@ -351,7 +351,7 @@ def test_a_batch_is_appended_once() -> None:
 
 
 @pytest.mark.parametrize("logged_before", [0, 1])
-def test_two_batches_fold_the_standing_one_after_the_other(logged_before: int) -> None:
+def test_concurrent_batches_fold_a_standing_in_order(logged_before: int) -> None:
     """I15, I16: between a sweep's read of the log's head and its write, another sweep appends another batch."""
     memory, world = settled_tasks(2 + logged_before)
     (names,) = world.ledger.settled()
@@ -368,7 +368,7 @@ def test_two_batches_fold_the_standing_one_after_the_other(logged_before: int) -
     assert world.ledger.standing(FLAT).outcomes == 2 + logged_before
 
 
-def test_a_checkpoint_never_goes_back() -> None:
+def test_the_published_size_never_decreases() -> None:
     memory, world = settled_tasks(3)
     (names,) = world.ledger.settled()
     for size, name in enumerate(names, 1):
@@ -449,7 +449,7 @@ def test_a_payout_is_decided_once_in_every_state(stands: str, decision: PayoutSt
 @pytest.mark.parametrize("first", [None, "bank-1"])
 @pytest.mark.parametrize("second", [None, "bank-1", "bank-2"])
 @pytest.mark.parametrize("amount", [BUDGET, BUDGET + 1])
-def test_a_deposit_is_repeated_by_its_depositor_alone(first: str | None, second: str | None, amount: int) -> None:
+def test_only_the_depositor_can_repeat_a_deposit(first: str | None, second: str | None, amount: int) -> None:
     """One whose depositor was not recorded is anybody's, and no other is."""
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
@@ -466,7 +466,7 @@ def test_a_deposit_is_repeated_by_its_depositor_alone(first: str | None, second:
 @pytest.mark.parametrize("second", ["TransactionConflict", "ThrottlingError", "ConditionalCheckFailed", "None"])
 @pytest.mark.parametrize("first", ["TransactionConflict", "ThrottlingError", "ConditionalCheckFailed", "None"])
 @pytest.mark.parametrize("poor", [True, False])
-def test_reasons_of_a_refusal(*, first: str, second: str, poor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancellation_reasons(*, first: str, second: str, poor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The escrow's own refusal is final; the account's is believed only if the escrow, looked for, is not there."""
     monkeypatch.setattr("time.sleep", lambda _: None)
     this = case("funded")

@@ -124,7 +124,7 @@ def _decide(ledger: Ledger, withdrawal_id: str, state: PayoutState, now_ms: int)
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS))
-def test_random_programs_of_the_ledger_agree(client: Any, seed: int) -> None:
+def test_random_ledger_programs_agree(client: Any, seed: int) -> None:
     random, memory = Random(seed), Memory()
     new_table(client)
     both = Both(memory, client)
@@ -165,7 +165,9 @@ def test_random_programs_of_the_ledger_agree(client: Any, seed: int) -> None:
     ],
 )
 @pytest.mark.parametrize("exists", [True, False])
-def test_conditions_hold_alike(client: Any, condition: str, item: dict[str, Any], holds: bool, exists: bool) -> None:
+def test_conditions_evaluate_alike(
+    client: Any, condition: str, item: dict[str, Any], holds: bool, exists: bool
+) -> None:
     new_table(client)
     memory, stored = Memory(), dynamo.to_item({"pk": "x", **item})
     if exists:

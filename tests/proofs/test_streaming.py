@@ -83,7 +83,7 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
-def test_the_memory_of_an_audit_does_not_grow_with_escrows(ledger: Ledger, age_ms: int) -> None:
+def test_audit_memory_does_not_grow_with_the_escrows(ledger: Ledger, age_ms: int) -> None:
     """Of 900 more escrows it keeps less than 200 bytes each; the auditor of before kept 1.5 KB of these."""
     ledger.run(300)
     ledger.now_ms += age_ms
@@ -106,7 +106,7 @@ def test_movements_during_an_audit_are_no_differences(ledger: Ledger, age_ms: in
     assert result.moved >= 3  # alice, the owner, the platform
 
 
-def test_a_difference_is_found_while_others_move(ledger: Ledger) -> None:
+def test_a_difference_is_found_in_a_moving_ledger(ledger: Ledger) -> None:
     """A credit that appears in an account that moves all the time, and a line that credits nobody's work."""
     ledger.run(150)
     ledger.now_ms += HOUR_MS
@@ -125,7 +125,7 @@ def test_a_difference_is_found_while_others_move(ledger: Ledger) -> None:
     }  # fmt: skip
 
 
-def test_an_account_that_never_stands_still_is_counted(ledger: Ledger) -> None:
+def test_accounts_that_always_move_are_counted(ledger: Ledger) -> None:
     """It is no difference, because what it has cannot be compared; the report says that it was not."""
     ledger.run(60)
     ledger.table.between = lambda: ledger.run(1)
@@ -149,7 +149,7 @@ def test_an_account_that_never_stands_still_is_counted(ledger: Ledger) -> None:
         ("set_published", limits.UNPUBLISHED_MS_MAX),
     ],
 )
-def test_no_receipt_waits_longer_than_its_limit(
+def test_delays_beyond_their_limits_are_differences(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, stopped: str, most_ms: int, over_ms: int
 ) -> None:
     """I8: what a step of the sweep leaves undone is a difference once it is older than the limit."""

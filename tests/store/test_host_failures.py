@@ -144,7 +144,7 @@ def refunded_while(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_a_download_that_breaks_off_is_refunded_at_once(
+def test_an_interrupted_download_is_refunded_at_once(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -172,7 +172,7 @@ DISK = {
 
 
 @pytest.mark.parametrize("place", DISK)
-def test_a_disk_that_fails_is_refunded_at_once(rich: Cloud, refunded_while: Callable[..., None], place: str) -> None:
+def test_a_disk_failure_is_refunded_at_once(rich: Cloud, refunded_while: Callable[..., None], place: str) -> None:
     agent = rich.publish(wasm("echo"))
     folder = rich.settings.scratch_dir / "artefacts"
     folder.mkdir()
@@ -182,7 +182,7 @@ def test_a_disk_that_fails_is_refunded_at_once(rich: Cloud, refunded_while: Call
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])
-def test_a_client_that_cannot_be_made_is_refunded_at_once(
+def test_a_failing_client_creation_is_refunded_at_once(
     rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -192,14 +192,14 @@ def test_a_client_that_cannot_be_made_is_refunded_at_once(
 
 
 @pytest.mark.parametrize("failure", [BROKEN, MemoryError()], ids=["broken", "no memory"])
-def test_a_sandbox_that_the_host_fails_is_refunded_at_once(
+def test_a_sandbox_host_failure_is_refunded_at_once(
     rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
     refunded_while(agent, "worker_lost", rich.sandbox, "run", failure)
 
 
-def test_no_memory_for_the_verdict_blames_nobody(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_rules_is_not_the_agents_fault(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"media_type": "application/json"})
     with monkeypatch.context() as patch:
         patch.setattr(execute.acceptance, "verdict", failing(MemoryError()))
@@ -208,7 +208,7 @@ def test_no_memory_for_the_verdict_blames_nobody(rich: Cloud, monkeypatch: pytes
     assert run(rich, agent, task_id="mended", input={}).success
 
 
-def test_no_memory_for_the_judge_asks_and_pays_none(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_the_judge_neither_runs_nor_pays_it(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = judged_by(judge(rich, wasm("coverage")), budget="0.01")
     agent = rich.publish(wasm("echo"))
     monkeypatch.setattr(execute.acceptance, "judge_input", failing(MemoryError()))
@@ -220,7 +220,7 @@ def test_no_memory_for_the_judge_asks_and_pays_none(rich: Cloud, monkeypatch: py
 
 
 @pytest.mark.parametrize("failure", OF_A_CALL, ids=names(OF_A_CALL))
-def test_an_output_that_cannot_be_kept_is_refunded_at_once(
+def test_an_unstorable_output_is_refunded_at_once(
     rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -228,9 +228,7 @@ def test_an_output_that_cannot_be_kept_is_refunded_at_once(
 
 
 @pytest.mark.parametrize("ended", ["rejected", "refused memory"])
-def test_the_receipt_verifies_where_no_log_could_be_kept(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch, ended: str
-) -> None:
+def test_the_receipt_verifies_without_stored_stderr(rich: Cloud, monkeypatch: pytest.MonkeyPatch, ended: str) -> None:
     """Seen before: `rejected_by` and `memory_refused` of the run, beside an end by the platform's fault."""
     greedy = wat2wasm(f"""(module
         (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
@@ -250,7 +248,7 @@ def test_the_receipt_verifies_where_no_log_could_be_kept(
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])
-def test_a_host_failure_at_the_last_write_is_pending(
+def test_a_host_failure_at_settlement_leaves_it_pending(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -260,7 +258,7 @@ def test_a_host_failure_at_the_last_write_is_pending(
     assert rich.total_micro() == START
 
 
-def test_a_bad_copy_that_cannot_be_deleted_holds_no_money(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undeletable_bad_copy_holds_no_money(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     run(rich, agent, task_id="before", budget="0.01")
     rich.deposit("alice", 10_000)
@@ -281,7 +279,7 @@ def test_a_bad_copy_that_cannot_be_deleted_holds_no_money(rich: Cloud, monkeypat
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_a_result_that_breaks_off_is_a_503_and_comes_later(
+def test_an_interrupted_result_is_a_503_then_succeeds(
     platform: Cloud,
     call: Call,  # noqa: F811 - the fixture
     monkeypatch: pytest.MonkeyPatch,
@@ -296,7 +294,7 @@ def test_a_result_that_breaks_off_is_a_503_and_comes_later(
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_a_message_whose_input_breaks_off_comes_again(
+def test_a_message_with_an_interrupted_input_is_redelivered(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -317,7 +315,7 @@ def test_a_message_whose_input_breaks_off_comes_again(
 
 
 @pytest.mark.parametrize("failure", OF_A_CALL, ids=names(OF_A_CALL))
-def test_a_task_whose_input_cannot_be_queued_is_a_503(
+def test_an_unqueueable_input_is_a_503(
     platform: Cloud,
     call: Call,  # noqa: F811 - the fixture
     monkeypatch: pytest.MonkeyPatch,
@@ -334,7 +332,7 @@ def test_a_task_whose_input_cannot_be_queued_is_a_503(
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_an_upload_that_breaks_off_is_published_later(
+def test_an_interrupted_upload_is_published_later(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
@@ -348,9 +346,7 @@ def test_an_upload_that_breaks_off_is_published_later(
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_health_says_which_part_the_host_fails(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
-) -> None:
+def test_health_names_the_failing_part(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     break_bodies(cloud, monkeypatch, failure)
     monkeypatch.setattr(Path, "write_bytes", failing(FULL))
     parts = {name: health._works(cloud, name, check) for name, check in health._CHECKS.items()}

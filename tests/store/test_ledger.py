@@ -69,7 +69,7 @@ def rich(cloud: Cloud) -> Cloud:
     return cloud
 
 
-def test_what_is_stored_is_what_is_read(rich: Cloud) -> None:
+def test_stored_values_are_read_back(rich: Cloud) -> None:
     escrow = hold()
     rich.ledger.fund(escrow)
     assert rich.ledger.find(escrow.escrow_id) == escrow
@@ -85,7 +85,7 @@ def test_fund_holds_the_budget_once(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == 9 * BUDGET
 
 
-def test_a_replay_is_told_before_the_empty_account(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_is_recognised_before_an_empty_account(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both conditions failed: the first attempt took the last credit. (moto reports the first reason alone.)"""
     escrow = rich.ledger.fund(hold())
     (standing,), (account,) = rich.items("ESC#"), rich.items("ACCT#alice")
@@ -97,7 +97,7 @@ def test_a_replay_is_told_before_the_empty_account(rich: Cloud, monkeypatch: pyt
     assert rich.ledger.fund(replace(escrow, runner="runner-2")) == escrow
 
 
-def test_funding_without_funds_leaves_no_trace(cloud: Cloud) -> None:
+def test_funding_without_funds_writes_nothing(cloud: Cloud) -> None:
     cloud.deposit("alice", BUDGET - 1)
     with pytest.raises(InsufficientFundsError):
         cloud.ledger.fund(hold())
@@ -110,7 +110,7 @@ def test_funding_without_funds_leaves_no_trace(cloud: Cloud) -> None:
     ("fence", "now_ms", "settles"),
     [(1, 10, True), (1, EXPIRY - 1, True), (1, EXPIRY, False), (0, 10, False), (2, 10, False)],
 )
-def test_only_the_newest_fence_settles_and_only_before_expiry(
+def test_only_the_newest_fence_settles_before_expiry(
     rich: Cloud, run: Run, fence: int, now_ms: int, settles: bool
 ) -> None:
     """I7, I8."""
@@ -122,7 +122,7 @@ def test_only_the_newest_fence_settles_and_only_before_expiry(
 
 
 @pytest.mark.parametrize(("now_ms", "expires"), [(EXPIRY - 1, False), (EXPIRY, True)])
-def test_expiry_refunds_at_its_time_and_not_before(rich: Cloud, now_ms: int, expires: bool) -> None:
+def test_expiry_refunds_only_from_its_time_on(rich: Cloud, now_ms: int, expires: bool) -> None:
     """I8."""
     escrow = rich.ledger.fund(hold())
     standing = rich.ledger.expire(escrow, stated(escrow, escrows.expire(escrow, now_ms=now_ms)))
@@ -151,9 +151,7 @@ def test_an_escrow_leaves_funded_once(rich: Cloud, first: Run | None, second: Ru
     ("fence", "now_ms", "taken"),
     [(1, LEASE - 1, False), (1, LEASE, True), (1, EXPIRY - 1, True), (1, EXPIRY, False), (2, LEASE, False)],
 )
-def test_takeover_needs_a_lapsed_lease_and_the_fence_that_was_seen(
-    rich: Cloud, fence: int, now_ms: int, taken: bool
-) -> None:
+def test_takeover_needs_a_lapsed_lease_and_the_current_fence(rich: Cloud, fence: int, now_ms: int, taken: bool) -> None:
     escrow = rich.ledger.fund(hold())
     seen = replace(escrow, fence=fence)
     standing = rich.ledger.take_over(seen, runner="runner-2", now_ms=now_ms, lease_ms=now_ms + LEASE)
@@ -164,7 +162,7 @@ def test_takeover_needs_a_lapsed_lease_and_the_fence_that_was_seen(
         assert rich.ledger.settle(settled(standing)).state is State.RELEASED
 
 
-def test_movements_count_once_by_their_id(cloud: Cloud) -> None:
+def test_movements_are_applied_once_per_id(cloud: Cloud) -> None:
     assert cloud.ledger.deposit("alice", "d", 5, now_ms=1) == 1
     assert cloud.ledger.deposit("alice", "d", 5, now_ms=2) == 1
     with pytest.raises(MovementConflictError):
@@ -210,7 +208,7 @@ def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
     assert logged == [escrow.settlement.receipt for escrow in found if escrow.settlement]
 
 
-def test_many_agents_of_many_owners_are_credited_and_logged_together(cloud: Cloud) -> None:
+def test_agents_of_many_owners_share_a_batch(cloud: Cloud) -> None:
     """I10, I15, I16: one escrow each of as many owners as fit one transaction, and one more."""
     count = MANY_OWNERS_MAX + 1
     cloud.deposit("alice", count * BUDGET)
@@ -229,7 +227,7 @@ def test_many_agents_of_many_owners_are_credited_and_logged_together(cloud: Clou
     assert cloud.ledger.log_head().size == count
 
 
-def test_a_batch_has_no_more_agents_than_one_append_can_write(cloud: Cloud) -> None:
+def test_a_batch_has_at_most_the_agents_of_one_append(cloud: Cloud) -> None:
     count = LOGGED_AGENTS_MAX + 1
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
@@ -240,7 +238,7 @@ def test_a_batch_has_no_more_agents_than_one_append_can_write(cloud: Cloud) -> N
     assert sorted(cloud.ledger.append(name) for name in cloud.ledger.unlogged()) == [1, LOGGED_AGENTS_MAX]
 
 
-def test_a_batch_of_before_is_logged(cloud: Cloud) -> None:
+def test_batches_of_older_code_are_logged(cloud: Cloud) -> None:
     """A batch of one agent that was credited by the code of before, which named the agent in it."""
     cloud.deposit("alice", 2 * BUDGET)
     for number in range(2):
@@ -254,7 +252,7 @@ def test_a_batch_of_before_is_logged(cloud: Cloud) -> None:
     assert cloud.ledger.standing("agt_1").outcomes == 2
 
 
-def test_sweep_leaves_out_what_another_sweep_took_and_credits_the_rest(rich: Cloud) -> None:
+def test_a_sweep_skips_what_another_sweep_credited(rich: Cloud) -> None:
     for number in range(3):
         escrow = rich.ledger.fund(hold(f"t-{number}"))
         rich.ledger.settle(settled(escrow, now_ms=number))
@@ -264,7 +262,7 @@ def test_sweep_leaves_out_what_another_sweep_took_and_credits_the_rest(rich: Clo
     assert rich.ledger.available_micro("owner") == 3 * 390_000
 
 
-def test_platform_as_owner_is_credited_in_one_action(rich: Cloud) -> None:
+def test_the_platform_as_owner_is_credited_in_one_update(rich: Cloud) -> None:
     escrow = rich.ledger.fund(hold(owner="quittance:platform"))
     rich.ledger.settle(settled(escrow))
     (batch,) = rich.ledger.settled()
@@ -315,7 +313,7 @@ THROTTLED = ClientError({"Error": {"Code": "ThrottlingException"}}, "x")
         ReadTimeoutError(endpoint_url="x"),
     ],
 )
-def test_what_may_pass_is_tried_again_until_no_call_fits_the_time(failure: Exception, time: Time) -> None:
+def test_transient_failures_are_retried_while_time_is_left(failure: Exception, time: Time) -> None:
     began_s, sent_s = time.now_s, []
 
     def send() -> None:
@@ -341,7 +339,7 @@ def test_what_may_pass_is_tried_again_until_no_call_fits_the_time(failure: Excep
         (NoCredentialsError(), PlatformUnavailableError),
     ],
 )
-def test_what_cannot_pass_is_sent_once(failure: Exception, error: type[Exception], time: Time) -> None:
+def test_permanent_failures_are_not_retried(failure: Exception, error: type[Exception], time: Time) -> None:
     sent = 0
 
     def send() -> None:
@@ -373,14 +371,14 @@ def purses(cloud: Cloud, account: str) -> list[int]:
     return [int(item["available"]["N"]) for item in cloud.items(f"ACCT#{account}")]
 
 
-def test_a_throttle_is_not_seen_by_the_caller(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttling_is_hidden_from_the_caller(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = fails_first(rich, monkeypatch, THROTTLED, THROTTLED)
     rich.ledger.fund(hold())
     assert rich.ledger.available_micro("alice") == 9 * BUDGET
     assert sent == [{f"ESC#{hold().escrow_id}", "ACCT#alice"}] * 3, "an account that nobody hurries keeps one purse"
 
 
-def test_a_lost_answer_is_found_out_by_asking_again(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_response_is_resolved_by_a_retry(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     honest, lost = rich._dynamodb.transact_write_items, []
 
     def loses_the_first(**call: Any) -> Any:
@@ -403,9 +401,7 @@ def test_a_lost_answer_is_found_out_by_asking_again(rich: Cloud, time: Time, mon
     assert rich.ledger.available_micro("alice") == 10 * BUDGET
 
 
-def test_who_collides_spreads_a_wallet_that_is_worth_it(
-    cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collision_spreads_a_large_balance(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     cloud.deposit("alice", 100 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
     cloud.ledger.fund(hold())
@@ -414,7 +410,7 @@ def test_who_collides_spreads_a_wallet_that_is_worth_it(
     assert cloud.ledger.available_micro("alice") == 99 * BUDGET
 
 
-def test_who_collides_goes_to_another_purse(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collision_moves_on_to_another_shard(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """Holds and refunds both; and the environment stays where it found room."""
     cloud.deposit("alice", 100 * BUDGET)
     with monkeypatch.context() as patch:
@@ -433,9 +429,7 @@ def test_who_collides_goes_to_another_purse(cloud: Cloud, time: Time, monkeypatc
     assert cloud.ledger.available_micro("alice") == 98 * BUDGET
 
 
-def test_a_spread_wallet_can_be_spent_to_the_last_credit(
-    cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_spread_balance_can_be_spent_completely(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """One task larger than any purse, then a withdrawal of everything; then nothing is left for either."""
     cloud.deposit("alice", 40 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
@@ -452,9 +446,7 @@ def test_a_spread_wallet_can_be_spent_to_the_last_credit(
     assert [item["pk"]["S"] for item in cloud.items("OUT#")] == ["OUT#alice#w"]
 
 
-def test_another_try_of_the_same_that_took_the_last_credit_is_no_lack(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_concurrent_repeat_is_not_insufficient_funds(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other try commits after ours was refused and before ours looks at the purses."""
     cloud.deposit("alice", BUDGET)
     honest, met = cloud.ledger._plan, []
@@ -471,7 +463,7 @@ def test_another_try_of_the_same_that_took_the_last_credit_is_no_lack(
     assert cloud.ledger.available_micro("alice") == 0
 
 
-def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> None:
+def test_the_statement_pages_all_movements_newest_first(cloud: Cloud) -> None:
     cloud.ledger.deposit("alice", "d", 10 * BUDGET, now_ms=1)
     paid = cloud.ledger.fund(hold("paid", funded_ms=2))
     cloud.ledger.settle(settled(paid))

@@ -95,7 +95,7 @@ def reads(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("owner", [None, "honest", "attacker"])
-def test_a_page_reads_no_more_than_it_lists(cloud: Cloud, reads: list[int], owner: str | None) -> None:
+def test_a_page_reads_only_what_it_lists(cloud: Cloud, reads: list[int], owner: str | None) -> None:
     """Free registrations of a stranger cost nobody else's page a read."""
     honest = add_active(cloud, "agt_1", owner="honest")
     for _ in range(300):
@@ -140,7 +140,7 @@ def test_pages_list_every_agent_once_newest_first(cloud: Cloud, limit: int, owne
 
 
 @pytest.mark.parametrize("owner", [None, "owner"])
-def test_a_full_page_of_large_agents_is_listed_in_parts(cloud: Cloud, reads: list[int], owner: str | None) -> None:
+def test_a_page_of_large_agents_is_split(cloud: Cloud, reads: list[int], owner: str | None) -> None:
     """DynamoDB ends a page of a query at 1 MB: the client gets what was read, and where to go on."""
     made = [add_active(cloud, f"agt_{number:03}", rules="[" + " " * SCHEMA_BYTES_MAX + "]") for number in range(70)]
     page = agents.page(cloud, owner=owner, limit=100, after=None)
@@ -149,7 +149,7 @@ def test_a_full_page_of_large_agents_is_listed_in_parts(cloud: Cloud, reads: lis
     assert sorted(all_pages(cloud, owner=owner, limit=100)) == made
 
 
-def test_a_table_of_before_lists_its_active_agents_and_heals(cloud: Cloud) -> None:
+def test_listings_of_older_code_are_cleaned_up(cloud: Cloud) -> None:
     """The code of before put every registration into the index: what is not active leaves it when it is met."""
     active = [add_active(cloud, f"agt_{number}", created_ms=number) for number in range(5)]
     retired = add_active(cloud, "agt_retired", created_ms=3)
@@ -167,7 +167,7 @@ def test_a_table_of_before_lists_its_active_agents_and_heals(cloud: Cloud) -> No
     assert len(all_pages(cloud, owner="attacker")) == 60
 
 
-def test_healing_never_hides_an_agent_that_becomes_active(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleanup_never_hides_an_agent_that_becomes_active(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """The index lags behind the table: what it shows as awaiting may be active by now."""
     agent_id = register(cloud)
     list_as_before(cloud)
@@ -184,7 +184,7 @@ def test_healing_never_hides_an_agent_that_becomes_active(cloud: Cloud, monkeypa
     assert all_pages(cloud) == [agent_id]
 
 
-def test_a_page_is_answered_even_if_the_table_refuses_to_heal(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_cleanup_does_not_fail_the_page(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     active = add_active(cloud, "agt_1")
     register(cloud)
     list_as_before(cloud)
@@ -239,7 +239,7 @@ def test_cached_owner_flags_are_at_most_ten_seconds_old(cloud: Cloud, monkeypatc
     assert cloud.registry.owner_cached("owner") == OwnerState(), "an environment sees its own writes at once"
 
 
-def test_agents_of_an_owner_that_are_not_retired_are_found(cloud: Cloud) -> None:
+def test_unretired_agents_of_an_owner_are_found(cloud: Cloud) -> None:
     assert cloud.registry.agents_of("owner") == OwnedAgents(unretired=False, retired_ms=None)
     register(cloud, owner="third")
     assert cloud.registry.agents_of("third") == OwnedAgents(unretired=True, retired_ms=None), "it awaits its upload"

@@ -64,7 +64,7 @@ def held(cloud: Cloud) -> int:
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_no_more_tasks_of_an_account_run_than_it_has_slots(rich: Cloud, echo: str, within: Within, slots: int) -> None:
+def test_concurrent_tasks_are_limited_by_the_slots(rich: Cloud, echo: str, within: Within, slots: int) -> None:
     limit(rich, slots)
     refused: list[TooManyRunningError] = []
 
@@ -84,7 +84,7 @@ def test_no_more_tasks_of_an_account_run_than_it_has_slots(rich: Cloud, echo: st
     assert rich.ledger.available_micro("alice") == START - (slots + 1) * 10_000
 
 
-def test_the_refusal_is_a_429_that_moves_no_money(platform: Cloud, call: Call) -> None:
+def test_no_free_slot_is_a_429_and_moves_no_money(platform: Cloud, call: Call) -> None:
     limit(platform, 1)
     agent = platform.publish(wasm("echo"))
     now_ms = platform.now_ms()
@@ -104,7 +104,7 @@ def test_the_refusal_is_a_429_that_moves_no_money(platform: Cloud, call: Call) -
         (SLOT_RETRY_S_MAX * 1_000 + 1, SLOT_RETRY_S_MAX),
     ],
 )
-def test_the_refusal_says_when_the_first_slot_lapses(
+def test_the_429_states_when_the_first_slot_lapses(
     rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch, lapses_ms: int, again_s: int
 ) -> None:
     limit(rich, 1)
@@ -117,7 +117,7 @@ def test_the_refusal_says_when_the_first_slot_lapses(
 
 
 @pytest.mark.parametrize(("slots", "taken"), [(0, True), (SLOTS_MAX, True), (SLOTS_MAX + 1, False), (-1, False)])
-def test_an_account_may_have_as_many_slots_as_one_read_shows(cloud: Cloud, slots: int, taken: bool) -> None:
+def test_the_slot_limit_is_the_size_of_one_read(cloud: Cloud, slots: int, taken: bool) -> None:
     fields = cloud.settings.model_dump() | {"account_concurrency": slots}
     if taken:
         assert Settings.model_validate(fields).account_concurrency == slots
@@ -126,7 +126,7 @@ def test_an_account_may_have_as_many_slots_as_one_read_shows(cloud: Cloud, slots
             Settings.model_validate(fields)
 
 
-def test_all_slots_of_the_largest_account_are_seen_at_once(rich: Cloud, echo: str) -> None:
+def test_all_slots_of_the_largest_account_can_be_used(rich: Cloud, echo: str) -> None:
     limit(rich, SLOTS_MAX)
     now_ms = rich.now_ms()
     for number in range(SLOTS_MAX):
@@ -137,13 +137,13 @@ def test_all_slots_of_the_largest_account_are_seen_at_once(rich: Cloud, echo: st
         run(rich, echo)
 
 
-def test_without_a_limit_nothing_is_written(rich: Cloud, echo: str) -> None:
+def test_without_a_slot_limit_nothing_is_written(rich: Cloud, echo: str) -> None:
     limit(rich, 0)
     assert run(rich, echo).success
     assert rich.items("SLOT#") == []
 
 
-def test_repeats_are_answered_though_no_slot_is_free(rich: Cloud, echo: str, within: Within) -> None:
+def test_repeats_need_no_free_slot(rich: Cloud, echo: str, within: Within) -> None:
     limit(rich, 1)
     done = run(rich, echo)
 
@@ -155,7 +155,7 @@ def test_repeats_are_answered_though_no_slot_is_free(rich: Cloud, echo: str, wit
     within(repeat)
 
 
-def test_a_slot_is_given_back_however_the_task_ends(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_end_of_a_task_releases_its_slot(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(rich, 1)
     assert not run(rich, rich.publish(wasm("failing")), task_id="failed").success
     with monkeypatch.context() as patch:
@@ -166,7 +166,7 @@ def test_a_slot_is_given_back_however_the_task_ends(rich: Cloud, echo: str, monk
     assert run(rich, echo).success
 
 
-def test_a_slot_of_a_killed_runner_lapses_with_its_lease(rich: Cloud, echo: str) -> None:
+def test_the_slot_of_a_killed_runner_lapses(rich: Cloud, echo: str) -> None:
     limit(rich, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rich.slots, "give_back", lambda *_: None)
@@ -180,7 +180,7 @@ def test_a_slot_of_a_killed_runner_lapses_with_its_lease(rich: Cloud, echo: str)
 # The queue.
 
 
-def test_a_queued_task_waits_for_its_turn_as_a_new_message(
+def test_a_queued_task_without_a_slot_is_sent_again(
     rich: Cloud, echo: str, within: Within, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has used up no delivery, though it came five times and more; and it is still in its user's group."""
@@ -211,7 +211,7 @@ def test_a_queued_task_waits_for_its_turn_as_a_new_message(
     assert outcome(rich, "waiting") == "succeeded"
 
 
-def test_users_are_told_apart_by_the_queue(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_groups_messages_by_user(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQS shares its consumers out by MessageGroupId, which has fewer characters than an account's id."""
     groups: list[str] = []
     monkeypatch.setattr(rich.queue._client, "send_message", lambda **asked: groups.append(asked["MessageGroupId"]))

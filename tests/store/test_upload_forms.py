@@ -52,7 +52,7 @@ def signature(policy: str, scope: list[str]) -> str:
     return hmac.new(key, policy.encode(), hashlib.sha256).hexdigest()
 
 
-def test_the_table_holds_regions_of_every_partition() -> None:
+def test_the_table_covers_every_partition() -> None:
     regions = {region for region, _ in REGIONS}
     assert {"us-east-1", "eu-central-1", "cn-north-1", "us-gov-west-1"} <= regions
     assert {suffix for _, suffix in REGIONS} == {*SUFFIXES.values()}
@@ -82,9 +82,7 @@ def test_the_signed_policy_names_bucket_key_and_size(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:4566", "http://localhost:4566", "http://[::1]:4566"])
-def test_a_cloud_at_an_endpoint_of_ones_own_takes_paths(
-    monkeypatch: pytest.MonkeyPatch, variable: str, endpoint: str
-) -> None:
+def test_custom_endpoints_use_path_style_urls(monkeypatch: pytest.MonkeyPatch, variable: str, endpoint: str) -> None:
     """A bucket has no name of its own under an address, nor under `localhost` where no resolver knows such names."""
     monkeypatch.setenv(variable, endpoint)
     url, fields = form(monkeypatch, "us-east-1")

@@ -67,7 +67,11 @@ MUTANTS = (
         MATRIX,
     ),
     Mutant(
-        "fund: the record once more before insufficient funds", LEDGER, "if stored is None:\n", "if True:\n", MATRIX
+        "fund: the record once more before insufficient funds",
+        LEDGER,
+        "if stored is None:\n                    raise",
+        "if True:\n                    raise",
+        MATRIX,
     ),
     Mutant("take over: state", LEDGER, TAKE, _without(TAKE, "#state = :funded"), MATRIX),
     Mutant("take over: fence", LEDGER, TAKE, _without(TAKE, "#fence = :seen_fence"), MATRIX),

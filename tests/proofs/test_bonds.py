@@ -51,10 +51,10 @@ def judged(*, sides: Sequence[Side] = tuple(Side), task_id: str = "t", **changes
                 seed="ab" * 32,
             )
         )
-    hires = tuple(
+    holds = tuple(
         JudgeHold(side, judge.agent_id, JUDGING, judge.escrow_id) for side, judge in zip(sides, judges, strict=True)
     )
-    return replace(task, judges=hires), judges
+    return replace(task, judges=holds), judges
 
 
 def world_of(*, alice: int = 10 * BUDGET, bond: int = 10 * BUDGET) -> tuple[Memory, World]:
@@ -76,8 +76,8 @@ def ended(world: World, task: Escrow, judges: Sequence[Escrow], run: Run, *, now
     """A task and its judges, each with its settlement."""
     ends = [settled(world, judge, escrows.decide_judge(judge, DONE, now_ms=now_ms, released=True)) for judge in judges]
     paid = {
-        hire.side: JUDGING - end.settlement.split.refunded_micro
-        for hire, end in zip(task.judges, ends, strict=True)
+        hold.side: JUDGING - end.settlement.split.refunded_micro
+        for hold, end in zip(task.judges, ends, strict=True)
         if end.settlement
     }
     return [settled(world, task, escrows.decide(task, run, now_ms=now_ms, judging_micro=paid)), *ends]
@@ -211,16 +211,16 @@ def test_movements_of_a_bond(amount: int, recorded: int | None) -> None:
 
 
 def spread(world: World, memory: Memory, parts: Sequence[int]) -> None:
-    """Lets the bond lie in several purses."""
-    for purse, part in enumerate(parts):
-        pk = f"ACCT#{BOND}" + (f"#{purse}" if purse else "")
+    """Spreads the bond over several shards."""
+    for shard, part in enumerate(parts):
+        pk = f"ACCT#{BOND}" + (f"#{shard}" if shard else "")
         memory.items[pk] = {"pk": {"S": pk}, "available": {"N": str(part)}}
 
 
 @pytest.mark.parametrize("parts", [[0], [CHARGE - 1], [CHARGE], [CHARGE + 1], [1] * 16, [100] * 16, [0, 0, 2 * CHARGE]])
 @pytest.mark.parametrize("failures", [1, 2])
 def test_a_failure_is_charged_up_to_the_bonds_balance(parts: list[int], failures: int) -> None:
-    """From whichever purses; the line says what was due and what was taken, and the platform gets what was taken."""
+    """From any shards. The line states what was due and what was taken, and the platform receives what was taken."""
     memory, world = world_of(bond=sum(parts))
     if sum(parts):
         spread(world, memory, parts)
@@ -393,14 +393,14 @@ def settled_escrows(draw: st.DrawFn) -> list[Escrow]:
 def test_a_batch_moves_the_sums_of_its_escrows(waiting: list[Escrow], data: st.DataObject) -> None:
     """Nothing appears or is lost, no bond owes, and it fits into one transaction, and so does its append."""
     owners = sorted({escrow.owner for escrow in waiting})
-    purse = st.integers(0, 60)
-    purses = {
-        owner: data.draw(st.one_of(st.lists(purse, min_size=1, max_size=1), st.lists(purse, min_size=16, max_size=16)))
+    shard = st.integers(0, 60)
+    shards = {
+        owner: data.draw(st.one_of(st.lists(shard, min_size=1, max_size=1), st.lists(shard, min_size=16, max_size=16)))
         for owner in earnings.due_by_owner(waiting)
     }
-    chosen = earnings.fitting(waiting, purses)
+    chosen = earnings.fitting(waiting, shards)
     assert chosen == waiting[: len(chosen)]
-    batch = earnings.batch(chosen, purses, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
+    batch = earnings.batch(chosen, shards, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
     moves = {account: sum(changes.values()) for account, changes in batch.bond_moves.items()}
     items = len(chosen) + len(batch.lines) + 1 + len(batch.credits) + sum(map(len, batch.bond_moves.values()))
     assert len(chosen) > 0
@@ -412,7 +412,7 @@ def test_a_batch_moves_the_sums_of_its_escrows(waiting: list[Escrow], data: st.D
     noted = {(line.account, line.kind): line for line in batch.lines}
     for owner in owners:
         mine = [escrow.settlement for escrow in chosen if escrow.owner == owner and escrow.settlement]
-        has, bond = purses.get(owner, ()), bond_account(owner)
+        has, bond = shards.get(owner, ()), bond_account(owner)
         back = sum(min(end.judging_micro, end.split.paid_micro) for end in mine)
         due = sum(end.charge_micro for end in mine)
         taken = min(due, sum(has) + back)
@@ -421,11 +421,11 @@ def test_a_batch_moves_the_sums_of_its_escrows(waiting: list[Escrow], data: st.D
         assert batch.charged.get(bond, 0) == taken
         charge = noted.get((bond, LineKind.CHARGE))
         assert (charge.amount_micro, charge.due_micro) == (-taken, due) if charge else due == 0
-        after = {purse: has[purse] + change for purse, change in batch.bond_moves.get(bond, {}).items() if change < 0}
+        after = {shard: has[shard] + change for shard, change in batch.bond_moves.get(bond, {}).items() if change < 0}
         assert min(after.values(), default=0) >= 0
     if len(chosen) < len(waiting):
         more = waiting[: len(chosen) + 1]
-        one_more = earnings.batch(more, purses, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
+        one_more = earnings.batch(more, shards, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
         items = (
             len(more) + len(one_more.lines) + 1 + len(one_more.credits) + sum(map(len, one_more.bond_moves.values()))
         )

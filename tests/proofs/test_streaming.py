@@ -111,9 +111,9 @@ def test_a_difference_is_found_in_a_moving_ledger(ledger: Ledger) -> None:
     ledger.run(150)
     ledger.now_ms += HOUR_MS
     ledger.table.between = lambda: ledger.run(3)
-    purse = ledger.table.items["ACCT#alice"]
-    richer = str(int(purse["available"]["N"]) + 1)
-    ledger.table.items["ACCT#alice"] = {**purse, "available": {"N": richer}}
+    shard = ledger.table.items["ACCT#alice"]
+    richer = str(int(shard["available"]["N"]) + 1)
+    ledger.table.items["ACCT#alice"] = {**shard, "available": {"N": richer}}
     line = next(item for pk, item in ledger.table.items.items() if pk.startswith("EARN#"))
     stray = "EARN#mallory#" + line["pk"]["S"].rpartition("#")[2]
     unsealed = {name: value for name, value in line.items() if name != "seal"}

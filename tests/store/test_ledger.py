@@ -367,7 +367,7 @@ def fails_first(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *failures: Except
     return sent
 
 
-def purses(cloud: Cloud, account: str) -> list[int]:
+def shards(cloud: Cloud, account: str) -> list[int]:
     return [int(item["available"]["N"]) for item in cloud.items(f"ACCT#{account}")]
 
 
@@ -375,7 +375,7 @@ def test_throttling_is_hidden_from_the_caller(rich: Cloud, time: Time, monkeypat
     sent = fails_first(rich, monkeypatch, THROTTLED, THROTTLED)
     rich.ledger.fund(hold())
     assert rich.ledger.available_micro("alice") == 9 * BUDGET
-    assert sent == [{f"ESC#{hold().escrow_id}", "ACCT#alice"}] * 3, "an account that nobody hurries keeps one purse"
+    assert sent == [{f"ESC#{hold().escrow_id}", "ACCT#alice"}] * 3, "an account without contention uses one shard"
 
 
 def test_a_lost_response_is_resolved_by_a_retry(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,8 +405,8 @@ def test_a_collision_spreads_a_large_balance(cloud: Cloud, time: Time, monkeypat
     cloud.deposit("alice", 100 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
     cloud.ledger.fund(hold())
-    assert len(purses(cloud, "alice")) == BALANCE_SHARDS
-    assert min(purses(cloud, "alice")) >= BUDGET
+    assert len(shards(cloud, "alice")) == BALANCE_SHARDS
+    assert min(shards(cloud, "alice")) >= BUDGET
     assert cloud.ledger.available_micro("alice") == 99 * BUDGET
 
 
@@ -430,7 +430,7 @@ def test_a_collision_moves_on_to_another_shard(cloud: Cloud, time: Time, monkeyp
 
 
 def test_a_spread_balance_can_be_spent_completely(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One task larger than any purse, then a withdrawal of everything; then nothing is left for either."""
+    """One task larger than any shard, then a withdrawal of everything; then nothing is left for either."""
     cloud.deposit("alice", 40 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
     cloud.ledger.fund(hold("spreads"))
@@ -440,14 +440,14 @@ def test_a_spread_balance_can_be_spent_completely(cloud: Cloud, time: Time, monk
         cloud.ledger.withdraw("alice", "w", 29 * BUDGET + 1, now_ms=1)
     assert refused.value.members == {"available": "29", "required": "29.000001"}
     cloud.ledger.withdraw("alice", "w", 29 * BUDGET, now_ms=1)
-    assert set(purses(cloud, "alice")) == {0}
+    assert set(shards(cloud, "alice")) == {0}
     with pytest.raises(InsufficientFundsError):
         cloud.ledger.fund(hold("one more"))
     assert [item["pk"]["S"] for item in cloud.items("OUT#")] == ["OUT#alice#w"]
 
 
 def test_a_concurrent_repeat_is_not_insufficient_funds(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other try commits after ours was refused and before ours looks at the purses."""
+    """The other try commits after ours was refused and before ours reads the shards."""
     cloud.deposit("alice", BUDGET)
     honest, met = cloud.ledger._plan, []
 

@@ -120,7 +120,7 @@ def test_success_is_paid_by_the_tariff_in_the_escrow(
 def test_failures_are_refunded_in_full(
     new_escrow: NewEscrow, outcome: Outcome, budget: int, bps: int, fuel: int, wall_ms: int
 ) -> None:
-    """I3: whatever was measured, and whosever fault it was."""
+    """I3, for every meter and every fault."""
     escrow = new_escrow(budget_micro=budget, fee_bps=bps)
     done = decide(escrow, Run(outcome, "why", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=LATER_MS)
     assert (done.state, done.outcome, done.message, done.settled_ms) == (State.REFUNDED, outcome, "why", LATER_MS)
@@ -157,14 +157,14 @@ def test_different_tasks_have_different_escrow_ids(one: tuple[str, str], other: 
 
 @given(st.text(min_size=2, max_size=12), st.sampled_from(["", ":", "#", "1:", "0"]))
 def test_moving_characters_between_names_changes_the_id(text: str, part: str) -> None:
-    """("a", "bc") and ("ab", "c"), and all their likes."""
+    """For example ("a", "bc") and ("ab", "c")."""
     joined = part.join(text)
     ids = [escrow_id(joined[:cut], joined[cut:]) for cut in range(len(joined) + 1)]
     assert len(set(ids)) == len(ids)
 
 
 def test_escrow_ids_and_seeds_never_change(new_escrow: NewEscrow) -> None:
-    """Both are derived again years later: the id by a replay, the seed by whoever re-executes a receipt."""
+    """Both are derived again years later: the id by a replay, the seed by a re-execution of a receipt."""
     digest = hashlib.sha256(b"6:user-16:task-1").digest()
     eid = escrow_id("user-1", "task-1")
     assert eid == base64.b32encode(digest).decode().lower()[:26]

@@ -55,7 +55,7 @@ OWN = Limits(FUEL_MAX, MEMORY_BYTES_MAX, 25_000, OUTPUT_BYTES_MAX)
 
 
 def price_by_hand(tariff: Any, meter: Meter) -> int:
-    """The price, computed again with fractions."""
+    """The price, computed independently with fractions."""
     if isinstance(tariff, FlatTariff):
         return tariff.price_micro
     used = (
@@ -68,7 +68,7 @@ def price_by_hand(tariff: Any, meter: Meter) -> int:
 
 
 def due_by_hand(tariff: Tariff, compute: ComputePrices, meter: Meter) -> int:
-    """What the payer owes, computed again with fractions."""
+    """The amount due from the payer, computed independently with fractions."""
     fuel = ceil(Fraction(meter.fuel, 10**9) * compute.per_billion_fuel_micro)
     return price_by_hand(tariff, meter) + compute.run_micro + fuel
 
@@ -115,7 +115,7 @@ def test_a_budget_buys_the_most_of_each_limit(tariff: Tariff, compute: ComputePr
 
 
 def test_the_smallest_budget_buys_almost_nothing() -> None:
-    """Seen before: with a price for output alone, 0.000001 bought 100 KiB of output and 10^12 units of fuel."""
+    """A former bug: with a price for output only, 0.000001 bought 100 KiB of output and 10^12 units of fuel."""
     tariff, compute = metered(per_kib_output=1_000_000), ComputePrices(0, 40)
     bought = limits_bought(tariff, compute, budget_micro=1, own=OWN)
     assert (bought.output_bytes, bought.fuel) == (0, 25_000_000)
@@ -123,7 +123,7 @@ def test_the_smallest_budget_buys_almost_nothing() -> None:
 
 
 def test_the_largest_numbers_are_exact() -> None:
-    """At 10^12 micro of budget and 10^12 fuel, where a float would have lost micro-credits."""
+    """With a budget of 10^12 micro-credits and 10^12 fuel, where a float would lose micro-credits."""
     tariff = metered(base=1, per_million_fuel=999_999)
     assert price_micro(tariff, Meter(fuel=10**12 - 1)) == 999_999_000_001
     own = replace(OWN, fuel=10**13)
@@ -177,7 +177,7 @@ def test_rate_limits_are_exact(part: str) -> None:
         {"type": "metered", "per_second": "1"},
         {"type": "free"},
         {"price": "1"},
-        {"type": "flat", "price_micro": "1"},  # would read as micro-credits and count as credits
+        {"type": "flat", "price_micro": "1"},  # the name says micro-credits, but the value would count as credits
         {"type": "metered", "base_micro": "1"},
         [],
         None,

@@ -24,7 +24,7 @@ def test_only_the_agents_own_fault_lowers_the_score(outcome: Outcome, fault: Fau
 
 @given(st.integers(0, SCORE_TENTHS_MAX), st.lists(DELTAS))
 def test_the_score_stays_within_its_scale(start: int, deltas: list[int]) -> None:
-    """I16: the score is a fold of the outcomes, and nothing else."""
+    """I16: the score is a fold of the outcomes only."""
     scores = list(accumulate(deltas, moved_tenths, initial=start))
     assert all(0 <= score <= SCORE_TENTHS_MAX for score in scores)
     assert all(

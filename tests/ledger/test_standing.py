@@ -44,7 +44,7 @@ SUCCESS, FAILURE = Outcome.SUCCEEDED, Outcome.TRAP_UNREACHABLE
 
 
 def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Rating:
-    """A task of one credit for half a credit, with whatever a test wants otherwise; `price` is paid and fee."""
+    """A rating with a budget of one credit and a price of half a credit, unless changed; `price` is paid plus fee."""
     price = changed.pop("price", 500_000)
     used = price if outcome is SUCCESS else 0
     fee = changed.pop("fee_micro", used // 40)
@@ -65,7 +65,7 @@ def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Rating:
 
 
 def tasks(periods: int = 12) -> st.SearchStrategy[Rating]:
-    """Any task at all, of few users, so that they meet."""
+    """Arbitrary ratings, from few users, so that users repeat."""
     return st.builds(
         task,
         st.sampled_from([*"abcdefgh", "owner"]),
@@ -77,7 +77,7 @@ def tasks(periods: int = 12) -> st.SearchStrategy[Rating]:
     )
 
 
-# So alike and so close together that three is soon too many.
+# So similar and so close in time that a limit of three is soon exceeded.
 CROWD = st.builds(
     task,
     st.sampled_from("abcdefg"),
@@ -95,7 +95,7 @@ def robust(ratings: Sequence[Rating]) -> int:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that is dropped or capped is so after three."""
+    """Lowers every limit on what is kept to three."""
     monkeypatch.setattr(reputation, "PAYERS_MAX", 3)
     monkeypatch.setattr(reputation, "PERIODS_MAX", 3)
     monkeypatch.setattr(reputation, "_COUNT_MAX", 3)
@@ -121,7 +121,7 @@ def test_order_and_batches_affect_only_the_reference_score(batches: list[list[Ra
 @pytest.mark.usefixtures("few")
 @given(BATCHES)
 def test_folding_in_batches_gives_the_same_bytes(batches: list[list[Rating]]) -> None:
-    """I16: the standing is the fold of the log, however the sweep cut it."""
+    """I16: the standing is the fold of the log, whatever the batches of the sweep."""
     standing = Standing()
     for batch in batches:
         standing = fold(standing, batch)
@@ -155,7 +155,7 @@ def test_the_reference_score_follows_the_log_order(start: int, ratings: list[Rat
     assert score_tenths(fold(Standing(start), ratings), "reference") == score
 
 
-# What a receipt says.
+# Ratings of receipts.
 
 
 def test_a_rating_contains_the_claims_of_the_receipt(new_escrow: Callable[..., Escrow]) -> None:
@@ -281,7 +281,7 @@ def test_no_released_run_means_no_estimate() -> None:
     assert estimate(fold(Standing(), [task("a", FAILURE), task("owner")])) is None
 
 
-# The robust score: known answers, and an account of it in floats that shares no code.
+# The robust score: known values, and an independent implementation with floats.
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9))
@@ -292,7 +292,7 @@ def test_the_integer_logarithm_is_exact(denominator: int, more: int) -> None:
 
 @given(st.floats(0.001, 400), st.floats(0, 400))
 def test_the_lower_bound_agrees_with_the_score_test(won: float, lost: float) -> None:
-    """Wilson 1927: p is the bound if (share - p)² = z²·p(1 - p)/n; found here by halving."""
+    """Wilson 1927: p is the bound if (share - p)² = z²·p(1 - p)/n; found here by bisection."""
     n, z = won + lost, 1.6448536269514722
     low, high = 0.0, won / n
     for _ in range(60):
@@ -331,7 +331,7 @@ def test_the_robust_score_follows_its_documentation(ratings: list[Rating]) -> No
     assert robust(ratings) == pytest.approx(1_000 * bound, abs=1.01)
 
 
-# The robust score: what it promises.
+# The robust score: guaranteed properties.
 
 
 @given(st.lists(tasks(), max_size=30))
@@ -341,7 +341,7 @@ def test_every_score_is_within_the_scale(ratings: list[Rating]) -> None:
 
 
 def test_a_new_agent_scores_0_and_failures_cannot_lower_it() -> None:
-    """So there is nothing to be gained by coming again under another name."""
+    """So nothing is gained by registering again under another name."""
     assert score_tenths(Standing(), "robust") == 0
     assert robust([task(f"user {n}", FAILURE) for n in range(50)]) == 0
 
@@ -350,7 +350,7 @@ def test_a_new_agent_scores_0_and_failures_cannot_lower_it() -> None:
 def test_successes_of_new_payers_never_lower_the_score(ratings: list[Rating], newcomers: int, price: int) -> None:
     newest = max((one.settled_ms for one in ratings), default=NOW_MS)
     come = [task(f"new {n}", price=price, settled_ms=newest) for n in range(newcomers)]
-    settled = [*ratings, task("z", price=0, settled_ms=newest)]  # the newest period is there already
+    settled = [*ratings, task("z", price=0, settled_ms=newest)]  # the newest period exists already
     known = [robust(settled + come[:n]) for n in range(newcomers + 1)]
     assert all(before <= after for before, after in pairwise(known))
 
@@ -365,7 +365,7 @@ def test_a_failure_never_raises_the_score(ratings: list[Rating], another: Rating
 
 @given(st.lists(tasks(periods=4), max_size=20), st.integers(0, 100))
 def test_nonpayers_weigh_at_most_a_third_of_the_payers(ratings: list[Rating], ring: int) -> None:
-    """The score stays above that of an agent for which every payer's votes went against it by a third as many."""
+    """The score is at least that of an agent against which a third of the payers' votes are added."""
     newest = max((one.settled_ms for one in ratings), default=NOW_MS)
     settled = [*ratings, task("z", price=0, settled_ms=newest)]
     attacked = [*settled, *(task(f"fake {n}", FAILURE, settled_ms=newest) for n in range(ring))]
@@ -374,7 +374,7 @@ def test_nonpayers_weigh_at_most_a_third_of_the_payers(ratings: list[Rating], ri
 
 
 def _votes(ratings: Sequence[Rating]) -> tuple[int, int]:
-    """Votes for and against of those who paid alone."""
+    """The votes for and against of payers only."""
     won = lost = 0
     for voter in reputation._voters(fold(Standing(), ratings).periods):
         votes = reputation._ln((FEE_UNIT_MICRO << 16) + voter.fee, FEE_UNIT_MICRO << 16)
@@ -421,7 +421,7 @@ def test_fees_halve_in_two_periods_and_end_after_eight() -> None:
     assert known[7] > known[8] == 0
 
 
-# What is remembered is bounded.
+# The size of a standing is bounded.
 
 
 def test_100000_payers_fit_into_the_document() -> None:

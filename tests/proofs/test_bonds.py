@@ -1,4 +1,4 @@
-"""Bonds, judges on both sides and charges: every rule of who pays, and what each refusal leaves as it was."""
+"""Bonds, judges of both sides, and charges: every rule of who pays, and that rejections change nothing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,15 +26,15 @@ from tests.proofs.memory import Memory
 from tests.proofs.test_matrix import DONE, EXPIRY, FAILED, FENCE, TIMES, hold, overtaken, signed
 from tests.proofs.world import BOND_MINIMUM, PLATFORM_ACCOUNT, START_MS, World
 
-BUDGET, JUDGING = 50_000, 20_011  # of the task; of each judge
+BUDGET, JUDGING = 50_000, 20_011  # of the task, and of each judge
 BOND = bond_account("oskar")
 COMPUTE = ComputePrices(run_micro=1_009)
 CHARGE = 1_009
-SPARE = 5  # that oskar has beside the bond
+SPARE = 5  # oskar's balance besides the bond
 
 
 def judged(*, sides: Sequence[Side] = tuple(Side), task_id: str = "t", **changes: Any) -> tuple[Escrow, list[Escrow]]:
-    """A task and the judges that it is funded with."""
+    """A task and the escrows of its judges."""
     task = hold(task_id=task_id, budget=BUDGET, **({"fence": 1, "compute": COMPUTE} | changes))
     judges = []
     for side in sides:
@@ -73,7 +73,7 @@ def settled(world: World, escrow: Escrow, plain: Settlement) -> Escrow:
 
 
 def ended(world: World, task: Escrow, judges: Sequence[Escrow], run: Run, *, now_ms: int) -> list[Escrow]:
-    """A task and its judges, each with its settlement."""
+    """A task and its judges, each with a settlement."""
     ends = [settled(world, judge, escrows.decide_judge(judge, DONE, now_ms=now_ms, released=True)) for judge in judges]
     paid = {
         hold.side: JUDGING - end.settlement.split.refunded_micro
@@ -114,7 +114,7 @@ def test_a_task_and_its_judges_are_funded_together_or_not(sides: tuple[Side, ...
 @pytest.mark.parametrize("gone", [None, "judge expired", "task expired", "settled"])
 @pytest.mark.parametrize("run", [DONE, FAILED], ids=["done", "failed"])
 def test_a_task_and_its_judges_leave_funded_together(gone: str | None, run: Run) -> None:
-    """I5 to I8: by the task's fence, before expiry, while all of them are funded."""
+    """I5 to I8: with the task's fence, before expiry, and while all of them are funded."""
     for fence, now_ms in product((FENCE - 1, FENCE, FENCE + 1), TIMES):
         memory, world = world_of()
         task, judges = judged(fence=FENCE)
@@ -159,7 +159,7 @@ def test_a_task_does_not_settle_without_its_judges() -> None:
 
 
 def test_an_expired_judge_prevents_settlement() -> None:
-    """By its own expiry, were that ever another than its task's: somebody may be refunding it now."""
+    """A judge whose own expiry has passed may be refunded at the same time, so its task must not settle."""
     memory, world = world_of()
     task, judges = judged(sides=(Side.AGENT,))
     early = replace(judges[0], expires_ms=EXPIRY - 10)
@@ -182,7 +182,7 @@ def test_an_expired_judges_budget_returns_to_the_bond() -> None:
 @pytest.mark.parametrize("amount", [-BUDGET - 1, -BUDGET, -1, 1, BUDGET, BUDGET + 1])
 @pytest.mark.parametrize("recorded", [None, -1, 1, BUDGET])
 def test_movements_of_a_bond(amount: int, recorded: int | None) -> None:
-    """Once by their id; into no debt on either side; another amount under the same id is refused."""
+    """Once per id; neither side falls below zero; another amount with the same id is rejected."""
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     world.ledger.deposit("oskar", "start", 2 * BUDGET, now_ms=START_MS)
@@ -247,7 +247,7 @@ def test_a_failure_is_charged_up_to_the_bonds_balance(parts: list[int], failures
 
 @pytest.mark.parametrize("budget", [BUDGET, 15_000])
 def test_the_judges_cost_returns_from_the_price_to_the_bond(budget: int) -> None:
-    """As far as the price reaches."""
+    """At most the price."""
     _, world = world_of()
     task, judges = judged(sides=(Side.AGENT,))
     task = replace(task, budget_micro=budget, tariff=f'{{"type":"flat","price":"0.0{budget - 2_000:05}"}}')
@@ -257,13 +257,13 @@ def test_the_judges_cost_returns_from_the_price_to_the_bond(budget: int) -> None
     paid, cost = stored.settlement.split.paid_micro, stored.settlement.judging_micro
     for names in world.ledger.settled():
         credited = world.ledger.credit(names, now_ms=EXPIRY)
-        assert credited.bonds_left == {"oskar": None}, "it may be enough again"
+        assert credited.bonds_left == {"oskar": None}, "the bond may cover the minimum again"
     assert world.ledger.available_micro("oskar") == max(paid - cost, 0) + SPARE
     assert world.ledger.available_micro(BOND) == 10 * BUDGET - cost + min(paid, cost)
     for name in world.ledger.unlogged():
         world.ledger.append(name)
     found = differences(world)
-    assert [line for line in found if "names no rules" not in line] == []  # the escrow here has a judge and no rules
+    assert [line for line in found if "names no rules" not in line] == []  # this escrow has a judge but no rules
 
 
 def test_returns_to_a_bond_pay_charges_of_the_same_batch() -> None:
@@ -274,7 +274,7 @@ def test_returns_to_a_bond_pay_charges_of_the_same_batch() -> None:
     assert stored.settlement
     cost, back = stored.settlement.judging_micro, stored.settlement.split.paid_micro
     assert back < cost
-    failures = (JUDGING - cost) // CHARGE + 1  # more than is left in the bond
+    failures = (JUDGING - cost) // CHARGE + 1  # more than the bond's balance
     for number in range(failures):
         failing, _ = judged(sides=(), task_id=f"t{number}")
         world.ledger.fund(failing)
@@ -285,7 +285,7 @@ def test_returns_to_a_bond_pay_charges_of_the_same_batch() -> None:
 
 
 def test_a_charge_handles_a_bond_emptied_meanwhile() -> None:
-    """Between what the sweep has read and its write, the bond is released: it takes what is there then."""
+    """The bond is released between the sweep's read and its write: the charge takes what is left."""
     memory, world = world_of(bond=2 * CHARGE)
     task, _ = judged(sides=())
     world.ledger.fund(task)
@@ -304,12 +304,12 @@ OPEN = ("", "funded", "settled", "judge of another", "swept")
 @pytest.mark.parametrize("retired_ms", [None, 0, NOW - BOND_NOTICE_MS, NOW - BOND_NOTICE_MS + 1, NOW, NOW + 1])
 @pytest.mark.parametrize("work", OPEN)
 def test_a_bond_is_released_only_if_nothing_needs_it(*, active: bool, retired_ms: int | None, work: str) -> None:
-    """No agent active for a minute, and nothing that is funded or not credited; a repeat needs nothing of it."""
+    """No agent active for the notice period, no escrow funded or uncredited. Repeats need no check."""
     memory, world = world_of()
     world.registry.owned = OwnedAgents(unretired=active, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
     out = BondRequest.model_validate({"bond_id": "out", "amount": "-0.000007"})
     task, judges = judged(sides=(Side.AGENT,))
-    if work == "judge of another":  # what is left of the owner is a judge that its bond pays
+    if work == "judge of another":  # the only open work is a judge that the owner's bond pays
         world.ledger.fund(task, *judges)
         world.ledger.expire(task, signed(world, task, escrows.expire(task, now_ms=EXPIRY)))
     elif work:
@@ -339,7 +339,7 @@ def test_a_bond_is_released_only_if_nothing_needs_it(*, active: bool, retired_ms
 
 @pytest.mark.parametrize("before_note", [0, 1])
 def test_the_last_recorded_bond_state_is_current(before_note: int) -> None:
-    """A top-up comes between what a sweep has read of a bond and what it notes; and the other way round."""
+    """A top-up between a sweep's read of a bond and its record, and the other way round."""
     _, world = world_of(bond=BOND_MINIMUM - 1)
     noted = world.registry.set_bond_short
     moved: list[int] = []
@@ -365,7 +365,7 @@ ENDS = st.sampled_from(
 
 @st.composite
 def settled_escrows(draw: st.DrawFn) -> list[Escrow]:
-    """Settled escrows of few owners with few agents, or of many with many."""
+    """Settled escrows of few owners with few agents, or of many owners with many agents."""
     owners, agents = draw(st.sampled_from([(1, 1), (3, 5), (2, 90), (90, 90)]))
     found = []
     for number in range(draw(st.integers(1, 97))):
@@ -391,7 +391,7 @@ def settled_escrows(draw: st.DrawFn) -> list[Escrow]:
 @settings(max_examples=150, deadline=None)
 @given(waiting=settled_escrows(), data=st.data())
 def test_a_batch_moves_the_sums_of_its_escrows(waiting: list[Escrow], data: st.DataObject) -> None:
-    """Nothing appears or is lost, no bond owes, and it fits into one transaction, and so does its append."""
+    """No credit appears or is lost, no bond falls below zero, and batch and append each fit one transaction."""
     owners = sorted({escrow.owner for escrow in waiting})
     shard = st.integers(0, 60)
     shards = {
@@ -430,7 +430,7 @@ def test_a_batch_moves_the_sums_of_its_escrows(waiting: list[Escrow], data: st.D
             len(more) + len(one_more.lines) + 1 + len(one_more.credits) + sum(map(len, one_more.bond_moves.values()))
         )
         agents = len({escrow.agent_id for escrow in more})
-        assert items > TRANSACTION_ITEMS_MAX - 4 or agents > LOGGED_AGENTS_MAX, "it might have had room"
+        assert items > TRANSACTION_ITEMS_MAX - 4 or agents > LOGGED_AGENTS_MAX, "the batch could have been larger"
 
 
 @pytest.mark.parametrize(

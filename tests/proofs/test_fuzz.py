@@ -1,4 +1,4 @@
-"""A short round of fault fuzzing on a real engine. The long one is of `make proofs`."""
+"""A short round of fault fuzzing on a real engine. `make proofs` runs the long one."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

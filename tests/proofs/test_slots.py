@@ -1,4 +1,4 @@
-"""Slots: never more holders than slots, whatever is lost, lapses or races; each write of it in every state."""
+"""Slots: never more holders than slots, with lost responses, lapsed leases and races; each write in every state."""
 
 import random
 import threading
@@ -47,7 +47,7 @@ def test_only_a_free_slot_is_taken(state: str, later_ms: int) -> None:
         assert memory.items == before
     else:
         assert taken == 0
-    assert slots.take("bob", "me", of=1, now_ms=now_ms, lease_ms=now_ms + 1) == 0, "another account's are its own"
+    assert slots.take("bob", "me", of=1, now_ms=now_ms, lease_ms=now_ms + 1) == 0, "the slots of accounts are separate"
 
 
 @pytest.mark.parametrize("holder", ["me", "other"])
@@ -101,7 +101,7 @@ def test_a_failed_release_does_not_fail_the_task() -> None:
     st.integers(1, SLOTS),
 )
 def test_there_are_never_more_holders_than_slots(program: list[tuple[str, bool, int]], number: int) -> None:
-    """A model: who holds what until when. A free slot is always found when nobody else is looking for one."""
+    """A model of holders and leases. Without concurrent runners, a free slot is always found."""
     slots, now_ms = of(Memory()), START_MS
     held: dict[str, tuple[int, int]] = {}
     for holder, takes, later_ms in program:
@@ -122,7 +122,7 @@ def test_there_are_never_more_holders_than_slots(program: list[tuple[str, bool, 
 
 
 def test_a_race_for_the_last_slot_has_one_winner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have seen the same slot free; whoever writes second looks no further than it saw, and is refused."""
+    """Two runners have read the same slot as free. The second write is rejected, and no other slot was free."""
     for first, second in product(range(SLOTS), repeat=2):
         memory = Memory()
         slots = of(memory)
@@ -148,7 +148,7 @@ def test_a_race_for_the_last_slot_has_one_winner(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_runner_gives_up_after_the_limit_of_lost_races() -> None:
-    """All slots are seen free, and each is taken by a rival before ours arrives."""
+    """All slots are read as free, and a rival takes each before our write arrives."""
     memory, number = Memory(), 2 * SLOT_TRIES_MAX
     honest, tried = memory.update_item, list[str]()
 

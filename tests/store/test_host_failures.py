@@ -1,4 +1,4 @@
-"""A disk, a memory or a connection that fails: always the platform's fault, and never an exception that holds money."""
+"""Failures of disk, memory and connections: always the platform's fault, and never a task that keeps the money held."""
 
 import base64
 import errno
@@ -46,7 +46,7 @@ OF_A_BODY = [
     ReadTimeoutError(endpoint_url="https://s3.test"),
     IncompleteReadError(actual_bytes=1, expected_bytes=2),
     ResponseStreamingError(error=ProtocolError("broken")),
-    SSLError("decryption failed or bad record mac"),  # botocore passes it on as it is
+    SSLError("decryption failed or bad record mac"),  # botocore does not wrap it
     ConnectionResetError(),
     MemoryError(),
 ]
@@ -76,7 +76,7 @@ def rich(cloud: Cloud) -> Cloud:
 
 
 class Body:
-    """A body that breaks off after its first byte."""
+    """A body that is interrupted after its first byte."""
 
     def __init__(self, failure: BaseException) -> None:
         self._failure = failure
@@ -94,7 +94,7 @@ class Body:
 
 
 def break_bodies(cloud: Cloud, patch: pytest.MonkeyPatch, failure: BaseException) -> list[Body]:
-    """Whatever is read from S3 from now on breaks off."""
+    """Interrupts every read from S3 from now on."""
     bodies: list[Body] = []
 
     def answer(**_: Any) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def leftovers(cloud: Cloud) -> list[Path]:
 
 @pytest.fixture
 def refunded_while(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`refunded_while(agent, code, owner, name, failure, **task)`: a task while `owner.name` fails, and another."""
+    """`refunded_while(agent, code, owner, name, failure, **task)`: a task while `owner.name` fails, then another."""
 
     def check(agent: str, code: str, owner: Any, name: str, failure: BaseException, **task: Any) -> None:
         with monkeypatch.context() as patch:
@@ -151,7 +151,7 @@ def test_an_interrupted_download_is_refunded_at_once(
     with monkeypatch.context() as patch:
         bodies = break_bodies(rich, patch, failure)
         done = run(rich, agent)
-    assert [body.closed for body in bodies] == [True], "its connection can be used again"
+    assert [body.closed for body in bodies] == [True], "the connection can be used again"
     assert leftovers(rich) == []
     assert_refunded_as_the_platforms_fault(rich, done, "storage_down")
     assert_all_is_well_again(rich, agent)
@@ -215,7 +215,7 @@ def test_no_memory_for_the_judge_neither_runs_nor_pays_it(rich: Cloud, monkeypat
     done = run(rich, agent, acceptance=rules)
     assert done.error is not None
     assert (done.error.code, done.amount_refunded_micro, done.reputation_delta) == ("worker_lost", 40_000, 0)
-    assert rich.ledger.available_micro("alice") == START, "the judge's part is back, too"
+    assert rich.ledger.available_micro("alice") == START, "the judge's budget is refunded too"
     assert rich.total_micro() == START
 
 
@@ -229,7 +229,7 @@ def test_an_unstorable_output_is_refunded_at_once(
 
 @pytest.mark.parametrize("ended", ["rejected", "refused memory"])
 def test_the_receipt_verifies_without_stored_stderr(rich: Cloud, monkeypatch: pytest.MonkeyPatch, ended: str) -> None:
-    """Seen before: `rejected_by` and `memory_refused` of the run, beside an end by the platform's fault."""
+    """A former bug: `rejected_by` and `memory_refused` of the run were stated together with a platform fault."""
     greedy = wat2wasm(f"""(module
         (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
         (memory (export "memory") 1)
@@ -271,7 +271,7 @@ def test_an_undeletable_bad_copy_holds_no_money(rich: Cloud, monkeypatch: pytest
     assert done.error is not None
     assert (done.error.code, done.amount_refunded_micro) == ("artefact_tampered", 50_000)
     assert rich.ledger.available_micro("alice") == START
-    assert run(rich, agent, task_id="t-2").error is not None, "dropped now"
+    assert run(rich, agent, task_id="t-2").error is not None, "the bad copy has been deleted now"
     assert run(rich, agent, task_id="mended").success
 
 

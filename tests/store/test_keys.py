@@ -1,4 +1,4 @@
-"""The signing keys over a stand-in for KMS: few calls of it, however many ask, and roots that stay."""
+"""The signing keys with a fake KMS: few calls for many requests, and roots that stay published."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ OLD, NEW, LOG, HOOK = (f"arn:aws:kms:eu-central-1:111122223333:key/{name}" for n
 
 
 class Kms:
-    """Holds a key for every name that it is asked for, and counts what it signs."""
+    """A fake KMS with a key for every name, which counts its calls."""
 
     def __init__(self) -> None:
         self.keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in (OLD, NEW, LOG, HOOK)}
@@ -82,7 +82,7 @@ def test_signing_keys_use_the_kernels_randomness(monkeypatch: pytest.MonkeyPatch
 
 
 class Clock:
-    """Seconds that a test sets."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = float(NOW_S)
@@ -105,7 +105,7 @@ def test_a_root_is_cached_up_to_its_age_limit(age_s: int, calls: int) -> None:
     kms, clock = Kms(), Clock()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW]}, clock=clock)
     keys.jwks()
-    clock.now_s += age_s  # a clock that was set back keeps nothing for longer
+    clock.now_s += age_s  # a clock that was set back must not prolong caching
     keys.jwks()
     assert kms.shown == [NEW] * calls
 
@@ -120,7 +120,7 @@ def test_a_failed_read_of_the_roots_is_cached_briefly(age_s: int, calls: int) ->
     clock.now_s += age_s
     with pytest.raises(PlatformUnavailableError):
         keys.jwks()
-    assert kms.shown == [NEW] + [OLD] * calls, "the root that was read is not read again"
+    assert kms.shown == [NEW] + [OLD] * calls, "the root that was read is still cached"
     kms.down = set()
     clock.now_s += JWKS_FAILURE_S_MAX
     assert [key["kid"] for key in keys.jwks()["keys"]] == ["new", "old"]
@@ -135,7 +135,7 @@ def test_check_calls_kms_for_each_root_despite_the_cache() -> None:
     kms.down = {OLD}
     with pytest.raises(PlatformUnavailableError):
         keys.check()
-    assert len(keys.jwks()["keys"]) == 2, "those that are kept are still good"
+    assert len(keys.jwks()["keys"]) == 2, "the cached roots are still valid"
 
 
 def test_each_purpose_has_its_own_root_and_key() -> None:

@@ -1,4 +1,4 @@
-"""The ledger's writes one by one: what each refuses, and that a refusal changes nothing. (Single-threaded: moto.)"""
+"""The ledger's writes one by one: what each rejects, and that a rejection changes nothing. Single-threaded (moto)."""
 
 import random
 from dataclasses import replace
@@ -57,7 +57,7 @@ def settled(escrow: Escrow, run: Run = DONE, *, now_ms: int = 10) -> Escrow:
 
 
 def stated(escrow: Escrow, settlement: Settlement) -> Settlement:
-    """With a receipt that can be read; whether it verifies is not the ledger's affair."""
+    """The settlement with a readable receipt. The ledger does not verify it."""
     run = Run(settlement.outcome, settlement.message, Meter())
     claims = receipt.claims(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
     return replace(settlement, receipt=jwt.encode(claims, "k" * 32))
@@ -86,7 +86,7 @@ def test_fund_holds_the_budget_once(rich: Cloud) -> None:
 
 
 def test_a_replay_is_recognised_before_an_empty_account(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both conditions failed: the first attempt took the last credit. (moto reports the first reason alone.)"""
+    """Both conditions fail, because the first attempt took the last credit. (moto reports only the first reason.)"""
     escrow = rich.ledger.fund(hold())
     (standing,), (account,) = rich.items("ESC#"), rich.items("ACCT#alice")
 
@@ -133,7 +133,7 @@ def test_expiry_refunds_only_from_its_time_on(rich: Cloud, now_ms: int, expires:
 @pytest.mark.parametrize("first", [DONE, FAILED, None])
 @pytest.mark.parametrize("second", [DONE, FAILED, None])
 def test_an_escrow_leaves_funded_once(rich: Cloud, first: Run | None, second: Run | None) -> None:
-    """I5, I6. None stands for expiry."""
+    """I5, I6. None means expiry."""
     escrow = rich.ledger.fund(hold())
 
     def leave(run: Run | None) -> Escrow:
@@ -175,12 +175,12 @@ def test_movements_are_applied_once_per_id(cloud: Cloud) -> None:
     assert cloud.ledger.available_micro("alice") == 0
 
 
-ONE_OWNER_MAX = TRANSACTION_ITEMS_MAX - 5  # its wallet and line, the platform's, and the batch go along
+ONE_OWNER_MAX = TRANSACTION_ITEMS_MAX - 5  # the balance and journal line of owner and platform, and the batch
 MANY_OWNERS_MAX = (TRANSACTION_ITEMS_MAX - 3) // 3
 
 
 def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
-    """I10, I15: more than fits one transaction, by two sweeps that saw the same index."""
+    """I10, I15: more escrows than fit one transaction, by two sweeps that read the same index."""
     count = BATCH_GET_ITEMS_MAX + 3
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
@@ -209,7 +209,7 @@ def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
 
 
 def test_agents_of_many_owners_share_a_batch(cloud: Cloud) -> None:
-    """I10, I15, I16: one escrow each of as many owners as fit one transaction, and one more."""
+    """I10, I15, I16: one escrow each of one owner more than fit one transaction."""
     count = MANY_OWNERS_MAX + 1
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
@@ -239,7 +239,7 @@ def test_a_batch_has_at_most_the_agents_of_one_append(cloud: Cloud) -> None:
 
 
 def test_batches_of_older_code_are_logged(cloud: Cloud) -> None:
-    """A batch of one agent that was credited by the code of before, which named the agent in it."""
+    """A batch that older code credited: it has one agent, which the batch names."""
     cloud.deposit("alice", 2 * BUDGET)
     for number in range(2):
         escrow = cloud.ledger.fund(hold(f"t-{number}"))
@@ -277,7 +277,7 @@ def _cancelled(*codes: str) -> ClientError:
 
 
 class Time:
-    """A clock that only sleeping moves."""
+    """A clock that advances only by sleeping."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -324,7 +324,7 @@ def test_transient_failures_are_retried_while_time_is_left(failure: Exception, t
         dynamo.answered(send, dynamo.Patience(12_000, reserve_ms=3_000))
     assert refused.value.retry_after_s
     assert len(sent_s) > 5
-    assert 5 < sent_s[-1] - began_s <= 9 - CALL_MS_MAX / 1_000, "the last call, too, ends within the time"
+    assert 5 < sent_s[-1] - began_s <= 9 - CALL_MS_MAX / 1_000, "the last call ends in time, too"
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_permanent_failures_are_not_retried(failure: Exception, error: type[Exce
 
 
 def fails_first(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> list[set[str]]:
-    """Lets the first transactions fail; returns the keys that each one sent has touched."""
+    """Makes the first transactions fail; returns the keys in each transaction that is sent."""
     honest, left, sent = cloud._dynamodb.transact_write_items, list(failures), []
 
     def send(**call: Any) -> Any:
@@ -411,7 +411,7 @@ def test_a_collision_spreads_a_large_balance(cloud: Cloud, time: Time, monkeypat
 
 
 def test_a_collision_moves_on_to_another_shard(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holds and refunds both; and the environment stays where it found room."""
+    """Both holds and refunds; the environment then stays with the shard that worked."""
     cloud.deposit("alice", 100 * BUDGET)
     with monkeypatch.context() as patch:
         fails_first(cloud, patch, CONFLICT)
@@ -430,7 +430,7 @@ def test_a_collision_moves_on_to_another_shard(cloud: Cloud, time: Time, monkeyp
 
 
 def test_a_spread_balance_can_be_spent_completely(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One task larger than any shard, then a withdrawal of everything; then nothing is left for either."""
+    """A task larger than any shard, then a withdrawal of everything, then insufficient funds for both."""
     cloud.deposit("alice", 40 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
     cloud.ledger.fund(hold("spreads"))
@@ -447,7 +447,7 @@ def test_a_spread_balance_can_be_spent_completely(cloud: Cloud, time: Time, monk
 
 
 def test_a_concurrent_repeat_is_not_insufficient_funds(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other try commits after ours was refused and before ours reads the shards."""
+    """The concurrent repeat commits after our write was rejected and before we read the shards."""
     cloud.deposit("alice", BUDGET)
     honest, met = cloud.ledger._plan, []
 

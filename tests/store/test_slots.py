@@ -1,4 +1,4 @@
-"""How many tasks of one account run at once: no more than it has slots, over HTTP and out of the queue."""
+"""The limit on an account's concurrent tasks, over HTTP and from the queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def echo(rich: Cloud) -> str:
 
 @pytest.fixture
 def within(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> Within:
-    """Does something while a task of alice's is in the sandbox."""
+    """Calls a function while a task of alice's is in the sandbox."""
     number = 0
 
     def during(act: Callable[[], Any]) -> TaskResult:
@@ -72,7 +72,7 @@ def test_concurrent_tasks_are_limited_by_the_slots(rich: Cloud, echo: str, withi
         with pytest.raises(TooManyRunningError) as refusal:
             run(rich, echo, task_id="one-more")
         refused.append(refusal.value)
-        assert run(rich, echo, user="bob").success, "others are not held up"
+        assert run(rich, echo, user="bob").success, "other accounts are not affected"
 
     innermost: Callable[[], Any] = at_the_limit
     for _ in range(slots - 1):
@@ -131,7 +131,7 @@ def test_all_slots_of_the_largest_account_can_be_used(rich: Cloud, echo: str) ->
     now_ms = rich.now_ms()
     for number in range(SLOTS_MAX):
         rich.slots.take("alice", f"other-{number}", of=SLOTS_MAX, now_ms=now_ms, lease_ms=now_ms + 600_000)
-    while held(rich) < SLOTS_MAX:  # a free one may be missed, when the read finds more than are tried
+    while held(rich) < SLOTS_MAX:  # a free slot may be missed if the read finds more than are tried
         rich.slots.take("alice", f"more-{held(rich)}", of=SLOTS_MAX, now_ms=now_ms, lease_ms=now_ms + 600_000)
     with pytest.raises(TooManyRunningError):
         run(rich, echo)
@@ -173,7 +173,7 @@ def test_the_slot_of_a_killed_runner_lapses(rich: Cloud, echo: str) -> None:
         assert run(rich, echo, task_id="killed").success
     with pytest.raises(TooManyRunningError):
         run(rich, echo)
-    rich.skew_ms = 18_000  # the agent's 10 s, and what goes with them
+    rich.skew_ms = 18_000  # the agent's 10 s, and the reserve of the lease
     assert run(rich, echo).success
 
 
@@ -183,7 +183,7 @@ def test_the_slot_of_a_killed_runner_lapses(rich: Cloud, echo: str) -> None:
 def test_a_queued_task_without_a_slot_is_sent_again(
     rich: Cloud, echo: str, within: Within, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has used up no delivery, though it came five times and more; and it is still in its user's group."""
+    """Five and more attempts use up no delivery, and the message stays in its user's group."""
     limit(rich, 1)
     bench = Bench(rich, rich.queue)
     sent: list[dict[str, Any]] = []
@@ -191,7 +191,7 @@ def test_a_queued_task_without_a_slot_is_sent_again(
 
     def send(**asked: Any) -> Any:
         sent.append(asked)
-        return honest(**asked | {"DelaySeconds": 0})  # the test does not wait for it
+        return honest(**asked | {"DelaySeconds": 0})  # no delay in the test
 
     def try_in_vain() -> None:
         for _ in range(6):
@@ -212,7 +212,7 @@ def test_a_queued_task_without_a_slot_is_sent_again(
 
 
 def test_the_queue_groups_messages_by_user(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQS shares its consumers out by MessageGroupId, which has fewer characters than an account's id."""
+    """SQS distributes its consumers by MessageGroupId, which is shorter than an account id may be."""
     groups: list[str] = []
     monkeypatch.setattr(rich.queue._client, "send_message", lambda **asked: groups.append(asked["MessageGroupId"]))
     longest = "u" * 255

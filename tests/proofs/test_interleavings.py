@@ -60,9 +60,7 @@ TRIOS = (
     ("stray expiry", "expiry"),
     ("sweep", "withdrawal"),
 )
-JUDGED_RIVALS = (
-    ("reader", "retry", "sweep") if LONG else ("reader",)
-)  # walks with judges and another writer take the most time
+JUDGED_RIVALS = ("reader", "retry", "sweep") if LONG else ("reader",)  # judges with another writer take the most time
 
 
 def client(name: str, task_id: str, budget: int, text: str = "in", *, agent: str = FLAT, judge: bool = False) -> Actor:

@@ -185,17 +185,17 @@ def test_every_part_of_a_request_changes_its_digest() -> None:
         "budget_micro": (1, 11, 2),
         "timeout_s": (None, 0, 1, 11),
     }
-    wishes: dict[str, tuple[Any, ...]] = {
+    options: dict[str, tuple[Any, ...]] = {
         "min_reputation": (None, 0, 1),
         "acceptance": (None, "c", "d"),
         "webhook": (None, "c", "d"),
         "max_judging": (None, 0, 1),
     }
-    every = list(itertools.product(*parts.values(), *wishes.values()))
+    every = list(itertools.product(*parts.values(), *options.values()))
 
     def digest(values: tuple[Any, ...]) -> str:
         named = dict(zip(parts, values, strict=False))
-        return request_sha256(**named, wishes=dict(zip(wishes, values[len(parts) :], strict=True)))
+        return request_sha256(**named, options=dict(zip(options, values[len(parts) :], strict=True)))
 
     assert len({digest(values) for values in every}) == len(every)
     assert digest(every[0]) == hashlib.sha256(b'["a","c",1,null]').hexdigest()

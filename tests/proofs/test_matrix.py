@@ -420,26 +420,26 @@ DECISIONS = (PayoutState.PAID, PayoutState.FAILED)
 
 
 @pytest.mark.parametrize("decision", DECISIONS)
-@pytest.mark.parametrize("stands", ["requested", "of before", *DECISIONS])
-def test_a_payout_is_decided_once_in_every_state(stands: str, decision: PayoutState) -> None:
+@pytest.mark.parametrize("state", ["requested", "without state", *DECISIONS])
+def test_a_payout_is_decided_once_in_every_state(state: str, decision: PayoutState) -> None:
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     world.ledger.deposit("alice", "start", BUDGET, now_ms=START_MS)
     payout = world.ledger.withdraw("alice", "w", FLAT_MICRO, now_ms=START_MS)
     pk = "OUT#alice#w"
-    if stands in DECISIONS:
-        world.ledger.decide_payout(payout, PayoutState(stands), by="first", now_ms=START_MS + 1)
-    elif stands == "of before":
+    if state in DECISIONS:
+        world.ledger.decide_payout(payout, PayoutState(state), by="first", now_ms=START_MS + 1)
+    elif state == "without state":
         kept = {name: value for name, value in memory.items[pk].items() if name not in {"payout", "work", "work_at"}}
         memory.items[pk] = kept
     before, have = dict(memory.items), world.ledger.available_micro("alice")
-    stood = world.ledger.decide_payout(payout, decision, by="bank", now_ms=START_MS + 2)
-    assert world.ledger.payout("alice", "w") == stood
-    if stands in DECISIONS:
-        assert (stood.state, stood.decided_by, stood.decided_ms) == (stands, "first", START_MS + 1)
+    stored = world.ledger.decide_payout(payout, decision, by="bank", now_ms=START_MS + 2)
+    assert world.ledger.payout("alice", "w") == stored
+    if state in DECISIONS:
+        assert (stored.state, stored.decided_by, stored.decided_ms) == (state, "first", START_MS + 1)
         assert memory.items == before
         return
-    assert (stood.state, stood.decided_by, stood.waits) == (decision, "bank", False)
+    assert (stored.state, stored.decided_by, stored.waits) == (decision, "bank", False)
     assert world.ledger.available_micro("alice") == have + (FLAT_MICRO if decision is PayoutState.FAILED else 0)
     assert not {"work", "work_at"} & memory.items[pk].keys()
     assert ("BACK#alice#w" in memory.items) == (decision is PayoutState.FAILED)

@@ -21,6 +21,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import ProtocolError, SSLError
 from wasmtime import wat2wasm
 
+from quittance.acceptance import rules as acceptance
 from quittance.api import messages
 from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, TaskResult
@@ -202,7 +203,7 @@ def test_a_sandbox_host_failure_is_refunded_at_once(
 def test_no_memory_for_rules_is_not_the_agents_fault(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"media_type": "application/json"})
     with monkeypatch.context() as patch:
-        patch.setattr(execute.acceptance, "verdict", failing(MemoryError()))
+        patch.setattr(acceptance, "verdict", failing(MemoryError()))
         done = run(rich, agent)
     assert_refunded_as_the_platforms_fault(rich, done, "worker_lost")
     assert run(rich, agent, task_id="mended", input={}).success
@@ -211,7 +212,7 @@ def test_no_memory_for_rules_is_not_the_agents_fault(rich: Cloud, monkeypatch: p
 def test_no_memory_for_the_judge_neither_runs_nor_pays_it(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = judged_by(judge(rich, wasm("coverage")), budget="0.01")
     agent = rich.publish(wasm("echo"))
-    monkeypatch.setattr(execute.acceptance, "judge_input", failing(MemoryError()))
+    monkeypatch.setattr(acceptance, "judge_input", failing(MemoryError()))
     done = run(rich, agent, acceptance=rules)
     assert done.error is not None
     assert (done.error.code, done.amount_refunded_micro, done.reputation_delta) == ("worker_lost", 40_000, 0)

@@ -321,7 +321,7 @@ def test_transient_failures_are_retried_while_time_is_left(failure: Exception, t
         raise failure
 
     with pytest.raises(PlatformUnavailableError) as refused:
-        dynamo.answered(send, dynamo.Patience(12_000, reserve_ms=3_000))
+        dynamo.retried(send, dynamo.Patience(12_000, reserve_ms=3_000))
     assert refused.value.retry_after_s
     assert len(sent_s) > 5
     assert 5 < sent_s[-1] - began_s <= 9 - CALL_MS_MAX / 1_000, "the last call ends in time, too"
@@ -348,7 +348,7 @@ def test_permanent_failures_are_not_retried(failure: Exception, error: type[Exce
         raise failure
 
     with pytest.raises(error):
-        dynamo.answered(send, dynamo.Patience(12_000))
+        dynamo.retried(send, dynamo.Patience(12_000))
     assert sent == 1
 
 

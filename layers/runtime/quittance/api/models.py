@@ -265,7 +265,7 @@ class TaskRequest(Sent):
             input_sha256=input_sha256,
             budget_micro=self.budget_micro,
             timeout_s=self.timeout,
-            wishes={
+            options={
                 "min_reputation": self.min_reputation,
                 "acceptance": self.own_rules_sha256,
                 "webhook": self.webhook,

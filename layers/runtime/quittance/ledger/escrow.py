@@ -177,15 +177,15 @@ def is_judge(escrow: Escrow) -> bool:
 
 
 def request_sha256(
-    *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, wishes: Mapping[str, object]
+    *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, options: Mapping[str, object]
 ) -> str:
     """The digest that distinguishes a repeated request from a different one with the same task_id.
 
-    `wishes` are the optional fields by name. Absent ones (None) are left out, so stored digests stay valid when a new
+    `options` are the optional fields by name. Absent ones (None) are left out, so stored digests stay valid when a new
     optional field is added.
     """
     named: list[object] = [agent_id, input_sha256, budget_micro, timeout_s]
-    if given := {name: value for name, value in wishes.items() if value is not None}:
+    if given := {name: value for name, value in options.items() if value is not None}:
         named.append(given)
     return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()
 
@@ -272,18 +272,21 @@ def decide(
         due_micro = price_micro * escrow.task_judge_bps // BPS
     else:
         due_micro = 0
-    borne_micro = compute_micro if released or at_fault is Fault.PAYER else 0
+    payer_compute_micro = compute_micro if released or at_fault is Fault.PAYER else 0
     return Settlement(
         state=State.RELEASED if released else State.REFUNDED,
         split=split(
-            budget_micro=escrow.budget_micro, price_micro=due_micro, fee_bps=escrow.fee_bps, compute_micro=borne_micro
+            budget_micro=escrow.budget_micro,
+            price_micro=due_micro,
+            fee_bps=escrow.fee_bps,
+            compute_micro=payer_compute_micro,
         ),
         outcome=run.outcome,
         message=run.message,
         reputation_tenths=reputation.delta_tenths(run.outcome, at_fault, wall_ms=meter.wall_ms),
         settled_ms=now_ms,
         fault=at_fault,
-        compute_micro=borne_micro,
+        compute_micro=payer_compute_micro,
         charge_micro=escrow.compute.micro(meter.fuel) if at_fault is Fault.AGENT else 0,
         judging_micro=judging_micro.get(Side.AGENT, 0),
         task_judging_micro=judging_micro.get(Side.TASK, 0),

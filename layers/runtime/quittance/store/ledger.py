@@ -215,24 +215,24 @@ class Ledger:
             msg = "a task must settle together with all of its judges"
             raise ValueError(msg)
         now: Mapping[str, Value] = {":funded": State.FUNDED, ":now": settlement.settled_ms}
-        task = self._leaving(
+        task = self._settling_update(
             settled,
             condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now",
             values={**now, ":my_fence": settled.fence},
         )
         in_time = "#state = :funded AND #expires_ms > :now"
-        held = [self._leaving(judge, condition=in_time, values=now) for judge in judges]
-        return self._leave_funded(settled, *judges, writes=[task, *held])
+        held = [self._settling_update(judge, condition=in_time, values=now) for judge in judges]
+        return self._send_settlements(settled, *judges, writes=[task, *held])
 
     def expire(self, escrow: Escrow, settlement: Settlement) -> Escrow:
         """Refunds a funded escrow that has expired, whatever its fence; returns the stored escrow."""
         expired = replace(escrow, settlement=settlement)
-        write = self._leaving(
+        write = self._settling_update(
             expired,
             condition="#state = :funded AND #expires_ms <= :now",
             values={":funded": State.FUNDED, ":now": settlement.settled_ms},
         )
-        return self._leave_funded(expired, writes=[write])
+        return self._send_settlements(expired, writes=[write])
 
     def find(self, escrow_id: str) -> Escrow | None:
         """The stored escrow (consistent read), or None."""
@@ -574,7 +574,7 @@ class Ledger:
 
     # Writes.
 
-    def _leaving(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> dict[str, Any]:
+    def _settling_update(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> dict[str, Any]:
         """The update by which an escrow leaves FUNDED."""
         settlement = _settlement_of(settled)
         return update(
@@ -587,7 +587,7 @@ class Ledger:
             values=values,
         )
 
-    def _leave_funded(self, settled: Escrow, *judges: Escrow, writes: Sequence[dict[str, Any]]) -> Escrow:
+    def _send_settlements(self, settled: Escrow, *judges: Escrow, writes: Sequence[dict[str, Any]]) -> Escrow:
         """Sends the updates of escrows that settle together, with the refunds of their payers."""
         refunds: Counter[str] = Counter()
         for ended in (settled, *judges):

@@ -1,4 +1,4 @@
-"""What one payer's wallet bears, as one item and as purses: tasks of one account, at given rates and all at once.
+"""How many tasks one payer can run at once, with one balance item and with shards, at given rates and all at once.
 
     python benchmarks/hot_wallet.py
 
@@ -31,7 +31,7 @@ from botocore.exceptions import ClientError
 from scale import QUICK, scaled, status
 
 from quittance.errors import PlatformUnavailableError
-from quittance.limits import CALL_MS_MAX, WALLET_PURSES
+from quittance.limits import BALANCE_SHARDS, CALL_MS_MAX
 from quittance.run import Meter, Outcome, Run
 from tests.proofs.memory import Memory
 from tests.proofs.test_matrix import done, hold
@@ -142,15 +142,15 @@ def measure(rate: int | None) -> tuple[str, int]:
 
 def main() -> int:
     failures = 0
-    for purses in (1, WALLET_PURSES):
-        sys.stdout.write(f"\npurses: {purses}\n        rate  tasks  failed  sent/task  p50 ms   p99 ms\n")
+    for shards in (1, BALANCE_SHARDS):
+        sys.stdout.write(f"\nshards: {shards}\n        rate  tasks  failed  sent/task  p50 ms   p99 ms\n")
         with (
-            mock.patch("quittance.ledger.balances.WALLET_PURSES", purses),
-            mock.patch("quittance.store.ledger.WALLET_PURSES", purses),
+            mock.patch("quittance.ledger.balances.BALANCE_SHARDS", shards),
+            mock.patch("quittance.store.ledger.BALANCE_SHARDS", shards),
         ):
             for rate in (10, None) if QUICK else (10, 25, 50, 100, 200, None):
                 row, failed = measure(rate)
-                failures += failed if purses > 1 else 0
+                failures += failed if shards > 1 else 0
                 sys.stdout.write(row + "\n")
                 sys.stdout.flush()
     return 1 if failures else 0

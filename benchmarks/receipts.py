@@ -66,7 +66,7 @@ def statement(number: int) -> dict[str, Any]:
     )  # fmt: skip
     run = Run(Outcome.SUCCEEDED, "", METER, limits=Limits(10**9, 2**28, 10_000))
     settled = decide(escrow, run, now_ms=now_ms + 5)
-    settled = replace(settled, output=StoredBytes("dd" * 32, 56, b""), log=StoredBytes("ee" * 32, 0, b""))
+    settled = replace(settled, output=StoredBytes("dd" * 32, 56, b""), stderr=StoredBytes("ee" * 32, 0, b""))
     return receipt.claims(
         escrow,
         settled,

@@ -58,7 +58,7 @@ def swept(agents: int, owners: int, *, fails: bool) -> Counter[str]:
 
     client = Counting()
     now_ms = worlds.START_MS
-    world = worlds.World(client, now_ms=lambda: now_ms, run=run, shards=SHARDS, left_ms=lambda: 30_000)
+    world = worlds.World(client, now_ms=lambda: now_ms, run=run, work_shards=SHARDS, left_ms=lambda: 30_000)
     world.ledger.deposit("alice", "start", 10**9, now_ms=now_ms)
     names = [f"agt_{number:026}" for number in range(agents)]
     for number, name in enumerate(names):

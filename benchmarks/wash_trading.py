@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "layers" / "runtime"))
 from scale import QUICK
 
 from quittance.ledger.credits import format_credits
-from quittance.ledger.reputation import ALGORITHMS, Entry, Standing, delta_tenths, fold, score_tenths
+from quittance.ledger.reputation import ALGORITHMS, Rating, Standing, delta_tenths, fold, score_tenths
 from quittance.run import Outcome
 
 PAGE = Path(__file__).parents[1] / "docs" / "reputation.md"
@@ -40,12 +40,12 @@ UNIT_MICRO = 400_000  # its fee is FEE_UNIT_MICRO
 FULL_MICRO = 8_000_000  # its fee is FEE_MICRO_MAX, the maximum that counts of one payer
 
 
-def task(user: str, price_micro: int, at_ms: int, *, succeeded: bool, budget_micro: int = 0) -> Entry:
-    """Return the entry of one task; the default budget is twice the price."""
+def task(user: str, price_micro: int, at_ms: int, *, succeeded: bool, budget_micro: int = 0) -> Rating:
+    """Return the rating of one task; the default budget is twice the price."""
     outcome = Outcome.SUCCEEDED if succeeded else Outcome.FUEL_EXHAUSTED
     used_micro = price_micro if succeeded else 0
     fee_micro = used_micro * FEE_BPS // 10_000
-    return Entry(
+    return Rating(
         agent="agt",
         user=user,
         owner="owner",
@@ -60,25 +60,25 @@ def task(user: str, price_micro: int, at_ms: int, *, succeeded: bool, budget_mic
     )
 
 
-def honest(quality: float, *, payers: int, tasks: int) -> list[Entry]:
+def honest(quality: float, *, payers: int, tasks: int) -> list[Rating]:
     """Return half a year of tasks, sorted by time: of `payers` payers, about `tasks` tasks each, at some cents each."""
     dice = random.Random(f"{SEED} {quality} {payers} {tasks}")
-    entries = []
+    ratings = []
     for payer in range(payers):
         for _ in range(1 + int(dice.expovariate(1) * (tasks - 1))):
             price_micro = int(dice.lognormvariate(0, 0.7) * PRICE_MICRO)
             at_ms = START_MS + dice.randrange(HONEST_DAYS * DAY_MS)
-            entries.append(task(f"payer {payer}", price_micro, at_ms, succeeded=dice.random() < quality))
-    return sorted(entries, key=lambda entry: entry.settled_ms)
+            ratings.append(task(f"payer {payer}", price_micro, at_ms, succeeded=dice.random() < quality))
+    return sorted(ratings, key=lambda rating: rating.settled_ms)
 
 
-def washing(ring: int, price_micro: int) -> list[Entry]:
+def washing(ring: int, price_micro: int) -> list[Rating]:
     """Return ten successes of each member of the ring."""
     fakes = [f"fake {member}" for member in range(ring)]
     return [task(fake, price_micro, RING_MS, succeeded=True) for fake in fakes for _ in range(10)]
 
 
-def failing(ring: int, price_micro: int) -> list[Entry]:
+def failing(ring: int, price_micro: int) -> list[Rating]:
     """Return ten failures of each member of the ring. Before them, each pays for one success unless the price is 0."""
     fakes = [f"fake {member}" for member in range(ring)]
     paid = [task(fake, price_micro, RING_MS, succeeded=True) for fake in fakes if price_micro]
@@ -88,11 +88,11 @@ def failing(ring: int, price_micro: int) -> list[Entry]:
     ]
 
 
-def scores(entries: Sequence[Entry]) -> dict[str, int]:
-    """Return the score in tenths by each algorithm; the entries are folded in batches of the sweep's size."""
+def scores(ratings: Sequence[Rating]) -> dict[str, int]:
+    """Return the score in tenths by each algorithm; the ratings are folded in batches of the sweep's size."""
     standing = Standing()
-    for begin in range(0, len(entries), BATCH):
-        standing = fold(standing, entries[begin : begin + BATCH])
+    for begin in range(0, len(ratings), BATCH):
+        standing = fold(standing, ratings[begin : begin + BATCH])
     return {name: score_tenths(standing, name) for name in ALGORITHMS}
 
 
@@ -120,10 +120,10 @@ def tables() -> Iterator[str]:
 
 def _rings(
     agent: str,
-    agents: Mapping[str, list[Entry]],
+    agents: Mapping[str, list[Rating]],
     spending: str,
     prices_micro: Iterable[int],
-    act: Callable[[int, int], list[Entry]],
+    act: Callable[[int, int], list[Rating]],
 ) -> str:
     """Return a table: for each agent, price and algorithm the score, and the score after a ring of each size acted."""
     rows = []
@@ -139,10 +139,10 @@ def _rings(
     )
 
 
-def _lost_micro(entries: Sequence[Entry]) -> int:
+def _lost_micro(ratings: Sequence[Rating]) -> int:
     """Return what a ring loses: the fees, and if it failed tasks also the rest, because it paid a rival."""
-    washed = all(entry.outcome is Outcome.SUCCEEDED for entry in entries)
-    return sum(entry.fee_micro + (0 if washed else entry.paid_micro) for entry in entries)
+    washed = all(rating.outcome is Outcome.SUCCEEDED for rating in ratings)
+    return sum(rating.fee_micro + (0 if washed else rating.paid_micro) for rating in ratings)
 
 
 def _points(tenths: int) -> str:

@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ _OPEN: Final = (  # as in template.yaml
     "/log/checkpoint",
     "/log/tile/{level}/{index}/{width}",
 )
+_SCHEMA_NAMES: Final = {"LineKind": "Kind"}  # names of classes whose schema has kept an older name
 _PROBLEM: Final[dict[str, Any]] = {
     "description": "A refusal (RFC 9457)",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -63,7 +65,10 @@ def describe() -> str:
     )
     for app in [*_apps(), _health()]:
         merge.add_schema(json.loads(app.get_openapi_json_schema()))
-    document: dict[str, Any] = json.loads(json.dumps(merge.get_openapi_schema(), default=str))
+    generated = json.dumps(merge.get_openapi_schema(), default=str)
+    for name, published in _SCHEMA_NAMES.items():
+        generated = re.sub(rf'(?<=["/]){name}"', f'{published}"', generated)
+    document: dict[str, Any] = json.loads(generated)
     document.pop("servers", None)
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
     schemas = document["components"]["schemas"]

@@ -24,7 +24,7 @@ from botocore.config import Config
 from local import client, demo, issuer
 from local.cloud import CREDENTIALS
 from local.paths import LOCAL, ROOT, Stack, State
-from quittance.limits import WALLET_PURSES
+from quittance.limits import BALANCE_SHARDS
 from tests import clouds
 from tests.e2e.people import Ledger, User
 from tests.progress import add_cloud
@@ -221,7 +221,7 @@ def balance(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str], int]:
     """`balance(account)` is what the ledger itself says is available, in micro-credits."""
 
     def read(account: str) -> int:
-        names = [f"ACCT#{account}", *(f"ACCT#{account}#{purse}" for purse in range(1, WALLET_PURSES))]
+        names = [f"ACCT#{account}", *(f"ACCT#{account}#{shard}" for shard in range(1, BALANCE_SHARDS))]
         asked = {"Keys": [{"pk": {"S": name}} for name in names], "ConsistentRead": True}
         found = aws("dynamodb").batch_get_item(RequestItems={stack.table: asked})["Responses"][stack.table]
         return sum(int(item["available"]["N"]) for item in found)

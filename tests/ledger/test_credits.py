@@ -19,7 +19,7 @@ SHOWN_PATTERN = TypeAdapter(CreditsOut).json_schema(mode="serialization")["patte
 
 
 @given(AMOUNTS)
-def test_a_formatted_amount_is_exact_short_and_parsed_back(micro: int) -> None:
+def test_formatted_amounts_are_exact_short_and_parseable(micro: int) -> None:
     text = format_credits(micro)
     assert Fraction(text) * 10**6 == micro
     assert re.fullmatch(SHOWN_PATTERN, text)
@@ -29,12 +29,12 @@ def test_a_formatted_amount_is_exact_short_and_parsed_back(micro: int) -> None:
 
 
 @given(AMOUNTS)
-def test_a_json_number_is_read_exactly(micro: int) -> None:
+def test_json_numbers_are_parsed_exactly(micro: int) -> None:
     assert parse_credits(json.loads(format_credits(micro), parse_float=Decimal)) == micro
 
 
 @given(JSON_NUMBERS)
-def test_a_json_number_is_its_exact_value_or_refused(text: str) -> None:
+def test_json_numbers_are_exact_or_rejected(text: str) -> None:
     number = json.loads(text, parse_float=Decimal)
     exact = Fraction(text) * 10**6 if abs(int([*re.split("[eE]", text), "0"][1])) < 100 else None
     spelt = re.fullmatch(r"[0-9]{1,16}(\.[0-9]{1,6})?", text)
@@ -48,7 +48,7 @@ def test_a_json_number_is_its_exact_value_or_refused(text: str) -> None:
 
 
 @given(st.text(st.sampled_from("0123456789.-+eE_ \n\u0661\uff19"), max_size=20))
-def test_a_string_is_accepted_exactly_if_the_published_pattern_fits(text: str) -> None:
+def test_strings_are_accepted_iff_they_match_the_pattern(text: str) -> None:
     try:
         parse_credits(text)
         accepted = True
@@ -70,7 +70,7 @@ def test_a_string_is_accepted_exactly_if_the_published_pattern_fits(text: str) -
         (Decimal("1e-6"), 1),
     ],
 )
-def test_accepted(value: object, micro: int) -> None:
+def test_valid_amounts_are_accepted(value: object, micro: int) -> None:
     assert parse_credits(value) == micro
 
 
@@ -84,13 +84,13 @@ def test_accepted(value: object, micro: int) -> None:
         *(Decimal("0.0000001"), Decimal("1e16"), Decimal("1e999999"), Decimal("1e-999999")),
     ],
 )
-def test_refused_with_a_sentence(value: object) -> None:
+def test_invalid_amounts_are_rejected_with_a_message(value: object) -> None:
     with pytest.raises(ValueError, match="must be a decimal"):
         parse_credits(value)
 
 
 @given(st.integers(0, 10**21), st.integers(0, 10**21))
-def test_between_holds_its_bounds_and_names_them(one: int, other: int) -> None:
+def test_between_enforces_and_states_its_bounds(one: int, other: int) -> None:
     low, high = sorted((one, other))
     bounded: TypeAdapter[int] = TypeAdapter(Annotated[CreditsIn, between(low, high)])
     assert bounded.validate_python(format_credits(low)) == low
@@ -101,7 +101,7 @@ def test_between_holds_its_bounds_and_names_them(one: int, other: int) -> None:
             bounded.validate_python(format_credits(beyond))
 
 
-def test_a_budget_at_its_limits_and_one_beyond() -> None:
+def test_budget_limits_are_exact() -> None:
     assert BUDGET.validate_json('"1000000"') == 10**12
     assert BUDGET.validate_json('"0.000001"') == 1
     for beyond in ('"1000000.000001"', '"0"'):
@@ -109,6 +109,6 @@ def test_a_budget_at_its_limits_and_one_beyond() -> None:
             BUDGET.validate_json(beyond)
 
 
-def test_amounts_are_shown_as_decimal_strings() -> None:
+def test_amounts_are_serialised_as_decimal_strings() -> None:
     assert TypeAdapter(CreditsOut).dump_json(1_250_000) == b'"1.25"'
     assert TypeAdapter(CreditsIn).dump_json(TypeAdapter(CreditsIn).validate_python("0.10")) == b'"0.1"'

@@ -51,7 +51,7 @@ FAILURES = [outcome for outcome in Outcome if outcome is not Outcome.SUCCEEDED]
 
 
 @given(BUDGETS, st.data(), BPS)
-def test_a_budget_is_split_without_loss_and_the_fee_is_rounded_down(budget: int, data: st.DataObject, bps: int) -> None:
+def test_split_is_lossless_and_rounds_the_fee_down(budget: int, data: st.DataObject, bps: int) -> None:
     """I3, I4."""
     used = data.draw(st.integers(0, budget))
     done = split(budget_micro=budget, price_micro=used, fee_bps=bps)
@@ -63,12 +63,12 @@ def test_a_budget_is_split_without_loss_and_the_fee_is_rounded_down(budget: int,
 
 
 @pytest.mark.parametrize(("used", "fee"), [(0, 0), (39, 0), (40, 1), (79, 1), (10**12, 25 * 10**9)])
-def test_the_fee_at_250_basis_points(used: int, fee: int) -> None:
+def test_fee_at_250_basis_points(used: int, fee: int) -> None:
     assert split(budget_micro=10**12, price_micro=used, fee_bps=250).fee_micro == fee
 
 
 @given(st.lists(st.integers(-5, 5), min_size=4, max_size=4))
-def test_a_split_that_does_not_add_up_cannot_be_made(numbers: list[int]) -> None:
+def test_inconsistent_splits_are_rejected(numbers: list[int]) -> None:
     budget, paid, fee, refunded = numbers
     if min(paid, fee, refunded) >= 0 and paid + fee + refunded == budget:
         assert Split(*numbers).budget_micro == budget
@@ -78,12 +78,12 @@ def test_a_split_that_does_not_add_up_cannot_be_made(numbers: list[int]) -> None
 
 
 @pytest.mark.parametrize(("used", "bps"), [(11, 0), (-1, 0), (-1, 10_000), (5, -1), (5, 10_001)])
-def test_nobody_is_paid_over_the_budget_nor_under_zero(used: int, bps: int) -> None:
+def test_splits_beyond_the_budget_or_below_zero_are_rejected(used: int, bps: int) -> None:
     with pytest.raises(ValueError, match=r"add up|between 0 and 10000"):
         split(budget_micro=10, price_micro=used, fee_bps=bps)
 
 
-def test_every_outcome_has_the_fault_that_the_contract_gives_it() -> None:
+def test_every_outcome_has_its_documented_fault() -> None:
     found: dict[Fault, set[str]] = {fault: set() for fault in Fault}
     for outcome in Outcome:
         found[outcome.fault].add(outcome.value)
@@ -98,7 +98,7 @@ def test_every_outcome_has_the_fault_that_the_contract_gives_it() -> None:
     fuel=st.integers(0, 10**12),
     wall_ms=st.integers(0, 25_000),
 )
-def test_success_is_paid_by_the_tariff_of_the_escrow(
+def test_success_is_paid_by_the_tariff_in_the_escrow(
     new_escrow: NewEscrow, budget: int, bps: int, base: int, rate: int, fuel: int, wall_ms: int
 ) -> None:
     tariff = f'{{"type":"metered","base":"{_credits(base)}","per_million_fuel":"{_credits(rate)}"}}'
@@ -117,10 +117,10 @@ def test_success_is_paid_by_the_tariff_of_the_escrow(
 
 @pytest.mark.parametrize("outcome", FAILURES)
 @given(budget=BUDGETS, bps=BPS, fuel=st.integers(0, 10**12), wall_ms=st.integers(0, 25_000))
-def test_anything_but_success_is_refunded_in_full(
+def test_failures_are_refunded_in_full(
     new_escrow: NewEscrow, outcome: Outcome, budget: int, bps: int, fuel: int, wall_ms: int
 ) -> None:
-    """I3: whatever was measured, and whosever fault it was."""
+    """I3, for every meter and every fault."""
     escrow = new_escrow(budget_micro=budget, fee_bps=bps)
     done = decide(escrow, Run(outcome, "why", Meter(fuel=fuel, wall_ms=wall_ms)), now_ms=LATER_MS)
     assert (done.state, done.outcome, done.message, done.settled_ms) == (State.REFUNDED, outcome, "why", LATER_MS)
@@ -129,7 +129,7 @@ def test_anything_but_success_is_refunded_in_full(
 
 
 @pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.TRAP_MEMORY])
-def test_a_clock_set_back_settles_nothing_before_its_funding(new_escrow: NewEscrow, outcome: Outcome) -> None:
+def test_a_settlement_is_never_earlier_than_its_funding(new_escrow: NewEscrow, outcome: Outcome) -> None:
     escrow = new_escrow()
     assert decide(escrow, Run(outcome, "why", Meter()), now_ms=escrow.funded_ms - 1).settled_ms == escrow.funded_ms
 
@@ -150,21 +150,21 @@ def test_an_escrow_is_funded_until_it_is_settled(new_escrow: NewEscrow) -> None:
 
 
 @given(st.tuples(NAMES, NAMES), st.tuples(NAMES, NAMES))
-def test_two_tasks_never_share_an_escrow(one: tuple[str, str], other: tuple[str, str]) -> None:
+def test_different_tasks_have_different_escrow_ids(one: tuple[str, str], other: tuple[str, str]) -> None:
     assume(one != other)
     assert escrow_id(*one) != escrow_id(*other)
 
 
 @given(st.text(min_size=2, max_size=12), st.sampled_from(["", ":", "#", "1:", "0"]))
-def test_no_shift_between_the_names_meets_in_one_escrow(text: str, part: str) -> None:
-    """("a", "bc") and ("ab", "c"), and all their likes."""
+def test_moving_characters_between_names_changes_the_id(text: str, part: str) -> None:
+    """For example ("a", "bc") and ("ab", "c")."""
     joined = part.join(text)
     ids = [escrow_id(joined[:cut], joined[cut:]) for cut in range(len(joined) + 1)]
     assert len(set(ids)) == len(ids)
 
 
-def test_the_id_and_the_seed_of_an_escrow_are_for_ever(new_escrow: NewEscrow) -> None:
-    """Both are derived again years later: the id by a replay, the seed by whoever re-executes a receipt."""
+def test_escrow_ids_and_seeds_never_change(new_escrow: NewEscrow) -> None:
+    """Both are derived again years later: the id by a replay, the seed by a re-execution of a receipt."""
     digest = hashlib.sha256(b"6:user-16:task-1").digest()
     eid = escrow_id("user-1", "task-1")
     assert eid == base64.b32encode(digest).decode().lower()[:26]
@@ -174,28 +174,28 @@ def test_the_id_and_the_seed_of_an_escrow_are_for_ever(new_escrow: NewEscrow) ->
     assert seed(new_escrow(escrow_id=eid)) == task_seed(eid)
 
 
-def test_a_judges_seed_is_the_one_drawn_for_it(new_escrow: NewEscrow) -> None:
+def test_a_judge_uses_the_seed_drawn_for_it(new_escrow: NewEscrow) -> None:
     assert seed(new_escrow(seed="ab" * 32)) == bytes.fromhex("ab" * 32)
 
 
-def test_every_part_of_a_request_distinguishes_it() -> None:
+def test_every_part_of_a_request_changes_its_digest() -> None:
     parts: dict[str, tuple[Any, ...]] = {
         "agent_id": ("a", "ab"),
         "input_sha256": ("c", "bc"),
         "budget_micro": (1, 11, 2),
         "timeout_s": (None, 0, 1, 11),
     }
-    wishes: dict[str, tuple[Any, ...]] = {
+    options: dict[str, tuple[Any, ...]] = {
         "min_reputation": (None, 0, 1),
         "acceptance": (None, "c", "d"),
         "webhook": (None, "c", "d"),
         "max_judging": (None, 0, 1),
     }
-    every = list(itertools.product(*parts.values(), *wishes.values()))
+    every = list(itertools.product(*parts.values(), *options.values()))
 
     def digest(values: tuple[Any, ...]) -> str:
         named = dict(zip(parts, values, strict=False))
-        return request_sha256(**named, wishes=dict(zip(wishes, values[len(parts) :], strict=True)))
+        return request_sha256(**named, options=dict(zip(options, values[len(parts) :], strict=True)))
 
     assert len({digest(values) for values in every}) == len(every)
     assert digest(every[0]) == hashlib.sha256(b'["a","c",1,null]').hexdigest()

@@ -55,7 +55,7 @@ OWN = Limits(FUEL_MAX, MEMORY_BYTES_MAX, 25_000, OUTPUT_BYTES_MAX)
 
 
 def price_by_hand(tariff: Any, meter: Meter) -> int:
-    """The price, computed again with fractions."""
+    """The price, computed independently with fractions."""
     if isinstance(tariff, FlatTariff):
         return tariff.price_micro
     used = (
@@ -68,18 +68,18 @@ def price_by_hand(tariff: Any, meter: Meter) -> int:
 
 
 def due_by_hand(tariff: Tariff, compute: ComputePrices, meter: Meter) -> int:
-    """What the payer owes, computed again with fractions."""
+    """The amount due from the payer, computed independently with fractions."""
     fuel = ceil(Fraction(meter.fuel, 10**9) * compute.per_billion_fuel_micro)
     return price_by_hand(tariff, meter) + compute.run_micro + fuel
 
 
 @given(TARIFFS, COMPUTE, METERS)
-def test_a_price_and_what_is_due_are_exact(tariff: Tariff, compute: ComputePrices, meter: Meter) -> None:
+def test_prices_and_amounts_due_are_exact(tariff: Tariff, compute: ComputePrices, meter: Meter) -> None:
     assert price_micro(tariff, meter) == price_by_hand(tariff, meter)
     assert due_micro(tariff, compute, meter) == due_by_hand(tariff, compute, meter)
 
 
-def test_compute_that_is_free_costs_nothing() -> None:
+def test_free_compute_costs_nothing() -> None:
     assert FREE.micro(FUEL_MAX) == 0
 
 
@@ -98,7 +98,7 @@ def test_no_run_costs_less_than_the_least_budget(tariff: Tariff, compute: Comput
 @given(TARIFFS, COMPUTE, BUDGETS)
 @example(metered(base=1, per_million_fuel=3), FREE, 2)
 @example(metered(base=1, per_million_fuel=3), ComputePrices(1, 7), 4)
-def test_a_budget_buys_of_each_limit_all_that_it_can_pay(tariff: Tariff, compute: ComputePrices, budget: int) -> None:
+def test_a_budget_buys_the_most_of_each_limit(tariff: Tariff, compute: ComputePrices, budget: int) -> None:
     budget = max(budget, least_budget_micro(tariff, compute))
     bought = limits_bought(tariff, compute, budget_micro=budget, own=OWN)
     least = Meter(fuel=1, memory_bytes=1)
@@ -114,8 +114,8 @@ def test_a_budget_buys_of_each_limit_all_that_it_can_pay(tariff: Tariff, compute
     assert bought.memory_bytes >= MIB
 
 
-def test_a_budget_of_a_millionth_buys_next_to_nothing() -> None:
-    """Seen before: with a price for output alone, 0.000001 bought 100 KiB of output and 10^12 units of fuel."""
+def test_the_smallest_budget_buys_almost_nothing() -> None:
+    """A former bug: with a price for output only, 0.000001 bought 100 KiB of output and 10^12 units of fuel."""
     tariff, compute = metered(per_kib_output=1_000_000), ComputePrices(0, 40)
     bought = limits_bought(tariff, compute, budget_micro=1, own=OWN)
     assert (bought.output_bytes, bought.fuel) == (0, 25_000_000)
@@ -123,7 +123,7 @@ def test_a_budget_of_a_millionth_buys_next_to_nothing() -> None:
 
 
 def test_the_largest_numbers_are_exact() -> None:
-    """At 10^12 micro of budget and 10^12 fuel, where a float would have lost micro-credits."""
+    """With a budget of 10^12 micro-credits and 10^12 fuel, where a float would lose micro-credits."""
     tariff = metered(base=1, per_million_fuel=999_999)
     assert price_micro(tariff, Meter(fuel=10**12 - 1)) == 999_999_000_001
     own = replace(OWN, fuel=10**13)
@@ -132,7 +132,7 @@ def test_the_largest_numbers_are_exact() -> None:
 
 
 @given(TARIFFS)
-def test_a_tariff_survives_its_json_and_keeps_its_digest(tariff: Tariff) -> None:
+def test_a_tariff_round_trips_and_keeps_its_digest(tariff: Tariff) -> None:
     text = tariff_json(tariff)
     assert parse_tariff(text) == tariff
     assert tariff_json(parse_tariff(text)) == text
@@ -153,12 +153,12 @@ def test_a_tariff_survives_its_json_and_keeps_its_digest(tariff: Tariff) -> None
         ),
     ],
 )
-def test_the_canonical_json_is_the_one_that_receipts_have_named_so_far(spelt: str, canonical: str) -> None:
+def test_canonical_json_of_tariffs_never_changes(spelt: str, canonical: str) -> None:
     assert tariff_json(parse_tariff(spelt)) == canonical
 
 
 @pytest.mark.parametrize("part", ["price", *PARTS])
-def test_a_rate_at_its_limit_and_one_beyond(part: str) -> None:
+def test_rate_limits_are_exact(part: str) -> None:
     kind = "flat" if part == "price" else "metered"
     at_limit = parse_tariff(json.dumps({"type": kind, part: "1000000000"}))
     assert getattr(at_limit, f"{part}_micro") == AMOUNT_MICRO_MAX
@@ -177,12 +177,12 @@ def test_a_rate_at_its_limit_and_one_beyond(part: str) -> None:
         {"type": "metered", "per_second": "1"},
         {"type": "free"},
         {"price": "1"},
-        {"type": "flat", "price_micro": "1"},  # would read as micro-credits and count as credits
+        {"type": "flat", "price_micro": "1"},  # the name says micro-credits, but the value would count as credits
         {"type": "metered", "base_micro": "1"},
         [],
         None,
     ],
 )
-def test_terms_that_are_unknown_or_missing_are_refused(terms: object) -> None:
+def test_unknown_or_missing_terms_are_rejected(terms: object) -> None:
     with pytest.raises(ValidationError):
         parse_tariff(json.dumps(terms))

@@ -21,17 +21,17 @@ from quittance.ledger.reputation import (
     SCORE_TENTHS_MAX,
     STANDING_BYTES_MAX,
     START_TENTHS,
-    Entry,
     Histogram,
     Payer,
     Period,
+    Rating,
     Standing,
     delta_tenths,
-    entry,
     estimate,
     fold,
     histogram,
     parse,
+    rating,
     score_tenths,
     serialise,
 )
@@ -43,8 +43,8 @@ NOW_MS = 700 * PERIOD_MS
 SUCCESS, FAILURE = Outcome.SUCCEEDED, Outcome.TRAP_UNREACHABLE
 
 
-def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Entry:
-    """A task of one credit for half a credit, with whatever a test wants otherwise; `price` is paid and fee."""
+def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Rating:
+    """A rating with a budget of one credit and a price of half a credit, unless changed; `price` is paid plus fee."""
     price = changed.pop("price", 500_000)
     used = price if outcome is SUCCESS else 0
     fee = changed.pop("fee_micro", used // 40)
@@ -61,11 +61,11 @@ def task(user: str = "u", outcome: Outcome = SUCCESS, **changed: Any) -> Entry:
         "settled_ms": NOW_MS,
         "reputation_tenths": delta_tenths(outcome, outcome.fault, wall_ms=changed.get("wall_ms", 1_500)),
     }
-    return Entry(**(plain | changed))
+    return Rating(**(plain | changed))
 
 
-def tasks(periods: int = 12) -> st.SearchStrategy[Entry]:
-    """Any task at all, of few users, so that they meet."""
+def tasks(periods: int = 12) -> st.SearchStrategy[Rating]:
+    """Arbitrary ratings, from few users, so that users repeat."""
     return st.builds(
         task,
         st.sampled_from([*"abcdefgh", "owner"]),
@@ -77,7 +77,7 @@ def tasks(periods: int = 12) -> st.SearchStrategy[Entry]:
     )
 
 
-# So alike and so close together that three is soon too many.
+# So similar and so close in time that a limit of three is soon exceeded.
 CROWD = st.builds(
     task,
     st.sampled_from("abcdefg"),
@@ -89,13 +89,13 @@ CROWD = st.builds(
 BATCHES = st.lists(st.lists(tasks(), max_size=8) | st.lists(CROWD, min_size=4, max_size=16), max_size=4)
 
 
-def robust(entries: Sequence[Entry]) -> int:
-    return score_tenths(fold(Standing(), entries), "robust")
+def robust(ratings: Sequence[Rating]) -> int:
+    return score_tenths(fold(Standing(), ratings), "robust")
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that is dropped or capped is so after three."""
+    """Lowers every limit on what is kept to three."""
     monkeypatch.setattr(reputation, "PAYERS_MAX", 3)
     monkeypatch.setattr(reputation, "PERIODS_MAX", 3)
     monkeypatch.setattr(reputation, "_COUNT_MAX", 3)
@@ -107,67 +107,65 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few")
 @given(BATCHES, st.randoms(use_true_random=False))
-def test_all_but_the_reference_score_is_the_same_in_any_order_and_in_any_batches(
-    batches: list[list[Entry]], dice: random.Random
-) -> None:
+def test_order_and_batches_affect_only_the_reference_score(batches: list[list[Rating]], dice: random.Random) -> None:
     standing = Standing()
     for batch in batches:
         standing = parse(serialise(fold(standing, batch)))
-    entries = [entry for batch in batches for entry in batch]
-    dice.shuffle(entries)
-    again = replace(fold(Standing(), entries), reference_tenths=standing.reference_tenths)
+    ratings = [rating for batch in batches for rating in batch]
+    dice.shuffle(ratings)
+    again = replace(fold(Standing(), ratings), reference_tenths=standing.reference_tenths)
     assert serialise(again) == serialise(standing)
     assert score_tenths(again, "robust") == score_tenths(standing, "robust")
 
 
 @pytest.mark.usefixtures("few")
 @given(BATCHES)
-def test_folded_in_pieces_or_at_once_is_the_same_to_the_byte(batches: list[list[Entry]]) -> None:
-    """I16: the standing is the fold of the log, however the sweep cut it."""
+def test_folding_in_batches_gives_the_same_bytes(batches: list[list[Rating]]) -> None:
+    """I16: the standing is the fold of the log, whatever the batches of the sweep."""
     standing = Standing()
     for batch in batches:
         standing = fold(standing, batch)
-    assert serialise(standing) == serialise(fold(Standing(), [entry for batch in batches for entry in batch]))
+    assert serialise(standing) == serialise(fold(Standing(), [rating for batch in batches for rating in batch]))
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_what_is_stored_is_what_is_read(entries: list[Entry]) -> None:
-    standing = fold(Standing(), entries)
+def test_stored_values_are_read_back(ratings: list[Rating]) -> None:
+    standing = fold(Standing(), ratings)
     assert parse(serialise(standing)) == standing
 
 
-def test_equal_standings_have_the_same_text() -> None:
+def test_equal_standings_have_equal_texts() -> None:
     one, other = Payer(1, 2, 3), Payer(4, 5, 6)
     these = Standing(periods={1: Period({"a": one, "b": other}), 2: Period()})
     those = Standing(periods={2: Period(), 1: Period({"b": other, "a": one})})
     assert (these, serialise(these)) == (those, serialise(those))
 
 
-def test_a_standing_of_another_version_is_refused() -> None:
+def test_other_standing_versions_are_rejected() -> None:
     with pytest.raises(ValueError, match="version 2"):
         parse(serialise(Standing()).replace('"v":1', '"v":2'))
 
 
 @given(st.just(START_TENTHS) | st.sampled_from([0, 1_000]), st.lists(CROWD, max_size=30))
-def test_the_reference_score_is_the_rule_applied_in_the_order_of_the_log(start: int, entries: list[Entry]) -> None:
+def test_the_reference_score_follows_the_log_order(start: int, ratings: list[Rating]) -> None:
     """I16."""
     score = start
-    for one in entries:
+    for one in ratings:
         score = min(1_000, max(0, score + one.reputation_tenths))
-    assert score_tenths(fold(Standing(start), entries), "reference") == score
+    assert score_tenths(fold(Standing(start), ratings), "reference") == score
 
 
-# What a receipt says.
+# Ratings of receipts.
 
 
-def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) -> None:
+def test_a_rating_contains_the_claims_of_the_receipt(new_escrow: Callable[..., Escrow]) -> None:
     escrow, meter = new_escrow(), Meter(wall_ms=7)
     done = decide(escrow, Run(SUCCESS, "ok", meter), now_ms=1_800_000_000_005)
-    assert entry(
+    assert rating(
         claims(
             escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", meter, limits=None), engine="e", config_sha256="c"
         )
-    ) == Entry(
+    ) == Rating(
         agent="agt_1",
         user="user-1",
         owner="owner-1",
@@ -182,10 +180,10 @@ def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) 
     )
 
 
-def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escrow]) -> None:
+def test_expired_escrows_count_for_nobody(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
-    one = entry(
+    one = rating(
         claims(
             escrow,
             expired,
@@ -198,35 +196,35 @@ def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escro
     assert fold(Standing(), [one]) == Standing(outcomes=1)
 
 
-def test_claims_that_no_receipt_has_are_refused(new_escrow: Callable[..., Escrow]) -> None:
+def test_claims_of_no_receipt_are_rejected(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
     known = claims(
         escrow, expired, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="e", config_sha256="c"
     )
     with pytest.raises(ValueError, match="won"):
-        entry(known | {"outcome": "won"})
+        rating(known | {"outcome": "won"})
     with pytest.raises(KeyError):
-        entry({name: known[name] for name in known if name != "meter"})
+        rating({name: known[name] for name in known if name != "meter"})
 
 
 # Counts.
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_counts_are_of_all_receipts(entries: list[Entry]) -> None:
-    standing = fold(Standing(), entries)
-    faults = [one.outcome.fault for one in entries]
+def test_counts_include_all_receipts(ratings: list[Rating]) -> None:
+    standing = fold(Standing(), ratings)
+    faults = [one.outcome.fault for one in ratings]
     assert (standing.outcomes, standing.successes, standing.failures) == (
-        len(entries),
-        [one.outcome for one in entries].count(SUCCESS),
+        len(ratings),
+        [one.outcome for one in ratings].count(SUCCESS),
         faults.count(Fault.AGENT),
     )
     decided = standing.successes + standing.failures
     assert standing.success_permille == (standing.successes * 1_000 // decided if decided else None)
 
 
-def test_who_has_paid_is_a_payer_and_the_owner_is_not() -> None:
+def test_payers_are_counted_without_the_owner() -> None:
     standing = fold(
         Standing(), [task("a"), task("a"), task("b"), task("owner"), task("free", price=0), task("c", FAILURE)]
     )
@@ -234,7 +232,7 @@ def test_who_has_paid_is_a_payer_and_the_owner_is_not() -> None:
 
 
 @pytest.mark.parametrize("payers", [127, 1_000, 5_000])
-def test_distinct_payers_are_counted_exactly_and_then_within_a_fifth(payers: int) -> None:
+def test_distinct_payers_are_exact_then_within_a_fifth(payers: int) -> None:
     counted = fold(Standing(), [task(f"user {n}") for n in range(payers)]).distinct_payers
     assert counted == payers if payers < 128 else abs(counted - payers) < payers / 5
 
@@ -243,23 +241,23 @@ def test_distinct_payers_are_counted_exactly_and_then_within_a_fifth(payers: int
 
 
 @given(st.lists(st.integers(0, 40) | st.integers(0, 10**13), min_size=1), st.integers(1, 100))
-def test_a_quantile_is_the_value_of_that_rank_or_up_to_a_sixteenth_more(values: list[int], percent: int) -> None:
+def test_quantiles_are_exact_or_up_to_a_sixteenth_more(values: list[int], percent: int) -> None:
     known, exact = histogram(values), sorted(values)[math.ceil(len(values) * percent / 100) - 1]
     assert exact <= known.quantile(percent) <= min(exact + exact // 16, max(values))
     assert (known.least, known.greatest, known.total) == (min(values), max(values), len(values))
 
 
 @given(st.lists(st.integers(0, 10**6)), st.lists(st.integers(0, 10**6)))
-def test_two_histograms_together_are_that_of_all_values(these: list[int], those: list[int]) -> None:
+def test_the_sum_of_histograms_is_that_of_all_values(these: list[int], those: list[int]) -> None:
     assert histogram(these).plus(histogram(those)) == histogram(these + those)
 
 
-def test_no_value_has_no_quantile() -> None:
-    with pytest.raises(ValueError, match="no value"):
+def test_an_empty_histogram_has_no_quantile() -> None:
+    with pytest.raises(ValueError, match="without values"):
         Histogram().quantile(50)
 
 
-def test_an_estimate_tells_price_and_time_of_the_runs_that_were_released() -> None:
+def test_an_estimate_covers_released_runs_only() -> None:
     runs = [task(price=price, wall_ms=price // 10) for price in range(100, 300)]
     found = estimate(fold(Standing(), [*runs, task("u", FAILURE, wall_ms=9), task("owner", price=1, wall_ms=1)]))
     assert found is not None
@@ -271,7 +269,7 @@ def test_an_estimate_tells_price_and_time_of_the_runs_that_were_released() -> No
     assert (found.wall_ms.p50, found.wall_ms.p95) == (19, 28)
 
 
-def test_an_estimate_forgets_prices_that_are_two_periods_old() -> None:
+def test_an_estimate_drops_prices_two_periods_old() -> None:
     old, new = [task(price=900)], [task(price=10, settled_ms=NOW_MS + 2 * PERIOD_MS)]
     before, after = estimate(fold(Standing(), old)), estimate(fold(Standing(), old + new))
     assert before is not None
@@ -279,22 +277,22 @@ def test_an_estimate_forgets_prices_that_are_two_periods_old() -> None:
     assert (before.price_micro.p95, after.price_micro.p95, after.runs) == (900, 10, 1)
 
 
-def test_without_a_released_run_there_is_no_estimate() -> None:
+def test_no_released_run_means_no_estimate() -> None:
     assert estimate(fold(Standing(), [task("a", FAILURE), task("owner")])) is None
 
 
-# The robust score: known answers, and an account of it in floats that shares no code.
+# The robust score: known values, and an independent implementation with floats.
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9))
-def test_the_logarithm_is_the_logarithm(denominator: int, more: int) -> None:
+def test_the_integer_logarithm_is_exact(denominator: int, more: int) -> None:
     found = reputation._ln(denominator + more, denominator) / 2**32
     assert found == pytest.approx(math.log1p(more / denominator), abs=1e-8)
 
 
 @given(st.floats(0.001, 400), st.floats(0, 400))
-def test_the_lower_bound_is_where_the_score_test_just_rejects(won: float, lost: float) -> None:
-    """Wilson 1927: p is the bound if (share - p)² = z²·p(1 - p)/n; found here by halving."""
+def test_the_lower_bound_agrees_with_the_score_test(won: float, lost: float) -> None:
+    """Wilson 1927: p is the bound if (share - p)² = z²·p(1 - p)/n; found here by bisection."""
     n, z = won + lost, 1.6448536269514722
     low, high = 0.0, won / n
     for _ in range(60):
@@ -306,12 +304,12 @@ def test_the_lower_bound_is_where_the_score_test_just_rejects(won: float, lost: 
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_the_robust_score_is_as_the_page_defines_it(entries: list[Entry]) -> None:
+def test_the_robust_score_follows_its_documentation(ratings: list[Rating]) -> None:
     counted = [
-        one for one in entries if (one.outcome is SUCCESS or one.outcome.fault is Fault.AGENT) and one.user != one.owner
+        one for one in ratings if (one.outcome is SUCCESS or one.outcome.fault is Fault.AGENT) and one.user != one.owner
     ]
     newest = max((one.settled_ms // PERIOD_MS for one in counted), default=0)
-    ages: dict[str, dict[int, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    ages: dict[str, dict[int, list[Rating]]] = defaultdict(lambda: defaultdict(list))
     for one in counted:
         if (age := newest - one.settled_ms // PERIOD_MS) < PERIODS_MAX:
             ages[one.user][age].append(one)
@@ -330,57 +328,55 @@ def test_the_robust_score_is_as_the_page_defines_it(entries: list[Entry]) -> Non
     lost += min(complaints, (won + lost) / 3)
     n, z2 = won + lost, 1.6448536269514722**2
     bound = (won + z2 / 2 - math.sqrt(z2 * (won * lost / n + z2 / 4))) / (n + z2) if n else 0
-    assert robust(entries) == pytest.approx(1_000 * bound, abs=1.01)
+    assert robust(ratings) == pytest.approx(1_000 * bound, abs=1.01)
 
 
-# The robust score: what it promises.
+# The robust score: guaranteed properties.
 
 
 @given(st.lists(tasks(), max_size=30))
-def test_every_score_is_on_the_scale(entries: list[Entry]) -> None:
-    standing = fold(Standing(), entries)
+def test_every_score_is_within_the_scale(ratings: list[Rating]) -> None:
+    standing = fold(Standing(), ratings)
     assert all(0 <= score_tenths(standing, name) <= SCORE_TENTHS_MAX for name in ALGORITHMS)
 
 
-def test_a_new_agent_has_proved_nothing_and_no_failure_makes_it_worse() -> None:
-    """So there is nothing to be gained by coming again under another name."""
+def test_a_new_agent_scores_0_and_failures_cannot_lower_it() -> None:
+    """So nothing is gained by registering again under another name."""
     assert score_tenths(Standing(), "robust") == 0
     assert robust([task(f"user {n}", FAILURE) for n in range(50)]) == 0
 
 
 @given(st.lists(tasks(periods=4), max_size=30), st.integers(1, 20), st.integers(0, BUDGET_MICRO_MAX))
-def test_successes_of_payers_who_come_to_an_agent_never_lower_its_score(
-    entries: list[Entry], newcomers: int, price: int
-) -> None:
-    newest = max((one.settled_ms for one in entries), default=NOW_MS)
+def test_successes_of_new_payers_never_lower_the_score(ratings: list[Rating], newcomers: int, price: int) -> None:
+    newest = max((one.settled_ms for one in ratings), default=NOW_MS)
     come = [task(f"new {n}", price=price, settled_ms=newest) for n in range(newcomers)]
-    settled = [*entries, task("z", price=0, settled_ms=newest)]  # the newest period is there already
+    settled = [*ratings, task("z", price=0, settled_ms=newest)]  # the newest period exists already
     known = [robust(settled + come[:n]) for n in range(newcomers + 1)]
     assert all(before <= after for before, after in pairwise(known))
 
 
 @given(st.lists(tasks(periods=4), max_size=30), tasks(periods=4))
-def test_a_failure_never_raises_the_score(entries: list[Entry], another: Entry) -> None:
-    newest = max([one.settled_ms for one in entries], default=NOW_MS)
-    settled = [*entries, task("z", price=0, settled_ms=newest)]
+def test_a_failure_never_raises_the_score(ratings: list[Rating], another: Rating) -> None:
+    newest = max([one.settled_ms for one in ratings], default=NOW_MS)
+    settled = [*ratings, task("z", price=0, settled_ms=newest)]
     failed = task(another.user, FAILURE, settled_ms=newest, budget_micro=another.budget_micro)
     assert robust([*settled, failed]) <= robust(settled)
 
 
 @given(st.lists(tasks(periods=4), max_size=20), st.integers(0, 100))
-def test_those_who_never_paid_weigh_no_more_than_a_third_of_those_who_did(entries: list[Entry], ring: int) -> None:
-    """The score stays above that of an agent for which every payer's votes went against it by a third as many."""
-    newest = max((one.settled_ms for one in entries), default=NOW_MS)
-    settled = [*entries, task("z", price=0, settled_ms=newest)]
+def test_nonpayers_weigh_at_most_a_third_of_the_payers(ratings: list[Rating], ring: int) -> None:
+    """The score is at least that of an agent against which a third of the payers' votes are added."""
+    newest = max((one.settled_ms for one in ratings), default=NOW_MS)
+    settled = [*ratings, task("z", price=0, settled_ms=newest)]
     attacked = [*settled, *(task(f"fake {n}", FAILURE, settled_ms=newest) for n in range(ring))]
     won, lost = _votes(settled)
     assert robust(attacked) >= reputation._wilson_tenths(won, lost + (won + lost) // 3)
 
 
-def _votes(entries: Sequence[Entry]) -> tuple[int, int]:
-    """Votes for and against of those who paid alone."""
+def _votes(ratings: Sequence[Rating]) -> tuple[int, int]:
+    """The votes for and against of payers only."""
     won = lost = 0
-    for voter in reputation._voters(fold(Standing(), entries).periods):
+    for voter in reputation._voters(fold(Standing(), ratings).periods):
         votes = reputation._ln((FEE_UNIT_MICRO << 16) + voter.fee, FEE_UNIT_MICRO << 16)
         won += votes * voter.served // (voter.served + voter.failed)
         lost += votes * voter.failed // (voter.served + voter.failed)
@@ -388,14 +384,14 @@ def _votes(entries: Sequence[Entry]) -> tuple[int, int]:
 
 
 @given(st.integers(1, 100))
-def test_failures_of_one_payer_cost_no_more_than_its_own_votes_however_many_they_are(failures: int) -> None:
+def test_a_payers_failures_cost_at_most_its_own_votes(failures: int) -> None:
     served = [task(f"user {n}") for n in range(20)]
     one, many = task("user 0", FAILURE), [task("user 0", FAILURE, budget_micro=BUDGET_MICRO_MAX)] * failures
     votes = int(math.log1p(12_500 / FEE_UNIT_MICRO) * 2**32)
     assert robust([*served, one]) > robust([*served, *many]) >= reputation._wilson_tenths(19 * votes, votes)
 
 
-def test_no_money_buys_more_than_the_votes_of_one() -> None:
+def test_one_payers_votes_are_capped() -> None:
     rich = [task("a", price=FEE_MICRO_MAX * 40)]
     richer = [task("a", price=BUDGET_MICRO_MAX)] * 50
     often = [task("a", price=BUDGET_MICRO_MAX, settled_ms=NOW_MS + period * PERIOD_MS) for period in range(9)]
@@ -407,15 +403,15 @@ def test_no_money_buys_more_than_the_votes_of_one() -> None:
     )
 
 
-def test_tasks_too_small_for_a_fee_prove_nothing() -> None:
+def test_tasks_without_a_fee_give_no_votes() -> None:
     assert robust([task(f"user {n}", price=39) for n in range(100)]) == 0
 
 
-def test_an_owner_proves_nothing_by_paying_itself() -> None:
+def test_owners_paying_themselves_give_no_votes() -> None:
     assert robust([task("owner")] * 100) == 0
 
 
-def test_half_of_the_fees_count_after_two_periods_and_none_after_eight() -> None:
+def test_fees_halve_in_two_periods_and_end_after_eight() -> None:
     def later(periods: int) -> int:
         return robust([task("a", price=10**6), task("z", price=0, settled_ms=NOW_MS + periods * PERIOD_MS)])
 
@@ -425,12 +421,12 @@ def test_half_of_the_fees_count_after_two_periods_and_none_after_eight() -> None
     assert known[7] > known[8] == 0
 
 
-# What is remembered is bounded.
+# The size of a standing is bounded.
 
 
-def test_a_hundred_thousand_payers_fit_the_document() -> None:
+def test_100000_payers_fit_into_the_document() -> None:
     dice = random.Random(1)
-    entries = [
+    ratings = [
         task(
             f"user {n}",
             dice.choice([SUCCESS, FAILURE]),
@@ -441,10 +437,10 @@ def test_a_hundred_thousand_payers_fit_the_document() -> None:
         )
         for n in range(100_000)
     ]
-    assert len(serialise(fold(Standing(), entries))) <= STANDING_BYTES_MAX
+    assert len(serialise(fold(Standing(), ratings))) <= STANDING_BYTES_MAX
 
 
-def test_nothing_that_can_be_remembered_is_larger_than_the_document() -> None:
+def test_the_largest_standing_fits_into_the_document() -> None:
     full = Payer(FEE_MICRO_MAX, reputation._STAKE_MAX, reputation._STAKE_MAX)
     payers = {f"{n:010x}": full for n in range(reputation.PAYERS_MAX)}
     price, wall = _every_bucket(BUDGET_MICRO_MAX), _every_bucket(2 * TIMEOUT_S_ASYNC_MAX * 1_000)
@@ -462,17 +458,17 @@ def _every_bucket(greatest: int) -> Histogram:
     return Histogram(counts, 0, greatest)
 
 
-def _grown(entries: Sequence[Entry]) -> Iterator[Standing]:
+def _grown(ratings: Sequence[Rating]) -> Iterator[Standing]:
     standing = Standing()
-    for one in entries:
+    for one in ratings:
         standing = fold(standing, [one])
         yield standing
 
 
 @pytest.mark.usefixtures("few")
 @given(st.lists(CROWD, max_size=30))
-def test_what_is_full_stays_as_large_as_it_is(entries: list[Entry]) -> None:
-    for standing in _grown(entries):
+def test_a_full_standing_does_not_grow(ratings: list[Rating]) -> None:
+    for standing in _grown(ratings):
         assert len(standing.periods) <= 3
         assert len(standing.payer_keys) <= 3
         for period in standing.periods.values():
@@ -481,6 +477,6 @@ def test_what_is_full_stays_as_large_as_it_is(entries: list[Entry]) -> None:
             assert all(count <= 3 for count in period.price_micro.counts.values())
 
 
-def test_a_name_that_is_no_algorithm_is_refused() -> None:
+def test_unknown_algorithms_are_rejected() -> None:
     with pytest.raises(KeyError):
         score_tenths(Standing(), "stars")

@@ -44,7 +44,7 @@ OTHER_VALUES = (None, True, 0, 1, -1, 2**70, 1.5, "", "x", "0", "\ud800", [], [1
 def statement(new_escrow: NewEscrow) -> dict[str, Any]:
     escrow = new_escrow()
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", METER), now_ms=NOW_S * 1_000 + 5)
-    settled = replace(settled, output=StoredBytes("dd" * 32, 10, b""), log=StoredBytes("ee" * 32, 11, None))
+    settled = replace(settled, output=StoredBytes("dd" * 32, 10, b""), stderr=StoredBytes("ee" * 32, 11, None))
     stated = claims(
         escrow,
         settled,

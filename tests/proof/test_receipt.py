@@ -50,7 +50,7 @@ KEY = ROOT.certify()
 def paid(new_escrow: NewEscrow) -> tuple[Escrow, Settlement]:
     escrow = new_escrow()
     settlement = decide(escrow, Run(Outcome.SUCCEEDED, "ok", METER), now_ms=NOW_S * 1_000 + 5)
-    return escrow, replace(settlement, output=StoredBytes("dd" * 32, 10, b""), log=StoredBytes("ee" * 32, 11, None))
+    return escrow, replace(settlement, output=StoredBytes("dd" * 32, 10, b""), stderr=StoredBytes("ee" * 32, 11, None))
 
 
 @pytest.fixture(scope="session")

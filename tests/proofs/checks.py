@@ -1,8 +1,8 @@
-"""What must be true of a ledger after whatever happened to it, computed from raw items and from a journal of writes.
+"""Checks of a ledger's invariants, computed from raw items and a journal of writes. They share no code with the writes.
 
-The auditor's equations come first (`auditing.run`). The rest is what they cannot see: that a fee is rounded as
-promised, which fence settled, that no fence was taken over twice, that answers and ledger agree, and that the order
-of the reputation's fold is the order of the sweep. Nothing here shares code with the ledger's writes.
+The auditor's equations are checked first. The other checks cover what the auditor cannot see: the rounding of fees,
+which fence settled, that no fence was taken over twice, that responses agree with the ledger, and that reputations are
+folded in the order of the log.
 """
 
 import json
@@ -23,7 +23,7 @@ from tests.proofs.world import Due, World, drawn_run, due_of_judge, expected, fu
 
 @dataclass(frozen=True)
 class Sent:
-    """A task that a client sent, under an input of its own."""
+    """A task that a client sent, with the digest of its input."""
 
     payer: str
     task_id: str
@@ -34,7 +34,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Answer:
-    """A result that a client got for what it sent."""
+    """A result that a client received for a task that it sent."""
 
     sent: Sent
     result: TaskResult
@@ -43,7 +43,7 @@ class Answer:
 def violations(
     world: World, items: Iterable[Mapping[str, Any]], writes: Iterable[Write] = (), answers: Iterable[Answer] = ()
 ) -> list[str]:
-    """Everything that is wrong; empty if the ledger kept its promises. All escrows must have been settled and swept."""
+    """All violations of the invariants. Every escrow must have been settled and swept before."""
     audit = auditing.run(world)
     found = [line for line in auditing.report(audit) if " at " in line]
     found_escrows = _escrows(items)
@@ -54,8 +54,8 @@ def violations(
     return found + list(_answers(found_escrows, answers))
 
 
-def answered(items: Iterable[Mapping[str, Any]], answers: Iterable[Answer]) -> list[str]:
-    """What is wrong with answers that clients got."""
+def wrong_answers(items: Iterable[Mapping[str, Any]], answers: Iterable[Answer]) -> list[str]:
+    """The violations in results that clients received."""
     return list(_answers(_escrows(items), answers))
 
 
@@ -66,13 +66,13 @@ def step(
     fence: int | None,
     table: Iterable[Mapping[str, Any]] = (),
 ) -> list[str]:
-    """What is wrong with one change of an escrow, made by an actor that believed to hold `fence` (I5 to I8).
+    """The violations of I5 to I8 in one change of an escrow by an actor that used `fence`.
 
-    Of a judge's escrow, the fence of its task is the guard; that one is in the `table` of before.
+    A judge's escrow is protected by the fence of its task, which is in `table`, the table before the change.
     """
     new = _plain(after)
     if before is None:
-        wrong = "" if (new["state"], new["fence"]) == ("funded", 1) else "did not begin as funded"
+        wrong = "" if (new["state"], new["fence"]) == ("funded", 1) else "was not created as funded with fence 1"
     else:
         old = _plain(before)
         judge = JUDGE_MARK in new["task_id"] and new["state"] not in {"funded", "expired"} and old["state"] == "funded"
@@ -85,14 +85,18 @@ def _change(old: Mapping[str, Any], new: Mapping[str, Any], fence: int | None, h
     changed = {name for name in new.keys() | old.keys() if old.get(name) != new.get(name)}
     if old["state"] != "funded":
         right = changed == {"swept_ms", "batch", "place", "work", "work_at"} and "swept_ms" not in old
-        return "" if right else f"was {old['state']}, then changed {changed}"
+        return "" if right else f"was {old['state']}, but {changed} changed"
     if new["state"] == "funded":
         right = changed - {"runner", "lease_ms"} == {"fence"} and new["fence"] == old["fence"] + 1
-        return "" if right else f"was taken over with {changed}, fence {old['fence']} to {new['fence']}"
+        return "" if right else f"a takeover changed {changed}, the fence from {old['fence']} to {new['fence']}"
     if new["state"] == "expired":
-        return "" if new["settled_ms"] >= old["expires_ms"] else "expired before its time"
+        return "" if new["settled_ms"] >= old["expires_ms"] else "expired too early"
     right = fence == holder and new["settled_ms"] < old["expires_ms"]
-    return "" if right else f"settled by fence {fence} of {holder}, {new['settled_ms'] - old['expires_ms']} ms late"
+    return (
+        ""
+        if right
+        else f"settled by fence {fence}, not {holder}, {new['settled_ms'] - old['expires_ms']} ms after its expiry"
+    )
 
 
 def _escrows(items: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -110,7 +114,7 @@ def _escrow(name: str, escrow: Mapping[str, Any], others: Mapping[str, Mapping[s
     split = tuple(escrow[name] for name in ("paid", "fee", "refunded"))
     if escrow["state"] == "expired":
         if escrow["settled_ms"] < escrow["expires_ms"]:
-            yield "expired before its time"
+            yield "expired too early"
         if split != (0, 0, escrow["budget"]):
             yield f"expired, but split into {split}"
         return
@@ -147,10 +151,10 @@ def _task_of(name: str, others: Mapping[str, Mapping[str, Any]]) -> Mapping[str,
 
 
 def _due_judge(name: str, judge: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Due:
-    """A judge is paid if it was asked, whatever it said; for nothing if the platform failed, or was too late."""
+    """A judge that ran is paid, whatever its verdict; it costs nothing if the platform failed or was too late."""
     task = _task_of(name, others)
     if task["settled_ms"] != judge["settled_ms"]:
-        return Due("settled with its task", 0, 0, 0)
+        return Due("settled together with its task", 0, 0, 0)
     seed = escrows.task_seed(escrows.escrow_id(task["account"], task["task_id"]))
     own = drawn_run(seed, fuel_max=fuel_bought(task["agent_id"], task["budget"]))
     asked = own.outcome is Outcome.SUCCEEDED and task["outcome"] not in {"budget_exhausted", "superseded"}
@@ -163,7 +167,7 @@ def _due_judge(name: str, judge: Mapping[str, Any], others: Mapping[str, Mapping
 
 
 def _reputation(world: World, settled: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """I16: the score is the fold of the outcomes in the log's order, and every outcome has one place in the log."""
+    """I16: the score is the fold of the outcomes in log order, and every outcome has one position in the log."""
     by_agent: dict[str, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
     places = []
     for name, escrow in settled.items():
@@ -173,7 +177,7 @@ def _reputation(world: World, settled: Mapping[str, Mapping[str, Any]]) -> Itera
         places.append(place)
         by_agent[escrow["agent_id"]].append((place, escrow))
     if sorted(places) != list(range(world.ledger.log_head().size)):
-        yield f"the places in the log are not 0 to {world.ledger.log_head().size}"
+        yield f"the positions in the log do not cover 0 to {world.ledger.log_head().size}"
     for agent, placed in by_agent.items():
         mine = [escrow for _, escrow in sorted(placed, key=lambda each: each[0])]
         score = 500
@@ -182,29 +186,29 @@ def _reputation(world: World, settled: Mapping[str, Mapping[str, Any]]) -> Itera
         standing = world.ledger.standing(agent)
         wins = sum(escrow["outcome"] == "succeeded" for escrow in mine)
         faults = sum(escrow["fault"] == "agent" for escrow in mine)
-        told = (standing.reference_tenths, standing.outcomes, standing.successes, standing.failures)
-        if told != (score, len(mine), wins, faults):
-            yield f"{agent}: reputation is {told}, due was {(score, len(mine), wins, faults)}"
+        found = (standing.reference_tenths, standing.outcomes, standing.successes, standing.failures)
+        if found != (score, len(mine), wins, faults):
+            yield f"{agent}: the reputation is {found}, expected {(score, len(mine), wins, faults)}"
 
 
 def _journal(settled: Mapping[str, Mapping[str, Any]], writes: Iterable[Write]) -> Iterable[str]:
-    """I5, I7: each escrow was funded, settled and swept once; fences only moved on; the newest one settled."""
+    """I5, I7: each escrow was funded, settled and swept once; fences only increased; the newest one settled."""
     by_kind: dict[str, dict[str, list[Write]]] = defaultdict(lambda: defaultdict(list))
     for write in writes:
         by_kind[_kind(write)][write.escrow_id].append(write)
     if by_kind and by_kind["fund"].keys() != settled.keys():
-        yield f"funded but not there, or there but not funded: {by_kind['fund'].keys() ^ settled.keys()}"
+        yield f"funded but not stored, or stored but not funded: {by_kind['fund'].keys() ^ settled.keys()}"
     for name, escrow in settled.items() if by_kind else ():
         counts = [len(by_kind[kind][name]) for kind in ("fund", "leave", "sweep")]
         if counts != [1, 1, 1]:
-            yield f"{name}: was funded, settled and swept {counts} times"
+            yield f"{name}: funded, settled and swept {counts} times"
         taken = sorted(int(write.values["fence"]) for write in by_kind["take over"][name])
         if taken != list(range(2, escrow["fence"] + 1)):
-            yield f"{name}: its fences were {taken}, it stands at {escrow['fence']}"
+            yield f"{name}: the takeovers had the fences {taken}, the stored fence is {escrow['fence']}"
         settlers = [write.fence for write in by_kind["leave"][name] if write.values["outcome"] != "expired"]
         fence = (_task_of(name, settled) if JUDGE_MARK in escrow["task_id"] else escrow)["fence"]
         if settlers not in ([], [fence]):
-            yield f"{name}: settled by the fences {settlers}, its task stands at {fence}"
+            yield f"{name}: settled by the fences {settlers}, the fence of its task is {fence}"
 
 
 def _kind(write: Write) -> str:
@@ -213,21 +217,21 @@ def _kind(write: Write) -> str:
 
 
 def _answers(settled: Mapping[str, Mapping[str, Any]], answers: Iterable[Answer]) -> Iterable[str]:
-    """I9, I12: whoever asked for a task was told of that very task, and everybody got the same receipt."""
+    """I9, I12: every result is that of the task that was sent, and all clients received the stored receipt."""
     for answer in answers:
         sent, result = answer.sent, answer.result
         escrow = settled.get(result.escrow_id)
         if escrow is None:
-            yield f"{result.escrow_id}: answered, but not in the ledger"
+            yield f"{result.escrow_id}: a result without an escrow in the ledger"
             continue
         if result.receipt != escrow["receipt"]:
-            yield f"{result.escrow_id}: the receipt that was answered is not the one in the ledger"
+            yield f"{result.escrow_id}: the receipt of the result is not the stored one"
         stated = receipt.read_claims(result.receipt)
         budget = int(stated["budget"])
         budget += sum(judge.budget_micro for judge in result.judges if judge.side is Side.TASK)
-        told = Sent(stated["user"], stated["task"], stated["agent"], budget, stated["input_sha256"])
-        if told != sent:
-            yield f"{result.escrow_id}: answered {told} to {sent}"
+        answered = Sent(stated["user"], stated["task"], stated["agent"], budget, stated["input_sha256"])
+        if answered != sent:
+            yield f"{result.escrow_id}: the result is of {answered}, sent was {sent}"
         amounts = (result.amount_paid_micro, result.fee_micro, result.amount_refunded_micro)
         if amounts != (escrow["paid"], escrow["fee"], escrow["refunded"]):
-            yield f"{result.escrow_id}: answered {amounts}"
+            yield f"{result.escrow_id}: the result has the amounts {amounts}"

@@ -1,4 +1,4 @@
-"""What the proofs of the ledger share."""
+"""Fixtures of the ledger proofs."""
 
 from collections.abc import Iterator
 

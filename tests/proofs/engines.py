@@ -1,8 +1,8 @@
-"""Real DynamoDB engines on 127.0.0.1, each started on a free port and ended with the test that asked for it.
+"""Real DynamoDB engines on 127.0.0.1, each started on a free port and stopped at the end of the test that uses it.
 
-`ministack` is the local cloud's own DynamoDB. `dynoxide` is another implementation, fetched from npm into
-.local/engines at first use, at a pinned version with a pinned digest, and never committed. Amazon's own is not among
-them: it listens on all interfaces.
+`ministack` is the DynamoDB of the local cloud. `dynoxide` is another implementation. It is downloaded from npm into
+.local/engines at first use, with a pinned version and digest, and never committed. Amazon's DynamoDB Local is not used,
+because it listens on all interfaces.
 """
 
 import base64
@@ -39,7 +39,7 @@ _PACKAGES = {
 
 @contextmanager
 def engine(name: str) -> Iterator[str]:
-    """A running engine's URL."""
+    """The URL of a running engine."""
     if name == "ministack":
         venvs.ensure("cloud")
         state = State(LOCAL / f"ledger-cloud-{os.getpid()}")
@@ -59,7 +59,7 @@ def engine(name: str) -> Iterator[str]:
             stdout=sink,
             stderr=sink,
             cwd=_HOME,
-            preexec_fn=processes.end_with_parent,  # noqa: PLW1509 - one call to the system, before the program begins
+            preexec_fn=processes.end_with_parent,  # noqa: PLW1509 - one system call before the program starts
         )
     try:
         yield f"http://127.0.0.1:{port}"
@@ -69,7 +69,7 @@ def engine(name: str) -> Iterator[str]:
 
 
 def client_of(url: str, *, connections: int = 40) -> Any:
-    """A DynamoDB client that sends each call once: what is repeated, and when, is the harness's business."""
+    """A DynamoDB client without retries: the test harness decides what is repeated, and when."""
     config = Config(
         connect_timeout=10,
         read_timeout=60,
@@ -82,7 +82,7 @@ def client_of(url: str, *, connections: int = 40) -> Any:
 
 
 def new_table(client: Any) -> None:
-    """An empty ledger, as the template declares it. Waits for an engine that has just been started."""
+    """Creates an empty ledger table as the template declares it. Waits for an engine that is still starting."""
     properties = table_properties()
     deadline = time.monotonic() + _START_SECONDS
     while True:
@@ -99,7 +99,7 @@ def new_table(client: Any) -> None:
 
 
 def _fetched(name: str) -> Path:
-    """The folder of an npm package, fetched if it is not there. npm runs no script of it."""
+    """The folder of an npm package, downloaded if missing. npm runs none of its scripts."""
     wanted, sha512 = _PACKAGES[name]
     home = _HOME / wanted.replace("/", "-")
     _HOME.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def _fetched(name: str) -> Path:
             )
             archive = _HOME / packed.stdout.split()[-1]
             if base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() != sha512:
-                msg = f"{archive} is not what was pinned"
+                msg = f"{archive} does not have the pinned digest"
                 raise RuntimeError(msg)
             fresh = home.with_suffix(".new")
             with suppress(FileNotFoundError):

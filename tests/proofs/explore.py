@@ -1,14 +1,15 @@
 """Every interleaving of several actors, at the level of single store calls.
 
-An actor is a function over a `World`. It is stepped without threads: it runs from its beginning, is given again what
-it was answered before, makes one call more, and is stopped at the next one. So a state of the whole is a value (the
-table, and what each actor has seen), and a walk visits each state once, however many interleavings lead to it.
+An actor is a function over a `World`. It is stepped without threads: for each step it runs from the beginning, gets the
+same responses as before, makes one more call, and is stopped at the next one. So the state of the system is a value
+(the table, and the responses that each actor has seen), and a walk visits each state once, however many interleavings
+lead to it.
 
-Each actor has a clock of its own. Between two calls, and while its agent runs, it may jump to any later of the times
-of the walk: so actors sleep at any point, wake late, and disagree about the time as much as can be.
+Each actor has its own clock. Between two calls, and while its agent runs, the clock may jump to any later time of the
+walk. So actors pause at any point, continue late, and disagree about the time as much as possible.
 
-An actor may also lose an answer; and it may die at any step, because the others go on without it in some of the
-interleavings, and because every table that was ever seen must recover if everybody dies there.
+A response to an actor may be lost, and an actor may crash at any step: some interleavings continue without it, and
+every table that was ever reached must recover if all actors crash there.
 """
 
 import uuid
@@ -27,7 +28,7 @@ from quittance.proof.log import Tile
 from quittance.proof.statement import Purpose
 from quittance.run import Job, Run
 from quittance.usecases.sweep import sweep
-from tests.proofs.checks import Answer, Sent, answered, step, violations
+from tests.proofs.checks import Answer, Sent, step, violations, wrong_answers
 from tests.proofs.memory import Item, Memory
 from tests.proofs.world import START_MS, Shelf, World, instant_run, one_key
 
@@ -38,30 +39,30 @@ Table = Mapping[str, Item]
 
 @dataclass(frozen=True)
 class Actor:
-    """What one actor does, and what it sends if it is a client."""
+    """An actor: what it does, and the task that it sends if it is a client."""
 
     name: str
     story: Callable[[World], Any]
     sent: Sent | None = None
 
 
-class Derived(Shelf):
-    """A log's bucket that holds what the table says it must: so the table alone is the state of the whole."""
+class DerivedBucket(Shelf):
+    """A log bucket whose contents are derived from the table, so that the table alone is the stored state."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
         self._memory = memory
 
     def keep(self, tile: Tile, hashes: bytes) -> None:
-        assert hashes == self.read(tile), f"{tile.path} is published otherwise than the log is"
+        assert hashes == self.read(tile), f"{tile.path} was published with hashes that differ from the log"
 
     def read(self, tile: Tile) -> bytes:
-        assert (tile.level, tile.index) == (0, 0), "logs are small here"
+        assert (tile.level, tile.index) == (0, 0), "logs in these tests fit one tile"
         return b"".join(self._leaves()[: tile.width])
 
     def keep_checkpoint(self, size: int, checkpoint: str) -> None:
         stated = log.verify_checkpoint(checkpoint, one_key().jwks())
-        assert (stated.size, stated.root) == (size, self._root(size)), "a checkpoint of another log"
+        assert (stated.size, stated.root) == (size, self._root(size)), "the checkpoint belongs to another log"
 
     def checkpoint(self, size: int | None = None) -> str:
         assert size is not None
@@ -81,7 +82,7 @@ class Derived(Shelf):
 
 @dataclass(frozen=True)
 class State:
-    """The whole: the table and what each actor has seen (both by number), and how many answers may still be lost."""
+    """A system state: the table, what each actor has seen (both by number), and how many losses are left."""
 
     table: int
     seen: tuple[tuple[int, ...], ...]
@@ -91,7 +92,7 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of an actor came to. It follows from what the actor has seen, the table and its clock alone."""
+    """The result of one step of an actor. It depends only on what the actor has seen, the table, and its clock."""
 
     table: int
     seen: tuple[int, ...]
@@ -102,7 +103,7 @@ class Step:
 
 @dataclass
 class Walked:
-    """How much was walked, and what was wrong."""
+    """The size of a walk, and the violations found."""
 
     states: int
     tables: int
@@ -112,11 +113,11 @@ class Walked:
 
 
 class Paused(BaseException):
-    """The actor has reached its next step."""
+    """Stops an actor that has reached its next step."""
 
 
 class _Numbered:
-    """Gives equal values equal numbers."""
+    """Numbers values; equal values have equal numbers."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -131,9 +132,9 @@ class _Numbered:
 
 
 class _Stepper:
-    """An actor's client, clock and sandbox: the past again, then one step, then a pause.
+    """An actor's client, clock and sandbox: repeats the past, makes one step, then pauses.
 
-    A step is a call, or the agent's run; both end with the time that the actor's clock then shows.
+    A step is a call or the agent's run. Each records the time of the actor's clock after it.
     """
 
     def __init__(self, memory: Memory, past: Sequence[Any], now_ms: int, *, loses: bool) -> None:
@@ -141,7 +142,7 @@ class _Stepper:
         self.past, self.at, self.fresh = list(past), 0, True
         self.fence: int | None = None
         self.lost = False
-        self.timed = False  # whether anything followed the new step that looked at the clock
+        self.timed = False  # whether the actor read the clock after the new step
         self._next_ms = now_ms
         self._now_ms = 0
         self._event(lambda: ("begin", None))
@@ -187,7 +188,7 @@ class _Stepper:
 
 
 class Walk:
-    """Walks every state that the actors can bring about, from a table, while their clocks move through `times`."""
+    """Walks every state that the actors can reach from a table, while their clocks move through `times`."""
 
     def __init__(self, table: Table, actors: Sequence[Actor], times: Sequence[int], *, losses: int = 0) -> None:
         self._actors, self._times = actors, times
@@ -199,10 +200,12 @@ class Walk:
         self._start = State(self._tables.number(dict(table)), nobody, tuple(False for _ in actors), losses)
 
     def all(self) -> Walked:
-        """Walks; then lets every table that was seen recover by itself."""
+        """Walks all states, then checks that every table reached recovers."""
         paths: dict[State, int] = {}
         stack: list[tuple[State, list[State] | None]] = [(self._start, None)]
-        reads = mock.patch.object(receipt, "read_claims", cache(receipt.read_claims))  # of few receipts, often
+        reads = mock.patch.object(
+            receipt, "read_claims", cache(receipt.read_claims)
+        )  # there are few receipts, read often
         with mock.patch("uuid.uuid4", self._uuid), reads:
             while stack:
                 state, following = stack.pop()
@@ -244,10 +247,10 @@ class Walk:
                     state.losses - loses,
                 )
                 if not step.timed:
-                    break  # nobody looked: another time would lead to the same
+                    break  # the clock was not read: another time leads to the same state
 
     def _step(self, number: int, seen: tuple[int, ...], table: int, now_ms: int, *, loses: bool) -> Step:
-        """Taken once, in however many states of the other actors it can be taken."""
+        """One step, computed once for all states of the other actors in which it is possible."""
         key = number, seen, table, now_ms, loses
         if key not in self._taken:
             self._taken[key] = self._take(number, seen, table, now_ms, loses=loses)
@@ -260,7 +263,7 @@ class Walk:
         self._drawn = (number + 1) * 1_000
         done = False
         try:
-            world = World(stepper, now_ms=stepper.now_ms, run=stepper.run, tiles=Derived(stepper.memory))
+            world = World(stepper, now_ms=stepper.now_ms, run=stepper.run, tiles=DerivedBucket(stepper.memory))
             result = actor.story(world)
         except Paused:
             pass
@@ -282,18 +285,20 @@ class Walk:
                 self._wrong += [f"{actor.name}: {what}" for what in found]
         balances = [int(item["available"]["N"]) for pk, item in after.items() if pk.startswith("ACCT#")]
         if min(balances, default=0) < 0:
-            self._wrong.append(f"{actor.name}: somebody owes")
+            self._wrong.append(f"{actor.name}: a balance is below zero")
 
     def _check_result(self, actor: Actor, result: Any, table: Table) -> None:
         what = result.escrow_status if isinstance(result, TaskResult) else type(result).__name__
         self._results.add((actor.name, what))
         if isinstance(result, TaskResult) and actor.sent:
-            self._wrong += [f"{actor.name}: {what}" for what in answered(table.values(), [Answer(actor.sent, result)])]
+            self._wrong += [
+                f"{actor.name}: {what}" for what in wrong_answers(table.values(), [Answer(actor.sent, result)])
+            ]
 
     def _recover(self, table: Table) -> None:
-        """Everybody has died here: time and the sweep must bring it in order."""
+        """Checks that, after all actors have crashed, the sweep settles and credits everything in time."""
         memory = Memory(table)
-        world = World(memory, now_ms=lambda: self._times[-1] + FOREVER_MS, tiles=Derived(memory))
+        world = World(memory, now_ms=lambda: self._times[-1] + FOREVER_MS, tiles=DerivedBucket(memory))
         while (swept := sweep(world)).expired or swept.credited or swept.logged:
             pass
         self._wrong += violations(world, memory.items.values())

@@ -1,7 +1,7 @@
-"""A DynamoDB client that fails as a network, a service and a Lambda environment fail, and a journal of what it wrote.
+"""A DynamoDB client with the faults of networks, services and Lambda environments, and a journal of its writes.
 
-One `Faulty` belongs to one actor and is used by one thread. Its random numbers come from the seed, so a seed repeats
-the faults; which thread is first does not repeat, on a real engine.
+Each `Faulty` belongs to one actor and is used by one thread. Its random numbers come from the seed, so a seed repeats
+the faults. The order of threads on a real engine is not repeatable.
 """
 
 import threading
@@ -15,12 +15,12 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 
 
 class Crash(BaseException):
-    """The actor's process dies here: nothing may catch it, so it is no Exception."""
+    """The actor's process crashes. It is not an Exception, because no handler may catch it."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How likely each fault is, for each call. `delay` is how long an actor sleeps, in seconds, when it does."""
+    """The probability of each fault, for each call. `delay` is the length of a pause in seconds."""
 
     crash_before: float = 0.04
     lost_answer: float = 0.06
@@ -38,7 +38,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Write:
-    """One committed change of an escrow: which, what its expression set, and the fence its actor held."""
+    """One committed change of an escrow: its id, the values set, and the fence that the actor used."""
 
     escrow_id: str
     values: dict[str, Any]
@@ -47,7 +47,7 @@ class Write:
 
 @dataclass
 class Journal:
-    """All committed changes of escrows, and a count of the faults."""
+    """All committed changes of escrows, and counts of the faults."""
 
     writes: list[Write] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
@@ -63,12 +63,12 @@ class Journal:
 
 
 class Faulty:
-    """The calls that the ledger makes."""
+    """A client with the calls that the ledger makes, and faults."""
 
     def __init__(self, client: Any, rates: Rates, journal: Journal, random: Random) -> None:
         self._client, self._rates, self._journal, self._random = client, rates, journal, random
         self._indexed: dict[str, Any] = {}
-        self.fence: int | None = None  # which fence the actor believes to hold; the harness keeps it up to date
+        self.fence: int | None = None  # the fence that the actor uses; the harness keeps it up to date
 
     def transact_write_items(self, **call: Any) -> Any:
         actions = len(call["TransactItems"])
@@ -90,7 +90,7 @@ class Faulty:
         return self._client.transact_get_items(**call)
 
     def query(self, **call: Any) -> Any:
-        """The index follows later: now and then it shows what it showed the last time."""
+        """Queries an index. Sometimes the response is that of the previous query, because indexes lag."""
         self._before(0, plain_write=False)
         asked = repr(sorted(call["ExpressionAttributeValues"].items()))
         if asked in self._indexed and self._hit("old_index"):
@@ -102,7 +102,7 @@ class Faulty:
         return self._client.scan(**call)
 
     def may_crash_running(self) -> None:
-        """What can happen to an actor while its agent runs."""
+        """Faults of an actor while its agent runs."""
         if self._hit("crash_running"):
             raise Crash
         if self._hit("pause_lease"):
@@ -119,7 +119,7 @@ class Faulty:
             raise Crash
         if self._hit("lost_answer"):
             if self._random.random() < 0.5:
-                return send(**call)  # as botocore does by itself
+                return send(**call)  # as botocore's own retries do
             raise ReadTimeoutError(endpoint_url="-")
         return answer
 

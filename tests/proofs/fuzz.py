@@ -1,15 +1,16 @@
-"""Fuzzes the ledger with faults: many actors, one real DynamoDB engine, and everything that can go wrong.
+"""Fuzzes the ledger with faults: many actors on one real DynamoDB engine.
 
-    python tests/proofs/fuzz.py --seeds 20 --escrows 1000 --engine ministack      # what `make fuzz-ledger` does
+    python tests/proofs/fuzz.py --seeds 20 --escrows 1000 --engine ministack      # as `make fuzz-ledger` does
     python tests/proofs/fuzz.py --first 17 --seeds 1 --engine dynoxide            # one seed, another engine
 
-The real use cases run (`tasks.execute`, `tasks.result`, `sweeping.sweep`) over a client that crashes, loses answers,
-meets conflicts and throttles, stalls, and shows an old index (faults.py). Pairs of clients send the same tasks, one
-pair in ten with another body; most go to one agent and one payer; clocks differ; two sweeps run; money comes and goes
-meanwhile. Then time is moved past every expiry, a sweep without faults ends what is open, and everything is checked
-(checks.py). A seed repeats the faults, not the order of the threads. Exit status 1 if anything is violated.
+The real use cases (execute, result, sweep) run over a client with crashes, lost responses, conflicts, throttling,
+pauses and stale indexes (faults.py). Pairs of clients send the same tasks, one task in ten with different bodies; most
+tasks have the same agent and the same payer. Clocks differ, two sweeps run, and deposits and withdrawals are made at
+the same time. Then the clock moves past every expiry, a sweep without faults settles what is open, and everything is
+checked (checks.py). A seed repeats the faults, but not the order of the threads. Exit status 1 if an invariant is
+violated.
 
-The platform's clock runs `SPEED` times as fast as real time, so leases and expiries keep their true lengths.
+The platform's clock runs `SPEED` times as fast as real time, so leases and expiries keep their real lengths.
 """
 
 import argparse
@@ -84,12 +85,12 @@ NO_FAULTS = Rates(**dict.fromkeys((rate.name for rate in fields(Rates)), 0.0))
 
 
 def _left_ms() -> int:
-    """How long the ledger tries again, in real time: a tenth of a second."""
+    """The time for which the ledger retries: a tenth of a second of real time."""
     return CALL_MS_MAX + 100
 
 
 class Clock:
-    """Time as the platform sees it: faster than real, and movable."""
+    """The platform's clock: faster than real time, and it can be moved forward."""
 
     def __init__(self) -> None:
         self._began, self._jumped = time.monotonic(), 0
@@ -103,7 +104,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """What a pair of clients will send."""
+    """A task that a pair of clients sends."""
 
     payer: str
     sent: tuple[Sent, Sent]
@@ -113,7 +114,7 @@ class Task:
 
 @dataclass
 class Round:
-    """One seed's actors and what they saw."""
+    """The actors of one seed and their results."""
 
     client: Any
     seed: int
@@ -128,7 +129,7 @@ class Round:
     shelf: Shelf = field(default_factory=Shelf)
 
     def actor(self, name: str) -> tuple[World, Faulty, Random]:
-        """An environment of its own: client, clock, keys."""
+        """A separate environment for an actor: client, clock and keys."""
         random = Random(f"{self.seed} {name}")
         faulty = Faulty(self.client, self.rates, self.journal, random)
         skew_ms = random.choice(SKEW_MS)
@@ -142,7 +143,7 @@ class Round:
             now_ms=lambda: self.clock.now_ms() + skew_ms,
             run=run,
             keys=new_keys(),
-            shards=SHARDS,
+            work_shards=SHARDS,
             left_ms=_left_ms,
             tiles=self.shelf,
         )
@@ -150,13 +151,13 @@ class Round:
 
 
 def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -> tuple[Round, list[str], int]:
-    """One seed of at least `escrow_count` tasks: the round, what was violated, and how many escrows there were."""
+    """Runs one seed with at least `escrow_count` tasks; returns the round, the violations, and the escrow count."""
     new_table(client)
     this = Round(client, seed, rates)
     honest = World(
         Faulty(client, NO_FAULTS, this.journal, Random(seed)),
         now_ms=this.clock.now_ms,
-        shards=SHARDS,
+        work_shards=SHARDS,
         keys=new_keys(),
         left_ms=_left_ms,
         tiles=this.shelf,
@@ -185,10 +186,10 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
     found = violations(honest, items, this.journal.writes, this.answers)
     found += _statements(honest)
     for account, amount in this.moved.items():
-        told = tuple(f"{kind}#{account}#teller" for kind in ("IN", "OUT", "BACK"))
-        moved = sum(int(item["amount"]["N"]) for item in items if item["pk"]["S"].startswith(told))
+        prefixes = tuple(f"{kind}#{account}#teller" for kind in ("IN", "OUT", "BACK"))
+        moved = sum(int(item["amount"]["N"]) for item in items if item["pk"]["S"].startswith(prefixes))
         if moved != amount:
-            found.append(f"{account}: {amount} were told to be moved, {moved} are recorded")
+            found.append(f"{account}: movements of {amount} were confirmed, {moved} is recorded")
     settled = [item for item in items if item["pk"]["S"].startswith("ESC#")]
     this.ends.update(item["state"]["S"] for item in settled)
     this.ends["taken over"] = sum(int(item["fence"]["N"]) > 1 for item in settled)
@@ -196,7 +197,7 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
 
 
 def _statements(world: World) -> list[str]:
-    """Who has what the lines of the statement do not add up to."""
+    """The accounts whose balance is not the sum of their statement."""
     pairs = [f"{kind}-{pair}" for pair in range(PAIRS) for kind in ("payer", "poor")]
     found = []
     owners = ("olga", "oskar", "judith", PLATFORM_ACCOUNT)
@@ -207,7 +208,7 @@ def _statements(world: World) -> list[str]:
             total += sum(line.amount_micro for line in lines)
             after = (lines[-1].at_ms, lines[-1].kind, lines[-1].reference) if lines else None
         if total != (available := world.ledger.available_micro(account)):
-            found.append(f"{account}: has {available}, its statement says {total}")
+            found.append(f"{account}: the balance is {available}, the sum of the statement is {total}")
     return found
 
 
@@ -216,19 +217,19 @@ def _deposits(world: World, escrow_count: int) -> None:
         world.ledger.deposit(f"payer-{pair}", "start", escrow_count * 10**5, now_ms=START_MS)
         world.ledger.deposit(f"poor-{pair}", "start", 5 * FLAT_MICRO, now_ms=START_MS)
     world.ledger.deposit("hot", "start", escrow_count * 10**5, now_ms=START_MS)
-    for owner, bond in (("olga", escrow_count * 10**5), ("oskar", 3_000)):  # oskar's is soon used up
+    for owner, bond in (("olga", escrow_count * 10**5), ("oskar", 3_000)):  # oskar's bond is soon used up
         world.ledger.deposit(owner, "bond", bond, now_ms=START_MS)
         world.ledger.move_bond(owner, "bond", bond, now_ms=START_MS)
 
 
 def _plan(random: Random, pair: int, count: int) -> list[Task]:
     plan = []
-    for number in range(count + count // 8):  # some will not find the money
+    for number in range(count + count // 8):  # some will have insufficient funds
         payer = random.choices((f"payer-{pair}", "hot", f"poor-{pair}"), (45, 45, 10))[0]
         agent = random.choices((HOT, FLAT, OWN, JUDGED), (64, 12, 4, 20))[0]
         budget = FLAT_MICRO + random.choice((210, 211, 4_999, FLAT_MICRO, 80_000))
         if agent == HOT and random.random() < 0.2:
-            budget = 6_000 + random.randrange(20_000)  # less than what some runs cost: the payer's fault
+            budget = 6_000 + random.randrange(20_000)  # less than some runs cost, which is the payer's fault
         judge = agent == JUDGED and random.random() < 0.5
         budget += JUDGE_MICRO * judge
         texts = ("in", "other" if random.random() < 0.1 else "in")
@@ -244,7 +245,7 @@ def _client_story(this: Round, pair: int, side: int, plan: Sequence[Task]) -> No
     world, faulty, random = this.actor(f"client {pair} {side}")
     for task in plan:
         if random.random() < 0.05:
-            continue  # this side never sends it
+            continue  # this client never sends it
         if side and random.random() < 0.3:
             time.sleep(random.uniform(0, 0.02))
         for _ in range(TRIES_MAX):
@@ -255,7 +256,7 @@ def _client_story(this: Round, pair: int, side: int, plan: Sequence[Task]) -> No
 
 
 def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, side: int) -> bool:
-    """One request of a client; True if the client asks no more."""
+    """Sends one request of a client; True if the client will not repeat it."""
     sent = task.sent[side]
     request = ask(sent.task_id, sent.agent_id, budget=sent.budget, text=task.texts[side], judge=task.judge)
     begun = world.now_ms()
@@ -268,7 +269,7 @@ def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, 
         return random.random() < 0.5
     except TaskConflictError:
         if task.texts[0] == task.texts[1]:
-            this.wrong.append(f"{sent}: told of a conflict that was none")
+            this.wrong.append(f"{sent}: a conflict was reported for equal bodies")
         return True
     except InsufficientFundsError:
         this.ends["no funds"] += 1
@@ -296,7 +297,7 @@ def _poll(world: World, task: Task) -> TaskResult | None:
 
 
 def _stray_expiry(world: World, task: Task) -> None:
-    """Somebody who would expire an escrow before its time, were it not for the ledger's condition."""
+    """Tries to expire an escrow at any time; only the ledger's condition prevents it before the expiry."""
     try:
         escrow = world.ledger.find(escrows.escrow_id(task.payer, task.sent[0].task_id))
         if escrow is not None:
@@ -330,7 +331,7 @@ def _teller_story(this: Round) -> None:
         amount, kind = random.randrange(1, 5 * FLAT_MICRO), random.choice(("deposit", "withdraw", "fill", "release"))
         for _ in range(20):
             try:
-                _tell(world, kind, account, f"teller-{number}", amount)
+                _move(world, kind, account, f"teller-{number}", amount)
             except (Crash, PlatformUnavailableError):
                 continue
             except InsufficientFundsError:
@@ -340,11 +341,11 @@ def _teller_story(this: Round) -> None:
                 this.moved[account] += _decided(this, world, account, f"teller-{number}", amount, random)
             break
         else:
-            this.wrong.append(f"teller-{number}: never known")
+            this.wrong.append(f"teller-{number}: the outcome of the movement is unknown")
 
 
 def _decided(this: Round, world: World, account: str, name: str, amount: int, random: Random) -> int:
-    """What comes back of a withdrawal whose payout is decided, until that is known."""
+    """Decides the payout of a withdrawal until the outcome is known; returns the amount that comes back."""
     state = random.choice((PayoutState.PAID, PayoutState.FAILED))
     for _ in range(20):
         try:
@@ -354,14 +355,14 @@ def _decided(this: Round, world: World, account: str, name: str, amount: int, ra
         except (Crash, PlatformUnavailableError):
             continue
         if payout is None or payout.state is not state:
-            this.wrong.append(f"{name}: {state} was decided, {payout} stands")
+            this.wrong.append(f"{name}: {state} was decided, {payout} is stored")
         return amount if state is PayoutState.FAILED else 0
-    this.wrong.append(f"{name}: its payout is never known")
+    this.wrong.append(f"{name}: the outcome of the payout is unknown")
     return 0
 
 
-def _tell(world: World, kind: str, account: str, name: str, amount: int) -> None:
-    """One movement, of an account or of olga's bond; the bond is moved whatever it is needed for."""
+def _move(world: World, kind: str, account: str, name: str, amount: int) -> None:
+    """Makes one movement of an account or of olga's bond, without checking whether the bond may be released."""
     if kind in {"deposit", "withdraw"}:
         getattr(world.ledger, kind)(account, name, amount, now_ms=world.now_ms())
     else:
@@ -369,15 +370,15 @@ def _tell(world: World, kind: str, account: str, name: str, amount: int) -> None
 
 
 def _guarded(this: Round, story: Callable[..., None]) -> Callable[..., None]:
-    """Whatever else a story raises is a bug, of the ledger or of the harness."""
+    """Records every unexpected exception as a violation: it is a bug of the ledger or of the harness."""
 
-    def tell(*args: Any) -> None:
+    def guarded(*args: Any) -> None:
         try:
             story(*args)
-        except BaseException as exc:  # noqa: BLE001 - it ends up among the violations
+        except BaseException as exc:  # noqa: BLE001 - it is reported as a violation
             this.wrong.append(f"{story.__name__}{args[1:3]}: {exc!r}")
 
-    return tell
+    return guarded
 
 
 def _say(text: str) -> None:
@@ -399,7 +400,7 @@ def main() -> int:
         client = client_of(url)
         for seed in range(asked.first, asked.first + asked.seeds):
             began = time.monotonic()
-            with quiet(), mock.patch("quittance.observability.measure"):  # nothing among the results but results
+            with quiet(), mock.patch("quittance.observability.measure"):  # no log lines between the results
                 this, found, count = rounds(client, seed, asked.escrows)
             escrow_count += count
             faults += this.journal.faults

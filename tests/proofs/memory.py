@@ -1,7 +1,7 @@
-"""DynamoDB in memory, as far as the ledger uses it: the five calls, their conditions, their refusals.
+"""An in-memory DynamoDB with what the ledger uses: its calls, their conditions, and their errors.
 
-It is exact and takes microseconds, so whole state spaces can be walked. That it answers as DynamoDB engines do is what
-test_memory.py shows. What it does not know raises: it never guesses.
+It is exact, and a call takes microseconds, so whole state spaces can be walked. test_memory.py compares it with real
+engines. Anything that it does not implement raises an exception.
 """
 
 import re
@@ -27,7 +27,7 @@ _CLAUSE: Final = re.compile(r"\b(SET|ADD|REMOVE) ")
 
 
 class Memory:
-    """One table. `items` may be replaced as a whole: a state that was seen before is put back so."""
+    """One table. `items` may be replaced as a whole to restore an earlier state."""
 
     def __init__(self, items: Mapping[str, Item] | None = None) -> None:
         self.items: dict[str, Item] = dict(items or {})
@@ -41,7 +41,7 @@ class Memory:
         item, holds = self._changed(call)
         if not holds:
             response = {"Error": {"Code": "ConditionalCheckFailedException"}} | _shown(self.items.get(_pk(call["Key"])))
-            raise ClientError(response, "UpdateItem")  # type: ignore[arg-type]  # with the item, as the service answers
+            raise ClientError(response, "UpdateItem")  # type: ignore[arg-type]  # with the item, as in the service's response
         self.items[item["pk"]["S"]] = item
         return {}
 
@@ -73,7 +73,7 @@ class Memory:
         return {"Responses": {TABLE: [dict(item) for item in found]}, "UnprocessedKeys": {}}
 
     def query(self, **call: Any) -> dict[str, Any]:
-        """An index: a hash key, perhaps an upper bound, perhaps a filter; items as the index projects them."""
+        """Queries an index: a hash key, optionally an upper bound and a filter. Items have the projected attributes."""
         names, values = call["ExpressionAttributeNames"], call["ExpressionAttributeValues"]
         conditions = [call["KeyConditionExpression"], *filter(None, [call.get("FilterExpression")])]
         indexes = {index["IndexName"]: index for index in table_properties()["GlobalSecondaryIndexes"]}
@@ -93,7 +93,7 @@ class Memory:
         return {"Items": [dict(item) for item in self.items.values()]}
 
     def _changed(self, change: Mapping[str, Any]) -> tuple[Item, bool]:
-        """The item as a put or an update would leave it, and whether its condition holds now."""
+        """The item after a put or an update, and whether the condition holds before it."""
         assert change["TableName"] == TABLE
         names = change.get("ExpressionAttributeNames", {})
         values = change.get("ExpressionAttributeValues", {})

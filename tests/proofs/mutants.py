@@ -1,10 +1,10 @@
-"""Removes each guard of the ledger in turn and sees that the proofs notice.
+"""Removes each guard of the ledger in turn. The tests must catch every removal.
 
-    python tests/proofs/mutants.py            # all; what `make mutants` does
-    python tests/proofs/mutants.py fee        # those whose name holds a word
+    python tests/proofs/mutants.py            # all mutants, as `make mutants` does
+    python tests/proofs/mutants.py fee        # those whose name contains a word
 
-Each mutant is one edit of a scratch copy, against which the named tests run; the unharmed copy must pass them first.
-Exit status 1 if one survives, or if the code that a mutant edits is not there (any more).
+Each mutant is one edit in a scratch copy of the code, against which the named tests run. The unedited copy must pass
+them first. Exit status 1 if a mutant survives, or if the code that it edits is not found exactly once.
 """
 
 import argparse
@@ -20,20 +20,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("layers/runtime/quittance", "tests/proofs", "tests/ledger", "local", "template.yaml", "pyproject.toml")
-SECONDS_MAX = 1_200  # a mutant may well loop for ever
+SECONDS_MAX = 1_200  # a mutant may loop for ever
 LEDGER, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/dynamo.py", "store/slots.py"
 ESCROW, EARNINGS, BALANCES = "ledger/escrow.py", "ledger/earnings.py", "ledger/balances.py"
 EXECUTE, SWEEP, ACCOUNTS = "usecases/execute.py", "usecases/sweep.py", "usecases/accounts.py"
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
 BONDS = "tests/proofs/test_bonds.py"
 SLOTS = "tests/proofs/test_slots.py -k not(engine)"
-WALLET = "tests/ledger/test_balances.py"
-PAIR = f"{WALK}::test_two_actors_one_of_whom_may_lose_an_answer"
+TAKING = "tests/ledger/test_balances.py"
+PAIR = f"{WALK}::test_two_actors_with_one_lost_response"
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One guard that is taken away: in `file`, `old` becomes `new`; `tests` must fail."""
+    """One removed guard: in `file`, `old` is replaced by `new`; `tests` must fail."""
 
     name: str
     file: str
@@ -49,7 +49,7 @@ TAKE = 'condition="#state = :funded AND #fence = :seen_fence AND #lease_ms <= :n
 
 
 def _without(condition: str, term: str) -> str:
-    """A condition that lacks one term."""
+    """A condition without one of its terms."""
     less = re.sub(rf"( AND )?{re.escape(term)}( AND )?", lambda cut: " AND " if cut[1] and cut[2] else "", condition)
     assert less != condition
     return less
@@ -58,20 +58,26 @@ def _without(condition: str, term: str) -> str:
 MUTANTS = (
     Mutant("fund: uniqueness", DYNAMO, '"attribute_not_exists(pk)"', '"attribute_not_exists(x)"', MATRIX),
     Mutant("fund: balance", LEDGER, '"available >= :taken"', '"attribute_exists(available)"', MATRIX),
-    Mutant("fund: the hold itself", LEDGER, "puts + self._moves(moves)", "puts", MATRIX),
+    Mutant("fund: the debit", LEDGER, "puts + self._balance_updates(moves)", "puts", MATRIX),
     Mutant(
-        "fund: the escrow's reason first",
+        "fund: the record's condition before the balance's",
         LEDGER,
         "if refused.items[0] is not None:\n                    return refused",
         "if False:\n                    return refused",
         MATRIX,
     ),
-    Mutant("fund: the escrow once more before a lack", LEDGER, "if standing is None:\n", "if True:\n", MATRIX),
+    Mutant(
+        "fund: the record once more before insufficient funds",
+        LEDGER,
+        "if stored is None:\n                    raise",
+        "if True:\n                    raise",
+        MATRIX,
+    ),
     Mutant("take over: state", LEDGER, TAKE, _without(TAKE, "#state = :funded"), MATRIX),
     Mutant("take over: fence", LEDGER, TAKE, _without(TAKE, "#fence = :seen_fence"), MATRIX),
     Mutant("take over: lease", LEDGER, TAKE, _without(TAKE, "#lease_ms <= :now"), MATRIX),
     Mutant("take over: expiry", LEDGER, TAKE, _without(TAKE, "#expires_ms > :now"), MATRIX),
-    Mutant("take over: the fence moves", LEDGER, "fence=stale.fence + 1", "fence=stale.fence", MATRIX),
+    Mutant("take over: the fence increases", LEDGER, "fence=stale.fence + 1", "fence=stale.fence", MATRIX),
     Mutant("settle: state", LEDGER, SETTLE, _without(SETTLE, "#state = :funded"), MATRIX),
     Mutant("settle: fence", LEDGER, SETTLE, _without(SETTLE, "#fence = :my_fence"), MATRIX),
     Mutant("settle: expiry", LEDGER, SETTLE, _without(SETTLE, "#expires_ms > :now"), MATRIX),
@@ -82,10 +88,10 @@ MUTANTS = (
         'self._give({}, [{"Update"',
         MATRIX,
     ),
-    Mutant("settle: the receipt goes along", LEDGER, '"receipt": settlement.receipt', '"receipt": ""', MATRIX),
-    Mutant("settle: fee rounded down", ESCROW, "* fee_bps // _BPS", "* fee_bps // _BPS + 1", MATRIX),
+    Mutant("settle: the receipt in the same write", LEDGER, '"receipt": settlement.receipt', '"receipt": ""', MATRIX),
+    Mutant("settle: fee rounded down", ESCROW, "* fee_bps // BPS", "* fee_bps // BPS + 1", MATRIX),
     Mutant(
-        "settle: fee of the used, not of the budget",
+        "settle: fee on the price, not on the budget",
         ESCROW,
         "price_micro * fee_bps",
         "budget_micro * fee_bps",
@@ -95,24 +101,34 @@ MUTANTS = (
     Mutant("expire: time", LEDGER, EXPIRE, _without(EXPIRE, "#expires_ms <= :now"), MATRIX),
     Mutant("sweep: mark", LEDGER, '"attribute_not_exists(#swept_ms)"', '"attribute_exists(pk)"', MATRIX),
     Mutant(
-        "sweep: only what is settled",
+        "sweep: only settled escrows",
         LEDGER,
         "and (escrow := _escrow(item)).settlement]",
         "and (escrow := _escrow(item))]",
         MATRIX,
     ),
     Mutant(
-        "sweep: leaves the index",
+        "sweep: removal from the index",
         LEDGER,
         'remove=("work", "work_at"),\n            condition="attribute_not_exists(#swept_ms)"',
         'condition="attribute_not_exists(#swept_ms)"',
         MATRIX,
     ),
-    Mutant("sweep: failures too", LEDGER, 'f"SETTLED#{self._shard', 'f"{settlement.state}#{self._shard', MATRIX),
     Mutant(
-        "sweep: the platform's credit", EARNINGS, "gifts[platform_account] +=", "gifts[platform_account] = 0 *", MATRIX
+        "sweep: failed tasks too",
+        LEDGER,
+        'f"SETTLED#{self._work_shard',
+        'f"{settlement.state}#{self._work_shard',
+        MATRIX,
     ),
-    Mutant("sweep: the owner's credit", EARNINGS, "gifts[owner] += share", "gifts[owner] += 0 * share", MATRIX),
+    Mutant(
+        "sweep: the platform's credit",
+        EARNINGS,
+        "credited[platform_account] +=",
+        "credited[platform_account] = 0 *",
+        MATRIX,
+    ),
+    Mutant("sweep: the owner's credit", EARNINGS, "credited[owner] += share", "credited[owner] += 0 * share", MATRIX),
     Mutant(
         "sweep: the journal",
         LEDGER,
@@ -120,17 +136,17 @@ MUTANTS = (
         "= []",
         MATRIX,
     ),
-    Mutant("sweep: leaves out what is credited", LEDGER, 'if "swept_ms" not in item and', "if", MATRIX),
+    Mutant("sweep: credited escrows are left out", LEDGER, 'if "swept_ms" not in item and', "if", MATRIX),
     Mutant("log: places in order", LEDGER, "first, place, now_ms)", "first, 0, now_ms)", MATRIX),
     Mutant(
-        "log: leaves the index",
+        "log: removal from the index",
         LEDGER,
         'set_={"first": first},\n            remove=("work", "work_at"),',
         'set_={"first": first},',
         MATRIX,
     ),
-    Mutant("log: a batch once", LEDGER, 'or "first" in batch:', "or False:", MATRIX),
-    Mutant("log: checkpoints go on", LEDGER, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
+    Mutant("log: each batch once", LEDGER, 'or "first" in batch:', "or False:", MATRIX),
+    Mutant("log: checkpoints never shrink", LEDGER, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
     Mutant(
         "log: standings are folded",
         LEDGER,
@@ -139,10 +155,14 @@ MUTANTS = (
         MATRIX,
     ),
     Mutant(
-        "movements: one amount an id", LEDGER, "if recorded.amount_micro != line.amount_micro:", "if False:", MATRIX
+        "movements: one amount for each id",
+        LEDGER,
+        "if recorded.amount_micro != line.amount_micro:",
+        "if False:",
+        MATRIX,
     ),
     Mutant(
-        "deposits: one depositor an id",
+        "deposits: one depositor for each id",
         LEDGER,
         "if recorded.depositor not in {None, line.depositor}:",
         "if False:",
@@ -150,32 +170,38 @@ MUTANTS = (
     ),
     Mutant("payouts: decided once", LEDGER, "attribute_not_exists(#decided_ms)", "attribute_exists(#amount)", MATRIX),
     Mutant(
-        "payouts: what failed is returned",
+        "payouts: failed payouts are returned",
         LEDGER,
         "self._give({payout.account: payout.amount_micro}, ",
         "self._give({}, ",
         MATRIX,
     ),
     Mutant(
-        "payouts: the journal of what is returned",
+        "payouts: the journal line of a return",
         LEDGER,
         '[{"Update": write}, returned]',
         '[{"Update": write}]',
         MATRIX,
     ),
     Mutant(
-        "payouts: leave the index",
+        "payouts: removal from the index",
         LEDGER,
         'remove=("work", "work_at"),\n            condition="attribute_exists(#amount)',
         'condition="attribute_exists(#amount)',
         MATRIX,
     ),
-    Mutant("log: each agent's own standing", LEDGER, "entries[entry.agent]", 'entries["agt"]', MATRIX),
-    Mutant("sweep: refunds the expired", SWEEP, "self._expire)", "lambda _: None)", PAIR),
+    Mutant("log: each agent's own standing", LEDGER, "ratings[rating.agent]", 'ratings["agt"]', MATRIX),
+    Mutant("sweep: expired escrows are refunded", SWEEP, "self._expire)", "lambda _: None)", PAIR),
     Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
-    Mutant("judges: a bond's lack is its own refusal", LEDGER, "if is_bond(lack.account):", "if False:", BONDS),
     Mutant(
-        "judges: all settle or none", LEDGER, "if sorted(judge.escrow_id", "if False and sorted(judge.escrow_id", BONDS
+        "judges: an insufficient bond has its own error",
+        LEDGER,
+        "if is_bond(insufficient.account):",
+        "if False:",
+        BONDS,
+    ),
+    Mutant(
+        "judges: all settle together", LEDGER, "if sorted(judge.escrow_id", "if False and sorted(judge.escrow_id", BONDS
     ),
     Mutant("judges: in the same write", LEDGER, "writes=[task, *held]", "writes=[task]", BONDS),
     Mutant("judges: state", LEDGER, JUDGE, _without(JUDGE, "#state = :funded"), BONDS),
@@ -188,99 +214,109 @@ MUTANTS = (
         BONDS,
     ),
     Mutant(
-        "judges: their refusal is the task's", LEDGER, "if refused.items[0] is None and judges:", "if False:", BONDS
+        "judges: their rejection is the task's", LEDGER, "if refused.items[0] is None and judges:", "if False:", BONDS
     ),
     Mutant(
-        "bond: a line on each side",
+        "bond: a journal line for each side",
         LEDGER,
         "for each in (line, replace(line, account=bond, amount_micro=amount_micro))]",
         "for each in (line,)]",
         BONDS,
     ),
-    Mutant("bond: what leaves one side comes to the other", LEDGER, "*records, to=target)", "*records)", BONDS),
+    Mutant("bond: the other side receives the amount", LEDGER, "*records, to=target)", "*records)", BONDS),
     Mutant(
-        "bond: out of the bond", LEDGER, "if amount_micro > 0 else (bond, owner)", "if True else (bond, owner)", BONDS
+        "bond: releases take from the bond",
+        LEDGER,
+        "if amount_micro > 0 else (bond, owner)",
+        "if True else (bond, owner)",
+        BONDS,
     ),
     Mutant("release: all agents are retired", ACCOUNTS, "if owned.unretired:", "if False:", BONDS),
-    Mutant("release: some minutes after the last", ACCOUNTS, "if wait_ms > 0:", "if False:", BONDS),
-    Mutant("release: nothing is open", ACCOUNTS, "if platform.ledger.has_open_work(owner):", "if False:", BONDS),
+    Mutant("release: some minutes after the last retirement", ACCOUNTS, "if wait_ms > 0:", "if False:", BONDS),
+    Mutant("release: no open work", ACCOUNTS, "if platform.ledger.has_open_work(owner):", "if False:", BONDS),
     Mutant(
-        "release: no judge that the bond pays",
+        "release: no open judge paid by the bond",
         LEDGER,
         'of={"owner": owner, "account": bond_account(owner)}',
         'of={"owner": owner}',
         BONDS,
     ),
     Mutant(
-        "release: settled is not credited",
+        "release: settled work counts as open",
         LEDGER,
-        '[*self._shards_of("OPEN"), *self._shards_of("SETTLED")]',
-        'self._shards_of("OPEN")',
+        '[*self._work_shards_of("OPEN"), *self._work_shards_of("SETTLED")]',
+        'self._work_shards_of("OPEN")',
         BONDS,
     ),
-    Mutant("release: a repeat is no release", ACCOUNTS, "if amount_micro < 0 and ", "if amount_micro < 0 or ", BONDS),
-    Mutant("bond: who notes it looks again", ACCOUNTS, "        noted = short\n", "        return\n", BONDS),
     Mutant(
-        "charge: no more than there is",
+        "release: a repeat is not checked again", ACCOUNTS, "if amount_micro < 0 and ", "if amount_micro < 0 or ", BONDS
+    ),
+    Mutant("bond: its recorded state is checked again", ACCOUNTS, "        noted = short\n", "        return\n", BONDS),
+    Mutant(
+        "charge: at most the balance",
         EARNINGS,
-        "min(self.charged.amount_micro, sum(purses) + self.returned.amount_micro)",
+        "min(self.charged.amount_micro, sum(shards) + self.returned.amount_micro)",
         "self.charged.amount_micro",
         BONDS,
     ),
+    Mutant("charge: returns pay too", EARNINGS, "sum(shards) + self.returned.amount_micro", "sum(shards)", BONDS),
     Mutant(
-        "charge: what comes back pays too", EARNINGS, "sum(purses) + self.returned.amount_micro", "sum(purses)", BONDS
+        "charge: from all shards", LEDGER, "if balances_micro[balances.HOME] < due_micro[owner]:", "if False:", BONDS
     ),
-    Mutant("charge: out of all purses", LEDGER, "if has[balances.HOME] < due_micro[owner]:", "if False:", BONDS),
     Mutant("charge: the platform gets it", EARNINGS, "fees.amount_micro += taken_micro", "pass", BONDS),
     Mutant(
-        "charge: it leaves the bond",
+        "charge: the bond is debited",
         LEDGER,
         "for bond, moves in batch.bond_moves.items():",
         "for bond, moves in ():",
         BONDS,
     ),
-    Mutant("charge: the bond notes it", LEDGER, "if charged_micro:", "if False:", BONDS),
+    Mutant("charge: the bond records it", LEDGER, "if charged_micro:", "if False:", BONDS),
     Mutant(
-        "charge: what was due is said",
+        "charge: the amount due is recorded",
         EARNINGS,
         "-taken_micro, share.charged.amount_micro or None)",
         "-taken_micro)",
         BONDS,
     ),
     Mutant(
-        "charge: looks again after a refusal",
+        "charge: reads again after a rejection",
         LEDGER,
         "waiting = self._uncredited([escrow.escrow_id for escrow in waiting])",
         "pass",
         MATRIX,
     ),
-    Mutant("judging: comes back out of the price", EARNINGS, "min(settlement.judging_micro, paid_micro)", "0", BONDS),
+    Mutant("judging: returned from the price", EARNINGS, "min(settlement.judging_micro, paid_micro)", "0", BONDS),
     Mutant(
-        "judging: no more than the price",
+        "judging: at most the price",
         EARNINGS,
         "min(settlement.judging_micro, paid_micro)",
         "settlement.judging_micro",
         BONDS,
     ),
     Mutant(
-        "sweep: fits a transaction", EARNINGS, "> TRANSACTION_ITEMS_MAX or", "> TRANSACTION_ITEMS_MAX + 1 or", BONDS
+        "sweep: the batch fits one transaction",
+        EARNINGS,
+        "> TRANSACTION_ITEMS_MAX or",
+        "> TRANSACTION_ITEMS_MAX + 1 or",
+        BONDS,
     ),
-    Mutant("sweep: fits an append", EARNINGS, "len(agents) > LOGGED_AGENTS_MAX", "False", BONDS),
+    Mutant("sweep: the batch fits one append", EARNINGS, "len(agents) > LOGGED_AGENTS_MAX", "False", BONDS),
     Mutant(
-        "slots: a free one alone",
+        "slots: only a free one is taken",
         SLOT_ITEMS,
         "attribute_not_exists(#lease_ms) OR #lease_ms <= :now",
         "attribute_not_exists(#lease_ms) OR attribute_exists(#lease_ms)",
         SLOTS,
     ),
-    Mutant("slots: its holder alone gives it back", SLOT_ITEMS, '"#holder = :me"', '"attribute_exists(pk)"', SLOTS),
-    Mutant("slots: a lost answer is found out", SLOT_ITEMS, 'stands.get("holder") == holder', "False", SLOTS),
-    Mutant("wallet: no purse below zero", BALANCES, "min(purses[purse], missing_micro)", "missing_micro", WALLET),
-    Mutant("wallet: all that is there", BALANCES, "if not able:", "if False:", WALLET),
-    Mutant("wallet: what is spread is taken", BALANCES, "* (WALLET_PURSES - 1)", "* WALLET_PURSES", WALLET),
-    Mutant("wallet: lack is lack", BALANCES, "if sum(purses) < amount_micro:", "if False:", WALLET),
+    Mutant("slots: only the holder releases it", SLOT_ITEMS, '"#holder = :me"', '"attribute_exists(pk)"', SLOTS),
+    Mutant("slots: a lost response is recognised", SLOT_ITEMS, 'stored.get("holder") == holder', "False", SLOTS),
+    Mutant("balances: no shard below zero", BALANCES, "min(shards[shard], missing_micro)", "missing_micro", TAKING),
+    Mutant("balances: all shards together", BALANCES, "if not sufficient:", "if False:", TAKING),
+    Mutant("balances: what is spread is taken", BALANCES, "* (BALANCE_SHARDS - 1)", "* BALANCE_SHARDS", TAKING),
+    Mutant("balances: insufficient funds", BALANCES, "if sum(shards) < amount_micro:", "if False:", TAKING),
     Mutant(
-        "conflicts: are tried again",
+        "conflicts: retried",
         DYNAMO,
         "        if _CONFLICTS.intersection(codes):\n            raise ConflictError from exc",
         "",
@@ -308,8 +344,8 @@ MUTANTS = (
 
 
 def survivors(mutants: tuple[Mutant, ...]) -> list[str]:
-    """Tries the mutants; prints a line for each; returns the names of those that lived."""
-    lived = []
+    """Tests the mutants, prints a line for each, and returns the names of the survivors."""
+    survived = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         for name in COPIED:
@@ -323,7 +359,7 @@ def survivors(mutants: tuple[Mutant, ...]) -> list[str]:
             shutil.copy(path, home / "tests")
         for tests in sorted({mutant.tests for mutant in mutants}):
             if output := _failure(home, tests):
-                _say(f"the unharmed code fails {tests}:\n{output}")
+                _say(f"the unedited code fails {tests}:\n{output}")
                 return ["none"]
         for mutant in mutants:
             began = time.monotonic()
@@ -331,17 +367,17 @@ def survivors(mutants: tuple[Mutant, ...]) -> list[str]:
             whole = path.read_text()
             if whole.count(mutant.old) != 1:
                 _say(f"| {mutant.name} | NOT FOUND once in {mutant.file} |")
-                lived.append(mutant.name)
+                survived.append(mutant.name)
                 continue
             path.write_text(whole.replace(mutant.old, mutant.new))
             output = _failure(home, mutant.tests)
             path.write_text(whole)
             caught = re.search(r"^(?:FAILED|ERROR) \S+::(\S+)", output, re.MULTILINE)
             if not caught:
-                lived.append(mutant.name)
+                survived.append(mutant.name)
             by = f"`{caught[1]}`" if caught else "NOTHING " + output[-300:]
             _say(f"| {mutant.name} | {by} | {time.monotonic() - began:.0f} s |")
-    return lived
+    return survived
 
 
 def _say(text: str) -> None:
@@ -350,7 +386,7 @@ def _say(text: str) -> None:
 
 
 def _failure(home: Path, tests: str) -> str:
-    """What the tests print when they fail; nothing when they pass."""
+    """The output of the tests if they fail; an empty string if they pass."""
     command = [sys.executable, "-m", "pytest", "-vv", "-x", "--tb=no", "-p", "no:cacheprovider", "-rfE", *tests.split()]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
@@ -364,15 +400,15 @@ def _failure(home: Path, tests: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="See that no guard can be removed unnoticed.")
+    parser = argparse.ArgumentParser(description="Check that the tests notice the removal of every guard.")
     parser.add_argument("word", nargs="?", default="")
     word = parser.parse_args().word
     chosen = tuple(mutant for mutant in MUTANTS if word in mutant.name)
-    lived = survivors(chosen)
-    _say(f"{len(chosen) - len(lived)} of {len(chosen)} mutants caught")
-    for name in lived:
+    survived = survivors(chosen)
+    _say(f"{len(chosen) - len(survived)} of {len(chosen)} mutants caught")
+    for name in survived:
         _say(f"survived: {name}")
-    return 1 if lived else 0
+    return 1 if survived else 0
 
 
 if __name__ == "__main__":

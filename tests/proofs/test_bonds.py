@@ -1,4 +1,4 @@
-"""Bonds, judges on both sides and charges: every rule of who pays, and what each refusal leaves as it was."""
+"""Bonds, judges of both sides, and charges: every rule of who pays, and that rejections change nothing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +16,9 @@ from quittance.ledger import balances, earnings
 from quittance.ledger import escrow as escrows
 from quittance.ledger.balances import bond_account
 from quittance.ledger.escrow import Escrow, JudgeHold, Settlement, Split, State
-from quittance.ledger.journal import Kind
+from quittance.ledger.journal import LineKind
 from quittance.ledger.pricing import ComputePrices
-from quittance.limits import BOND_NOTICE_MS, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.limits import BALANCE_SHARDS, BOND_NOTICE_MS, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX
 from quittance.run import Fault, Outcome, Run, Side
 from quittance.store.registry import OwnedAgents
 from quittance.usecases import accounts, audit
@@ -26,15 +26,15 @@ from tests.proofs.memory import Memory
 from tests.proofs.test_matrix import DONE, EXPIRY, FAILED, FENCE, TIMES, hold, overtaken, signed
 from tests.proofs.world import BOND_MINIMUM, PLATFORM_ACCOUNT, START_MS, World
 
-BUDGET, JUDGING = 50_000, 20_011  # of the task; of each judge
+BUDGET, JUDGING = 50_000, 20_011  # of the task, and of each judge
 BOND = bond_account("oskar")
 COMPUTE = ComputePrices(run_micro=1_009)
 CHARGE = 1_009
-SPARE = 5  # that oskar has beside the bond
+SPARE = 5  # oskar's balance besides the bond
 
 
 def judged(*, sides: Sequence[Side] = tuple(Side), task_id: str = "t", **changes: Any) -> tuple[Escrow, list[Escrow]]:
-    """A task and the judges that it is funded with."""
+    """A task and the escrows of its judges."""
     task = hold(task_id=task_id, budget=BUDGET, **({"fence": 1, "compute": COMPUTE} | changes))
     judges = []
     for side in sides:
@@ -51,10 +51,10 @@ def judged(*, sides: Sequence[Side] = tuple(Side), task_id: str = "t", **changes
                 seed="ab" * 32,
             )
         )
-    hires = tuple(
+    holds = tuple(
         JudgeHold(side, judge.agent_id, JUDGING, judge.escrow_id) for side, judge in zip(sides, judges, strict=True)
     )
-    return replace(task, judges=hires), judges
+    return replace(task, judges=holds), judges
 
 
 def world_of(*, alice: int = 10 * BUDGET, bond: int = 10 * BUDGET) -> tuple[Memory, World]:
@@ -73,11 +73,11 @@ def settled(world: World, escrow: Escrow, plain: Settlement) -> Escrow:
 
 
 def ended(world: World, task: Escrow, judges: Sequence[Escrow], run: Run, *, now_ms: int) -> list[Escrow]:
-    """A task and its judges, each with its settlement."""
+    """A task and its judges, each with a settlement."""
     ends = [settled(world, judge, escrows.decide_judge(judge, DONE, now_ms=now_ms, released=True)) for judge in judges]
     paid = {
-        hire.side: JUDGING - end.settlement.split.refunded_micro
-        for hire, end in zip(task.judges, ends, strict=True)
+        hold.side: JUDGING - end.settlement.split.refunded_micro
+        for hold, end in zip(task.judges, ends, strict=True)
         if end.settlement
     }
     return [settled(world, task, escrows.decide(task, run, now_ms=now_ms, judging_micro=paid)), *ends]
@@ -90,9 +90,7 @@ def differences(world: World) -> list[str]:
 @pytest.mark.parametrize("sides", [(Side.AGENT,), (Side.TASK,), tuple(Side)])
 @pytest.mark.parametrize("alice", [-1, 0, 1])
 @pytest.mark.parametrize("bond", [-1, 0, 1])
-def test_a_task_and_its_judges_are_held_from_each_payer_or_not_at_all(
-    sides: tuple[Side, ...], alice: int, bond: int
-) -> None:
+def test_a_task_and_its_judges_are_funded_together_or_not(sides: tuple[Side, ...], alice: int, bond: int) -> None:
     task, judges = judged(sides=sides)
     of_alice = BUDGET + JUDGING * (Side.TASK in sides)
     of_bond = JUDGING * (Side.AGENT in sides)
@@ -116,7 +114,7 @@ def test_a_task_and_its_judges_are_held_from_each_payer_or_not_at_all(
 @pytest.mark.parametrize("gone", [None, "judge expired", "task expired", "settled"])
 @pytest.mark.parametrize("run", [DONE, FAILED], ids=["done", "failed"])
 def test_a_task_and_its_judges_leave_funded_together(gone: str | None, run: Run) -> None:
-    """I5 to I8: by the task's fence, before expiry, while all of them are funded."""
+    """I5 to I8: with the task's fence, before expiry, and while all of them are funded."""
     for fence, now_ms in product((FENCE - 1, FENCE, FENCE + 1), TIMES):
         memory, world = world_of()
         task, judges = judged(fence=FENCE)
@@ -160,8 +158,8 @@ def test_a_task_does_not_settle_without_its_judges() -> None:
     assert memory.items == before
 
 
-def test_a_judge_that_may_have_expired_holds_its_task_back() -> None:
-    """By its own expiry, were that ever another than its task's: somebody may be refunding it now."""
+def test_an_expired_judge_prevents_settlement() -> None:
+    """A judge whose own expiry has passed may be refunded at the same time, so its task must not settle."""
     memory, world = world_of()
     task, judges = judged(sides=(Side.AGENT,))
     early = replace(judges[0], expires_ms=EXPIRY - 10)
@@ -172,7 +170,7 @@ def test_a_judge_that_may_have_expired_holds_its_task_back() -> None:
     assert world.ledger.settle(*ended(world, task, [early], DONE, now_ms=EXPIRY - 11)).state is State.RELEASED
 
 
-def test_what_was_held_for_an_expired_judge_goes_back_to_the_bond() -> None:
+def test_an_expired_judges_budget_returns_to_the_bond() -> None:
     _, world = world_of()
     task, judges = judged()
     world.ledger.fund(task, *judges)
@@ -184,7 +182,7 @@ def test_what_was_held_for_an_expired_judge_goes_back_to_the_bond() -> None:
 @pytest.mark.parametrize("amount", [-BUDGET - 1, -BUDGET, -1, 1, BUDGET, BUDGET + 1])
 @pytest.mark.parametrize("recorded", [None, -1, 1, BUDGET])
 def test_movements_of_a_bond(amount: int, recorded: int | None) -> None:
-    """Once by their id; into no debt on either side; another amount under the same id is refused."""
+    """Once per id; neither side falls below zero; another amount with the same id is rejected."""
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     world.ledger.deposit("oskar", "start", 2 * BUDGET, now_ms=START_MS)
@@ -213,16 +211,16 @@ def test_movements_of_a_bond(amount: int, recorded: int | None) -> None:
 
 
 def spread(world: World, memory: Memory, parts: Sequence[int]) -> None:
-    """Lets the bond lie in several purses."""
-    for purse, part in enumerate(parts):
-        pk = f"ACCT#{BOND}" + (f"#{purse}" if purse else "")
+    """Spreads the bond over several shards."""
+    for shard, part in enumerate(parts):
+        pk = f"ACCT#{BOND}" + (f"#{shard}" if shard else "")
         memory.items[pk] = {"pk": {"S": pk}, "available": {"N": str(part)}}
 
 
 @pytest.mark.parametrize("parts", [[0], [CHARGE - 1], [CHARGE], [CHARGE + 1], [1] * 16, [100] * 16, [0, 0, 2 * CHARGE]])
 @pytest.mark.parametrize("failures", [1, 2])
-def test_a_failure_is_charged_as_far_as_the_bond_has_it(parts: list[int], failures: int) -> None:
-    """From whichever purses; the line says what was due and what was taken, and the platform gets what was taken."""
+def test_a_failure_is_charged_up_to_the_bonds_balance(parts: list[int], failures: int) -> None:
+    """From any shards. The line states what was due and what was taken, and the platform receives what was taken."""
     memory, world = world_of(bond=sum(parts))
     if sum(parts):
         spread(world, memory, parts)
@@ -238,7 +236,7 @@ def test_a_failure_is_charged_as_far_as_the_bond_has_it(parts: list[int], failur
     assert world.ledger.bond("oskar").available_micro == sum(parts) - taken
     assert world.ledger.bond("oskar").charged_micro == taken
     assert world.ledger.available_micro(PLATFORM_ACCOUNT) == taken
-    lines = [line for line in world.ledger.statement(BOND, limit=9)[0] if line.kind is Kind.CHARGE]
+    lines = [line for line in world.ledger.statement(BOND, limit=9)[0] if line.kind is LineKind.CHARGE]
     assert [(line.amount_micro, line.due_micro, line.tasks) for line in lines] == [(-taken, due, failures)]
     assert [world.ledger.append(name) for name in world.ledger.unlogged()] == [failures]
     assert differences(world) == []
@@ -248,8 +246,8 @@ def test_a_failure_is_charged_as_far_as_the_bond_has_it(parts: list[int], failur
 
 
 @pytest.mark.parametrize("budget", [BUDGET, 15_000])
-def test_of_a_price_the_judges_cost_goes_back_to_the_bond(budget: int) -> None:
-    """As far as the price reaches."""
+def test_the_judges_cost_returns_from_the_price_to_the_bond(budget: int) -> None:
+    """At most the price."""
     _, world = world_of()
     task, judges = judged(sides=(Side.AGENT,))
     task = replace(task, budget_micro=budget, tariff=f'{{"type":"flat","price":"0.0{budget - 2_000:05}"}}')
@@ -259,16 +257,16 @@ def test_of_a_price_the_judges_cost_goes_back_to_the_bond(budget: int) -> None:
     paid, cost = stored.settlement.split.paid_micro, stored.settlement.judging_micro
     for names in world.ledger.settled():
         credited = world.ledger.credit(names, now_ms=EXPIRY)
-        assert credited.bonds_left == {"oskar": None}, "it may be enough again"
+        assert credited.bonds_left == {"oskar": None}, "the bond may cover the minimum again"
     assert world.ledger.available_micro("oskar") == max(paid - cost, 0) + SPARE
     assert world.ledger.available_micro(BOND) == 10 * BUDGET - cost + min(paid, cost)
     for name in world.ledger.unlogged():
         world.ledger.append(name)
     found = differences(world)
-    assert [line for line in found if "names no rules" not in line] == []  # the escrow here has a judge and no rules
+    assert [line for line in found if "names no rules" not in line] == []  # this escrow has a judge but no rules
 
 
-def test_what_comes_back_to_a_bond_pays_the_charges_of_the_same_batch() -> None:
+def test_returns_to_a_bond_pay_charges_of_the_same_batch() -> None:
     _, world = world_of(bond=JUDGING)
     task, judges = judged(sides=(Side.AGENT,))
     world.ledger.fund(task, *judges)
@@ -276,7 +274,7 @@ def test_what_comes_back_to_a_bond_pays_the_charges_of_the_same_batch() -> None:
     assert stored.settlement
     cost, back = stored.settlement.judging_micro, stored.settlement.split.paid_micro
     assert back < cost
-    failures = (JUDGING - cost) // CHARGE + 1  # more than is left in the bond
+    failures = (JUDGING - cost) // CHARGE + 1  # more than the bond's balance
     for number in range(failures):
         failing, _ = judged(sides=(), task_id=f"t{number}")
         world.ledger.fund(failing)
@@ -286,8 +284,8 @@ def test_what_comes_back_to_a_bond_pays_the_charges_of_the_same_batch() -> None:
     assert world.ledger.bond("oskar").available_micro == JUDGING - cost + back - failures * CHARGE
 
 
-def test_a_charge_meets_a_bond_that_was_emptied_meanwhile() -> None:
-    """Between what the sweep has read and its write, the bond is released: it takes what is there then."""
+def test_a_charge_handles_a_bond_emptied_meanwhile() -> None:
+    """The bond is released between the sweep's read and its write: the charge takes what is left."""
     memory, world = world_of(bond=2 * CHARGE)
     task, _ = judged(sides=())
     world.ledger.fund(task)
@@ -305,13 +303,13 @@ OPEN = ("", "funded", "settled", "judge of another", "swept")
 @pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize("retired_ms", [None, 0, NOW - BOND_NOTICE_MS, NOW - BOND_NOTICE_MS + 1, NOW, NOW + 1])
 @pytest.mark.parametrize("work", OPEN)
-def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_ms: int | None, work: str) -> None:
-    """No agent active for a minute, and nothing that is funded or not credited; a repeat needs nothing of it."""
+def test_a_bond_is_released_only_if_nothing_needs_it(*, active: bool, retired_ms: int | None, work: str) -> None:
+    """No agent active for the notice period, no escrow funded or uncredited. Repeats need no check."""
     memory, world = world_of()
     world.registry.owned = OwnedAgents(unretired=active, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
     out = BondRequest.model_validate({"bond_id": "out", "amount": "-0.000007"})
     task, judges = judged(sides=(Side.AGENT,))
-    if work == "judge of another":  # what is left of the owner is a judge that its bond pays
+    if work == "judge of another":  # the only open work is a judge that the owner's bond pays
         world.ledger.fund(task, *judges)
         world.ledger.expire(task, signed(world, task, escrows.expire(task, now_ms=EXPIRY)))
     elif work:
@@ -340,8 +338,8 @@ def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_
 
 
 @pytest.mark.parametrize("before_note", [0, 1])
-def test_who_notes_a_bond_last_has_seen_it_as_it_is(before_note: int) -> None:
-    """A top-up comes between what a sweep has read of a bond and what it notes; and the other way round."""
+def test_the_last_recorded_bond_state_is_current(before_note: int) -> None:
+    """A top-up between a sweep's read of a bond and its record, and the other way round."""
     _, world = world_of(bond=BOND_MINIMUM - 1)
     noted = world.registry.set_bond_short
     moved: list[int] = []
@@ -367,7 +365,7 @@ ENDS = st.sampled_from(
 
 @st.composite
 def settled_escrows(draw: st.DrawFn) -> list[Escrow]:
-    """Settled escrows of few owners with few agents, or of many with many."""
+    """Settled escrows of few owners with few agents, or of many owners with many agents."""
     owners, agents = draw(st.sampled_from([(1, 1), (3, 5), (2, 90), (90, 90)]))
     found = []
     for number in range(draw(st.integers(1, 97))):
@@ -392,52 +390,54 @@ def settled_escrows(draw: st.DrawFn) -> list[Escrow]:
 
 @settings(max_examples=150, deadline=None)
 @given(waiting=settled_escrows(), data=st.data())
-def test_a_batch_moves_what_its_escrows_say(waiting: list[Escrow], data: st.DataObject) -> None:
-    """Nothing appears or is lost, no bond owes, and it fits into one transaction, and so does its append."""
+def test_a_batch_moves_the_sums_of_its_escrows(waiting: list[Escrow], data: st.DataObject) -> None:
+    """No credit appears or is lost, no bond falls below zero, and batch and append each fit one transaction."""
     owners = sorted({escrow.owner for escrow in waiting})
-    purse = st.integers(0, 60)
-    purses = {
-        owner: data.draw(st.one_of(st.lists(purse, min_size=1, max_size=1), st.lists(purse, min_size=16, max_size=16)))
-        for owner in earnings.charged_owners(waiting)
+    shard = st.integers(0, 60)
+    shards = {
+        owner: data.draw(st.one_of(st.lists(shard, min_size=1, max_size=1), st.lists(shard, min_size=16, max_size=16)))
+        for owner in earnings.due_by_owner(waiting)
     }
-    chosen = earnings.fitting(waiting, purses)
+    chosen = earnings.fitting(waiting, shards)
     assert chosen == waiting[: len(chosen)]
-    batch = earnings.batch(chosen, purses, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
+    batch = earnings.batch(chosen, shards, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
     moves = {account: sum(changes.values()) for account, changes in batch.bond_moves.items()}
-    items = len(chosen) + len(batch.lines) + 1 + len(batch.gifts) + sum(map(len, batch.bond_moves.values()))
+    items = len(chosen) + len(batch.lines) + 1 + len(batch.credits) + sum(map(len, batch.bond_moves.values()))
     assert len(chosen) > 0
     assert items <= TRANSACTION_ITEMS_MAX
     assert len({escrow.agent_id for escrow in chosen}) <= LOGGED_AGENTS_MAX
     ends = [escrow.settlement for escrow in chosen if escrow.settlement]
     came_in = sum(end.split.paid_micro + end.split.fee_micro for end in ends)
-    assert sum(batch.gifts.values()) + sum(moves.values()) == came_in
+    assert sum(batch.credits.values()) + sum(moves.values()) == came_in
     noted = {(line.account, line.kind): line for line in batch.lines}
     for owner in owners:
         mine = [escrow.settlement for escrow in chosen if escrow.owner == owner and escrow.settlement]
-        has, bond = purses.get(owner, ()), bond_account(owner)
+        has, bond = shards.get(owner, ()), bond_account(owner)
         back = sum(min(end.judging_micro, end.split.paid_micro) for end in mine)
         due = sum(end.charge_micro for end in mine)
         taken = min(due, sum(has) + back)
-        assert batch.gifts.get(owner, 0) == sum(end.split.paid_micro for end in mine) - back
+        assert batch.credits.get(owner, 0) == sum(end.split.paid_micro for end in mine) - back
         assert moves.get(bond, 0) == back - taken
         assert batch.charged.get(bond, 0) == taken
-        charge = noted.get((bond, Kind.CHARGE))
+        charge = noted.get((bond, LineKind.CHARGE))
         assert (charge.amount_micro, charge.due_micro) == (-taken, due) if charge else due == 0
-        after = {purse: has[purse] + change for purse, change in batch.bond_moves.get(bond, {}).items() if change < 0}
+        after = {shard: has[shard] + change for shard, change in batch.bond_moves.get(bond, {}).items() if change < 0}
         assert min(after.values(), default=0) >= 0
     if len(chosen) < len(waiting):
         more = waiting[: len(chosen) + 1]
-        one_more = earnings.batch(more, purses, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
-        items = len(more) + len(one_more.lines) + 1 + len(one_more.gifts) + sum(map(len, one_more.bond_moves.values()))
+        one_more = earnings.batch(more, shards, platform_account=PLATFORM_ACCOUNT, now_ms=EXPIRY)
+        items = (
+            len(more) + len(one_more.lines) + 1 + len(one_more.credits) + sum(map(len, one_more.bond_moves.values()))
+        )
         agents = len({escrow.agent_id for escrow in more})
-        assert items > TRANSACTION_ITEMS_MAX - 4 or agents > LOGGED_AGENTS_MAX, "it might have had room"
+        assert items > TRANSACTION_ITEMS_MAX - 4 or agents > LOGGED_AGENTS_MAX, "the batch could have been larger"
 
 
 @pytest.mark.parametrize(
     ("owners", "agents", "fit"),
     [(1, 1, TRANSACTION_ITEMS_MAX - 5), (97, 97, (TRANSACTION_ITEMS_MAX - 3) // 3), (1, 97, LOGGED_AGENTS_MAX)],
 )
-def test_a_batch_is_as_large_as_one_write_and_one_append_allow(owners: int, agents: int, fit: int) -> None:
+def test_a_batch_fills_one_write_and_one_append(owners: int, agents: int, fit: int) -> None:
     end = Settlement(State.RELEASED, Split(200, 90, 10, 100), Outcome.SUCCEEDED, "", 0, START_MS)
     waiting = [
         hold(task_id=f"t{n}", budget=200, settlement=end, agent_id=f"agt_{n % agents}", owner=f"owner-{n % owners}")
@@ -446,7 +446,7 @@ def test_a_batch_is_as_large_as_one_write_and_one_append_allow(owners: int, agen
     assert len(earnings.fitting(waiting)) == len(earnings.fitting(waiting, {})) == fit
 
 
-def test_a_bond_may_lie_in_all_its_purses_and_still_be_charged() -> None:
-    assert balances.taking([1] * WALLET_PURSES, WALLET_PURSES, contended=False) == dict.fromkeys(
-        range(WALLET_PURSES), -1
+def test_a_bond_spread_over_all_shards_is_charged() -> None:
+    assert balances.taking([1] * BALANCE_SHARDS, BALANCE_SHARDS, contended=False) == dict.fromkeys(
+        range(BALANCE_SHARDS), -1
     )

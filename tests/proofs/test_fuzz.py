@@ -1,4 +1,4 @@
-"""A short round of fault fuzzing on a real engine. The long one is of `make proofs`."""
+"""A short round of fault fuzzing on a real engine. `make proofs` runs the long one."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +18,9 @@ def client() -> Iterator[Any]:
         yield client_of(url)
 
 
-def test_faults_lose_double_and_strand_nothing(client: Any, record_property: Callable[[str, str], None]) -> None:
+def test_faults_neither_lose_double_nor_strand_credits(
+    client: Any, record_property: Callable[[str, str], None]
+) -> None:
     this, found, count = rounds(client, SEED, ESCROWS)
     faults = sum(this.journal.faults.values())
     record_property("figure", f"ledger fuzz: seed {SEED}, {count} escrows, {faults} faults, {len(found)} violations")

@@ -1,4 +1,4 @@
-"""All interleavings of two and three actors on one escrow, each state checked, each table left to recover."""
+"""All interleavings of two and three actors on one escrow: each state is checked, each table must recover."""
 
 import hashlib
 from collections.abc import Callable
@@ -41,10 +41,10 @@ WINS = task_named("t", payer="alice", state="released")
 FAILS = task_named("t", payer="alice", state="refunded")
 _FUEL = drawn_run(escrows.task_seed(escrows.escrow_id("alice", WINS))).meter.fuel
 PARTLY, FULLY = 2 * FLAT_MICRO, FLAT_MICRO + compute(_FUEL)
-BOND = 2 * JUDGE_MICRO  # of olga, whose agent is judged; oskar's bond has less than a failure costs
+BOND = 2 * JUDGE_MICRO  # of olga, whose agent is judged; oskar's bond is smaller than a failure's charge
 COUNTED: list[tuple[Any, ...]] = []
 RIVALS = ("retry", "other body", "sweep", "expiry", "credit", "reader", "stray expiry", "withdrawal")
-BOND_LEFT = 100  # of oskar's bond: less than a failure costs
+BOND_LEFT = 100  # of oskar's bond: less than a failure's charge
 TRIOS = (
     ("retry", "expiry"),
     ("retry", "credit"),
@@ -60,7 +60,7 @@ TRIOS = (
     ("stray expiry", "expiry"),
     ("sweep", "withdrawal"),
 )
-JUDGED_RIVALS = ("reader", "retry", "sweep") if LONG else ("reader",)  # judges beside a writer take most of the time
+JUDGED_RIVALS = ("reader", "retry", "sweep") if LONG else ("reader",)  # judges with another writer take the most time
 
 
 def client(name: str, task_id: str, budget: int, text: str = "in", *, agent: str = FLAT, judge: bool = False) -> Actor:
@@ -70,7 +70,7 @@ def client(name: str, task_id: str, budget: int, text: str = "in", *, agent: str
 
 
 def stray_expiry(world: World, escrow_id: str) -> Any:
-    """Somebody who would expire the escrow at any time, were it not for the ledger's condition."""
+    """Tries to expire the escrow at any time; only the ledger's condition prevents it before the expiry."""
     escrow = world.ledger.find(escrow_id)
     if escrow is None:
         return None
@@ -102,19 +102,19 @@ def credit(world: World) -> None:
 
 
 def release(world: World) -> int:
-    """The owner of the agent takes the whole bond back, as if nobody had looked whether that may be."""
+    """The agent's owner takes the whole bond back without the check whether it may be released."""
     return world.ledger.move_bond("oskar", "out", -BOND_LEFT, now_ms=world.now_ms())
 
 
 def cast(task_id: str, budget: int) -> dict[str, Actor]:
-    """Who may meet at one escrow. The runner is the late runner wherever its clock jumps before it settles."""
+    """The actors on one escrow. The runner is late wherever its clock jumps before it settles."""
     escrow_id = escrows.escrow_id("alice", task_id)
     actors = [
         client("runner", task_id, budget),
         client("retry", task_id, budget),
         client("other body", task_id, budget, "other"),
         Actor("sweep", swept),
-        Actor("expiry", expire_overdue),  # the two halves of a sweep
+        Actor("expiry", expire_overdue),  # the two parts of a sweep
         Actor("second expiry", expire_overdue),
         Actor("credit", credit),
         Actor("second credit", credit),
@@ -127,7 +127,7 @@ def cast(task_id: str, budget: int) -> dict[str, Actor]:
 
 
 def start() -> Table:
-    """A ledger in which alice has enough for the task or the withdrawal, not for both."""
+    """A ledger in which alice's balance covers the task or the withdrawal, but not both."""
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     world.ledger.deposit("alice", "start", 3 * FLAT_MICRO + JUDGE_MICRO, now_ms=START_MS)
@@ -148,14 +148,14 @@ def walk(names: tuple[str, ...], *, task_id: str = WINS, budget: int = PARTLY, l
 
 @pytest.mark.parametrize(("task_id", "budget"), [(WINS, PARTLY), (WINS, FULLY), (FAILS, PARTLY)])
 @pytest.mark.parametrize("rival", RIVALS)
-def test_two_actors_one_of_whom_may_lose_an_answer(rival: str, task_id: str, budget: int) -> None:
+def test_two_actors_with_one_lost_response(rival: str, task_id: str, budget: int) -> None:
     walked = walk(("runner", rival), task_id=task_id, budget=budget, losses=1)
     assert walked.interleavings > walked.states > 1
 
 
 @pytest.mark.parametrize("rival", ["second credit", "release"])
-def test_a_failure_whose_bond_is_too_small(rival: str) -> None:
-    """The sweep charges what is there, once, whoever moves the bond meanwhile."""
+def test_a_failure_with_an_insufficient_bond(rival: str) -> None:
+    """The sweep charges the bond's balance once, whatever moves the bond at the same time."""
     walked = walk(("runner", "credit", rival), task_id=FAILS)
     assert walked.interleavings > walked.states
 
@@ -177,7 +177,7 @@ JUDGED_EXPIRY = EXPIRY + TIMEOUT_S * 1_000
     [(True, True, "0.5", "released"), (True, True, "0.4", "refunded"), (False, True, "0.5", "refunded")],
 )
 @pytest.mark.parametrize("both", [False, True], ids=["agent's judge", "judges on both sides"])
-def test_a_task_and_its_judges_under_a_rival(
+def test_a_task_with_judges_and_a_rival(
     rival: str, own: bool, judge: bool, score: str, state: str, both: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_id = successful_task_named("t", payer="alice", success=own)
@@ -195,7 +195,7 @@ def test_a_task_and_its_judges_under_a_rival(
 
 
 def decision(state: str) -> Actor:
-    """An operator who decides the payout of alice's withdrawal."""
+    """An operator that decides the payout of alice's withdrawal."""
     payout_id = Payout("alice", "w-1", 2 * FLAT_MICRO, START_MS, PayoutState.REQUESTED).payout_id
     request = PayoutDecision.model_validate({"state": state})
     return Actor(
@@ -204,8 +204,8 @@ def decision(state: str) -> Actor:
 
 
 @pytest.mark.parametrize("decisions", [("paid", "failed"), ("failed", "failed"), ("paid", "paid")], ids="+".join)
-def test_two_operators_and_the_owner_meet_at_a_payout(decisions: tuple[str, str]) -> None:
-    """One answer is lost anywhere; whatever the order, credits are out or back, once."""
+def test_two_operators_and_the_owner_decide_a_payout(decisions: tuple[str, str]) -> None:
+    """With one lost response anywhere and in every order, the credits are paid out or returned, once."""
     begun = Memory(start())
     withdraw(World(begun, now_ms=lambda: START_MS))
     actors = [*map(decision, decisions), cast(WINS, PARTLY)["withdrawal"]]
@@ -219,6 +219,6 @@ def test_two_operators_and_the_owner_meet_at_a_payout(decisions: tuple[str, str]
     COUNTED.append((*decisions, walked.states, walked.interleavings))
 
 
-def test_how_much_was_walked(record_property: Callable[[str, str], None]) -> None:
+def test_the_number_of_interleavings_is_reported(record_property: Callable[[str, str], None]) -> None:
     states, interleavings = sum(walked[-2] for walked in COUNTED), sum(walked[-1] for walked in COUNTED)
     record_property("figure", f"{len(COUNTED)} walks, {states:,} states, {interleavings:,} interleavings, all in order")

@@ -1,7 +1,7 @@
-"""Every operation on an escrow in every state, by every fence, at every time, against a pure model; nothing is sampled.
+"""Every operation on an escrow in every state, with every fence, at every time, against a pure model, exhaustively.
 
-The model says what a write may do from the rules alone; the ledger does it over the stand-in (see test_memory.py).
-After each step the whole table is compared, so a write that should change nothing changes nothing.
+The model computes from the rules what a write may do. The ledger runs on the in-memory DynamoDB (see test_memory.py).
+The whole table is compared after each step, so a rejected write must change nothing.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ SPLITS = {"partly": (FLAT_MICRO - FEE, FEE, FLAT_MICRO), "refunded": (0, 0, BUDG
 
 @dataclass
 class Case:
-    """A ledger with one escrow in one state, held by the fence FENCE."""
+    """A ledger with one escrow in one state, with the fence FENCE."""
 
     memory: Memory
     world: World
@@ -81,7 +81,7 @@ def hold(*, task_id: str = "t", budget: int = BUDGET, **changes: Any) -> Escrow:
 
 
 def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlement:
-    """With a receipt of these claims as they are: some settlements here are such as no run of the platform makes."""
+    """The settlement with a receipt of unchecked claims: no run of the platform makes some of these settlements."""
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
     if settlement.outcome is Outcome.EXPIRED:
@@ -103,13 +103,13 @@ def done(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Escrow:
 
 
 def ended(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Settlement:
-    """The settlement of a run; of an expiry for None."""
+    """The settlement of a run, or of an expiry for None."""
     plain = escrows.expire(escrow, now_ms=now_ms) if run is None else escrows.decide(escrow, run, now_ms=now_ms)
     return signed(world, escrow, plain)
 
 
 def case(state: str) -> Case:
-    """A ledger that came into this state by the ledger's own writes."""
+    """A ledger brought into this state by its own writes."""
     memory = Memory()
     world = World(memory, now_ms=lambda: EXPIRY + 1_000, left_ms=lambda: 10_000)
     world.ledger.deposit("alice", "start", DEPOSIT, now_ms=START_MS)
@@ -130,17 +130,17 @@ def case(state: str) -> Case:
 
 
 def refused(this: Case, operate: Callable[[], Escrow]) -> None:
-    """The operation changes nothing, and returns what stands."""
-    before, standing = dict(this.memory.items), this.world.ledger.find(this.escrow.escrow_id)
-    assert operate() == standing
+    """Checks that the operation changes nothing and returns the stored escrow."""
+    before, stored = dict(this.memory.items), this.world.ledger.find(this.escrow.escrow_id)
+    assert operate() == stored
     assert this.memory.items == before
 
 
 def left(this: Case, settlement: Settlement, split: tuple[int, int, int], funds: int) -> None:
-    """The escrow stands settled so, and the payer has got back what was not used, once."""
-    standing = this.world.ledger.find(this.escrow.escrow_id)
-    assert standing is not None
-    assert standing.settlement == settlement
+    """Checks that the escrow is stored with this settlement, and that the payer was refunded once."""
+    stored = this.world.ledger.find(this.escrow.escrow_id)
+    assert stored is not None
+    assert stored.settlement == settlement
     parts = settlement.split
     assert (parts.paid_micro, parts.fee_micro, parts.refunded_micro) == split
     assert this.balances()["alice"] == funds + split[2]
@@ -149,7 +149,7 @@ def left(this: Case, settlement: Settlement, split: tuple[int, int, int], funds:
     assert item["work_at"] == {"N": str(settlement.settled_ms)}
 
 
-def test_each_state_is_what_it_says_and_its_sums_are_right() -> None:
+def test_each_state_is_consistent() -> None:
     for state in STATES:
         this = case(state)
         name = state.split()[0]
@@ -166,7 +166,7 @@ def test_each_state_is_what_it_says_and_its_sums_are_right() -> None:
 
 def violations_of_form(this: Case) -> list[str]:
     found = violations(this.world, this.memory.items.values())
-    return [line for line in found if ", due was Due" not in line]  # the runs here are not those that `expected` draws
+    return [line for line in found if ", due was Due" not in line]  # the runs here are not those of `expected`
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -187,7 +187,7 @@ def test_settle(state: str, run: Run) -> None:
 
 @pytest.mark.parametrize("fence", FENCES)
 def test_settle_in_full(fence: int) -> None:
-    """The one write without a transaction has the same conditions."""
+    """The only settling write without a transaction has the same conditions."""
     for now_ms in TIMES:
         this = case("funded")
         memory = Memory()
@@ -205,7 +205,7 @@ def test_settle_in_full(fence: int) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_expire(state: str) -> None:
-    """I8: whoever holds it."""
+    """I8: whatever the fence."""
     for fence, now_ms in product(FENCES, TIMES):
         this = case(state)
         attempt = replace(this.escrow, fence=fence)
@@ -220,7 +220,7 @@ def test_expire(state: str) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_take_over(state: str) -> None:
-    """I7: one step of the fence, by whoever saw the newest one, between lease and expiry."""
+    """I7: the fence increases by one, if the newest one was read, between lease and expiry."""
     for fence, now_ms in product(FENCES, TIMES):
         this = case(state)
         stale = replace(this.escrow, fence=fence)
@@ -242,7 +242,7 @@ def test_take_over(state: str) -> None:
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("funds", [0, BUDGET - 1, BUDGET, BUDGET + 1])
 def test_fund_again(state: str, funds: int) -> None:
-    """I9: whatever the balance, and whoever asks, the escrow that stands is what is returned."""
+    """I9: whatever the balance and the request, the stored escrow is returned."""
     for request, runner in product(("r", "other"), ("runner", "other")):
         this = case(state)
         have = this.balances()["alice"]
@@ -275,7 +275,7 @@ def test_fund(funds: int | None) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_credit(state: str) -> None:
-    """I10: what is settled is credited once, whatever a sweep saw in the index before."""
+    """I10: a settled escrow is credited once, whatever a sweep has read in the index."""
     this = case(state)
     before, balances = dict(this.memory.items), this.balances()
     credited = this.world.ledger.credit([this.escrow.escrow_id], now_ms=EXPIRY + 1).escrows
@@ -297,7 +297,7 @@ def test_credit(state: str) -> None:
 
 
 def settled_tasks(count: int) -> tuple[Memory, World]:
-    """A ledger with so many settled tasks of one agent, every other one a failure."""
+    """A ledger with a number of settled tasks of one agent, every second one a failure."""
     memory = Memory()
     world = World(memory, now_ms=lambda: EXPIRY, left_ms=lambda: 10_000)
     world.ledger.deposit("alice", "start", 2 * count * BUDGET, now_ms=START_MS)
@@ -308,7 +308,7 @@ def settled_tasks(count: int) -> tuple[Memory, World]:
 
 
 def overtaken(memory: Memory, operate: Callable[[], int]) -> list[int]:
-    """Lets something happen after what is sent next was made and before it arrives; returns what it came to."""
+    """Calls a function between the creation of the next write and its arrival; returns its results."""
     honest, met = memory.transact_write_items, list[int]()
 
     def send(**call: Any) -> Any:
@@ -322,8 +322,8 @@ def overtaken(memory: Memory, operate: Callable[[], int]) -> list[int]:
 
 
 @pytest.mark.parametrize("first_credited", [0, 1])
-def test_a_sweep_that_another_overtakes_credits_the_rest(first_credited: int) -> None:
-    """I10: the other one credits all of it, or a part, in a batch of its own."""
+def test_an_overtaken_sweep_credits_the_rest(first_credited: int) -> None:
+    """I10: the other sweep credits all of it, or a part, in its own batch."""
     memory, world = settled_tasks(2)
     (names,) = world.ledger.settled()
     met = overtaken(memory, lambda: world.ledger.credit(names[first_credited:], now_ms=EXPIRY).escrows)
@@ -337,7 +337,7 @@ def test_a_sweep_that_another_overtakes_credits_the_rest(first_credited: int) ->
 
 
 def test_a_batch_is_appended_once() -> None:
-    """I15: by two sweeps, one after the other and one in the other."""
+    """I15: by two sweeps, one after the other and one during the other."""
     memory, world = settled_tasks(2)
     (names,) = world.ledger.settled()
     world.ledger.credit(names, now_ms=EXPIRY)
@@ -351,8 +351,8 @@ def test_a_batch_is_appended_once() -> None:
 
 
 @pytest.mark.parametrize("logged_before", [0, 1])
-def test_two_batches_fold_the_standing_one_after_the_other(logged_before: int) -> None:
-    """I15, I16: between a sweep's read of the log's head and its write, another sweep appends another batch."""
+def test_concurrent_batches_fold_a_standing_in_order(logged_before: int) -> None:
+    """I15, I16: another sweep appends a batch between a sweep's read of the log's head and its write."""
     memory, world = settled_tasks(2 + logged_before)
     (names,) = world.ledger.settled()
     for name in names:
@@ -368,7 +368,7 @@ def test_two_batches_fold_the_standing_one_after_the_other(logged_before: int) -
     assert world.ledger.standing(FLAT).outcomes == 2 + logged_before
 
 
-def test_a_checkpoint_never_goes_back() -> None:
+def test_the_published_size_never_decreases() -> None:
     memory, world = settled_tasks(3)
     (names,) = world.ledger.settled()
     for size, name in enumerate(names, 1):
@@ -386,7 +386,7 @@ def test_a_checkpoint_never_goes_back() -> None:
 @pytest.mark.parametrize("amount", [1, BUDGET - 1, BUDGET, BUDGET + 1])
 @pytest.mark.parametrize("recorded", [None, 1, BUDGET])
 def test_movements(kind: str, amount: int, recorded: int | None) -> None:
-    """Once by their id; never into debt; another amount under the same id is refused."""
+    """Once per id; never below zero; another amount with the same id is rejected."""
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     move = getattr(world.ledger, kind)
@@ -420,26 +420,26 @@ DECISIONS = (PayoutState.PAID, PayoutState.FAILED)
 
 
 @pytest.mark.parametrize("decision", DECISIONS)
-@pytest.mark.parametrize("stands", ["requested", "of before", *DECISIONS])
-def test_a_payout_is_decided_once_in_every_state(stands: str, decision: PayoutState) -> None:
+@pytest.mark.parametrize("state", ["requested", "without state", *DECISIONS])
+def test_a_payout_is_decided_once_in_every_state(state: str, decision: PayoutState) -> None:
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     world.ledger.deposit("alice", "start", BUDGET, now_ms=START_MS)
     payout = world.ledger.withdraw("alice", "w", FLAT_MICRO, now_ms=START_MS)
     pk = "OUT#alice#w"
-    if stands in DECISIONS:
-        world.ledger.decide_payout(payout, PayoutState(stands), by="first", now_ms=START_MS + 1)
-    elif stands == "of before":
+    if state in DECISIONS:
+        world.ledger.decide_payout(payout, PayoutState(state), by="first", now_ms=START_MS + 1)
+    elif state == "without state":
         kept = {name: value for name, value in memory.items[pk].items() if name not in {"payout", "work", "work_at"}}
         memory.items[pk] = kept
     before, have = dict(memory.items), world.ledger.available_micro("alice")
-    stood = world.ledger.decide_payout(payout, decision, by="bank", now_ms=START_MS + 2)
-    assert world.ledger.payout("alice", "w") == stood
-    if stands in DECISIONS:
-        assert (stood.state, stood.decided_by, stood.decided_ms) == (stands, "first", START_MS + 1)
+    stored = world.ledger.decide_payout(payout, decision, by="bank", now_ms=START_MS + 2)
+    assert world.ledger.payout("alice", "w") == stored
+    if state in DECISIONS:
+        assert (stored.state, stored.decided_by, stored.decided_ms) == (state, "first", START_MS + 1)
         assert memory.items == before
         return
-    assert (stood.state, stood.decided_by, stood.waits) == (decision, "bank", False)
+    assert (stored.state, stored.decided_by, stored.waits) == (decision, "bank", False)
     assert world.ledger.available_micro("alice") == have + (FLAT_MICRO if decision is PayoutState.FAILED else 0)
     assert not {"work", "work_at"} & memory.items[pk].keys()
     assert ("BACK#alice#w" in memory.items) == (decision is PayoutState.FAILED)
@@ -449,8 +449,8 @@ def test_a_payout_is_decided_once_in_every_state(stands: str, decision: PayoutSt
 @pytest.mark.parametrize("first", [None, "bank-1"])
 @pytest.mark.parametrize("second", [None, "bank-1", "bank-2"])
 @pytest.mark.parametrize("amount", [BUDGET, BUDGET + 1])
-def test_a_deposit_is_repeated_by_its_depositor_alone(first: str | None, second: str | None, amount: int) -> None:
-    """One whose depositor was not recorded is anybody's, and no other is."""
+def test_only_the_depositor_can_repeat_a_deposit(first: str | None, second: str | None, amount: int) -> None:
+    """A deposit without a recorded depositor may be repeated by any depositor."""
     memory = Memory()
     world = World(memory, now_ms=lambda: START_MS)
     world.ledger.deposit("alice", "d", BUDGET, now_ms=START_MS, depositor=first)
@@ -466,8 +466,8 @@ def test_a_deposit_is_repeated_by_its_depositor_alone(first: str | None, second:
 @pytest.mark.parametrize("second", ["TransactionConflict", "ThrottlingError", "ConditionalCheckFailed", "None"])
 @pytest.mark.parametrize("first", ["TransactionConflict", "ThrottlingError", "ConditionalCheckFailed", "None"])
 @pytest.mark.parametrize("poor", [True, False])
-def test_reasons_of_a_refusal(*, first: str, second: str, poor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The escrow's own refusal is final; the account's is believed only if the escrow, looked for, is not there."""
+def test_cancellation_reasons(*, first: str, second: str, poor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The condition on the escrow is final; the one on the balance counts only if the escrow does not exist."""
     monkeypatch.setattr("time.sleep", lambda _: None)
     this = case("funded")
     if poor:
@@ -475,7 +475,7 @@ def test_reasons_of_a_refusal(*, first: str, second: str, poor: bool, monkeypatc
     standing = this.memory.items[f"ESC#{this.escrow.escrow_id}"]
     honest, reasons = this.memory.transact_write_items, [{"Code": first}, {"Code": second}]
     if first == "ConditionalCheckFailed":
-        reasons[0]["Item"] = standing  # type: ignore[assignment]  # as ALL_OLD shows it
+        reasons[0]["Item"] = standing  # type: ignore[assignment]  # as ALL_OLD returns it
     sent = 0
 
     def once(**call: Any) -> Any:

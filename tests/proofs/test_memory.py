@@ -1,7 +1,7 @@
-"""The stand-in answers as DynamoDB engines do: random programs of the ledger's own calls, side by side, call by call.
+"""The in-memory DynamoDB responds as real engines do: random programs of the ledger's calls, compared call by call.
 
-`ministack` is a real engine over HTTP; QUITTANCE_ENGINES=ministack,dynoxide asks more of them. What is
-compared is every answer, every refusal with its reasons and items, the index, and the whole table at the end.
+`ministack` is a real engine over HTTP; QUITTANCE_ENGINES=ministack,dynoxide compares with more of them. The comparison
+covers every response, every rejection with its reasons and items, the index, and the whole table at the end.
 """
 
 import os
@@ -31,7 +31,7 @@ PROGRAMS, STEPS = 6, 40
 
 
 class Both:
-    """Two clients that must agree about every call."""
+    """Two clients that must agree on every call."""
 
     def __init__(self, memory: Memory, client: Any) -> None:
         self.memory, self.client, self.calls = memory, client, 0
@@ -63,9 +63,9 @@ def _outcome(client: Any, name: str, arguments: dict[str, Any]) -> tuple[str, An
         item = {"Item": response["Item"]} if response.get("Item") else {}
         return "refused", {"Error": {"Code": code}, **item}
     kept = {key: value for key, value in answer.items() if key in ("Item", "Items") and value}
-    if "Items" in answer:  # of equal times, the order is nobody's promise
+    if "Items" in answer:  # the order of items with equal times is undefined
         kept["Items"] = sorted(answer["Items"], key=lambda item: item["pk"]["S"])
-    if "Responses" in answer and isinstance(answer["Responses"], dict):  # nor is the order of a batch
+    if "Responses" in answer and isinstance(answer["Responses"], dict):  # the order of a batch is undefined, too
         kept["Responses"] = {TABLE: sorted(answer["Responses"][TABLE], key=lambda item: item["pk"]["S"])}
     elif "Responses" in answer:
         kept["Responses"] = [{"Item": each["Item"]} if each.get("Item") else {} for each in answer["Responses"]]
@@ -79,7 +79,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def _judged(world: World, task_id: str, run: Run, now_ms: int) -> None:
-    """A task with judges on both sides, funded and perhaps settled."""
+    """A task with judges of both sides, funded and possibly settled."""
     task, judges = judged(task_id=task_id)
     if world.ledger.fund(task, *judges).settlement is None and now_ms < EXPIRY:
         world.ledger.settle(*bonds.ended(world, task, judges, run, now_ms=now_ms))
@@ -124,16 +124,16 @@ def _decide(ledger: Ledger, withdrawal_id: str, state: PayoutState, now_ms: int)
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS))
-def test_random_programs_of_the_ledger_agree(client: Any, seed: int) -> None:
+def test_random_ledger_programs_agree(client: Any, seed: int) -> None:
     random, memory = Random(seed), Memory()
     new_table(client)
     both = Both(memory, client)
-    world = World(both, now_ms=lambda: EXPIRY, shards=2)
+    world = World(both, now_ms=lambda: EXPIRY, work_shards=2)
     seen: list[Escrow] = []
     world.ledger.deposit("alice", "much", 10 * BUDGET, now_ms=EXPIRY)
     world.ledger.deposit("oskar", "much", 10 * BUDGET, now_ms=EXPIRY)
     for _ in range(STEPS):
-        with suppress(QuittanceError):  # refusals are part of it, and both refused alike
+        with suppress(QuittanceError):  # rejections are expected; both clients rejected the same
             _operate(world, random, seen)
     theirs = {item["pk"]["S"]: item for item in client.scan(TableName=TABLE, ConsistentRead=True)["Items"]}
     assert theirs == memory.items
@@ -165,7 +165,9 @@ def test_random_programs_of_the_ledger_agree(client: Any, seed: int) -> None:
     ],
 )
 @pytest.mark.parametrize("exists", [True, False])
-def test_conditions_hold_alike(client: Any, condition: str, item: dict[str, Any], holds: bool, exists: bool) -> None:
+def test_conditions_evaluate_alike(
+    client: Any, condition: str, item: dict[str, Any], holds: bool, exists: bool
+) -> None:
     new_table(client)
     memory, stored = Memory(), dynamo.to_item({"pk": "x", **item})
     if exists:

@@ -1,8 +1,8 @@
-"""Random programs of all operations, by several actors, against a pure model of the ledger and the real store.
+"""Random programs of all operations, by several actors, on the real store and on a pure model of the ledger.
 
-The store works on the stand-in for DynamoDB, which is exact (test_memory.py) and quick, so that many programs fit.
+The store uses the in-memory DynamoDB, which is exact (test_memory.py) and fast enough for many programs.
 
-The actors hold on to what they saw, as crashed and late runners do: stale fences, stale escrows, batches that another
+The actors keep what they have read, as crashed and late runners do: stale fences, stale escrows, batches that another
 sweep has credited. After every step both sides must agree on every balance, and the auditor must find no difference.
 """
 
@@ -51,7 +51,7 @@ OUTCOMES = st.sampled_from([Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.EXIT_C
 
 @dataclass
 class Held:
-    """The model's escrow: what the rules of the design allow, and nothing of how it is stored."""
+    """The model's escrow: the rules of the design, without storage."""
 
     payer: str
     owner: str
@@ -130,7 +130,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(owner=OWNERS, number=st.integers(0, 3), amount=st.one_of(AMOUNTS, AMOUNTS.map(lambda amount: -amount)))
     def move_bond(self, owner: str, number: int, amount: int) -> None:
-        """Into the bond, or out of it; which may be by a client who repeats what it did before."""
+        """Moves credits into a bond or out of it, possibly as a repeat of an earlier movement."""
         recorded = self.moved.get(("bond", owner, str(number)))
         source = owner if amount > 0 else bond_account(owner)
         if recorded is not None and recorded != amount:
@@ -205,7 +205,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if allowed:
             held.state, held.refunded = State.EXPIRED, held.budget
             self.add(held.payer, held.budget)
-            # Whoever expires an escrow may not know who ran it last, and need not.
+            # An expiry does not need to know the newest runner of the escrow.
             standing = replace(standing, fence=held.fence, lease_ms=held.lease)
         self.agree(standing)
 
@@ -215,7 +215,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(batch=batches)
     def credit(self, batch: list[str]) -> None:
-        """By a sweep that may be late: the same escrows can be credited by several."""
+        """Credits escrows as a sweep that may be late: several sweeps may credit the same ones."""
         fresh = sorted((name for name in batch if not self.held[name].swept), key=lambda name: self.held[name].owner)
         before = {owner: self.balances.get(bond_account(owner), 0) for owner in ALL_OWNERS}
         credited = self.world.ledger.credit(batch, now_ms=self.now)
@@ -239,7 +239,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def append(self) -> None:
-        """The log takes what the index shows, once."""
+        """Appends the batches that the index lists, once."""
         shown = list(self.world.ledger.unlogged())
         assert sorted(shown) == sorted(name for name, _ in self.unlogged)
         for name in shown[:1] * 2:
@@ -255,7 +255,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(old=consumes(seen))
     def forget(self, old: Escrow) -> None:
-        """A runner dies with what it knew."""
+        """A runner crashes and loses what it has read."""
 
     @invariant()
     def balances_agree(self) -> None:

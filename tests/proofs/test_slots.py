@@ -1,4 +1,4 @@
-"""Slots: never more holders than slots, whatever is lost, lapses or races; each write of it in every state."""
+"""Slots: never more holders than slots, with lost responses, lapsed leases and races; each write in every state."""
 
 import random
 import threading
@@ -32,7 +32,7 @@ def take(slots: Slots, holder: str, now_ms: int, *, number: int = 1) -> int | Bu
 
 @pytest.mark.parametrize("state", ["never taken", "given back", "held", "held by myself"])
 @pytest.mark.parametrize("later_ms", [0, LEASE_MS - 1, LEASE_MS, LEASE_MS + 1])
-def test_a_slot_is_taken_only_when_it_is_free(state: str, later_ms: int) -> None:
+def test_only_a_free_slot_is_taken(state: str, later_ms: int) -> None:
     memory = Memory()
     slots = of(memory)
     if state != "never taken":
@@ -47,11 +47,11 @@ def test_a_slot_is_taken_only_when_it_is_free(state: str, later_ms: int) -> None
         assert memory.items == before
     else:
         assert taken == 0
-    assert slots.take("bob", "me", of=1, now_ms=now_ms, lease_ms=now_ms + 1) == 0, "another account's are its own"
+    assert slots.take("bob", "me", of=1, now_ms=now_ms, lease_ms=now_ms + 1) == 0, "the slots of accounts are separate"
 
 
 @pytest.mark.parametrize("holder", ["me", "other"])
-def test_only_its_holder_gives_a_slot_back(holder: str) -> None:
+def test_only_the_holder_releases_a_slot(holder: str) -> None:
     memory = Memory()
     slots = of(memory)
     take(slots, "other", START_MS)
@@ -59,7 +59,7 @@ def test_only_its_holder_gives_a_slot_back(holder: str) -> None:
     assert (take(slots, "me", START_MS) == 0) == (holder == "other")
 
 
-def test_a_late_holder_does_not_give_back_what_is_anothers() -> None:
+def test_a_late_holder_does_not_release_anothers_slot() -> None:
     slots = of(Memory())
     take(slots, "late", START_MS)
     assert take(slots, "next", START_MS + LEASE_MS) == 0
@@ -67,7 +67,7 @@ def test_a_late_holder_does_not_give_back_what_is_anothers() -> None:
     assert isinstance(take(slots, "third", START_MS + LEASE_MS), Busy)
 
 
-def test_a_lost_answer_takes_one_slot() -> None:
+def test_a_lost_response_takes_one_slot() -> None:
     memory = Memory()
     honest, lost = memory.update_item, 0
 
@@ -84,7 +84,7 @@ def test_a_lost_answer_takes_one_slot() -> None:
     assert (lost, len(memory.items)) == (2, 1)
 
 
-def test_a_slot_that_cannot_be_given_back_fails_nothing() -> None:
+def test_a_failed_release_does_not_fail_the_task() -> None:
     memory = Memory()
     slots = of(memory)
     take(slots, "me", START_MS)
@@ -101,7 +101,7 @@ def test_a_slot_that_cannot_be_given_back_fails_nothing() -> None:
     st.integers(1, SLOTS),
 )
 def test_there_are_never_more_holders_than_slots(program: list[tuple[str, bool, int]], number: int) -> None:
-    """A model: who holds what until when. A free slot is always found when nobody else is looking for one."""
+    """A model of holders and leases. Without concurrent runners, a free slot is always found."""
     slots, now_ms = of(Memory()), START_MS
     held: dict[str, tuple[int, int]] = {}
     for holder, takes, later_ms in program:
@@ -121,8 +121,8 @@ def test_there_are_never_more_holders_than_slots(program: list[tuple[str, bool, 
         assert len(held) <= number
 
 
-def test_racing_for_the_last_free_slot_has_one_winner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have seen the same slot free; whoever writes second looks no further than it saw, and is refused."""
+def test_a_race_for_the_last_slot_has_one_winner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runners have read the same slot as free. The second write is rejected, and no other slot was free."""
     for first, second in product(range(SLOTS), repeat=2):
         memory = Memory()
         slots = of(memory)
@@ -147,8 +147,8 @@ def test_racing_for_the_last_free_slot_has_one_winner(monkeypatch: pytest.Monkey
         assert winners == [second]
 
 
-def test_a_runner_gives_up_after_so_many_lost_races() -> None:
-    """All slots are seen free, and each is taken by a rival before ours arrives."""
+def test_a_runner_gives_up_after_the_limit_of_lost_races() -> None:
+    """All slots are read as free, and a rival takes each before our write arrives."""
     memory, number = Memory(), 2 * SLOT_TRIES_MAX
     honest, tried = memory.update_item, list[str]()
 
@@ -165,7 +165,7 @@ def test_a_runner_gives_up_after_so_many_lost_races() -> None:
     assert len(tried) == len(set(tried)) == 1 + SLOT_TRIES_MAX
 
 
-def test_runners_in_threads_on_a_real_engine_never_exceed_the_slots() -> None:
+def test_threads_on_a_real_engine_never_exceed_the_slots() -> None:
     with engine("ministack") as url:
         new_table(client_of(url))
         inside, most, wrong = set[str](), 0, list[BaseException]()

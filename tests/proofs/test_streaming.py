@@ -1,4 +1,4 @@
-"""The audit of a large and of a moving ledger: bounded memory, and no difference that is only movement."""
+"""Audits of a large ledger and of a changing one: bounded memory, and no differences due to concurrent changes."""
 
 import tracemalloc
 import zlib
@@ -24,7 +24,7 @@ HOUR_MS = 60 * 60_000
 
 
 class Paged(Memory):
-    """A table whose scan has many pages; `between` is called before each of them."""
+    """A table whose scan has many pages; `between` is called before each page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Paged(Memory):
         self.between()
         first = int(start.get("ExclusiveStartKey", {}).get("page", 0))
         if not first:
-            # In no order that means anything, but balances last: what moves meanwhile then always looks wrong.
+            # The order is arbitrary, except that balances come last: concurrent movements then look like differences.
             self.keys = sorted(self.items, key=lambda pk: (pk.startswith("ACCT#"), zlib.crc32(pk.encode())))
         page: list[Item] = [self.items[pk] for pk in islice(self.keys, first, first + PAGE_ITEMS)]
         rest = {"LastEvaluatedKey": {"page": first + PAGE_ITEMS}} if first + PAGE_ITEMS < len(self.keys) else {}
@@ -48,17 +48,17 @@ class Paged(Memory):
 
 
 class Ledger:
-    """A ledger that real use cases fill, and a clock."""
+    """A ledger filled by the real use cases, and a clock."""
 
     def __init__(self) -> None:
         self.table = Paged()
         self.now_ms = START_MS
-        self.world = World(self.table, now_ms=lambda: self.now_ms, shards=3, left_ms=lambda: 60_000)
+        self.world = World(self.table, now_ms=lambda: self.now_ms, work_shards=3, left_ms=lambda: 60_000)
         self.numbers = count()
         self.world.ledger.deposit("alice", "start", 10**12, now_ms=START_MS)
 
     def run(self, tasks_count: int) -> None:
-        """Executes tasks and sweeps, until all is in the log and published."""
+        """Executes tasks and sweeps until all receipts are in the log and published."""
         for _ in range(tasks_count):
             execute.execute(self.world, "alice", ask(f"t{next(self.numbers)}"))
         sweep(self.world)
@@ -67,7 +67,7 @@ class Ledger:
         return auditing.run(self.world)
 
     def peak_bytes(self) -> int:
-        """The most memory that an audit takes at once, the table not counted."""
+        """The peak memory of an audit, without the table."""
         tracemalloc.start()
         try:
             assert not self.audit().differences
@@ -83,11 +83,11 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
-def test_the_memory_of_an_audit_does_not_grow_with_escrows(ledger: Ledger, age_ms: int) -> None:
-    """Of 900 more escrows it keeps less than 200 bytes each; the auditor of before kept 1.5 KB of these."""
+def test_audit_memory_does_not_grow_with_the_escrows(ledger: Ledger, age_ms: int) -> None:
+    """900 more escrows cost less than 200 bytes each; an earlier auditor kept 1.5 KB of each."""
     ledger.run(300)
     ledger.now_ms += age_ms
-    ledger.peak_bytes()  # fills caches
+    ledger.peak_bytes()  # fills the caches
     few = ledger.peak_bytes()
     ledger.now_ms -= age_ms
     ledger.run(900)
@@ -97,7 +97,7 @@ def test_the_memory_of_an_audit_does_not_grow_with_escrows(ledger: Ledger, age_m
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
 def test_movements_during_an_audit_are_no_differences(ledger: Ledger, age_ms: int) -> None:
-    """Tasks are funded, settled, credited, logged and published between any two pages of the scan."""
+    """Tasks are funded, settled, credited, logged and published between all pages of the scan."""
     ledger.run(150)
     ledger.now_ms += age_ms
     ledger.table.between = lambda: ledger.run(3)
@@ -106,14 +106,14 @@ def test_movements_during_an_audit_are_no_differences(ledger: Ledger, age_ms: in
     assert result.moved >= 3  # alice, the owner, the platform
 
 
-def test_a_difference_is_found_while_others_move(ledger: Ledger) -> None:
-    """A credit that appears in an account that moves all the time, and a line that credits nobody's work."""
+def test_a_difference_is_found_in_a_moving_ledger(ledger: Ledger) -> None:
+    """An unexplained credit in an account that changes all the time, and a journal line without a task."""
     ledger.run(150)
     ledger.now_ms += HOUR_MS
     ledger.table.between = lambda: ledger.run(3)
-    purse = ledger.table.items["ACCT#alice"]
-    richer = str(int(purse["available"]["N"]) + 1)
-    ledger.table.items["ACCT#alice"] = {**purse, "available": {"N": richer}}
+    shard = ledger.table.items["ACCT#alice"]
+    richer = str(int(shard["available"]["N"]) + 1)
+    ledger.table.items["ACCT#alice"] = {**shard, "available": {"N": richer}}
     line = next(item for pk, item in ledger.table.items.items() if pk.startswith("EARN#"))
     stray = "EARN#mallory#" + line["pk"]["S"].rpartition("#")[2]
     unsealed = {name: value for name, value in line.items() if name != "seal"}
@@ -125,8 +125,8 @@ def test_a_difference_is_found_while_others_move(ledger: Ledger) -> None:
     }  # fmt: skip
 
 
-def test_an_account_that_never_stands_still_is_counted(ledger: Ledger) -> None:
-    """It is no difference, because what it has cannot be compared; the report says that it was not."""
+def test_accounts_that_always_move_are_counted(ledger: Ledger) -> None:
+    """It is not a difference, because its balance cannot be compared; the report states that."""
     ledger.run(60)
     ledger.table.between = lambda: ledger.run(1)
 
@@ -149,10 +149,10 @@ def test_an_account_that_never_stands_still_is_counted(ledger: Ledger) -> None:
         ("set_published", limits.UNPUBLISHED_MS_MAX),
     ],
 )
-def test_no_receipt_waits_longer_than_its_limit(
+def test_delays_beyond_their_limits_are_differences(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, stopped: str, most_ms: int, over_ms: int
 ) -> None:
-    """I8: what a step of the sweep leaves undone is a difference once it is older than the limit."""
+    """I8: a step that the sweep has not done is a difference once it is older than its limit."""
     monkeypatch.setattr(type(ledger.world.ledger), stopped, lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
     execute.execute(ledger.world, "alice", ask("t"))
     try:

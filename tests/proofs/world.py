@@ -1,7 +1,7 @@
-"""A platform whose ledger is real and whose other parts are instant and deterministic.
+"""A platform with a real ledger whose other parts are instant and deterministic.
 
-What a task comes to follows from its seed alone, so a checker can say beforehand what each escrow must be: see
-`expected`. Time is a clock that the tests hold.
+The outcome of a task depends only on its seed, so a checker can compute what each escrow must be: see `expected`. The
+tests control the clock.
 """
 
 import hashlib
@@ -41,13 +41,13 @@ from tests.template import template
 
 TABLE = "LedgerTable"
 PLATFORM_ACCOUNT = "quittance:platform"
-FEE_BPS = 333  # of odd prices: every fee is rounded
+FEE_BPS = 333  # with odd prices, so that every fee is rounded
 COMPUTE_RUN, COMPUTE_BILLION = 101, 7_001  # the platform's prices of computing
 TASK_JUDGE_BPS = 2_500
 BOND_MINIMUM = 30_000
 START_MS = 1_800_000_000_000
 TIMEOUT_S = 10
-LIFE_MS = 60_000  # of one invocation
+LIFE_MS = 60_000  # time of one invocation
 LEASE_MS = TIMEOUT_S * 1_000 + launch.RUN_RESERVE_MS
 FUEL = 10**9
 OUTPUT = b"done"
@@ -57,7 +57,7 @@ MODULE = hashlib.sha256(b"module").hexdigest()
 
 
 def micro(amount: int) -> str:
-    """An amount as the API takes it."""
+    """An amount in the format of the API."""
     return f"{amount // 10**6}.{amount % 10**6:06}"
 
 
@@ -87,7 +87,7 @@ _FLAT = f'{{"type":"flat","price":"{micro(FLAT_MICRO)}"}}'
 _RATES = ",".join(f'"{name}":"{micro(rate)}"' for name, rate in METERED.items())
 HOT, FLAT, OWN = "agt_" + "h" * 26, "agt_" + "f" * 26, "agt_" + "o" * 26
 JUDGED, JUDGE = "agt_" + "d" * 26, "agt_" + "j" * 26
-JUDGE_COMPUTE = COMPUTE_RUN + COMPUTE_BILLION  # for its whole fuel limit, however little it uses
+JUDGE_COMPUTE = COMPUTE_RUN + COMPUTE_BILLION  # for the whole fuel limit, whatever the judge uses
 JUDGE_MICRO = FLAT_MICRO + JUDGE_COMPUTE + 3  # what is held for a judge
 _JUDGED_RULES = f'{{"judge":{{"agent_id":"{JUDGE}","budget":"{micro(JUDGE_MICRO)}","threshold":"0.5"}}}}'
 AGENTS = {
@@ -101,7 +101,7 @@ AGENTS = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without a log line for each outcome that a fault leaves unknown."""
+    """Suppresses the log lines about outcomes that a fault leaves unknown."""
     level = logger.log_level
     logger.setLevel("CRITICAL")
     try:
@@ -111,7 +111,7 @@ def quiet() -> Iterator[None]:
 
 
 class Agents:
-    """The registry: agents that are always ready, and what is noted of their owners."""
+    """A fake registry: agents that are always active, and recorded flags of their owners."""
 
     def __init__(self) -> None:
         self.short: dict[str, bool] = {}
@@ -131,7 +131,7 @@ class Agents:
         return False
 
     def is_bonded(self, _owner_id: str) -> bool:
-        return True  # what is proved does not hang on it: anybody may take a task for ten seconds more
+        return True  # the proofs must not depend on it, because the flag may be ten seconds old
 
     def dues(self) -> Iterator[CompilationDue]:
         return iter(())
@@ -147,7 +147,7 @@ class Agents:
 
 
 class Kms:
-    """The root key, without a KMS."""
+    """A fake KMS with the root key."""
 
     private = ec.generate_private_key(ec.SECP256R1())
 
@@ -161,7 +161,7 @@ class Kms:
 
 @dataclass(frozen=True)
 class OneKey:
-    """One signing key for everybody and each purpose: equal settlements then have equal receipts."""
+    """One signing key for all environments and purposes, so that equal settlements have equal receipts."""
 
     keys: dict[Purpose, SigningKey]
     roots: dict[str, Any]
@@ -174,7 +174,7 @@ class OneKey:
 
 
 def new_keys() -> Keys:
-    """An environment's own keys."""
+    """New keys for one environment."""
     roots = {purpose: [f"alias/{purpose}"] for purpose in Purpose}
     return Keys(Kms(), root_key_ids=roots)  # type: ignore[arg-type]  # the two calls that Keys makes
 
@@ -187,22 +187,22 @@ def one_key() -> OneKey:
 
 
 class Watched(Ledger):
-    """The ledger, telling its client which fence an actor settles with."""
+    """A ledger that passes the fence of a settling actor to its client."""
 
     def settle(self, settled: Escrow, *judges: Escrow) -> Escrow:
-        self._client.fence = settled.fence  # type: ignore[attr-defined]  # for whoever keeps a journal
+        self._client.fence = settled.fence  # type: ignore[attr-defined]  # for the client's journal
         return super().settle(settled, *judges)
 
 
 class Shelf:
-    """The log's bucket: what is kept once is never kept otherwise."""
+    """A fake log bucket: a tile must not be stored twice with different hashes."""
 
     def __init__(self) -> None:
         self.tiles: dict[Tile, bytes] = {}
         self.checkpoints: dict[int, str] = {}
 
     def keep(self, tile: Tile, hashes: bytes) -> None:
-        assert self.tiles.setdefault(tile, hashes) == hashes, f"{tile.path} was published otherwise"
+        assert self.tiles.setdefault(tile, hashes) == hashes, f"{tile.path} was published before with other hashes"
 
     def read(self, tile: Tile) -> bytes:
         return self.tiles[tile]
@@ -215,7 +215,7 @@ class Shelf:
 
 
 class World(Platform):
-    """A platform over one DynamoDB client, which may be a real one, a faulty one or the stand-in."""
+    """A platform with a given DynamoDB client: a real one, a faulty one, or the in-memory one."""
 
     def __init__(
         self,
@@ -224,11 +224,11 @@ class World(Platform):
         now_ms: Callable[[], int],
         run: Callable[[Job], Run] | None = None,
         keys: Any = None,
-        shards: int = 1,
+        work_shards: int = 1,
         left_ms: Callable[[], int] = lambda: 0,
         tiles: "Shelf | None" = None,
     ) -> None:
-        """`left_ms` is how long the ledger tries again; by default each call is sent once."""
+        """`left_ms` is the time for which the ledger retries; by default it does not retry."""
         super().__init__(
             Settings(
                 ledger_table=TABLE,
@@ -237,7 +237,7 @@ class World(Platform):
                 binaries_bucket="-",
                 outputs_bucket="-",
                 log_bucket="-",
-                ledger_shards=shards,
+                ledger_shards=work_shards,
                 fee_bps=FEE_BPS,
                 compute_run_micro=COMPUTE_RUN,
                 compute_per_billion_fuel_micro=COMPUTE_BILLION,
@@ -254,7 +254,9 @@ class World(Platform):
         )
         parts = {
             "_dynamodb": client,
-            "ledger": Watched(client, table=TABLE, shards=shards, platform_account=PLATFORM_ACCOUNT, left_ms=left_ms),
+            "ledger": Watched(
+                client, table=TABLE, work_shards=work_shards, platform_account=PLATFORM_ACCOUNT, left_ms=left_ms
+            ),
             "registry": Agents(),
             "keys": keys or one_key(),
             "binaries": SimpleNamespace(artefact=lambda *_: nullcontext(Path("artefact")), forget=lambda *_: None),
@@ -262,7 +264,7 @@ class World(Platform):
             "outputs": Outputs(None, bucket="-"),  # type: ignore[arg-type]  # small outputs stay inline
             "sandbox": SimpleNamespace(run=run or instant_run),
         }
-        vars(self).update(parts)  # before the properties that would make the real ones
+        vars(self).update(parts)  # replaces the properties that would create the real parts
         self._now_ms = now_ms
         self.begin(lambda: LIFE_MS)
 
@@ -271,13 +273,13 @@ class World(Platform):
 
 
 def instant_run(job: Job) -> Run:
-    """A run without a guest: outcome, output and meter follow from the escrow's seed, and from the fuel it may use."""
+    """A run without a guest: outcome, output and meter depend on the escrow's seed and the fuel limit."""
     run = drawn_run(job.seed, len(job.stdin), job.fuel, judges=job.artefact_sha256 == "judge")
     return replace(run, meter=replace(run.meter, wall_ms=min(run.meter.wall_ms, job.timeout_ms)))
 
 
 def drawn_run(seed: bytes, input_bytes: int = 0, fuel_max: int = FUEL, *, judges: bool = False) -> Run:
-    """How the run of a seed ends."""
+    """The run that a seed leads to."""
     draw = hashlib.sha256(seed).digest()
     output = OUTPUT if not judges else b"0.5" if draw[6] < 128 else b"0.4"
     fuel = int.from_bytes(draw[:3])
@@ -299,7 +301,7 @@ def drawn_run(seed: bytes, input_bytes: int = 0, fuel_max: int = FUEL, *, judges
 def ask(
     task_id: str, agent_id: str = FLAT, *, budget: int = 2 * FLAT_MICRO, text: str = "in", judge: bool = False
 ) -> TaskRequest:
-    """A task's request; perhaps with a judge of its own."""
+    """The request of a task, optionally with its own judge."""
     rule = {"agent_id": JUDGE, "budget": micro(JUDGE_MICRO), "threshold": "0.5"}
     asked: dict[str, Any] = {"task_id": task_id, "agent_id": agent_id, "input": text, "budget": micro(budget)}
     return TaskRequest.model_validate(asked | ({"acceptance": {"judge": rule}} if judge else {}))
@@ -307,7 +309,7 @@ def ask(
 
 @dataclass(frozen=True)
 class Due:
-    """What a run comes to, computed apart from the code under test."""
+    """The expected settlement, computed independently of the code under test."""
 
     state: str
     paid: int
@@ -318,7 +320,7 @@ class Due:
 
 
 def compute(fuel: int) -> int:
-    """The platform's price of a run."""
+    """The compute price of a run."""
     return COMPUTE_RUN + -(-fuel * COMPUTE_BILLION // 10**9)
 
 
@@ -342,7 +344,7 @@ def fuel_bought(agent_id: str, budget: int) -> int:
 
 
 def due_of_judge(run: Run, *, asked: bool, excused: bool, budget: int = JUDGE_MICRO) -> Due:
-    """What a judge's escrow must be: `excused` if the platform failed, so that nobody is paid."""
+    """The expected settlement of a judge's escrow. `excused` if the platform failed, so that nobody is paid."""
     if not asked or excused or run.outcome is Outcome.WORKER_LOST:
         return Due("refunded", 0, 0, budget)
     fee = FLAT_MICRO * FEE_BPS // 10_000
@@ -352,7 +354,7 @@ def due_of_judge(run: Run, *, asked: bool, excused: bool, budget: int = JUDGE_MI
 def expected(
     payer: str, task_id: str, agent_id: str, budget: int, *, judges: Mapping[Side, bytes] | None = None
 ) -> Due:
-    """What a task's own escrow must be if its run is settled in time; `judges` are the seeds of those it has."""
+    """The expected settlement of a task that settles in time. `judges` are the seeds of its judges."""
     seed = escrows.task_seed(escrows.escrow_id(payer, task_id))
     bought = fuel_bought(agent_id, budget)
     run = drawn_run(seed, fuel_max=bought)
@@ -362,13 +364,15 @@ def expected(
         return Due("refunded", 0, 0, budget)
     if run.outcome is Outcome.EXIT_CODE:
         return Due("refunded", 0, 0, budget, charge=of_compute)
-    if run.outcome is Outcome.FUEL_EXHAUSTED or due + of_compute > budget:  # the budget's limit: the payer's fault
+    if (
+        run.outcome is Outcome.FUEL_EXHAUSTED or due + of_compute > budget
+    ):  # a limit of the budget, so the payer's fault
         return Due("refunded", 0, min(of_compute, budget), budget - min(of_compute, budget))
     return _judged(judges or {}, due, of_compute, budget)
 
 
 def _judged(judges: Mapping[Side, bytes], due: int, of_compute: int, budget: int) -> Due:
-    """What a run that ended well comes to by the verdicts of its judges."""
+    """The expected settlement of a successful run, by the verdicts of its judges."""
     judging, state = 0, "released"
     for side, seed in sorted(judges.items()):
         verdict = drawn_run(seed, judges=True)
@@ -384,13 +388,13 @@ def _judged(judges: Mapping[Side, bytes], due: int, of_compute: int, budget: int
 
 
 def task_named(prefix: str, *, payer: str, state: str) -> str:
-    """A task id whose run ends in `state`."""
+    """A task id whose task ends in `state`."""
     names = (f"{prefix}{number}" for number in count())
     return next(name for name in names if expected(payer, name, FLAT, 2 * FLAT_MICRO).state == state)
 
 
 def successful_task_named(prefix: str, *, payer: str, success: bool = True) -> str:
-    """A task id of the judged agent, and whether its own run is accepted so far."""
+    """A task id of the judged agent whose own run succeeds or fails, as `success` states."""
     names = (f"{prefix}{number}" for number in count())
     runs = ((name, drawn_run(escrows.task_seed(escrows.escrow_id(payer, name)))) for name in names)
     wanted = Outcome.SUCCEEDED if success else Outcome.EXIT_CODE
@@ -398,7 +402,7 @@ def successful_task_named(prefix: str, *, payer: str, success: bool = True) -> s
 
 
 def judge_seed(*, succeeds: bool = True, score: str = "0.5") -> bytes:
-    """What a judge's seed must be for it to end so."""
+    """A seed with which a judge ends as stated."""
     seeds = (number.to_bytes(32) for number in count())
     runs = ((seed, drawn_run(seed, judges=True)) for seed in seeds)
     wanted = Outcome.SUCCEEDED if succeeds else Outcome.EXIT_CODE
@@ -406,7 +410,7 @@ def judge_seed(*, succeeds: bool = True, score: str = "0.5") -> bytes:
 
 
 def fill_bonds(world: "World", amount: int = 10**9) -> None:
-    """Gives the agents' owners bonds."""
+    """Fills the bonds of the agents' owners."""
     for owner in sorted({agent.owner for agent in AGENTS.values()}):
         world.ledger.deposit(owner, "bond", amount, now_ms=START_MS)
         world.ledger.move_bond(owner, "bond", amount, now_ms=START_MS)

@@ -81,7 +81,7 @@ def settled(make, sandbox):
         )  # fmt: skip
         kept = lambda data: StoredBytes(hashlib.sha256(data).hexdigest(), len(data), data)  # noqa: E731 - used here only
         done = decide(escrow, run, now_ms=NOW_S * 1_000 + 9)
-        done = replace(done, log=kept(run.stderr), output=kept(run.stdout) if done.state == "released" else None)
+        done = replace(done, stderr=kept(run.stderr), output=kept(run.stdout) if done.state == "released" else None)
         engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
         stated = receipt.claims(
             escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", run.meter, limits=limits), **engine

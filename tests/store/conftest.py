@@ -1,4 +1,4 @@
-"""A whole platform in one thread, for every test of this folder."""
+"""Fixtures: a whole platform in one thread."""
 
 from tests.fixtures import aws, cloud, context, platform, sandbox, template
 

@@ -1,4 +1,4 @@
-"""This machine's copies of artefacts: room before a download, nothing lost that is used, nothing half written."""
+"""Local copies of artefacts: space before a download, no deletion while in use, no partial files."""
 
 import os
 import subprocess
@@ -21,13 +21,13 @@ ROOM = 1_000
 
 @pytest.fixture
 def small(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """A machine whose copies may take ROOM bytes."""
+    """A platform whose local copies may take ROOM bytes."""
     monkeypatch.setattr(blobs, "CACHED_ARTEFACT_BYTES_MAX", ROOM)
     return cloud
 
 
 def keep(cloud: Cloud, name: str, size: int) -> tuple[str, str]:
-    """An artefact in the bucket: its key and its digest."""
+    """Stores an artefact in the bucket; returns its key and its digest."""
     data = (name * size)[:size].encode()
     cloud.binaries.keep_artefact(name, data)
     return name, sha256(data).hexdigest()
@@ -44,11 +44,11 @@ def aged(path: Path, age_s: int) -> Path:
     return path
 
 
-def test_the_largest_artefact_fits_beside_itself() -> None:
+def test_the_cache_has_room_for_two_largest_artefacts() -> None:
     assert 2 * ARTEFACT_BYTES_MAX <= CACHED_ARTEFACT_BYTES_MAX < 512 * MIB
 
 
-def test_an_artefact_is_fetched_once(cloud: Cloud) -> None:
+def test_an_artefact_is_downloaded_once(cloud: Cloud) -> None:
     artefact = keep(cloud, "a", 10)
     calls: Counter[str] = Counter()
     cloud._s3.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
@@ -57,15 +57,15 @@ def test_an_artefact_is_fetched_once(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize(("size", "kept"), [(400, True), (401, False)])
-def test_the_least_recently_used_copy_makes_room(small: Cloud, size: int, kept: bool) -> None:
+def test_the_least_recently_used_copy_is_deleted(small: Cloud, size: int, kept: bool) -> None:
     first, second = keep(small, "a", 300), keep(small, "b", 300)
     old, older = aged(use(small, first), 100), aged(use(small, second), 200)
-    aged(use(small, second), 50)  # used again: now the first is the older one
+    aged(use(small, second), 50)  # used again, so the first is the older one now
     new = use(small, keep(small, "c", size))
     assert (old.exists(), older.exists(), new.exists()) == (kept, True, True)
 
 
-def test_room_is_made_before_the_download(small: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_is_freed_before_the_download(small: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small.settings.scratch_dir / "artefacts"
     for name in "abc":
         aged(use(small, keep(small, name, 300)), ord(name))
@@ -78,12 +78,12 @@ def test_room_is_made_before_the_download(small: Cloud, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(blobs, "_download", watch)
     use(small, keep(small, "d", 600))
-    assert seen == [900], "one copy, and the room of the new one"
+    assert seen == [900], "one copy, and the reserved space of the new one"
 
 
-def test_a_full_disk_makes_room_whatever_the_limit_says(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_deleted_when_the_disk_is_full(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = [aged(use(cloud, keep(cloud, name, 300)), ord(name)) for name in "abc"]
-    others = 10**6  # bytes of the disk that are somebody else's
+    others = 10**6  # bytes of the disk that other programs use
     free = lambda _: 10**6 + 1_000 - others - sum(copy.stat().st_size for copy in copies if copy.exists())  # noqa: E731
     monkeypatch.setattr(blobs, "_free_bytes", free)
     use(cloud, keep(cloud, "d", 500))
@@ -99,10 +99,10 @@ def test_a_copy_in_use_is_never_deleted(small: Cloud) -> None:
         assert path.exists()
     aged(path, 1_000)
     use(small, idle)
-    assert not path.exists(), "once nobody uses it, it is as any other"
+    assert not path.exists(), "a copy that is no longer in use can be deleted"
 
 
-def test_no_room_beside_copies_in_use_is_the_platforms_fault(small: Cloud) -> None:
+def test_no_space_beside_copies_in_use_is_a_platform_fault(small: Cloud) -> None:
     used, large = keep(small, "a", 600), keep(small, "b", 401)
     with small.binaries.artefact(*used) as path:
         with pytest.raises(PlatformUnavailableError), small.binaries.artefact(*large):
@@ -124,10 +124,10 @@ def test_a_copy_in_use_by_another_process_is_not_deleted(small: Cloud) -> None:
             use(small, new)
         other.kill()
     use(small, new)
-    assert not path.exists(), "a lock ends with its process"
+    assert not path.exists(), "the kernel releases a lock when its process ends"
 
 
-def test_what_a_killed_download_left_is_deleted_first(small: Cloud) -> None:
+def test_remains_of_killed_downloads_are_deleted_first(small: Cloud) -> None:
     copy = aged(use(small, keep(small, "a", 300)), 1_000)
     (left := copy.parent / "part-left").write_bytes(bytes(600))
     use(small, keep(small, "b", 300))
@@ -172,7 +172,7 @@ def test_two_downloads_of_one_artefact_share_a_copy(cloud: Cloud, monkeypatch: p
     assert [path.name for path in (cloud.settings.scratch_dir / "artefacts").iterdir()] == [artefact[1]]
 
 
-def test_a_read_only_disk_still_lends_its_copies(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_on_a_read_only_disk_are_used(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     artefact = keep(cloud, "a", 100)
     use(cloud, artefact)
 

@@ -1,4 +1,4 @@
-"""A disk, a memory or a connection that fails: always the platform's fault, and never an exception that holds money."""
+"""Failures of disk, memory and connections: always the platform's fault, and never a task that keeps the money held."""
 
 import base64
 import errno
@@ -21,6 +21,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import ProtocolError, SSLError
 from wasmtime import wat2wasm
 
+from quittance.acceptance import rules as acceptance
 from quittance.api import messages
 from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, TaskResult
@@ -29,7 +30,7 @@ from quittance.proof import receipt
 from quittance.run import Input
 from quittance.store import blobs, clients
 from quittance.store.queue import Delivery, NotDoneError
-from quittance.usecases import agents, execute, health, judges, launch, publish, result
+from quittance.usecases import agents, execute, health, publish, result
 from quittance.usecases.sweep import sweep
 from quittance.usecases.work import work
 from tests.functions.test_handlers import Call, call  # noqa: F401 - a fixture
@@ -46,7 +47,7 @@ OF_A_BODY = [
     ReadTimeoutError(endpoint_url="https://s3.test"),
     IncompleteReadError(actual_bytes=1, expected_bytes=2),
     ResponseStreamingError(error=ProtocolError("broken")),
-    SSLError("decryption failed or bad record mac"),  # botocore passes it on as it is
+    SSLError("decryption failed or bad record mac"),  # botocore does not wrap it
     ConnectionResetError(),
     MemoryError(),
 ]
@@ -76,7 +77,7 @@ def rich(cloud: Cloud) -> Cloud:
 
 
 class Body:
-    """A body that breaks off after its first byte."""
+    """A body that is interrupted after its first byte."""
 
     def __init__(self, failure: BaseException) -> None:
         self._failure = failure
@@ -94,7 +95,7 @@ class Body:
 
 
 def break_bodies(cloud: Cloud, patch: pytest.MonkeyPatch, failure: BaseException) -> list[Body]:
-    """Whatever is read from S3 from now on breaks off."""
+    """Interrupts every read from S3 from now on."""
     bodies: list[Body] = []
 
     def answer(**_: Any) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def leftovers(cloud: Cloud) -> list[Path]:
 
 @pytest.fixture
 def refunded_while(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`refunded_while(agent, code, owner, name, failure, **task)`: a task while `owner.name` fails, and another."""
+    """`refunded_while(agent, code, owner, name, failure, **task)`: a task while `owner.name` fails, then another."""
 
     def check(agent: str, code: str, owner: Any, name: str, failure: BaseException, **task: Any) -> None:
         with monkeypatch.context() as patch:
@@ -144,14 +145,14 @@ def refunded_while(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_a_download_that_breaks_off_is_refunded_at_once(
+def test_an_interrupted_download_is_refunded_at_once(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
     with monkeypatch.context() as patch:
         bodies = break_bodies(rich, patch, failure)
         done = run(rich, agent)
-    assert [body.closed for body in bodies] == [True], "its connection can be used again"
+    assert [body.closed for body in bodies] == [True], "the connection can be used again"
     assert leftovers(rich) == []
     assert_refunded_as_the_platforms_fault(rich, done, "storage_down")
     assert_all_is_well_again(rich, agent)
@@ -172,7 +173,7 @@ DISK = {
 
 
 @pytest.mark.parametrize("place", DISK)
-def test_a_disk_that_fails_is_refunded_at_once(rich: Cloud, refunded_while: Callable[..., None], place: str) -> None:
+def test_a_disk_failure_is_refunded_at_once(rich: Cloud, refunded_while: Callable[..., None], place: str) -> None:
     agent = rich.publish(wasm("echo"))
     folder = rich.settings.scratch_dir / "artefacts"
     folder.mkdir()
@@ -182,7 +183,7 @@ def test_a_disk_that_fails_is_refunded_at_once(rich: Cloud, refunded_while: Call
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])
-def test_a_client_that_cannot_be_made_is_refunded_at_once(
+def test_a_failing_client_creation_is_refunded_at_once(
     rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -192,35 +193,35 @@ def test_a_client_that_cannot_be_made_is_refunded_at_once(
 
 
 @pytest.mark.parametrize("failure", [BROKEN, MemoryError()], ids=["broken", "no memory"])
-def test_a_sandbox_that_the_host_fails_is_refunded_at_once(
+def test_a_sandbox_host_failure_is_refunded_at_once(
     rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
     refunded_while(agent, "worker_lost", rich.sandbox, "run", failure)
 
 
-def test_no_memory_for_the_verdict_blames_nobody(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_rules_is_not_the_agents_fault(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"media_type": "application/json"})
     with monkeypatch.context() as patch:
-        patch.setattr(launch.acceptance, "verdict", failing(MemoryError()))
+        patch.setattr(acceptance, "verdict", failing(MemoryError()))
         done = run(rich, agent)
     assert_refunded_as_the_platforms_fault(rich, done, "worker_lost")
     assert run(rich, agent, task_id="mended", input={}).success
 
 
-def test_no_memory_for_the_judge_asks_and_pays_none(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_the_judge_neither_runs_nor_pays_it(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = judged_by(judge(rich, wasm("coverage")), budget="0.01")
     agent = rich.publish(wasm("echo"))
-    monkeypatch.setattr(judges.acceptance, "judge_input", failing(MemoryError()))
+    monkeypatch.setattr(acceptance, "judge_input", failing(MemoryError()))
     done = run(rich, agent, acceptance=rules)
     assert done.error is not None
     assert (done.error.code, done.amount_refunded_micro, done.reputation_delta) == ("worker_lost", 40_000, 0)
-    assert rich.ledger.available_micro("alice") == START, "the judge's part is back, too"
+    assert rich.ledger.available_micro("alice") == START, "the judge's budget is refunded too"
     assert rich.total_micro() == START
 
 
 @pytest.mark.parametrize("failure", OF_A_CALL, ids=names(OF_A_CALL))
-def test_an_output_that_cannot_be_kept_is_refunded_at_once(
+def test_an_unstorable_output_is_refunded_at_once(
     rich: Cloud, refunded_while: Callable[..., None], failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -228,10 +229,8 @@ def test_an_output_that_cannot_be_kept_is_refunded_at_once(
 
 
 @pytest.mark.parametrize("ended", ["rejected", "refused memory"])
-def test_the_receipt_verifies_where_no_log_could_be_kept(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch, ended: str
-) -> None:
-    """Seen before: `rejected_by` and `memory_refused` of the run, beside an end by the platform's fault."""
+def test_the_receipt_verifies_without_stored_stderr(rich: Cloud, monkeypatch: pytest.MonkeyPatch, ended: str) -> None:
+    """A former bug: `rejected_by` and `memory_refused` of the run were stated together with a platform fault."""
     greedy = wat2wasm(f"""(module
         (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
         (memory (export "memory") 1)
@@ -250,7 +249,7 @@ def test_the_receipt_verifies_where_no_log_could_be_kept(
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, MemoryError()], ids=["no files", "no memory"])
-def test_a_host_failure_at_the_last_write_is_pending(
+def test_a_host_failure_at_settlement_leaves_it_pending(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -260,7 +259,7 @@ def test_a_host_failure_at_the_last_write_is_pending(
     assert rich.total_micro() == START
 
 
-def test_a_bad_copy_that_cannot_be_deleted_holds_no_money(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undeletable_bad_copy_holds_no_money(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     run(rich, agent, task_id="before", budget="0.01")
     rich.deposit("alice", 10_000)
@@ -273,7 +272,7 @@ def test_a_bad_copy_that_cannot_be_deleted_holds_no_money(rich: Cloud, monkeypat
     assert done.error is not None
     assert (done.error.code, done.amount_refunded_micro) == ("artefact_tampered", 50_000)
     assert rich.ledger.available_micro("alice") == START
-    assert run(rich, agent, task_id="t-2").error is not None, "dropped now"
+    assert run(rich, agent, task_id="t-2").error is not None, "the bad copy has been deleted now"
     assert run(rich, agent, task_id="mended").success
 
 
@@ -281,7 +280,7 @@ def test_a_bad_copy_that_cannot_be_deleted_holds_no_money(rich: Cloud, monkeypat
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_a_result_that_breaks_off_is_a_503_and_comes_later(
+def test_an_interrupted_result_is_a_503_then_succeeds(
     platform: Cloud,
     call: Call,  # noqa: F811 - the fixture
     monkeypatch: pytest.MonkeyPatch,
@@ -296,7 +295,7 @@ def test_a_result_that_breaks_off_is_a_503_and_comes_later(
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_a_message_whose_input_breaks_off_comes_again(
+def test_a_message_with_an_interrupted_input_is_redelivered(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -317,7 +316,7 @@ def test_a_message_whose_input_breaks_off_comes_again(
 
 
 @pytest.mark.parametrize("failure", OF_A_CALL, ids=names(OF_A_CALL))
-def test_a_task_whose_input_cannot_be_queued_is_a_503(
+def test_an_unqueueable_input_is_a_503(
     platform: Cloud,
     call: Call,  # noqa: F811 - the fixture
     monkeypatch: pytest.MonkeyPatch,
@@ -334,7 +333,7 @@ def test_a_task_whose_input_cannot_be_queued_is_a_503(
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_an_upload_that_breaks_off_is_published_later(
+def test_an_interrupted_upload_is_published_later(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
@@ -348,9 +347,7 @@ def test_an_upload_that_breaks_off_is_published_later(
 
 
 @pytest.mark.parametrize("failure", OF_A_BODY, ids=names(OF_A_BODY))
-def test_health_says_which_part_the_host_fails(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
-) -> None:
+def test_health_names_the_failing_part(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     break_bodies(cloud, monkeypatch, failure)
     monkeypatch.setattr(Path, "write_bytes", failing(FULL))
     parts = {name: health._works(cloud, name, check) for name, check in health._CHECKS.items()}

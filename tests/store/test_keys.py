@@ -1,4 +1,4 @@
-"""The signing keys over a stand-in for KMS: few calls of it, however many ask, and roots that stay."""
+"""The signing keys with a fake KMS: few calls for many requests, and roots that stay published."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ OLD, NEW, LOG, HOOK = (f"arn:aws:kms:eu-central-1:111122223333:key/{name}" for n
 
 
 class Kms:
-    """Holds a key for every name that it is asked for, and counts what it signs."""
+    """A fake KMS with a key for every name, which counts its calls."""
 
     def __init__(self) -> None:
         self.keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in (OLD, NEW, LOG, HOOK)}
@@ -51,7 +51,7 @@ def statement(new_escrow: Any) -> dict[str, Any]:
     )
 
 
-def test_a_receipt_of_a_former_root_verifies_from_the_published_set(statement: dict[str, Any]) -> None:
+def test_receipts_under_a_former_root_still_verify(statement: dict[str, Any]) -> None:
     kms = Kms()
     before = receipt.sign(statement, Keys(kms, root_key_ids={Purpose.RECEIPT: [OLD]}).signing_key(now_s=NOW_S))
     rotated = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
@@ -64,7 +64,7 @@ def test_a_receipt_of_a_former_root_verifies_from_the_published_set(statement: d
         receipt.verify(before, Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW]}).jwks())
 
 
-def test_only_the_newest_root_signs_and_only_once_for_thousands(statement: dict[str, Any]) -> None:
+def test_only_the_first_root_signs_one_certificate(statement: dict[str, Any]) -> None:
     kms = Kms()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
     for settlement in range(1_000):
@@ -74,7 +74,7 @@ def test_only_the_newest_root_signs_and_only_once_for_thousands(statement: dict[
     assert kms.signed == [NEW, NEW]
 
 
-def test_a_key_is_drawn_from_the_kernel_which_no_snapshot_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signing_keys_use_the_kernels_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = bytes(range(32))
     monkeypatch.setattr(certified.os, "urandom", lambda count: drawn[:count])
     key = Keys(Kms(), root_key_ids={Purpose.RECEIPT: [NEW]}).signing_key(now_s=NOW_S)
@@ -82,7 +82,7 @@ def test_a_key_is_drawn_from_the_kernel_which_no_snapshot_copies(monkeypatch: py
 
 
 class Clock:
-    """Seconds that a test sets."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = float(NOW_S)
@@ -91,7 +91,7 @@ class Clock:
         return self.now_s
 
 
-def test_a_thousand_readers_cost_one_call_for_each_root() -> None:
+def test_jwks_calls_kms_once_for_each_root() -> None:
     kms, clock = Kms(), Clock()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]}, clock=clock)
     published = keys.jwks()
@@ -101,17 +101,17 @@ def test_a_thousand_readers_cost_one_call_for_each_root() -> None:
 
 
 @pytest.mark.parametrize(("age_s", "calls"), [(0, 1), (JWKS_AGE_S_MAX - 1, 1), (JWKS_AGE_S_MAX, 2), (-1, 2)])
-def test_a_root_is_kept_up_to_its_age_and_no_longer(age_s: int, calls: int) -> None:
+def test_a_root_is_cached_up_to_its_age_limit(age_s: int, calls: int) -> None:
     kms, clock = Kms(), Clock()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW]}, clock=clock)
     keys.jwks()
-    clock.now_s += age_s  # a clock that was set back keeps nothing for longer
+    clock.now_s += age_s  # a clock that was set back must not prolong caching
     keys.jwks()
     assert kms.shown == [NEW] * calls
 
 
 @pytest.mark.parametrize(("age_s", "calls"), [(0, 1), (JWKS_FAILURE_S_MAX - 1, 1), (JWKS_FAILURE_S_MAX, 2)])
-def test_a_failed_read_of_the_roots_is_soon_repeated(age_s: int, calls: int) -> None:
+def test_a_failed_read_of_the_roots_is_cached_briefly(age_s: int, calls: int) -> None:
     kms, clock = Kms(), Clock()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]}, clock=clock)
     kms.down = {OLD}
@@ -120,13 +120,13 @@ def test_a_failed_read_of_the_roots_is_soon_repeated(age_s: int, calls: int) -> 
     clock.now_s += age_s
     with pytest.raises(PlatformUnavailableError):
         keys.jwks()
-    assert kms.shown == [NEW] + [OLD] * calls, "the root that was read is not read again"
+    assert kms.shown == [NEW] + [OLD] * calls, "the root that was read is still cached"
     kms.down = set()
     clock.now_s += JWKS_FAILURE_S_MAX
     assert [key["kid"] for key in keys.jwks()["keys"]] == ["new", "old"]
 
 
-def test_a_check_asks_for_each_root_whatever_is_kept() -> None:
+def test_check_calls_kms_for_each_root_despite_the_cache() -> None:
     kms = Kms()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
     keys.jwks()
@@ -135,10 +135,10 @@ def test_a_check_asks_for_each_root_whatever_is_kept() -> None:
     kms.down = {OLD}
     with pytest.raises(PlatformUnavailableError):
         keys.check()
-    assert len(keys.jwks()["keys"]) == 2, "those that are kept are still good"
+    assert len(keys.jwks()["keys"]) == 2, "the cached roots are still valid"
 
 
-def test_each_purpose_has_its_own_root_and_its_own_key() -> None:
+def test_each_purpose_has_its_own_root_and_key() -> None:
     kms = Kms()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW], Purpose.CHECKPOINT: [LOG], Purpose.WEBHOOK: [HOOK]})
     made = {purpose: keys.signing_key(now_s=NOW_S, purpose=purpose) for purpose in Purpose}
@@ -150,7 +150,7 @@ def test_each_purpose_has_its_own_root_and_its_own_key() -> None:
         assert keys.signing_key(now_s=NOW_S, purpose=purpose) is made[purpose]
 
 
-def test_the_key_set_states_purposes_and_what_of_before_has_none() -> None:
+def test_jwks_states_purposes_except_for_old_roots() -> None:
     roots = {Purpose.RECEIPT: [NEW], Purpose.CHECKPOINT: [LOG], Purpose.WEBHOOK: [HOOK]}
     published = Keys(Kms(), root_key_ids=roots, without_purpose=[OLD]).jwks()["keys"]
     assert [(key["kid"], key.get("purpose")) for key in published] == [
@@ -169,8 +169,6 @@ def test_the_key_set_states_purposes_and_what_of_before_has_none() -> None:
         ({Purpose.RECEIPT: [NEW]}, ["new"]),
     ],
 )
-def test_a_root_with_two_purposes_is_refused_at_once(
-    roots: dict[Purpose, list[str]], without_purpose: list[str]
-) -> None:
-    with pytest.raises(ValueError, match="a root key has one purpose and is named once"):
+def test_a_root_with_two_purposes_is_rejected(roots: dict[Purpose, list[str]], without_purpose: list[str]) -> None:
+    with pytest.raises(ValueError, match="a root key must have one purpose and be named once"):
         Keys(Kms(), root_key_ids=roots, without_purpose=without_purpose)

@@ -1,4 +1,4 @@
-"""The ledger's writes one by one: what each refuses, and that a refusal changes nothing. (Single-threaded: moto.)"""
+"""The ledger's writes one by one: what each rejects, and that a rejection changes nothing. Single-threaded (moto)."""
 
 import random
 from dataclasses import replace
@@ -11,8 +11,8 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsE
 from quittance.errors import InsufficientFundsError, MovementConflictError, PlatformUnavailableError
 from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import Escrow, Settlement, State
-from quittance.ledger.journal import Kind, Line, Payout, PayoutState
-from quittance.limits import BATCH_GET_ITEMS_MAX, CALL_MS_MAX, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX, WALLET_PURSES
+from quittance.ledger.journal import Line, LineKind, Payout, PayoutState
+from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CALL_MS_MAX, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX
 from quittance.proof import receipt
 from quittance.proof.log import LogHead
 from quittance.run import Meter, Outcome, Run
@@ -57,7 +57,7 @@ def settled(escrow: Escrow, run: Run = DONE, *, now_ms: int = 10) -> Escrow:
 
 
 def stated(escrow: Escrow, settlement: Settlement) -> Settlement:
-    """With a receipt that can be read; whether it verifies is not the ledger's affair."""
+    """The settlement with a readable receipt. The ledger does not verify it."""
     run = Run(settlement.outcome, settlement.message, Meter())
     claims = receipt.claims(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
     return replace(settlement, receipt=jwt.encode(claims, "k" * 32))
@@ -69,11 +69,11 @@ def rich(cloud: Cloud) -> Cloud:
     return cloud
 
 
-def test_what_is_stored_is_what_is_read(rich: Cloud) -> None:
+def test_stored_values_are_read_back(rich: Cloud) -> None:
     escrow = hold()
     rich.ledger.fund(escrow)
     assert rich.ledger.find(escrow.escrow_id) == escrow
-    settlement = replace(end(escrow), output=rich.outputs.keep(b"out"), log=rich.outputs.keep(b""))
+    settlement = replace(end(escrow), output=rich.outputs.keep(b"out"), stderr=rich.outputs.keep(b""))
     stored = rich.ledger.settle(replace(escrow, settlement=settlement))
     assert rich.ledger.find(escrow.escrow_id) == stored
 
@@ -85,8 +85,8 @@ def test_fund_holds_the_budget_once(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == 9 * BUDGET
 
 
-def test_a_replay_is_told_before_the_empty_account(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both conditions failed: the first attempt took the last credit. (moto reports the first reason alone.)"""
+def test_a_replay_is_recognised_before_an_empty_account(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both conditions fail, because the first attempt took the last credit. (moto reports only the first reason.)"""
     escrow = rich.ledger.fund(hold())
     (standing,), (account,) = rich.items("ESC#"), rich.items("ACCT#alice")
 
@@ -97,7 +97,7 @@ def test_a_replay_is_told_before_the_empty_account(rich: Cloud, monkeypatch: pyt
     assert rich.ledger.fund(replace(escrow, runner="runner-2")) == escrow
 
 
-def test_funding_without_funds_leaves_no_trace(cloud: Cloud) -> None:
+def test_funding_without_funds_writes_nothing(cloud: Cloud) -> None:
     cloud.deposit("alice", BUDGET - 1)
     with pytest.raises(InsufficientFundsError):
         cloud.ledger.fund(hold())
@@ -110,7 +110,7 @@ def test_funding_without_funds_leaves_no_trace(cloud: Cloud) -> None:
     ("fence", "now_ms", "settles"),
     [(1, 10, True), (1, EXPIRY - 1, True), (1, EXPIRY, False), (0, 10, False), (2, 10, False)],
 )
-def test_only_the_newest_fence_settles_and_only_before_expiry(
+def test_only_the_newest_fence_settles_before_expiry(
     rich: Cloud, run: Run, fence: int, now_ms: int, settles: bool
 ) -> None:
     """I7, I8."""
@@ -122,7 +122,7 @@ def test_only_the_newest_fence_settles_and_only_before_expiry(
 
 
 @pytest.mark.parametrize(("now_ms", "expires"), [(EXPIRY - 1, False), (EXPIRY, True)])
-def test_expiry_refunds_at_its_time_and_not_before(rich: Cloud, now_ms: int, expires: bool) -> None:
+def test_expiry_refunds_only_from_its_time_on(rich: Cloud, now_ms: int, expires: bool) -> None:
     """I8."""
     escrow = rich.ledger.fund(hold())
     standing = rich.ledger.expire(escrow, stated(escrow, escrows.expire(escrow, now_ms=now_ms)))
@@ -133,7 +133,7 @@ def test_expiry_refunds_at_its_time_and_not_before(rich: Cloud, now_ms: int, exp
 @pytest.mark.parametrize("first", [DONE, FAILED, None])
 @pytest.mark.parametrize("second", [DONE, FAILED, None])
 def test_an_escrow_leaves_funded_once(rich: Cloud, first: Run | None, second: Run | None) -> None:
-    """I5, I6. None stands for expiry."""
+    """I5, I6. None means expiry."""
     escrow = rich.ledger.fund(hold())
 
     def leave(run: Run | None) -> Escrow:
@@ -151,9 +151,7 @@ def test_an_escrow_leaves_funded_once(rich: Cloud, first: Run | None, second: Ru
     ("fence", "now_ms", "taken"),
     [(1, LEASE - 1, False), (1, LEASE, True), (1, EXPIRY - 1, True), (1, EXPIRY, False), (2, LEASE, False)],
 )
-def test_takeover_needs_a_lapsed_lease_and_the_fence_that_was_seen(
-    rich: Cloud, fence: int, now_ms: int, taken: bool
-) -> None:
+def test_takeover_needs_a_lapsed_lease_and_the_current_fence(rich: Cloud, fence: int, now_ms: int, taken: bool) -> None:
     escrow = rich.ledger.fund(hold())
     seen = replace(escrow, fence=fence)
     standing = rich.ledger.take_over(seen, runner="runner-2", now_ms=now_ms, lease_ms=now_ms + LEASE)
@@ -164,7 +162,7 @@ def test_takeover_needs_a_lapsed_lease_and_the_fence_that_was_seen(
         assert rich.ledger.settle(settled(standing)).state is State.RELEASED
 
 
-def test_movements_count_once_by_their_id(cloud: Cloud) -> None:
+def test_movements_are_applied_once_per_id(cloud: Cloud) -> None:
     assert cloud.ledger.deposit("alice", "d", 5, now_ms=1) == 1
     assert cloud.ledger.deposit("alice", "d", 5, now_ms=2) == 1
     with pytest.raises(MovementConflictError):
@@ -177,12 +175,12 @@ def test_movements_count_once_by_their_id(cloud: Cloud) -> None:
     assert cloud.ledger.available_micro("alice") == 0
 
 
-ONE_OWNER_MAX = TRANSACTION_ITEMS_MAX - 5  # its wallet and line, the platform's, and the batch go along
+ONE_OWNER_MAX = TRANSACTION_ITEMS_MAX - 5  # the balance and journal line of owner and platform, and the batch
 MANY_OWNERS_MAX = (TRANSACTION_ITEMS_MAX - 3) // 3
 
 
 def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
-    """I10, I15: more than fits one transaction, by two sweeps that saw the same index."""
+    """I10, I15: more escrows than fit one transaction, by two sweeps that read the same index."""
     count = BATCH_GET_ITEMS_MAX + 3
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
@@ -210,8 +208,8 @@ def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
     assert logged == [escrow.settlement.receipt for escrow in found if escrow.settlement]
 
 
-def test_many_agents_of_many_owners_are_credited_and_logged_together(cloud: Cloud) -> None:
-    """I10, I15, I16: one escrow each of as many owners as fit one transaction, and one more."""
+def test_agents_of_many_owners_share_a_batch(cloud: Cloud) -> None:
+    """I10, I15, I16: one escrow each of one owner more than fit one transaction."""
     count = MANY_OWNERS_MAX + 1
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
@@ -229,7 +227,7 @@ def test_many_agents_of_many_owners_are_credited_and_logged_together(cloud: Clou
     assert cloud.ledger.log_head().size == count
 
 
-def test_a_batch_has_no_more_agents_than_one_append_can_write(cloud: Cloud) -> None:
+def test_a_batch_has_at_most_the_agents_of_one_append(cloud: Cloud) -> None:
     count = LOGGED_AGENTS_MAX + 1
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
@@ -240,8 +238,8 @@ def test_a_batch_has_no_more_agents_than_one_append_can_write(cloud: Cloud) -> N
     assert sorted(cloud.ledger.append(name) for name in cloud.ledger.unlogged()) == [1, LOGGED_AGENTS_MAX]
 
 
-def test_a_batch_of_before_is_logged(cloud: Cloud) -> None:
-    """A batch of one agent that was credited by the code of before, which named the agent in it."""
+def test_batches_of_older_code_are_logged(cloud: Cloud) -> None:
+    """A batch that older code credited: it has one agent, which the batch names."""
     cloud.deposit("alice", 2 * BUDGET)
     for number in range(2):
         escrow = cloud.ledger.fund(hold(f"t-{number}"))
@@ -254,7 +252,7 @@ def test_a_batch_of_before_is_logged(cloud: Cloud) -> None:
     assert cloud.ledger.standing("agt_1").outcomes == 2
 
 
-def test_sweep_leaves_out_what_another_sweep_took_and_credits_the_rest(rich: Cloud) -> None:
+def test_a_sweep_skips_what_another_sweep_credited(rich: Cloud) -> None:
     for number in range(3):
         escrow = rich.ledger.fund(hold(f"t-{number}"))
         rich.ledger.settle(settled(escrow, now_ms=number))
@@ -264,7 +262,7 @@ def test_sweep_leaves_out_what_another_sweep_took_and_credits_the_rest(rich: Clo
     assert rich.ledger.available_micro("owner") == 3 * 390_000
 
 
-def test_platform_as_owner_is_credited_in_one_action(rich: Cloud) -> None:
+def test_the_platform_as_owner_is_credited_in_one_update(rich: Cloud) -> None:
     escrow = rich.ledger.fund(hold(owner="quittance:platform"))
     rich.ledger.settle(settled(escrow))
     (batch,) = rich.ledger.settled()
@@ -279,7 +277,7 @@ def _cancelled(*codes: str) -> ClientError:
 
 
 class Time:
-    """A clock that only sleeping moves."""
+    """A clock that advances only by sleeping."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -315,7 +313,7 @@ THROTTLED = ClientError({"Error": {"Code": "ThrottlingException"}}, "x")
         ReadTimeoutError(endpoint_url="x"),
     ],
 )
-def test_what_may_pass_is_tried_again_until_no_call_fits_the_time(failure: Exception, time: Time) -> None:
+def test_transient_failures_are_retried_while_time_is_left(failure: Exception, time: Time) -> None:
     began_s, sent_s = time.now_s, []
 
     def send() -> None:
@@ -323,10 +321,10 @@ def test_what_may_pass_is_tried_again_until_no_call_fits_the_time(failure: Excep
         raise failure
 
     with pytest.raises(PlatformUnavailableError) as refused:
-        dynamo.answered(send, dynamo.Patience(12_000, reserve_ms=3_000))
+        dynamo.retried(send, dynamo.Patience(12_000, reserve_ms=3_000))
     assert refused.value.retry_after_s
     assert len(sent_s) > 5
-    assert 5 < sent_s[-1] - began_s <= 9 - CALL_MS_MAX / 1_000, "the last call, too, ends within the time"
+    assert 5 < sent_s[-1] - began_s <= 9 - CALL_MS_MAX / 1_000, "the last call ends in time, too"
 
 
 @pytest.mark.parametrize(
@@ -341,7 +339,7 @@ def test_what_may_pass_is_tried_again_until_no_call_fits_the_time(failure: Excep
         (NoCredentialsError(), PlatformUnavailableError),
     ],
 )
-def test_what_cannot_pass_is_sent_once(failure: Exception, error: type[Exception], time: Time) -> None:
+def test_permanent_failures_are_not_retried(failure: Exception, error: type[Exception], time: Time) -> None:
     sent = 0
 
     def send() -> None:
@@ -350,12 +348,12 @@ def test_what_cannot_pass_is_sent_once(failure: Exception, error: type[Exception
         raise failure
 
     with pytest.raises(error):
-        dynamo.answered(send, dynamo.Patience(12_000))
+        dynamo.retried(send, dynamo.Patience(12_000))
     assert sent == 1
 
 
 def fails_first(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> list[set[str]]:
-    """Lets the first transactions fail; returns the keys that each one sent has touched."""
+    """Makes the first transactions fail; returns the keys in each transaction that is sent."""
     honest, left, sent = cloud._dynamodb.transact_write_items, list(failures), []
 
     def send(**call: Any) -> Any:
@@ -369,18 +367,18 @@ def fails_first(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *failures: Except
     return sent
 
 
-def purses(cloud: Cloud, account: str) -> list[int]:
+def shards(cloud: Cloud, account: str) -> list[int]:
     return [int(item["available"]["N"]) for item in cloud.items(f"ACCT#{account}")]
 
 
-def test_a_throttle_is_not_seen_by_the_caller(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttling_is_hidden_from_the_caller(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = fails_first(rich, monkeypatch, THROTTLED, THROTTLED)
     rich.ledger.fund(hold())
     assert rich.ledger.available_micro("alice") == 9 * BUDGET
-    assert sent == [{f"ESC#{hold().escrow_id}", "ACCT#alice"}] * 3, "an account that nobody hurries keeps one purse"
+    assert sent == [{f"ESC#{hold().escrow_id}", "ACCT#alice"}] * 3, "an account without contention uses one shard"
 
 
-def test_a_lost_answer_is_found_out_by_asking_again(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_response_is_resolved_by_a_retry(rich: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     honest, lost = rich._dynamodb.transact_write_items, []
 
     def loses_the_first(**call: Any) -> Any:
@@ -403,19 +401,17 @@ def test_a_lost_answer_is_found_out_by_asking_again(rich: Cloud, time: Time, mon
     assert rich.ledger.available_micro("alice") == 10 * BUDGET
 
 
-def test_who_collides_spreads_a_wallet_that_is_worth_it(
-    cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collision_spreads_a_large_balance(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     cloud.deposit("alice", 100 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
     cloud.ledger.fund(hold())
-    assert len(purses(cloud, "alice")) == WALLET_PURSES
-    assert min(purses(cloud, "alice")) >= BUDGET
+    assert len(shards(cloud, "alice")) == BALANCE_SHARDS
+    assert min(shards(cloud, "alice")) >= BUDGET
     assert cloud.ledger.available_micro("alice") == 99 * BUDGET
 
 
-def test_who_collides_goes_to_another_purse(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holds and refunds both; and the environment stays where it found room."""
+def test_a_collision_moves_on_to_another_shard(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both holds and refunds; the environment then stays with the shard that worked."""
     cloud.deposit("alice", 100 * BUDGET)
     with monkeypatch.context() as patch:
         fails_first(cloud, patch, CONFLICT)
@@ -433,10 +429,8 @@ def test_who_collides_goes_to_another_purse(cloud: Cloud, time: Time, monkeypatc
     assert cloud.ledger.available_micro("alice") == 98 * BUDGET
 
 
-def test_a_spread_wallet_can_be_spent_to_the_last_credit(
-    cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One task larger than any purse, then a withdrawal of everything; then nothing is left for either."""
+def test_a_spread_balance_can_be_spent_completely(cloud: Cloud, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task larger than any shard, then a withdrawal of everything, then insufficient funds for both."""
     cloud.deposit("alice", 40 * BUDGET)
     fails_first(cloud, monkeypatch, CONFLICT)
     cloud.ledger.fund(hold("spreads"))
@@ -446,16 +440,14 @@ def test_a_spread_wallet_can_be_spent_to_the_last_credit(
         cloud.ledger.withdraw("alice", "w", 29 * BUDGET + 1, now_ms=1)
     assert refused.value.members == {"available": "29", "required": "29.000001"}
     cloud.ledger.withdraw("alice", "w", 29 * BUDGET, now_ms=1)
-    assert set(purses(cloud, "alice")) == {0}
+    assert set(shards(cloud, "alice")) == {0}
     with pytest.raises(InsufficientFundsError):
         cloud.ledger.fund(hold("one more"))
     assert [item["pk"]["S"] for item in cloud.items("OUT#")] == ["OUT#alice#w"]
 
 
-def test_another_try_of_the_same_that_took_the_last_credit_is_no_lack(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other try commits after ours was refused and before ours looks at the purses."""
+def test_a_concurrent_repeat_is_not_insufficient_funds(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The concurrent repeat commits after our write was rejected and before we read the shards."""
     cloud.deposit("alice", BUDGET)
     honest, met = cloud.ledger._plan, []
 
@@ -471,7 +463,7 @@ def test_another_try_of_the_same_that_took_the_last_credit_is_no_lack(
     assert cloud.ledger.available_micro("alice") == 0
 
 
-def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> None:
+def test_the_statement_pages_all_movements_newest_first(cloud: Cloud) -> None:
     cloud.ledger.deposit("alice", "d", 10 * BUDGET, now_ms=1)
     paid = cloud.ledger.fund(hold("paid", funded_ms=2))
     cloud.ledger.settle(settled(paid))
@@ -483,24 +475,24 @@ def test_the_statement_is_every_movement_newest_first_in_pages(cloud: Cloud) -> 
     cloud.ledger.credit(batch, now_ms=9)
 
     def task(name: str, at_ms: int, amount: int, state: State) -> Line:
-        return Line("alice", Kind.TASK, name, at_ms, amount, "agt_1", 1, state)
+        return Line("alice", LineKind.TASK, name, at_ms, amount, "agt_1", 1, state)
 
     lines, more = cloud.ledger.statement("alice", limit=10)
     assert not more
     assert sorted(lines, key=lambda line: (-line.at_ms, line.reference)) == [
         task("open", 4, -BUDGET, State.FUNDED),
-        Line("alice", Kind.WITHDRAWAL, "w", 4, -7, payout=PayoutState.REQUESTED),
+        Line("alice", LineKind.WITHDRAWAL, "w", 4, -7, payout=PayoutState.REQUESTED),
         task("failed", 3, 0, State.REFUNDED),
         task("paid", 2, -400_000, State.RELEASED),
-        Line("alice", Kind.DEPOSIT, "d", 1, 10 * BUDGET),
+        Line("alice", LineKind.DEPOSIT, "d", 1, 10 * BUDGET),
     ]
     assert sum(line.amount_micro for line in lines) == cloud.ledger.available_micro("alice")
     first, after = batch[0], None
     assert cloud.ledger.statement("owner", limit=9) == (
-        [Line("owner", Kind.EARNINGS, first, 9, 390_000, "agt_1", 2)],
+        [Line("owner", LineKind.EARNINGS, first, 9, 390_000, "agt_1", 2)],
         False,
     )
-    platform = Line("quittance:platform", Kind.FEES, first, 9, 10_000, "agt_1", 2)
+    platform = Line("quittance:platform", LineKind.FEES, first, 9, 10_000, "agt_1", 2)
     assert cloud.ledger.statement("quittance:platform", limit=9) == ([platform], False)
     pages = []
     for _ in lines:

@@ -1,4 +1,4 @@
-"""The registry's table: owners' flags, the index of an owner's agents, and the listing."""
+"""The registry's table: flags of owners, the index of an owner's agents, and the listing."""
 
 import json
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def register(cloud: Cloud, owner: str = "owner") -> str:
 
 
 def add_active(cloud: Cloud, agent_id: str, *, owner: str = "owner", created_ms: int = 1, rules: str = NO_RULES) -> str:
-    """An active agent, without a module: nobody runs it."""
+    """Adds an active agent without a module; it never runs."""
     terms = Terms(json.dumps(FLAT | {"price": 1}), 1 << 20, 1, 1, rules)
     upload = Upload(1, AgentState.AWAITING_UPLOAD, terms)
     agent = Agent(agent_id, owner, "test", "", created_ms, terms, upload)
@@ -40,7 +40,7 @@ def activate(cloud: Cloud, agent: Agent) -> None:
 
 
 def list_as_before(cloud: Cloud) -> None:
-    """Makes the table one of before: every agent was in the listing's index, from its registration to the end."""
+    """Makes the table look as older code left it, with every registered agent in the listing index."""
     for item in cloud._dynamodb.scan(TableName="RegistryTable")["Items"]:
         cloud._dynamodb.update_item(
             TableName="RegistryTable",
@@ -51,7 +51,7 @@ def list_as_before(cloud: Cloud) -> None:
 
 
 def listed(cloud: Cloud) -> list[str]:
-    """What the listing's index holds."""
+    """The contents of the listing index."""
     query: dict[str, Any] = {"KeyConditionExpression": "listing = :listing"}
     query["ExpressionAttributeValues"] = {":listing": {"S": "agents"}}
     items = cloud._dynamodb.query(TableName="RegistryTable", IndexName="listing", **query)["Items"]
@@ -59,7 +59,7 @@ def listed(cloud: Cloud) -> list[str]:
 
 
 def all_pages(cloud: Cloud, *, owner: str | None = None, limit: int = 20) -> list[str]:
-    """The ids that a client sees who follows `next`."""
+    """The ids that a client gets by following `next`."""
     seen: list[str] = []
     after = None
     while True:
@@ -73,7 +73,7 @@ def all_pages(cloud: Cloud, *, owner: str | None = None, limit: int = 20) -> lis
 
 @pytest.fixture
 def reads(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many items each query, and each batch of keys, has read."""
+    """The number of items read by each query and each batch of keys."""
     read: list[int] = []
 
     def counted(call: Any, count: Any) -> Any:
@@ -95,13 +95,13 @@ def reads(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("owner", [None, "honest", "attacker"])
-def test_a_page_reads_no_more_than_it_lists(cloud: Cloud, reads: list[int], owner: str | None) -> None:
-    """Free registrations of a stranger cost nobody else's page a read."""
+def test_a_page_reads_only_what_it_lists(cloud: Cloud, reads: list[int], owner: str | None) -> None:
+    """A stranger's free registrations cost no reads of other clients' pages."""
     honest = add_active(cloud, "agt_1", owner="honest")
     for _ in range(300):
         register(cloud, "attacker")
     page = agents.page(cloud, owner=owner, limit=2, after=None)
-    assert sum(reads) <= 2 * (2 + 1), "the keys, and the items that they name"
+    assert sum(reads) <= 2 * (2 + 1), "the keys, and their items"
     assert len(reads) <= 2
     if owner != "attacker":
         assert [agent.agent_id for agent in page.agents] == [honest]
@@ -132,7 +132,7 @@ def test_agents_are_listed_from_activation_to_retirement(cloud: Cloud) -> None:
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, PAGE_ITEMS_MAX])
 @pytest.mark.parametrize("owner", [None, "owner"])
 def test_pages_list_every_agent_once_newest_first(cloud: Cloud, limit: int, owner: str | None) -> None:
-    for number in range(7):  # several of the same millisecond
+    for number in range(7):  # several in the same millisecond
         add_active(cloud, f"agt_{number}", created_ms=number // 3)
     seen = all_pages(cloud, owner=owner, limit=limit)
     assert [int(agent_id[-1]) // 3 for agent_id in seen] == [2, 1, 1, 1, 0, 0, 0]
@@ -140,8 +140,8 @@ def test_pages_list_every_agent_once_newest_first(cloud: Cloud, limit: int, owne
 
 
 @pytest.mark.parametrize("owner", [None, "owner"])
-def test_a_full_page_of_large_agents_is_listed_in_parts(cloud: Cloud, reads: list[int], owner: str | None) -> None:
-    """DynamoDB ends a page of a query at 1 MB: the client gets what was read, and where to go on."""
+def test_a_page_of_large_agents_is_split(cloud: Cloud, reads: list[int], owner: str | None) -> None:
+    """DynamoDB ends a query page at 1 MB: the client gets what was read, and where to continue."""
     made = [add_active(cloud, f"agt_{number:03}", rules="[" + " " * SCHEMA_BYTES_MAX + "]") for number in range(70)]
     page = agents.page(cloud, owner=owner, limit=100, after=None)
     assert len(reads) <= 2
@@ -149,8 +149,8 @@ def test_a_full_page_of_large_agents_is_listed_in_parts(cloud: Cloud, reads: lis
     assert sorted(all_pages(cloud, owner=owner, limit=100)) == made
 
 
-def test_a_table_of_before_lists_its_active_agents_and_heals(cloud: Cloud) -> None:
-    """The code of before put every registration into the index: what is not active leaves it when it is met."""
+def test_listings_of_older_code_are_cleaned_up(cloud: Cloud) -> None:
+    """Older code put every registration into the index. Agents that are not active are removed when they are read."""
     active = [add_active(cloud, f"agt_{number}", created_ms=number) for number in range(5)]
     retired = add_active(cloud, "agt_retired", created_ms=3)
     agents.retire(cloud, Caller("owner"), retired)
@@ -167,8 +167,8 @@ def test_a_table_of_before_lists_its_active_agents_and_heals(cloud: Cloud) -> No
     assert len(all_pages(cloud, owner="attacker")) == 60
 
 
-def test_healing_never_hides_an_agent_that_becomes_active(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index lags behind the table: what it shows as awaiting may be active by now."""
+def test_cleanup_never_hides_an_agent_that_becomes_active(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index lags behind the table: an agent that it lists as awaiting its upload may have become active."""
     agent_id = register(cloud)
     list_as_before(cloud)
     query = cloud._dynamodb.query
@@ -184,7 +184,7 @@ def test_healing_never_hides_an_agent_that_becomes_active(cloud: Cloud, monkeypa
     assert all_pages(cloud) == [agent_id]
 
 
-def test_a_page_is_answered_even_if_the_table_refuses_to_heal(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_cleanup_does_not_fail_the_page(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     active = add_active(cloud, "agt_1")
     register(cloud)
     list_as_before(cloud)
@@ -197,7 +197,7 @@ def test_a_page_is_answered_even_if_the_table_refuses_to_heal(cloud: Cloud, monk
 
     monkeypatch.setattr(cloud._dynamodb, "update_item", refusing)
     assert all_pages(cloud) == [active]
-    assert len(tries) == 1, "and does not wait for it"
+    assert len(tries) == 1, "and the page does not retry it"
 
 
 # Owners.
@@ -236,10 +236,10 @@ def test_cached_owner_flags_are_at_most_ten_seconds_old(cloud: Cloud, monkeypatc
     clock.monotonic = lambda: 1_000.0 + registries._CACHE_SECONDS
     assert cloud.registry.owner_cached("owner") == OwnerState(bonded=False)
     cloud.registry.set_bond_short("owner", False)
-    assert cloud.registry.owner_cached("owner") == OwnerState(), "an environment sees its own writes at once"
+    assert cloud.registry.owner_cached("owner") == OwnerState(), "an environment reads its own writes at once"
 
 
-def test_agents_of_an_owner_that_are_not_retired_are_found(cloud: Cloud) -> None:
+def test_unretired_agents_of_an_owner_are_found(cloud: Cloud) -> None:
     assert cloud.registry.agents_of("owner") == OwnedAgents(unretired=False, retired_ms=None)
     register(cloud, owner="third")
     assert cloud.registry.agents_of("third") == OwnedAgents(unretired=True, retired_ms=None), "it awaits its upload"
@@ -263,4 +263,4 @@ def test_agents_of_an_owner_are_read_up_to_a_limit(cloud: Cloud, monkeypatch: py
         agents.retire(cloud, Caller("owner"), register(cloud))
     assert not cloud.registry.agents_of("owner").unretired
     agents.retire(cloud, Caller("owner"), register(cloud))
-    assert cloud.registry.agents_of("owner").unretired, "what is not read is taken not to be retired"
+    assert cloud.registry.agents_of("owner").unretired, "agents that are not read count as not retired"

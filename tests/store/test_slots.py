@@ -1,4 +1,4 @@
-"""How many tasks of one account run at once: no more than it has slots, over HTTP and out of the queue."""
+"""The limit on an account's concurrent tasks, over HTTP and from the queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def echo(rich: Cloud) -> str:
 
 @pytest.fixture
 def within(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> Within:
-    """Does something while a task of alice's is in the sandbox."""
+    """Calls a function while a task of alice's is in the sandbox."""
     number = 0
 
     def during(act: Callable[[], Any]) -> TaskResult:
@@ -64,7 +64,7 @@ def held(cloud: Cloud) -> int:
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_no_more_tasks_of_an_account_run_than_it_has_slots(rich: Cloud, echo: str, within: Within, slots: int) -> None:
+def test_concurrent_tasks_are_limited_by_the_slots(rich: Cloud, echo: str, within: Within, slots: int) -> None:
     limit(rich, slots)
     refused: list[TooManyRunningError] = []
 
@@ -72,7 +72,7 @@ def test_no_more_tasks_of_an_account_run_than_it_has_slots(rich: Cloud, echo: st
         with pytest.raises(TooManyRunningError) as refusal:
             run(rich, echo, task_id="one-more")
         refused.append(refusal.value)
-        assert run(rich, echo, user="bob").success, "others are not held up"
+        assert run(rich, echo, user="bob").success, "other accounts are not affected"
 
     innermost: Callable[[], Any] = at_the_limit
     for _ in range(slots - 1):
@@ -84,7 +84,7 @@ def test_no_more_tasks_of_an_account_run_than_it_has_slots(rich: Cloud, echo: st
     assert rich.ledger.available_micro("alice") == START - (slots + 1) * 10_000
 
 
-def test_the_refusal_is_a_429_that_moves_no_money(platform: Cloud, call: Call) -> None:
+def test_no_free_slot_is_a_429_and_moves_no_money(platform: Cloud, call: Call) -> None:
     limit(platform, 1)
     agent = platform.publish(wasm("echo"))
     now_ms = platform.now_ms()
@@ -104,7 +104,7 @@ def test_the_refusal_is_a_429_that_moves_no_money(platform: Cloud, call: Call) -
         (SLOT_RETRY_S_MAX * 1_000 + 1, SLOT_RETRY_S_MAX),
     ],
 )
-def test_the_refusal_says_when_the_first_slot_lapses(
+def test_the_429_states_when_the_first_slot_lapses(
     rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch, lapses_ms: int, again_s: int
 ) -> None:
     limit(rich, 1)
@@ -117,7 +117,7 @@ def test_the_refusal_says_when_the_first_slot_lapses(
 
 
 @pytest.mark.parametrize(("slots", "taken"), [(0, True), (SLOTS_MAX, True), (SLOTS_MAX + 1, False), (-1, False)])
-def test_an_account_may_have_as_many_slots_as_one_read_shows(cloud: Cloud, slots: int, taken: bool) -> None:
+def test_the_slot_limit_is_the_size_of_one_read(cloud: Cloud, slots: int, taken: bool) -> None:
     fields = cloud.settings.model_dump() | {"account_concurrency": slots}
     if taken:
         assert Settings.model_validate(fields).account_concurrency == slots
@@ -126,24 +126,24 @@ def test_an_account_may_have_as_many_slots_as_one_read_shows(cloud: Cloud, slots
             Settings.model_validate(fields)
 
 
-def test_all_slots_of_the_largest_account_are_seen_at_once(rich: Cloud, echo: str) -> None:
+def test_all_slots_of_the_largest_account_can_be_used(rich: Cloud, echo: str) -> None:
     limit(rich, SLOTS_MAX)
     now_ms = rich.now_ms()
     for number in range(SLOTS_MAX):
         rich.slots.take("alice", f"other-{number}", of=SLOTS_MAX, now_ms=now_ms, lease_ms=now_ms + 600_000)
-    while held(rich) < SLOTS_MAX:  # a free one may be missed, when the read finds more than are tried
+    while held(rich) < SLOTS_MAX:  # a free slot may be missed if the read finds more than are tried
         rich.slots.take("alice", f"more-{held(rich)}", of=SLOTS_MAX, now_ms=now_ms, lease_ms=now_ms + 600_000)
     with pytest.raises(TooManyRunningError):
         run(rich, echo)
 
 
-def test_without_a_limit_nothing_is_written(rich: Cloud, echo: str) -> None:
+def test_without_a_slot_limit_nothing_is_written(rich: Cloud, echo: str) -> None:
     limit(rich, 0)
     assert run(rich, echo).success
     assert rich.items("SLOT#") == []
 
 
-def test_repeats_are_answered_though_no_slot_is_free(rich: Cloud, echo: str, within: Within) -> None:
+def test_repeats_need_no_free_slot(rich: Cloud, echo: str, within: Within) -> None:
     limit(rich, 1)
     done = run(rich, echo)
 
@@ -155,7 +155,7 @@ def test_repeats_are_answered_though_no_slot_is_free(rich: Cloud, echo: str, wit
     within(repeat)
 
 
-def test_a_slot_is_given_back_however_the_task_ends(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_end_of_a_task_releases_its_slot(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(rich, 1)
     assert not run(rich, rich.publish(wasm("failing")), task_id="failed").success
     with monkeypatch.context() as patch:
@@ -166,24 +166,24 @@ def test_a_slot_is_given_back_however_the_task_ends(rich: Cloud, echo: str, monk
     assert run(rich, echo).success
 
 
-def test_a_slot_of_a_killed_runner_lapses_with_its_lease(rich: Cloud, echo: str) -> None:
+def test_the_slot_of_a_killed_runner_lapses(rich: Cloud, echo: str) -> None:
     limit(rich, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rich.slots, "give_back", lambda *_: None)
         assert run(rich, echo, task_id="killed").success
     with pytest.raises(TooManyRunningError):
         run(rich, echo)
-    rich.skew_ms = 18_000  # the agent's 10 s, and what goes with them
+    rich.skew_ms = 18_000  # the agent's 10 s, and the reserve of the lease
     assert run(rich, echo).success
 
 
 # The queue.
 
 
-def test_a_queued_task_waits_for_its_turn_as_a_new_message(
+def test_a_queued_task_without_a_slot_is_sent_again(
     rich: Cloud, echo: str, within: Within, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has used up no delivery, though it came five times and more; and it is still in its user's group."""
+    """Five and more attempts use up no delivery, and the message stays in its user's group."""
     limit(rich, 1)
     bench = Bench(rich, rich.queue)
     sent: list[dict[str, Any]] = []
@@ -191,7 +191,7 @@ def test_a_queued_task_waits_for_its_turn_as_a_new_message(
 
     def send(**asked: Any) -> Any:
         sent.append(asked)
-        return honest(**asked | {"DelaySeconds": 0})  # the test does not wait for it
+        return honest(**asked | {"DelaySeconds": 0})  # no delay in the test
 
     def try_in_vain() -> None:
         for _ in range(6):
@@ -211,8 +211,8 @@ def test_a_queued_task_waits_for_its_turn_as_a_new_message(
     assert outcome(rich, "waiting") == "succeeded"
 
 
-def test_users_are_told_apart_by_the_queue(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQS shares its consumers out by MessageGroupId, which has fewer characters than an account's id."""
+def test_the_queue_groups_messages_by_user(rich: Cloud, echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQS distributes its consumers by MessageGroupId, which is shorter than an account id may be."""
     groups: list[str] = []
     monkeypatch.setattr(rich.queue._client, "send_message", lambda **asked: groups.append(asked["MessageGroupId"]))
     longest = "u" * 255

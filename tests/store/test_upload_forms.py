@@ -1,4 +1,4 @@
-"""Upload forms: signed by Signature Version 4, for the bucket's own host in its own region, wherever the stack is."""
+"""Upload forms: signed with Signature Version 4, for the bucket's regional host, in every region."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ REGIONS = [
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What Lambda gives a function, and the template's empty endpoint."""
+    """The environment variables that Lambda sets, and the template's empty endpoint."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
@@ -47,12 +47,12 @@ def form(monkeypatch: pytest.MonkeyPatch, region: str) -> tuple[str, dict[str, s
 
 
 def signature(policy: str, scope: list[str]) -> str:
-    """AWS Signature Version 4 of a form, by its specification: the key is derived from the scope, part by part."""
+    """The Signature Version 4 of a form by its specification: the key is derived from each part of the scope."""
     key = reduce(lambda key, part: hmac.digest(key, part.encode(), "sha256"), scope, f"AWS4{SECRET}".encode())
     return hmac.new(key, policy.encode(), hashlib.sha256).hexdigest()
 
 
-def test_the_table_holds_regions_of_every_partition() -> None:
+def test_the_table_covers_every_partition() -> None:
     regions = {region for region, _ in REGIONS}
     assert {"us-east-1", "eu-central-1", "cn-north-1", "us-gov-west-1"} <= regions
     assert {suffix for _, suffix in REGIONS} == {*SUFFIXES.values()}
@@ -82,10 +82,8 @@ def test_the_signed_policy_names_bucket_key_and_size(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:4566", "http://localhost:4566", "http://[::1]:4566"])
-def test_a_cloud_at_an_endpoint_of_ones_own_takes_paths(
-    monkeypatch: pytest.MonkeyPatch, variable: str, endpoint: str
-) -> None:
-    """A bucket has no name of its own under an address, nor under `localhost` where no resolver knows such names."""
+def test_custom_endpoints_use_path_style_urls(monkeypatch: pytest.MonkeyPatch, variable: str, endpoint: str) -> None:
+    """An IP address has no subdomains for buckets, and neither has `localhost` without a resolver that knows them."""
     monkeypatch.setenv(variable, endpoint)
     url, fields = form(monkeypatch, "us-east-1")
     assert urlsplit(url)._replace(path="").geturl() == endpoint

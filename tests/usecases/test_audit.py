@@ -111,15 +111,15 @@ def plus(item: Any, name: str, amount: int) -> Any:
 
 
 def hide_credits(cloud: Cloud) -> None:
-    (purse,) = cloud.items("ACCT#alice")
-    put(cloud, plus(purse, "available", -7))
+    (shard,) = cloud.items("ACCT#alice")
+    put(cloud, plus(shard, "available", -7))
     put(cloud, {"pk": {"S": "ACCT#alice#16"}, "available": {"N": "7"}})
 
 
 def withdraw_less_than_nothing(cloud: Cloud) -> None:
-    (line,), (purse,) = cloud.items("OUT#"), cloud.items("ACCT#alice")
+    (line,), (shard,) = cloud.items("OUT#"), cloud.items("ACCT#alice")
     put(cloud, plus(without(line, "seal"), "amount", 1_000_007))
-    put(cloud, plus(purse, "available", 1_000_007))
+    put(cloud, plus(shard, "available", 1_000_007))
 
 
 def forget_to_credit(cloud: Cloud) -> None:

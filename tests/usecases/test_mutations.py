@@ -136,9 +136,9 @@ def movements(cloud: Cloud) -> None:
         payout = cloud.ledger.withdraw("alice", name, 1_000_000, now_ms=cloud.now_ms())
         if state:
             cloud.ledger.decide_payout(payout, state, by="operator", now_ms=cloud.now_ms())
-    cloud.ledger._purse_in_use["alice"] = 3  # as after a collision in the home purse
+    cloud.ledger._shard_in_use["alice"] = 3  # as after a collision in the home shard
     cloud.deposit("alice", 3)
-    cloud.ledger._purse_in_use.clear()
+    cloud.ledger._shard_in_use.clear()
     for owner, amount_micro in (("owner", 5_000_000), ("judith", 1_000_000), ("poor", 1)):
         cloud.deposit(owner, amount_micro)
         cloud.ledger.move_bond(owner, "b-1", amount_micro, now_ms=cloud.now_ms())
@@ -194,7 +194,7 @@ class Copy:
         vars(cloud)["ledger"] = Ledger(
             self.memory,  # type: ignore[arg-type]  # the calls that the ledger makes
             table=settings.ledger_table,
-            shards=settings.ledger_shards,
+            work_shards=settings.ledger_shards,
             platform_account=settings.platform_account,
             left_ms=cloud.left_ms,
         )

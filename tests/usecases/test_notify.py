@@ -94,8 +94,8 @@ def test_only_leaving_funded_is_told_of(platform: Cloud, bus: Bus, context: Any)
     swept = item(platform, "t")
     assert swept != settled
     silent = [(funded, taken_over), (settled, swept), (settled, settled), ({}, funded)]
-    purses = platform.items("ACCT#")
-    silent += [(purse, purse | {"available": {"N": "1"}}) for purse in purses]
+    shards = platform.items("ACCT#")
+    silent += [(shard, shard | {"available": {"N": "1"}}) for shard in shards]
     assert notify(context, *(stream_record(number, *change) for number, change in enumerate(silent))) == []
     assert bus.details == []
     assert left_funded(funded, taken_over) is None

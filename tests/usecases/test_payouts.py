@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quittance.ledger.journal import Kind, Payout, PayoutState, parse_payout_id
+from quittance.ledger.journal import LineKind, Payout, PayoutState, parse_payout_id
 from quittance.limits import ACCOUNT_ID_CHARS_MAX, PAYOUT_ID_CHARS_MAX, TASK_ID_CHARS_MAX
 from quittance.usecases import audit as auditing
 from tests.functions import test_handlers
@@ -198,4 +198,4 @@ def test_a_deposit_of_before_is_recognised_by_anybody(platform: Cloud, call: Cal
         assert deposit(call, bank, amount="3")[0] == 409
     assert platform.ledger.available_micro("bob") == 2_000_000
     (line,), _ = platform.ledger.statement("bob", limit=5)
-    assert (line.kind, line.depositor) == (Kind.DEPOSIT, None)
+    assert (line.kind, line.depositor) == (LineKind.DEPOSIT, None)

@@ -93,9 +93,9 @@ def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
 
 def test_only_the_owner_changes_an_agent(cloud: Cloud) -> None:
     agent_id = register(cloud)
-    for change in (agents.retire, lambda *who: agents.open_version(*who, Caller(VersionRequest()))):
+    for change in (agents.retire, lambda *who: agents.open_version(*who, VersionRequest())):
         with pytest.raises(NotFoundError):
-            change(cloud, "stranger", agent_id)
+            change(cloud, Caller("stranger"), agent_id)
     agents.retire(cloud, Caller("owner"), agent_id)
     with pytest.raises(AgentNotReadyError):
         agents.open_version(cloud, Caller("owner"), agent_id, VersionRequest())

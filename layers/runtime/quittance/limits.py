@@ -65,7 +65,8 @@ RUN_PASSED_ON_BYTES_MAX: Final = 120 * KIB  # of an output that is another step'
 # Money, in micro-credits.
 BUDGET_MICRO_MAX: Final = 10**12
 AMOUNT_MICRO_MAX: Final = 10**15  # of one deposit, withdrawal or tariff rate; DynamoDB numbers are exact far beyond
-FEE_BPS_MAX: Final = 10_000
+BPS: Final = 10_000  # basis points of a whole
+FEE_BPS_MAX: Final = BPS
 
 # What an agent may use.
 FUEL_MAX: Final = 10**12
@@ -114,7 +115,7 @@ TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 LOGGED_AGENTS_MAX: Final = 60  # of one batch of the log: their standings, 64 KiB each, go into one write of 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 BOND_NOTICE_MS: Final = 4 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
-WALLET_PURSES: Final = 16  # items over which an account's credits may lie; see wallet.py
+BALANCE_SHARDS: Final = 16  # items over which an account's credits are spread; see ledger/balances.py
 
 # The audit.
 UNSWEPT_MS_MAX: Final = 15 * 60_000  # between settlement and credit: the sweep runs every minute, its alarm takes five

@@ -72,7 +72,7 @@ class Platform:
         return Ledger(
             self._dynamodb,
             table=self.settings.ledger_table,
-            shards=self.settings.ledger_shards,
+            work_shards=self.settings.ledger_shards,
             platform_account=self.settings.platform_account,
             left_ms=self.left_ms,
         )

@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
         runner="r", fence=1, funded_ms=NOW_S * 1_000, lease_ms=NOW_S * 1_000 + 1, expires_ms=NOW_S * 1_000 + 90_000,
     )  # fmt: skip
     output, log = (StoredBytes(_sha256(data), len(data), data) for data in (run.stdout, run.stderr))
-    settled = replace(decide(escrow, run, now_ms=NOW_S * 1_000 + 9), output=output, log=log)
+    settled = replace(decide(escrow, run, now_ms=NOW_S * 1_000 + 9), output=output, stderr=log)
     engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
     claims = receipt.claims(
         escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", run.meter, limits=LIMITS), **engine

@@ -38,7 +38,7 @@ from quittance.ledger.credits import (
     parse_credits,
 )
 from quittance.ledger.escrow import State, request_sha256
-from quittance.ledger.journal import Kind, PayoutState
+from quittance.ledger.journal import LineKind, PayoutState
 from quittance.ledger.pricing import Tariff
 from quittance.run import Fault, Input, Outcome, Side
 from quittance.store.operations import Action
@@ -46,8 +46,7 @@ from quittance.store.operations import Action
 _ABSENT: Final = object()
 _MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10
 _TENTHS_MAX: Final = 1_000
-_BPS: Final = 10_000
-_MICRO_PER_BPS: Final = MICRO_PER_CREDIT // _BPS
+_MICRO_PER_BPS: Final = MICRO_PER_CREDIT // limits.BPS
 _TASK_ID: Final = "[A-Za-z0-9._~-]+"  # what URLs need not encode (RFC 3986 §2.3)
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
 
@@ -152,7 +151,7 @@ def _as_doubles(rules: Rules) -> Rules:
 
 def _bps(value: object) -> int:
     bps, rest = divmod(parse_credits(value), _MICRO_PER_BPS)
-    if rest or bps > _BPS:
+    if rest or bps > limits.BPS:
         msg = 'must be from 0 to 1, with at most four decimals, such as "0.25"'
         raise ValueError(msg)
     return bps
@@ -266,7 +265,7 @@ class TaskRequest(Sent):
             input_sha256=input_sha256,
             budget_micro=self.budget_micro,
             timeout_s=self.timeout,
-            wishes={
+            options={
                 "min_reputation": self.min_reputation,
                 "acceptance": self.own_rules_sha256,
                 "webhook": self.webhook,
@@ -700,7 +699,7 @@ class StatementLine(_Answer):
     """One movement of an account's credits."""
 
     at: Timestamp
-    kind: Kind
+    kind: LineKind
     id: str = Field(
         description="Of the deposit, withdrawal, bond movement or task; of the first escrow for what the sweep moves."
     )

@@ -1,1 +1,1 @@
-"""Whose money it is, and how much: credits, prices, escrows, balances, the journal, reputation. Pure."""
+"""The rules of money: credits, prices, escrows, balances, the journal, reputation. Pure."""

@@ -1,52 +1,53 @@
-"""How an account's credits lie over several items, so that parallel tasks need not wait for each other. Pure.
+"""How an account's credits are spread over several items, so that parallel tasks do not block each other. Pure.
 
-DynamoDB lets one transaction at a time have an item, so one item bears some fifty tasks a second. An account therefore
-has a number of *purses*. Credits come into the first, the home purse, and an account that nobody hurries never uses
-another. Where two tasks collide at a purse, the next one is taken from another purse that has enough; and when most of
-the credits still lie in one purse, the task that collided spreads them over all while it takes its own.
+DynamoDB lets only one transaction at a time change an item, so one item carries about fifty tasks a second. The
+available credits of an account are therefore spread over a number of *balance shards*. Credits are added to the first,
+the home shard, and an account without parallel tasks uses no other. When two tasks collide on a shard, the next one
+takes its credits from another shard that has enough. If most of the credits are still in one shard, the task that
+collided takes its own amount and spreads the rest over all shards.
 
-An account has what all of its purses have. A purse is never below zero, so neither is an account.
+An account's balance is the sum of its shards. No shard is ever below zero, so no account is.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from quittance.limits import WALLET_PURSES
+from quittance.limits import BALANCE_SHARDS
 
 HOME: Final = 0
 
 
-def taking(purses: Sequence[int], amount_micro: int, *, contended: bool) -> Mapping[int, int] | None:
-    """How an amount is taken out of an account: what each purse that is touched gains or loses, or None if it lacks.
+def taking(shards: Sequence[int], amount_micro: int, *, contended: bool) -> Mapping[int, int] | None:
+    """How to take an amount from an account: the change of each shard involved. None if the funds are insufficient.
 
-    `purses` is what each has, in micro-credits; `contended` tells that others are taking from this account now.
+    `shards` are the balances in micro-credits; `contended` is True if other transactions write to this account now.
     """
-    if sum(purses) < amount_micro:
+    if sum(shards) < amount_micro:
         return None
-    able = [purse for purse, held_micro in enumerate(purses) if held_micro >= amount_micro]
-    if not able:
-        return _gathered(purses, amount_micro)
-    richest = max(able, key=purses.__getitem__)
+    sufficient = [shard for shard, balance_micro in enumerate(shards) if balance_micro >= amount_micro]
+    if not sufficient:
+        return _gathered(shards, amount_micro)
+    richest = max(sufficient, key=shards.__getitem__)
     if not contended:
         return {richest: -amount_micro}
-    share_micro = (purses[richest] - amount_micro) // WALLET_PURSES
-    if len(able) <= WALLET_PURSES // 2 and share_micro >= amount_micro:
-        spread = dict.fromkeys(range(WALLET_PURSES), share_micro)
-        spread[richest] = -amount_micro - share_micro * (WALLET_PURSES - 1)
+    share_micro = (shards[richest] - amount_micro) // BALANCE_SHARDS
+    if len(sufficient) <= BALANCE_SHARDS // 2 and share_micro >= amount_micro:
+        spread = dict.fromkeys(range(BALANCE_SHARDS), share_micro)
+        spread[richest] = -amount_micro - share_micro * (BALANCE_SHARDS - 1)
         return spread
-    return {random.choice(able): -amount_micro}  # noqa: S311 - spreads load, hides nothing
+    return {random.choice(sufficient): -amount_micro}  # noqa: S311 - spreads load, hides nothing
 
 
-def _gathered(purses: Sequence[int], amount_micro: int) -> Mapping[int, int]:
-    """From as few purses as possible, the fullest first."""
+def _gathered(shards: Sequence[int], amount_micro: int) -> Mapping[int, int]:
+    """Takes an amount from as few shards as possible, the fullest first."""
     taken: dict[int, int] = {}
     missing_micro = amount_micro
-    for purse in sorted(range(len(purses)), key=purses.__getitem__, reverse=True):
+    for shard in sorted(range(len(shards)), key=shards.__getitem__, reverse=True):
         if not missing_micro:
             break
-        part_micro = min(purses[purse], missing_micro)
-        taken[purse] = -part_micro
+        part_micro = min(shards[shard], missing_micro)
+        taken[shard] = -part_micro
         missing_micro -= part_micro
     return taken
 
@@ -65,7 +66,7 @@ def is_bond(account: str) -> bool:
 
 
 def owner_of(account: str) -> str:
-    """The owner whose bond an account holds. Raises ValueError for an account that holds none."""
+    """The owner of the bond that an account holds. Raises ValueError if the account holds no bond."""
     if not is_bond(account):
         msg = f"{account!r} holds no bond"
         raise ValueError(msg)

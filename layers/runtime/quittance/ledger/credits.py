@@ -15,8 +15,8 @@ _DECIMAL: Final = re.compile(r"(?P<whole>[0-9]{1,16})(?:\.(?P<fraction>[0-9]{1,6
 def parse_credits(value: object) -> int:
     """Micro-credits of an amount as clients write it: a decimal string, or a JSON number read as int or Decimal.
 
-    Raises ValueError with a sentence that says what is allowed. Zero is an amount; a sign, an exponent in a string,
-    NaN, infinity, floats, booleans and a seventh decimal are not.
+    Zero is allowed. A sign, an exponent in a string, NaN, infinity, floats, booleans and a seventh decimal are not.
+    Raises ValueError with a sentence that says what is allowed.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
         msg = 'must be a decimal string such as "1.25"'
@@ -30,7 +30,7 @@ def parse_credits(value: object) -> int:
 
 
 def parse_change(value: object) -> int:
-    """Micro-credits of a change as clients write it: an amount, with a minus before it for less. Raises ValueError."""
+    """Micro-credits of a change as clients write it: an amount, with a minus sign if negative. Raises ValueError."""
     number = isinstance(value, int | Decimal) and not isinstance(value, bool)
     text = _plain(value) if number else value  # type: ignore[arg-type]  # mypy does not follow `number`
     less = isinstance(text, str) and text.startswith("-")
@@ -50,16 +50,16 @@ def format_credits(micro: int) -> str:
 
 
 def _plain(value: int | Decimal) -> str:
-    """The digits of a JSON number without exponent; out-of-range numbers give text that the pattern refuses."""
+    """The digits of a JSON number without exponent. An out-of-range number gives text that the pattern rejects."""
     number = Decimal(value)
     exponent = number.as_tuple().exponent
-    if not isinstance(exponent, int) or abs(exponent) > _EXPONENT_MAX:  # NaN and infinity have a letter for exponent
+    if not isinstance(exponent, int) or abs(exponent) > _EXPONENT_MAX:  # the exponent of NaN and infinity is a letter
         return "out of range"
     return f"{number:f}"
 
 
 def between(low_micro: int, high_micro: int) -> AfterValidator:
-    """A validator of amounts that says its bounds in credits."""
+    """A validator of amounts whose error message states the bounds in credits."""
 
     def check(micro: int) -> int:
         if not low_micro <= micro <= high_micro:
@@ -83,13 +83,13 @@ _JSON_SCHEMA: Final = WithJsonSchema(
 )
 
 CreditsIn = Annotated[int, BeforeValidator(parse_credits), PlainSerializer(format_credits), _JSON_SCHEMA]
-"""An amount that a client sends: parsed to micro-credits. Python code builds it from credits too, never from micro."""
+"""An amount that a client sends, parsed to micro-credits. Python code, too, constructs it from credits only."""
 
 CreditsOut = Annotated[int, PlainSerializer(format_credits), _JSON_SCHEMA]
-"""An amount that we answer: micro-credits, shown as a decimal string."""
+"""An amount in a response: micro-credits, written as a decimal string."""
 
 ChangeIn = Annotated[int, BeforeValidator(parse_change), PlainSerializer(format_credits), _CHANGE_SCHEMA]
-"""By how much a client asks to change something: micro-credits, negative for less."""
+"""A change that a client requests: micro-credits, negative to take away."""
 
 CreditsChange = Annotated[int, PlainSerializer(format_credits), _CHANGE_SCHEMA]
-"""By how much something changed: micro-credits, negative for less, shown as a decimal string."""
+"""A change in a response: micro-credits, negative if credits were taken, written as a decimal string."""

@@ -1,10 +1,10 @@
-"""The escrow of one task: its states, its identity, and the decision how it settles. Pure.
+"""The escrow of one task: its states, its id, and the decision of how it settles. Pure.
 
     FUNDED ──> RELEASED   the output was accepted: the agent's price is paid
-       ├─────> REFUNDED   it was not: the rest of the budget goes back, all of it unless the failure is the payer's
-       └─────> EXPIRED    nobody settled in time: the whole budget goes back
+       ├─────> REFUNDED   the task failed: the payer gets the budget back, less what a failure of its own costs
+       └─────> EXPIRED    nobody settled in time: the payer gets the whole budget back
 
-Always paid + fee + refunded = budget. `fee` is the platform's commission on the price, and the compute.
+Always paid + fee + refunded = budget. `fee` is the platform's commission on the price plus the compute.
 
 An escrow leaves FUNDED once. The sweep marks a settled escrow as swept; its state stays.
 """
@@ -22,12 +22,11 @@ from quittance.ledger import pricing, reputation
 from quittance.ledger.balances import bond_account
 from quittance.ledger.credits import format_credits
 from quittance.ledger.pricing import FREE, ComputePrices
-from quittance.limits import FEE_BPS_MAX
+from quittance.limits import BPS, FEE_BPS_MAX
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, RejectedBy, Run, Side
 
-_BPS: Final = 10_000
 JUDGE_MARK: Final = ":judge-"
-"""Part of a judge's task_id, and of no task_id that a client can choose."""
+"""Part of every judge's task_id. No task_id that a client chooses can contain it."""
 
 
 class State(StrEnum):
@@ -41,7 +40,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredBytes:
-    """Bytes that belong to an outcome: named by digest, held inline while small, else in the outputs bucket."""
+    """Bytes that belong to an outcome, identified by digest: inline if small, otherwise in the outputs bucket."""
 
     sha256: str
     size: int
@@ -68,9 +67,10 @@ class Split:
 class Settlement:
     """How an escrow left FUNDED: written once, together with the new state and the signed receipt.
 
-    `compute_micro` is the part of the fee that is not commission. `charge_micro` is what the sweep takes from the
-    owner's bond for the platform. `judging_micro` is what the agent's own judge cost the bond, which a price that is
-    paid gives back to it; `task_judging_micro` what the task's own judge cost the payer, beside this budget.
+    `compute_micro` is the part of the fee that is not commission. `charge_micro` is the amount that the sweep takes
+    from the owner's bond for the platform. `judging_micro` is the cost of the agent's own judge: the bond paid it, and
+    gets it back out of a price that is paid. `task_judging_micro` is the cost of the task's own judge: the payer paid
+    it in addition to this budget.
     """
 
     state: State
@@ -86,12 +86,12 @@ class Settlement:
     task_judging_micro: int = 0
     receipt: str = ""
     output: StoredBytes | None = None
-    log: StoredBytes | None = None
+    stderr: StoredBytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeHold:
-    """A judge that a task may need: by whose rules, which agent, and the escrow that holds what it may cost."""
+    """A judge that a task may need: whose rules name it, its agent, and the escrow that holds its cost."""
 
     side: Side
     agent_id: str
@@ -101,15 +101,15 @@ class JudgeHold:
 
 @dataclass(frozen=True, slots=True)
 class Escrow:
-    """The hold on a user's budget for one task, and for ever the record of that task.
+    """The hold on a user's budget for one task, and the permanent record of that task.
 
-    `request_sha256` names the request, so that a replay is told from a conflict; `tariff` is the agent's terms at
-    funding; `runner` and `fence` name the attempt that may settle; times are milliseconds since the epoch. The
-    rules for the output are named by the digests of their canonical JSON, None where there are none. What is held for
-    its `judges` is not part of the task's own budget. A judge's own escrow names what it reads only once it is settled.
-    `compute` is the platform's prices at funding, `own_limits` the agent's limits (None in an escrow funded before
-    limits were recorded), `task_judge_bps` the share of the price that is due when the task's own judge rejects.
-    `seed` starts a judge's randomness. `webhook` is the URL that the settlement is posted to.
+    `request_sha256` identifies the request and distinguishes a replay from a conflict. `tariff` is the agent's tariff
+    at funding. `runner` and `fence` identify the attempt that may settle. Times are milliseconds since the epoch.
+    `agent_rules_sha256` and `task_rules_sha256` are digests of the canonical JSON of the rules, None without rules. The
+    amounts held for `judges` are not part of the task's own budget. `input_sha256` of a judge's escrow is set when the
+    escrow is settled. `compute` are the platform's prices at funding. `own_limits` are the agent's limits, None in an
+    escrow funded before limits were recorded. `task_judge_bps` is the share of the price that is due if the task's own
+    judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`.
     """
 
     escrow_id: str
@@ -141,24 +141,25 @@ class Escrow:
 
     @property
     def state(self) -> State:
-        """Where the escrow stands."""
+        """The escrow's state."""
         return self.settlement.state if self.settlement else State.FUNDED
 
     def held_by(self, runner: str) -> bool:
-        """Whether the escrow is funded and this runner is the one that may settle it."""
+        """Whether the escrow is funded and this runner may settle it."""
         return self.settlement is None and self.runner == runner
 
 
 def escrow_id(payer: str, task_id: str) -> str:
-    """The id of the escrow of a user's task. Length-prefixed, so that no two pairs of names meet in one."""
+    """The escrow id of a user's task. Length prefixes keep different pairs of names apart."""
     named = f"{len(payer)}:{payer}{len(task_id)}:{task_id}".encode()
     return base64.b32encode(hashlib.sha256(named).digest()).decode().lower()[:26]
 
 
 def judge_account(task: Escrow, side: Side) -> tuple[str, str]:
-    """Who pays a task's judge, and under which task_id: the owner's bond pays the agent's, the payer the task's own.
+    """The account that pays a task's judge, and the judge's task_id.
 
-    No client can choose such a task_id: the names that clients choose have no `:`.
+    The owner's bond pays the agent's judge, the task's payer pays the task's judge. No client can choose such a
+    task_id, because the ids that clients choose contain no `:`.
     """
     if side is Side.AGENT:
         return bond_account(task.owner), judge_task_id(task.escrow_id, side)
@@ -166,7 +167,7 @@ def judge_account(task: Escrow, side: Side) -> tuple[str, str]:
 
 
 def judge_task_id(task_id: str, side: Side) -> str:
-    """The name by which the payer of a task reads its judge's result."""
+    """The task_id under which the payer of a task can read the result of its judge."""
     return f"{task_id}{JUDGE_MARK}{side}"
 
 
@@ -176,68 +177,71 @@ def is_judge(escrow: Escrow) -> bool:
 
 
 def request_sha256(
-    *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, wishes: Mapping[str, object]
+    *, agent_id: str, input_sha256: str, budget_micro: int, timeout_s: int | None, options: Mapping[str, object]
 ) -> str:
-    """The digest that distinguishes a repeated request from another one under the same task_id.
+    """The digest that distinguishes a repeated request from a different one with the same task_id.
 
-    `wishes` are the optional fields by name. Absent ones (None) are left out, so a stored digest stays right when a new
+    `options` are the optional fields by name. Absent ones (None) are left out, so stored digests stay valid when a new
     optional field is added.
     """
     named: list[object] = [agent_id, input_sha256, budget_micro, timeout_s]
-    if given := {name: value for name, value in wishes.items() if value is not None}:
+    if given := {name: value for name, value in options.items() if value is not None}:
         named.append(given)
     return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()
 
 
 def seed(escrow: Escrow) -> bytes:
-    """The seed of a run's virtual randomness; of the escrow, so that every attempt of a task is the same run.
+    """The seed of a run's virtual randomness. It belongs to the escrow, so every attempt at a task is the same run.
 
-    A judge's is drawn at random when it is funded: nobody may choose a task_id by the verdict that it leads to.
+    A judge's seed is drawn at random at funding. Otherwise a client could search for a task_id whose seed leads to the
+    verdict it wants.
     """
     return bytes.fromhex(escrow.seed) if escrow.seed else task_seed(escrow.escrow_id)
 
 
 def task_seed(escrow_id: str) -> bytes:
-    """The seed that follows from an escrow's id: of every run but a judge's."""
+    """The seed derived from an escrow's id, for every run except a judge's."""
     return hashlib.sha256(b"quittance seed " + escrow_id.encode()).digest()
 
 
 def split(*, budget_micro: int, price_micro: int, fee_bps: int, compute_micro: int = 0) -> Split:
-    """The split of a budget out of which an agent's price is paid: commission = ⌊price · bps / 10⁴⌋ (I4).
+    """The split of a budget from which an agent's price is paid: commission = ⌊price · bps / 10⁴⌋ (I4).
 
-    The owner gets the rest of the price, the platform the commission and the compute, the payer what is left.
+    The platform gets the commission and the compute, the owner gets the rest of the price, and the payer gets the rest
+    of the budget.
     """
     if not 0 <= fee_bps <= FEE_BPS_MAX:
         msg = f"fee_bps must be between 0 and {FEE_BPS_MAX}"
         raise ValueError(msg)
-    commission_micro = price_micro * fee_bps // _BPS
+    commission_micro = price_micro * fee_bps // BPS
     refunded_micro = budget_micro - price_micro - compute_micro
     return Split(budget_micro, price_micro - commission_micro, commission_micro + compute_micro, refunded_micro)
 
 
 def fault(run: Run, own: Limits | None) -> Fault:
-    """Whose fault a run's end is: of a limit that was hit, whoever set it lower (docs/who-pays.md has the table).
+    """Who bears the fault of a run's end. If a limit was hit, it is the side that set the lower limit.
 
-    `own` are the agent's own limits. Where they are not known, every limit counts as the agent's.
+    `own` are the agent's own limits. If they are unknown, every limit counts as the agent's. docs/who-pays.md has the
+    whole table.
     """
-    whose = run.outcome.fault
+    at_fault = run.outcome.fault
     if run.outcome in OF_THE_RULES and run.rejected_by:
-        whose = Fault.AGENT if run.rejected_by.side is Side.AGENT else Fault.PAYER
-    if whose is Fault.AGENT and own and run.limits:
+        at_fault = Fault.AGENT if run.rejected_by.side is Side.AGENT else Fault.PAYER
+    if at_fault is Fault.AGENT and own and run.limits:
         given = run.limits
         lowered = {
             Outcome.FUEL_EXHAUSTED: given.fuel < own.fuel,
             Outcome.TIMEOUT: given.timeout_ms < own.timeout_ms,
             Outcome.OUTPUT_LIMIT: given.output_bytes < own.output_bytes,
         }.get(run.outcome, False)
-        # What a guest does once it is refused memory depends on the guest: it may trap, spin, or print something else.
+        # A guest whose request for memory is refused may do anything: trap, loop, or write a different output.
         lowered = lowered or (run.memory_refused and given.memory_bytes < own.memory_bytes)
         return Fault.PAYER if lowered else Fault.AGENT
-    return whose
+    return at_fault
 
 
 def held_to_budget(escrow: Escrow, run: Run) -> Run:
-    """The run, or how it ends because all that it used together costs more than the budget."""
+    """The run; if its total cost exceeds the budget, the run with the outcome BUDGET_EXHAUSTED."""
     tariff = pricing.parse_tariff(escrow.tariff)
     due_micro = pricing.due_micro(tariff, escrow.compute, run.meter)
     if run.outcome is not Outcome.SUCCEEDED or due_micro <= escrow.budget_micro or escrow.own_limits is None:
@@ -252,52 +256,56 @@ def held_to_budget(escrow: Escrow, run: Run) -> Run:
 def decide(
     escrow: Escrow, run: Run, *, now_ms: int, judging_micro: Mapping[Side, int] = MappingProxyType({})
 ) -> Settlement:
-    """How a funded escrow settles after its run.
+    """The settlement of a funded escrow after its run.
 
-    Success is paid by the tariff. Of a failure, the payer bears the compute if it is the payer's, and the owner's bond
-    if it is the agent's. When the task's own judge rejects, the payer also pays the share of the price that the agent's
-    terms ask for. `judging_micro` is what the judge of each side cost.
+    A success costs the price of the tariff. The compute of a failure is paid by the payer if the payer is at fault, and
+    by the owner's bond if the agent is. If the task's own judge rejects, the payer also pays the share of the price
+    that the agent's terms state. `judging_micro` is the cost of each side's judge.
     """
-    now_ms = max(now_ms, escrow.funded_ms)  # clocks differ and are set back; a settlement is never before its funding
-    whose, meter = fault(run, escrow.own_limits), run.meter
+    now_ms = max(now_ms, escrow.funded_ms)  # clocks differ; a settlement must not be earlier than its funding
+    at_fault, meter = fault(run, escrow.own_limits), run.meter
     released = run.outcome is Outcome.SUCCEEDED
     price_micro, compute_micro = _costs_micro(escrow, meter)
     if released:
         due_micro = price_micro
     elif run.outcome is Outcome.REJECTED and run.rejected_by is RejectedBy.TASK_JUDGE:
-        due_micro = price_micro * escrow.task_judge_bps // _BPS
+        due_micro = price_micro * escrow.task_judge_bps // BPS
     else:
         due_micro = 0
-    borne_micro = compute_micro if released or whose is Fault.PAYER else 0
+    payer_compute_micro = compute_micro if released or at_fault is Fault.PAYER else 0
     return Settlement(
         state=State.RELEASED if released else State.REFUNDED,
         split=split(
-            budget_micro=escrow.budget_micro, price_micro=due_micro, fee_bps=escrow.fee_bps, compute_micro=borne_micro
+            budget_micro=escrow.budget_micro,
+            price_micro=due_micro,
+            fee_bps=escrow.fee_bps,
+            compute_micro=payer_compute_micro,
         ),
         outcome=run.outcome,
         message=run.message,
-        reputation_tenths=reputation.delta_tenths(run.outcome, whose, wall_ms=meter.wall_ms),
+        reputation_tenths=reputation.delta_tenths(run.outcome, at_fault, wall_ms=meter.wall_ms),
         settled_ms=now_ms,
-        fault=whose,
-        compute_micro=borne_micro,
-        charge_micro=escrow.compute.micro(meter.fuel) if whose is Fault.AGENT else 0,
+        fault=at_fault,
+        compute_micro=payer_compute_micro,
+        charge_micro=escrow.compute.micro(meter.fuel) if at_fault is Fault.AGENT else 0,
         judging_micro=judging_micro.get(Side.AGENT, 0),
         task_judging_micro=judging_micro.get(Side.TASK, 0),
     )
 
 
 def _costs_micro(escrow: Escrow, meter: Meter) -> tuple[int, int]:
-    """Price and compute of a run. What a budget of before compute had a price could not cover is not due."""
+    """Price and compute of a run, at most the budget: old escrows were funded before compute had a price."""
     compute_micro = min(escrow.compute.micro(meter.fuel), escrow.budget_micro)
     price_micro = pricing.price_micro(pricing.parse_tariff(escrow.tariff), meter)
     return min(price_micro, escrow.budget_micro - compute_micro), compute_micro
 
 
 def decide_judge(escrow: Escrow, run: Run, *, now_ms: int, released: bool) -> Settlement:
-    """How a judge's escrow settles that has judged: the flat price and the compute of its whole fuel limit are due.
+    """The settlement of a judge that ran: its flat price and the compute of its whole fuel limit are due.
 
-    So what a judge costs says nothing of what it read. If the task that it judged is not released, nothing of its run
-    is stated (WITHHELD), and it is paid though it failed: whoever named it bears that.
+    So the cost of a judge reveals nothing about the output that it read. If the task is not released, the settlement
+    reveals nothing about the judge's run (WITHHELD), and the judge is paid even if it failed: the side that named the
+    judge bears that cost.
     """
     price_micro, compute_micro = _costs_micro(escrow, Meter(fuel=run.limits.fuel if run.limits else 0))
     return Settlement(
@@ -319,7 +327,7 @@ def decide_judge(escrow: Escrow, run: Run, *, now_ms: int, released: bool) -> Se
 
 
 def expire(escrow: Escrow, *, now_ms: int) -> Settlement:
-    """How an escrow settles that nobody settled in time: refunded in full, and not the agent's fault."""
+    """The settlement of an escrow that expired: a full refund, at the fault of the platform."""
     message = "The task was not settled before its escrow expired; the budget was refunded."
     return Settlement(
         state=State.EXPIRED,

@@ -1,12 +1,12 @@
-"""The journal: every movement of an account's credits. The statement shows it, the auditor sums it. Pure.
+"""The journal: every movement of an account's credits. The account statement lists it, the auditor sums it. Pure.
 
-A line is written once and its amount never changes, except a task's: that one is the escrow itself, whose line says
-what the task has cost until now: the whole budget while it is held, then what was used.
+A line is written once and its amount never changes. The exception is a task's line, which is derived from the escrow:
+its amount is what the task has cost so far, the whole budget while it is held and then the part that was used.
 
-A withdrawal takes credits out at once; its payout outside of the platform follows:
+A withdrawal takes the credits at once. The payout outside the platform follows:
 
-    requested ──> paid      the money has left
-        └───────> failed    it came back: the credits are returned in the same transaction, by a line of their own
+    requested ──> paid      the money was paid out
+        └───────> failed    the payout failed: the same transaction returns the credits, with a journal line of its own
 
 A payout leaves `requested` once.
 """
@@ -19,10 +19,10 @@ from typing import Final
 
 from quittance.ledger.escrow import Escrow, State
 
-_SEPARATOR: Final = "#"  # no account's id has it
+_SEPARATOR: Final = "#"  # no account id contains it
 
 
-class Kind(StrEnum):
+class LineKind(StrEnum):
     """Why credits moved. The values are shown."""
 
     DEPOSIT = "deposit"
@@ -46,17 +46,17 @@ class PayoutState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One movement: by how much the account's available credits changed, in micro-credits, negative for less.
+    """One movement: the change of the account's available credits in micro-credits, negative if credits were taken.
 
-    `reference` is unique for the account and the kind: the id of a deposit, a withdrawal or a movement of the bond, a
-    task's id, or for what the sweep moves the id of the first of the escrows that were credited together. `agent_id` is
-    set if one agent did all `tasks`. `due_micro` is what a charge should have taken: a bond pays no more than it has.
-    A returned withdrawal has the id of the withdrawal. `depositor` is who made a deposit, None for deposits that were
-    made before this was recorded. `payout` is where a withdrawal stands.
+    `reference` is unique within the account and the kind: the id of the deposit, withdrawal, bond movement or task; for
+    a line of the sweep, the id of the first escrow of the batch. The line of a returned withdrawal has the id of the
+    withdrawal. `agent_id` is set if one agent ran all `tasks`. `due_micro` is what a charge should have taken; the
+    bond's balance may have been less. `depositor` made a deposit; it is None for deposits older than this attribute.
+    `payout` is the state of a withdrawal's payout.
     """
 
     account: str
-    kind: Kind
+    kind: LineKind
     reference: str
     at_ms: int
     amount_micro: int
@@ -70,10 +70,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Payout:
-    """A withdrawal as the operator sees it: what is to be paid out, to whom, and whether it was.
+    """A withdrawal from the operator's point of view: what is to be paid out, to whom, and whether it was.
 
-    `waits` tells whether the index of payouts that wait shows it, and `recorded` whether the state is written down:
-    that of a withdrawal of before is not.
+    `waits` is True if the index of requested payouts contains it. `recorded` is True if the stored item has a state;
+    old withdrawals have none.
     """
 
     account: str
@@ -88,18 +88,18 @@ class Payout:
 
     @property
     def payout_id(self) -> str:
-        """Names the payout for the operator."""
+        """The id of the payout for operators."""
         return payout_id(self.account, self.withdrawal_id)
 
 
 def payout_id(account: str, withdrawal_id: str) -> str:
-    """The id of a withdrawal's payout: ids of withdrawals are unique within their account only."""
+    """The id of a withdrawal's payout. It includes the account: withdrawal ids are unique only within an account."""
     named = f"{account}{_SEPARATOR}{withdrawal_id}".encode()
     return base64.urlsafe_b64encode(named).decode().rstrip("=")
 
 
 def parse_payout_id(payout_id: str) -> tuple[str, str]:
-    """Account and withdrawal id of a payout's id. Raises ValueError for what is not the id of any payout."""
+    """The account and the withdrawal id in a payout id. Raises ValueError if it is not a payout id."""
     try:
         named = base64.b64decode(payout_id + "=" * (-len(payout_id) % 4), altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, UnicodeDecodeError) as exc:
@@ -113,11 +113,11 @@ def parse_payout_id(payout_id: str) -> tuple[str, str]:
 
 
 def task_line(escrow: Escrow) -> Line:
-    """What a task has cost its payer until now."""
+    """The journal line of a task: what it has cost its payer so far."""
     refunded_micro = escrow.settlement.split.refunded_micro if escrow.settlement else 0
     return Line(
         account=escrow.payer,
-        kind=Kind.TASK,
+        kind=LineKind.TASK,
         reference=escrow.task_id,
         at_ms=escrow.funded_ms,
         amount_micro=refunded_micro - escrow.budget_micro,

@@ -1,7 +1,7 @@
-"""What a run costs: an agent's tariff, the platform's compute, and what a budget buys. Integers of micro-credits only.
+"""Prices: an agent's tariff, the platform's compute prices, and the limits that a budget buys. Integers only.
 
-The JSON form of a tariff (`tariff_json`) is the one stored, hashed and shown, so the terms that a receipt names by
-digest are the terms that a client can read.
+The canonical JSON of a tariff (`tariff_json`) is what is stored, hashed and displayed. So the digest in a receipt
+refers to exactly the terms that a client can read.
 """
 
 import hashlib
@@ -48,32 +48,32 @@ _TARIFF: Final[TypeAdapter[FlatTariff | MeteredTariff]] = TypeAdapter(Tariff)
 
 @dataclass(frozen=True, slots=True)
 class ComputePrices:
-    """What the platform takes for computing: for a run, and for 10^9 units of fuel. Zero is free."""
+    """The platform's compute prices: for each run, and for 10^9 units of fuel. Zero means free."""
 
     run_micro: int = 0
     per_billion_fuel_micro: int = 0
 
     def micro(self, fuel: int) -> int:
-        """The price of one run that used so much fuel, rounded up."""
+        """The compute price of one run that used this much fuel, rounded up."""
         return self.run_micro + divide_up(fuel * self.per_billion_fuel_micro, _FUEL_PER_COMPUTE_PRICE)
 
 
 FREE: Final = ComputePrices()
-_LEAST: Final = Meter(fuel=1, memory_bytes=1)  # of the shortest run: a module without memory could write nothing
+_LEAST: Final = Meter(fuel=1, memory_bytes=1)  # of the shortest run: a module without memory cannot write output
 
 
 def least_budget_micro(tariff: Tariff, compute: ComputePrices) -> int:
-    """The least that a successful run can cost its payer: one unit of fuel, some memory. No budget may be less."""
+    """The least that a successful run can cost its payer: one unit of fuel and some memory. No budget may be lower."""
     return due_micro(tariff, compute, _LEAST)
 
 
 def due_micro(tariff: Tariff, compute: ComputePrices, meter: Meter) -> int:
-    """What a successful run costs its payer: the agent's price and the compute."""
+    """What a successful run costs its payer: the agent's price plus compute."""
     return price_micro(tariff, meter) + compute.micro(meter.fuel)
 
 
 def price_micro(tariff: Tariff, meter: Meter) -> int:
-    """The agent's price of a successful run: every part rounded up to a micro-credit."""
+    """The agent's price of a successful run. Each part is rounded up to a micro-credit."""
     if isinstance(tariff, FlatTariff):
         return tariff.price_micro
     used = (
@@ -86,13 +86,13 @@ def price_micro(tariff: Tariff, meter: Meter) -> int:
 
 
 def limits_bought(tariff: Tariff, compute: ComputePrices, *, budget_micro: int, own: Limits) -> Limits:
-    """The limits of a run: each is the agent's own, or what the whole budget buys of it if that is less.
+    """The limits of a run: each is the agent's own limit, or what the whole budget buys of it if that is lower.
 
-    A run that stays within each may still cost more than the budget in all: then it ends as BUDGET_EXHAUSTED.
+    A run within every single limit may still cost more than the budget in total. It then ends as BUDGET_EXHAUSTED.
     """
 
     def bought(most: int, unit: int, meter: Callable[[int], Meter]) -> int:
-        """The agent's own limit, or the greatest number of whole units whose price the budget covers."""
+        """The agent's own limit, or the greatest whole number of units whose price the budget covers."""
         if due_micro(tariff, compute, meter(most)) <= budget_micro:
             return most
         units = range(most // unit + 1)
@@ -118,10 +118,10 @@ def parse_tariff(text: str) -> Tariff:
 
 
 def tariff_sha256(text: str) -> str:
-    """The digest by which a receipt names a tariff, from its canonical JSON."""
+    """The digest that identifies a tariff in receipts, computed from its canonical JSON."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def divide_up(amount: int, unit: int) -> int:
-    """Each begun unit counts."""
+    """Division that rounds up: each started unit counts."""
     return -(-amount // unit)

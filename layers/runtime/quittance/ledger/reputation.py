@@ -1,10 +1,10 @@
-"""An agent's standing: what its receipts say of it, in one bounded document. Pure, and integers only.
+"""An agent's standing: a summary of its receipts in one document of bounded size. Pure, integers only.
 
-`fold` adds receipts to a standing, `score_tenths` reads a score from 0.0 to 100.0 out of it by one of ALGORITHMS. The
-reasons, the formulae and what a ring of fake payers gains are in docs/reputation.md.
+`fold` adds ratings, one from each receipt, to a standing. `score_tenths` computes a score from 0.0 to 100.0 by one of
+ALGORITHMS. docs/reputation.md has the reasons, the formulae, and what a ring of fake payers gains.
 
-All but the reference score is the same for the same set of receipts, in whatever order and batches they come: it is
-made of sums, capped sums, greatest values, and of the payers whose keys are smallest.
+Apart from the reference score, a standing depends only on the set of receipts, not on their order or batches. It
+consists of sums, capped sums, maxima, and the payers with the smallest keys.
 """
 
 import hashlib
@@ -27,45 +27,45 @@ _EFFICIENCY_TENTHS: Final = 5
 _EFFICIENT_BELOW_MS: Final = 1_000
 _FAILURE_TENTHS: Final = -50
 
-# What is remembered. Together these bound the document: see STANDING_BYTES_MAX.
+# What a standing keeps. Together these limits bound the size of the document: see STANDING_BYTES_MAX.
 STANDING_BYTES_MAX: Final = 64 * 1024
 PERIOD_MS: Final = 30 * 24 * 60 * 60 * 1_000
 PERIODS_MAX: Final = 8
-MEASURED_PERIODS_MAX: Final = 2  # those of which prices and times are kept: tariffs change
-PAYERS_MAX: Final = 128  # remembered in one period, and for the count of distinct payers
-_STAKE_MICRO: Final = 1_000  # the grain of a stake
+MEASURED_PERIODS_MAX: Final = 2  # prices and times are kept for these only, because tariffs change
+PAYERS_MAX: Final = 128  # kept for each period, and for the count of distinct payers
+_STAKE_MICRO: Final = 1_000  # the unit of a stake
 _STAKE_MAX: Final = 999_999_999
 _COUNT_MAX: Final = 999_999  # in one bucket of a histogram
 _KEY_HEX: Final = 10
 
-# What the robust score counts.
+# Parameters of the robust score.
 FEE_UNIT_MICRO: Final = 10_000  # a payer that has paid fees of u units has ln(1 + u) votes
-FEE_MICRO_MAX: Final = 20 * FEE_UNIT_MICRO  # of one payer: ln 21 = 3.04 votes, and no more for any money
-_BITS: Final = 32  # of the fraction of a vote
+FEE_MICRO_MAX: Final = 20 * FEE_UNIT_MICRO  # of one payer: at most ln 21 = 3.04 votes, whatever it pays
+_BITS: Final = 32  # binary places of a vote
 _ONE: Final = 1 << _BITS
 _LN_2: Final = 2_977_044_472  # ln 2
 _Z: Final = 7_064_592_534  # 1.6448536270: 5 % of a normal distribution lie above it
-_COMPLAINT: Final = _ONE // 8  # the most that one who has not paid weighs in votes, and only against an agent
-_COMPLAINTS_PART: Final = 3  # all who have not paid weigh at most the votes of those who have, divided by this
+_COMPLAINT: Final = _ONE // 8  # the most votes of a payer that has paid no fee; they count against an agent only
+_COMPLAINTS_PART: Final = 3  # complaints of non-payers count at most the votes of payers, divided by this
 _DECAY_BITS: Final = 16
 _DECAY: Final = (65_536, 46_341, 32_768, 23_170, 16_384, 11_585, 8_192, 5_793)  # 2^(-age / 2): half in two periods
 
 
 def delta_tenths(outcome: Outcome, fault: Fault, *, wall_ms: int) -> int:
-    """How far one outcome moves the score: success +2.0 (+0.5 under a second), agent's fault -5.0, else nothing."""
+    """How one outcome changes the score: success +2.0 (+0.5 under a second), the agent's fault -5.0, otherwise 0."""
     if outcome is Outcome.SUCCEEDED:
         return _SUCCESS_TENTHS + (_EFFICIENCY_TENTHS if wall_ms < _EFFICIENT_BELOW_MS else 0)
     return _FAILURE_TENTHS if fault is Fault.AGENT else 0
 
 
 def moved_tenths(score_tenths: int, delta: int) -> int:
-    """The reference score after one more outcome. Clamping makes the order matter: the log's order counts."""
+    """The reference score after one more outcome. Clamping makes it depend on the order, which is the log's."""
     return min(SCORE_TENTHS_MAX, max(0, score_tenths + delta))
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What one receipt says to its agent's standing. `fee_micro` is the commission; compute is no vote."""
+class Rating:
+    """What one receipt contributes to a standing. `fee_micro` is the commission only: compute gives no votes."""
 
     agent: str
     user: str
@@ -80,9 +80,9 @@ class Entry:
     reputation_tenths: int
 
 
-def entry(claims: Mapping[str, Any]) -> Entry:
-    """The entry of a verified receipt. Raises KeyError or ValueError if these are not the claims of a receipt."""
-    return Entry(
+def rating(claims: Mapping[str, Any]) -> Rating:
+    """The rating in a verified receipt. Raises KeyError or ValueError if these are not the claims of a receipt."""
+    return Rating(
         agent=claims["agent"],
         user=claims["user"],
         owner=claims["owner"],
@@ -99,7 +99,7 @@ def entry(claims: Mapping[str, Any]) -> Entry:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How often values occurred: exact below 32, then 16 buckets to the octave, so a bucket is 1/16 wide at most."""
+    """Counts of values: exact below 32, then 16 buckets a power of two, each at most 1/16 of its value wide."""
 
     counts: Mapping[int, int] = field(default_factory=dict)
     least: int | None = None
@@ -107,11 +107,11 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values there are."""
+        """The number of values."""
         return sum(self.counts.values())
 
     def plus(self, other: "Histogram") -> "Histogram":
-        """Both together. A bucket counts to 999,999 and stays there."""
+        """The sum of two histograms. The count of a bucket is capped at 999,999."""
         counts = Counter(self.counts) + Counter(other.counts)
         ends = [end for end in (self.least, self.greatest, other.least, other.greatest) if end is not None]
         return Histogram(
@@ -121,13 +121,13 @@ class Histogram:
         )
 
     def quantile(self, percent: int) -> int:
-        """A value that at least `percent` of all do not exceed: the least such one, or up to 1/16 more.
+        """The smallest v such that at least `percent` % of all values are at most v, or up to 1/16 more.
 
-        It is the upper end of that value's bucket, and never more than the greatest. Raises ValueError if there is
-        no value.
+        The result is the upper end of that value's bucket, at most the greatest value. Raises ValueError if there are
+        no values.
         """
         if self.greatest is None:
-            msg = "no value, so no quantile"
+            msg = "a histogram without values has no quantile"
             raise ValueError(msg)
         rank = -(-self.total * percent // 100)
         buckets = sorted(self.counts)
@@ -137,7 +137,7 @@ class Histogram:
 
 
 def histogram(values: Iterable[int]) -> Histogram:
-    """The histogram of values, none of them negative."""
+    """The histogram of non-negative values."""
     known = list(values)
     counts = Counter(map(_bucket, known))
     return Histogram().plus(Histogram(counts, min(known, default=None), max(known, default=None)))
@@ -145,21 +145,21 @@ def histogram(values: Iterable[int]) -> Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Payer:
-    """What one payer did in one period: fees paid, and budgets that ended in success and in the agent's failure.
+    """One payer in one period: the fees it paid, and its budgets by whether the agent succeeded or failed.
 
-    Fees are in micro-credits, stakes in thousandths of a credit, each capped.
+    Fees are in micro-credits, budgets in thousandths of a credit. Each sum is capped.
     """
 
     fee_micro: int = 0
     served: int = 0
     failed: int = 0
 
-    def plus(self, entry: Entry) -> "Payer":
-        """With one more entry."""
-        succeeded = entry.outcome is Outcome.SUCCEEDED
-        stake = -(-entry.budget_micro // _STAKE_MICRO)
+    def plus(self, rating: Rating) -> "Payer":
+        """The payer with one more rating."""
+        succeeded = rating.outcome is Outcome.SUCCEEDED
+        stake = -(-rating.budget_micro // _STAKE_MICRO)
         return Payer(
-            min(FEE_MICRO_MAX, self.fee_micro + entry.fee_micro),
+            min(FEE_MICRO_MAX, self.fee_micro + rating.fee_micro),
             min(_STAKE_MAX, self.served + stake * succeeded),
             min(_STAKE_MAX, self.failed + stake * (not succeeded)),
         )
@@ -167,7 +167,7 @@ class Payer:
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """Thirty days of an agent: its payers by key, and price and time of its released runs."""
+    """Thirty days of an agent: its payers by key, and the prices and times of its released runs."""
 
     payers: Mapping[str, Payer] = field(default_factory=dict)
     price_micro: Histogram = field(default_factory=Histogram)
@@ -176,10 +176,10 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """All that is remembered of an agent's receipts. The default is that of an agent that has none.
+    """Everything that is kept of an agent's receipts. The default is the standing of an agent without receipts.
 
-    `reference_tenths` is the reference score. `payer_keys` are the smallest keys of all who ever paid. `periods` are
-    the newest, by number; an owner's own runs and the platform's faults are in none of them.
+    `reference_tenths` is the reference score. `payer_keys` are the smallest keys of all accounts that ever paid.
+    `periods` are the newest periods by number. They exclude runs that the owner paid for and failures of the platform.
     """
 
     reference_tenths: int = START_TENTHS
@@ -191,48 +191,48 @@ class Standing:
 
     @property
     def success_permille(self) -> int | None:
-        """Successes among successes and failures, in thousandths, rounded down; None before the first of either."""
+        """Successes as thousandths of successes and failures, rounded down; None if there are neither."""
         decided = self.successes + self.failures
         return 1_000 * self.successes // decided if decided else None
 
     @property
     def distinct_payers(self) -> int:
-        """How many users have paid, the owner not counted: exact below 128, then an estimate within 9 % or so.
+        """How many users have paid, without the owner: exact below 128, then an estimate with an error of about 9 %.
 
-        The estimate is (k - 1) / U, where U is the k-th smallest key as a part of all keys (Bar-Yossef et al. 2002;
-        unbiased, Beyer et al. 2007).
+        The estimate is (k - 1) / U, where U is the k-th smallest key as a fraction of the key space (Bar-Yossef et al.
+        2002; unbiased, Beyer et al. 2007).
         """
         if len(self.payer_keys) < PAYERS_MAX:
             return len(self.payer_keys)
         return (PAYERS_MAX - 1) * 16**_KEY_HEX // int(self.payer_keys[-1], 16)
 
 
-def fold(standing: Standing, entries: Iterable[Entry]) -> Standing:
-    """The standing after more receipts of its agent. Each receipt must be folded once."""
-    batch = list(entries)
+def fold(standing: Standing, ratings: Iterable[Rating]) -> Standing:
+    """The standing after more ratings of its agent. Each receipt must be folded exactly once."""
+    batch = list(ratings)
     reference_tenths = standing.reference_tenths
     for moved in batch:
         reference_tenths = moved_tenths(reference_tenths, moved.reputation_tenths)
-    counted = [entry for entry in batch if _is_decided(entry) and not _is_own(entry)]
-    paying = {_key(entry) for entry in counted if entry.paid_micro + entry.fee_micro}
+    counted = [rating for rating in batch if _is_decided(rating) and not _is_own(rating)]
+    paying = {_key(rating) for rating in counted if rating.paid_micro + rating.fee_micro}
     return Standing(
         reference_tenths=reference_tenths,
         outcomes=standing.outcomes + len(batch),
-        successes=standing.successes + sum(entry.outcome is Outcome.SUCCEEDED for entry in batch),
-        failures=standing.failures + sum(entry.fault is Fault.AGENT for entry in batch),
+        successes=standing.successes + sum(rating.outcome is Outcome.SUCCEEDED for rating in batch),
+        failures=standing.failures + sum(rating.fault is Fault.AGENT for rating in batch),
         payer_keys=tuple(heapq.nsmallest(PAYERS_MAX, paying.union(standing.payer_keys))),
         periods=_periods(standing.periods, counted),
     )
 
 
 def score_tenths(standing: Standing, algorithm: str) -> int:
-    """The score by one of ALGORITHMS, in tenths. Raises KeyError for a name that is not among them."""
+    """The score by one of ALGORITHMS, in tenths. Raises KeyError for an unknown name."""
     return ALGORITHMS[algorithm](standing)
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Least and greatest of some values, exactly; median and 95th percentile as `Histogram.quantile` gives them."""
+    """The exact minimum and maximum of some values; the median and the 95th percentile by `Histogram.quantile`."""
 
     least: int
     p50: int
@@ -242,7 +242,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run of an agent cost and took of late."""
+    """What recent runs of an agent cost and how long they took."""
 
     runs: int
     price_micro: Spread
@@ -250,7 +250,7 @@ class Estimate:
 
 
 def estimate(standing: Standing) -> Estimate | None:
-    """Price (owner's share and fee) and time of the runs released in the newest two periods; None if none was."""
+    """Price (owner's share plus fee) and time of the runs released in the newest two periods; None without any."""
     price, wall = Histogram(), Histogram()
     for period in standing.periods.values():
         price, wall = price.plus(period.price_micro), wall.plus(period.wall_ms)
@@ -258,7 +258,7 @@ def estimate(standing: Standing) -> Estimate | None:
 
 
 def serialise(standing: Standing) -> str:
-    """The standing as JSON, at most STANDING_BYTES_MAX long: the same text for equal standings."""
+    """The standing as JSON, at most STANDING_BYTES_MAX long. Equal standings give the same text."""
     return json.dumps(
         {
             "v": 1,
@@ -281,10 +281,10 @@ def serialise(standing: Standing) -> str:
 
 
 def parse(text: str) -> Standing:
-    """The standing that `serialise` wrote. Raises ValueError for another version."""
+    """The standing in a text that `serialise` wrote. Raises ValueError for an unknown version."""
     document = json.loads(text)
     if document["v"] != 1:
-        msg = f"a standing of version {document['v']} cannot be read"
+        msg = f"a standing of version {document['v']} is not supported"
         raise ValueError(msg)
     return Standing(
         reference_tenths=document["reference"],
@@ -303,29 +303,29 @@ def parse(text: str) -> Standing:
     )
 
 
-# The standing's parts.
+# Parts of a standing.
 
 
-def _is_decided(entry: Entry) -> bool:
-    """Whether a receipt says anything of the agent's work."""
-    return entry.outcome is Outcome.SUCCEEDED or entry.fault is Fault.AGENT
+def _is_decided(rating: Rating) -> bool:
+    """Whether a receipt says anything about the agent's work."""
+    return rating.outcome is Outcome.SUCCEEDED or rating.fault is Fault.AGENT
 
 
-def _is_own(entry: Entry) -> bool:
-    """Whether an owner paid for a run of its own agent, from its account or from its bond."""
-    return entry.user in {entry.owner, bond_account(entry.owner)}
+def _is_own(rating: Rating) -> bool:
+    """Whether the owner paid for the run of its own agent, from its account or its bond."""
+    return rating.user in {rating.owner, bond_account(rating.owner)}
 
 
-def _key(entry: Entry) -> str:
-    """A payer's place in the order of keys: another one for each agent, so that no account is remembered by all."""
-    named = f"{len(entry.agent)}:{entry.agent}{entry.user}".encode()
+def _key(rating: Rating) -> str:
+    """A payer's key. It differs from agent to agent, so that no account is among the smallest keys of every agent."""
+    named = f"{len(rating.agent)}:{rating.agent}{rating.user}".encode()
     return hashlib.sha256(named).hexdigest()[:_KEY_HEX]
 
 
-def _periods(known: Mapping[int, Period], entries: Iterable[Entry]) -> dict[int, Period]:
-    added: dict[int, list[Entry]] = {number: [] for number in known}
-    for entry in entries:
-        added.setdefault(entry.settled_ms // PERIOD_MS, []).append(entry)
+def _periods(known: Mapping[int, Period], ratings: Iterable[Rating]) -> dict[int, Period]:
+    added: dict[int, list[Rating]] = {number: [] for number in known}
+    for rating in ratings:
+        added.setdefault(rating.settled_ms // PERIOD_MS, []).append(rating)
     newest = max(added, default=0)
     return {
         number: _period(known.get(number, Period()), added[number], measured=newest - number < MEASURED_PERIODS_MAX)
@@ -334,19 +334,19 @@ def _periods(known: Mapping[int, Period], entries: Iterable[Entry]) -> dict[int,
     }
 
 
-def _period(known: Period, entries: Iterable[Entry], *, measured: bool) -> Period:
+def _period(known: Period, ratings: Iterable[Rating], *, measured: bool) -> Period:
     payers = dict(known.payers)
     released = []
-    for entry in entries:
-        key = _key(entry)
-        payers[key] = payers.get(key, Payer()).plus(entry)
-        if entry.outcome is Outcome.SUCCEEDED:
-            released.append(entry)
-    # Whoever is among the smallest keys of all was so from its first receipt on, so nothing of it was ever dropped.
+    for rating in ratings:
+        key = _key(rating)
+        payers[key] = payers.get(key, Payer()).plus(rating)
+        if rating.outcome is Outcome.SUCCEEDED:
+            released.append(rating)
+    # A key that is among the smallest now has been among them since its first receipt, so no rating of it was dropped.
     kept = {key: payers[key] for key in heapq.nsmallest(PAYERS_MAX, payers)}
     if not measured:
         return Period(kept)
-    prices = histogram(entry.paid_micro + entry.fee_micro for entry in released)
+    prices = histogram(rating.paid_micro + rating.fee_micro for rating in released)
     return Period(kept, known.price_micro.plus(prices), known.wall_ms.plus(histogram(e.wall_ms for e in released)))
 
 
@@ -369,7 +369,7 @@ def _spread(values: Histogram) -> Spread:
 
 
 def _flat(values: Histogram) -> list[int]:
-    """Least, greatest, then of each bucket its distance to the one before and its count."""
+    """Minimum, maximum, then for each bucket its distance from the previous bucket and its count."""
     if values.least is None or values.greatest is None:
         return []
     buckets = sorted(values.counts)
@@ -385,7 +385,7 @@ def _unflat(flat: list[int]) -> Histogram:
     return Histogram(dict(zip(accumulate(pairs[::2]), pairs[1::2], strict=True)), least, greatest)
 
 
-# The scores.
+# Algorithms.
 
 
 def _reference(standing: Standing) -> int:
@@ -393,7 +393,7 @@ def _reference(standing: Standing) -> int:
 
 
 def _robust(standing: Standing) -> int:
-    """Who paid an agent votes on it: by how much it paid, capped, and by how it was served. See docs/reputation.md."""
+    """Payers vote, weighted by the fees they paid, for or against by how they were served: docs/reputation.md."""
     won = lost = complaints = 0
     for voter in _voters(standing.periods):
         votes = _ln((FEE_UNIT_MICRO << _DECAY_BITS) + voter.fee, FEE_UNIT_MICRO << _DECAY_BITS)
@@ -406,12 +406,12 @@ def _robust(standing: Standing) -> int:
 
 
 ALGORITHMS: Final[Mapping[str, Callable[[Standing], int]]] = {"reference": _reference, "robust": _robust}
-"""The scores by name: `reference` depends on the order of the log, `robust` does not."""
+"""The algorithms by name. `reference` depends on the order of the log, `robust` does not."""
 
 
 @dataclass(slots=True)
 class _Voter:
-    """A payer over all periods, each weighed by its age; all in units of 2^-16."""
+    """A payer over all periods, each weighted by its age, in units of 2^-16."""
 
     fee: int = 0
     served: int = 0
@@ -434,12 +434,13 @@ def _voters(periods: Mapping[int, Period]) -> Iterable[_Voter]:
 
 
 def _ln(numerator: int, denominator: int) -> int:
-    """The natural logarithm of a ratio from 1 on, times 2^32 and rounded down.
+    """The natural logarithm of a ratio of at least 1, times 2^32, rounded down.
 
-    Bit by bit: squaring a number doubles its binary logarithm (Turner 2010, "A fast binary logarithm algorithm").
+    Computed bit by bit, because squaring a number doubles its binary logarithm (Turner 2010, "A fast binary logarithm
+    algorithm").
     """
     whole = (numerator // denominator).bit_length() - 1
-    rest = (numerator << _BITS) // (denominator << whole)  # from 1 to below 2
+    rest = (numerator << _BITS) // (denominator << whole)  # at least 1 and below 2
     log2 = whole
     for _ in range(_BITS):
         rest = rest * rest >> _BITS
@@ -450,7 +451,7 @@ def _ln(numerator: int, denominator: int) -> int:
 
 
 def _wilson_tenths(won: int, lost: int) -> int:
-    """The lower end of the share of `won` that 5 % of chance leave, in thousandths (Wilson 1927).
+    """The one-sided 95 % lower confidence bound of the share of `won`, in thousandths (Wilson 1927).
 
     Both are in units of 2^-32. With n = won + lost: (won + z²/2 - z·√(won·lost/n + z²/4)) / (n + z²).
     """

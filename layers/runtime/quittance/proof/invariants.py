@@ -23,12 +23,13 @@ from quittance.ledger.escrow import State
 from quittance.ledger.pricing import tariff_sha256
 from quittance.limits import (
     AUDIT_DIFFERENCES_SHOWN_MAX,
+    BALANCE_SHARDS,
+    BPS,
     EXPIRY_REFUND_MS_MAX,
     OUTPUT_INLINE_BYTES_MAX,
     STDERR_BYTES_MAX,
     UNLOGGED_MS_MAX,
     UNSWEPT_MS_MAX,
-    WALLET_PURSES,
 )
 from quittance.proof.log import LogHead
 from quittance.proof.receipt import verify
@@ -36,7 +37,6 @@ from quittance.proof.seal import SEAL, UNSEALED, is_sealed
 from quittance.proof.statement import ProofError
 from quittance.run import Fault, Outcome, Side
 
-_BPS: Final = 10_000
 _JUDGE_MARK: Final = ":judge-"
 _BOND: Final = "bond "  # begins the account of an owner's bond
 _NOTHING_SHA256: Final = hashlib.sha256(b"").hexdigest()
@@ -259,7 +259,7 @@ class Books:
     def post(self, result: Audit, values: Values) -> None:
         """Adds an item of a right form."""
         match kind(values):
-            case "ACCT" if is_purse(values):
+            case "ACCT" if is_balance_shard(values):
                 result.available_micro += values["available"]
                 self.gaps[account(values)] += lies_in(values)
             case "ESC":
@@ -291,9 +291,9 @@ class Books:
             self.final[values["account"]] += moved(values)
 
 
-def lies_in(purse: Values) -> Sums:
-    """What a purse of a right form has, and what it notes as charged."""
-    return Sums(purse["available"], purse.get("charged", 0))
+def lies_in(shard: Values) -> Sums:
+    """The balance of a well-formed balance shard, and the charges that it records."""
+    return Sums(shard["available"], shard.get("charged", 0))
 
 
 def account(values: Values) -> str:
@@ -301,10 +301,10 @@ def account(values: Values) -> str:
     return key(values).partition("#")[0]
 
 
-def is_purse(values: Values) -> bool:
-    """Whether a balance lies where the wallet looks for it."""
-    _, parted, purse = key(values).partition("#")
-    return not parted or purse in {str(number) for number in range(1, WALLET_PURSES)}
+def is_balance_shard(values: Values) -> bool:
+    """Whether the ledger reads this item as a balance shard of its account."""
+    _, separator, shard = key(values).partition("#")
+    return not separator or shard in {str(number) for number in range(1, BALANCE_SHARDS)}
 
 
 def is_share(values: Values) -> bool:
@@ -342,7 +342,7 @@ class Context:
 
     jwks: Mapping[str, Any]
     platform_account: str
-    shards: int
+    work_shards: int
     now_ms: int
 
 
@@ -379,7 +379,7 @@ def check(values: Values, others: Mapping[str, Values], context: Context) -> lis
             found += _check_escrow(values, others, context)
         case "ACCT":
             found += _unless_equal("I2", at, expected=True, found=values["available"] >= 0)
-            found += _unless_equal("I2", at, expected="a purse of the wallet", found=_purse_name(values))
+            found += _unless_equal("I2", at, expected="a balance shard of the account", found=_shard_name(values))
         case "IN" | "OUT" | "BACK" as sign:
             found += _check_movement(values)
             found += _unless_equal("I2", at, expected=True, found=(values["amount"] > 0) == (sign != "OUT"))
@@ -404,8 +404,8 @@ def check(values: Values, others: Mapping[str, Values], context: Context) -> lis
     return found
 
 
-def _purse_name(values: Values) -> str:
-    return "a purse of the wallet" if is_purse(values) else "credits that the wallet never looks for"
+def _shard_name(values: Values) -> str:
+    return "a balance shard of the account" if is_balance_shard(values) else "credits that the ledger never reads"
 
 
 def _check_seal(values: Values) -> Iterator[Difference]:
@@ -508,7 +508,7 @@ def _check_escrow(values: Values, others: Mapping[str, Values], context: Context
 
 def _check_queue(values: Values, queue: str, work_at: int, context: Context) -> Iterator[Difference]:
     """The mark by which the sweep finds what it has to do."""
-    shards = {f"{queue}#{shard}" for shard in range(context.shards)}
+    shards = {f"{queue}#{shard}" for shard in range(context.work_shards)}
     if values["work"] not in shards or values["work_at"] != work_at:
         expected = f"work at {work_at} in a shard of {queue}"
         yield Difference("I6", values["pk"], expected, f"work at {values['work_at']} in {values['work']!r}")
@@ -525,7 +525,7 @@ def _check_split(values: Values) -> Iterator[Difference]:
     yield from _unless_equal("I3", at, values["budget"], used + values["refunded"])
     parts = (values["paid"], values["fee"], values["refunded"], compute)
     yield from _unless_equal("I3", at, expected=True, found=min(parts) >= 0)
-    yield from _unless_equal("I4", at, (used - compute) * values["fee_bps"] // _BPS, values["fee"] - compute)
+    yield from _unless_equal("I4", at, (used - compute) * values["fee_bps"] // BPS, values["fee"] - compute)
     is_whole = values["state"] == State.EXPIRED or values.get("fault") in {Fault.AGENT, Fault.PLATFORM}
     if is_whole or (values["state"] == State.REFUNDED and "fault" not in values):
         yield from _unless_equal("I3", at, values["budget"], values["refunded"])

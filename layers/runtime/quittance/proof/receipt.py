@@ -16,6 +16,7 @@ from quittance.ledger.escrow import Escrow, Settlement, State
 from quittance.ledger.pricing import ComputePrices, tariff_sha256
 from quittance.limits import (
     ACCOUNT_ID_CHARS_MAX,
+    BPS,
     BUDGET_MICRO_MAX,
     FEE_BPS_MAX,
     OUTPUT_BYTES_MAX,
@@ -27,7 +28,6 @@ from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, RejectedB
 
 RECEIPT: Final = Kind("quittance-receipt+jwt", "receipt", Purpose.RECEIPT)
 _VERSION: Final = 2
-_BPS: Final = 10_000
 _NS_PER_MS: Final = 1_000_000
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -123,7 +123,7 @@ class Statement(Form):
     task_judging: _Amount
     compute_prices: StatedPrices
     fee_bps: Annotated[int, Field(ge=0, le=FEE_BPS_MAX)]
-    task_judge_bps: Annotated[int, Field(ge=0, le=_BPS)]
+    task_judge_bps: Annotated[int, Field(ge=0, le=BPS)]
     tariff_sha256: _Digest
     state: Annotated[State, Field(strict=False)]
     outcome: Annotated[Outcome, Field(strict=False)]
@@ -175,7 +175,7 @@ def claims(
         "module_sha256": escrow.module_sha256,
         "input_sha256": _NOTHING_READ if withheld else escrow.input_sha256,
         "output_sha256": settlement.output.sha256 if settlement.output else None,
-        "stderr_sha256": settlement.log.sha256 if settlement.log else None,
+        "stderr_sha256": settlement.stderr.sha256 if settlement.stderr else None,
         "asset": "credit/6",
         "budget": str(escrow.budget_micro),
         "paid": str(settlement.split.paid_micro),
@@ -344,8 +344,8 @@ def _check_amounts(stated: Statement) -> None:
             sentence = f"{name} is {found}, but by the stated prices, fault and meter it is {due}"
             raise ProofError(Flaw.AMOUNTS, sentence)
     price = paid + fee - compute
-    if price < 0 or fee - compute != (due := price * stated.fee_bps // _BPS):
-        due = max(price, 0) * stated.fee_bps // _BPS
+    if price < 0 or fee - compute != (due := price * stated.fee_bps // BPS):
+        due = max(price, 0) * stated.fee_bps // BPS
         sentence = f"the fee {fee} is not the compute {compute} and the part of the price that fee_bps states, {due}"
         raise ProofError(Flaw.AMOUNTS, sentence)
     if price > (most := price_due(stated, int(stated.budget) - int(stated.compute))):
@@ -405,7 +405,7 @@ def price_due(stated: Statement, price: int) -> int:
     """What of the agent's price is due: all of it for accepted work, its share if the task's own judge rejected it."""
     if stated.state is State.RELEASED:
         return price
-    return price * stated.task_judge_bps // _BPS if stated.rejected_by is RejectedBy.TASK_JUDGE else 0
+    return price * stated.task_judge_bps // BPS if stated.rejected_by is RejectedBy.TASK_JUDGE else 0
 
 
 def _check_contradictions(stated: Statement) -> None:

@@ -1,1 +1,1 @@
-"""All that touches AWS: the ledger and the registry (DynamoDB), binaries and outputs (S3), keys (KMS)."""
+"""Access to AWS: ledger and registry (DynamoDB), objects (S3), keys (KMS), queues (SQS), the event bus."""

@@ -1,7 +1,7 @@
-"""S3: uploads by strangers, binaries that we made of them, and outputs. Whatever is read back is checked by digest.
+"""S3: uploads from strangers, the binaries compiled from them, and outputs. What is read back is checked by its digest.
 
-A failure of S3, of the connection, or of this machine's disk or memory is a PlatformUnavailableError: whoever holds a
-budget settles it as the platform's fault. No other exception of the host leaves this module.
+A failure of S3, the connection, the local disk or the local memory raises PlatformUnavailableError, so that a task that
+holds a budget is settled as the platform's fault. No other exception of the host leaves this module.
 """
 
 import errno
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
-from urllib3.exceptions import HTTPError  # botocore passes some of them on from a body that breaks off, a TLS error say
+from urllib3.exceptions import HTTPError  # botocore lets some escape while a body is read, TLS errors for example
 
 from quittance.errors import PlatformUnavailableError
 from quittance.ledger.escrow import StoredBytes
@@ -37,24 +37,24 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CHUNK_BYTES: Final = MIB
-_PART: Final = "part-"  # begins the names of files that are being downloaded
+_PART: Final = "part-"  # prefix of the names of files that are being downloaded
 _ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404"})
 _POSTED: Final = re.compile(r"uploads/(?P<agent_id>[A-Za-z0-9_-]{1,64})/(?P<number>[0-9]{1,9})")
 
 
 class BlobMissingError(Exception):
-    """The object that the registry or the ledger names is not in its bucket."""
+    """The object named in the registry or the ledger is not in its bucket."""
 
 
 class BlobTamperedError(Exception):
-    """The object's bytes are not those that its digest names."""
+    """The object's bytes do not match its digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """An object in the uploads bucket: of which upload it is, and which of the objects that a form can be posted as.
+    """An object in the uploads bucket: the agent and the number of its upload, and its version.
 
-    S3 takes the same form more than once, and cannot be told not to: each post is another version of the same key.
+    S3 accepts the same form more than once, and no policy can prevent it: each post adds a version of the same key.
     """
 
     agent_id: str
@@ -68,20 +68,20 @@ class Posted:
 
     @classmethod
     def of(cls, key: str, version: str) -> "Posted | None":
-        """The object of a key and a version; None if no form of ours made it."""
+        """The object with a key and a version; None if the key is not that of an upload form."""
         match = _POSTED.fullmatch(key)
         return cls(match["agent_id"], int(match["number"]), version) if match else None
 
 
 class Uploads:
-    """The bucket into which authors post modules; nothing in it is trusted."""
+    """The bucket to which authors post modules. Nothing in it is trusted."""
 
     def __init__(self, client: "S3Client", *, bucket: str) -> None:
         self._client = client
         self._bucket = bucket
 
     def presigned_post(self, agent_id: str, number: int) -> tuple[str, dict[str, str]]:
-        """URL and form fields with which anyone who holds them can post one module of this upload, for 15 minutes."""
+        """URL and form fields that allow any holder to post the module of this upload, for 15 minutes."""
         post = self._client.generate_presigned_post(
             self._bucket,
             Posted(agent_id, number).key,
@@ -91,7 +91,7 @@ class Uploads:
         return post["url"], post["fields"]
 
     def read(self, posted: "Posted") -> bytes:
-        """The posted bytes, one more than the limit at most. Raises BlobMissingError, PlatformUnavailableError."""
+        """The posted bytes, at most one more than the limit. Raises BlobMissingError, PlatformUnavailableError."""
         named = {"Bucket": self._bucket, "Key": posted.key}
         if posted.version:
             named["VersionId"] = posted.version
@@ -100,7 +100,7 @@ class Uploads:
 
 
 class Binaries:
-    """The bucket of modules and artefacts, which only the publisher writes; and this environment's copies in /tmp."""
+    """The bucket of modules and artefacts, which only the publisher writes, and this environment's copies in /tmp."""
 
     def __init__(self, client: "S3Client", *, bucket: str, scratch_dir: Path) -> None:
         self._client = client
@@ -108,7 +108,7 @@ class Binaries:
         self._cache = scratch_dir / "artefacts"
 
     def keep_module(self, sha256: str, data: bytes) -> None:
-        """Stores a module that was accepted. Raises PlatformUnavailableError."""
+        """Stores an accepted module. Raises PlatformUnavailableError."""
         _keep(self._client, self._bucket, _module_key(sha256), data)
 
     def keep_artefact(self, key: str, data: bytes) -> None:
@@ -121,9 +121,10 @@ class Binaries:
 
     @contextmanager
     def artefact(self, key: str, sha256: str) -> Iterator[Path]:
-        """Where the artefact lies on this machine, fetched if it is not here yet; it stays there while the block runs.
+        """The path of the local copy of an artefact, downloaded if missing. The copy is kept while the block runs.
 
-        Whoever loads it must compare its digest. Raises BlobMissingError, BlobTamperedError, PlatformUnavailableError.
+        The caller must check the digest before loading it. Raises BlobMissingError, BlobTamperedError,
+        PlatformUnavailableError.
         """
         path = self._cache / sha256
         with _typed_faults():
@@ -136,9 +137,9 @@ class Binaries:
         _check(self._client, self._bucket)
 
     def forget(self, sha256: str) -> None:
-        """Drops this machine's copy of an artefact, so that the next run fetches it again.
+        """Deletes the local copy of an artefact, so that the next run downloads it again.
 
-        If the disk refuses, the copy stays until the next attempt: the run that found it bad has its outcome anyway.
+        If the disk fails, the copy stays until the next attempt: the run that found it damaged has its outcome already.
         """
         try:
             (self._cache / sha256).unlink(missing_ok=True)
@@ -146,7 +147,7 @@ class Binaries:
             logger.exception("artefact not dropped", sha256=sha256)
 
     def _fetch(self, key: str, sha256: str, path: Path) -> IO[bytes]:
-        """Downloads an artefact to `path`, which appears there whole or not at all; returns the file, held."""
+        """Downloads an artefact to `path` atomically; returns the open file with a shared lock."""
         answer = self._client.get_object(Bucket=self._bucket, Key=_artefact_key(key))
         size = answer["ContentLength"]
         with closing(answer["Body"]) as body:
@@ -157,17 +158,17 @@ class Binaries:
             with _new_part(self._cache, size) as part:
                 if _download(body, part, size) != sha256:
                     raise BlobTamperedError(key)
-                with suppress(FileExistsError):  # another process may have fetched it meanwhile
-                    path.hardlink_to(part.name)  # never replaces a file that somebody holds
+                with suppress(FileExistsError):  # another process may have downloaded it meanwhile
+                    path.hardlink_to(part.name)  # never replaces a file that another process has locked
                 copy = _held(path)
         if copy is None:
             raise PlatformUnavailableError
         return copy
 
     def _make_room(self, size: int) -> None:
-        """Deletes the copies that were not used for the longest time, until `size` more bytes fit.
+        """Deletes the least recently used copies until `size` more bytes fit.
 
-        What is held by a run or a download stays. Raises OSError if the rest is not enough.
+        Files locked by a run or a download are kept. Raises OSError if too little can be deleted.
         """
         files = sorted(_listed(self._cache), key=lambda file: (not file[1].name.startswith(_PART), file[0].st_mtime))
         total = size + sum(stat.st_size for stat, _ in files)
@@ -181,9 +182,9 @@ class Binaries:
 
 
 class Outputs:
-    """What agents wrote: inline in the escrow while small, else in the outputs bucket, always named by digest.
+    """Outputs of agents: inline in the escrow if small, otherwise in the outputs bucket; always identified by digest.
 
-    The bucket also holds what they are given, where it is too large for a message of the queue.
+    The bucket also holds inputs that are too large for a message of the queue.
     """
 
     def __init__(self, client: "S3Client", *, bucket: str) -> None:
@@ -191,7 +192,7 @@ class Outputs:
         self._bucket = bucket
 
     def keep(self, data: bytes) -> StoredBytes:
-        """Stores bytes before the write that settles refers to them. Raises PlatformUnavailableError."""
+        """Stores bytes; call it before the settling write that refers to them. Raises PlatformUnavailableError."""
         sha256 = hashlib.sha256(data).hexdigest()
         if len(data) <= OUTPUT_INLINE_BYTES_MAX:
             return StoredBytes(sha256, len(data), data)
@@ -218,7 +219,7 @@ class Outputs:
 
 
 class Tiles:
-    """The log's bucket: tiles and checkpoints, written by the sweep, never changed, never deleted."""
+    """The log's bucket: tiles and checkpoints. The sweep writes them; they are never changed or deleted."""
 
     def __init__(self, client: "S3Client", *, bucket: str) -> None:
         self._client = client
@@ -233,7 +234,7 @@ class Tiles:
         return _read(self._client, self._bucket, tile.path)
 
     def keep_checkpoint(self, size: int, checkpoint: str) -> None:
-        """Stores the checkpoint of a size, and makes it the one that is read first. Raises PlatformUnavailableError."""
+        """Stores the checkpoint of a size, also as the newest one. Raises PlatformUnavailableError."""
         for key in (f"checkpoint/{size}", "checkpoint"):
             _keep(self._client, self._bucket, key, checkpoint.encode())
 
@@ -244,7 +245,7 @@ class Tiles:
 
 @contextmanager
 def _typed_faults() -> Iterator[None]:
-    """Turns what S3, the connection and this machine's disk and memory fail with into the platform's own errors."""
+    """Maps failures of S3, the connection, the local disk and the local memory to the platform's error classes."""
     try:
         yield
     except ClientError as exc:
@@ -295,20 +296,20 @@ def _input_key(sha256: str) -> str:
     return f"inputs/{sha256}"
 
 
-# This machine's copies. A lock tells who uses a file: it ends with its process, however that ends.
+# Local copies. A shared lock marks a file as in use; the kernel releases it when the process ends, even if killed.
 
 
 def _held(path: Path) -> IO[bytes] | None:
-    """The open file, not to be deleted before it is closed; None if it is not there."""
+    """The open file with a shared lock, which prevents its deletion until it is closed; None if it does not exist."""
     with ExitStack() as on_failure:
         try:
             file = on_failure.enter_context(path.open("rb"))
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except (FileNotFoundError, BlockingIOError):  # the latter while it is being deleted
+        except (FileNotFoundError, BlockingIOError):  # BlockingIOError: another process is deleting it
             return None
         if not os.fstat(file.fileno()).st_nlink:
             return None
-        with suppress(OSError):  # the mark of its last use orders deletions, no more: a disk may be read-only
+        with suppress(OSError):  # the time of last use only orders deletions, and the disk may be read-only
             os.utime(file.fileno())
         on_failure.pop_all()
         return file
@@ -316,7 +317,7 @@ def _held(path: Path) -> IO[bytes] | None:
 
 @contextmanager
 def _new_part(folder: Path, size: int) -> Iterator[IO[bytes]]:
-    """A new file with room for a download, held. Its name is gone in the end: a good file has got another by then."""
+    """A new locked file with space for a download. Its name is deleted at the end; a good file has another then."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as part:
         fcntl.flock(part, fcntl.LOCK_SH)
         if size:
@@ -338,7 +339,7 @@ def _dropped_unless_held(path: Path) -> bool:
 def _listed(folder: Path) -> list[tuple[os.stat_result, Path]]:
     found = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another process deletes, too
+        with suppress(FileNotFoundError):  # another process may delete it
             found.append((path.stat(), path))
     return found
 
@@ -349,7 +350,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _download(body: Any, part: IO[bytes], size: int) -> str:  # noqa: ANN401 - botocore's body has no public type
-    """Writes a body of `size` bytes to a file; returns its digest."""
+    """Writes a body to a file; returns its digest, or an empty string if it does not have `size` bytes."""
     digest = hashlib.sha256()
     for chunk in body.iter_chunks(_CHUNK_BYTES):
         digest.update(chunk)

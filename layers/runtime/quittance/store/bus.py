@@ -1,4 +1,4 @@
-"""Where events go: the stack's event bus."""
+"""The stack's event bus (EventBridge)."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Bus:
-    """The stack's event bus. Whoever reads it reads through a rule of their own."""
+    """The stack's event bus. Each consumer has its own rule."""
 
     def __init__(self, client: "EventBridgeClient", *, name: str) -> None:
         self._client = client
@@ -21,11 +21,11 @@ class Bus:
     def put(self, *, source: str, type_: str, detail: str) -> None:
         """Puts one event on the bus; `detail` is a JSON object.
 
-        Raises PlatformUnavailableError if the bus did not take it: the call can succeed although an entry was refused.
-        Raises ValueError for a detail that no bus takes.
+        Raises PlatformUnavailableError if the bus did not accept the event; the API call can succeed even then. Raises
+        ValueError for an event that is too large for any bus.
         """
         if len(source) + len(type_) + len(detail.encode()) > EVENT_BYTES_MAX:
-            msg = f"an event has at most {EVENT_BYTES_MAX} bytes"
+            msg = f"an event must have at most {EVENT_BYTES_MAX} bytes"
             raise ValueError(msg)
         entry = {"EventBusName": self._name, "Source": source, "DetailType": type_, "Detail": detail}
         try:

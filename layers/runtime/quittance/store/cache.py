@@ -1,4 +1,4 @@
-"""What an environment of a function keeps of what it read, for some seconds."""
+"""An in-memory cache of what a function's environment has read, for some seconds."""
 
 import time
 from collections import OrderedDict
@@ -10,14 +10,14 @@ _Entry = TypeVar("_Entry")
 
 
 class Cache(Generic[_Entry]):
-    """The entries that were used last, each for so many seconds."""
+    """A cache of the most recently read entries, each for a fixed number of seconds."""
 
     def __init__(self, *, seconds: float) -> None:
         self._seconds = seconds
         self._entries: OrderedDict[str, tuple[float, _Entry]] = OrderedDict()
 
     def get(self, key: str, read: Callable[[str], _Entry]) -> _Entry:
-        """The entry of a key, read anew if it is too old. What `read` raises is raised, and nothing is kept."""
+        """The entry of a key, read again if it is missing or too old. Exceptions of `read` pass through uncached."""
         now = time.monotonic()
         cached = self._entries.get(key)
         if cached and cached[0] > now:
@@ -30,9 +30,9 @@ class Cache(Generic[_Entry]):
         return entry
 
     def clear(self) -> None:
-        """Forgets all entries."""
+        """Drops all entries."""
         self._entries.clear()
 
     def drop(self, key: str) -> None:
-        """The next `get` of this key reads it anew."""
+        """Drops one entry, so that the next `get` of its key reads it again."""
         self._entries.pop(key, None)

@@ -1,4 +1,4 @@
-"""DynamoDB as the stores use it: plain values, conditional writes, and every refusal or fault as one typed result."""
+"""DynamoDB for the stores: plain values, conditional writes, and typed exceptions for rejections and failures."""
 
 import random
 import re
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 _REFUSED: Final = "ConditionalCheckFailed"
 _CONFLICTS: Final = frozenset({"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError"})
-_PASSING: Final = frozenset(
+_TRANSIENT: Final = frozenset(
     {
         "TransactionInProgressException",
         "ProvisionedThroughputExceededException",
@@ -30,14 +30,14 @@ _PASSING: Final = frozenset(
         "ServiceUnavailable",
     }
 )
-_LOST: Final = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
+_UNREACHABLE: Final = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
 _BACKOFF_S: Final = 0.025
 _BACKOFF_S_MAX: Final = 1.0
 _NAMED: Final = re.compile(r"#(\w+)")
 
 
 class RefusedError(Exception):
-    """A condition failed. `items` holds, for each action, the stored item that refused it, or None."""
+    """A condition failed. `items` holds the stored item of each action whose condition failed, None for the others."""
 
     def __init__(self, items: Sequence[Mapping[str, Any] | None]) -> None:
         super().__init__()
@@ -45,28 +45,28 @@ class RefusedError(Exception):
 
 
 class BusyError(Exception):
-    """DynamoDB was throttled, failing or out of reach: whether the call took effect is not known."""
+    """DynamoDB throttled or failed the call, or was unreachable: whether the call took effect is unknown."""
 
 
 class ConflictError(BusyError):
-    """Another transaction, or too many of them, held an item of this one, which took no effect."""
+    """Another transaction conflicted with the call, or it was throttled: it had no effect."""
 
 
 class Patience:
-    """How long one operation may be tried again: until the last call that still fits the invocation's time.
+    """How long one operation may be retried: as long as another call fits into the time of the invocation.
 
-    `left_ms` is what the invocation may still live, of which `reserve_ms` are for what comes after the operation.
+    `left_ms` is the time left to the invocation, of which `reserve_ms` is kept for what follows the operation.
     """
 
     def __init__(self, left_ms: int, *, reserve_ms: int = 0) -> None:
         self._ends_s = time.monotonic() + (left_ms - reserve_ms - CALL_MS_MAX) / 1_000
-        self._tries = 0
+        self._attempts = 0
 
     def wait(self, cause: BusyError) -> None:
-        """Sleeps before the next try, with full jitter. Raises PlatformUnavailableError if there is no time for one."""
-        self._tries += 1
+        """Sleeps before the next attempt, with full jitter. Raises PlatformUnavailableError if no time is left."""
+        self._attempts += 1
         count(Metric.CONFLICTS if isinstance(cause, ConflictError) else Metric.RETRIES)
-        pause_s = random.uniform(0, min(_BACKOFF_S_MAX, _BACKOFF_S * 2**self._tries))  # noqa: S311 - spreads load, hides nothing
+        pause_s = random.uniform(0, min(_BACKOFF_S_MAX, _BACKOFF_S * 2**self._attempts))  # noqa: S311 - spreads load, hides nothing
         if time.monotonic() + pause_s > self._ends_s:
             raise PlatformUnavailableError from cause
         time.sleep(pause_s)
@@ -82,17 +82,17 @@ def attribute(value: Value) -> Any:  # noqa: ANN401 - botocore's union of attrib
 
 
 def to_item(values: Mapping[str, Value | None]) -> dict[str, Any]:
-    """The item of a mapping; what is None is left out."""
+    """The item of a mapping. None values are left out."""
     return {name: attribute(value) for name, value in values.items() if value is not None}
 
 
 def from_item(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping of an item; numbers are ints."""
+    """The mapping of an item. Numbers are ints."""
     return {name: int(value) if kind == "N" else value for name, typed in item.items() for kind, value in typed.items()}
 
 
 def plain(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of an item that may be damaged: as `from_item`, but what is no integer stays as it is."""
+    """The attributes of an item that may be damaged: like `from_item`, but a number that is no integer stays typed."""
     values: dict[str, Any] = {}
     for name, typed in item.items():
         for kind, value in typed.items():
@@ -104,7 +104,7 @@ def plain(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def put_new(table: str, values: Mapping[str, Value | None]) -> dict[str, Any]:
-    """A put that is refused, with the stored item, if there is one of that key."""
+    """A put that is rejected, with the stored item, if the key exists."""
     return {
         "TableName": table,
         "Item": to_item(values),
@@ -122,9 +122,9 @@ def update(
     values: Mapping[str, Value] = MappingProxyType({}),
     remove: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """An update that is refused, with the stored item, if `condition` fails; without one it also makes the item.
+    """An update that is rejected, with the stored item, if `condition` fails. Without a condition it is an upsert.
 
-    Conditions write attributes as `#name`, because many good names are reserved words. What is None is not set.
+    Conditions refer to attributes as `#name`, because many good names are reserved words. None values are not set.
     """
     present = {name: value for name, value in set_.items() if value is not None}
     clauses = {
@@ -146,27 +146,56 @@ def update(
     return write
 
 
-def attempt(send: Callable[[], _T]) -> _T:
-    """The answer of one call, sent once.
+def listing(
+    table: str,
+    index: str,
+    hash_name: str,
+    hash_value: str,
+    *,
+    after: Mapping[str, Value] | None = None,
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """The query of an index for the items with one hash value, ordered by the index's range attribute.
 
-    Raises RefusedError for a failed condition, ConflictError, BusyError, and PlatformUnavailableError where there is
-    nothing to wait for.
+    `after` are the other key attributes of the last item of the previous page.
+    """
+    query: dict[str, Any] = {
+        "TableName": table,
+        "IndexName": index,
+        "KeyConditionExpression": "#hash = :hash",
+        "ExpressionAttributeNames": {"#hash": hash_name},
+        "ExpressionAttributeValues": to_item({":hash": hash_value}),
+        "ScanIndexForward": not newest_first,
+    }
+    if after is not None:
+        query["ExclusiveStartKey"] = to_item({hash_name: hash_value, **after})
+    if limit is not None:
+        query["Limit"] = limit
+    return query
+
+
+def attempt(send: Callable[[], _T]) -> _T:
+    """The response of one call, without retries.
+
+    Raises RefusedError for a failed condition, ConflictError or BusyError if a retry may help, and
+    PlatformUnavailableError if it cannot.
     """
     try:
         return send()
     except ClientError as exc:
         _raise_typed(exc)
-    except _LOST as exc:
+    except _UNREACHABLE as exc:
         raise BusyError from exc
     except BotoCoreError as exc:
         raise PlatformUnavailableError from exc
 
 
-def answered(send: Callable[[], _T], patience: Patience) -> _T:
-    """The answer of one call, tried again while DynamoDB is busy. `send` must be safe to repeat.
+def retried(send: Callable[[], _T], patience: Patience) -> _T:
+    """The response of one call, retried while DynamoDB is busy. `send` must be safe to repeat.
 
-    Raises RefusedError for a failed condition, and PlatformUnavailableError when there is no answer: whether the call
-    took effect is then unknown.
+    Raises RefusedError for a failed condition, and PlatformUnavailableError without a response: whether the call took
+    effect is then unknown.
     """
     while True:
         try:
@@ -178,12 +207,12 @@ def answered(send: Callable[[], _T], patience: Patience) -> _T:
 def read_items(
     read: Callable[..., Mapping[str, Any]], table: str, pks: Iterable[str], patience: Patience, *, consistent: bool
 ) -> dict[str, Mapping[str, Any]]:
-    """Those of up to 100 different items that are there, by their keys. Raises PlatformUnavailableError."""
+    """Of up to 100 different items, those that exist, by key. Raises PlatformUnavailableError."""
     found: dict[str, Mapping[str, Any]] = {}
     missing: list[Any] = [to_item({"pk": pk}) for pk in pks]
     while missing:
-        asked = {table: {"Keys": missing, "ConsistentRead": consistent}}
-        answer = answered(partial(read, RequestItems=asked), patience)
+        request = {table: {"Keys": missing, "ConsistentRead": consistent}}
+        answer = retried(partial(read, RequestItems=request), patience)
         found |= {item["pk"]["S"]: item for item in answer["Responses"].get(table, [])}
         missing = list(answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", []))
         if missing:
@@ -192,12 +221,12 @@ def read_items(
 
 
 def paged(
-    read: Callable[..., Mapping[str, Any]], asked: Mapping[str, Any], left_ms: Callable[[], int]
+    read: Callable[..., Mapping[str, Any]], request: Mapping[str, Any], left_ms: Callable[[], int]
 ) -> Iterator[Any]:
     """All items of a query or a scan, page after page. Raises PlatformUnavailableError."""
     start: Mapping[str, Any] = {}
     while True:
-        page = answered(partial(read, **asked, **start), Patience(left_ms()))
+        page = retried(partial(read, **request, **start), Patience(left_ms()))
         yield from page["Items"]
         if "LastEvaluatedKey" not in page:
             return
@@ -220,6 +249,6 @@ def _raise_typed(exc: ClientError) -> NoReturn:
             ) from exc
         if _CONFLICTS.intersection(codes):
             raise ConflictError from exc
-    elif code in _PASSING:
+    elif code in _TRANSIENT:
         raise BusyError from exc
     raise exc

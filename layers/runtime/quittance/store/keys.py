@@ -1,4 +1,4 @@
-"""The signing keys: a certified Ed25519 key a purpose and environment, under root keys that never leave KMS."""
+"""The signing keys: an Ed25519 key for each purpose and environment, certified by root keys that never leave KMS."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,13 @@ _RENEW_S: Final = 60 * 60
 
 
 class Keys:
-    """Makes signing keys and publishes the roots.
+    """Creates signing keys and publishes the public root keys.
 
-    `root_key_ids` are the KMS keys (ECC_NIST_P256) of each purpose: the first signs certificates, the others stay
-    published, so that what was signed under former roots verifies for ever. `without_purpose` are roots of before keys
-    had purposes, which sign nothing any more. `clock` returns seconds: by default those of the day, because the
-    monotonic clock may stand still while Lambda freezes an environment. Raises ValueError for a key named twice.
+    `root_key_ids` are the KMS keys (ECC_NIST_P256) of each purpose. The first one signs certificates. The others stay
+    published, so that statements signed under former roots can always be verified. `without_purpose` are old roots from
+    before keys had purposes; they sign nothing any more. `clock` returns seconds. The default is wall-clock time,
+    because the monotonic clock may stop while Lambda freezes an environment. Raises ValueError for a key that is named
+    twice.
     """
 
     def __init__(
@@ -47,17 +48,18 @@ class Keys:
         stated += [(key_id, None) for key_id in without_purpose]
         self._purposes = dict(stated)
         if len({_kid(key_id) for key_id in self._purposes}) != len(stated):
-            msg = "a root key has one purpose and is named once: compare the template's parameters of root keys"
+            msg = "a root key must have one purpose and be named once: check the root key parameters of the template"
             raise ValueError(msg)
         self._clock = clock
         self._signing_keys: dict[Purpose, SigningKey] = {}
-        self._roots: dict[str, tuple[float, dict[str, Any]]] = {}  # with the time when they were read
+        self._roots: dict[str, tuple[float, dict[str, Any]]] = {}  # with the time at which they were read
         self._failed_s: float | None = None
 
     def signing_key(self, *, now_s: int, purpose: Purpose = Purpose.RECEIPT) -> SigningKey:
-        """This environment's key for a purpose; made, with one call of KMS, at first use and an hour before it expires.
+        """This environment's key for a purpose.
 
-        Raises PlatformUnavailableError.
+        One call of KMS certifies a new key at first use and an hour before the key expires. Raises
+        PlatformUnavailableError.
         """
         key = self._signing_keys.get(purpose)
         if key is None or key.expires_s - now_s < _RENEW_S:
@@ -74,15 +76,15 @@ class Keys:
     def jwks(self) -> dict[str, Any]:
         """The public root keys as a JSON Web Key Set (RFC 7517).
 
-        Anyone may ask for them, so KMS is called once a root, not once a reader: each is kept for JWKS_AGE_S_MAX, and
-        a failure for JWKS_FAILURE_S_MAX. Raises PlatformUnavailableError.
+        The route is public, so KMS must not be called for each request: a root is cached for JWKS_AGE_S_MAX, and a
+        failure for JWKS_FAILURE_S_MAX. Raises PlatformUnavailableError.
         """
         if self._failed_s is not None and self._is_newer(self._failed_s, JWKS_FAILURE_S_MAX):
             raise PlatformUnavailableError
         return {"keys": [self._root(key_id) for key_id in self._purposes]}
 
     def check(self) -> None:
-        """Raises PlatformUnavailableError unless KMS answers for each root now."""
+        """Calls KMS for each root. Raises PlatformUnavailableError if a call fails."""
         for key_id in self._purposes:
             self._public_jwk(key_id)
 
@@ -99,14 +101,14 @@ class Keys:
         return root
 
     def _is_newer(self, then_s: float, age_s_max: int) -> bool:
-        """Whether something is not as old as that yet. A clock that was set back makes it too old, never young."""
+        """Whether a time is less than `age_s_max` ago. False if it is in the future because the clock was set back."""
         return 0 <= self._clock() - then_s < age_s_max
 
     def _root_sign(self, root_key_id: str, data: bytes) -> bytes:
         try:
             der = self._client.sign(
                 KeyId=root_key_id,
-                Message=data,  # a certificate is far below the 4,096 bytes that KMS hashes itself
+                Message=data,  # a certificate is far below 4,096 bytes, the most that KMS hashes itself
                 MessageType="RAW",
                 SigningAlgorithm="ECDSA_SHA_256",
             )["Signature"]
@@ -130,5 +132,5 @@ class Keys:
 
 
 def _kid(key_id: str) -> str:
-    """The last part of a key's ARN: short enough to stand in every receipt."""
+    """The last part of a key's ARN, short enough for every receipt."""
     return key_id.rpartition("/")[2]

@@ -1,33 +1,34 @@
 """The ledger: every movement of money, as conditional writes on one DynamoDB table.
 
     pk                        attributes
-    ACCT#<account>            available: what the home purse of the account has (see wallet.py); of a bond, `charged`
-    ACCT#<account>#<purse>    available: what another of its purses has
-    ESC#<escrow id>           the escrow; `work` and `work_at` while something is still to be done with it
+    ACCT#<account>            available: the account's home shard (see ledger/balances.py); a bond also has `charged`
+    ACCT#<account>#<shard>    available: another balance shard of the account
+    ESC#<escrow id>           an escrow; `work` and `work_at` while the sweep still has to process it
     IN#<account>#<id>         a deposit: amount, depositor
     OUT#<account>#<id>        a withdrawal: amount, payout; decided_ms and decided_by once it is paid or failed
-    BACK#<account>#<id>       a withdrawal that could not be paid out: amount, which is available again
-    BOND#<account>#<id>       what moved between an owner's account and its bond: amount; one line on each side
-    EARN#<account>#<id>       what the sweep credited an owner for a batch: amount, tasks, agent_id if it is one agent
-    JUDGING#<account>#<id>    what it gave back to a bond out of the owner's price for its own judges
-    CHARGE#<account>#<id>     what it took from a bond for failures (amount), and what was due
-    FEE#<account>#<id>        what it credited the platform for the same batch
-    BATCH#<id>                escrows that were credited together; `first`: where they are in the log
-    LOG                       size: how many receipts the log has; published: how many of them a checkpoint tells of
-    LOG#<first>               which batch begins at that place of the log
-    REP#<agent>               standing: the fold of the agent's receipts in the log's order (see reputation.py)
+    BACK#<account>#<id>       a withdrawal whose payout failed: the amount that was returned
+    BOND#<account>#<id>       a movement between an owner's account and its bond: amount; one line for each account
+    EARN#<account>#<id>       an owner's earnings from a batch: amount, tasks, agent_id if all have the same agent
+    JUDGING#<account>#<id>    the part of an owner's price that was returned to its bond, for the agent's own judges
+    CHARGE#<account>#<id>     a charge to a bond for failures: amount, and the amount that was due
+    FEE#<account>#<id>        the platform's fees from the same batch
+    BATCH#<id>                escrows that were credited together; `first`: their position in the log
+    LOG                       size: the number of receipts in the log; published: the size of the newest checkpoint
+    LOG#<first>               the batch that begins at this position of the log
+    REP#<agent>               standing: the fold of the agent's receipts in log order (see ledger/reputation.py)
 
-`seal` of an escrow, a movement or a batch is a digest of what was first written of it and never changes (see seal.py).
+`seal` of an escrow, a movement or a batch is a digest of the attributes that never change after its creation (see
+proof/seal.py).
 
-The sparse index `work` finds what the sweep has to do: `OPEN#<shard>` by expiry while an escrow is funded, then
+The sparse index `work` lists the work of the sweep: `OPEN#<shard>` by expiry while an escrow is funded,
 `SETTLED#<shard>` by time until its owner and the platform are credited, and `BATCH` until a batch is in the log. It
-also finds what the operator has to do: `PAYOUT` until a withdrawal is paid out or returned. The index `statement`
-orders what moved an account's credits by `account` and `at`. An index only finds candidates: items are read, and
-conditions tested, anew.
+also lists the work of operators: `PAYOUT` until a withdrawal is paid out or returned. The escrows of a queue are spread
+over several *work shards*, by escrow id. The index `statement` orders the movements of an account by `account` and
+`at`. An index only finds candidates for a write: the items are read again, and the write tests its condition.
 
-The state machine is in the condition expressions. A refused write returns the item that refused it, so a replay, a
-lost race and a lost answer are told apart without a read. Every write undoes its own condition: so each can be sent
-again after an answer that was lost, and is refused if it took effect the first time.
+The state machine is in the condition expressions. A rejected write returns the stored item, so a replay, a lost race
+and a lost response can be distinguished without a read. Each write makes its own condition false, so a retry after a
+lost response is rejected instead of applied twice.
 """
 
 import heapq
@@ -57,10 +58,10 @@ from quittance.ledger.escrow import (
     is_judge,
     judge_task_id,
 )
-from quittance.ledger.journal import Kind, Line, Payout, PayoutState, task_line
+from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, task_line
 from quittance.ledger.pricing import ComputePrices
 from quittance.ledger.reputation import Standing
-from quittance.limits import BATCH_GET_ITEMS_MAX, WALLET_PURSES
+from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX
 from quittance.proof import receipt
 from quittance.proof.log import LogHead
 from quittance.proof.seal import sealed
@@ -71,14 +72,15 @@ from quittance.store.dynamo import (
     Patience,
     RefusedError,
     Value,
-    answered,
     attempt,
     attribute,
     from_item,
+    listing,
     paged,
     plain,
     put_new,
     read_items,
+    retried,
     to_item,
     update,
 )
@@ -89,14 +91,14 @@ if TYPE_CHECKING:
 WORK_INDEX: Final = "work"
 STATEMENT_INDEX: Final = "statement"
 _PREFIXES: Final = {
-    Kind.DEPOSIT: "IN",
-    Kind.WITHDRAWAL: "OUT",
-    Kind.RETURNED: "BACK",
-    Kind.BOND: "BOND",
-    Kind.EARNINGS: "EARN",
-    Kind.JUDGING: "JUDGING",
-    Kind.CHARGE: "CHARGE",
-    Kind.FEES: "FEE",
+    LineKind.DEPOSIT: "IN",
+    LineKind.WITHDRAWAL: "OUT",
+    LineKind.RETURNED: "BACK",
+    LineKind.BOND: "BOND",
+    LineKind.EARNINGS: "EARN",
+    LineKind.JUDGING: "JUDGING",
+    LineKind.CHARGE: "CHARGE",
+    LineKind.FEES: "FEE",
 }
 _KINDS: Final = {prefix: kind for kind, prefix in _PREFIXES.items()}
 _PAYOUT: Final = "PAYOUT"
@@ -105,9 +107,9 @@ _WALLETS_REMEMBERED_MAX: Final = 1_000
 
 @dataclass(slots=True)
 class Credited:
-    """What one crediting did: how many escrows, what was due from bonds that lacked it, and which bonds it touched.
+    """The result of crediting: the number of escrows, the amount written off, and the bonds affected.
 
-    `bonds_left` says what each owner's bond has at least; None if it may have become enough again.
+    `bonds_left` is the least balance of each affected bond, by owner; None if the bond may cover the minimum again.
     """
 
     escrows: int = 0
@@ -115,7 +117,7 @@ class Credited:
     bonds_left: dict[str, int | None] = field(default_factory=dict)
 
     def add(self, batch: earnings.Batch) -> None:
-        """Adds what was credited in one transaction."""
+        """Adds the batch of one transaction."""
         self.escrows += len(batch.escrows)
         self.written_off_micro += batch.written_off_micro
         self.bonds_left.update(batch.bonds_left)
@@ -123,14 +125,14 @@ class Credited:
 
 @dataclass(frozen=True, slots=True)
 class Bond:
-    """What a bond has, and what was taken from it for failures, ever."""
+    """The balance of a bond, and the total ever charged to it for failures."""
 
     available_micro: int
     charged_micro: int
 
 
-class _LackError(Exception):
-    """An account has less than what is to be taken from it."""
+class _InsufficientError(Exception):
+    """An account's balance is less than the amount to take."""
 
     def __init__(self, account: str, *, available_micro: int, required_micro: int) -> None:
         super().__init__(account)
@@ -138,16 +140,16 @@ class _LackError(Exception):
         self._available_micro = available_micro
         self._required_micro = required_micro
 
-    def refusal(self) -> InsufficientFundsError:
-        """What the account's holder is told."""
+    def for_holder(self) -> InsufficientFundsError:
+        """The error for the holder of the account."""
         return InsufficientFundsError(available_micro=self._available_micro, required_micro=self._required_micro)
 
 
 class Ledger:
-    """The operations on money; each is safe to repeat.
+    """The operations on money. Each is safe to repeat.
 
-    Every method raises PlatformUnavailableError when DynamoDB does not answer or stays in conflict: the outcome is
-    then unknown, and repeating the call finds it out.
+    Every method raises PlatformUnavailableError if DynamoDB does not answer or conflicts persist. The outcome is then
+    unknown; repeating the call determines it.
     """
 
     def __init__(
@@ -155,41 +157,41 @@ class Ledger:
         client: "DynamoDBClient",
         *,
         table: str,
-        shards: int,
+        work_shards: int,
         platform_account: str,
         left_ms: Callable[[], int],
     ) -> None:
         self._client = client
         self._table = table
-        self._shards = shards
+        self._work_shards = work_shards
         self._platform_account = platform_account
         self._left_ms = left_ms
-        # The purse of an account that this environment took from last, if it is not the home purse.
-        self._purse_in_use: dict[str, int] = {}
+        # By account, the balance shard that this environment took from last, unless it is the home shard.
+        self._shard_in_use: dict[str, int] = {}
 
     # One task.
 
     def fund(self, escrow: Escrow, *judges: Escrow, reserve_ms: int = 0) -> Escrow:
-        """Takes the budgets of a task and its judges from their payers into new escrows; returns the stored task's.
+        """Funds the escrows of a task and its judges from their payers' accounts; returns the task's stored escrow.
 
-        That is `escrow` if its runner holds it now. If the task was funded before, it is that earlier escrow, and no
-        money moved. `reserve_ms` is the time that the run will need. Raises InsufficientFundsError for the task's
-        payer, and BondTooLowError for the bond that pays the agent's own judge; then no money moved either.
+        The result is `escrow` if it was funded by this call. If the task was funded before, the result is that earlier
+        escrow, and no money moved. `reserve_ms` is the time to keep for the run. Raises InsufficientFundsError for the
+        task's payer, and BondTooLowError for the bond that pays the agent's own judge. No money moved then either.
         """
         held: Counter[str] = Counter()
         for hold in (escrow, *judges):
             held[hold.payer] += hold.budget_micro
         records = [self._escrow_values(hold) for hold in (escrow, *judges)]
         try:
-            standing = self._take(held, *records, reserve_ms=reserve_ms)
-        except _LackError as lack:
-            if is_bond(lack.account):
-                raise BondTooLowError(escrow.agent_id) from lack
-            raise lack.refusal() from lack
-        return escrow if standing is None else _escrow(standing)
+            stored = self._take(held, *records, reserve_ms=reserve_ms)
+        except _InsufficientError as insufficient:
+            if is_bond(insufficient.account):
+                raise BondTooLowError(escrow.agent_id) from insufficient
+            raise insufficient.for_holder() from insufficient
+        return escrow if stored is None else _escrow(stored)
 
     def take_over(self, stale: Escrow, *, runner: str, now_ms: int, lease_ms: int) -> Escrow:
-        """Makes `runner` the holder of a funded escrow whose lease has lapsed; returns the escrow that stands."""
+        """Makes `runner` the holder of a funded escrow whose lease has lapsed; returns the stored escrow."""
         taken = replace(stale, runner=runner, fence=stale.fence + 1, lease_ms=lease_ms)
         write = update(
             self._table,
@@ -201,39 +203,39 @@ class Ledger:
         return self._write(write, taken)
 
     def settle(self, settled: Escrow, *judges: Escrow) -> Escrow:
-        """Ends a funded escrow that this fence holds and that has not expired; returns the stored escrow.
+        """Settles a funded escrow that has this fence and has not expired; returns the stored escrow.
 
-        Each escrow that is given carries its settlement. The escrows of the task's judges end in the same transaction,
-        so no judge is paid for a task that is not decided. Of them the task's fence is the guard: they leave FUNDED
-        with the task, or by their own expiry. If one of them has expired, nothing ends, and the task will expire too.
-        State, receipt and output change in one write; what goes back to the payers goes in the same transaction.
+        Each escrow that is passed carries its settlement. The escrows of the task's judges settle in the same
+        transaction, so no judge is paid for an undecided task. The task's fence protects them: they leave FUNDED
+        together with the task, or by expiring. If one of them has expired, nothing settles, and the task will expire
+        too. State, receipt and output change in one write, and the refunds are credited in the same transaction.
         """
         settlement = _settlement_of(settled)
-        if sorted(judge.escrow_id for judge in judges) != sorted(hire.escrow_id for hire in settled.judges):
-            msg = "a task and its judges settle together"
+        if sorted(judge.escrow_id for judge in judges) != sorted(hold.escrow_id for hold in settled.judges):
+            msg = "a task must settle together with all of its judges"
             raise ValueError(msg)
         now: Mapping[str, Value] = {":funded": State.FUNDED, ":now": settlement.settled_ms}
-        task = self._leaving(
+        task = self._settling_update(
             settled,
             condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now",
             values={**now, ":my_fence": settled.fence},
         )
         in_time = "#state = :funded AND #expires_ms > :now"
-        held = [self._leaving(judge, condition=in_time, values=now) for judge in judges]
-        return self._leave_funded(settled, *judges, writes=[task, *held])
+        held = [self._settling_update(judge, condition=in_time, values=now) for judge in judges]
+        return self._send_settlements(settled, *judges, writes=[task, *held])
 
     def expire(self, escrow: Escrow, settlement: Settlement) -> Escrow:
-        """Refunds a funded escrow that has expired, whoever holds it; returns the stored escrow."""
+        """Refunds a funded escrow that has expired, whatever its fence; returns the stored escrow."""
         expired = replace(escrow, settlement=settlement)
-        write = self._leaving(
+        write = self._settling_update(
             expired,
             condition="#state = :funded AND #expires_ms <= :now",
             values={":funded": State.FUNDED, ":now": settlement.settled_ms},
         )
-        return self._leave_funded(expired, writes=[write])
+        return self._send_settlements(expired, writes=[write])
 
     def find(self, escrow_id: str) -> Escrow | None:
-        """The escrow as it stands now (consistent read), or None."""
+        """The stored escrow (consistent read), or None."""
         item = self._get(f"ESC#{escrow_id}")
         return _escrow(item) if item else None
 
@@ -242,13 +244,13 @@ class Ledger:
     def deposit(
         self, account: str, deposit_id: str, amount_micro: int, *, now_ms: int, depositor: str | None = None
     ) -> int:
-        """Adds to an account, once per `deposit_id`; returns when that was.
+        """Credits an account, once per `deposit_id`; returns the time of the deposit.
 
-        Raises MovementConflictError if the id has another amount, or was used by another depositor: the same id of two
-        depositors names two payments, and neither may be taken for a repeat of the other. A deposit of before whose
-        depositor is not recorded is anybody's.
+        Raises MovementConflictError if the id was used with another amount or by another depositor: the same id from
+        two depositors identifies two payments, and neither may count as a repeat of the other. An old deposit without a
+        recorded depositor may be repeated by any.
         """
-        line = Line(account, Kind.DEPOSIT, deposit_id, now_ms, amount_micro, depositor=depositor)
+        line = Line(account, LineKind.DEPOSIT, deposit_id, now_ms, amount_micro, depositor=depositor)
         try:
             self._give({account: amount_micro}, [{"Put": put_new(self._table, self._line_values(line))}])
         except RefusedError as refused:
@@ -256,64 +258,58 @@ class Ledger:
         return now_ms
 
     def withdraw(self, account: str, withdrawal_id: str, amount_micro: int, *, now_ms: int) -> Payout:
-        """Takes from an account, once per `withdrawal_id`; returns the payout that stands, which waits to be decided.
+        """Takes an amount from an account, once per `withdrawal_id`; returns the stored payout, initially requested.
 
-        Raises MovementConflictError if the id has another amount, InsufficientFundsError.
+        Raises MovementConflictError if the id was used with another amount, InsufficientFundsError.
         """
-        line = Line(account, Kind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro, payout=PayoutState.REQUESTED)
+        line = Line(account, LineKind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro, payout=PayoutState.REQUESTED)
         record = to_item(values := {**self._line_values(line), "work": _PAYOUT, "work_at": now_ms})
         try:
             recorded = self._take({account: amount_micro}, values)
-        except _LackError as lack:
-            raise lack.refusal() from lack
+        except _InsufficientError as insufficient:
+            raise insufficient.for_holder() from insufficient
         if recorded is not None:
             _recorded(recorded, line)
         return _payout(recorded or record)
 
     def payout(self, account: str, withdrawal_id: str) -> Payout | None:
-        """The payout of a withdrawal as it stands now (consistent read), or None."""
-        item = self._get(_pk(account, Kind.WITHDRAWAL, withdrawal_id))
+        """The stored payout of a withdrawal (consistent read), or None."""
+        item = self._get(_pk(account, LineKind.WITHDRAWAL, withdrawal_id))
         return _payout(item) if item else None
 
     def payouts(
         self, *, limit: int, after: tuple[int, str, str] | None = None
     ) -> tuple[list[Payout], tuple[int, str, str] | None]:
-        """Payouts that wait, of up to `limit` that the index shows, the longest waiting first; and where more follow.
+        """A page of requested payouts, oldest first, and the position after which the next page begins, if any.
 
-        `after` (requested_ms, account, withdrawal id) is where the page before ended. The index may lag by a second;
-        each payout is as its item stands now, and those that were decided meanwhile are left out.
+        `after` (requested_ms, account, withdrawal id) is the position returned with the previous page. The index may
+        lag by a second. Each payout is read from its item, and those that have been decided are left out, so a page may
+        have fewer than `limit` payouts.
         """
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": WORK_INDEX,
-            "KeyConditionExpression": "#work = :queue",
-            "ExpressionAttributeNames": {"#work": "work"},
-            "ExpressionAttributeValues": to_item({":queue": _PAYOUT}),
-            "Limit": limit + 1,
-        }
+        start: Mapping[str, Value] | None = None
         if after is not None:
             at_ms, account, withdrawal_id = after
-            pk = _pk(account, Kind.WITHDRAWAL, withdrawal_id)
-            query["ExclusiveStartKey"] = to_item({"pk": pk, "work": _PAYOUT, "work_at": at_ms})
-        shown = [from_item(item) for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
-        found = self._get_all([item["pk"] for item in shown[:limit]])
-        standing = [_payout(found[item["pk"]]) for item in shown[:limit] if item["pk"] in found]
+            start = {"pk": _pk(account, LineKind.WITHDRAWAL, withdrawal_id), "work_at": at_ms}
+        query = listing(self._table, WORK_INDEX, "work", _PAYOUT, after=start, limit=limit + 1)
+        listed = [from_item(item) for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
+        found = self._get_all([item["pk"] for item in listed[:limit]])
+        payouts = [_payout(found[item["pk"]]) for item in listed[:limit] if item["pk"] in found]
         last = None
-        if len(shown) > limit:
-            _, account, withdrawal_id = shown[limit - 1]["pk"].split("#", 2)
-            last = shown[limit - 1]["work_at"], account, withdrawal_id
-        return [payout for payout in standing if payout.state is PayoutState.REQUESTED], last
+        if len(listed) > limit:
+            _, account, withdrawal_id = listed[limit - 1]["pk"].split("#", 2)
+            last = listed[limit - 1]["work_at"], account, withdrawal_id
+        return [payout for payout in payouts if payout.state is PayoutState.REQUESTED], last
 
     def decide_payout(self, payout: Payout, state: PayoutState, *, by: str, now_ms: int) -> Payout:
-        """Ends a requested payout as paid or failed, once; returns the payout that stands.
+        """Marks a requested payout as paid or failed, once; returns the stored payout.
 
-        What could not be paid out is available again in the same transaction, with a line in the journal. A withdrawal
-        of before that has no state counts as requested.
+        A failed payout is credited to the account in the same transaction, with its own journal line. An old withdrawal
+        without a state counts as requested.
         """
         decided = replace(payout, state=state, decided_ms=now_ms, decided_by=by, waits=False)
         write = update(
             self._table,
-            _pk(payout.account, Kind.WITHDRAWAL, payout.withdrawal_id),
+            _pk(payout.account, LineKind.WITHDRAWAL, payout.withdrawal_id),
             set_={"payout": state, "decided_ms": now_ms, "decided_by": by},
             remove=("work", "work_at"),
             condition="attribute_exists(#amount) AND attribute_not_exists(#decided_ms)",
@@ -321,83 +317,78 @@ class Ledger:
         )
         try:
             if state is PayoutState.FAILED:
-                line = Line(payout.account, Kind.RETURNED, payout.withdrawal_id, now_ms, payout.amount_micro)
+                line = Line(payout.account, LineKind.RETURNED, payout.withdrawal_id, now_ms, payout.amount_micro)
                 returned = {"Put": put_new(self._table, self._line_values(line))}
                 self._give({payout.account: payout.amount_micro}, [{"Update": write}, returned])
             else:
-                answered(lambda: self._client.update_item(**write), self._patience())
+                retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
             if refused.items[0] is None:
-                msg = f"the withdrawal {payout.withdrawal_id!r} is absent, or was returned although it is not failed"
+                msg = f"the withdrawal {payout.withdrawal_id!r} does not exist, or was returned without having failed"
                 raise LookupError(msg) from refused
             return _payout(refused.items[0])
         return decided
 
     def move_bond(self, owner: str, bond_id: str, amount_micro: int, *, now_ms: int) -> int:
-        """Moves credits from an owner's account into its bond, or back if less than 0; once per id; returns when.
+        """Moves credits from an owner's account to its bond, or back if negative, once per `bond_id`; returns the time.
 
-        Raises MovementConflictError if the id has another amount, InsufficientFundsError for the side that lacks.
+        Raises MovementConflictError if the id was used with another amount, InsufficientFundsError.
         """
         bond = bond_account(owner)
-        line = Line(owner, Kind.BOND, bond_id, now_ms, -amount_micro)
+        line = Line(owner, LineKind.BOND, bond_id, now_ms, -amount_micro)
         records = [self._line_values(each) for each in (line, replace(line, account=bond, amount_micro=amount_micro))]
         source, target = (owner, bond) if amount_micro > 0 else (bond, owner)
         try:
             recorded = self._take({source: abs(amount_micro)}, *records, to=target)
-        except _LackError as lack:
-            raise lack.refusal() from lack
+        except _InsufficientError as insufficient:
+            raise insufficient.for_holder() from insufficient
         return now_ms if recorded is None else _recorded(recorded, line).at_ms
 
     def bond_moved_ms(self, owner: str, bond_id: str, amount_micro: int) -> int | None:
-        """When a movement of a bond was recorded, None if it was not. Raises MovementConflictError."""
-        item = self._get(_pk(owner, Kind.BOND, bond_id))
-        return None if item is None else _recorded(item, Line(owner, Kind.BOND, bond_id, 0, -amount_micro)).at_ms
+        """The time at which a movement of a bond was recorded, or None. Raises MovementConflictError."""
+        item = self._get(_pk(owner, LineKind.BOND, bond_id))
+        return None if item is None else _recorded(item, Line(owner, LineKind.BOND, bond_id, 0, -amount_micro)).at_ms
 
     def bond(self, owner: str) -> Bond:
-        """What an owner's bond has and was charged: a snapshot."""
-        purses = self._purses(bond_account(owner))
-        return Bond(sum(map(_available_micro, purses)), sum(map(_charged_micro, purses)))
+        """The balance and the charges of an owner's bond: a snapshot."""
+        shards = self._shard_items(bond_account(owner))
+        return Bond(sum(map(_available_micro, shards)), sum(map(_charged_micro, shards)))
 
     def has_open_work(self, owner: str) -> bool:
-        """Whether the index shows escrows of an owner's agents, or judges that its bond pays, that are not swept."""
-        queues = [*self._shards_of("OPEN"), *self._shards_of("SETTLED")]
+        """Whether the index lists unswept escrows of the owner's agents, or of judges that its bond pays."""
+        queues = [*self._work_shards_of("OPEN"), *self._work_shards_of("SETTLED")]
         return any(True for _ in self._work(*queues, of={"owner": owner, "account": bond_account(owner)}))
 
     def available_micro(self, account: str) -> int:
-        """What an account can spend now: a snapshot of all its purses. 0 for an account that never had anything."""
-        return sum(self._snapshot(account))
+        """What an account can spend now: a snapshot of all its shards. 0 for an unknown account."""
+        return sum(self._balances(account))
 
     def statement(
-        self, account: str, *, limit: int, after: tuple[int, Kind, str] | None = None
+        self, account: str, *, limit: int, after: tuple[int, LineKind, str] | None = None
     ) -> tuple[list[Line], bool]:
         """Up to `limit` movements of an account, newest first, and whether more follow.
 
-        `after` (at_ms, kind, reference) is the line behind which they begin. The index may lag by a second; each line
-        is as its item stands now.
+        The page begins behind the line `after` (at_ms, kind, reference). The index may lag by a second; each line is
+        read from its item.
         """
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": STATEMENT_INDEX,
-            "KeyConditionExpression": "#account = :account",
-            "ExpressionAttributeNames": {"#account": "account"},
-            "ExpressionAttributeValues": to_item({":account": account}),
-            "ScanIndexForward": False,
-            "Limit": limit + 1,
-        }
+        start: Mapping[str, Value] | None = None
         if after is not None:
             at_ms, kind, reference = after
-            query["ExclusiveStartKey"] = to_item({"pk": _pk(account, kind, reference), "account": account, "at": at_ms})
+            start = {"pk": _pk(account, kind, reference), "at": at_ms}
+        query = listing(
+            self._table, STATEMENT_INDEX, "account", account, after=start, newest_first=True, limit=limit + 1
+        )
         keys = [item["pk"]["S"] for item in islice(paged(self._client.query, query, self._left_ms), limit + 1)]
         found = self._get_all(keys[:limit])
         return [_line(found[pk]) for pk in keys[:limit] if pk in found], len(keys) > limit
 
     def held_micro(self, account: str) -> int:
-        """What an account's open tasks hold, as the index shows it: it may lag by a second."""
-        return sum(item["budget"] for item in self._work(*self._shards_of("OPEN"), of={"account": account}))
+        """The sum that an account's open tasks hold, from the index, which may lag by a second."""
+        return sum(item["budget"] for item in self._work(*self._work_shards_of("OPEN"), of={"account": account}))
 
     def earned_micro(self, owner: str) -> int:
-        """What an owner has earned that is not credited yet, as the index shows it: it may lag by a second."""
-        return sum(item["paid"] for item in self._work(*self._shards_of("SETTLED"), of={"owner": owner}))
+        """What an owner earned that is not credited yet, from the index, which may lag by a second."""
+        return sum(item["paid"] for item in self._work(*self._work_shards_of("SETTLED"), of={"owner": owner}))
 
     def standing(self, agent_id: str) -> Standing:
         """An agent's standing (consistent read)."""
@@ -407,25 +398,25 @@ class Ledger:
     # The sweep.
 
     def overdue(self, *, now_ms: int) -> Iterator[str]:
-        """Ids of escrows that the index shows as funded and expired, the longest overdue first."""
+        """Ids of escrows that the index lists as funded and expired, the longest overdue first."""
         return self._oldest_first("OPEN", before_ms=now_ms)
 
     def settled(self) -> Iterator[list[str]]:
-        """Ids of settled escrows that wait to be credited, the oldest first, as many at once as one call reads."""
+        """Ids of settled escrows that are not credited yet, oldest first, in lists as long as one call can read."""
         waiting = self._oldest_first("SETTLED")
         while ids := list(islice(waiting, BATCH_GET_ITEMS_MAX)):
             yield ids
 
     def uncredited_since_ms(self) -> int | None:
-        """When the oldest escrow that waits to be credited was settled, as the index shows it; None if none waits."""
-        oldest = (islice(self._work(queue, page_items=1), 1) for queue in self._shards_of("SETTLED"))
+        """When the oldest uncredited escrow was settled, from the index; None if all are credited."""
+        oldest = (islice(self._work(queue, page_items=1), 1) for queue in self._work_shards_of("SETTLED"))
         return min((item["work_at"] for items in oldest for item in items), default=None)
 
     def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> Credited:
-        """Credits owners, bonds and the platform for settled escrows, in as few transactions as these fit in.
+        """Credits owners, bonds and the platform for settled escrows, in as few transactions as possible.
 
-        Each transaction makes a batch for the log. Each escrow is credited once, however many sweeps run: those that
-        are credited already are left out.
+        Each transaction creates a batch for the log. Each escrow is credited once, however many sweeps run at the same
+        time: escrows that are already credited are left out.
         """
         credited, patience, contended = Credited(), self._patience(), False
         waiting = self._uncredited(escrow_ids)
@@ -433,10 +424,8 @@ class Ledger:
             batch = self._batch(waiting, now_ms)
             try:
                 attempt(partial(self._send, self._credit_actions(batch, now_ms, contended=contended)))
-            except (
-                RefusedError,
-                BusyError,
-            ) as failed:  # another sweep took some of them, or a bond's purse was emptied
+            except (RefusedError, BusyError) as failed:
+                # Another sweep has credited some of them, or the balance of a bond's shard has fallen.
                 contended = isinstance(failed, ConflictError)
                 patience.wait(ConflictError() if isinstance(failed, RefusedError) else failed)
                 waiting = self._uncredited([escrow.escrow_id for escrow in waiting])
@@ -446,20 +435,26 @@ class Ledger:
         return credited
 
     def charge(self, owner: str, agent_id: str, reference: str, due_micro: int, *, now_ms: int) -> Credited:
-        """Takes what a publication cost from an owner's bond for the platform, once per agent and reference.
+        """Charges an owner's bond for a publication, in favour of the platform, once per agent and reference.
 
-        A bond that has less pays what it has; the rest is written off.
+        A bond with a lower balance pays its balance; the rest is written off.
         """
         patience, named = self._patience(), f"{agent_id}.{reference}"
         while True:
-            has = self._bond_purses({owner: due_micro})[owner]
+            shards = self._bond_shards({owner: due_micro})[owner]
             charge = earnings.publication(
-                owner, named, due_micro, has, agent_id=agent_id, platform_account=self._platform_account, now_ms=now_ms
+                owner,
+                named,
+                due_micro,
+                shards,
+                agent_id=agent_id,
+                platform_account=self._platform_account,
+                now_ms=now_ms,
             )
             try:
                 attempt(partial(self._send, self._charge_actions(charge)))
             except RefusedError as refused:
-                if refused.items[0] is not None:  # it was charged before
+                if refused.items[0] is not None:  # already charged
                     return Credited(bonds_left={owner: None})
                 patience.wait(ConflictError())
             except BusyError as busy:
@@ -470,35 +465,35 @@ class Ledger:
     # The log.
 
     def unlogged(self) -> Iterator[str]:
-        """Ids of batches that the index shows as not yet in the log, the oldest first."""
+        """Ids of batches that the index lists as not yet in the log, oldest first."""
         for item in self._work("BATCH"):
             yield item["pk"].removeprefix("BATCH#")
 
     def append(self, batch_id: str) -> int:
-        """Gives a batch its place in the log, and folds each agent's receipts into that agent's standing; once.
+        """Appends a batch to the log and folds its receipts into the standings of their agents, once.
 
-        All appending goes through one item, so the log has one order, and standings are folded in it. Returns how
-        many receipts were appended.
+        Every append updates one item, the log's head, so the log has one order, in which the standings are folded.
+        Returns the number of receipts appended.
         """
         patience = self._patience()
         receipts: list[str] = []
         while True:
-            # The standings are read after the head: if they are older than they should be, so is the head.
+            # Read the standings after the head: if a standing is stale, so is the head, and the write is rejected.
             found = self._get_all([f"BATCH#{batch_id}", "LOG"])
             batch = found.get(f"BATCH#{batch_id}")
             if batch is None or "first" in batch:
                 return 0
             head = _log_head(found["LOG"]) if "LOG" in found else LogHead()
             receipts = receipts or self._receipts(batch)
-            entries: dict[str, list[reputation.Entry]] = defaultdict(list)
+            ratings: dict[str, list[reputation.Rating]] = defaultdict(list)
             for signed in receipts:
-                entry = reputation.entry(receipt.read_claims(signed))
-                entries[entry.agent].append(entry)
-            known = self._standings(entries)
-            standings = {agent_id: reputation.fold(known[agent_id], new) for agent_id, new in entries.items()}
+                rating = reputation.rating(receipt.read_claims(signed))
+                ratings[rating.agent].append(rating)
+            known = self._standings(ratings)
+            standings = {agent_id: reputation.fold(known[agent_id], new) for agent_id, new in ratings.items()}
             try:
                 attempt(partial(self._send, self._append_actions(batch_id, head.size, len(receipts), standings)))
-            except RefusedError:  # another batch went first
+            except RefusedError:  # another batch was appended first
                 patience.wait(ConflictError())
             except BusyError as busy:
                 patience.wait(busy)
@@ -506,21 +501,21 @@ class Ledger:
                 return len(receipts)
 
     def log_head(self) -> LogHead:
-        """How long the log is, and how much of it is published (consistent read)."""
+        """The size of the log, and the size of its newest checkpoint (consistent read)."""
         item = self._get("LOG")
         return _log_head(item) if item else LogHead()
 
     def logged(self, first: int) -> list[str]:
-        """The receipts of the batch that begins at a place of the log, in order."""
+        """The receipts of the batch that begins at a position of the log, in order."""
         pointer = self._get(f"LOG#{first}")
         batch = self._get(f"BATCH#{pointer['batch']['S']}") if pointer else None
         if batch is None:
-            msg = f"no batch begins at {first}"
+            msg = f"no batch of the log begins at position {first}"
             raise LookupError(msg)
         return self._receipts(batch)
 
     def set_published(self, size: int) -> None:
-        """Records that a checkpoint of this size can be read; a smaller one than the newest changes nothing."""
+        """Records that the checkpoint of this size is published; one that is not larger changes nothing."""
         write = update(
             self._table,
             "LOG",
@@ -529,10 +524,10 @@ class Ledger:
             values={":size": size},
         )
         with suppress(RefusedError):
-            answered(lambda: self._client.update_item(**write), self._patience())
+            retried(lambda: self._client.update_item(**write), self._patience())
 
     def log_place(self, escrow: Escrow) -> int | None:
-        """Where an escrow's receipt is in the log; None if it is not there yet."""
+        """The position of an escrow's receipt in the log; None if it is not in the log yet."""
         item = self._get(f"ESC#{escrow.escrow_id}")
         if item is None or "batch" not in item:
             return None
@@ -544,12 +539,12 @@ class Ledger:
     # The audit.
 
     def everything(self) -> Iterator[dict[str, Any]]:
-        """The attributes of every item of the table (consistent reads, but no snapshot)."""
+        """The attributes of every item of the table (consistent reads, not a snapshot)."""
         scan = {"TableName": self._table, "ConsistentRead": True}
         return map(plain, paged(self._client.scan, scan, self._left_ms))
 
     def read(self, pks: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The attributes of those of some items that are there, by their keys (consistent reads, but no snapshot)."""
+        """The attributes of those items that exist, by key (consistent reads, not a snapshot)."""
         wanted = iter(dict.fromkeys(pks))
         found: dict[str, dict[str, Any]] = {}
         while page := list(islice(wanted, BATCH_GET_ITEMS_MAX)):
@@ -557,7 +552,7 @@ class Ledger:
         return found
 
     def movements_since(self, account: str, at_ms: int) -> Iterator[str]:
-        """The keys of what moved an account's credits from a moment on; the index may lag by a second."""
+        """The keys of an account's movements since a time, from the index, which may lag by a second."""
         query = {
             "TableName": self._table,
             "IndexName": STATEMENT_INDEX,
@@ -568,18 +563,18 @@ class Ledger:
         for item in paged(self._client.query, query, self._left_ms):
             yield item["pk"]["S"]
 
-    def purses(self, account: str) -> list[dict[str, Any]]:
-        """The attributes of each purse of an account, all at one moment."""
-        return [plain(purse or {}) for purse in self._purses(account)]
+    def balance_shards(self, account: str) -> list[dict[str, Any]]:
+        """The attributes of each balance shard of an account: a snapshot."""
+        return [plain(shard or {}) for shard in self._shard_items(account)]
 
     def standings(self, agent_ids: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The attributes of the log's head and of what is kept of some agents, all at one moment."""
-        head, *kept = self._at_once(["LOG", *(f"REP#{agent_id}" for agent_id in agent_ids)])
+        """The attributes of the log's head and of the standings of some agents: a snapshot."""
+        head, *kept = self._read_snapshot(["LOG", *(f"REP#{agent_id}" for agent_id in agent_ids)])
         return plain(head or {}), [plain(item or {}) for item in kept]
 
     # Writes.
 
-    def _leaving(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> dict[str, Any]:
+    def _settling_update(self, settled: Escrow, *, condition: str, values: Mapping[str, Value]) -> dict[str, Any]:
         """The update by which an escrow leaves FUNDED."""
         settlement = _settlement_of(settled)
         return update(
@@ -587,35 +582,35 @@ class Ledger:
             f"ESC#{settled.escrow_id}",
             set_=_settlement_values(settlement)
             | {"input_sha256": settled.input_sha256}
-            | {"work": f"SETTLED#{self._shard(settled.escrow_id)}", "work_at": settlement.settled_ms},
+            | {"work": f"SETTLED#{self._work_shard(settled.escrow_id)}", "work_at": settlement.settled_ms},
             condition=condition,
             values=values,
         )
 
-    def _leave_funded(self, settled: Escrow, *judges: Escrow, writes: Sequence[dict[str, Any]]) -> Escrow:
-        """Sends the updates of escrows that end together, with what goes back to their payers."""
+    def _send_settlements(self, settled: Escrow, *judges: Escrow, writes: Sequence[dict[str, Any]]) -> Escrow:
+        """Sends the updates of escrows that settle together, with the refunds of their payers."""
         refunds: Counter[str] = Counter()
         for ended in (settled, *judges):
             refunds[ended.payer] += _settlement_of(ended).split.refunded_micro
-        refunds = +refunds  # without those who get nothing back
+        refunds = +refunds  # drops payers without a refund
         if not refunds and not judges:
             return self._write(writes[0], settled)
         try:
             self._give(refunds, [{"Update": write} for write in writes])
         except RefusedError as refused:
-            if refused.items[0] is None and judges:  # a judge's refused
-                return self.find(settled.escrow_id) or _standing(refused)
-            return _standing(refused)
+            if refused.items[0] is None and judges:  # the condition of a judge's escrow failed
+                return self.find(settled.escrow_id) or _stored_escrow(refused)
+            return _stored_escrow(refused)
         return settled
 
     def _write(self, write: dict[str, Any], written: Escrow) -> Escrow:
         try:
-            answered(lambda: self._client.update_item(**write), self._patience())
+            retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
-            return _standing(refused)
+            return _stored_escrow(refused)
         return written
 
-    # Wallets.
+    # Balances.
 
     def _take(
         self,
@@ -624,27 +619,29 @@ class Ledger:
         to: str | None = None,
         reserve_ms: int = 0,
     ) -> Mapping[str, Any] | None:
-        """Puts records and takes amounts for them out of accounts, in one transaction; `to` is who gets all, if any.
+        """Puts records and takes their amounts from accounts, in one transaction; `to`, if any, receives the total.
 
-        Returns the item that stood in the first record's place, if one did: then nothing was taken. The others are
-        there if and only if the first one is. Raises _LackError for the first account that lacks what is taken.
+        If the first record already exists, nothing is taken and the stored item is returned; the other records exist if
+        and only if the first does. Raises _InsufficientError for the first account whose balance is too low.
         """
         puts = [{"Put": put_new(self._table, record)} for record in records]
         patience = self._patience(reserve_ms=reserve_ms)
         moves: Mapping[str, Mapping[int, int]] = {
-            account: {self._purse_in_use.get(account, balances.HOME): -amount_micro}
+            account: {self._shard_in_use.get(account, balances.HOME): -amount_micro}
             for account, amount_micro in amounts.items()
         }
         planned = contended = False
         while True:
-            gifts = {to: sum(amounts.values())} if to else {}
+            received = {to: sum(amounts.values())} if to else {}
+            actions = puts + self._balance_updates(moves) + self._credit_updates(received, contended=contended)
             try:
-                attempt(partial(self._send, puts + self._moves(moves) + self._gifts(gifts, contended=contended)))
+                attempt(partial(self._send, actions))
             except RefusedError as refused:
-                # The record's reason comes first: on a replay, the first attempt may have taken the last credit.
+                # Check the record's condition before the balance's: on a replay the balance may be too low only
+                # because the first attempt took the amount.
                 if refused.items[0] is not None:
                     return refused.items[0]
-                if planned:  # what was there a moment ago is gone
+                if planned:  # a balance has fallen since it was read
                     patience.wait(ConflictError())
                 contended = planned
             except ConflictError as busy:
@@ -658,12 +655,12 @@ class Ledger:
                 return None
             try:
                 moves, planned = self._plans(amounts, contended=contended), True
-            except _LackError:
-                # Another try of the same may have put the record and taken the last credit since ours was refused.
-                standing = self._get(str(records[0]["pk"]))
-                if standing is None:
+            except _InsufficientError:
+                # A concurrent repeat may have put the record, and taken the amount, since ours was rejected.
+                stored = self._get(str(records[0]["pk"]))
+                if stored is None:
                     raise
-                return standing
+                return stored
 
     def _plans(self, amounts: Mapping[str, int], *, contended: bool) -> Mapping[str, Mapping[int, int]]:
         return {
@@ -671,43 +668,43 @@ class Ledger:
         }
 
     def _plan(self, account: str, amount_micro: int, *, contended: bool) -> Mapping[int, int]:
-        found = self._get_all([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
-        seen = [_available_micro(found.get(_purse_pk(account, purse))) for purse in range(WALLET_PURSES)]
-        moves = balances.taking(seen, amount_micro, contended=contended)
-        if moves is None:  # purses that are read one by one may miss what moves between them
-            seen = self._snapshot(account)
-            moves = balances.taking(seen, amount_micro, contended=contended)
+        found = self._get_all([_shard_pk(account, shard) for shard in range(BALANCE_SHARDS)])
+        shards = [_available_micro(found.get(_shard_pk(account, shard))) for shard in range(BALANCE_SHARDS)]
+        moves = balances.taking(shards, amount_micro, contended=contended)
+        if moves is None:  # reads of single shards can miss credits that move between them
+            shards = self._balances(account)
+            moves = balances.taking(shards, amount_micro, contended=contended)
         if moves is None:
-            raise _LackError(account, available_micro=sum(seen), required_micro=amount_micro)
+            raise _InsufficientError(account, available_micro=sum(shards), required_micro=amount_micro)
         return moves
 
     def _give(self, amounts: Mapping[str, int], actions: list[dict[str, Any]]) -> None:
-        """Sends actions together with credits to accounts; after a conflict into another purse."""
+        """Sends actions together with credits to accounts; after a conflict, the credits go to a random shard."""
         patience, contended = self._patience(), False
         while True:
             try:
-                return attempt(partial(self._send, actions + self._gifts(amounts, contended=contended)))
+                return attempt(partial(self._send, actions + self._credit_updates(amounts, contended=contended)))
             except BusyError as busy:
                 patience.wait(busy)
                 contended = contended or isinstance(busy, ConflictError)
 
-    def _gifts(self, amounts: Mapping[str, int], *, contended: bool) -> list[dict[str, Any]]:
-        """Credits to accounts, into the purses in use; into any if others write to these now."""
+    def _credit_updates(self, amounts: Mapping[str, int], *, contended: bool) -> list[dict[str, Any]]:
+        """Credits to accounts: to the shard in use, or to a random one if there is contention."""
         return [
-            self._move(
+            self._balance_update(
                 account,
-                random.randrange(WALLET_PURSES)  # noqa: S311 - spreads load, hides nothing
+                random.randrange(BALANCE_SHARDS)  # noqa: S311 - spreads load, hides nothing
                 if contended
-                else self._purse_in_use.get(account, balances.HOME),
+                else self._shard_in_use.get(account, balances.HOME),
                 amount_micro,
             )
             for account, amount_micro in amounts.items()
         ]
 
-    def _move(self, account: str, purse: int, change_micro: int, *, charged_micro: int = 0) -> dict[str, Any]:
+    def _balance_update(self, account: str, shard: int, change_micro: int, *, charged_micro: int = 0) -> dict[str, Any]:
         change: dict[str, Any] = {
             "TableName": self._table,
-            "Key": to_item({"pk": _purse_pk(account, purse)}),
+            "Key": to_item({"pk": _shard_pk(account, shard)}),
             "UpdateExpression": "ADD available :change",
             "ExpressionAttributeValues": {":change": attribute(change_micro)},
         }
@@ -719,49 +716,49 @@ class Ledger:
             change["ExpressionAttributeValues"][":charged"] = attribute(charged_micro)
         return {"Update": change}
 
-    def _moves(self, moves: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
+    def _balance_updates(self, moves: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
         return [
-            self._move(account, purse, change_micro)
+            self._balance_update(account, shard, change_micro)
             for account, changes in moves.items()
-            for purse, change_micro in changes.items()
+            for shard, change_micro in changes.items()
         ]
 
     def _remember(self, moves: Mapping[str, Mapping[int, int]]) -> None:
-        """The purses that were taken from are where the next taking begins."""
+        """Remembers the shards that were taken from, to try them first next time."""
         for account, changes in moves.items():
-            purse = min(changes, key=changes.__getitem__)
-            self._purse_in_use.pop(account, None)
-            if purse != balances.HOME:
-                if len(self._purse_in_use) >= _WALLETS_REMEMBERED_MAX:
-                    self._purse_in_use.clear()
-                self._purse_in_use[account] = purse
+            shard = min(changes, key=changes.__getitem__)
+            self._shard_in_use.pop(account, None)
+            if shard != balances.HOME:
+                if len(self._shard_in_use) >= _WALLETS_REMEMBERED_MAX:
+                    self._shard_in_use.clear()
+                self._shard_in_use[account] = shard
 
-    def _snapshot(self, account: str) -> list[int]:
-        """What each purse of an account has, all at one moment."""
-        return [_available_micro(purse) for purse in self._purses(account)]
+    def _balances(self, account: str) -> list[int]:
+        """The balance of each shard of an account: a snapshot."""
+        return [_available_micro(shard) for shard in self._shard_items(account)]
 
-    def _purses(self, account: str) -> list[Mapping[str, Any] | None]:
-        """The items of an account's purses, all of one moment."""
-        return self._at_once([_purse_pk(account, purse) for purse in range(WALLET_PURSES)])
+    def _shard_items(self, account: str) -> list[Mapping[str, Any] | None]:
+        """The items of an account's balance shards: a snapshot."""
+        return self._read_snapshot([_shard_pk(account, shard) for shard in range(BALANCE_SHARDS)])
 
     # The sweep's actions.
 
     def _batch(self, waiting: Sequence[Escrow], now_ms: int) -> earnings.Batch:
-        """The first of the escrows that wait, as many as one transaction credits, and what that moves."""
+        """The batch of the first uncredited escrows, as many as one transaction can credit."""
         chosen = earnings.fitting(waiting)
-        purses = self._bond_purses(earnings.charged_owners(chosen))
-        chosen = earnings.fitting(chosen, purses)
-        return earnings.batch(chosen, purses, platform_account=self._platform_account, now_ms=now_ms)
+        shards = self._bond_shards(earnings.due_by_owner(chosen))
+        chosen = earnings.fitting(chosen, shards)
+        return earnings.batch(chosen, shards, platform_account=self._platform_account, now_ms=now_ms)
 
-    def _bond_purses(self, due_micro: Mapping[str, int]) -> earnings.Purses:
-        """What the bonds have from which something is due: the home purse, or a snapshot where that has too little."""
-        homes = {owner: _purse_pk(bond_account(owner), balances.HOME) for owner in due_micro}
+    def _bond_shards(self, due_micro: Mapping[str, int]) -> earnings.BondShards:
+        """The balances of bonds that are charged: the home shard, or a snapshot of all if that is too low."""
+        homes = {owner: _shard_pk(bond_account(owner), balances.HOME) for owner in due_micro}
         found = self._get_all(list(homes.values()))
-        purses = {owner: [_available_micro(found.get(pk))] for owner, pk in homes.items()}
-        for owner, has in purses.items():
-            if has[balances.HOME] < due_micro[owner]:
-                purses[owner] = self._snapshot(bond_account(owner))
-        return purses
+        shards = {owner: [_available_micro(found.get(pk))] for owner, pk in homes.items()}
+        for owner, balances_micro in shards.items():
+            if balances_micro[balances.HOME] < due_micro[owner]:
+                shards[owner] = self._balances(bond_account(owner))
+        return shards
 
     def _credit_actions(self, batch: earnings.Batch, now_ms: int, *, contended: bool) -> list[dict[str, Any]]:
         first = batch.escrows[0]
@@ -770,17 +767,17 @@ class Ledger:
         return actions + self._charge_actions(batch, contended=contended)
 
     def _charge_actions(self, batch: earnings.Batch, *, contended: bool = False) -> list[dict[str, Any]]:
-        """What a batch moves: the lines of the journal, the bonds' purses, and the credits."""
+        """The movements of a batch: the journal lines, the changes of the bonds' shards, and the credits."""
         actions: list[dict[str, Any]] = [{"Put": put_new(self._table, self._line_values(line))} for line in batch.lines]
         for bond, moves in batch.bond_moves.items():
-            charged_micro = batch.charged[bond]  # noted at the first purse that is touched
-            for purse, change_micro in moves.items():
-                actions.append(self._move(bond, purse, change_micro, charged_micro=charged_micro))
+            charged_micro = batch.charged[bond]  # recorded in the first shard that changes
+            for shard, change_micro in moves.items():
+                actions.append(self._balance_update(bond, shard, change_micro, charged_micro=charged_micro))
                 charged_micro = 0
-        return actions + self._gifts(batch.gifts, contended=contended)
+        return actions + self._credit_updates(batch.credits, contended=contended)
 
     def _uncredited(self, escrow_ids: Sequence[str]) -> list[Escrow]:
-        """Those of some escrows that are settled and not credited; an owner's own beside each other, to save lines."""
+        """The escrows that are settled and not credited, grouped by owner, to save journal lines."""
         found = self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids])
         items = [found[pk] for escrow_id in escrow_ids if (pk := f"ESC#{escrow_id}") in found]
         waiting = [escrow for item in items if "swept_ms" not in item and (escrow := _escrow(item)).settlement]
@@ -816,8 +813,8 @@ class Ledger:
             values={},
         )
         pointer = put_new(self._table, {"pk": f"LOG#{first}", "batch": batch_id})
-        # The head's condition is the guard of these too: whoever read an older standing read an older head.
-        kept: list[dict[str, Any]] = [
+        # The head's condition protects these puts too: a stale standing was read together with a stale head.
+        puts: list[dict[str, Any]] = [
             {
                 "Put": {
                     "TableName": self._table,
@@ -826,7 +823,7 @@ class Ledger:
             }
             for agent_id, standing in standings.items()
         ]
-        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, *kept]
+        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, *puts]
 
     def _standings(self, agent_ids: Collection[str]) -> dict[str, Standing]:
         found = self._get_all([f"REP#{agent_id}" for agent_id in agent_ids])
@@ -851,25 +848,25 @@ class Ledger:
 
     def _get(self, pk: str) -> Mapping[str, Any] | None:
         key = to_item({"pk": pk})
-        answer = answered(
+        answer = retried(
             lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
         )
         return answer.get("Item")
 
     def _oldest_first(self, queue: str, *, before_ms: int | None = None) -> Iterator[str]:
-        """Ids of the escrows that the index shows in a queue, over all its shards."""
-        shards = [self._work(shard, before_ms=before_ms) for shard in self._shards_of(queue)]
-        for item in heapq.merge(*shards, key=lambda item: item["work_at"]):
+        """Ids of the escrows that the index lists in a queue, merged over all its work shards."""
+        queries = [self._work(shard, before_ms=before_ms) for shard in self._work_shards_of(queue)]
+        for item in heapq.merge(*queries, key=lambda item: item["work_at"]):
             yield item["pk"].removeprefix("ESC#")
 
-    def _at_once(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
-        """At most 100 items as they were at one moment, in order; None for one that is not there."""
+    def _read_snapshot(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
+        """A snapshot of at most 100 items, in order; None for an item that does not exist."""
         gets: Any = [{"Get": {"TableName": self._table, "Key": to_item({"pk": pk})}} for pk in pks]
-        answer = answered(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
+        answer = retried(lambda: self._client.transact_get_items(TransactItems=gets), self._patience())
         return [response.get("Item") for response in answer["Responses"]]
 
     def _get_all(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        """Those of some items that are there, by their keys: each as it stands, but together no snapshot."""
+        """The items that exist, by key (consistent reads, not a snapshot)."""
         return read_items(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
 
     def _work(
@@ -879,7 +876,7 @@ class Ledger:
         of: Mapping[str, str] = MappingProxyType({}),
         page_items: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """What the index holds of some queues, one by one, oldest first; `of` keeps what has one of these values."""
+        """The index items of some queues, queue by queue, oldest first; `of` keeps items with one of these values."""
         query: dict[str, Any] = {
             "TableName": self._table,
             "IndexName": WORK_INDEX,
@@ -893,13 +890,13 @@ class Ledger:
             query["ExpressionAttributeValues"] = to_item({":queue": queue, **values})
             yield from map(from_item, paged(self._client.query, query, self._left_ms))
 
-    def _shards_of(self, queue: str) -> list[str]:
-        return [f"{queue}#{shard}" for shard in range(self._shards)]
+    def _work_shards_of(self, queue: str) -> list[str]:
+        return [f"{queue}#{shard}" for shard in range(self._work_shards)]
 
     # Items.
 
-    def _shard(self, escrow_id: str) -> int:
-        return zlib.crc32(escrow_id.encode()) % self._shards
+    def _work_shard(self, escrow_id: str) -> int:
+        return zlib.crc32(escrow_id.encode()) % self._work_shards
 
     def _escrow_values(self, escrow: Escrow) -> dict[str, Value | None]:
         values: dict[str, Value | None] = {
@@ -929,10 +926,10 @@ class Ledger:
             "judges": _judges_json(escrow.judges),
             "seed": escrow.seed,
             "webhook": escrow.webhook,
-            "work": f"OPEN#{self._shard(escrow.escrow_id)}",
+            "work": f"OPEN#{self._work_shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
         }
-        # What a judge reads is known only when it is asked.
+        # What a judge reads is not known at funding.
         return sealed(values, unsealed=("input_sha256",) if is_judge(escrow) else ())
 
     def _line_values(self, line: Line) -> dict[str, Value | None]:
@@ -951,7 +948,7 @@ class Ledger:
 
 
 def payout_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Payout | None:
-    """The payout that a change of the table has requested or decided; None for any other change.
+    """The payout that a change of the table requested or decided; None for any other change.
 
     The images are those of a stream record.
     """
@@ -960,31 +957,31 @@ def payout_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Payout 
 
 
 def left_funded(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow | None:
-    """The escrow that a change of the table has settled; None for any other change, such as the sweep's later mark.
+    """The escrow that a change of the table settled; None for any other change, such as the mark of the sweep.
 
-    The images are those of a stream record. Of output and log only the digests are read.
+    The images are those of a stream record. Of output and stderr only the digests are read.
     """
     if "state" not in after or before.get("state", {}).get("S") != State.FUNDED or after["state"] == before["state"]:
         return None
     return _escrow({name: value for name, value in after.items() if "B" not in value})
 
 
-def _pk(account: str, kind: Kind, reference: str) -> str:
-    if kind is Kind.TASK:
+def _pk(account: str, kind: LineKind, reference: str) -> str:
+    if kind is LineKind.TASK:
         return f"ESC#{escrow_id(account, reference)}"
     return f"{_PREFIXES[kind]}#{account}#{reference}"
 
 
-def _purse_pk(account: str, purse: int) -> str:
-    return f"ACCT#{account}#{purse}" if purse != balances.HOME else f"ACCT#{account}"
+def _shard_pk(account: str, shard: int) -> str:
+    return f"ACCT#{account}#{shard}" if shard != balances.HOME else f"ACCT#{account}"
 
 
-def _available_micro(purse: Mapping[str, Any] | None) -> int:
-    return int(purse["available"]["N"]) if purse else 0
+def _available_micro(shard: Mapping[str, Any] | None) -> int:
+    return int(shard["available"]["N"]) if shard else 0
 
 
-def _charged_micro(purse: Mapping[str, Any] | None) -> int:
-    return int(purse["charged"]["N"]) if purse and "charged" in purse else 0
+def _charged_micro(shard: Mapping[str, Any] | None) -> int:
+    return int(shard["charged"]["N"]) if shard and "charged" in shard else 0
 
 
 def _line(item: Mapping[str, Any]) -> Line:
@@ -1002,12 +999,12 @@ def _line(item: Mapping[str, Any]) -> Line:
         tasks=values.get("tasks"),
         due_micro=values.get("due"),
         depositor=values.get("depositor"),
-        payout=_payout(item).state if prefix == _PREFIXES[Kind.WITHDRAWAL] else None,
+        payout=_payout(item).state if prefix == _PREFIXES[LineKind.WITHDRAWAL] else None,
     )
 
 
 def _payout(item: Mapping[str, Any]) -> Payout:
-    """The payout of a withdrawal; one of before that has no state waits like any other, but the index lacks it."""
+    """The payout of a withdrawal. An old one without a state counts as requested, but is not in the index."""
     values = from_item(item)
     _, account, withdrawal_id = values["pk"].split("#", 2)
     return Payout(
@@ -1024,12 +1021,12 @@ def _payout(item: Mapping[str, Any]) -> Payout:
 
 
 def _recorded(item: Mapping[str, Any] | None, line: Line) -> Line:
-    """The line that stands in the place of a repeated one.
+    """The stored line of a repeated movement.
 
-    Raises MovementConflictError if it has another amount, or is another depositor's.
+    Raises MovementConflictError if it has another amount or another depositor.
     """
     if item is None:
-        msg = "only a record that stands refuses a movement"
+        msg = "a movement was rejected although its record does not exist"
         raise LookupError(msg)
     recorded = _line(item)
     recorded_micro = abs(recorded.amount_micro)
@@ -1056,12 +1053,12 @@ def _settlement_values(settlement: Settlement) -> dict[str, Value | None]:
         "reputation_tenths": settlement.reputation_tenths,
         "settled_ms": settlement.settled_ms,
         "receipt": settlement.receipt,
-        **_stored_values("output", settlement.output),
-        **_stored_values("log", settlement.log),
+        **_stored_bytes_values("output", settlement.output),
+        **_stored_bytes_values("log", settlement.stderr),
     }
 
 
-def _stored_values(name: str, stored: StoredBytes | None) -> dict[str, Value | None]:
+def _stored_bytes_values(name: str, stored: StoredBytes | None) -> dict[str, Value | None]:
     if stored is None:
         return {}
     return {f"{name}_sha256": stored.sha256, f"{name}_bytes": stored.size, name: stored.inline or None}
@@ -1092,7 +1089,7 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         compute=ComputePrices(*json.loads(values.get("compute_prices", "[]"))),
         own_limits=Limits(*json.loads(values["own_limits"])) if "own_limits" in values else None,
         task_judge_bps=values.get("task_judge_bps", 0),
-        judges=tuple(_hires(values)),
+        judges=tuple(_judge_holds(values)),
         seed=values.get("seed"),
         webhook=values.get("webhook"),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
@@ -1100,12 +1097,12 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
 
 
 def _judges_json(judges: Sequence[JudgeHold]) -> str | None:
-    return json.dumps([astuple(hire) for hire in judges]) if judges else None
+    return json.dumps([astuple(hold) for hold in judges]) if judges else None
 
 
-def _hires(values: Mapping[str, Any]) -> Iterator[JudgeHold]:
+def _judge_holds(values: Mapping[str, Any]) -> Iterator[JudgeHold]:
     for side, agent_id, budget_micro, *named in json.loads(values.get("judges", "[]")):
-        # Before the agent's judge was paid by a bond, the payer paid both, and their ids followed from the task's.
+        # Old escrows: the payer paid both judges, and their escrow ids were derived from the task's.
         of_payer = escrow_id(values["account"], judge_task_id(values["task_id"], Side(side)))
         yield JudgeHold(Side(side), agent_id, budget_micro, *(named or [of_payer]))
 
@@ -1128,12 +1125,12 @@ def _settlement(values: Mapping[str, Any]) -> Settlement:
         judging_micro=values.get("judging", 0),
         task_judging_micro=values.get("task_judging", 0),
         receipt=values["receipt"],
-        output=_stored(values, "output"),
-        log=_stored(values, "log"),
+        output=_stored_bytes(values, "output"),
+        stderr=_stored_bytes(values, "log"),
     )
 
 
-def _stored(values: Mapping[str, Any], name: str) -> StoredBytes | None:
+def _stored_bytes(values: Mapping[str, Any], name: str) -> StoredBytes | None:
     if f"{name}_sha256" not in values:
         return None
     size = values[f"{name}_bytes"]
@@ -1159,13 +1156,13 @@ def _log_head(item: Mapping[str, Any]) -> LogHead:
 
 def _settlement_of(settled: Escrow) -> Settlement:
     if settled.settlement is None:
-        msg = "only a settlement ends an escrow"
+        msg = "an escrow cannot end without a settlement"
         raise ValueError(msg)
     return settled.settlement
 
 
-def _standing(refused: RefusedError) -> Escrow:
-    """The escrow that refused a write. One that is absent was never funded: a bug, not a race."""
+def _stored_escrow(refused: RefusedError) -> Escrow:
+    """The stored escrow of a rejected write. If it is absent, it was never funded: a bug, not a race."""
     item = refused.items[0]
     if item is None:
         msg = "the escrow is not in the ledger"

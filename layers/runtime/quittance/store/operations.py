@@ -1,10 +1,10 @@
-"""What operators do to the platform: each deed and its line in the journal are one write of the registry's table.
+"""Operations: what operators do to the platform. One transaction writes the change and its record (registry's table).
 
     pk               attributes
     OPERATION#<id>   action, target, by, reason, created_ms: who did what, when and why
 
-The registry's index `listing` orders the lines by time, beside the agents. A call that finds everything as it would
-have it is a deed too, and has its line.
+The index `listing` of the registry orders the records by time, under a hash value of their own. A call that changes
+nothing, because the target already has the requested state, is recorded too.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import NotFoundError
-from quittance.store.dynamo import Patience, RefusedError, Value, answered, from_item, put_new, to_item, update
+from quittance.store.dynamo import Patience, RefusedError, Value, from_item, listing, put_new, retried, update
 from quittance.store.registry import FUNDING_PK, LISTING_INDEX, retirement
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A line of the journal. `target` is an agent, an account, or `funding`."""
+    """The record of one operation. `target` is an agent, an account, or `funding`."""
 
     action: Action
     target: str
@@ -51,7 +51,7 @@ class Operation:
 
 
 class Operations:
-    """The deeds of operators. Methods raise PlatformUnavailableError when DynamoDB does not answer: repeat them."""
+    """All operations. Methods raise PlatformUnavailableError if DynamoDB does not answer; repeat them then."""
 
     def __init__(self, client: "DynamoDBClient", *, table: str, left_ms: Callable[[], int]) -> None:
         self._client = client
@@ -59,71 +59,66 @@ class Operations:
         self._left_ms = left_ms
 
     def perform(self, operation: Operation) -> Operation:
-        """Does it, and returns its line in the journal. Raises NotFoundError for an agent that there is not."""
-        line = replace(operation, operation_id=f"{operation.at_ms:013}-{secrets.token_hex(_SUFFIX_BYTES)}")
-        journal = {"Put": put_new(self._table, _values(line))}
+        """Performs an operation and returns its record. Raises NotFoundError if the agent does not exist."""
+        recorded = replace(operation, operation_id=f"{operation.at_ms:013}-{secrets.token_hex(_SUFFIX_BYTES)}")
+        record = {"Put": put_new(self._table, _values(recorded))}
         try:
-            self._send([{"Update": self._deed(line)}, journal])
+            self._send([{"Update": self._change(recorded)}, record])
         except RefusedError as refused:
-            deed, stands = refused.items
-            if stands is not None:  # it is our own write, whose answer was lost
-                return line
-            if deed is None:
+            target, stored = refused.items
+            if stored is not None:  # our own write, whose response was lost
+                return recorded
+            if target is None:
                 msg = f"There is no agent {operation.target!r}."
                 raise NotFoundError(msg) from refused
-            with suppress(RefusedError):  # our own write, whose answer was lost
-                self._send([journal])  # the agent was retired before
-        return line
+            with suppress(RefusedError):  # our own write, whose response was lost
+                self._send([record])  # the agent was retired before
+        return recorded
 
     def page(self, *, limit: int, after: tuple[int, str] | None) -> tuple[list[Operation], bool]:
-        """Up to `limit` lines, newest first, behind `after` (at_ms, operation id); and whether more follow.
+        """Up to `limit` records, newest first, behind `after` (at_ms, operation id), and whether more follow.
 
         The index may lag by a second.
         """
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": LISTING_INDEX,
-            "KeyConditionExpression": "listing = :listing",
-            "ExpressionAttributeValues": to_item({":listing": _LISTING}),
-            "ScanIndexForward": False,
-            "Limit": limit + 1,
-        }
+        start: Mapping[str, Value] | None = None
         if after is not None:
             at_ms, operation_id = after
-            query["ExclusiveStartKey"] = to_item(
-                {"pk": f"OPERATION#{operation_id}", "listing": _LISTING, "created_ms": at_ms}
-            )
-        answer = answered(partial(self._client.query, **query), self._patience())
+            start = {"pk": f"OPERATION#{operation_id}", "created_ms": at_ms}
+        query = listing(
+            self._table, LISTING_INDEX, "listing", _LISTING, after=start, newest_first=True, limit=limit + 1
+        )
+        answer = retried(partial(self._client.query, **query), self._patience())
         found = [_operation(item) for item in answer["Items"]]
         return found[:limit], len(found) > limit or "LastEvaluatedKey" in answer
 
-    def _deed(self, line: Operation) -> dict[str, Any]:
-        match line.action:
+    def _change(self, operation: Operation) -> dict[str, Any]:
+        """The update that an operation makes."""
+        match operation.action:
             case Action.RETIRE:
-                return update(self._table, f"AGENT#{line.target}", **retirement(line.at_ms))
+                return update(self._table, f"AGENT#{operation.target}", **retirement(operation.at_ms))
             case Action.FREEZE | Action.UNFREEZE:
-                frozen = int(line.action is Action.FREEZE)
-                return update(self._table, f"OWNER#{line.target}", set_={"frozen": frozen})
+                frozen = int(operation.action is Action.FREEZE)
+                return update(self._table, f"OWNER#{operation.target}", set_={"frozen": frozen})
             case Action.PAUSE | Action.RESUME:
-                return update(self._table, FUNDING_PK, set_={"paused": int(line.action is Action.PAUSE)})
+                return update(self._table, FUNDING_PK, set_={"paused": int(operation.action is Action.PAUSE)})
 
     def _send(self, actions: list[dict[str, Any]]) -> None:
         send = partial(self._client.transact_write_items, TransactItems=actions)  # type: ignore[arg-type]  # built as plain dicts
-        answered(send, self._patience())
+        retried(send, self._patience())
 
     def _patience(self) -> Patience:
         return Patience(self._left_ms())
 
 
-def _values(line: Operation) -> dict[str, Value | None]:
+def _values(operation: Operation) -> dict[str, Value | None]:
     return {
-        "pk": f"OPERATION#{line.operation_id}",
+        "pk": f"OPERATION#{operation.operation_id}",
         "listing": _LISTING,
-        "created_ms": line.at_ms,
-        "action": line.action,
-        "target": line.target,
-        "by": line.by,
-        "reason": line.reason,
+        "created_ms": operation.at_ms,
+        "action": operation.action,
+        "target": operation.target,
+        "by": operation.by,
+        "reason": operation.reason,
     }
 
 

@@ -1,4 +1,4 @@
-"""The publisher as other functions reach it: asynchronously, because no task waits for a compiler."""
+"""Asynchronous invocation of the publish function. Tasks never wait for the compiler."""
 
 import json
 from typing import TYPE_CHECKING, Final
@@ -15,22 +15,22 @@ _AGAIN_SECONDS: Final = 5.0
 
 
 class Publisher:
-    """Asks the publish function for work."""
+    """Sends requests to the publish function."""
 
     def __init__(self, client: "LambdaClient", *, function: str) -> None:
         self._client = client
         self._function = function
-        self._asked = Cache[None](seconds=_AGAIN_SECONDS)
+        self._requested = Cache[None](seconds=_AGAIN_SECONDS)
 
     def recompile(self, agent_id: str) -> None:
-        """Has the agent's active module compiled for the engine of today. Raises PlatformUnavailableError.
+        """Requests compilation of the agent's active module for the current engine. Raises PlatformUnavailableError.
 
-        An environment asks for the same agent every five seconds at most: each call of the function costs, and many
-        tasks may come while one compiles.
+        An environment sends at most one request for an agent every five seconds, because each invocation costs money
+        and many tasks may arrive during one compilation.
         """
-        self._asked.get(agent_id, self._ask)
+        self._requested.get(agent_id, self._request)
 
-    def _ask(self, agent_id: str) -> None:
+    def _request(self, agent_id: str) -> None:
         payload = json.dumps({"recompile": agent_id})
         try:
             self._client.invoke(FunctionName=self._function, InvocationType="Event", Payload=payload)

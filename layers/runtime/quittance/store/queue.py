@@ -1,4 +1,4 @@
-"""SQS: the queues of tasks, of messages that nobody could work on, and of events that wait for webhooks."""
+"""SQS: the queue of tasks, the dead-letter queues, and the queue of webhook deliveries."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message in the hands of a consumer. `receipt` is good for this delivery; `number` counts them from one."""
+    """One receive of a message. `receipt` is the handle of this delivery; `number` counts deliveries from one."""
 
     message_id: str
     body: str
@@ -24,7 +24,7 @@ class Delivery:
 
 
 class NotDoneError(Exception):
-    """The message is not done with: the queue keeps it. Whoever raises this has logged why."""
+    """The message was not processed and stays in the queue. The raiser has logged the reason."""
 
 
 class Queue:
@@ -35,20 +35,21 @@ class Queue:
         self._url = url
 
     def send(self, body: str, *, of: str, delay_s: int = 0) -> None:
-        """Puts a message of somebody's into the queue: one account's many do not delay others' (SQS fair queues).
+        """Sends a message in the group of the account `of`, so that no account delays the others (SQS fair queues).
 
-        It is seen after `delay_s` seconds. Raises PlatformUnavailableError: it may be there nevertheless.
+        The message is visible after `delay_s` seconds. Raises PlatformUnavailableError; it may have been sent
+        nevertheless.
         """
-        group = hashlib.sha256(of.encode()).hexdigest()  # a group's name has fewer characters than an account's
+        group = hashlib.sha256(of.encode()).hexdigest()  # a group id is shorter than an account id may be
         try:
             self._client.send_message(QueueUrl=self._url, MessageBody=body, MessageGroupId=group, DelaySeconds=delay_s)
         except (ClientError, BotoCoreError) as exc:
             raise PlatformUnavailableError from exc
 
     def hide(self, receipt: str, *, seconds: int) -> None:
-        """Lets the message come back in so many seconds, unless it is deleted by then.
+        """Makes the message visible again in `seconds`, unless it is deleted before.
 
-        If that fails, it comes back when the queue's own time is over: later, but it comes.
+        If the call fails, the message becomes visible after the queue's visibility timeout: later, but not never.
         """
         try:
             self._client.change_message_visibility(QueueUrl=self._url, ReceiptHandle=receipt, VisibilityTimeout=seconds)

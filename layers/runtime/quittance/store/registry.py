@@ -1,23 +1,23 @@
-"""The registry: who published which agent, on which terms, and the binaries that run it.
+"""The registry: agents, their owners and terms, and the binaries that run them.
 
     pk                 attributes
     AGENT#<agent id>   owner, name, terms, the active version's digests, and the newest upload with its own terms
-    ARTEFACT#<key>     who compiles an artefact anew, until when; and the artefact's digest once it is there
-    DUE#<agent>#<upload>  what the publication of an upload costs its owner's bond, until the sweep has charged it
-    OWNER#<owner id>   bond_short, frozen: whether the agents of this owner may take tasks; no item means that they may
-    FUNDING            paused: whether an operator has stopped the funding of tasks; no item means no
+    ARTEFACT#<key>     holder, lease_ms: who recompiles an artefact and until when; its digest once it is stored
+    DUE#<agent>#<upload>  what the publication of an upload costs the owner's bond, until the sweep has charged it
+    OWNER#<owner id>   bond_short, frozen: whether the owner's agents may take tasks; without an item they may
+    FUNDING            paused: whether an operator has stopped the funding of tasks; without an item it is not stopped
     OPERATION#<id>     what an operator did (see operations.py)
 
-An agent has at most one active version and one open upload. Only the newest upload can become active, once, and its
-terms with it, so a late or repeated S3 event changes nothing. The first posted object whose event is handled is the
-upload: `claim_upload` notes its version, and no other one is read.
+An agent has at most one active version and one open upload. Only the newest upload can become active, once and together
+with its terms, so a late or repeated S3 event changes nothing. The upload is the first posted object whose event is
+handled: `claim_upload` records its version, and no other version is read.
 
-    awaiting_upload → publishing → active | rejected     decided: nothing changes it any more
+    awaiting_upload → publishing → active | rejected     final
                                  → failed                the platform's fault; the same object may be claimed again
 
-The index `listing` serves `GET /agents`: it holds agents from their first activation until they are retired, and no
-others, so that nothing is read in vain. The index `owner` finds all agents of one owner. Both have keys that items of
-before have too, when every registration was in the listing; `page` takes out what it meets of those.
+The index `listing` serves `GET /agents`. It contains agents from their first activation until they are retired and no
+others, so no item is read in vain. The index `owner` finds all agents of an owner. Old code put every registration into
+the listing; `page` removes such items when it reads them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,12 +36,13 @@ from quittance.store.dynamo import (
     Patience,
     RefusedError,
     Value,
-    answered,
     attempt,
     from_item,
+    listing,
     paged,
     put_new,
     read_items,
+    retried,
     to_item,
     update,
 )
@@ -70,12 +71,12 @@ class Due:
 
 
 Place = tuple[int, str]
-"""Where a page ends: the creation time of its last agent, and its id."""
+"""The position at which a page ends: creation time and id of its last agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some agents, and behind which place the next page begins; None at the end."""
+    """Some agents, and the position behind which the next page begins; None on the last page."""
 
     agents: list[Agent]
     after: Place | None
@@ -83,7 +84,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class OwnerState:
-    """Whether an owner's agents may take tasks: only with a bond that covers their failures, and unless frozen."""
+    """Whether an owner's agents may take tasks: only if the bond is large enough and the owner is not frozen."""
 
     bonded: bool = True
     frozen: bool = False
@@ -91,7 +92,7 @@ class OwnerState:
 
 @dataclass(frozen=True, slots=True)
 class OwnedAgents:
-    """What an owner has: whether any agent is not retired, and when the last one was retired."""
+    """An owner's agents: whether any is not retired, and when the last one was retired."""
 
     unretired: bool
     retired_ms: int | None
@@ -99,7 +100,7 @@ class OwnedAgents:
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """Who compiles an artefact anew: `ours` if it is the caller's work; its digest if it is there already."""
+    """The recompilation of an artefact: `ours` if the caller must do it; the digest if it is already stored."""
 
     key: str
     holder: str
@@ -108,7 +109,7 @@ class Compilation:
 
 
 def retirement(now_ms: int) -> dict[str, Any]:
-    """What a write changes of an agent that is retired, unless it was before."""
+    """The update that retires an agent, unless it is retired already."""
     return {
         "set_": {"retired_ms": now_ms},
         "remove": ("listing",),
@@ -117,7 +118,7 @@ def retirement(now_ms: int) -> dict[str, Any]:
 
 
 class Registry:
-    """Reads and conditional writes of agents. Methods raise PlatformUnavailableError when DynamoDB does not answer."""
+    """Reads and conditional writes of agents. Methods raise PlatformUnavailableError if DynamoDB does not answer."""
 
     def __init__(self, client: "DynamoDBClient", *, table: str, left_ms: Callable[[], int]) -> None:
         self._client = client
@@ -128,7 +129,7 @@ class Registry:
         self._funding = Cache[bool](seconds=_CACHE_SECONDS)
 
     def get(self, agent_id: str) -> Agent:
-        """The agent as it stands now (consistent read). Raises NotFoundError."""
+        """The stored agent (consistent read). Raises NotFoundError."""
         item = self._item(f"AGENT#{agent_id}")
         if item is None:
             msg = f"There is no agent {agent_id!r}."
@@ -136,49 +137,43 @@ class Registry:
         return _agent(item)
 
     def get_cached(self, agent_id: str) -> Agent:
-        """The agent as this environment saw it at most ten seconds ago. Raises NotFoundError."""
+        """The agent as this environment read it at most ten seconds ago. Raises NotFoundError."""
         return self._cache.get(agent_id, self.get)
 
     def owner(self, owner_id: str) -> OwnerState:
-        """Whether an owner's agents may take tasks, as it stands now (consistent read)."""
+        """Whether an owner's agents may take tasks (consistent read)."""
         values = from_item(self._item(f"OWNER#{owner_id}") or {})
         return OwnerState(bonded=not values.get("bond_short"), frozen=bool(values.get("frozen")))
 
     def owner_cached(self, owner_id: str) -> OwnerState:
-        """Whether an owner's agents may take tasks, as this environment saw it at most ten seconds ago."""
+        """Whether an owner's agents may take tasks, as this environment read it at most ten seconds ago."""
         return self._owners.get(owner_id, self.owner)
 
     def set_bond_short(self, owner_id: str, short: bool) -> None:  # noqa: FBT001 - the flag is what is set
-        """Records whether an owner's bond is used up. Repeating changes nothing."""
+        """Records whether an owner's bond is below the minimum. Repeating changes nothing."""
         write = update(self._table, f"OWNER#{owner_id}", set_={"bond_short": int(short)})
         self._owners.drop(owner_id)
-        answered(lambda: self._client.update_item(**write), self._patience())
+        retried(lambda: self._client.update_item(**write), self._patience())
 
     def is_frozen(self, account: str) -> bool:
-        """Whether an operator has frozen an account: seen within ten seconds, and that it is no more at once."""
+        """Whether an account is frozen. A freeze is noticed within ten seconds, its end at once."""
         return self.owner_cached(account).frozen and self.owner(account).frozen
 
     def is_bonded(self, owner_id: str) -> bool:
-        """Whether an owner's bond is large enough: a lack is seen within ten seconds, a top-up at once."""
+        """Whether an owner's bond is large enough. A shortfall is noticed within ten seconds, a top-up at once."""
         return self.owner_cached(owner_id).bonded or self.owner(owner_id).bonded
 
     def funding_is_paused(self) -> bool:
-        """Whether an operator has paused funding: seen within ten seconds, and that it goes on again at once."""
+        """Whether an operator has paused funding. A pause is noticed within ten seconds, its end at once."""
         return self._funding.get(FUNDING_PK, self._paused) and self._paused(FUNDING_PK)
 
     def agents_of(self, owner_id: str) -> OwnedAgents:
         """Whether an owner has agents that are not retired, and when the last one was retired.
 
-        The index may lag by a second. Of an owner with more than OWNED_AGENTS_READ_MAX agents the others are not read:
-        one of them is taken not to be retired.
+        The index may lag by a second. At most OWNED_AGENTS_READ_MAX agents are read; an owner with more counts as
+        having one that is not retired.
         """
-        query = {
-            "TableName": self._table,
-            "IndexName": OWNER_INDEX,
-            "KeyConditionExpression": "#owner = :owner",
-            "ExpressionAttributeNames": {"#owner": "owner"},
-            "ExpressionAttributeValues": to_item({":owner": owner_id}),
-        }
+        query = listing(self._table, OWNER_INDEX, "owner", owner_id)
         read = 0
         unretired, retired_ms = False, None
         for item in islice(paged(self._client.query, query, self._left_ms), OWNED_AGENTS_READ_MAX + 1):
@@ -191,29 +186,20 @@ class Registry:
         return OwnedAgents(unretired or read > OWNED_AGENTS_READ_MAX, retired_ms)
 
     def page(self, *, owner: str | None, limit: int, after: Place | None) -> Page:
-        """Up to `limit` agents, newest first, beginning behind `after`: those that take tasks, or all of one owner's.
+        """Up to `limit` agents, newest first, behind the position `after`: active ones, or all of one owner's.
 
-        What is read is bounded: one page of an index without a filter, and for an owner the items that it names. A page
-        may therefore hold fewer than `limit` agents, or none, though more follow.
+        The reads are bounded: one index page without a filter and, for an owner, the items it lists. A page may
+        therefore have fewer than `limit` agents, or none, although more follow.
         """
         hash_name, hash_value, index = ("listing", _LISTING, LISTING_INDEX)
         if owner is not None:
             hash_name, hash_value, index = ("owner", owner, OWNER_INDEX)
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": index,
-            "KeyConditionExpression": "#hash = :hash",
-            "ExpressionAttributeNames": {"#hash": hash_name},
-            "ExpressionAttributeValues": to_item({":hash": hash_value}),
-            "ScanIndexForward": False,
-            "Limit": limit + 1,
-        }
+        start: Mapping[str, Value] | None = None
         if after is not None:
             created_ms, agent_id = after
-            query["ExclusiveStartKey"] = to_item(
-                {"pk": f"AGENT#{agent_id}", hash_name: hash_value, "created_ms": created_ms}
-            )
-        answer = answered(partial(self._client.query, **query), self._patience())
+            start = {"pk": f"AGENT#{agent_id}", "created_ms": created_ms}
+        query = listing(self._table, index, hash_name, hash_value, after=start, newest_first=True, limit=limit + 1)
+        answer = retried(partial(self._client.query, **query), self._patience())
         items: Sequence[Mapping[str, Any]] = answer["Items"][:limit]
         more = len(answer["Items"]) > limit or "LastEvaluatedKey" in answer
         places = [(int(item["created_ms"]["N"]), item["pk"]["S"].removeprefix("AGENT#")) for item in items]
@@ -228,47 +214,36 @@ class Registry:
             agents = [agent for agent in agents if agent.state is AgentState.ACTIVE]
         return Page(agents, places[-1] if more and places else None)
 
-    # What publications cost. The publisher cannot reach money: it notes here what the sweep is to charge.
+    # Costs of publications. The publisher has no access to money: it records here what the sweep must charge.
 
     def owe(self, agent: Agent, amount_micro: int, *, now_ms: int) -> None:
-        """Notes what publishing an agent's newest upload costs its owner's bond. The last note of an upload counts."""
+        """Records the cost of publishing an agent's newest upload, for the owner's bond. The last record counts."""
         write = update(
             self._table,
             f"DUE#{agent.agent_id}#{agent.upload.number}",
             set_={"debtor": agent.owner, "amount": amount_micro, "listing": _DUE, "created_ms": now_ms},
         )
-        answered(lambda: self._client.update_item(**write), self._patience())
+        retried(lambda: self._client.update_item(**write), self._patience())
 
     def dues(self) -> Iterator[Due]:
-        """What is noted and not charged yet, the oldest first, as the index shows it."""
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": LISTING_INDEX,
-            "KeyConditionExpression": "listing = :listing",
-            "ExpressionAttributeValues": to_item({":listing": _DUE}),
-        }
+        """The recorded costs that are not charged yet, oldest first, from the index."""
+        query = listing(self._table, LISTING_INDEX, "listing", _DUE)
         for values in map(from_item, paged(self._client.query, query, self._left_ms)):
             _, agent_id, number = values["pk"].split("#")
             yield Due(values["debtor"], agent_id, int(number), values["amount"])
 
     def take_off_due(self, due: Due) -> None:
-        """Takes what was charged out of the index; the note stays. Repeating changes nothing."""
+        """Removes a charged cost from the index; the item stays. Repeating changes nothing."""
         write = update(self._table, f"DUE#{due.agent_id}#{due.upload}", remove=("listing",))
-        answered(lambda: self._client.update_item(**write), self._patience())
+        retried(lambda: self._client.update_item(**write), self._patience())
 
     def check(self) -> None:
-        """Reads one item of the listing at most. Raises PlatformUnavailableError unless the table answers."""
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": LISTING_INDEX,
-            "KeyConditionExpression": "listing = :listing",
-            "ExpressionAttributeValues": to_item({":listing": _LISTING}),
-            "Limit": 1,
-        }
-        answered(partial(self._client.query, **query), self._patience())
+        """Reads at most one item of the listing. Raises PlatformUnavailableError if that fails."""
+        query = listing(self._table, LISTING_INDEX, "listing", _LISTING, limit=1)
+        retried(partial(self._client.query, **query), self._patience())
 
     def create(self, agent: Agent) -> None:
-        """Records a new agent with its first upload awaited."""
+        """Stores a new agent, which awaits its first upload."""
         values: dict[str, Value | None] = {
             "pk": f"AGENT#{agent.agent_id}",
             "owner": agent.owner,
@@ -278,11 +253,11 @@ class Registry:
             **_terms_values("", agent.terms),
             **_upload_values(agent.upload),
         }
-        with suppress(RefusedError):  # the id is random: what is there already is our own write, its answer lost
-            answered(lambda: self._client.put_item(**put_new(self._table, values)), self._patience())
+        with suppress(RefusedError):  # ids are random, so an existing item is our own write whose response was lost
+            retried(lambda: self._client.put_item(**put_new(self._table, values)), self._patience())
 
     def open_upload(self, agent: Agent, terms: Terms) -> Agent:
-        """Opens the next upload, which takes the place of the one that was newest; returns the agent that stands."""
+        """Opens the next upload, which replaces the newest one; returns the stored agent."""
         upload = Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms)
         return self._write(
             replace(agent, upload=upload),
@@ -293,9 +268,9 @@ class Registry:
         )
 
     def claim_upload(self, agent: Agent, posted: str) -> Agent:
-        """Takes an object as the newest upload, which is published from then on; returns the agent that stands.
+        """Claims a posted object as the newest upload, for publication; returns the stored agent.
 
-        Only the first object is taken, and taken again after a crash or a failure.
+        Only the first object can be claimed. After a crash or a failure it can be claimed again.
         """
         upload = replace(agent.upload, state=AgentState.PUBLISHING, rejection=None, posted=posted)
         return self._write(
@@ -307,7 +282,7 @@ class Registry:
         )
 
     def fail_upload(self, agent: Agent, posted: str, rejection: Rejection) -> Agent:
-        """Records that the platform could not publish the newest upload; returns the agent that stands."""
+        """Records that the platform could not publish the newest upload; returns the stored agent."""
         upload = replace(agent.upload, state=AgentState.FAILED, rejection=rejection, posted=posted)
         return self._write(
             replace(agent, upload=upload),
@@ -317,7 +292,7 @@ class Registry:
         )
 
     def activate(self, agent: Agent, version: Version) -> Agent:
-        """Makes the claimed upload, its version and its terms the active ones; returns the agent that stands."""
+        """Activates the claimed upload with its version and its terms; returns the stored agent."""
         upload = replace(agent.upload, state=AgentState.ACTIVE, rejection=None)
         return self._write_upload(
             replace(agent, upload=upload, version=version, terms=upload.terms),
@@ -326,7 +301,7 @@ class Registry:
         )
 
     def reject(self, agent: Agent, rejection: Rejection) -> Agent:
-        """Records why the newest upload was refused; an active version stays active."""
+        """Records why the newest upload was rejected; an active version stays active."""
         return self._write_upload(
             replace(agent, upload=replace(agent.upload, rejection=rejection)),
             AgentState.REJECTED,
@@ -334,7 +309,7 @@ class Registry:
         )
 
     def replace_artefact(self, agent: Agent, version: Version) -> Agent:
-        """Gives the active module another artefact; changes nothing if another module became active meanwhile."""
+        """Replaces the artefact of the active module; changes nothing if another module has become active."""
         return self._write(
             replace(agent, version=version),
             set_=_version_values(version),
@@ -343,7 +318,7 @@ class Registry:
         )
 
     def claim_compilation(self, key: str, *, holder: str, now_ms: int, until_ms: int) -> Compilation:
-        """Decides who compiles an artefact anew: one holder at a time, until the artefact is there."""
+        """Claims the recompilation of an artefact: one holder at a time, until the artefact is stored."""
         write = update(
             self._table,
             f"ARTEFACT#{key}",
@@ -353,21 +328,21 @@ class Registry:
             values={":now": now_ms},
         )
         try:
-            answered(lambda: self._client.update_item(**write), self._patience())
+            retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
             values = from_item(refused.items[0] or {})
             sha256 = values.get("artefact_sha256")
-            # A repeat of our own write, whose answer was lost, is refused too.
+            # A repeat of our own write after a lost response is rejected too.
             return Compilation(key, holder, ours=values.get("holder") == holder, artefact_sha256=sha256)
         return Compilation(key, holder, ours=True)
 
     def finish_compilation(self, compilation: Compilation, artefact_sha256: str) -> None:
-        """Records that an artefact is stored, so that nobody compiles it again."""
+        """Records that an artefact is stored, so that it is not compiled again."""
         write = update(self._table, f"ARTEFACT#{compilation.key}", set_={"artefact_sha256": artefact_sha256})
-        answered(lambda: self._client.update_item(**write), self._patience())
+        retried(lambda: self._client.update_item(**write), self._patience())
 
     def postpone_compilation(self, compilation: Compilation, *, until_ms: int) -> None:
-        """Lets nobody compile the artefact before then, unless somebody has taken it over meanwhile."""
+        """Prevents recompilation until `until_ms`, unless another holder has taken over."""
         write = update(
             self._table,
             f"ARTEFACT#{compilation.key}",
@@ -376,14 +351,14 @@ class Registry:
             values={":holder": compilation.holder},
         )
         with suppress(RefusedError):
-            answered(lambda: self._client.update_item(**write), self._patience())
+            retried(lambda: self._client.update_item(**write), self._patience())
 
     def retire(self, agent: Agent, *, now_ms: int) -> Agent:
-        """Takes the agent out of service for good; repeating changes nothing."""
+        """Retires an agent permanently. Repeating changes nothing."""
         return self._write(replace(agent, retired_ms=now_ms), **retirement(now_ms), values={})
 
     def _write_upload(self, agent: Agent, state: AgentState, set_: Mapping[str, Value | None]) -> Agent:
-        """Decides about the upload that `agent` was claimed with, unless it is decided."""
+        """Decides the claimed upload, unless it is decided already."""
         return self._write(
             replace(agent, upload=replace(agent.upload, state=state)),
             set_={"upload_state": state, **set_},
@@ -400,13 +375,13 @@ class Registry:
         values: Mapping[str, Value],
         remove: tuple[str, ...] = (),
     ) -> Agent:
-        """Sends one conditional update; returns the agent as written, or the one that refused the write."""
+        """Sends one conditional update; returns the agent as written, or the stored one if the condition failed."""
         write = update(
             self._table, f"AGENT#{written.agent_id}", set_=set_, remove=remove, condition=condition, values=values
         )
         self._cache.drop(written.agent_id)
         try:
-            answered(lambda: self._client.update_item(**write), self._patience())
+            retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
             if refused.items[0] is None:
                 msg = f"There is no agent {written.agent_id!r}."
@@ -415,7 +390,7 @@ class Registry:
         return written
 
     def _unlist(self, agents: Iterable[Agent]) -> None:
-        """Takes agents that do not take tasks out of the listing, where code of before had put every registration."""
+        """Removes agents that are not active from the listing, into which old code put every registration."""
         for agent in agents:
             write = update(
                 self._table,
@@ -426,14 +401,14 @@ class Registry:
             )
             try:
                 attempt(partial(self._client.update_item, **write))
-            except RefusedError:  # it is active by now, or somebody else was faster
+            except RefusedError:  # it has become active, or another reader removed it
                 continue
-            except (BusyError, PlatformUnavailableError):  # whoever reads this page next tries again
+            except (BusyError, PlatformUnavailableError):  # the next reader of this page tries again
                 return
 
     def _item(self, pk: str) -> Mapping[str, Any] | None:
         key = to_item({"pk": pk})
-        answer = answered(
+        answer = retried(
             lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
         )
         return answer.get("Item")
@@ -445,7 +420,7 @@ class Registry:
         return Patience(self._left_ms())
 
 
-# Conditions on the newest upload: it is still the newest, nothing was posted yet, or this object was taken as it.
+# Conditions: the upload is still the newest; no object was claimed for it yet; this object was claimed for it.
 _NEWEST: Final = "#upload_number = :number AND attribute_not_exists(#retired_ms)"
 _AWAITED: Final = "#upload_state = :awaiting"
 _CLAIMED: Final = (
@@ -507,7 +482,7 @@ def _terms(values: Mapping[str, Any], prefix: str) -> Terms:
 
 
 def upload_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Agent | None:
-    """The agent whose newest upload a change of the table has moved to another state; None for any other change.
+    """The agent whose newest upload changed its state in a change of the table; None for any other change.
 
     The images are those of a stream record.
     """

@@ -1,11 +1,11 @@
-"""Slots: how many tasks of one account run at once, without an item that they all write.
+"""Slots: the limit on an account's concurrent tasks, without a single item that every task writes.
 
     pk                       attributes
-    SLOT#<account>#<number>  holder, lease_ms: which runner has it, and until when if it does not give it back
+    SLOT#<account>#<number>  holder, lease_ms: the runner that holds the slot, and when its lease lapses
 
-An account has as many slots as it may run tasks at once; who runs one holds a slot. Each slot is an item of its own, so
-two runners meet at one only when few are free. A slot is taken by one conditional write, so there are never more
-holders than slots; one whose holder died is free again when its lease lapses. Slots hold no money.
+An account has as many slots as it may run tasks at once, and a runner holds a slot during its task. Each slot is an
+item of its own, so two runners collide on one only if few are free. One conditional write takes a slot, so there are
+never more holders than slots. The slot of a crashed holder is free when the lease lapses. Slots hold no money.
 """
 
 import random
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from quittance.errors import PlatformUnavailableError
 from quittance.limits import SLOT_TRIES_MAX
 from quittance.observability import logger
-from quittance.store.dynamo import BusyError, Patience, RefusedError, answered, attempt, from_item, read_items, update
+from quittance.store.dynamo import BusyError, Patience, RefusedError, attempt, from_item, read_items, retried, update
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """No slot is free: the first one lapses then, unless it is given back before."""
+    """No slot is free. The first lease lapses at `until_ms`, unless a slot is released before."""
 
     until_ms: int
 
 
 class Slots:
-    """The slots of all accounts. Methods raise PlatformUnavailableError when DynamoDB does not answer."""
+    """The slots of all accounts. Methods raise PlatformUnavailableError if DynamoDB does not answer."""
 
     def __init__(self, client: "DynamoDBClient", *, table: str, left_ms: Callable[[], int]) -> None:
         self._client = client
@@ -40,10 +40,10 @@ class Slots:
     def take(
         self, account: str, holder: str, *, of: int, now_ms: int, lease_ms: int, reserve_ms: int = 0
     ) -> int | Busy:
-        """Takes one of so many slots for a holder until `lease_ms`; returns its number.
+        """Takes one of the slots 0 to `of` - 1 for a holder until `lease_ms`; returns its number.
 
-        Costs one write while few slots are taken; when the first one that is tried is, one read of all besides.
-        `reserve_ms` is the time that the run will need.
+        Costs one write if the first slot that is tried is free, otherwise also a read of all slots. `reserve_ms` is the
+        time to keep for the run.
         """
         patience = Patience(self._left_ms(), reserve_ms=reserve_ms)
 
@@ -56,10 +56,10 @@ class Slots:
                 values={":now": now_ms},
             )
             try:
-                answered(lambda: self._client.update_item(**write), patience)
+                retried(lambda: self._client.update_item(**write), patience)
             except RefusedError as refused:
-                stands = from_item(refused.items[0] or {})
-                return bool(stands.get("holder") == holder)  # our own write, whose answer was lost
+                stored = from_item(refused.items[0] or {})
+                return bool(stored.get("holder") == holder)  # our own write, whose response was lost
             return True
 
         number = random.randrange(of)  # noqa: S311 - spreads load, hides nothing
@@ -75,7 +75,7 @@ class Slots:
         return Busy(min(leases))
 
     def give_back(self, account: str, number: int, holder: str) -> None:
-        """Frees a slot, if it is still this holder's. If that fails, its lease frees it: later, but it does."""
+        """Releases a slot if the holder still has it. If the call fails, the slot is free when its lease lapses."""
         write = update(
             self._table,
             _pk(account, number),
@@ -83,9 +83,9 @@ class Slots:
             condition="#holder = :me",
             values={":me": holder},
         )
-        try:  # once: the task is settled, and its answer waits
+        try:  # no retry: the task is settled, and its response must not wait
             attempt(lambda: self._client.update_item(**write))
-        except RefusedError:  # it lapsed, and somebody else has it
+        except RefusedError:  # the lease lapsed, and another runner took the slot
             return
         except (BusyError, PlatformUnavailableError):
             logger.warning("slot not given back")

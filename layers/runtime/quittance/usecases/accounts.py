@@ -24,12 +24,12 @@ from quittance.api.requests import NO_CURSOR, Cursor, PageAfter, PageLimit
 from quittance.errors import AccountFrozenError, BondInUseError, InvalidRequestError, NotFoundError, PayoutConflictError
 from quittance.ledger import journal
 from quittance.ledger.balances import bond_account
-from quittance.ledger.journal import Kind, Line, Payout, PayoutState, parse_payout_id
+from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, parse_payout_id
 from quittance.limits import BOND_NOTICE_MS, PAYOUT_ID_CHARS_MAX, STATED_TASK_CHARS_MAX
 from quittance.observability import logger
 from quittance.platform import Platform
 
-_LINES: Final = Cursor("|".join(Kind), f"[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}}")
+_LINES: Final = Cursor("|".join(LineKind), f"[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}}")
 _PAYOUTS: Final = Cursor(f"[A-Za-z0-9_-]{{1,{PAYOUT_ID_CHARS_MAX}}}")
 
 
@@ -60,7 +60,7 @@ def bond_statement(platform: Platform, caller: Caller, limit: PageLimit = 50, af
 def _statement(platform: Platform, account: str, limit: int, after: str | None) -> StatementPage:
     place = _LINES.read(after)
     lines, more = platform.ledger.statement(
-        account, limit=limit, after=(place[0], Kind(place[1]), place[2]) if place else None
+        account, limit=limit, after=(place[0], LineKind(place[1]), place[2]) if place else None
     )
     last = lines[-1] if more and lines else None
     return StatementPage(

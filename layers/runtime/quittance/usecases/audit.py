@@ -98,7 +98,7 @@ class _Auditor:
         self._context = Context(
             jwks=platform.keys.jwks(),
             platform_account=platform.settings.platform_account,
-            shards=platform.settings.ledger_shards,
+            work_shards=platform.settings.ledger_shards,
             now_ms=now_ms,
         )
         self._result = Audit()
@@ -159,16 +159,16 @@ class _Auditor:
             self._frontier.append(log.leaf_hash(receipt.encode()))
             if self._frontier.size == self._result.log.published:
                 self._published_root = self._frontier.root()
-        entries: defaultdict[str, list[reputation.Entry]] = defaultdict(list)
+        ratings: defaultdict[str, list[reputation.Rating]] = defaultdict(list)
         try:
             for receipt in receipts:
-                entry = reputation.entry(read_claims(receipt))
-                entries[entry.agent].append(entry)
+                rating = reputation.rating(read_claims(receipt))
+                ratings[rating.agent].append(rating)
         except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
             self._result.check("I16", batch["pk"], "receipts", repr(exc))
             return
         kept = self._result.standings
-        for agent_id, new in entries.items():
+        for agent_id, new in ratings.items():
             standing = reputation.parse(kept[agent_id]) if agent_id in kept else Standing()
             kept[agent_id] = reputation.serialise(reputation.fold(standing, new))
 
@@ -335,10 +335,10 @@ class _Auditor:
         for tried in range(_ACCOUNT_TRIES):
             if tried:
                 time.sleep(_INDEX_LAG_S)
-            before = self._ledger.purses(account)
+            before = self._ledger.balance_shards(account)
             expected = self._books.final[account] + self._recent(account)
-            after = self._ledger.purses(account)
-            sound = (purse for purse in after if purse and invariants.flaw(purse) is None)
+            after = self._ledger.balance_shards(account)
+            sound = (shard for shard in after if shard and invariants.flaw(shard) is None)
             found = sum(map(invariants.lies_in, sound), start=Sums())
             if expected == found:
                 return []

@@ -48,7 +48,7 @@ def read(platform: Platform, caller: Caller, task_id: StatedTaskId, user: Whose 
     """
     escrow = settle.expire_if_overdue(platform, find(platform, caller, task_id, user=user))
     if caller.account != (user or caller.account) and escrow.settlement:
-        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
+        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, stderr=None))
     return answer(platform, escrow)
 
 
@@ -120,7 +120,7 @@ def answer(
     if claims is None:
         claims = receipt.read_claims(settlement.receipt)
     output = _load(platform, settlement.output, at_hand)
-    stderr = _load(platform, settlement.log, at_hand)
+    stderr = _load(platform, settlement.stderr, at_hand)
     text, encoded = as_text(output)
     success = settlement.outcome is Outcome.SUCCEEDED
     return TaskResult(

@@ -108,7 +108,7 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | Non
         judge_escrows = [_settled_judge(platform, judge, run, now_ms) for judge in judged]
         judging_micro = judges.costs_micro(escrow, judge_escrows)
         settlement = escrows.decide(escrow, run, now_ms=now_ms, judging_micro=judging_micro)
-        settlement = replace(settlement, output=output, log=log)
+        settlement = replace(settlement, output=output, stderr=log)
         claims = _checked_claims(platform, escrow, settlement, run, version)
         signed = _signed(platform, settlement, claims)
         stored = platform.ledger.settle(replace(escrow, settlement=signed), *judge_escrows)

@@ -11,7 +11,7 @@ import pytest
 import wasmtime
 
 from local.paths import Stack
-from tests.e2e.people import Ledger, User, credited
+from tests.e2e.people import Ledger, User, sweep_until_credited
 from tests.sandbox.wat import program
 from tests.support import ROOT
 
@@ -72,7 +72,7 @@ def test_the_audit_finds_that_a_checkpoint_is_missing(
     alice: User, echo: str, stack: Stack, aws: Callable[[str], Any], sweep: Callable[[], None], ledger: Ledger
 ) -> None:
     alice.run(echo)
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     s3, bucket = aws("s3"), stack.buckets["log"]
     newest = max(int(found["Key"].partition("/")[2]) for found in _listed(s3, bucket, "checkpoint/"))
     kept = {"Bucket": bucket, "Key": f"checkpoint/{newest}"}

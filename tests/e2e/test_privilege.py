@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from local.deploy import STACK_NAME
 from local.paths import Stack, State
 from tests.e2e.conftest import STATE
-from tests.roles import FUNCTION, Call, Deployed, read_calls, unlawful, unused
+from tests.roles import FUNCTION, Call, Deployed, read_calls, unused_rights, violations
 from tests.support import ROOT
 from tests.template import template
 
@@ -190,21 +190,21 @@ def test_no_function_can_ask_for_a_task_on_the_bus(function: str, as_role: AsRol
 
 def test_every_call_is_allowed_by_the_template(calls: list[Call], deployed: Deployed) -> None:
     wrong = [
-        f"{call.function} asks for {call.action} on {call.resource}" for call in unlawful(deployed.rights(), calls)
+        f"{call.function} asks for {call.action} on {call.resource}" for call in violations(deployed.rights(), calls)
     ]
     assert not wrong, "its role in template.yaml does not allow it:\n  " + "\n  ".join(wrong)
 
 
-def test_every_right_is_used(calls: list[Call], deployed: Deployed, left_out: str) -> None:
-    if left_out:
-        pytest.skip(f"{left_out}: what is unused is told by the whole suite alone")
+def test_every_right_is_used(calls: list[Call], deployed: Deployed, incomplete: str) -> None:
+    if incomplete:
+        pytest.skip(f"{incomplete}: only the whole suite can tell which rights are unused")
     rights = deployed.rights()
     known = {(right.function, right.action, right.written) for right in rights}
     assert NOT_TRIED.keys() <= known, "no longer in template.yaml: take it out of NOT_TRIED"
     superfluous = [
         f"{right.function}: {right.action} on {right.written}"
-        for right in unused(rights, calls)
-        if not deployed.feeds(right) and (right.function, right.action, right.written) not in NOT_TRIED
+        for right in unused_rights(rights, calls)
+        if not deployed.used_by_lambda(right) and (right.function, right.action, right.written) not in NOT_TRIED
     ]
     assert not superfluous, (
         "no test made the function use this right. Take it out of its role in template.yaml, or test what needs it, or "

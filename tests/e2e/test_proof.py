@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from quittance.proof import verify as verifier
-from tests.e2e.people import Ledger, User, credited
+from tests.e2e.people import Ledger, User, sweep_until_credited
 from tests.e2e.test_refusals import assert_refused
 from tests.support import wasm
 
@@ -52,14 +52,14 @@ def test_a_receipt_is_in_the_log_and_the_log_only_grows(
     waiting = alice.http.get(f"/tasks/{first['task_id']}/proof")
     assert_refused(waiting, 404, "not_logged")
     assert int(waiting.headers["Retry-After"]) > 0
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     older = alice.http.get(f"/tasks/{first['task_id']}/proof")
     (tmp_path / "proof.json").write_text(older.text)
     assert verify(tmp_path, first["receipt"], jwks, "--proof", str(tmp_path / "proof.json")) == 0, capsys.readouterr()
 
     second = alice.run(echo, input="another")
     assert verify(tmp_path, second["receipt"], jwks, "--proof", str(tmp_path / "proof.json")) != 0
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     size = older.json()["tree_size"]
     newer = alice.http.get(f"/tasks/{second['task_id']}/proof?since={size}")
     assert newer.json()["tree_size"] > size

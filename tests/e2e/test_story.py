@@ -14,7 +14,7 @@ import pytest
 
 from local.paths import Stack
 from quittance.proof import receipt
-from tests.e2e.people import Ledger, User, credited
+from tests.e2e.people import Ledger, User, sweep_until_credited
 from tests.support import wasm
 from tests.waiting import until
 
@@ -63,7 +63,7 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
     stack: Stack,
 ) -> None:
     agent = publish(wasm("echo"), tariff=FLAT, owner=olga.name)
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     platform, total = balance(stack.platform_account), ledger.total()
 
     done = alice.run(agent, task_id="t", input="hello wörld")
@@ -79,12 +79,12 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
     )  # fmt: skip
     assert ledger.total() == total
 
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert balance(olga.name) == 39_000
     assert balance(stack.platform_account) == platform + 1_000
     assert balance(alice.name) == CREDIT - 40_000
     assert ledger.total() == total
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert balance(olga.name) == 39_000, "credited once"
 
     seen = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
@@ -164,7 +164,7 @@ def test_failing_agent_earns_nothing_and_loses_standing(
     done = alice.run(agent)
     assert done["log"] == "failing: this agent always fails, so the budget goes back\n"
     assert "exit code 3" in done["error"]["message"]
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert balance(olga.name) == 0
     lines = olga.http.get("/accounts/me/statement").json()["lines"]
     assert [line["kind"] for line in lines] == ["bond", "deposit"]

@@ -9,7 +9,7 @@ import pytest
 
 from local.paths import Stack
 from quittance.proof import log, receipt
-from tests.e2e.people import Item, Ledger, User, assert_states, credited
+from tests.e2e.people import Item, Ledger, User, assert_claims_match, sweep_until_credited
 from tests.support import wasm
 
 
@@ -31,7 +31,7 @@ def items(
         alice.run(bad)
     body = {"withdrawal_id": "w", "amount": "0.5"}
     assert alice.http.post("/accounts/me/withdrawals", json=body).status_code == 201
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     ledger.total()
     return ledger.items()
 
@@ -88,7 +88,7 @@ def test_every_escrow_has_a_receipt_that_verifies_and_says_the_same(
     """I12."""
     jwks = api(None).get("/.well-known/jwks.json").json()
     for item in escrows:
-        assert_states(receipt.verify(item["receipt"], jwks), item)
+        assert_claims_match(receipt.verify(item["receipt"], jwks), item)
 
 
 def test_every_escrow_has_one_place_in_the_log_and_the_checkpoint_says_so(

@@ -176,7 +176,7 @@ _BEGAN = pytest.StashKey[float]()
 
 
 def command(nodeid: str) -> str:
-    """The command that runs only this test, or all its cases if the case's name cannot pass through make and a shell."""
+    """The command that runs only this test, or all its cases if the case's name cannot pass make and a shell."""
     chosen = nodeid if PLAIN_ID.fullmatch(nodeid) else nodeid.partition("[")[0]
     return f"make test ARGS={shlex.quote(chosen)}"
 

@@ -69,7 +69,7 @@ class Ledger:
             self._dynamodb.update_item(
                 TableName=self._table,
                 Key={"pk": {"S": f"ESC#{escrow_id(user, task_id)}"}},
-                # The seal covers these times, so the auditor would report the change. Items from before seals have none.
+                # The seal covers these times, so the auditor would report the change. Older items have no seal.
                 UpdateExpression="SET " + ", ".join(f"#{name} = #{name} - :by" for name in moved) + " REMOVE seal",
                 ConditionExpression="#state = :funded",
                 ExpressionAttributeNames=names,

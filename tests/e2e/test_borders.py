@@ -28,7 +28,7 @@ JSON = {"Content-Type": "application/json"}
 def test_an_output_of_1_mib_of_any_character_is_returned(
     stack: Stack, alice: User, echo: str, aws: Callable[[str], Any], character: str, *, is_text: bool
 ) -> None:
-    """Over HTTP, as a stored result, and directly: 1 MiB of control characters was once charged but answered with 502."""
+    """Over HTTP, as a stored result, and directly: 1 MiB of control characters was once charged but got a 502."""
     full = character.encode() * (MIB // len(character.encode()))
     encoded = base64.b64encode(full).decode()
     body = task(echo, input=None, input_base64=encoded)

@@ -174,7 +174,7 @@ class FaultInjector:
     def _targets(self, injection: Injection) -> list[Process]:
         if injection.function != self._runner:
             return self._environments(injection.function)
-        # Only environments that have run something: when one cold start fails, ministack ends the function's other ones too.
+        # Only environments that have run something: when a cold start fails, ministack ends the function's others too.
         workers = self.workers()
         if self._random.random() < BUSY_SHARE:
             workers = {worker: runner for worker, runner in workers.items() if _is_computing(worker)} or workers
@@ -186,7 +186,7 @@ class FaultInjector:
         return {process: runners[parent] for process, parent in processes.table().items() if parent in runners}
 
     def _environments(self, function: str) -> list[Process]:
-        # Found by command line: a runner's environment variables and directory are hidden from other processes of its user.
+        # Found by command line: a runner's environment variables and directory are hidden from its user's processes.
         name, stalled = self._functions[function].split(":")[-2], {process for _, process in self._stalled}
         children = {process for process, parent in processes.table().items() if parent == self._cloud.pid} - stalled
         return [process for process in children if name in _command(process)]
@@ -274,7 +274,7 @@ class Client:
 
 @pytest.fixture
 def injector(stack: Stack) -> FaultInjector:
-    return injector_for(stack, Random(f"{SEED} storm"))
+    return injector_for(stack, Random(f"{SEED} faults"))
 
 
 def injector_for(stack: Stack, random: Random, **options: Any) -> FaultInjector:
@@ -296,7 +296,7 @@ def clients(
     return [Client(User.new(api, deposit), [], Random(f"{SEED} {number}"), age) for number in numbers]
 
 
-def test_killed_runners_lose_double_and_strand_no_credits(
+def test_killed_runners_lose_double_and_strand_no_credits(  # noqa: PLR0917 - fixtures are arguments
     stack: Stack,
     injector: FaultInjector,
     clients: list[Client],
@@ -519,7 +519,8 @@ def summarize(
     given_up = sum(client_task.given_up for client_task, _ in mine)
     lost = sum(client_task.losses > 0 for client_task, _ in mine)
     return (
-        f"seed {SEED}, {len(mine)} tasks; {dict(injector.injected)}; answers {dict(responses)}; lost sweeps {lost_sweeps}; "
+        f"seed {SEED}, {len(mine)} tasks; {dict(injector.injected)}; answers {dict(responses)}; "
+        f"lost sweeps {lost_sweeps}; "
         f"tasks that lost an answer {lost}, taken over {taken_over}, given up {given_up}; ends {dict(ends)}"
     )
 

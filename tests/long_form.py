@@ -52,7 +52,7 @@ class Proof:
     commands: tuple[tuple[str, ...], ...]
     figure: str
 
-    def note(self, command: tuple[str, ...]) -> Path:
+    def key(self, command: tuple[str, ...]) -> Path:
         """The file that records that a command has passed."""
         return DONE / f"{self.name}-{hashlib.sha256(repr(command).encode()).hexdigest()[:12]}.json"
 
@@ -111,7 +111,7 @@ def prove(proof: Proof, digest: str, environment: dict[str, str], *, again: bool
     """Run the commands that have not passed yet; return the errors."""
     _print(f"▸ {proof.name}: {proof.summary}")
     for number, command in enumerate(proof.commands, 1):
-        note = proof.note(command)
+        note = proof.key(command)
         if not again and note.is_file() and (done := json.loads(note.read_text()))["sources"] == digest:
             _print(f"  ✓ {done['figure']} ({done['seconds']:.0f} s, earlier)")
             continue

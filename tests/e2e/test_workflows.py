@@ -337,7 +337,7 @@ def test_binary_outputs_are_passed_on(workflow: Workflow, alice: User, publish: 
 def test_a_large_output_is_only_referenced_by_its_receipt(
     workflow: Workflow, alice: User, echo: str, jwks: dict[str, Any]
 ) -> None:
-    """At the end of a chain it is paid and readable over HTTP. Within a chain it cannot be passed on: the chain ends."""
+    """At the end of a chain it is paid and readable over HTTP. Earlier it cannot be passed on, so the chain ends."""
     large = "x" * 130_000
     alone = workflow.run(body(alice, echo, inputs=[large]))
     (result,), (reported,) = alone.output["results"], alone.tasks

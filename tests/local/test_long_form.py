@@ -57,6 +57,6 @@ def test_what_failed_is_run_again_and_what_passed_is_not(tmp_path: Path, capsys:
 @pytest.mark.parametrize("short", [True, False])
 def test_each_command_has_a_note_of_its_own(short: bool) -> None:
     proofs = long_form.proofs(short=short)
-    notes = [proof.note(command) for proof in proofs for command in proof.commands]
+    notes = [proof.key(command) for proof in proofs for command in proof.commands]
     assert len({*notes}) == len(notes)
     assert {"mutants", "stand-in", "containers"} < {proof.name for proof in proofs}

@@ -90,9 +90,9 @@ def test_an_engine_without_a_bridge_is_an_error(engine_with, answers, says):
 def test_no_engine_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(engine, "_SOCKETS", (str(tmp_path / "a.sock"), str(tmp_path / "b.sock")))
-    with pytest.raises(MendError) as raised:
+    with pytest.raises(MendError) as told:
         engine.find()
-    assert str(raised.value) == (
+    assert str(told.value) == (
         f"no container engine at {tmp_path}/a.sock nor at {tmp_path}/b.sock: "
         "install and start Docker or Finch, or name its socket in DOCKER_HOST"
     )

@@ -106,16 +106,16 @@ def find_events(outputs: dict[str, str], aws: Callable[[str], Any]) -> Iterator[
     rule = {"Name": name, "EventBusName": outputs["EventBus"]}
     events.put_rule(**rule, EventPattern=json.dumps({"source": ["quittance"]}))
     events.put_targets(Rule=name, EventBusName=outputs["EventBus"], Targets=[{"Id": "q", "Arn": arn}])
-    seen: list[dict[str, Any]] = []
+    events_received: list[dict[str, Any]] = []
 
     def listen(**detail: str) -> list[dict[str, Any]]:
         watch = Stopwatch()
         while True:
             batch = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=1).get("Messages", [])
             for message in batch:
-                seen.append(json.loads(message["Body"]))
+                events_received.append(json.loads(message["Body"]))
                 sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
-            found = [event for event in seen if detail.items() <= event["detail"].items()]
+            found = [event for event in events_received if detail.items() <= event["detail"].items()]
             if found and not batch:
                 return found
             assert watch.seconds() < GENEROUS_S, f"no event has {detail}"

@@ -79,8 +79,8 @@ def test_a_success_pays_owner_and_platform_and_refunds_the_rest(
     sweep_until_credited(sweep, ledger)
     assert balance(olga.name) == 39_000, "credited once"
 
-    seen = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
-    assert seen == {"available": "0.039", "held": "0", "earned": "0"}
+    account = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
+    assert account == {"available": "0.039", "held": "0", "earned": "0"}
     earnings, *funding = olga.http.get("/accounts/me/statement").json()["lines"]
     assert [line["kind"] for line in funding] == ["bond", "deposit"]
     assert earnings | {"at": ...} == {
@@ -242,16 +242,16 @@ def test_the_owner_reads_a_result_without_output_and_log(
     alice, bob = user(), user()
     done = alice.run(publish(wasm("echo"), owner=olga.name), task_id="t", input="secret")
     assert alice.http.get("/tasks/t/result").json() == done
-    seen = olga.http.get("/tasks/t/result", params={"user": alice.name})
-    assert seen.status_code == 200
-    assert seen.json() == done | {"output": None, "log": None}
-    assert "secret" not in seen.text
+    read = olga.http.get("/tasks/t/result", params={"user": alice.name})
+    assert read.status_code == 200
+    assert read.json() == done | {"output": None, "log": None}
+    assert "secret" not in read.text
     for stranger, of in ((bob, None), (bob, alice.name), (olga, None), (olga, bob.name), (alice, bob.name)):
         refused = stranger.http.get("/tasks/t/result", params={"user": of} if of else {})
         assert refused.status_code == 404, (stranger, of)
 
 
-# Races.
+# Concurrent requests.
 
 
 @pytest.mark.parametrize("environments", ["cold", "warm"])
@@ -406,16 +406,16 @@ def test_a_new_version_replaces_the_old_one_as_a_whole(alice: User, olga: User, 
 
     was = (old["module_sha256"], "0.01", '"hello"')
     now = (new["module_sha256"], "0.04", '{"words":1,"unique":1,"top":[["hello",1]]}')
-    seen = set()
+    observed = set()
 
     def is_new() -> bool:
         done = alice.run(agent_id, input='"hello"')
         used = {"0.04": "0.01", "0.01": "0.04"}[done["amount_refunded"]]
-        seen.add((receipt.read_claims(done["receipt"])["module_sha256"], used, done["output"].strip()))
-        return now in seen
+        observed.add((receipt.read_claims(done["receipt"])["module_sha256"], used, done["output"].strip()))
+        return now in observed
 
     until(is_new, "the new version is never used", pause_s=0.5)
-    assert seen <= {was, now}, "never the module of one version at the price of the other"
+    assert observed <= {was, now}, "never the module of one version at the price of the other"
 
 
 def test_an_artefact_of_another_engine_is_recompiled_on_demand(
@@ -468,14 +468,14 @@ def test_a_retired_agent_refuses_new_tasks_but_answers_old_ones(
 def test_agents_are_listed_newest_first_in_pages(olga: User, publish: Callable[..., str]) -> None:
     waiting = [register(olga, name=f"agent {number}")["agent_id"] for number in range(4)]
     active = publish(wasm("echo"), owner=olga.name)
-    seen, after = [], None
+    listed, after = [], None
     while True:
         page = olga.http.get("/agents", params={"owner": olga.name, "limit": 2} | ({"after": after} if after else {}))
         assert len(page.json()["agents"]) <= 2
-        seen += [agent["agent_id"] for agent in page.json()["agents"]]
+        listed += [agent["agent_id"] for agent in page.json()["agents"]]
         if not (after := page.json()["next"]):
             break
-    assert seen == [active, *reversed(waiting)]
+    assert listed == [active, *reversed(waiting)]
     everyone = olga.http.get("/agents", params={"limit": 100}).json()["agents"]
     assert active in {agent["agent_id"] for agent in everyone}
     assert {agent["state"] for agent in everyone} == {"active"}, "only agents that accept tasks"

@@ -1,4 +1,4 @@
-"""What all suites share: how a run is shown, how two processes share its tests, and which suites may open sockets."""
+"""What all suites share: progress output, how two processes divide the tests, and which suites may open sockets."""
 
 import os
 import signal
@@ -14,29 +14,30 @@ from quittance.ledger.escrow import Escrow, escrow_id
 from tests import clouds, progress
 
 PROCESSES_MAX = 2
-# Long ones first, so that no process is left with one at the end.
+# The longest suites first, so that no process starts a long one at the end.
 SUITES = (
     *("e2e", "sam_local", "proofs", "hostile", "usecases", "store", "functions", "sandbox", "fuzz", "local", "project"),
     *("proof", "acceptance", "api", "ledger"),
 )
 WITHOUT_SOCKETS = {"ledger", "acceptance", "proof", "api"}
-# Tests of one file share what its fixtures make, so one process runs them; these share a cloud, or nothing at all.
-TOGETHER = {"e2e", "sam_local"}
+# One process runs all tests of a file, because they share its fixtures. A suite named here runs in one process as a
+# whole, because its files share one local cloud.
+ONE_PROCESS_SUITES = {"e2e", "sam_local"}
 
 
-# No deadline: a busy machine is no bug. No database: a run leaves nothing behind.
+# No deadline: a busy machine is not a bug. No database: a run leaves no files.
 hypothesis.settings.register_profile("quittance", deadline=None, database=None)
 hypothesis.settings.load_profile("quittance")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares each process of a run; the first also talks to the terminal, and ends the others."""
+    """Prepare each process of a run. The first one also writes to the terminal and ends the others."""
     clouds.hold_lifeline()
     config.pluginmanager.register(progress, "processor-time")
     if hasattr(config, "workerinput"):
         return
-    # A polite end from outside unwinds as Ctrl-C does, so that fixtures end what they started.
+    # SIGTERM ends the run as Ctrl-C does, so that fixtures stop what they started.
     signal.signal(signal.SIGTERM, lambda number, _frame: pytest.exit(f"ended by signal {number}", 128 + number))
     if config.get_verbosity() <= 0:
         terminal = config.pluginmanager.getplugin("terminalreporter")
@@ -44,39 +45,39 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: one process where a few tests are chosen, or where there is one core."""
+    """`-n auto`: one process if single tests are selected or there is only one core, otherwise PROCESSES_MAX."""
     chosen = config.option.keyword or any("::" in word for word in config.args)
     cores = min(PROCESSES_MAX, len(os.sched_getaffinity(0)))
     return 0 if chosen or cores == 1 else cores
 
 
-class Together(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Deals tests in groups, in their order; the next group goes to the process that is done first."""
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Assigns tests in groups, in order; the next group goes to the first free process."""
 
     def _split_scope(self, nodeid: str) -> str:
         suite = progress.suite_of(nodeid)
-        return suite if suite in TOGETHER else nodeid.partition("::")[0]
+        return suite if suite in ONE_PROCESS_SUITES else nodeid.partition("::")[0]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
-    return Together(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the suites in order."""
+    """Sort the tests by suite, in the order of SUITES."""
     items.sort(key=lambda item: SUITES.index(progress.suite_of(item.nodeid)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Takes sockets away from the suites that need none, except from tests marked `enable_socket`."""
+    """Block sockets in the suites that need none, except in tests marked `enable_socket`."""
     if progress.suite_of(item.nodeid) in WITHOUT_SOCKETS and not item.get_closest_marker("enable_socket"):
-        pytest_socket.disable_socket(allow_unix_socket=True)  # the plugin itself lifts it after each test
+        pytest_socket.disable_socket(allow_unix_socket=True)  # the plugin enables them again after each test
 
 
 @pytest.fixture(scope="session")
 def new_escrow() -> Callable[..., Escrow]:
-    """A funded escrow of one credit at a flat price of 0.4, with whatever a test wants otherwise."""
+    """`new_escrow(**changed)`: a funded escrow of one credit at a flat price of 0.4, with these fields changed."""
 
     def new(**changed: Any) -> Escrow:
         plain: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""How deep a run goes: `make test` is short; `make proofs` sets QUITTANCE_LONG and takes the same tests further.
+"""How much the tests try. `make test` is short; `make proofs` sets QUITTANCE_LONG, and the same tests try more.
 
-QUITTANCE_FUZZ_SEED repeats, or varies, what is left to chance.
+QUITTANCE_FUZZ_SEED is the seed of all random choices.
 """
 
 import os

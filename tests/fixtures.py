@@ -1,4 +1,4 @@
-"""A whole platform in one thread: tables and buckets as `template.yaml` describes them, in moto; the real sandbox."""
+"""A whole platform in one process: the tables and buckets of `template.yaml` in moto, and the real sandbox."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
 
 @pytest.fixture
 def platform(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """What the functions' handlers find: alice has a credit."""
+    """The platform that the functions' handlers use; alice has one credit."""
     bootstrap._platform.cache_clear()
     monkeypatch.setattr(bootstrap, "settings", lambda: cloud.settings)
     monkeypatch.setattr(bootstrap, "Platform", lambda _: cloud)

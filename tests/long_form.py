@@ -1,12 +1,13 @@
-"""The proofs in their long form, one after the other, each with its figure: what `make proofs` runs.
+"""Runs the proofs in their long form, one after another, and prints a figure for each: `make proofs`.
 
-    python -m tests.long_form             # all; those that have passed on these very sources are not run again
-    python -m tests.long_form fuzz        # those whose name holds a word
-    python -m tests.long_form --again     # those that have passed, too
+    python -m tests.long_form             # all, except those that have passed on the same sources
+    python -m tests.long_form fuzz        # only those whose name contains this word
+    python -m tests.long_form --again     # also those that have passed
     python -m tests.long_form --short     # minutes instead of hours: what CI runs beside `make test`
 
-A proof is a list of commands. Each that has passed is noted under .local/proofs with its figure, so a run that was
-interrupted goes on where it was. Their output is in .local/logs/proofs.log. Exit status 1 if one fails.
+A proof is a list of commands. Each command that passes is recorded with its figure under .local/proofs, so that an
+interrupted run continues where it stopped. Their output goes to .local/logs/proofs.log. The exit status is 1 if a
+command fails.
 """
 
 import argparse
@@ -44,21 +45,21 @@ BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if 
 
 @dataclass(frozen=True)
 class Proof:
-    """What is proved, and by which commands; `figure` is a word of the line of their output that says how much was."""
+    """What is proved, and by which commands. `figure` is a word of the output line that states how much was tried."""
 
     name: str
-    says: str
+    summary: str
     commands: tuple[tuple[str, ...], ...]
     figure: str
 
     def key(self, command: tuple[str, ...]) -> Path:
-        """Where it is noted that a command has passed."""
+        """The file that records that a command has passed."""
         return DONE / f"{self.name}-{hashlib.sha256(repr(command).encode()).hexdigest()[:12]}.json"
 
 
-def suite(name: str, says: str, tests: str, figure: str = "passed") -> Proof:
-    """Tests that go further under QUITTANCE_LONG."""
-    return Proof(name, says, ((sys.executable, "-m", "pytest", f"tests/{tests}"),), figure)
+def suite(name: str, summary: str, tests: str, figure: str = "passed") -> Proof:
+    """A proof by tests that try more under QUITTANCE_LONG."""
+    return Proof(name, summary, ((sys.executable, "-m", "pytest", f"tests/{tests}"),), figure)
 
 
 def script(path: str, *words: str) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def sandbox_fuzz(first: int) -> tuple[str, ...]:
 
 
 def proofs(*, short: bool) -> list[Proof]:
-    """All proofs. The short ones hold only what `make test` does not."""
+    """All proofs. The short form leaves out what `make test` already covers."""
     faults = "faults lose, double and strand nothing"
     if short:
         chosen = [Proof("ledger-fuzz-dynoxide", faults, (ledger_fuzz("dynoxide", 1, 200),), "escrows")]
@@ -107,12 +108,12 @@ def proofs(*, short: bool) -> list[Proof]:
 
 
 def prove(proof: Proof, digest: str, environment: dict[str, str], *, again: bool) -> list[str]:
-    """Runs what has not passed yet; the complaints."""
-    _say(f"▸ {proof.name}: {proof.says}")
+    """Run the commands that have not passed yet; return the errors."""
+    _print(f"▸ {proof.name}: {proof.summary}")
     for number, command in enumerate(proof.commands, 1):
         note = proof.key(command)
         if not again and note.is_file() and (done := json.loads(note.read_text()))["sources"] == digest:
-            _say(f"  ✓ {done['figure']} ({done['seconds']:.0f} s, earlier)")
+            _print(f"  ✓ {done['figure']} ({done['seconds']:.0f} s, earlier)")
             continue
         began = time.monotonic()
         ran = subprocess.run(
@@ -124,47 +125,47 @@ def prove(proof: Proof, digest: str, environment: dict[str, str], *, again: bool
             check=False,
             preexec_fn=processes.end_with_parent,
         )
-        said, seconds = ran.stdout + ran.stderr, time.monotonic() - began
+        output, seconds = ran.stdout + ran.stderr, time.monotonic() - began
         with LOG.open("a") as sink:
-            sink.write(f"\n$ {' '.join(command)}\n{said}")
+            sink.write(f"\n$ {' '.join(command)}\n{output}")
         if ran.returncode:
             words = " ".join(Path(word).name if word == sys.executable else word for word in command)
-            _say(f"  ✗ {_figure(said, 'rror')} ({seconds:.0f} s)")
-            return [f"{proof.name} failed: {words} (all of it: {LOG.relative_to(ROOT)})"]
-        figure = _figure(said, proof.figure)
+            _print(f"  ✗ {_figure(output, 'rror')} ({seconds:.0f} s)")
+            return [f"{proof.name} failed: {words} (full output: {LOG.relative_to(ROOT)})"]
+        figure = _figure(output, proof.figure)
         write(note, json.dumps({"sources": digest, "figure": figure, "seconds": seconds}))
-        _say(f"  ✓ {figure} ({seconds:.0f} s, {number} of {len(proof.commands)})")
+        _print(f"  ✓ {figure} ({seconds:.0f} s, {number} of {len(proof.commands)})")
     return []
 
 
-def _figure(said: str, word: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith('{"_aws"')]
+def _figure(output: str, word: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith('{"_aws"')]
     return next((line for line in reversed(lines) if word in line), lines[-1] if lines else "nothing")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the proofs in their long form.")
-    parser.add_argument("word", nargs="?", default="", help="those whose name holds it")
-    parser.add_argument("--short", action="store_true", help="minutes instead of hours")
-    parser.add_argument("--again", action="store_true", help="also those that have passed on these sources")
-    asked = parser.parse_args()
+    parser.add_argument("word", nargs="?", default="", help="run only the proofs whose name contains this word")
+    parser.add_argument("--short", action="store_true", help="run the short form: minutes instead of hours")
+    parser.add_argument("--again", action="store_true", help="also run proofs that have passed on these sources")
+    options = parser.parse_args()
     LOG.parent.mkdir(parents=True, exist_ok=True)
     engines = {"QUITTANCE_ENGINES": ",".join(ENGINES)}
     environment = {**os.environ, **engines, "PYTHONPATH": f"{ROOT}:{ROOT / 'layers/runtime'}"}
-    environment |= {"QUITTANCE_QUICK": "1"} if asked.short else {"QUITTANCE_LONG": "1", "QUITTANCE_SAM_LOCAL": "1"}
+    environment |= {"QUITTANCE_QUICK": "1"} if options.short else {"QUITTANCE_LONG": "1", "QUITTANCE_SAM_LOCAL": "1"}
     digest = deploy.sources_digest(SOURCES)
-    chosen = [proof for proof in proofs(short=asked.short) if asked.word in proof.name]
+    chosen = [proof for proof in proofs(short=options.short) if options.word in proof.name]
     failed = []
     for proof in chosen:
-        failed += prove(proof, digest, environment, again=asked.again)
-    _say(f"{len(chosen) - len(failed)} of {len(chosen)} proofs hold")
-    for complaint in failed:
-        _say(f"✗ {complaint}")
+        failed += prove(proof, digest, environment, again=options.again)
+    _print(f"{len(chosen) - len(failed)} of {len(chosen)} proofs hold")
+    for error in failed:
+        _print(f"✗ {error}")
     return int(bool(failed))
 
 

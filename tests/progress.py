@@ -1,8 +1,8 @@
-"""What a person sees of a test run: each suite as it begins, how far it is, and one screen at the end.
+"""The terminal output of a test run: each suite as it starts, its progress, and one screen at the end.
 
-A suite is a folder of tests/. The end lists what failed with the command that runs just that test, what was skipped and
-why, the slowest tests, and the time of each suite by the clock and by the processor. Tests hand in figures with
-`record_property("figure", …)`; they are printed as they come. `-v` gives pytest's own output instead.
+A suite is a folder of tests/. The last screen lists each failure with the command that runs only that test, the skips
+with their reasons, the slowest tests, and the wall-clock and processor time of each suite. A test reports a figure with
+`record_property("figure", …)`, which is printed at once. `-v` gives pytest's usual output instead.
 """
 
 import os
@@ -25,7 +25,7 @@ PLAIN_ID = re.compile(r"[\w./:\[\]=+,-]+")
 
 @dataclass
 class Suite:
-    """The tests of one folder and what became of them."""
+    """The tests of one folder and their results."""
 
     name: str
     tests: int
@@ -39,13 +39,13 @@ class Suite:
         return self.ended.total()
 
     def line(self) -> str:
-        """How far it is."""
+        """A line with the progress of this suite."""
         failed = f", {self.ended['failed']} failed" if self.ended["failed"] else ""
         return f"{self.name:<12} {self.done:>5} of {self.tests:<5} {time.monotonic() - self.began:6.0f} s{failed}"
 
 
 class Progress:
-    """Listens to a run, in the process that talks to the terminal."""
+    """Receives the events of a run, in the process that writes to the terminal."""
 
     def __init__(self, terminal: Any) -> None:
         self._terminal = terminal
@@ -58,12 +58,12 @@ class Progress:
         self._shown = time.monotonic()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """All tests of a run in one process are known."""
+        """A run in one process has collected its tests."""
         self._count(item.nodeid for item in session.items)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """All tests of a run in several processes are known; each of them tells the same."""
+        """A run in several processes has collected its tests; each process reports the same list."""
         self._count(iter(ids))
 
     @pytest.hookimpl(optionalhook=True)
@@ -73,7 +73,7 @@ class Progress:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str]:
-        """Counts each test once, and prints no letter for it."""
+        """Count each test once, and print no letter for it."""
         if report.passed:
             return ("passed" if report.when == "call" else "", "", "")
         return ("error" if report.failed and report.when != "call" else report.outcome, "", "")
@@ -141,15 +141,15 @@ class Progress:
     def _say(self, text: str) -> None:
         self._terminal.ensure_newline()
         self._terminal.write_line(text)
-        self._terminal.flush()  # into a pipe too, while it is news
+        self._terminal.flush()  # so that a pipe receives each line at once
 
 
 CLOUDS_S = pytest.StashKey[float]()
-"""Processor time of the local clouds that a process of tests has started and ended."""
+"""Processor time of the local clouds that a test process has started and stopped."""
 
 
 def add_cloud(config: pytest.Config, processor_s: float) -> None:
-    """Count what a local cloud has taken, in whichever process of the run."""
+    """Add the processor time of a local cloud, in any process of the run."""
     config.stash[CLOUDS_S] = config.stash.get(CLOUDS_S, 0.0) + processor_s
     if (output := getattr(config, "workeroutput", None)) is not None:
         output["clouds_s"] = config.stash[CLOUDS_S]
@@ -157,7 +157,7 @@ def add_cloud(config: pytest.Config, processor_s: float) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """The last report of a test carries the processor time of all of it, ended children included."""
+    """Add the processor time of the whole test, with ended child processes, to its last report."""
     yield
     item.user_properties.append(("processor_s", processor_s() - item.stash[_BEGAN]))
 
@@ -168,7 +168,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def processor_s() -> float:
-    """Processor seconds of this process and of its children that have ended."""
+    """Processor seconds of this process and of its ended children."""
     return sum(os.times()[:4])
 
 
@@ -176,7 +176,7 @@ _BEGAN = pytest.StashKey[float]()
 
 
 def command(nodeid: str) -> str:
-    """The command that runs just this test; all its cases where a case's name is not fit for a shell in a Makefile."""
+    """The command that runs only this test, or all its cases if the case's name cannot pass make and a shell."""
     chosen = nodeid if PLAIN_ID.fullmatch(nodeid) else nodeid.partition("[")[0]
     return f"make test ARGS={shlex.quote(chosen)}"
 

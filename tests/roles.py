@@ -1,7 +1,7 @@
-"""Who may do what by `template.yaml`, in our own reading of it, and what of that the functions really did.
+"""The rights that `template.yaml` grants to each function, compared with the AWS calls that the functions made.
 
-The local cloud reads the template too, and is lenient here and there: so the calls that it recorded (`launch.py`) are
-held against this reading. A new function is compared like all others, with nothing to be written here.
+The local cloud enforces the template too, but is lenient in places. So this module evaluates the template independently
+and checks the calls that the local cloud recorded (`launch.py`). A new function needs no change here.
 """
 
 import json
@@ -25,8 +25,8 @@ _ARNS = {
     "AWS::Serverless::StateMachine": "arn:{AWS::Partition}:states:{AWS::Region}:{AWS::AccountId}:stateMachine:{id}",
     FUNCTION: "arn:{AWS::Partition}:lambda:{AWS::Region}:{AWS::AccountId}:function:{id}",
 }
-# What Lambda asks with a function's role, to feed it: by the kind of the event and the property that names its source.
-_FEEDING = {
+# The actions that Lambda itself performs with a function's role, to read the function's event sources.
+_EVENT_SOURCE_ACTIONS = {
     *("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ChangeMessageVisibility"),
     *("dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams"),
 }
@@ -36,7 +36,7 @@ _NONE = {"Ref": "AWS::NoValue"}
 
 
 class Call(NamedTuple):
-    """What a function asked of AWS, and whether the local cloud let it."""
+    """One AWS call of a function, and whether the local cloud allowed it."""
 
     function: str
     action: str
@@ -46,9 +46,9 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Right:
-    """One action on one resource that a function's role allows; `resource` is a pattern, `written` its source.
+    """One action on one resource that a function's role allows: `resource` is a pattern, `written` its template source.
 
-    A condition is not read here: the local cloud enforces it, and tests try it.
+    Conditions are not evaluated here: the local cloud enforces them, and other tests cover them.
     """
 
     function: str
@@ -57,16 +57,16 @@ class Right:
     resource: str
 
     def covers(self, call: Call) -> bool:
-        """Does it allow this call?"""
-        return (self.function, self.action) == (call.function, call.action) and _like(self.resource, call.resource)
+        """Whether this right allows the call."""
+        return (self.function, self.action) == (call.function, call.action) and _matches(self.resource, call.resource)
 
 
 DENIED_ON_PURPOSE: set[str] = set()
-"""Beginnings of resources that a test itself has denied to everybody for a while."""
+"""Prefixes of resources that a test denies to every function for a while."""
 
 
-def unlawful(rights: Iterable[Right], calls: Iterable[Call]) -> list[Call]:
-    """Calls that no role in the template allows, and those that the cloud denied though no test had asked it to."""
+def violations(rights: Iterable[Right], calls: Iterable[Call]) -> list[Call]:
+    """Calls that no role in the template allows, and calls that the cloud denied although no test arranged it."""
     held = list(rights)
     return [
         call
@@ -76,20 +76,20 @@ def unlawful(rights: Iterable[Right], calls: Iterable[Call]) -> list[Call]:
     ]
 
 
-def unused(rights: Iterable[Right], calls: Iterable[Call]) -> list[Right]:
-    """Rights that no call ever needed."""
+def unused_rights(rights: Iterable[Right], calls: Iterable[Call]) -> list[Right]:
+    """Rights that no call used."""
     made = list(calls)
     return sorted(right for right in rights if not any(right.covers(call) for call in made))
 
 
 def read_calls(path: Path, functions: Mapping[str, str]) -> list[Call]:
-    """What the functions asked, as the local cloud recorded it; `functions` are physical names by logical ones.
+    """The calls of the functions, as the local cloud recorded them; `functions` maps logical names to physical ones.
 
-    A function's session has the function's name. Who takes a role on in another way, as a test does, is left out.
+    A function's role session has the function's name. Sessions of other callers, such as tests, are left out.
     """
     names = {physical[:64]: logical for logical, physical in functions.items()}
-    told = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    sessions = [(call["caller"].rpartition("/")[2], call) for call in told]
+    recorded = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    sessions = [(call["caller"].rpartition("/")[2], call) for call in recorded]
     return [
         Call(names[session], call["action"], call["resource"], call["allowed"])
         for session, call in sessions
@@ -98,12 +98,12 @@ def read_calls(path: Path, functions: Mapping[str, str]) -> list[Call]:
 
 
 def statements(template: Template) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every statement of every function's role, with the function's logical name."""
+    """All policy statements of all functions' roles, each with the function's logical name."""
     for name, function in template["Resources"].items():
         if function["Type"] == FUNCTION:
             for policy in function["Properties"].get("Policies", []):
                 if not isinstance(policy, dict) or "Statement" not in policy:
-                    msg = f"{name}: say what it may do in statements, not by a policy of others: {policy}"
+                    msg = f"{name}: write its rights as policy statements, not as a named policy: {policy}"
                     raise ValueError(msg)
                 for statement in policy["Statement"]:
                     yield name, statement
@@ -111,7 +111,7 @@ def statements(template: Template) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A template with what became of it: the values of its parameters, and the physical ids of its resources."""
+    """A deployed template: the values of its parameters, and the physical ids of its resources."""
 
     template: Template
     parameters: Mapping[str, str]
@@ -119,35 +119,35 @@ class Deployed:
 
     @property
     def functions(self) -> dict[str, str]:
-        """Physical names by logical ones."""
+        """The physical name of each function, by logical name."""
         return {name: self.ids[name] for name, kind in self._kinds() if kind == FUNCTION and name in self.ids}
 
     def rights(self) -> list[Right]:
-        """All that the functions' roles allow."""
+        """All rights that the functions' roles grant."""
         found = []
         for function, statement in statements(self.template):
             if statement["Effect"] != "Allow" or not {"Action", "Resource"} <= statement.keys():
-                msg = f"{function}: a statement that is not read here: {statement}"
+                msg = f"{function}: tests/roles.py does not support this statement: {statement}"
                 raise ValueError(msg)
             for written in _list(statement["Resource"]):
                 chosen = self._chosen(written)
                 found += [
-                    Right(function, action, _shown(chosen), pattern)
+                    Right(function, action, _source(chosen), pattern)
                     for action in _list(statement["Action"])
                     for pattern in _list(self.value(chosen))
                 ]
         return found
 
-    def feeds(self, right: Right) -> bool:
-        """Is this what Lambda itself needs, to read one of the function's sources or to put aside what it fails at?
+    def used_by_lambda(self, right: Right) -> bool:
+        """Whether Lambda itself needs this right, to read an event source or to send failures to their destination.
 
-        The local cloud does both without asking.
+        The local cloud does both without the role, so no such call is recorded.
         """
         for resource in self.template["Resources"].values():
             source = resource.get("Properties", {})
             if resource["Type"] != SOURCE or source["FunctionName"]["Ref"].partition(".")[0] != right.function:
                 continue
-            if right.action in _FEEDING and right.resource in (self.value(source["EventSourceArn"]), "*"):
+            if right.action in _EVENT_SOURCE_ACTIONS and right.resource in (self.value(source["EventSourceArn"]), "*"):
                 return True
             aside = source.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
             if aside and (right.action, right.resource) == ("sqs:SendMessage", self.value(aside)):
@@ -155,7 +155,7 @@ class Deployed:
         return False
 
     def value(self, written: Any) -> Any:
-        """What CloudFormation makes of a value in the template."""
+        """What CloudFormation resolves a value of the template to."""
         if isinstance(written, list):
             return [self.value(part) for part in written]
         if not isinstance(written, dict):
@@ -172,12 +172,12 @@ class Deployed:
             "Fn::If": lambda _: self.value(self._chosen(written)),
         }
         if function not in read:
-            msg = f"{function} is not read here: {written}"
+            msg = f"tests/roles.py does not support {function}: {written}"
             raise ValueError(msg)
         return read[function](argument)
 
     def _named(self, name: str) -> str:
-        """A parameter's value, a resource's id (`Name`) or its ARN (`Name.Arn`)."""
+        """A parameter's value, a resource's id (`Name`) or one of its attributes (`Name.Arn`)."""
         if name in self.parameters:
             return self.parameters[name]
         resource, _, attribute = name.partition(".")
@@ -192,9 +192,9 @@ class Deployed:
         if (kind, attribute) == ("AWS::DynamoDB::Table", "StreamArn"):
             return f"{self._attribute(name, 'Arn')}/stream/*"
         if attribute != "Arn" or kind not in _ARNS:
-            msg = f"{kind}.{attribute} is not read here: add it to tests/roles.py"
+            msg = f"tests/roles.py does not support {kind}.{attribute}: add it there"
             raise ValueError(msg)
-        # A queue's id is its URL, a state machine's its ARN.
+        # The id of a queue is its URL, and the id of a state machine is its ARN.
         return found if found.startswith("arn:") else self._arn(_ARNS[kind], found.rpartition("/")[2])
 
     def _arn(self, form: str, resource_id: str) -> str:
@@ -217,7 +217,7 @@ class Deployed:
             return self._holds(self.template["Conditions"][argument])
         if function in ("Fn::And", "Fn::Or"):
             return (all if function == "Fn::And" else any)(self._holds(part) for part in argument)
-        msg = f"{function} is not read here: {condition}"
+        msg = f"tests/roles.py does not support {function}: {condition}"
         raise ValueError(msg)
 
     def _kinds(self) -> Iterator[tuple[str, str]]:
@@ -228,8 +228,8 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _shown(written: Any) -> str:
-    """A resource in the words of the template: `LedgerTable.Arn`, `${LogBucket.Arn}/*`."""
+def _source(written: Any) -> str:
+    """A resource as the template writes it: `LedgerTable.Arn`, `${LogBucket.Arn}/*`."""
     if isinstance(written, dict):
         ((function, argument),) = written.items()
         if function == "Fn::GetAtt":
@@ -240,7 +240,7 @@ def _shown(written: Any) -> str:
     return str(written)
 
 
-def _like(pattern: str, value: str) -> bool:
-    """IAM's wildcards, in a resource: `*` for any characters, `?` for one."""
+def _matches(pattern: str, value: str) -> bool:
+    """Match a value against IAM's wildcards: `*` for any characters, `?` for one character."""
     parts = (".*" if part == "*" else "." if part == "?" else re.escape(part) for part in re.split(r"([*?])", pattern))
     return re.fullmatch("".join(parts), value, re.DOTALL) is not None

@@ -1,4 +1,4 @@
-"""What several test suites share: the example agents, and a platform that a test can look into."""
+"""What several test suites share: the example agents, and a platform whose state a test can read and set."""
 
 import base64
 import json
@@ -21,26 +21,26 @@ REGION = "eu-central-1"
 CONSENT = {"rejected_share": "0"}
 FLAT = {"type": "flat", "price": "0.01"}
 UNSCORED = {"agent_score": None, "task_score": None, "rejected_by": None}
-"""What a receipt says of judges where there were none."""
+"""The claims about judges in the receipt of a task without judges."""
 
 
 def wasm(name: str) -> bytes:
-    """A committed example agent."""
+    """The module of a committed example agent."""
     (module,) = AGENTS.glob(f"*/{name}.wasm")
     return module.read_bytes()
 
 
 compiled_once = cache(sandbox.compile_module)
-"""The same module gives the same artefact (tests/fuzz), so the agents of many tests are compiled once."""
+"""Equal modules compile to equal artefacts (tests/fuzz proves it), so tests share one compilation of a module."""
 
 
 def remaining() -> int:
-    """What a Lambda invocation that has just begun may still live, in milliseconds."""
+    """Milliseconds left in a Lambda invocation that has just started."""
     return 60_000
 
 
 class Cloud(Platform):
-    """The platform of the tests: a clock that a test may move, a count of calls, and ready-made agents."""
+    """A platform for tests: its clock can be moved, its ledger read, and agents published in one call."""
 
     skew_ms = 0
 
@@ -60,7 +60,7 @@ class Cloud(Platform):
         task_judges: dict[str, Any] | None = CONSENT,
         **limits: Any,
     ) -> str:
-        """Publishes an agent through the use cases; returns its id."""
+        """Publish an agent through the use cases; return its id."""
         terms = {
             "tariff": tariff,
             "limits": AgentLimits(**limits),
@@ -75,31 +75,31 @@ class Cloud(Platform):
         return agent_id
 
     def post(self, agent_id: str, number: int, module: bytes) -> str:
-        """Posts a module as its author would; returns the object's version."""
+        """Upload a module as its author would; return the object's version."""
         key = f"uploads/{agent_id}/{number}"
         return self._s3.put_object(Bucket=self.settings.uploads_bucket, Key=key, Body=module)["VersionId"]
 
     def deposit(self, account: str, amount_micro: int) -> None:
-        """Gives an account credits."""
+        """Add credits to an account."""
         self.ledger.deposit(account, f"start-{amount_micro}", amount_micro, now_ms=self.now_ms())
 
     def bond(self, owner: str, amount_micro: int) -> None:
-        """Gives an owner's bond credits."""
+        """Add credits to an owner's bond."""
         self.deposit(bond_account(owner), amount_micro)
 
     def items(self, prefix: str = "") -> list[dict[str, Any]]:
-        """The ledger's items."""
+        """The ledger's items whose key starts with `prefix`."""
         pages = self._dynamodb.get_paginator("scan").paginate(TableName=self.settings.ledger_table)
         return [item for page in pages for item in page["Items"] if item["pk"]["S"].startswith(prefix)]
 
     def wipe(self) -> None:
-        """Empties the ledger."""
+        """Delete all items of the ledger."""
         for item in self.items():
             self._dynamodb.delete_item(TableName=self.settings.ledger_table, Key={"pk": item["pk"]})
 
     def total_micro(self) -> int:
         """All credits that the ledger holds: available, held, and settled but not swept."""
-        number = lambda item, name: int(item[name]["N"])  # noqa: E731 - reads best beside its use
+        number = lambda item, name: int(item[name]["N"])  # noqa: E731 - used only in the lines below
         total = sum(number(item, "available") for item in self.items("ACCT#"))
         for item in self.items("ESC#"):
             if item["state"]["S"] == "funded":
@@ -110,7 +110,7 @@ class Cloud(Platform):
 
 
 def stream_record(number: int, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """A change of an item as Lambda gets it from a table's stream."""
+    """A DynamoDB stream record of a changed item, as Lambda receives it."""
     change = {
         "ApproximateCreationDateTime": 1_800_000_000,
         "Keys": {"pk": after["pk"]},

@@ -1,4 +1,4 @@
-"""`template.yaml` as the tests read it: CloudFormation's short forms (`!Ref`, `!Sub`, …) written out."""
+"""`template.yaml` as the tests read it, with CloudFormation's short forms (`!Ref`, `!Sub`, …) expanded."""
 
 from functools import cache
 from pathlib import Path
@@ -10,10 +10,10 @@ PATH = Path(__file__).parents[1] / "template.yaml"
 
 
 class _Loader(yaml.CSafeLoader):
-    """Reads in C: the template is long, and each process of tests reads it."""
+    """Uses the C parser, because the template is long and every test process reads it."""
 
 
-def _written_out(loader: yaml.CSafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
+def _expand(loader: yaml.CSafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
     value: Any
     if isinstance(node, yaml.ScalarNode):
         value = loader.construct_scalar(node)
@@ -26,11 +26,11 @@ def _written_out(loader: yaml.CSafeLoader, name: str, node: yaml.Node) -> dict[s
     return {name if name in {"Ref", "Condition"} else f"Fn::{name}": value}
 
 
-_Loader.add_multi_constructor("!", _written_out)
+_Loader.add_multi_constructor("!", _expand)
 
 
 @cache
 def template() -> dict[str, Any]:
-    """The whole document. It is shared: whoever changes it, copies it first."""
+    """The whole document. It is shared: copy it before you change it."""
     document: dict[str, Any] = yaml.load(PATH.read_text(encoding="utf-8"), _Loader)
     return document

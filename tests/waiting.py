@@ -1,7 +1,7 @@
-"""Waiting for what must come, on a machine of any speed: no test fails because other work goes on beside it.
+"""Waiting for a condition on a machine of any speed, so that no test fails because the machine is busy.
 
-A test asserts that things come in the right order, or what they cost the processor; how many milliseconds they take is
-measured in benchmarks/. Where something must end by itself, what would happen otherwise lasts longer than GENEROUS_S.
+A test asserts order or processor time; benchmarks/ measure wall-clock time. Where something must end by itself, choose
+an alternative that lasts longer than GENEROUS_S.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from typing import Final, TypeVar
 Found = TypeVar("Found")
 
 GENEROUS_S: Final = 300.0
-"""Nothing that is waited for takes as long, however busy the machine is."""
+"""Longer than anything that a test waits for, even on a busy machine."""
 GENEROUS_MS: Final = int(GENEROUS_S * 1_000)
 
 
 def until(look: Callable[[], Found | None], what: str, *, pause_s: float = 0.05) -> Found:
-    """Looks until something is found that counts as true, and gives it; `what` is the complaint if nothing ever is."""
+    """Call `look` until it returns something true, and return that. `what` is the error if it never does."""
     deadline = monotonic() + GENEROUS_S
     while not (found := look()):
         if monotonic() > deadline:
@@ -27,7 +27,7 @@ def until(look: Callable[[], Found | None], what: str, *, pause_s: float = 0.05)
 
 
 class Stopwatch:
-    """How long something took, for comparisons with what it would have taken otherwise."""
+    """How long something took, to compare it with the time of the alternative."""
 
     def __init__(self) -> None:
         self._began = monotonic()

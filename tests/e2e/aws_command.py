@@ -1,6 +1,6 @@
-"""Enough of the AWS command line to run what the documents say: `aws SERVICE OPERATION --name value … --query …`.
+"""The part of the AWS CLI that the documents use: `aws SERVICE OPERATION --name value … --query …`.
 
-Names, types and answers come from botocore's descriptions of the services, from which the real one is made too.
+Names, types and responses come from botocore's service models, as in the real AWS CLI.
 """
 
 import json
@@ -15,7 +15,7 @@ _VALUES: Final = {"integer": int, "long": int, "boolean": lambda text: text == "
 
 
 def main(words: list[str]) -> str:
-    """What the command prints."""
+    """Run the command and return what it prints."""
     service, operation, *rest = words
     client: Any = Session().client(service)  # type: ignore[call-overload]  # any service
     method = operation.replace("-", "_")

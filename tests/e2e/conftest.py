@@ -1,7 +1,7 @@
-"""A deployed stack for the end-to-end tests: the same template, by the same code as `make up`.
+"""A deployed stack for the end-to-end tests: the same template, deployed by the same code as `make up`.
 
-One local cloud of its own for the whole session, ended with it; or the one that QUITTANCE_STACK
-(the path of a stack.json) names, which stays.
+The session starts one local cloud and stops it at the end. If QUITTANCE_STACK is set to the path of a stack.json, the
+session uses that stack and leaves it running.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from botocore.config import Config
 
 from local import client, demo, issuer
 from local.cloud import CREDENTIALS
+from local.deploy import STACK_NAME
 from local.paths import LOCAL, ROOT, Stack, State
 from quittance.limits import BALANCE_SHARDS
 from tests import clouds
@@ -37,18 +38,18 @@ if TYPE_CHECKING:
 
 STATE = State(LOCAL / "test-cloud")
 TOKEN_SECONDS = 600
-# Most tests reckon with an agent's price and the commission alone; test_who_pays.py turns the prices on.
+# Most tests expect only an agent's price and the commission; test_who_pays.py sets the other prices.
 FREE_COMPUTE = "ComputePerRunMicro=0 ComputePerBillionFuelMicro=0 PublishPerMibMicro=0 PublishPerCpuSecondMicro=0"
 DEFAULT_TARIFF: Mapping[str, Any] = {"type": "flat", "price": "0.01"}
 MICRO = 1_000_000
 HERE = Path(__file__).parent
-# After all others, in this order: the logs are read, and then what was asked of AWS.
+# These run last, in this order: they check the logs and the AWS calls of all other tests.
 LAST = ["test_logs.py", "test_privilege.py"]
 DESELECTED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sockets are what these tests are about, whatever the unit tests forbid. Some look back at all the others."""
+    """Allow sockets, which the unit tests forbid, and put the tests of LAST at the end."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.enable_socket)
@@ -58,15 +59,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Remembers that some of these tests were not chosen."""
+    """Record that some of these tests were deselected."""
     for item in items:
         if HERE in item.path.parents:
             item.config.stash[DESELECTED] = True
 
 
 @pytest.fixture
-def left_out(request: pytest.FixtureRequest) -> str:
-    """Why the session does not tell all that these tests make the functions do; empty if it does."""
+def incomplete(request: pytest.FixtureRequest) -> str:
+    """Why this session does not exercise everything the functions do; empty if it does."""
     chosen = {item.path for item in request.session.items}
     named = any("::" in word for word in request.config.invocation_params.args)
     if named or request.config.stash.get(DESELECTED, False) or not chosen.issuperset(HERE.glob("test_*.py")):
@@ -94,9 +95,9 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def token(stack: Stack) -> Callable[..., str]:
-    """Bearer tokens: `token(subject, scope="", **claims)`; a claim given as None is left out.
+    """`token(subject, scope="", **claims)`: a bearer token without the claims that are None.
 
-    `alg` and `key` sign with another algorithm or key; the header still names the issuer's key.
+    `alg` and `key` choose another algorithm or signing key; the header still names the issuer's key.
     """
     own = issuer.load_key(Path(stack.issuer_key))
 
@@ -109,7 +110,7 @@ def token(stack: Stack) -> Callable[..., str]:
 
 
 class Bearer(httpx.Auth):
-    """Sends a token that is made when it is needed, and again when it is old."""
+    """Makes a token at the first request and replaces it before it expires."""
 
     def __init__(self, make: Callable[[], str]) -> None:
         self._make = make
@@ -124,7 +125,7 @@ class Bearer(httpx.Auth):
 
 @pytest.fixture(scope="session")
 def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx.Client]]:
-    """HTTP clients: `api(subject, scope="")`; `api(None)` has no token."""
+    """`api(subject, scope="")`: an HTTP client of the API; `api(None)` sends no token."""
     with ExitStack() as clients:
 
         def make(subject: str | None, scope: str = "") -> httpx.Client:
@@ -138,7 +139,7 @@ def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx
 
 @pytest.fixture(scope="session")
 def aws(stack: Stack) -> Callable[[str], Any]:
-    """boto3 clients of the cloud that the stack is deployed to."""
+    """`aws(service)`: a boto3 client of the cloud that the stack is deployed to."""
     session = Session(
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
@@ -157,7 +158,7 @@ def aws(stack: Stack) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def bond(stack: Stack, token: Callable[..., str], deposit: Callable[..., None]) -> Callable[..., None]:
-    """`bond(owner)` gives an owner a bond, once a session: without one nothing is published."""
+    """`bond(owner)` gives an owner a bond, once per session. An owner without a bond cannot publish."""
     bonded: set[str] = set()
 
     def make(owner: str, amount: str = "100") -> None:
@@ -171,12 +172,12 @@ def bond(stack: Stack, token: Callable[..., str], deposit: Callable[..., None]) 
 
 @pytest.fixture(scope="session")
 def publish(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> Callable[..., str]:
-    """`publish(wasm, tariff=..., limits=..., owner=...)` gives the id of an active agent.
+    """`publish(wasm, tariff=..., limits=..., owner=...)` returns the id of an active agent.
 
-    The same module on the same terms is published once a session. The agent takes tasks that bring a judge.
+    Equal modules with equal terms are published once per session. The agent accepts tasks that name a judge.
     """
     published: dict[str, str] = {}
-    bond("owner")  # now: a test that adds up the ledger before it publishes must not meet the deposit of the bond
+    bond("owner")  # here, so that the deposit does not fall between two ledger totals of a test
 
     def make(
         wasm: bytes,
@@ -199,7 +200,7 @@ def publish(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) 
 
 @pytest.fixture(scope="session")
 def deposit(stack: Stack, token: Callable[..., str]) -> Callable[..., None]:
-    """`deposit(account, amount)` adds credits; the amount is a decimal string or a number of credits."""
+    """`deposit(account, amount)` adds credits; the amount is a decimal string or a number."""
 
     def make(account: str, amount: str | int | Decimal) -> None:
         bank = client.Api(stack.api_url, token("bank", "ledger:deposit"))
@@ -212,13 +213,13 @@ def deposit(stack: Stack, token: Callable[..., str]) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def sweep(stack: Stack) -> Callable[[], None]:
-    """`sweep()` runs the sweep function once, now."""
+    """`sweep()` runs the sweep function once."""
     return lambda: demo.sweep(stack)
 
 
 @pytest.fixture(scope="session")
 def balance(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str], int]:
-    """`balance(account)` is what the ledger itself says is available, in micro-credits."""
+    """`balance(account)`: the available micro-credits, read from the ledger's table."""
 
     def read(account: str) -> int:
         names = [f"ACCT#{account}", *(f"ACCT#{account}#{shard}" for shard in range(1, BALANCE_SHARDS))]
@@ -231,7 +232,7 @@ def balance(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str], int]:
 
 @pytest.fixture(scope="session")
 def ledger(stack: Stack, aws: Callable[[str], Any]) -> Ledger:
-    """The ledger's table, read past the API."""
+    """The ledger's table, read directly."""
     return Ledger(aws("dynamodb"), stack.table)
 
 
@@ -241,7 +242,29 @@ def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> Use
     return User.new(api, deposit)
 
 
+@pytest.fixture
+def olga(api: Callable[..., httpx.Client], bond: Callable[..., None]) -> User:
+    """An owner of agents who has only a bond."""
+    owner = User.new(api)
+    bond(owner.name)
+    return owner
+
+
+@pytest.fixture(scope="session")
+def jwks(api: Callable[..., httpx.Client]) -> dict[str, Any]:
+    """The published root keys."""
+    found: dict[str, Any] = api(None).get("/.well-known/jwks.json").json()
+    return found
+
+
+@pytest.fixture(scope="session")
+def outputs(aws: Callable[[str], Any]) -> dict[str, str]:
+    """The outputs of the deployed stack."""
+    (found,) = aws("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
+    return {output["OutputKey"]: output["OutputValue"] for output in found["Outputs"]}
+
+
 @pytest.fixture(scope="session")
 def echo(publish: Callable[..., str]) -> str:
-    """An agent that gives back what it is given."""
+    """An agent that returns its input."""
     return publish(wasm("echo"))

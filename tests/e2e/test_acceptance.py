@@ -1,4 +1,4 @@
-"""Rules for outputs over HTTP: published with an agent, sent with a task, met, not met, and refused."""
+"""Acceptance rules over HTTP: published with an agent or sent with a task, met, not met, and refused."""
 
 import uuid
 from collections.abc import Callable
@@ -18,18 +18,18 @@ CENTS = {"json_schema": {"type": "object", "required": ["total"], "properties": 
 
 @pytest.fixture(scope="module")
 def strict(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> str:
-    """An echo that is paid for totals in whole cents only."""
+    """An echo agent that is paid only for totals in whole cents."""
     bond("owner")
     terms = {"tariff": {"type": "flat", "price": "0.01"}, "acceptance": CENTS, "task_judges": {"rejected_share": "0"}}
     return client.publish(client.Api(stack.api_url, token("owner")), "strict", wasm("echo"), terms)
 
 
-def test_published_rules_are_shown_to_anybody(strict: str, echo: str, alice: User) -> None:
+def test_anybody_can_read_published_rules(strict: str, echo: str, alice: User) -> None:
     assert alice.http.get(f"/agents/{strict}").json()["acceptance"] == CENTS
     assert alice.http.get(f"/agents/{echo}").json()["acceptance"] == {}
 
 
-def test_work_that_meets_the_rules_is_paid_for(strict: str, alice: User) -> None:
+def test_an_output_that_meets_the_rules_is_paid(strict: str, alice: User) -> None:
     done = alice.run(strict, input={"total": 19.99}, acceptance={"max_bytes": 100})
     assert (done["success"], done["output"], done["escrow_status"]) == (True, '{"total":19.99}', "released")
     rules = receipt.read_claims(done["receipt"])["acceptance"]
@@ -45,7 +45,7 @@ def test_work_that_meets_the_rules_is_paid_for(strict: str, alice: User) -> None
         ({"input": {"total": 1}, "acceptance": {"max_bytes": 3}}, "task", "see max_bytes"),
     ],
 )
-def test_work_that_does_not_is_not_paid_for_and_not_shown(
+def test_an_output_that_breaks_the_rules_is_unpaid_and_withheld(
     strict: str,
     alice: User,
     ledger: Ledger,
@@ -75,7 +75,7 @@ def test_work_that_does_not_is_not_paid_for_and_not_shown(
     assert alice.http.get(f"/tasks/{name}/result").json() == done
 
 
-def test_the_same_task_with_other_rules_is_a_conflict(strict: str, alice: User) -> None:
+def test_a_repeat_with_other_rules_is_a_conflict(strict: str, alice: User) -> None:
     name = uuid.uuid4().hex
     alice.run(strict, task_id=name, input={"total": 1}, acceptance={"min_bytes": 1})
     again = alice.execute(strict, task_id=name, input={"total": 1}, acceptance={"min_bytes": 2})
@@ -101,7 +101,7 @@ def test_the_same_task_with_other_rules_is_a_conflict(strict: str, alice: User) 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_rules_that_cannot_be_held_to_anything_are_refused_wherever_they_are_sent(
+def test_invalid_rules_are_refused_for_agents_and_tasks(
     strict: str, alice: User, bond: Callable[..., None], rules: dict[str, Any], field: str, words: str
 ) -> None:
     bond(alice.name)
@@ -116,10 +116,10 @@ def test_rules_that_cannot_be_held_to_anything_are_refused_wherever_they_are_sen
     assert alice.http.get("/accounts/me").json()["available"] == before
 
 
-def test_a_judge_decides_and_is_paid_for_it(
+def test_a_judge_decides_and_is_paid(
     echo: str, alice: User, token: Callable[..., str], publish: Callable[..., str], balance: Callable[[str], int]
 ) -> None:
-    """Through the gateway: two tasks are paid by one budget, and each can be read and proved."""
+    """Through the gateway: one budget pays for both tasks, and each has a result and a receipt."""
     judge = publish(wasm("coverage"), owner="judith")
     rule = {"judge": {"agent_id": judge, "threshold": "0.75", "budget": "0.02"}}
     before = balance(alice.name)

@@ -1,4 +1,4 @@
-"""Asynchronous tasks: funded at once, worked on by the queue, settled once whatever becomes of messages and workers."""
+"""Asynchronous tasks: funded at once, run from the queue, and settled once even if messages or workers are lost."""
 
 import base64
 import json
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from random import Random
 from time import sleep
 from typing import Any
@@ -16,24 +15,32 @@ from typing import Any
 import httpx
 import pytest
 
-from local import cloud as clouds
 from local.paths import Stack
 from quittance.proof import receipt
 from tests.depth import LONG, SEED
-from tests.e2e.people import Item, Ledger, User, assert_states, credited, task
-from tests.e2e.test_kills import Storm, audit, available, micro, state_of, weather
+from tests.e2e.people import (
+    CREDIT,
+    Item,
+    Ledger,
+    User,
+    assert_claims_match,
+    message_count,
+    micro,
+    sweep_until_credited,
+    task,
+)
+from tests.e2e.test_kills import METERED, FaultInjector, audit, available, injector_for, under_faults
 from tests.support import wasm
 from tests.waiting import Stopwatch, until
 
 PREFER = {"Prefer": "respond-async"}
-CREDIT = 1_000_000
 TASKS = 200 if LONG else 60
 TAMPERED, POISON, REFUSED, SENDERS = 6, 5, 5, 8
-STORM_S = 30.0 if LONG else 8.0
+INJECTION_S = 30.0 if LONG else 8.0
 
 
 class Queues:
-    """The two queues, seen from outside."""
+    """The task queue and its dead-letter queue, as a client of SQS observes them."""
 
     def __init__(self, stack: Stack, aws: Callable[[str], Any]) -> None:
         self._sqs, self._lambda, self._urls = aws("sqs"), aws("lambda"), stack.queues
@@ -43,17 +50,15 @@ class Queues:
         self._sqs.send_message(QueueUrl=self._urls["tasks"], MessageBody=body)
 
     def held(self, queue: str) -> int:
-        """How many messages a queue holds, hidden ones too."""
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        found = self._sqs.get_queue_attributes(QueueUrl=self._urls[queue], AttributeNames=names)["Attributes"]
-        return sum(int(found[name]) for name in names)
+        """The number of messages in a queue, including those in flight."""
+        return message_count(self._sqs, self._urls[queue], "", "NotVisible")
 
     def purge_dead_letters(self) -> None:
         self._sqs.purge_queue(QueueUrl=self._urls["dead_letters"])
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Nobody works on the queue meanwhile."""
+    def paused(self) -> Iterator[None]:
+        """Disable the worker's event source for a while."""
         (source,) = self._lambda.list_event_source_mappings(FunctionName=self._worker)["EventSourceMappings"]
         self._lambda.update_event_source_mapping(UUID=source["UUID"], Enabled=False)
         try:
@@ -74,7 +79,7 @@ def submit(user: User, body: dict[str, Any]) -> httpx.Response:
 
 
 def settled(user: User, task_id: str) -> dict[str, Any]:
-    """The result, asked for until it is there: the storm strikes whoever tells it, too."""
+    """The result of a task, once it is settled. Errors are retried, because faults hit the result function too."""
 
     def known() -> httpx.Response | None:
         found = user.http.get(f"/tasks/{task_id}/result")
@@ -86,7 +91,7 @@ def settled(user: User, task_id: str) -> dict[str, Any]:
     return result
 
 
-def test_a_task_is_accepted_worked_on_and_answered(alice: User, echo: str) -> None:
+def test_a_task_is_accepted_and_run_and_its_result_served(alice: User, echo: str) -> None:
     body = task(echo)
     accepted = submit(alice, body)
     assert accepted.status_code == 202, accepted.text
@@ -98,17 +103,17 @@ def test_a_task_is_accepted_worked_on_and_answered(alice: User, echo: str) -> No
     again = submit(alice, body)
     assert (again.status_code, again.json()) == (200, done)
     assert "Preference-Applied" not in again.headers
-    assert alice.execute(echo, **body).json() == done, "whichever way it is asked for"
+    assert alice.execute(echo, **body).json() == done, "the same answer without Prefer"
 
 
-def test_refusals_come_at_once(alice: User, echo: str) -> None:
+def test_refusals_are_immediate(alice: User, echo: str) -> None:
     for changes, code in (({"budget": "5"}, "insufficient_funds"), ({"budget": "0.001"}, "budget_too_low")):
         answer = submit(alice, task(echo, **changes))
         assert answer.json()["code"] == code
     assert alice.http.get("/tasks/never/result").status_code == 404
 
 
-def test_a_large_input_goes_through_the_bucket(stack: Stack, alice: User, echo: str, aws: Callable[[str], Any]) -> None:
+def test_a_large_input_is_passed_in_the_bucket(stack: Stack, alice: User, echo: str, aws: Callable[[str], Any]) -> None:
     data = Random(SEED).randbytes(600_000)
     body = task(echo, input=None, input_base64=base64.b64encode(data).decode())
     assert submit(alice, body).status_code == 202
@@ -117,15 +122,15 @@ def test_a_large_input_goes_through_the_bucket(stack: Stack, alice: User, echo: 
     aws("s3").head_object(Bucket=stack.buckets["outputs"], Key=f"inputs/{sha256(data).hexdigest()}")
 
 
-def test_an_event_on_the_stacks_bus_asks_for_a_task_once_however_often_it_comes(
+def test_a_repeated_event_on_the_bus_starts_one_task(
     stack: Stack, alice: User, echo: str, aws: Callable[[str], Any], balance: Callable[[str], int]
 ) -> None:
-    """EventBridge delivers at least once: the rule TaskRequested, the queue and the ledger between them pay once."""
+    """EventBridge delivers at least once; the rule TaskRequested, the queue and the ledger together pay once."""
     body, before = task(echo) | {"user_id": alice.name}, balance(alice.name)
     entry = {"EventBusName": "quittance", "Source": "com.example.shop", "DetailType": "TaskRequested"}
     entries = [entry | {"Detail": json.dumps(body)}] * 3
     assert aws("events").put_events(Entries=entries)["FailedEntryCount"] == 0
-    done = settled_or_unknown(alice, body["task_id"])
+    done = settled_from_queue(alice, body["task_id"])
     assert (done["output"], done["amount_paid"]) == ("hello", "0.00975")
     refused = task(echo, task_id=f"{body['task_id']}-2", budget="0.001") | {"user_id": alice.name}
     aws("events").put_events(Entries=[entry | {"Detail": json.dumps(refused)}])
@@ -133,26 +138,24 @@ def test_an_event_on_the_stacks_bus_asks_for_a_task_once_however_often_it_comes(
     assert balance(alice.name) == before - CREDIT // 100
 
 
-def test_the_platforms_own_source_asks_for_no_task(alice: User, echo: str, aws: Callable[[str], Any]) -> None:
-    """`notify` and `deadletter` may put events of this source alone, so they cannot spend anybody's credits."""
+def test_events_of_the_platforms_source_start_no_task(alice: User, echo: str, aws: Callable[[str], Any]) -> None:
+    """`notify` and `deadletter` may only put events of this source, so they cannot spend anybody's credits."""
     forged, later = task(echo) | {"user_id": alice.name}, task(echo) | {"user_id": alice.name}
     for source, body in (("quittance", forged), ("com.example.shop", later)):
         entry = {"EventBusName": "quittance", "Source": source, "DetailType": "TaskRequested"}
         assert aws("events").put_events(Entries=[entry | {"Detail": json.dumps(body)}])["FailedEntryCount"] == 0
-    assert settled_or_unknown(alice, later["task_id"])["success"]
+    assert settled_from_queue(alice, later["task_id"])["success"]
     sleep(3)
     assert alice.http.get(f"/tasks/{forged['task_id']}/result").status_code == 404
 
 
-def settled_or_unknown(user: User, task_id: str) -> dict[str, Any]:
-    """The result of a task that is not even funded until a worker has taken its message."""
-    until(lambda: user.http.get(f"/tasks/{task_id}/result").status_code != 404, f"nobody takes {task_id}")
+def settled_from_queue(user: User, task_id: str) -> dict[str, Any]:
+    """The result of a task that is funded only when a worker receives its message."""
+    until(lambda: user.http.get(f"/tasks/{task_id}/result").status_code != 404, f"no worker receives {task_id}")
     return settled(user, task_id)
 
 
-def test_ten_minutes_are_allowed_only_to_whom_nobody_waits_for(
-    alice: User, publish: Callable[..., str], ledger: Ledger
-) -> None:
+def test_only_asynchronous_tasks_may_take_ten_minutes(alice: User, publish: Callable[..., str], ledger: Ledger) -> None:
     slow = publish(wasm("echo"), limits={"timeout": 600})
     for timeout in (600, None):
         body = task(slow, timeout=timeout)
@@ -164,18 +167,18 @@ def test_ten_minutes_are_allowed_only_to_whom_nobody_waits_for(
     assert alice.execute(slow, timeout=600).json()["code"] == "timeout_too_long"
 
 
-def test_other_workflows_send_tasks_themselves(alice: User, echo: str, queues: Queues) -> None:
+def test_other_systems_can_send_tasks_to_the_queue(alice: User, echo: str, queues: Queues) -> None:
     direct = task(echo, user_id=alice.name)
     queues.send(json.dumps(direct))
-    assert settled_or_unknown(alice, direct["task_id"])["success"]
+    assert settled_from_queue(alice, direct["task_id"])["success"]
     event = task(echo, user_id=alice.name)
     queues.send(json.dumps({"version": "0", "detail-type": "Order", "source": "shop", "detail": event}))
-    assert settled_or_unknown(alice, event["task_id"])["success"]
+    assert settled_from_queue(alice, event["task_id"])["success"]
 
 
 @dataclass
 class Batch:
-    """All tasks of the batch with their users; of the `lost` ones the inputs are spoilt before a worker sees them."""
+    """All tasks of the batch with their users. The inputs of `lost` tasks are damaged before a worker reads them."""
 
     users: list[User]
     mine: list[tuple[User, dict[str, Any]]]
@@ -183,13 +186,13 @@ class Batch:
     owner: User
 
     @property
-    def everyones(self) -> list[tuple[User, dict[str, Any]]]:
+    def all(self) -> list[tuple[User, dict[str, Any]]]:
         return self.mine + self.lost
 
     def send(self, queues: Queues, random: Random) -> None:
-        """Submits each task, many of them twice by either way, and messages that are no task or nobody's."""
+        """Send each task, many of them again over HTTP or the queue, and messages without a task or without credits."""
         with ThreadPoolExecutor(SENDERS) as pool:
-            twice = self.everyones + random.sample(self.mine, TASKS // 4)
+            twice = self.all + random.sample(self.mine, TASKS // 4)
             for answer in pool.map(lambda one: submit(*one), twice):
                 assert answer.status_code == 202, answer.text
         for user, body in random.choices(self.mine, k=TASKS // 2):
@@ -209,8 +212,7 @@ def batch(
 ) -> Batch:
     random, owner = Random(SEED), User.new(api)
     users = [User.new(api, deposit) for _ in range(SENDERS)]
-    in_part = {"type": "metered", "base": "0.001", "per_million_fuel": "0.00001", "per_kib_output": "0.0001"}
-    sieve = publish(wasm("sieve"), tariff=in_part, owner=owner.name)
+    sieve = publish(wasm("sieve"), tariff=METERED, owner=owner.name)
     echo = publish(wasm("echo"), owner=owner.name)
     mine = []
     for number in range(TASKS):
@@ -222,53 +224,52 @@ def batch(
 
 
 @pytest.fixture
-def storm(stack: Stack) -> Storm:
-    cloud = clouds.running(state_of(stack))
-    if cloud is None or not Path("/proc/self/cmdline").exists():
-        pytest.skip("workers can be told apart and killed only in a local cloud on Linux")
-    return Storm(cloud.process, stack.functions, Random(SEED), runner="WorkFunction", lasts_s=STORM_S)
+def injector(stack: Stack) -> FaultInjector:
+    return injector_for(stack, Random(SEED), runner="WorkFunction", lasts_s=INJECTION_S)
 
 
-def test_a_batch_survives_duplicates_poison_and_killed_workers(  # noqa: PLR0917 - fixtures are arguments
+def test_a_batch_survives_bad_messages_and_killed_workers(  # noqa: PLR0917 - fixtures are arguments
     stack: Stack,
     queues: Queues,
-    storm: Storm,
+    injector: FaultInjector,
     batch: Batch,
     api: Callable[..., httpx.Client],
+    jwks: dict[str, Any],
     aws: Callable[[str], Any],
     sweep: Callable[[], None],
     ledger: Ledger,
     record_property: Callable[[str, Any], None],
 ) -> None:
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     platform_before, watch = available(api, stack.platform_account), Stopwatch()
-    with queues.at_rest():
+    with queues.paused():
         batch.send(queues, Random(SEED))
-        spoil(batch.lost, aws("s3"), stack.buckets["outputs"])
+        damage(batch.lost, aws("s3"), stack.buckets["outputs"])
         assert len([item for item in ledger.items("ESC#") if item["state"] == "funded"]) >= TASKS + TAMPERED
 
     def finish() -> None:
-        for user, body in batch.everyones:
+        for user, body in batch.all:
             settled(user, body["task_id"])
-        until(lambda: queues.held("tasks") == 0, "the queue does not empty")
-        until(lambda: queues.held("dead_letters") == POISON, "a message that nobody can read is not dead")
+        until(lambda: queues.held("tasks") == 0, "the task queue is not emptied")
+        until(lambda: queues.held("dead_letters") == POISON, "an unreadable message is not in the dead-letter queue")
 
-    lost_sweeps = weather(storm, sweep, finish)
+    lost_sweeps = under_faults(injector, sweep, finish)
     took_s = watch.seconds()
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
 
     items = {(item["account"], item["task_id"]): item for item in ledger.items("ESC#")}
-    ours = [items[user.name, body["task_id"]] for user, body in batch.everyones]
+    ours = [items[user.name, body["task_id"]] for user, body in batch.all]
     ends, fences = (Counter(item[name] for item in ours) for name in ("outcome", "fence"))
-    told = f"seed {SEED}, {dict(storm.struck)}, lost sweeps {lost_sweeps}, ends {dict(ends)}, fences {dict(fences)}"
-    record_property("figure", f"batch: {told}, {took_s:.0f} s")
+    summary = (
+        f"seed {SEED}, {dict(injector.injected)}, lost sweeps {lost_sweeps}, ends {dict(ends)}, fences {dict(fences)}"
+    )
+    record_property("figure", f"batch: {summary}, {took_s:.0f} s")
 
-    jwks = api(None).get("/.well-known/jwks.json").json()
-    for (user, body), item in zip(batch.everyones, ours, strict=True):
+    for (user, body), item in zip(batch.all, ours, strict=True):
         assert_settled_once(submit(user, body), item, jwks)
     assert {items[user.name, body["task_id"]]["outcome"] for user, body in batch.lost} == {"undelivered"}
-    assert any(item["fence"] > 2 for item in ours), f"no worker was killed in time: {told}"
-    assert ends["succeeded"] > TASKS // 2, told
+    assert any(item["fence"] > 2 for item in ours), f"no worker was killed during a task: {summary}"
+    assert ends["succeeded"] > TASKS // 2, summary
     assert "nobody-with-money" not in {account for account, _ in items}
 
     for user in batch.users:
@@ -280,21 +281,21 @@ def test_a_batch_survives_duplicates_poison_and_killed_workers(  # noqa: PLR0917
 
 
 def assert_settled_once(answer: httpx.Response, item: Item, jwks: dict[str, Any]) -> None:
-    """The escrow is closed and credited, and a repetition is answered from it."""
+    """Assert that the escrow is settled and credited, and that a repeat returns its receipt."""
     assert item["state"] != "funded"
     assert "swept_ms" in item
-    assert_states(receipt.verify(item["receipt"], jwks), item)
+    assert_claims_match(receipt.verify(item["receipt"], jwks), item)
     assert (answer.status_code, answer.json()["receipt"]) == (200, item["receipt"])
     assert micro(answer.json()["amount_refunded"]) == item["refunded"]
 
 
 def large(agent: str, number: int) -> dict[str, Any]:
-    """A task whose input is too large for a message, and like no other."""
+    """A task with a unique input that is too large for a message."""
     return task(agent, task_id=f"large{number}", input=f"{number:03}" + "x" * 200_000, timeout=3, budget="0.02")
 
 
-def spoil(tasks: list[tuple[User, dict[str, Any]]], s3: Any, bucket: str) -> None:
-    """Every second input is gone, the others are not what they were."""
+def damage(tasks: list[tuple[User, dict[str, Any]]], s3: Any, bucket: str) -> None:
+    """Delete every second input and overwrite the others."""
     for number, (_, body) in enumerate(tasks):
         key = f"inputs/{sha256(body['input'].encode()).hexdigest()}"
         if number % 2:

@@ -1,4 +1,4 @@
-"""What goes in on stdin and what comes back: every byte, up to the limit, through HTTP and real agents."""
+"""Inputs on stdin and outputs, byte for byte up to the limits, through HTTP and real agents."""
 
 import base64
 import hashlib
@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
 from local.paths import LOCAL
 from quittance.proof import receipt, statement
-from tests.e2e.people import Ledger, User, assert_states
+from tests.e2e.people import Ledger, User, assert_claims_match
 from tests.support import AGENTS, ROOT, wasm
 
 KIB, MIB = 2**10, 2**20
@@ -21,7 +20,7 @@ KIB, MIB = 2**10, 2**20
 
 @pytest.fixture(scope="session")
 def built() -> Callable[[str], bytes]:
-    """Example agents that are too large to be committed: built, or fetched, by their own script."""
+    """`built(name)`: an example agent that is too large to commit, so a script builds or downloads it."""
 
     def build(name: str) -> bytes:
         script = [sys.executable, str(AGENTS / "build.py"), name]
@@ -34,8 +33,8 @@ def built() -> Callable[[str], bytes]:
 
 
 @pytest.mark.parametrize("size", [0, 1, KIB, KIB + 1, MIB - 1, MIB])
-def test_bytes_come_back_as_they_went_in(alice: User, echo: str, ledger: Ledger, size: int) -> None:
-    """Around the limits: what is kept in the escrow and what in S3, and the most that is taken."""
+def test_an_echo_returns_the_same_bytes(alice: User, echo: str, ledger: Ledger, size: int) -> None:
+    """Around two limits: what the escrow may hold instead of S3, and the largest input."""
     data = (bytes(range(255, -1, -1)) * (size // 256 + 1))[:size]
     done = alice.run(echo, task_id=f"b{size}", input=None, input_base64=base64.b64encode(data).decode())
     assert (done["output"], done["output_base64"]) == (
@@ -72,12 +71,12 @@ def test_text_and_json_reach_stdin_as_documented(alice: User, echo: str, given: 
     assert receipt.read_claims(done["receipt"])["input_sha256"] == hashlib.sha256(stdin.encode()).hexdigest()
 
 
-def test_null_is_an_input_too(alice: User, echo: str) -> None:
+def test_null_is_an_input(alice: User, echo: str) -> None:
     body = {"task_id": "null", "agent_id": echo, "input": None, "budget": "0.05"}
     assert alice.http.post("/tasks/execute", json=body).json()["output"] == "null"
 
 
-def test_output_and_log_may_each_be_full(alice: User, publish: Callable[..., str]) -> None:
+def test_output_and_stderr_may_reach_their_limits(alice: User, publish: Callable[..., str]) -> None:
     misbehave = publish(wasm("misbehave"))
     assert alice.run(misbehave, input=f"size {MIB}")["output"] == "x" * MIB
     every_byte = base64.b64encode(bytes(range(256))).decode()
@@ -85,17 +84,16 @@ def test_output_and_log_may_each_be_full(alice: User, publish: Callable[..., str
     assert alice.run(misbehave, input="stderr-flood", timeout=1)["log"] == "x" * 64 * KIB
 
 
-def test_receipt_verifies_and_is_the_ledgers_item(
-    alice: User, api: Callable[..., httpx.Client], publish: Callable[..., str], ledger: Ledger
+def test_a_receipt_verifies_and_equals_the_ledgers_item(
+    alice: User, jwks: dict[str, Any], publish: Callable[..., str], ledger: Ledger
 ) -> None:
     tariff = {"type": "metered", "base": "0.001", "per_million_fuel": "0.01", "per_kib_output": "0.0001"}
     done = alice.run(publish(wasm("wordcount"), tariff=tariff), task_id="r", input={"text": "to be or not to be"})
     assert json.loads(done["output"])["words"] == 6
-    jwks = api(None).get("/.well-known/jwks.json").json()
     claims, item = receipt.verify(done["receipt"], jwks), ledger.escrow(alice.name, "r")
     assert item is not None
     assert item["receipt"] == done["receipt"]
-    assert_states(claims, item)
+    assert_claims_match(claims, item)
     assert claims["eid"] == done["escrow_id"]
     assert claims["output_sha256"] == hashlib.sha256(done["output"].encode()).hexdigest()
     assert claims["module_sha256"] == hashlib.sha256(wasm("wordcount")).hexdigest()
@@ -106,14 +104,16 @@ def test_receipt_verifies_and_is_the_ledgers_item(
         receipt.verify(forged, jwks)
 
 
-def test_same_input_gives_the_same_output_and_fuel(alice: User, publish: Callable[..., str]) -> None:
+def test_equal_inputs_use_equal_fuel_and_give_equal_outputs(alice: User, publish: Callable[..., str]) -> None:
     sieve = publish(wasm("sieve"))
     runs = [alice.run(sieve, input="1000000") for _ in range(3)]
     assert {json.loads(run["output"])["primes"] for run in runs} == {78_498}
     assert len({run["resource_usage"]["fuel_used"] for run in runs}) == 1
 
 
-def test_go_agent_adds_up_an_invoice(alice: User, publish: Callable[..., str], built: Callable[[str], bytes]) -> None:
+def test_the_go_agent_totals_an_invoice(
+    alice: User, publish: Callable[..., str], built: Callable[[str], bytes]
+) -> None:
     lines = [
         {"description": "Chair", "quantity": 2, "unit_price": "49.90", "tax_rate": "19"},
         {"description": "Bücher", "quantity": 1, "unit_price": "10.00", "tax_rate": "7"},
@@ -127,7 +127,7 @@ def test_go_agent_adds_up_an_invoice(alice: User, publish: Callable[..., str], b
     assert "line 1" in wrong["log"]
 
 
-def test_cpython_runs_the_script_that_it_is_sent(
+def test_the_python_agent_runs_the_script_in_its_input(
     alice: User, publish: Callable[..., str], built: Callable[[str], bytes]
 ) -> None:
     python = publish(built("python"), limits={"timeout": 25})
@@ -136,9 +136,9 @@ def test_cpython_runs_the_script_that_it_is_sent(
     report = json.loads(done["output"])
     assert (report["total"], report["slept_seconds"], report["third"]) == ("593.35", 60, 1 / 3)
     assert set(report["set_order"]) == {"red", "green", "blue", "yellow"}
-    assert done["execution_time_ms"] < 25_000, "it slept for a minute, and nobody waited"
+    assert done["execution_time_ms"] < 25_000, "a sleep of a minute takes no real time"
     binary = alice.run(python, input="import sys; sys.stdout.buffer.write(bytes(range(256)))")
     assert base64.b64decode(binary["output_base64"]) == bytes(range(256))
-    raised = alice.run(python, input="print('never seen'); 1 / 0")
+    raised = alice.run(python, input="print('discarded'); 1 / 0")
     assert (raised["success"], raised["output"], raised["amount_refunded"]) == (False, None, "0.05")
     assert "ZeroDivisionError" in raised["log"]

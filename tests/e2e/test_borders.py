@@ -1,4 +1,4 @@
-"""The deployed stack at the limits of AWS, which the local cloud enforces too (docs/local-cloud.md)."""
+"""The deployed stack at the limits of AWS, which the local cloud also enforces (docs/local-cloud.md)."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from quittance.api.models import RunRequest
 from quittance.api.requests import read_direct
 from quittance.limits import FAULTS_NAMED_MAX, LAMBDA_SYNC_BYTES_MAX, MIB, RUN_PLAN_BYTES_MAX
 from quittance.usecases.plan import plan
-from tests.e2e.people import User, task
+from tests.e2e.people import User, invoke, task
 from tests.waiting import until
 
 JSON = {"Content-Type": "application/json"}
@@ -25,23 +25,22 @@ JSON = {"Content-Type": "application/json"}
     [("\x01", False), ("\x7f", False), ('"', True), ("\n", True), ("世", True), ("x", True)],
     ids=ascii,
 )
-def test_a_full_output_of_any_character_is_delivered(
+def test_an_output_of_1_mib_of_any_character_is_returned(
     stack: Stack, alice: User, echo: str, aws: Callable[[str], Any], character: str, *, is_text: bool
 ) -> None:
-    """1 MiB of control characters was paid for, and answered with 502: the same over HTTP, again, and directly."""
+    """Over HTTP, as a stored result, and directly: 1 MiB of control characters was once charged but got a 502."""
     full = character.encode() * (MIB // len(character.encode()))
     encoded = base64.b64encode(full).decode()
     body = task(echo, input=None, input_base64=encoded)
     answers = [alice.http.post("/tasks/execute", json=body), alice.http.get(f"/tasks/{body['task_id']}/result")]
     assert [answer.status_code for answer in answers] == [200, 200], answers[0].text[:200]
-    payload = json.dumps(body | {"user_id": alice.name}).encode()
-    direct = aws("lambda").invoke(FunctionName=stack.functions["ExecuteFunction"], Payload=payload)
-    assert "FunctionError" not in direct
-    for done in (*(answer.json() for answer in answers), json.loads(direct["Payload"].read())):
+    direct, failed = invoke(aws("lambda"), stack.functions["ExecuteFunction"], body | {"user_id": alice.name})
+    assert not failed
+    for done in (*(answer.json() for answer in answers), direct):
         assert (done["output"], done["output_base64"]) == ((full.decode(), None) if is_text else (None, encoded))
 
 
-def test_half_a_million_unknown_fields_get_a_short_answer(alice: User, echo: str) -> None:
+def test_400_000_unknown_fields_get_a_short_answer(alice: User, echo: str) -> None:
     body = json.dumps(task(echo) | {f"x{number}": 0 for number in range(400_000)})
     assert MIB < len(body) < LAMBDA_SYNC_BYTES_MAX
     answer = alice.http.post("/tasks/execute", content=body, headers=JSON)
@@ -50,10 +49,8 @@ def test_half_a_million_unknown_fields_get_a_short_answer(alice: User, echo: str
     assert len(answer.content) < 100_000
 
 
-def test_a_request_that_lambda_does_not_take_holds_nothing(
-    alice: User, echo: str, balance: Callable[[str], int]
-) -> None:
-    """An input of 1 MiB may be too large as JSON; as base64 it is not."""
+def test_a_request_too_large_for_lambda_holds_no_credits(alice: User, echo: str, balance: Callable[[str], int]) -> None:
+    """An input of 1 MiB may be too large as escaped JSON, but never as base64."""
     before, text = balance(alice.name), "\x01" * MIB
     answer = alice.execute(echo, input=text)
     assert (answer.status_code, answer.json()) == (413, {"message": "Request Too Long"})
@@ -62,7 +59,7 @@ def test_a_request_that_lambda_does_not_take_holds_nothing(
     assert done["success"]
 
 
-def test_every_route_is_given_the_gateways_29_seconds(stack: Stack, aws: Callable[[str], Any]) -> None:
+def test_every_route_has_the_gateways_29_seconds(stack: Stack, aws: Callable[[str], Any]) -> None:
     api_id = stack.api_url.split("/restapis/")[1].split("/")[0]
     resources = aws("apigateway").get_resources(restApiId=api_id, embed=["methods"], limit=500)["items"]
     integrations = [
@@ -75,35 +72,35 @@ def test_every_route_is_given_the_gateways_29_seconds(stack: Stack, aws: Callabl
     assert {integration.get("timeoutInMillis", 29_000) for integration in integrations} == {29_000}
 
 
-def test_a_rule_of_another_name_cannot_send_tasks(
+def test_a_rule_with_another_name_cannot_send_tasks(
     stack: Stack, alice: User, echo: str, aws: Callable[[str], Any]
 ) -> None:
-    """The queue's policy lets in rules that bear the stack's name: `aws:SourceArn`."""
+    """The queue's policy allows only rules whose name starts with the stack's name (`aws:SourceArn`)."""
     events, url = aws("events"), stack.queues["tasks"]
     arn = aws("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    asked = {}
+    tasks = {}
     for rule in ("foreign", "quittance-own"):
         name = f"{rule}-{uuid.uuid4().hex[:8]}"
         events.put_rule(Name=name, EventPattern=json.dumps({"source": [name]}))
         events.put_targets(Rule=name, Targets=[{"Id": "1", "Arn": arn}])
-        asked[rule] = task(echo, user_id=alice.name)
-        entry = {"Source": name, "DetailType": "Order", "Detail": json.dumps(asked[rule])}
+        tasks[rule] = task(echo, user_id=alice.name)
+        entry = {"Source": name, "DetailType": "Order", "Detail": json.dumps(tasks[rule])}
         assert events.put_events(Entries=[entry])["FailedEntryCount"] == 0
         if rule == "quittance-own":
             events.remove_targets(Rule=name, Ids=["1"])
             events.delete_rule(Name=name)
 
     def status(rule: str) -> int:
-        return alice.http.get(f"/tasks/{asked[rule]['task_id']}/result").status_code
+        return alice.http.get(f"/tasks/{tasks[rule]['task_id']}/result").status_code
 
-    until(lambda: status("quittance-own") == 200, "nobody takes the task of a rule that may send")
+    until(lambda: status("quittance-own") == 200, "no worker receives the task of the allowed rule")
     assert status("foreign") == 404
 
 
-def test_a_plan_of_the_largest_size_runs(
+def test_a_plan_of_the_maximum_size_runs(
     stack: Stack, alice: User, echo: str, aws: Callable[[str], Any], api: Callable[..., httpx.Client]
 ) -> None:
-    """Step Functions counts the headers of Lambda's answer too: a plan of 256 KiB ended the execution."""
+    """Step Functions counts the headers of Lambda's response too: a plan of 256 KiB would end the execution."""
     steps, client = {"user_id": alice.name, "budget": "0.1", "steps": [{"agent_id": echo}]}, aws("stepfunctions")
 
     def body(size: int) -> dict[str, Any]:
@@ -117,12 +114,12 @@ def test_a_plan_of_the_largest_size_runs(
     for size, refused in ((most, None), (most + 1, "PayloadTooLargeError")):
         run = body(size) | {"run_id": uuid.uuid4().hex[:1]}
         arn = client.start_execution(stateMachineArn=stack.workflow, name=uuid.uuid4().hex, input=json.dumps(run))
-        told: dict[str, Any] = {}
+        execution: dict[str, Any] = {}
 
-        def ended(arn: str = arn["executionArn"], told: dict[str, Any] = told) -> bool:
-            told.update(client.describe_execution(executionArn=arn))
-            return told["status"] != "RUNNING"
+        def ended(arn: str = arn["executionArn"], execution: dict[str, Any] = execution) -> bool:
+            execution.update(client.describe_execution(executionArn=arn))
+            return execution["status"] != "RUNNING"
 
         until(ended, "the execution does not end")
-        assert told["status"] == "SUCCEEDED", told.get("error")
-        assert json.loads(told["output"]).get("refused", {}).get("error") == refused
+        assert execution["status"] == "SUCCEEDED", execution.get("error")
+        assert json.loads(execution["output"]).get("refused", {}).get("error") == refused

@@ -1,4 +1,4 @@
-"""The ways in that are not a user's HTTP request: direct invocation, the sweep's event, and what anyone may read."""
+"""The other entry points: direct invocation, the sweep's event, and the public routes."""
 
 import json
 import re
@@ -13,13 +13,12 @@ import pytest
 
 from local.client import PREFIX
 from local.cloud import CREDENTIALS
-from local.deploy import STACK_NAME
 from local.paths import Stack
 from quittance.proof import receipt, statement
-from tests.e2e.people import Ledger, User, credited, task
+from tests.e2e import people
+from tests.e2e.people import CREDIT, Ledger, User, sweep_until_credited, task
 from tests.support import ROOT, wasm
 
-CREDIT = 1_000_000
 PAYLOAD = (ROOT / "events" / "execute-direct.json").read_text()
 
 
@@ -30,20 +29,14 @@ def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> Use
 
 @pytest.fixture(scope="module")
 def invoke(stack: Stack, aws: Callable[[str], Any]) -> Callable[[str, Any], tuple[Any, bool]]:
-    """`invoke(function, payload)`: what it answered, and whether that is an error."""
-
-    def call(function: str, payload: Any) -> tuple[Any, bool]:
-        body = payload if isinstance(payload, str) else json.dumps(payload)
-        answer = aws("lambda").invoke(FunctionName=stack.functions[function], Payload=body.encode())
-        return json.loads(answer["Payload"].read()), "FunctionError" in answer
-
-    return call
+    """`invoke(function, payload)`: the function's answer, and whether that is an error."""
+    return lambda function, payload: people.invoke(aws("lambda"), stack.functions[function], payload)
 
 
 Invoke = Callable[[str, Any], tuple[Any, bool]]
 
 
-def test_direct_task_from_a_file_is_the_same_task_as_over_http(
+def test_a_direct_task_equals_the_same_task_over_http(
     alice: User, invoke: Invoke, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger
 ) -> None:
     total, agent = ledger.total(), publish(wasm("wordcount"))
@@ -59,7 +52,7 @@ def test_direct_task_from_a_file_is_the_same_task_as_over_http(
     assert (balance(alice.name), ledger.total()) == (CREDIT - 10_000, total)
 
 
-def test_direct_failure_of_an_agent_is_an_answer_not_an_error(
+def test_a_direct_agent_failure_is_an_answer_not_an_error(
     alice: User, invoke: Invoke, publish: Callable[..., str], balance: Callable[[str], int]
 ) -> None:
     done, failed = invoke("ExecuteFunction", {"user_id": alice.name, **task(publish(wasm("failing")))})
@@ -74,7 +67,7 @@ def test_direct_failure_of_an_agent_is_an_answer_not_an_error(
     [{"user_id": None}, {"user_id": "a#b", "budget": "0"}, {"budget": "1.000001"}, {"agent_id": "agt_unknown"}],
     ids=lambda change: str(change)[:40],
 )
-def test_direct_refusal_is_an_error_and_moves_nothing(  # few kinds: the local cloud ends a function that raises
+def test_a_direct_refusal_is_an_error_and_moves_no_credits(  # few cases: the local cloud ends a function that raises
     alice: User,
     invoke: Invoke,
     publish: Callable[..., str],
@@ -89,22 +82,15 @@ def test_direct_refusal_is_an_error_and_moves_nothing(  # few kinds: the local c
     assert ledger.escrow(alice.name, payload["task_id"]) is None
 
 
-# What the stack's outputs name.
+# The functions that the stack's outputs name.
 
 SDK = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "howto" / "sdk.md").read_text(), re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def outputs(aws: Callable[[str], Any]) -> dict[str, str]:
-    """The deployed stack's outputs, as anybody reads them."""
-    (found,) = aws("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
-    return {output["OutputKey"]: output["OutputValue"] for output in found["Outputs"]}
-
-
-def test_the_output_names_an_alias_whose_version_runs(
+def test_the_output_names_an_alias_and_its_version_runs(
     alice: User, publish: Callable[..., str], outputs: dict[str, str], aws: Callable[[str], Any], stack: Stack
 ) -> None:
-    """Of the version that the alias stands for: `$LATEST` knows no rollback and no snapshot."""
+    """The alias's version runs and not `$LATEST`, which has no rollback and no snapshot."""
     assert {f"{path.name.capitalize()}Function" for path in (ROOT / "functions").iterdir()} == stack.functions.keys()
     for name, called in stack.functions.items():
         assert re.fullmatch(r"arn:aws:lambda:[\w-]+:\d{12}:function:[\w-]+:live", called), name
@@ -117,10 +103,10 @@ def test_the_output_names_an_alias_whose_version_runs(
     assert answer["ExecutedVersion"] == version != "$LATEST"
 
 
-def test_the_documents_program_runs_a_task(
+def test_the_documented_program_runs_a_task(
     alice: User, publish: Callable[..., str], stack: Stack, balance: Callable[[str], int]
 ) -> None:
-    """docs/howto/sdk.md, as it stands there but for who pays whom."""
+    """The program of docs/howto/sdk.md, changed only in its user and agent."""
     (program,) = SDK
     for placeholder, real in {'"alice"': f'"{alice.name}"', "agt_aaaaaaaaaaaaaaaa": publish(wasm("wordcount"))}.items():
         assert placeholder in program
@@ -135,7 +121,7 @@ def test_the_documents_program_runs_a_task(
 # The sweep.
 
 
-def test_sweep_credits_many_tasks_of_several_owners_once(
+def test_the_sweep_credits_tasks_of_several_owners_once(
     alice: User,
     api: Callable[..., httpx.Client],
     publish: Callable[..., str],
@@ -147,32 +133,32 @@ def test_sweep_credits_many_tasks_of_several_owners_once(
 ) -> None:
     owners = [User.new(api) for _ in range(2)]
     agents = [publish(wasm("echo"), owner=owner.name) for owner in owners]
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     platform, total = balance(stack.platform_account), ledger.total()
     for agent in agents:
         for _ in range(3):
             alice.run(agent)
     swept, failed = invoke("SweepFunction", {})
     assert (failed, swept["complete"], swept["expired"]) == (False, True, 0)
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert [balance(owner.name) for owner in owners] == [3 * 9_750] * 2
     assert balance(stack.platform_account) == platform + 6 * 250
     assert (balance(alice.name), ledger.total()) == (CREDIT - 60_000, total)
     mine = [item for item in ledger.items("ESC#") if item["account"] == alice.name]
-    assert [item["state"] for item in mine] == ["released"] * 6, "swept, and its state stays"
+    assert [item["state"] for item in mine] == ["released"] * 6, "a swept escrow keeps its state"
 
 
-# What anyone may read.
+# The public routes.
 
 
-def test_health_is_shallow_for_anyone_and_deep_with_the_scope(api: Callable[..., httpx.Client]) -> None:
+def test_health_is_shallow_without_the_scope_and_deep_with_it(api: Callable[..., httpx.Client]) -> None:
     shallow = api(None).get("/health")
     assert (shallow.status_code, shallow.json()) == (200, {"status": "ok"})
     deep = api("operator", "health:read").get("/health")
     assert deep.json() == {
         "status": "ok",
         "parts": dict.fromkeys(["ledger", "registry", "binaries", "outputs", "keys", "sandbox"], "ok"),
-        "seccomp": deep.json()["seccomp"],  # as the kernel allows
+        "seccomp": deep.json()["seccomp"],  # depends on the kernel
     }
     assert isinstance(deep.json()["seccomp"], bool)
     assert deep.status_code == 200
@@ -180,7 +166,7 @@ def test_health_is_shallow_for_anyone_and_deep_with_the_scope(api: Callable[...,
     assert {answer.headers["Cache-Control"] for answer in (shallow, deep)} == {"no-store"}
 
 
-def test_keys_are_public_halves_under_which_receipts_verify(
+def test_the_published_keys_verify_receipts(
     alice: User, api: Callable[..., httpx.Client], publish: Callable[..., str]
 ) -> None:
     answer = api(None).get("/.well-known/jwks.json")
@@ -194,7 +180,7 @@ def test_keys_are_public_halves_under_which_receipts_verify(
         receipt.verify(done["receipt"], {"keys": [key | {"kid": uuid.uuid4().hex} for key in answer.json()["keys"]]})
 
 
-def test_description_and_its_page_are_served(api: Callable[..., httpx.Client]) -> None:
+def test_the_openapi_document_and_its_page_are_served(api: Callable[..., httpx.Client]) -> None:
     described = api(None).get("/openapi.json")
     assert (described.status_code, described.headers["Content-Type"]) == (200, "application/json")
     assert described.json()["openapi"].startswith("3.1")
@@ -202,4 +188,6 @@ def test_description_and_its_page_are_served(api: Callable[..., httpx.Client]) -
     page = api(None).get("/docs")
     assert (page.status_code, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert "swagger" in page.text.lower()
-    assert not [source for source in ("src=", "href=") if f'{source}"http' in page.text], "loads nothing from elsewhere"
+    assert not [source for source in ("src=", "href=") if f'{source}"http' in page.text], (
+        "the page loads nothing from other hosts"
+    )

@@ -1,8 +1,8 @@
-"""Each file in `events/` is what AWS really sends one way in; here each is sent to the deployed function.
+"""Sends each file in `events/` to the deployed function. A file is an event as AWS sends it to one entry point.
 
-tests/sam_local sends them to the functions in containers. A file's name begins with its function's. What
-differs by stack is written as a placeholder: the user `alice`, agents `agt_aaaaaaaaaaaaaaaa` (anybody's, active) and
-`agt_bbbbbbbbbbbbbbbb` (hers), the bucket of uploads, and `TOKEN`.
+tests/sam_local sends them to the functions in containers. A file's name starts with its function's name. What differs
+by stack is a placeholder: the user `alice`, the agents `agt_aaaaaaaaaaaaaaaa` (another owner's, active) and
+`agt_bbbbbbbbbbbbbbbb` (owned by alice), the bucket of uploads, and `TOKEN`.
 """
 
 import json
@@ -15,12 +15,11 @@ import pytest
 
 from local.paths import Stack
 from quittance.ledger.journal import Payout, PayoutState
-from tests.e2e.people import User
+from tests.e2e.people import User, invoke
 from tests.support import ROOT, wasm
 from tests.template import template
 
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "events").glob("*.json"))}
-CREDIT = 1_000_000
 
 HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "execute-http": (
@@ -56,30 +55,35 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "public-openapi": (200, {"openapi": "3.1.0"}),
     "public-docs": (200, {}),
 }
-# What the sweep makes readable.
+# These routes have something to return only after the sweep.
 LOGGED: dict[str, tuple[int, dict[str, Any]]] = {
     "result-proof": (200, {"consistency": {"tree_size": 0, "path": []}}),
     "public-checkpoint": (200, {}),
     "public-tile": (200, {}),
 }
 NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
-# Of messages, none is to stay in its queue: the tasks are settled, the dead one was refused before money moved, and the
-# upload is published.
+# No message may stay in its queue: the tasks are settled, the dead letter's task was refused before money moved, and
+# the upload is published.
 MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs", "publish-sqs")
 OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule", *MESSAGES}
 OTHERS |= {"notify-stream", "plan-run", "webhook-sqs"}
 NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
-# Its receiver's name is one that nobody has (RFC 6761), so the message must stay in the queue.
+# The receiver's host name never resolves (RFC 6761), so the message must stay in the queue.
 UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
 
 
 def payout_of(account: str) -> str:
-    """The id of the payout of `accounts-withdraw`, for whoever sends it."""
+    """The id of the payout that `accounts-withdraw` requests for this account."""
     return Payout(account, "withdrawal-1", 250_000, 1, PayoutState.REQUESTED).payout_id
 
 
+def function_of(name: str) -> str:
+    """The function that gets this event."""
+    return f"{name.partition('-')[0].capitalize()}Function"
+
+
 class Scene:
-    """A user, an agent for her to hire and one of her own; and events that speak of them."""
+    """A user, an agent that she runs and one that she owns; fills them into events and sends these."""
 
     def __init__(
         self, alice: User, hired: str, own: str, bucket: str, token: Callable[[], str], client: Any, stack: Stack
@@ -96,19 +100,17 @@ class Scene:
         }
         self._client, self._stack, self._token = client, stack, token
 
-    def speak_of(self, text: str) -> Any:
-        """JSON with the placeholders replaced."""
+    def fill_in(self, text: str) -> Any:
+        """Parse JSON after replacing the placeholders."""
         for placeholder, real in {**self._real, "TOKEN": self._token()}.items():
             text = text.replace(placeholder, real)
         return json.loads(text)
 
     def send(self, name: str, event: Any) -> Any:
-        """What the function answers to an event."""
-        function = self._stack.functions[f"{name.partition('-')[0].capitalize()}Function"]
-        answer = self._client.invoke(FunctionName=function, Payload=json.dumps(event).encode())
-        said = json.loads(answer["Payload"].read())
-        assert "FunctionError" not in answer, said
-        return said
+        """Send an event to its function; return the answer."""
+        answer, failed = invoke(self._client, self._stack.functions[function_of(name)], event)
+        assert not failed, answer
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def scene(
 
 @pytest.fixture(scope="module")
 def routes() -> dict[tuple[str, str], bool]:
-    """The template's routes, and whether each needs a token."""
+    """The template's routes, and whether each requires a token."""
     events = [
         event["Properties"]
         for resource in template()["Resources"].values()
@@ -144,94 +146,94 @@ def routes() -> dict[tuple[str, str], bool]:
     }
 
 
-def test_every_file_is_used_and_every_route_has_one(routes: dict[tuple[str, str], bool]) -> None:
+def test_every_file_is_used_and_every_route_has_a_file(routes: dict[tuple[str, str], bool]) -> None:
     assert set(FILES) == HTTP.keys() | LOGGED.keys() | OTHERS
     assert {name.partition("-")[0] for name in MESSAGES} == {"work", "deadletter", "publish"}
-    shown = {name: json.loads(FILES[name]) for name in HTTP | LOGGED}
-    assert {(event["httpMethod"], event["resource"]) for event in shown.values()} == routes.keys()
-    for event in shown.values():
+    events = {name: json.loads(FILES[name]) for name in HTTP | LOGGED}
+    assert {(event["httpMethod"], event["resource"]) for event in events.values()} == routes.keys()
+    for event in events.values():
         assert ("authorizer" in event["requestContext"]) == routes[event["httpMethod"], event["resource"]]
         assert re.fullmatch(re.sub(r"{\w+}", "[^/]+", event["resource"]), event["path"])
 
 
 def test_publish_s3(scene: Scene, aws: Callable[[str], Any]) -> None:
-    event = scene.speak_of(FILES["publish-s3"])
+    event = scene.fill_in(FILES["publish-s3"])
     posted = event["Records"][0]["s3"]["object"]
     posted["versionId"] = aws("s3").put_object(Bucket=scene.bucket, Key=posted["key"], Body=wasm("echo"))["VersionId"]
-    assert [scene.send("publish-s3", event) for _ in range(2)] == [["active"]] * 2, "S3 may say it twice"
+    assert [scene.send("publish-s3", event) for _ in range(2)] == [["active"]] * 2, "S3 may deliver an event twice"
     assert scene.alice.http.get(f"/agents/{scene.own}").json()["state"] == "active"
 
 
 @pytest.mark.parametrize("name", HTTP)
 def test_http(scene: Scene, name: str) -> None:
-    """In the order of the table: the task is run before its result is read, the agent retired at the end."""
-    body = answered(scene, name, *HTTP[name])
+    """In the order of the table, so that a task runs before its result is read and the agent retires last."""
+    body = check_answer(scene, name, *HTTP[name])
     if name == "accounts-payouts":
         assert payout_of(scene.alice.name) in {payout["payout_id"] for payout in body["payouts"]}
     if name == "agents-list":
         assert scene.own in {agent["agent_id"] for agent in body["agents"]}
 
 
-def answered(scene: Scene, name: str, status: int, fields: dict[str, Any]) -> Any:
-    """The body of the answer to an event, of which some fields are known."""
-    answer = scene.send(name, scene.speak_of(FILES[name]))
+def check_answer(scene: Scene, name: str, status: int, fields: dict[str, Any]) -> Any:
+    """Send an event; check the answer's status and these fields, and return its body."""
+    answer = scene.send(name, scene.fill_in(FILES[name]))
     assert answer["statusCode"] == status, answer
     if name in NO_JSON:
         assert answer["body"].startswith(NO_JSON[name])
         return None
-    body, expected = json.loads(answer["body"]), scene.speak_of(json.dumps(fields))
+    body, expected = json.loads(answer["body"]), scene.fill_in(json.dumps(fields))
     assert {field: body[field] for field in expected} == expected
     return body
 
 
 def test_execute_direct(scene: Scene) -> None:
-    done = scene.send("execute-direct", scene.speak_of(FILES["execute-direct"]))
+    done = scene.send("execute-direct", scene.fill_in(FILES["execute-direct"]))
     assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_messages(scene: Scene, name: str) -> None:
-    assert scene.send(name, scene.speak_of(FILES[name])) == {"batchItemFailures": []}
+    assert scene.send(name, scene.fill_in(FILES[name])) == {"batchItemFailures": []}
     if name == "publish-sqs":
-        return  # its upload is published: nothing is left to do
+        return  # its upload is already published, so nothing changes
     sent = json.loads(json.loads(FILES[name])["Records"][0]["body"])
     found = scene.alice.http.get(f"/tasks/{sent.get('detail', sent)['task_id']}/result")
     assert found.status_code == (404 if name == "deadletter-sqs" else 200)
 
 
 def test_plan_run(scene: Scene) -> None:
-    """What the workflow hands over is its own input: test_workflows.py starts executions with it."""
-    planned = scene.send("plan-run", scene.speak_of(FILES["plan-run"]))
+    """The workflow passes its input on unchanged; test_workflows.py starts executions with this event."""
+    planned = scene.send("plan-run", scene.fill_in(FILES["plan-run"]))
     tasks = [line["tasks"][0] for line in planned["lines"]]
     assert [(task["task_id"], task["budget"]) for task in tasks] == [("run-1.0.0", "0.05"), ("run-1.1.0", "0.05")]
 
 
 def test_sweep_schedule(scene: Scene) -> None:
-    swept = scene.send("sweep-schedule", scene.speak_of(FILES["sweep-schedule"]))
+    swept = scene.send("sweep-schedule", scene.fill_in(FILES["sweep-schedule"]))
     assert set(swept) >= {"expired", "credited", "logged", "published", "failed", "complete"}
     assert (swept["failed"], swept["complete"]) == (0, True)
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_logged(scene: Scene, name: str) -> None:
-    answered(scene, name, *LOGGED[name])
+def test_answers_after_the_sweep(scene: Scene, name: str) -> None:
+    check_answer(scene, name, *LOGGED[name])
 
 
 def test_audit_schedule(scene: Scene) -> None:
-    audited = scene.send("audit-schedule", scene.speak_of(FILES["audit-schedule"]))
+    audited = scene.send("audit-schedule", scene.fill_in(FILES["audit-schedule"]))
     assert (set(audited), audited["differences"]) == ({"differences", "report"}, 0)
 
 
 def test_notify_stream(scene: Scene) -> None:
-    assert scene.send("notify-stream", scene.speak_of(FILES["notify-stream"])) == NOTHING_FAILED
+    assert scene.send("notify-stream", scene.fill_in(FILES["notify-stream"])) == NOTHING_FAILED
 
 
 def test_webhook_sqs(scene: Scene) -> None:
-    assert scene.send("webhook-sqs", scene.speak_of(FILES["webhook-sqs"])) == UNREACHABLE
+    assert scene.send("webhook-sqs", scene.fill_in(FILES["webhook-sqs"])) == UNREACHABLE
 
 
 def test_authorizer_request(scene: Scene) -> None:
-    event = scene.speak_of(FILES["authorizer-request"])
+    event = scene.fill_in(FILES["authorizer-request"])
     answer = scene.send("authorizer-request", event)
     assert (answer["principalId"], answer["context"]["sub"]) == (scene.alice.name, scene.alice.name)
     (statement,) = answer["policyDocument"]["Statement"]
@@ -240,11 +242,9 @@ def test_authorizer_request(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HTTP if '"authorizer"' in FILES[name]])
-def test_a_request_without_identity_is_refused_whatever_let_it_pass(
-    scene: Scene, balance: Callable[[str], int], name: str
-) -> None:
+def test_a_function_refuses_requests_without_identity(scene: Scene, balance: Callable[[str], int], name: str) -> None:
     before = balance(scene.alice.name)
-    event = scene.speak_of(FILES[name])
+    event = scene.fill_in(FILES[name])
     for context in ({}, {"authorizer": None}, {"authorizer": {"principalId": scene.alice.name}}):
         event["requestContext"] = {k: v for k, v in event["requestContext"].items() if k != "authorizer"} | context
         answer = scene.send(name, event)

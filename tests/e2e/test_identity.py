@@ -1,15 +1,13 @@
-"""The pool of template.yaml on the local cloud, and the commands of docs/howto/identity.md as they stand there.
+"""The user pool of template.yaml on the local cloud, and the unchanged commands of docs/howto/identity.md.
 
-The local cloud has Cognito's clients, scopes, sign-in page and token endpoint, but for the pool's own host: `LoginUrl`
-is the cloud's address here. The stack's authorizer trusts the pool for as long as these tests run.
+The local cloud has Cognito's clients, scopes, sign-in page and token endpoint, but no host name for the pool, so
+`LoginUrl` is the cloud's address. The stack's authorizer accepts the pool's tokens while these tests run.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,10 +18,9 @@ import jwt
 import pytest
 
 from local.client import PREFIX
-from local.cloud import CREDENTIALS
 from local.paths import Stack
 from quittance.api import identity
-from tests.e2e.people import Ledger
+from tests.e2e.people import Ledger, changed_environment, command_environment
 from tests.support import ROOT
 from tests.template import template
 from tests.waiting import GENEROUS_S, until
@@ -34,7 +31,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", HOWTO.read_text(), re.DOTALL)
 PASSWORD = "Correct-Horse-7-Battery"
 VARIABLES = ("API", "URL", "CALLBACK", "VERIFIER", "CODE", "TOKEN", "ACCOUNT", "SECRET", "BANK")
 CODE = 'CODE="the code from the address"\n'
-# Signs in as a person does: opens the URL, fills the form, and takes the code from where the browser is sent.
+# Signs in as a browser does: opens the URL, submits the form, and reads the code from the redirect.
 SIGN_IN = """
 import re, sys, httpx
 url, name, password = sys.argv[1:]
@@ -48,20 +45,20 @@ with httpx.Client(trust_env=False) as browser:
 
 @dataclass(frozen=True)
 class Pool:
-    """What the stack's outputs say of its pool."""
+    """The user pool, as the stack's outputs describe it."""
 
     outputs: dict[str, str]
     url: str
 
     def token(self, client: str, **form: str) -> httpx.Response:
-        """What the token endpoint answers to a client without a secret, or with one if `form` has it."""
+        """The token endpoint's response to a client; `form` may have a client secret."""
         data = {"client_id": self.outputs[client], **form}
         return httpx.post(f"{self.url}/oauth2/token", data=data, timeout=GENEROUS_S, trust_env=False)
 
 
 @pytest.fixture(scope="module")
 def pool(stack: Stack, aws: Callable[[str], Any]) -> Iterator[Pool]:
-    """The pool with its clients, deployed by CloudFormation from the template's own resources."""
+    """The pool and its clients, deployed by CloudFormation from the template's resources."""
     whole = template()
     part = {
         "Parameters": whole["Parameters"],
@@ -73,8 +70,8 @@ def pool(stack: Stack, aws: Callable[[str], Any]) -> Iterator[Pool]:
         | {"LoginUrl": {"Value": stack.endpoint_url}, "ApiUrl": {"Value": stack.api_url}},
     }
     formation = aws("cloudformation")
-    told = [{"ParameterKey": "DeletionProtection", "ParameterValue": "false"}]
-    formation.create_stack(StackName=NAME, TemplateBody=json.dumps(part), Parameters=told)
+    parameters = [{"ParameterKey": "DeletionProtection", "ParameterValue": "false"}]
+    formation.create_stack(StackName=NAME, TemplateBody=json.dumps(part), Parameters=parameters)
     try:
 
         def created() -> dict[str, Any] | None:
@@ -90,11 +87,7 @@ def pool(stack: Stack, aws: Callable[[str], Any]) -> Iterator[Pool]:
 
 @pytest.fixture(scope="module")
 def trusting(stack: Stack, aws: Callable[[str], Any], pool: Pool) -> Iterator[None]:
-    """The authorizer's alias names a version that accepts the pool's tokens, and afterwards the former one again."""
-    function, client = stack.functions["AuthorizerFunction"].removesuffix(":live"), aws("lambda")
-    alias = {"FunctionName": function, "Name": "live"}
-    former = client.get_alias(**alias)["FunctionVersion"]
-    own = client.get_function_configuration(FunctionName=function)["Environment"]
+    """Make the authorizer accept the pool's tokens for the tests of this file."""
     pool_id, clients = pool.outputs["UserPoolId"], ("UserClientId", "OperatorClientId")
     changed = {
         "ISSUER_URL": f"https://cognito-idp.{stack.region}.amazonaws.com/{pool_id}",
@@ -102,38 +95,20 @@ def trusting(stack: Stack, aws: Callable[[str], Any], pool: Pool) -> Iterator[No
         "AUDIENCE": ",".join(pool.outputs[name] for name in clients),
         "AUDIENCE_CLAIM": "client_id",
     }
-    client.update_function_configuration(
-        FunctionName=function, Environment={"Variables": {**own["Variables"], **changed}}
-    )
-    client.update_alias(**alias, FunctionVersion=client.publish_version(FunctionName=function)["Version"])
-    try:
+    with changed_environment(aws("lambda"), stack.functions["AuthorizerFunction"], changed):
         yield
-    finally:
-        client.update_function_configuration(FunctionName=function, Environment=own)
-        client.update_alias(**alias, FunctionVersion=former)
 
 
 @pytest.fixture(scope="module")
 def shell(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
-    """Runs commands and gives the variables that they leave; `aws` is aws_command.py."""
+    """Runs a shell script and returns the VARIABLES that it has set; `aws` is aws_command.py."""
     if missing := [name for name in ("bash", "curl") if not shutil.which(name)]:
-        pytest.skip(f"no {missing[0]} here")
-    tools = tmp_path_factory.mktemp("tools")
-    for name, command in {"aws": ("-m", "tests.e2e.aws_command"), "python3": ()}.items():
-        (tools / name).write_text(f'#!/bin/sh\nexec {" ".join([sys.executable, *command])} "$@"\n')
-        (tools / name).chmod(0o700)
-    env = CREDENTIALS | {
-        "PATH": f"{tools}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "AWS_ENDPOINT_URL": stack.endpoint_url,
-        "AWS_DEFAULT_REGION": stack.region,
-        "PASSWORD": PASSWORD,
-        "SIGN_IN": SIGN_IN,
-    }
+        pytest.skip(f"{missing[0]} is not installed")
+    env = command_environment(stack, tmp_path_factory.mktemp("tools")) | {"PASSWORD": PASSWORD, "SIGN_IN": SIGN_IN}
 
     def run(script: str) -> dict[str, str]:
-        tell = "for name in " + " ".join(VARIABLES) + '; do printf \'\\0%s=%s\' "$name" "${!name-}"; done'
-        command = ["bash", "-euo", "pipefail", "-c", f"{script}\n{tell}"]
+        print_variables = "for name in " + " ".join(VARIABLES) + '; do printf \'\\0%s=%s\' "$name" "${!name-}"; done'
+        command = ["bash", "-euo", "pipefail", "-c", f"{script}\n{print_variables}"]
         done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2_000:]
         return dict(pair.split("=", 1) for pair in done.stdout.split("\0")[1:])
@@ -143,7 +118,7 @@ def shell(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 @pytest.fixture(scope="module")
 def done(trusting: None, shell: Callable[[str], dict[str, str]]) -> dict[str, str]:
-    """The variables after all commands of the document, in its order."""
+    """The variables after all commands of the document have run in order."""
     script = "\n".join(BLOCKS)
     assert script.count(CODE) == script.count("STACK=quittance\n") == 1
     script = script.replace(CODE, 'CODE="$(python3 -c "$SIGN_IN" "$URL" alice@example.com "$PASSWORD")"\n')
@@ -151,10 +126,11 @@ def done(trusting: None, shell: Callable[[str], dict[str, str]]) -> dict[str, st
 
 
 def claims(token: str) -> dict[str, Any]:
+    """The claims of a token, without verification."""
     return dict(jwt.decode(token, options={"verify_signature": False}))
 
 
-def test_the_commands_of_the_document_fund_a_user(
+def test_the_documents_commands_fund_a_user(
     done: dict[str, str], pool: Pool, balance: Callable[[str], int], ledger: Ledger
 ) -> None:
     assert done["ACCOUNT"] == claims(done["TOKEN"])["sub"]
@@ -163,7 +139,7 @@ def test_the_commands_of_the_document_fund_a_user(
     assert ledger.total() > 0
 
 
-def test_a_user_of_the_pool_cannot_make_credits(done: dict[str, str], balance: Callable[[str], int]) -> None:
+def test_a_pool_user_cannot_deposit_credits(done: dict[str, str], balance: Callable[[str], int]) -> None:
     answer = httpx.post(
         f"{done['API']}/accounts/me/deposits",
         json={"deposit_id": uuid.uuid4().hex, "amount": "1"},
@@ -178,9 +154,9 @@ def test_a_user_of_the_pool_cannot_make_credits(done: dict[str, str], balance: C
 @pytest.mark.parametrize(
     "scope", [*(f"quittance/{scope}" for scope in identity.SCOPES), "openid quittance/health:read"]
 )
-def test_the_peoples_client_is_given_none_of_our_scopes(pool: Pool, done: dict[str, str], scope: str) -> None:
-    asked = {"response_type": "code", "client_id": pool.outputs["UserClientId"], "redirect_uri": done["CALLBACK"]}
-    answer = httpx.get(f"{pool.url}/oauth2/authorize", params=asked | {"scope": scope}, trust_env=False)
+def test_the_user_client_gets_no_platform_scope(pool: Pool, done: dict[str, str], scope: str) -> None:
+    query = {"response_type": "code", "client_id": pool.outputs["UserClientId"], "redirect_uri": done["CALLBACK"]}
+    answer = httpx.get(f"{pool.url}/oauth2/authorize", params=query | {"scope": scope}, trust_env=False)
     assert answer.status_code == 302
     sent_back = httpx.URL(answer.headers["Location"]).params
     assert ("code" in sent_back, sent_back["error_description"]) == (False, "invalid_scope")
@@ -189,20 +165,20 @@ def test_the_peoples_client_is_given_none_of_our_scopes(pool: Pool, done: dict[s
 
 
 @pytest.mark.parametrize("secret", [{}, {"client_secret": ""}, {"client_secret": "guess"}])
-def test_the_operators_client_needs_its_secret(pool: Pool, secret: dict[str, str]) -> None:
+def test_the_operator_client_needs_its_secret(pool: Pool, secret: dict[str, str]) -> None:
     form = {"grant_type": "client_credentials", "scope": "quittance/ledger:deposit", **secret}
     refused = pool.token("OperatorClientId", **form)
     assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client")
 
 
-def test_nobody_signs_in_by_the_operators_client(pool: Pool, done: dict[str, str]) -> None:
-    asked = {"response_type": "code", "client_id": pool.outputs["OperatorClientId"], "redirect_uri": done["CALLBACK"]}
-    answer = httpx.get(f"{pool.url}/oauth2/authorize", params=asked | {"scope": "openid"}, trust_env=False)
+def test_users_cannot_sign_in_with_the_operator_client(pool: Pool, done: dict[str, str]) -> None:
+    query = {"response_type": "code", "client_id": pool.outputs["OperatorClientId"], "redirect_uri": done["CALLBACK"]}
+    answer = httpx.get(f"{pool.url}/oauth2/authorize", params=query | {"scope": "openid"}, trust_env=False)
     assert answer.status_code >= 400
 
 
 @pytest.mark.parametrize("scope", identity.SCOPES)
-def test_the_operator_gets_each_scope_alone(pool: Pool, done: dict[str, str], scope: str) -> None:
+def test_the_operator_client_can_get_each_scope_alone(pool: Pool, done: dict[str, str], scope: str) -> None:
     form = {"grant_type": "client_credentials", "scope": f"quittance/{scope}", "client_secret": done["SECRET"]}
     given = pool.token("OperatorClientId", **form).json()["access_token"]
     assert claims(given)["scope"] == f"quittance/{scope}"
@@ -222,9 +198,7 @@ def test_an_id_token_of_the_pool_is_refused(
     assert "error_description" in answer.headers["WWW-Authenticate"]
 
 
-def test_a_code_is_worth_nothing_without_its_verifier(
-    pool: Pool, done: dict[str, str], shell: Callable[[str], dict[str, str]]
-) -> None:
+def test_a_code_needs_its_verifier(pool: Pool, done: dict[str, str], shell: Callable[[str], dict[str, str]]) -> None:
     sign_in = f'CODE="$(python3 -c "$SIGN_IN" {json.dumps(done["URL"])} alice@example.com "$PASSWORD")"\n'
     form = {"grant_type": "authorization_code", "code": shell(sign_in)["CODE"]}
     for verifier in ({}, {"code_verifier": "guess"}):
@@ -232,5 +206,5 @@ def test_a_code_is_worth_nothing_without_its_verifier(
         assert (refused.status_code, refused.json()["error"]) == (400, "invalid_grant")
 
 
-def test_the_api_is_at_the_documents_path(done: dict[str, str], stack: Stack) -> None:
+def test_the_api_has_the_documented_path(done: dict[str, str], stack: Stack) -> None:
     assert done["API"] == f"{stack.api_url}{PREFIX}"

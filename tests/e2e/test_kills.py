@@ -1,10 +1,10 @@
-"""Lambda environments killed and stalled: first at chosen moments, then at random ones, and all in order afterwards.
+"""Kills and stalls Lambda environments, at random and at chosen moments; afterwards no credit is lost or held.
 
-Clients do what the API tells them: without an answer they repeat the same request. Some that lose one early give up and
-only ask for the result, so that escrows expire as well. QUITTANCE_FUZZ_SEED repeats the choices, not the moments.
+Clients follow the API: without an answer they repeat the same request. Some that lose an answer early give up and only
+read the result, so that escrows expire as well. QUITTANCE_FUZZ_SEED repeats the choices but not their timing.
 
-The short storm makes leases and expiries pass by moving an escrow's times into the past. The long one (`make proofs`)
-waits for them.
+The short test moves an escrow's times into the past instead of waiting for leases and expiries. The long one
+(`make proofs`) waits for them.
 """
 
 import subprocess
@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from pathlib import Path
 from random import Random
 from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
@@ -32,47 +31,46 @@ from local.processes import Process
 from quittance.proof import receipt
 from quittance.run import Fault, Outcome
 from tests.depth import LONG, SEED
-from tests.e2e.people import Item, Ledger, User, assert_states, credited, task
+from tests.e2e.people import CREDIT, Item, Ledger, User, assert_claims_match, micro, sweep_until_credited, task
 from tests.support import wasm
 from tests.waiting import GENEROUS_S, until
 
-CREDIT = 1_000_000
 REPEATERS, SWEEPERS = 4, 2
-END_S = 1_800.0  # no task is without an answer by then, on any machine
-LEASE_OVER_MS = 20_000  # the lease of any task here is over, its escrow has not expired
-EXPIRY_OVER_MS = 120_000  # it has
-GAP_S = 0.4  # between two blows in the storm, on average
-CALM_GAP_S = 5.0  # and after it, when only what expires and credits is hit
-BUSY_SHARE = 0.7  # of the blows at runners that look for one whose agent is computing
-STALL_S = (1.0, 30.0)  # the longer ones outlast a lease, so that a runner wakes whose task is another's
-PATIENCE_S = 12.0  # of a client with a request that is not answered
-LOSS_WAIT_S_MAX = 8  # and after a lost answer, doubling from one second
-WAIT_S_MAX = 3.0  # a client asks again this soon, even if it is told to wait for longer
+END_S = 1_800.0  # every task is answered by then, on any machine
+LEASE_OVER_MS = 20_000  # longer than the lease of any task here, shorter than its expiry
+EXPIRY_OVER_MS = 120_000  # longer than the expiry of any task here
+GAP_S = 0.4  # mean time between two faults
+CALM_GAP_S = 5.0  # the same once runners are spared and only the sweep and results are hit
+BUSY_SHARE = 0.7  # share of faults in runners that choose one whose agent is computing
+STALL_S = (1.0, 30.0)  # a long stall outlasts the lease, so that the runner wakes after its task was taken over
+PATIENCE_S = 12.0  # how long a client waits for an answer
+LOSS_WAIT_S_MAX = 8  # the longest wait after a lost answer; the wait starts at one second and doubles
+WAIT_S_MAX = 3.0  # a client retries after this, even if Retry-After is longer
 
-IN_FULL = {"type": "flat", "price": "0.05"}
-IN_PART = {"type": "metered", "base": "0.001", "per_million_fuel": "0.00001", "per_kib_output": "0.0001"}
+FLAT_PRICE = {"type": "flat", "price": "0.05"}
+METERED = {"type": "metered", "base": "0.001", "per_million_fuel": "0.00001", "per_kib_output": "0.0001"}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much happens, and for how long."""
+    """How many tasks and clients there are, and how long faults are injected."""
 
     tasks: int
     clients: int
-    arrival_s: float  # the tasks begin within this time
-    storm_s: float  # for this long runners are killed
-    giving_up_s: float  # a loss within this time may end in giving up
+    arrival_s: float  # all tasks are sent for the first time within this time
+    injection_s: float  # how long runners are hit
+    giving_up_s: float  # a client that loses an answer within this time may give up
 
 
-SHORT_SCALE = Scale(tasks=60, clients=8, arrival_s=6, storm_s=8, giving_up_s=30)
-LONG_SCALE = Scale(tasks=300, clients=16, arrival_s=40, storm_s=50, giving_up_s=20)
+SHORT_SCALE = Scale(tasks=60, clients=8, arrival_s=6, injection_s=8, giving_up_s=30)
+LONG_SCALE = Scale(tasks=300, clients=16, arrival_s=40, injection_s=50, giving_up_s=20)
 SCALE = LONG_SCALE if LONG else SHORT_SCALE
-HITS_MIN = 10  # of the long storm: tasks whose runner was lost; about thirty are, fewer where the machine is busy
+HITS_MIN = 10  # of the long test: tasks that lost their runner; usually about thirty, fewer on a busy machine
 
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """A kind of task: how many of ten there are, and how one ends if nothing goes wrong."""
+    """A kind of task: its share in tenths, and its outcome without faults."""
 
     tenths: int
     agent: str
@@ -84,17 +82,17 @@ class Kind:
 
 
 KINDS = [
-    Kind(5, "sieve", IN_PART, "60000000", output='{"limit":60000000,"primes":3562115,"largest":59999999}\n'),
-    Kind(2, "echo", IN_FULL, "given back", output="given back"),
-    Kind(1, "misbehave", IN_PART, "size 5000", output="x" * 5_000, timeout=2),  # kept in S3
-    Kind(1, "misbehave", IN_FULL, "loop", Outcome.TIMEOUT, timeout=1),
-    Kind(1, "failing", IN_FULL, "", Outcome.EXIT_CODE),
+    Kind(5, "sieve", METERED, "60000000", output='{"limit":60000000,"primes":3562115,"largest":59999999}\n'),
+    Kind(2, "echo", FLAT_PRICE, "given back", output="given back"),
+    Kind(1, "misbehave", METERED, "size 5000", output="x" * 5_000, timeout=2),  # its output is stored in S3
+    Kind(1, "misbehave", FLAT_PRICE, "loop", Outcome.TIMEOUT, timeout=1),
+    Kind(1, "failing", FLAT_PRICE, "", Outcome.EXIT_CODE),
 ]
 
 
 @dataclass(frozen=True)
-class Blow:
-    """What is done to a function's environment, or to the sandbox worker under it; the more often the heavier."""
+class Injection:
+    """A signal to a function's environment or to its sandbox worker; `weight` is its relative frequency."""
 
     weight: int
     function: str
@@ -106,18 +104,18 @@ class Blow:
 
 
 RUNNER = "ExecuteFunction"
-BLOWS = [
-    Blow(6, RUNNER, SIGKILL),
-    Blow(4, RUNNER, SIGKILL, sandbox=True),
-    Blow(3, RUNNER, SIGSTOP),
-    Blow(2, "SweepFunction", SIGKILL),
-    Blow(1, "SweepFunction", SIGSTOP),
-    Blow(1, "ResultFunction", SIGKILL),
+INJECTIONS = [
+    Injection(6, RUNNER, SIGKILL),
+    Injection(4, RUNNER, SIGKILL, sandbox=True),
+    Injection(3, RUNNER, SIGSTOP),
+    Injection(2, "SweepFunction", SIGKILL),
+    Injection(1, "SweepFunction", SIGSTOP),
+    Injection(1, "ResultFunction", SIGKILL),
 ]
 
 
-class Storm:
-    """Strikes the environments of one stack: children of its cloud's process, and nothing else on this machine."""
+class FaultInjector:
+    """Sends signals to the environments of one stack, which are child processes of its cloud, and to no others."""
 
     def __init__(
         self,
@@ -126,63 +124,69 @@ class Storm:
         random: Random,
         *,
         runner: str = RUNNER,
-        lasts_s: float = SCALE.storm_s,
+        lasts_s: float = SCALE.injection_s,
     ) -> None:
         self._runner = runner
         self._lasts_s = lasts_s
-        self._blows = [replace(blow, function=runner) if blow.function == RUNNER else blow for blow in BLOWS]
-        self.struck: Counter[str] = Counter()
+        self._injections = [
+            replace(injection, function=runner) if injection.function == RUNNER else injection
+            for injection in INJECTIONS
+        ]
+        self.injected: Counter[str] = Counter()
         self._cloud = cloud
         self._functions = functions
         self._random = random
         self._stalled: list[tuple[float, Process]] = []
 
-    def rage(self, stop: Event) -> None:
-        """Strikes at random moments until told to stop, and leaves nothing stalled."""
-        calm = monotonic() + self._lasts_s
-        blows, gap_s = self._blows, GAP_S
+    def run(self, stop: Event) -> None:
+        """Inject faults at random moments until `stop` is set; leave no process stalled."""
+        runners_spared = monotonic() + self._lasts_s
+        injections, gap_s = self._injections, GAP_S
         try:
             while not stop.wait(self._random.expovariate(1 / gap_s)):
-                if monotonic() > calm:
-                    blows, gap_s = [blow for blow in blows if blow.function != self._runner], CALM_GAP_S
+                if monotonic() > runners_spared:
+                    injections, gap_s = (
+                        [injection for injection in injections if injection.function != self._runner],
+                        CALM_GAP_S,
+                    )
                 self._wake(monotonic())
-                self._strike(self._random.choices(blows, [blow.weight for blow in blows])[0])
+                self._inject(self._random.choices(injections, [injection.weight for injection in injections])[0])
         finally:
             self._wake(float("inf"))
 
     def busy_runner(self) -> Process:
-        """An environment whose agent computes; waits for one."""
-        return until(lambda: next(self._busy_runners(), None), "no agent computes", pause_s=0.01)
+        """Wait for an environment whose agent is computing, and return it."""
+        return until(lambda: next(self._busy_runners(), None), "no agent is computing", pause_s=0.01)
 
     def _busy_runners(self) -> Iterator[Process]:
-        return (runner for worker, runner in self.workers().items() if _computes(worker))
+        return (runner for worker, runner in self.workers().items() if _is_computing(worker))
 
-    def _strike(self, blow: Blow) -> None:
-        victims = self._victims(blow)
-        if not victims:
+    def _inject(self, injection: Injection) -> None:
+        targets = self._targets(injection)
+        if not targets:
             return
-        victim = self._random.choice(victims)
-        self.struck[str(blow)] += 1
-        processes.send(victim, blow.signal)
-        if blow.signal is SIGSTOP:
-            self._stalled.append((monotonic() + self._random.uniform(*STALL_S), victim))
+        target = self._random.choice(targets)
+        self.injected[str(injection)] += 1
+        processes.send(target, injection.signal)
+        if injection.signal is SIGSTOP:
+            self._stalled.append((monotonic() + self._random.uniform(*STALL_S), target))
 
-    def _victims(self, blow: Blow) -> list[Process]:
-        if blow.function != self._runner:
-            return self._environments(blow.function)
-        # Not before it has run something: where one cold start fails, ministack ends all the function's others.
+    def _targets(self, injection: Injection) -> list[Process]:
+        if injection.function != self._runner:
+            return self._environments(injection.function)
+        # Only environments that have run something: when a cold start fails, ministack ends the function's others too.
         workers = self.workers()
         if self._random.random() < BUSY_SHARE:
-            workers = {worker: runner for worker, runner in workers.items() if _computes(worker)} or workers
-        return list(workers if blow.sandbox else workers.values())
+            workers = {worker: runner for worker, runner in workers.items() if _is_computing(worker)} or workers
+        return list(workers if injection.sandbox else workers.values())
 
     def workers(self) -> dict[Process, Process]:
-        """The sandbox workers with their runners, but for stalled ones."""
+        """The sandbox workers and their runners, except stalled ones."""
         runners = {process.pid: process for process in self._environments(self._runner)}
         return {process: runners[parent] for process, parent in processes.table().items() if parent in runners}
 
     def _environments(self, function: str) -> list[Process]:
-        # Told by the command line: a runner's environment and directory are hidden from other processes of its user.
+        # Found by command line: a runner's environment variables and directory are hidden from its user's processes.
         name, stalled = self._functions[function].split(":")[-2], {process for _, process in self._stalled}
         children = {process for process, parent in processes.table().items() if parent == self._cloud.pid} - stalled
         return [process for process in children if name in _command(process)]
@@ -195,8 +199,8 @@ class Storm:
 
 
 @dataclass
-class Errand:
-    """One task as its client sees it: the request, when to ask next, and what was answered."""
+class ClientTask:
+    """One task of a client: the request, when to send it next, and the answers."""
 
     kind: Kind
     body: dict[str, Any]
@@ -207,87 +211,97 @@ class Errand:
 
 
 class Client:
-    """A user who gets every task done, one request at a time; `age` makes time pass for a task that was given up."""
+    """A user who finishes every task, one request at a time; `age` makes the escrow of an abandoned task expire."""
 
-    def __init__(self, user: User, errands: list[Errand], random: Random, age: Callable[..., bool] | None) -> None:
+    def __init__(
+        self, user: User, client_tasks: list[ClientTask], random: Random, age: Callable[..., bool] | None
+    ) -> None:
         self.user = user
         self._age = age
-        self.errands = errands
-        self.met: Counter[str] = Counter()
+        self.client_tasks = client_tasks
+        self.responses: Counter[str] = Counter()
         self._random = random
 
     def work(self, began: float) -> None:
-        """Asks until every task has been answered, whichever is due."""
-        while waiting := [errand for errand in self.errands if not errand.answers]:
-            errand = min(waiting, key=lambda errand: errand.due)
-            sleep(max(errand.due - monotonic(), 0))
-            assert monotonic() < began + END_S, [(errand.body["task_id"], errand.losses) for errand in waiting]
-            self._ask(errand, may_give_up=monotonic() < began + SCALE.giving_up_s)
+        """Send requests, the earliest due first, until every task is answered."""
+        while waiting := [client_task for client_task in self.client_tasks if not client_task.answers]:
+            client_task = min(waiting, key=lambda client_task: client_task.due)
+            sleep(max(client_task.due - monotonic(), 0))
+            assert monotonic() < began + END_S, [
+                (client_task.body["task_id"], client_task.losses) for client_task in waiting
+            ]
+            self._ask(client_task, may_give_up=monotonic() < began + SCALE.giving_up_s)
 
     def repeat(self) -> None:
-        """Sends every request again, and reads every result."""
-        for errand in self.errands:
-            for answer in (self._execute(errand, GENEROUS_S), self._result(errand, GENEROUS_S)):
+        """Send every request again, and read every result."""
+        for client_task in self.client_tasks:
+            for answer in (self._execute(client_task, GENEROUS_S), self._result(client_task, GENEROUS_S)):
                 assert answer.status_code == 200, answer.text
-                errand.answers.append(answer.content)
+                client_task.answers.append(answer.content)
 
-    def _ask(self, errand: Errand, *, may_give_up: bool) -> None:
-        if errand.given_up and self._age:
-            self._age(self.user.name, errand.body["task_id"], EXPIRY_OVER_MS)
+    def _ask(self, client_task: ClientTask, *, may_give_up: bool) -> None:
+        if client_task.given_up and self._age:
+            self._age(self.user.name, client_task.body["task_id"], EXPIRY_OVER_MS)
         try:
-            answer = self._result(errand) if errand.given_up else self._execute(errand)
+            answer = self._result(client_task) if client_task.given_up else self._execute(client_task)
         except httpx.TransportError:
-            self.met["no answer"] += 1
-            self._lose(errand, may_give_up=may_give_up)
+            self.responses["no answer"] += 1
+            self._lose(client_task, may_give_up=may_give_up)
             return
-        self.met[str(answer.status_code)] += 1
+        self.responses[str(answer.status_code)] += 1
         if answer.status_code == 200:
-            errand.answers.append(answer.content)
+            client_task.answers.append(answer.content)
         elif answer.status_code >= 500:
-            self._lose(errand, may_give_up=may_give_up)
-        elif answer.status_code == 404 and errand.given_up:
-            errand.given_up = False  # it never began, so it can be sent as if for the first time
+            self._lose(client_task, may_give_up=may_give_up)
+        elif answer.status_code == 404 and client_task.given_up:
+            client_task.given_up = False  # it was never funded, so it can be sent again
         else:
-            later = {"task_in_progress", "too_many_running"}  # slots of killed runners lapse with their leases
+            later = {"task_in_progress", "too_many_running"}  # slots of killed runners are free when their leases end
             assert answer.status_code == 202 or answer.json()["code"] in later, answer.text
-            errand.due = monotonic() + min(float(answer.headers["Retry-After"]), WAIT_S_MAX)
+            client_task.due = monotonic() + min(float(answer.headers["Retry-After"]), WAIT_S_MAX)
 
-    def _lose(self, errand: Errand, *, may_give_up: bool) -> None:
-        errand.losses += 1
-        errand.given_up |= may_give_up and self._random.random() < 0.7
-        errand.due = monotonic() + self._random.uniform(0.5, 1.0) * min(2**errand.losses, LOSS_WAIT_S_MAX)
+    def _lose(self, client_task: ClientTask, *, may_give_up: bool) -> None:
+        client_task.losses += 1
+        client_task.given_up |= may_give_up and self._random.random() < 0.7
+        client_task.due = monotonic() + self._random.uniform(0.5, 1.0) * min(2**client_task.losses, LOSS_WAIT_S_MAX)
 
-    def _execute(self, errand: Errand, patience_s: float = PATIENCE_S) -> httpx.Response:
-        return self.user.http.post("/tasks/execute", json=errand.body, timeout=patience_s)
+    def _execute(self, client_task: ClientTask, patience_s: float = PATIENCE_S) -> httpx.Response:
+        return self.user.http.post("/tasks/execute", json=client_task.body, timeout=patience_s)
 
-    def _result(self, errand: Errand, patience_s: float = PATIENCE_S) -> httpx.Response:
-        return self.user.http.get(f"/tasks/{errand.body['task_id']}/result", timeout=patience_s)
+    def _result(self, client_task: ClientTask, patience_s: float = PATIENCE_S) -> httpx.Response:
+        return self.user.http.get(f"/tasks/{client_task.body['task_id']}/result", timeout=patience_s)
 
 
 @pytest.fixture
-def storm(stack: Stack) -> Storm:
+def injector(stack: Stack) -> FaultInjector:
+    return injector_for(stack, Random(f"{SEED} faults"))
+
+
+def injector_for(stack: Stack, random: Random, **options: Any) -> FaultInjector:
+    """A fault injector for the stack; skips the test without a local cloud on Linux."""
     cloud = clouds.running(state_of(stack))
     if cloud is None or not Path("/proc/self/cmdline").exists():
-        pytest.skip("environments can be told apart and killed only in a local cloud on Linux")
-    return Storm(cloud.process, stack.functions, Random(f"{SEED} storm"))
+        pytest.skip("environments can be identified and killed only in a local cloud on Linux")
+    return FaultInjector(cloud.process, stack.functions, random, **options)
 
 
 @pytest.fixture
 def clients(
     api: Callable[..., httpx.Client], deposit: Callable[..., None], alice: User, echo: str, ledger: Ledger
 ) -> list[Client]:
-    """Clients with nothing to do yet, and an environment for each: cold starts are not what is tried here."""
+    """Clients without tasks, and a warm environment for each, because this test is not about cold starts."""
     numbers, age = range(SCALE.clients), None if LONG else ledger.age
     with ThreadPoolExecutor(SCALE.clients) as pool:
         list(pool.map(lambda _: alice.run(echo), numbers))
     return [Client(User.new(api, deposit), [], Random(f"{SEED} {number}"), age) for number in numbers]
 
 
-def test_killed_runners_lose_double_and_strand_nothing(
+def test_killed_runners_lose_double_and_strand_no_credits(  # noqa: PLR0917 - fixtures are arguments
     stack: Stack,
-    storm: Storm,
+    injector: FaultInjector,
     clients: list[Client],
     api: Callable[..., httpx.Client],
+    jwks: dict[str, Any],
     publish: Callable[..., str],
     sweep: Callable[[], None],
     ledger: Ledger,
@@ -295,28 +309,31 @@ def test_killed_runners_lose_double_and_strand_nothing(
 ) -> None:
     random, olga = Random(SEED), User.new(api)
     agents = {kind: publish(wasm(kind.agent), tariff=kind.tariff, owner=olga.name) for kind in KINDS}
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     platform_before = available(api, stack.platform_account)
 
     began = monotonic()
     for number in range(SCALE.tasks):
         (kind,) = random.choices(KINDS, [kind.tenths for kind in KINDS])
         body = task(agents[kind], task_id=f"t{number}", input=kind.input, timeout=kind.timeout)
-        clients[number % SCALE.clients].errands.append(Errand(kind, body, began + random.uniform(0, SCALE.arrival_s)))
-    lost_sweeps = weather(storm, sweep, lambda: together(clients, lambda client: client.work(began)))
-    together(clients, Client.repeat, REPEATERS)
-    credited(sweep, ledger)
+        clients[number % SCALE.clients].client_tasks.append(
+            ClientTask(kind, body, began + random.uniform(0, SCALE.arrival_s))
+        )
+    lost_sweeps = under_faults(injector, sweep, lambda: in_parallel(clients, lambda client: client.work(began)))
+    in_parallel(clients, Client.repeat, REPEATERS)
+    sweep_until_credited(sweep, ledger)
 
     escrows = {(item["account"], item["task_id"]): item for item in ledger.items("ESC#")}
     mine = [
-        (errand, escrows[client.user.name, errand.body["task_id"]]) for client in clients for errand in client.errands
+        (client_task, escrows[client.user.name, client_task.body["task_id"]])
+        for client in clients
+        for client_task in client.client_tasks
     ]
-    told = tell(clients, mine, storm, lost_sweeps) + f", {monotonic() - began:.0f} s"
-    record_property("figure", f"kills: {told}")
+    summary = summarize(clients, mine, injector, lost_sweeps) + f", {monotonic() - began:.0f} s"
+    record_property("figure", f"kills: {summary}")
 
-    jwks = api(None).get("/.well-known/jwks.json").json()
-    for errand, item in mine:
-        assert_settled_once(errand, item, jwks)
+    for client_task, item in mine:
+        assert_settled_once(client_task, item, jwks)
     assert available(api, olga.name) == sum(item["paid"] for _, item in mine)
     assert available(api, stack.platform_account) == platform_before + sum(item["fee"] for _, item in mine)
     for client in clients:
@@ -324,18 +341,18 @@ def test_killed_runners_lose_double_and_strand_nothing(
         assert available(api, client.user.name) == CREDIT - spent
     assert "differences  0\n" in audit(stack)
 
-    assert sum(storm.struck.values()) > SCALE.storm_s / 2, told
-    if LONG:  # one of each is brought about on purpose below
+    assert sum(injector.injected.values()) > SCALE.injection_s / 2, summary
+    if LONG:  # the tests below cause one of each on purpose
         hit = [item for _, item in mine if item["fence"] > 1 or item["outcome"] in {"worker_lost", "expired"}]
-        assert len(hit) >= HITS_MIN, told
-        assert {"released", "refunded", "expired"} == {item["state"] for _, item in mine}, told
-        assert any(item["fence"] > 1 for _, item in mine), told
-        assert any(item["outcome"] == "worker_lost" for _, item in mine), told
+        assert len(hit) >= HITS_MIN, summary
+        assert {"released", "refunded", "expired"} == {item["state"] for _, item in mine}, summary
+        assert any(item["fence"] > 1 for _, item in mine), summary
+        assert any(item["outcome"] == "worker_lost" for _, item in mine), summary
 
 
 @dataclass
-class Struck:
-    """A task that computes, whose request waits for an answer, and whose runner is in our hands."""
+class RunningTask:
+    """A task whose agent is computing, its pending request, and the runner process."""
 
     user: User
     agent: str
@@ -343,7 +360,7 @@ class Struck:
     waiting: Future[httpx.Response]
 
     def repeat(self) -> httpx.Response:
-        """The same request until it is not answered by "in progress"."""
+        """Repeat the request until the task is no longer in progress; return the answer."""
         while (answer := self.user.execute(self.agent, **LATE)).status_code == 409:
             sleep(min(float(answer.headers["Retry-After"]), 0.5))
         return answer
@@ -354,94 +371,98 @@ LATE = {"task_id": "late", "input": "loop"}
 
 
 @pytest.fixture
-def struck(
-    storm: Storm, api: Callable[..., httpx.Client], deposit: Callable[..., None], publish: Callable[..., str], echo: str
-) -> Iterator[Struck]:
+def running(
+    injector: FaultInjector,
+    api: Callable[..., httpx.Client],
+    deposit: Callable[..., None],
+    publish: Callable[..., str],
+    echo: str,
+) -> Iterator[RunningTask]:
     user, agent = User.new(api, deposit), publish(wasm("misbehave"), limits={"timeout": 3})
-    user.run(echo)  # the next request finds this environment, and a sandbox that has started
+    user.run(echo)  # so that the next request gets a warm environment with a started sandbox
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(user.execute, agent, **LATE)
-        runner = storm.busy_runner()
+        runner = injector.busy_runner()
         try:
-            yield Struck(user, agent, runner, waiting)
+            yield RunningTask(user, agent, runner, waiting)
         finally:
             processes.send(runner, SIGCONT)
 
 
-def settled(stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, struck: Struck) -> Item:
-    """The escrow of a task that failed: the user has everything back, and all sums are right."""
-    item = ledger.escrow(struck.user.name, LATE["task_id"])
+def settled(stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, running: RunningTask) -> Item:
+    """The escrow of the failed task, after a check that the user has the budget back and the audit is clean."""
+    item = ledger.escrow(running.user.name, LATE["task_id"])
     assert item is not None
-    assert available(api, struck.user.name) == CREDIT - WARM_UP
+    assert available(api, running.user.name) == CREDIT - WARM_UP
     assert "differences  0\n" in audit(stack)
     return item
 
 
-def test_stalled_runner_that_wakes_too_late_settles_nothing(
-    stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, struck: Struck
+def test_a_runner_that_wakes_too_late_settles_nothing(
+    stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, running: RunningTask
 ) -> None:
-    """Its task has been taken over and settled meanwhile: it tells what the other one stored."""
-    processes.send(struck.runner, SIGSTOP)
-    assert ledger.age(struck.user.name, LATE["task_id"], LEASE_OVER_MS)
-    answer = struck.repeat()
-    processes.send(struck.runner, SIGCONT)
-    late = struck.waiting.result()
+    """Its task was taken over and settled meanwhile, so it returns the stored outcome."""
+    processes.send(running.runner, SIGSTOP)
+    assert ledger.age(running.user.name, LATE["task_id"], LEASE_OVER_MS)
+    answer = running.repeat()
+    processes.send(running.runner, SIGCONT)
+    late = running.waiting.result()
     assert answer.status_code == 200, answer.text
     assert late.content == answer.content
-    item = settled(stack, api, ledger, struck)
+    item = settled(stack, api, ledger, running)
     assert (item["state"], item["fence"], item["receipt"]) == ("refunded", 2, answer.json()["receipt"])
 
 
-def test_the_task_of_a_killed_runner_is_taken_over(
-    stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, struck: Struck
+def test_a_killed_runners_task_is_taken_over(
+    stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, running: RunningTask
 ) -> None:
-    processes.send(struck.runner, SIGKILL)
-    assert struck.waiting.result().status_code >= 500
-    assert struck.user.execute(struck.agent, **LATE).json()["code"] == "task_in_progress", "the lease is not over"
-    assert ledger.age(struck.user.name, LATE["task_id"], LEASE_OVER_MS)
-    answer = struck.repeat()
-    item = settled(stack, api, ledger, struck)
+    processes.send(running.runner, SIGKILL)
+    assert running.waiting.result().status_code >= 500
+    assert running.user.execute(running.agent, **LATE).json()["code"] == "task_in_progress", "the lease is not over"
+    assert ledger.age(running.user.name, LATE["task_id"], LEASE_OVER_MS)
+    answer = running.repeat()
+    item = settled(stack, api, ledger, running)
     assert (item["fence"], item["outcome"], item["receipt"]) == (2, "timeout", answer.json()["receipt"])
 
 
-def test_the_task_of_a_killed_runner_expires_where_nobody_takes_it_over(
-    stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, struck: Struck
+def test_a_killed_runners_task_expires_without_a_takeover(
+    stack: Stack, api: Callable[..., httpx.Client], ledger: Ledger, running: RunningTask
 ) -> None:
-    processes.send(struck.runner, SIGKILL)
-    assert struck.waiting.result().status_code >= 500
-    assert ledger.age(struck.user.name, LATE["task_id"], EXPIRY_OVER_MS)
-    answer = struck.user.http.get(f"/tasks/{LATE['task_id']}/result")
+    processes.send(running.runner, SIGKILL)
+    assert running.waiting.result().status_code >= 500
+    assert ledger.age(running.user.name, LATE["task_id"], EXPIRY_OVER_MS)
+    answer = running.user.http.get(f"/tasks/{LATE['task_id']}/result")
     assert answer.json()["escrow_status"] == "expired", answer.text
-    item = settled(stack, api, ledger, struck)
+    item = settled(stack, api, ledger, running)
     assert (item["state"], item["fence"], item["outcome"]) == ("expired", 1, "expired")
 
 
 def test_a_killed_sandbox_is_the_platforms_fault(
-    stack: Stack, storm: Storm, api: Callable[..., httpx.Client], ledger: Ledger, struck: Struck
+    stack: Stack, injector: FaultInjector, api: Callable[..., httpx.Client], ledger: Ledger, running: RunningTask
 ) -> None:
-    (worker,) = [worker for worker, runner in storm.workers().items() if runner == struck.runner]
+    (worker,) = [worker for worker, runner in injector.workers().items() if runner == running.runner]
     processes.send(worker, SIGKILL)
-    answer = struck.waiting.result()
+    answer = running.waiting.result()
     assert (answer.status_code, answer.json()["error"]["code"]) == (200, "worker_lost"), answer.text
-    item = settled(stack, api, ledger, struck)
+    item = settled(stack, api, ledger, running)
     assert (item["state"], item["outcome"], item["reputation_tenths"]) == ("refunded", "worker_lost", 0)
 
 
 def state_of(stack: Stack) -> State:
-    """The local cloud that the stack is deployed to."""
+    """The state folder of the local cloud that the stack is deployed to."""
     return State(Path(stack.issuer_key).parent)
 
 
 def audit(stack: Stack) -> str:
-    """What `make audit` says."""
+    """The output of `make audit`, which must succeed."""
     command = [sys.executable, "-m", "local", "--state", str(state_of(stack).root), "audit"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def weather(storm: Storm, sweep: Callable[[], None], work: Callable[[], None]) -> int:
-    """Does the work while the storm rages and sweeps go on; returns how many sweeps were lost."""
+def under_faults(injector: FaultInjector, sweep: Callable[[], None], work: Callable[[], None]) -> int:
+    """Do the work while faults are injected and sweeps run; return how many sweeps failed."""
     stop = Event()
 
     def sweeping() -> int:
@@ -454,60 +475,59 @@ def weather(storm: Storm, sweep: Callable[[], None], work: Callable[[], None]) -
         return lost
 
     with ThreadPoolExecutor(1 + SWEEPERS) as pool:
-        raging = pool.submit(storm.rage, stop)
+        injecting = pool.submit(injector.run, stop)
         sweepers = [pool.submit(sweeping) for _ in range(SWEEPERS)]
         try:
             work()
         finally:
             stop.set()
-        raging.result()
+        injecting.result()
         return sum(sweeper.result() for sweeper in sweepers)
 
 
-def together(clients: list[Client], work: Callable[[Client], None], threads: int = SCALE.clients) -> None:
+def in_parallel(clients: list[Client], work: Callable[[Client], None], threads: int = SCALE.clients) -> None:
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, clients))
 
 
-def assert_settled_once(errand: Errand, item: Item, jwks: dict[str, Any]) -> None:
-    """The escrow is closed and credited, and every answer ever given is what it says."""
+def assert_settled_once(client_task: ClientTask, item: Item, jwks: dict[str, Any]) -> None:
+    """Assert that the escrow is settled and credited, and that every answer agrees with it."""
     assert item["state"] != "funded"
     assert "work" not in item
     assert "swept_ms" in item
-    assert_states(receipt.verify(item["receipt"], jwks), item)
-    assert len(set(errand.answers)) == 1, errand.answers
-    answer = httpx.Response(200, content=errand.answers[0]).json()
+    assert_claims_match(receipt.verify(item["receipt"], jwks), item)
+    assert len(set(client_task.answers)) == 1, client_task.answers
+    answer = httpx.Response(200, content=client_task.answers[0]).json()
     assert answer["receipt"] == item["receipt"]
     assert (answer["escrow_status"], answer["reputation_delta"]) == (item["state"], item["reputation_tenths"] / 10)
     amounts = {"amount_paid": "paid", "fee": "fee", "amount_refunded": "refunded"}
     assert [micro(answer[name]) for name in amounts] == [item[name] for name in amounts.values()]
     assert item["paid"] + item["fee"] + item["refunded"] == item["budget"]
     outcome = Outcome(item["outcome"])
-    # A machine with its hands full may let a good agent run into its timeout.
-    assert outcome in {errand.kind.outcome, Outcome.TIMEOUT} or outcome.fault is Fault.PLATFORM
-    assert answer["output"] == (errand.kind.output if outcome is Outcome.SUCCEEDED else None)
+    # On a busy machine a good agent may exceed its timeout.
+    assert outcome in {client_task.kind.outcome, Outcome.TIMEOUT} or outcome.fault is Fault.PLATFORM
+    assert answer["output"] == (client_task.kind.output if outcome is Outcome.SUCCEEDED else None)
 
 
-def tell(clients: list[Client], mine: list[tuple[Errand, Item]], storm: Storm, lost_sweeps: int) -> str:
-    """What the test has been through, in one line."""
-    met = sum((client.met for client in clients), Counter[str]())
+def summarize(
+    clients: list[Client], mine: list[tuple[ClientTask, Item]], injector: FaultInjector, lost_sweeps: int
+) -> str:
+    """What happened during the test, in one line."""
+    responses = sum((client.responses for client in clients), Counter[str]())
     ends = Counter(item["outcome"] for _, item in mine)
     taken_over = sum(item["fence"] > 1 for _, item in mine)
-    given_up = sum(errand.given_up for errand, _ in mine)
-    lost = sum(errand.losses > 0 for errand, _ in mine)
+    given_up = sum(client_task.given_up for client_task, _ in mine)
+    lost = sum(client_task.losses > 0 for client_task, _ in mine)
     return (
-        f"seed {SEED}, {len(mine)} tasks; {dict(storm.struck)}; answers {dict(met)}; lost sweeps {lost_sweeps}; "
+        f"seed {SEED}, {len(mine)} tasks; {dict(injector.injected)}; answers {dict(responses)}; "
+        f"lost sweeps {lost_sweeps}; "
         f"tasks that lost an answer {lost}, taken over {taken_over}, given up {given_up}; ends {dict(ends)}"
     )
 
 
 def available(api: Callable[..., httpx.Client], account: str) -> int:
-    """Anybody's; the platform's account shows itself to the operator's scope alone."""
+    """The available micro-credits of any account; only an operator's scope can read the platform's account."""
     return micro(api(account, "ledger:deposit").get("/accounts/me").json()["available"])
-
-
-def micro(amount: str) -> int:
-    return int(Decimal(amount) * CREDIT)
 
 
 def _command(process: Process) -> str:
@@ -517,7 +537,7 @@ def _command(process: Process) -> str:
         return ""
 
 
-def _computes(process: Process) -> bool:
+def _is_computing(process: Process) -> bool:
     try:
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "R"
     except OSError:

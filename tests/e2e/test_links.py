@@ -1,5 +1,6 @@
-"""Links of the API work wherever a client finds it: the local address, a stage, custom domains with a base path and
-without one. A link is followed as a client follows it: resolved against the URL that was asked for (RFC 3986 §5).
+"""Links of the API work at every address: the local one, a stage, and custom domains with and without a base path.
+
+Each link is followed as a client follows it: resolved against the URL of the request (RFC 3986 §5).
 """
 
 import json
@@ -24,7 +25,7 @@ KINDS = ["local address", "stage", *DOMAINS]
 
 @pytest.fixture(scope="module")
 def addresses(stack: Stack, aws: Callable[[str], Any]) -> Iterator[dict[str, tuple[str, str]]]:
-    """Where the API is: by its kind, a host (empty for the address itself) and the path before ours."""
+    """The addresses of the API by kind: a host (empty for the local address) and the path before the API's own."""
     _, _, api_id, stage, _ = urlsplit(stack.api_url).path.split("/")
     port = urlsplit(stack.endpoint_url).port
     found = {
@@ -51,25 +52,25 @@ def at(request: pytest.FixtureRequest, addresses: dict[str, tuple[str, str]]) ->
 
 @pytest.fixture
 def web(stack: Stack, at: tuple[str, str]) -> Iterator[httpx.Client]:
-    """A client of this address, without a token."""
+    """An HTTP client for this address, without a token."""
     host, _ = at
     with httpx.Client(headers={"Host": host} if host else {}, timeout=GENEROUS_S, trust_env=False) as client:
         yield client
 
 
-def asked(stack: Stack, at: tuple[str, str], path: str) -> str:
+def url_of(stack: Stack, at: tuple[str, str], path: str) -> str:
     return f"{stack.endpoint_url}{at[1]}{PREFIX}{path}"
 
 
-def test_a_location_leads_to_the_result(
+def test_the_location_leads_to_the_result(
     stack: Stack, at: tuple[str, str], web: httpx.Client, alice: User, token: Callable[..., str], echo: str
 ) -> None:
     web.auth = Bearer(lambda: token(alice.name))
     body = task(echo, task_id=uuid.uuid4().hex)
-    accepted = web.post(asked(stack, at, "/tasks/execute"), json=body, headers={"Prefer": "respond-async"})
+    accepted = web.post(url_of(stack, at, "/tasks/execute"), json=body, headers={"Prefer": "respond-async"})
     assert accepted.status_code == 202, accepted.text
     link = urljoin(str(accepted.url), accepted.headers["Location"])
-    assert link == asked(stack, at, f"/tasks/{body['task_id']}/result")
+    assert link == url_of(stack, at, f"/tasks/{body['task_id']}/result")
 
     def known() -> httpx.Response | None:
         answer = web.get(link)
@@ -80,10 +81,10 @@ def test_a_location_leads_to_the_result(
     assert until(known, "the task is not settled", pause_s=0.1).json()["output"] == "hello"
 
 
-def test_each_described_call_is_at_the_described_server(
+def test_each_documented_call_is_at_the_documented_server(
     stack: Stack, at: tuple[str, str], web: httpx.Client, alice: User
 ) -> None:
-    described = web.get(asked(stack, at, "/openapi.json"))
+    described = web.get(url_of(stack, at, "/openapi.json"))
     document = described.json()
     (server,) = document["servers"]
     base = urljoin(str(described.url), server["url"]).rstrip("/")
@@ -97,12 +98,12 @@ def test_each_described_call_is_at_the_described_server(
                 assert answer.json()["detail"] != "There is nothing at this path.", path
 
 
-def test_the_page_tries_calls_out_at_its_own_server(stack: Stack, at: tuple[str, str], web: httpx.Client) -> None:
-    """Swagger UI takes a server that begins with a slash from the page's own origin, as its policy demands."""
-    page = web.get(asked(stack, at, "/docs"))
-    shown = re.search(r"spec: (\{.*?\n\}),\n    presets", page.text, re.DOTALL)
-    assert shown is not None
-    (server,) = json.loads(shown[1])["servers"]
+def test_the_docs_page_calls_its_own_server(stack: Stack, at: tuple[str, str], web: httpx.Client) -> None:
+    """Swagger UI resolves a server that starts with a slash against the page's origin, as its policy requires."""
+    page = web.get(url_of(stack, at, "/docs"))
+    spec = re.search(r"spec: (\{.*?\n\}),\n    presets", page.text, re.DOTALL)
+    assert spec is not None
+    (server,) = json.loads(spec[1])["servers"]
     assert server["url"].startswith("/")
     assert "connect-src 'self'" in page.headers["Content-Security-Policy"]
     health = web.get(urljoin(str(page.url), server["url"]).rstrip("/") + f"{PREFIX}/health")

@@ -1,4 +1,4 @@
-"""No secret and no payload in any log: the whole session's logs are searched, after all other tests (conftest.py)."""
+"""No log line has a secret or a payload. These tests run after all others and search the logs of the whole session."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.e2e.test_workflows import body as run
 from tests.sandbox.wat import call, program
 from tests.waiting import until
 
-# Copies its input to the output and to the log; traps if the input begins with "!".
+# Copies its input to stdout and stderr; traps if the input starts with "!".
 TALKATIVE = program(
     f"""(i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 60000))
         (drop {call("fd_read", 0, 0, 1, 8)})
@@ -30,12 +30,13 @@ TALKATIVE = program(
 )
 PAYLOAD = "marked-payload"
 CLAIM = "marked-claim"
-LARGE = 4_096  # bytes: over what an escrow holds inline
+LARGE = 4_096  # bytes: more than an escrow stores inline
 JWT = re.compile(r"eyJ[\w-]{8,}\.[\w-]*\.?")
 KEYS = re.compile(r"PRIVATE KEY|\"d\": ?\"[\w-]{40,}|X-Amz-Signature|Bearer ")
 
 
-def lines(aws: Callable[[str], Any]) -> Iterator[str]:
+def read_lines(aws: Callable[[str], Any]) -> Iterator[str]:
+    """All log lines of the functions."""
     logs = aws("logs")
     for group in logs.describe_log_groups()["logGroups"]:
         for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group["logGroupName"]):
@@ -44,7 +45,7 @@ def lines(aws: Callable[[str], Any]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def told(
+def lines(
     stack: Stack,
     aws: Callable[[str], Any],
     api: Callable[..., httpx.Client],
@@ -52,14 +53,14 @@ def told(
     deposit: Callable[..., None],
     publish: Callable[..., str],
 ) -> list[str]:
-    """All logs, after stories that hand marked words to every way in, good and bad."""
+    """All log lines, after valid and invalid requests with marked words at every entry point."""
     user = User.new(api, deposit)
     agent = publish(bytes(wasmtime.wat2wasm(TALKATIVE)))
     done = user.run(agent, task_id="good", input=PAYLOAD)
     assert done["output"] == PAYLOAD
     assert done["log"] == PAYLOAD
-    assert JWT.search(done["receipt"]), "what is looked for must look like this"
-    assert JWT.search(f"Bearer {token(user.name)}"), "and like this"
+    assert JWT.search(done["receipt"]), "the pattern must match a receipt"
+    assert JWT.search(f"Bearer {token(user.name)}"), "the pattern must match a token"
     assert not user.run(agent, input=f"!{PAYLOAD}")["success"]
     user.run(agent, input="a", webhook=f"http://127.0.0.1:1/{PAYLOAD}")
     user.run(agent, input=PAYLOAD * (LARGE // len(PAYLOAD)))
@@ -80,22 +81,22 @@ def told(
         assert httpx.get(f"{user.http.base_url}accounts/me", headers=refused, trust_env=False).status_code == 401
     last = escrow_id(user.name, "last")
     user.run(agent, task_id="last", input=PAYLOAD)
-    until(lambda: last in "".join(lines(aws)), "the logs do not tell of the last task", pause_s=0.2)
-    return list(lines(aws))
+    until(lambda: last in "".join(read_lines(aws)), "the last task is not in the logs", pause_s=0.2)
+    return list(read_lines(aws))
 
 
-def test_a_settlement_can_be_followed_by_its_ids(told: list[str]) -> None:
-    settled = [json.loads(line) for line in told if '"message":"settled"' in line]
+def test_a_settlement_is_logged_with_its_ids(lines: list[str]) -> None:
+    settled = [json.loads(line) for line in lines if '"message":"settled"' in line]
     line = next(line for line in settled if line["task_id"] == "last")
     assert {"escrow_id", "agent_id", "outcome", "paid_micro", "correlation_id"} <= line.keys()
 
 
 @pytest.mark.parametrize("word", [PAYLOAD, CLAIM])
-def test_no_payload_is_in_any_log(told: list[str], word: str) -> None:
-    assert [line for line in told if word in line] == []
+def test_no_payload_is_in_any_log(lines: list[str], word: str) -> None:
+    assert [line for line in lines if word in line] == []
 
 
-def test_no_token_receipt_or_key_is_in_any_log(told: list[str], stack: Stack) -> None:
+def test_no_token_receipt_or_key_is_in_any_log(lines: list[str], stack: Stack) -> None:
     secret = [line for line in Path(stack.issuer_key).read_text().splitlines() if "-----" not in line]
-    assert [line for line in told if JWT.search(line) or KEYS.search(line)] == []
-    assert [line for line in told if any(part in line for part in secret)] == []
+    assert [line for line in lines if JWT.search(line) or KEYS.search(line)] == []
+    assert [line for line in lines if any(part in line for part in secret)] == []

@@ -1,7 +1,7 @@
-"""Each role allows what its function does, and no more: tried with the roles, and held against all that was recorded.
+"""Each role allows what its function does and no more: tested with the roles and against the recorded AWS calls.
 
-These tests come last (conftest.py): what all others made the functions ask of AWS was recorded by the local cloud,
-which enforces the roles (local/launch.py), and is compared with the template here, both ways.
+These tests run last (conftest.py). The local cloud, which enforces the roles (local/launch.py), has recorded the calls
+of all other tests. The calls and the rights of the template must match in both directions.
 """
 
 import json
@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from local.deploy import STACK_NAME
 from local.paths import Stack, State
 from tests.e2e.conftest import STATE
-from tests.roles import FUNCTION, Call, Deployed, read_calls, unlawful, unused
+from tests.roles import FUNCTION, Call, Deployed, read_calls, unused_rights, violations
 from tests.support import ROOT
 from tests.template import template
 
@@ -36,18 +36,18 @@ SIGNERS = {
 }
 OWN_EVENTS = {"NotifyFunction": "AgentRejected", "DeadletterFunction": "TaskRefused"}
 
-# Rights that these tests need not use: function, action and resource as template.yaml writes it, and why it is there.
-_AS_EXECUTE = "it runs the story that execute runs, where this is tried"
-NOT_TRIED: dict[tuple[str, str, str], str] = {
+# Rights that these tests need not use: function, action, and resource as template.yaml writes it; and the reason.
+_AS_EXECUTE = "it runs the same use case as execute, where this right is tested"
+NOT_TESTED: dict[tuple[str, str, str], str] = {
     ("WorkFunction", "lambda:InvokeFunction", "PublishFunction.Alias"): _AS_EXECUTE,
     ("WorkFunction", "s3:GetObject", "${OutputsBucket.Arn}/outputs/*"): _AS_EXECUTE,
     ("WorkFunction", "s3:ListBucket", "BinariesBucket.Arn"): _AS_EXECUTE,
-    # Of an account that moves while the table is read (tests/proofs/test_streaming.py): here the ledger is at rest.
+    # Used only if an account changes while the table is read (tests/proofs/test_streaming.py).
     (
         "AuditFunction",
         "dynamodb:Query",
         "${LedgerTable.Arn}/index/statement",
-    ): "the ledger is at rest when it is audited",
+    ): "the ledger does not change during these audits",
 }
 
 AsRole = Callable[[str, str], Any]
@@ -55,7 +55,7 @@ AsRole = Callable[[str, str], Any]
 
 @pytest.fixture(scope="module")
 def deployed(aws: Callable[[str], Any]) -> Deployed:
-    """The template with what became of it."""
+    """The deployed template."""
     cloudformation = aws("cloudformation")
     (stack,) = cloudformation.describe_stacks(StackName=STACK_NAME)["Stacks"]
     pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=STACK_NAME)
@@ -73,7 +73,7 @@ def deployed(aws: Callable[[str], Any]) -> Deployed:
 
 @pytest.fixture(scope="module")
 def as_role(stack: Stack, aws: Callable[[str], Any], deployed: Deployed) -> AsRole:
-    """`as_role(function, service)`: a client with the role of a function; its session is not the function's."""
+    """`as_role(function, service)`: a client with a function's role, in a session of another name."""
 
     @cache
     def keys(function: str) -> dict[str, str]:
@@ -92,84 +92,84 @@ def as_role(stack: Stack, aws: Callable[[str], Any], deployed: Deployed) -> AsRo
 
 @pytest.fixture(scope="module")
 def calls(deployed: Deployed) -> list[Call]:
-    """All that the functions asked of AWS in this session."""
+    """All AWS calls of the functions in this session."""
     named = os.environ.get("QUITTANCE_STACK")
     recorded = (State((ROOT / named).parent) if named else STATE).calls
     if not recorded.is_file():
-        pytest.skip("calls are recorded by the local cloud alone")
+        pytest.skip("only the local cloud records calls")
     return read_calls(recorded, deployed.functions)
 
 
-def denied(call: Callable[..., Any], **arguments: Any) -> None:
+def assert_denied(call: Callable[..., Any], **arguments: Any) -> None:
     with pytest.raises(ClientError) as refused:
         call(**arguments)
     assert refused.value.response["Error"]["Code"] in {"AccessDenied", "AccessDeniedException"}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_nobody_deletes(function: str, as_role: AsRole, deployed: Deployed) -> None:
+def test_no_function_may_delete(function: str, as_role: AsRole, deployed: Deployed) -> None:
     dynamodb, s3 = as_role(function, "dynamodb"), as_role(function, "s3")
     for table in (deployed.ids[name] for name in TABLES):
-        denied(dynamodb.delete_item, TableName=table, Key=KEY)
-        denied(dynamodb.batch_write_item, RequestItems={table: [{"DeleteRequest": {"Key": KEY}}]})
-        denied(dynamodb.transact_write_items, TransactItems=[{"Delete": {"TableName": table, "Key": KEY}}])
-        denied(dynamodb.delete_table, TableName=table)
+        assert_denied(dynamodb.delete_item, TableName=table, Key=KEY)
+        assert_denied(dynamodb.batch_write_item, RequestItems={table: [{"DeleteRequest": {"Key": KEY}}]})
+        assert_denied(dynamodb.transact_write_items, TransactItems=[{"Delete": {"TableName": table, "Key": KEY}}])
+        assert_denied(dynamodb.delete_table, TableName=table)
     for bucket in (deployed.ids[name] for name in BUCKETS):
-        denied(s3.delete_object, Bucket=bucket, Key="outputs/x")
-        denied(s3.delete_bucket, Bucket=bucket)
+        assert_denied(s3.delete_object, Bucket=bucket, Key="outputs/x")
+        assert_denied(s3.delete_bucket, Bucket=bucket)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_only_the_publisher_writes_binaries_and_only_the_sweep_writes_the_log(
+def test_only_publish_writes_binaries_and_only_sweep_the_log(
     function: str, as_role: AsRole, deployed: Deployed
 ) -> None:
     s3 = as_role(function, "s3")
     for key in ("artefacts/x", "modules/x") if function != "PublishFunction" else ("health", "x"):
-        denied(s3.put_object, Bucket=deployed.ids["BinariesBucket"], Key=key, Body=b"")
+        assert_denied(s3.put_object, Bucket=deployed.ids["BinariesBucket"], Key=key, Body=b"")
     if function != "SweepFunction":
-        denied(s3.put_object, Bucket=deployed.ids["LogBucket"], Key="checkpoint", Body=b"")
+        assert_denied(s3.put_object, Bucket=deployed.ids["LogBucket"], Key="checkpoint", Body=b"")
 
 
-def test_the_publisher_cannot_touch_the_ledger(as_role: AsRole, deployed: Deployed) -> None:
+def test_the_publisher_cannot_access_the_ledger(as_role: AsRole, deployed: Deployed) -> None:
     dynamodb, ledger = as_role("PublishFunction", "dynamodb"), deployed.ids["LedgerTable"]
     for call in (dynamodb.get_item, dynamodb.update_item):
-        denied(call, TableName=ledger, Key=KEY)
-    denied(dynamodb.put_item, TableName=ledger, Item=KEY)
-    denied(dynamodb.scan, TableName=ledger)
-    denied(dynamodb.batch_get_item, RequestItems={ledger: {"Keys": [KEY]}})
-    denied(dynamodb.transact_get_items, TransactItems=[{"Get": {"TableName": ledger, "Key": KEY}}])
-    denied(dynamodb.transact_write_items, TransactItems=[{"Put": {"TableName": ledger, "Item": KEY}}])
+        assert_denied(call, TableName=ledger, Key=KEY)
+    assert_denied(dynamodb.put_item, TableName=ledger, Item=KEY)
+    assert_denied(dynamodb.scan, TableName=ledger)
+    assert_denied(dynamodb.batch_get_item, RequestItems={ledger: {"Keys": [KEY]}})
+    assert_denied(dynamodb.transact_get_items, TransactItems=[{"Get": {"TableName": ledger, "Key": KEY}}])
+    assert_denied(dynamodb.transact_write_items, TransactItems=[{"Put": {"TableName": ledger, "Item": KEY}}])
     for index in ("work", "statement"):
-        denied(dynamodb.query, TableName=ledger, IndexName=index, KeyConditionExpression="work = :x",
+        assert_denied(dynamodb.query, TableName=ledger, IndexName=index, KeyConditionExpression="work = :x",
                ExpressionAttributeValues={":x": {"S": "x"}})  # fmt: skip
-    assert "Item" not in dynamodb.get_item(TableName=deployed.ids["RegistryTable"], Key=KEY), "the role itself works"
+    assert "Item" not in dynamodb.get_item(TableName=deployed.ids["RegistryTable"], Key=KEY), "the role works otherwise"
 
 
 @pytest.mark.parametrize(
     ("function", "own"), [("AgentsFunction", "REP#agt_x"), ("HealthFunction", "ESC#nobody's")]
 )  # fmt: skip
-def test_agents_and_health_see_neither_accounts_nor_escrows(
+def test_agents_and_health_read_no_accounts_or_escrows(
     function: str, own: str, as_role: AsRole, deployed: Deployed
 ) -> None:
     dynamodb, ledger = as_role(function, "dynamodb"), deployed.ids["LedgerTable"]
     assert "Item" not in dynamodb.get_item(TableName=ledger, Key={"pk": {"S": own}})
     for other in ("ACCT#alice", "ESC#x", "LOG", "REP", f"x{own}"):
-        denied(dynamodb.get_item, TableName=ledger, Key={"pk": {"S": other}})
+        assert_denied(dynamodb.get_item, TableName=ledger, Key={"pk": {"S": other}})
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_only_who_needs_a_root_may_sign_with_it(function: str, as_role: AsRole, deployed: Deployed) -> None:
+def test_only_the_listed_functions_sign_with_each_root_key(function: str, as_role: AsRole, deployed: Deployed) -> None:
     kms, may_sign = as_role(function, "kms"), SIGNERS.get(function, set())
     for root in ("ReceiptRoot", "CheckpointRoot", "WebhookRoot"):
         named = {"KeyId": deployed.ids[root], "MessageType": "RAW", "SigningAlgorithm": "ECDSA_SHA_256"}
         if root in may_sign:
-            assert kms.sign(Message=b"x", **named)["Signature"], "the role itself works"
+            assert kms.sign(Message=b"x", **named)["Signature"], "the role works otherwise"
         else:
-            denied(kms.sign, Message=b"x", **named)
+            assert_denied(kms.sign, Message=b"x", **named)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_no_function_can_ask_for_a_task_on_the_bus(function: str, as_role: AsRole, deployed: Deployed) -> None:
+def test_no_function_can_request_a_task_on_the_bus(function: str, as_role: AsRole, deployed: Deployed) -> None:
     client, detail = as_role(function, "events"), json.dumps({"user_id": "nobody", "task_id": "t"})
     own = OWN_EVENTS.get(function)
     bus = deployed.ids["EventBus"]
@@ -180,33 +180,31 @@ def test_no_function_can_ask_for_a_task_on_the_bus(function: str, as_role: AsRol
     task = entry("com.example.shop", "TaskRequested")
     others = [task, entry("quittance", "TaskRequested"), entry("com.example.shop", own or "TaskSettled")]
     for other in others:
-        denied(client.put_events, Entries=[other])
+        assert_denied(client.put_events, Entries=[other])
         if own:
-            denied(client.put_events, Entries=[entry("quittance", own), other])
-            denied(client.put_events, Entries=[other, entry("quittance", own)])
+            assert_denied(client.put_events, Entries=[entry("quittance", own), other])
+            assert_denied(client.put_events, Entries=[other, entry("quittance", own)])
     if own:
-        assert client.put_events(Entries=[entry("quittance", own)])["FailedEntryCount"] == 0, "the role itself works"
+        assert client.put_events(Entries=[entry("quittance", own)])["FailedEntryCount"] == 0, "the role works otherwise"
 
 
 def test_every_call_is_allowed_by_the_template(calls: list[Call], deployed: Deployed) -> None:
-    wrong = [
-        f"{call.function} asks for {call.action} on {call.resource}" for call in unlawful(deployed.rights(), calls)
-    ]
-    assert not wrong, "its role in template.yaml does not allow it:\n  " + "\n  ".join(wrong)
+    wrong = [f"{call.function} calls {call.action} on {call.resource}" for call in violations(deployed.rights(), calls)]
+    assert not wrong, "the role in template.yaml does not allow this:\n  " + "\n  ".join(wrong)
 
 
-def test_every_right_is_used(calls: list[Call], deployed: Deployed, left_out: str) -> None:
-    if left_out:
-        pytest.skip(f"{left_out}: what is unused is told by the whole suite alone")
+def test_every_right_is_used(calls: list[Call], deployed: Deployed, incomplete: str) -> None:
+    if incomplete:
+        pytest.skip(f"{incomplete}: only the whole suite can tell which rights are unused")
     rights = deployed.rights()
     known = {(right.function, right.action, right.written) for right in rights}
-    assert NOT_TRIED.keys() <= known, "no longer in template.yaml: take it out of NOT_TRIED"
+    assert NOT_TESTED.keys() <= known, "no longer in template.yaml: remove it from NOT_TESTED"
     superfluous = [
         f"{right.function}: {right.action} on {right.written}"
-        for right in unused(rights, calls)
-        if not deployed.feeds(right) and (right.function, right.action, right.written) not in NOT_TRIED
+        for right in unused_rights(rights, calls)
+        if not deployed.used_by_lambda(right) and (right.function, right.action, right.written) not in NOT_TESTED
     ]
     assert not superfluous, (
-        "no test made the function use this right. Take it out of its role in template.yaml, or test what needs it, or "
-        "name it in NOT_TRIED (tests/e2e/test_privilege.py) with the reason:\n  " + "\n  ".join(superfluous)
+        "no test uses this right. Remove it from the role in template.yaml, test what needs it, or add it to "
+        "NOT_TESTED (tests/e2e/test_privilege.py) with the reason:\n  " + "\n  ".join(superfluous)
     )

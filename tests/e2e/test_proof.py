@@ -1,4 +1,4 @@
-"""A receipt proves itself: checked by `quittance-verify` with what anyone can read, by replay, and in the log."""
+"""Receipts checked by `quittance-verify` with public data only: by signature, by replay, and in the log."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from quittance.proof import verify as verifier
-from tests.e2e.people import Ledger, User, credited
+from tests.e2e.people import Ledger, User, sweep_until_credited
 from tests.e2e.test_refusals import assert_refused
 from tests.support import wasm
 
@@ -24,7 +24,7 @@ def verify(folder: Path, receipt: str, jwks: str, *more: str) -> int:
     return verifier.main([str(folder / "receipt.jws"), "--keys", str(folder / "jwks.json"), *more])
 
 
-def test_a_receipt_is_checked_by_replay(
+def test_a_replay_checks_a_receipt(
     alice: User, echo: str, api: Callable[..., httpx.Client], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jwks = api(None).get("/.well-known/jwks.json").text
@@ -38,7 +38,7 @@ def test_a_receipt_is_checked_by_replay(
     assert verify(tmp_path, done["receipt"], jwks, *given) != 0
 
 
-def test_a_receipt_is_in_the_log_and_the_log_only_grows(
+def test_the_log_includes_receipts_and_only_grows(
     alice: User,
     echo: str,
     api: Callable[..., httpx.Client],
@@ -52,14 +52,14 @@ def test_a_receipt_is_in_the_log_and_the_log_only_grows(
     waiting = alice.http.get(f"/tasks/{first['task_id']}/proof")
     assert_refused(waiting, 404, "not_logged")
     assert int(waiting.headers["Retry-After"]) > 0
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     older = alice.http.get(f"/tasks/{first['task_id']}/proof")
     (tmp_path / "proof.json").write_text(older.text)
     assert verify(tmp_path, first["receipt"], jwks, "--proof", str(tmp_path / "proof.json")) == 0, capsys.readouterr()
 
     second = alice.run(echo, input="another")
     assert verify(tmp_path, second["receipt"], jwks, "--proof", str(tmp_path / "proof.json")) != 0
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     size = older.json()["tree_size"]
     newer = alice.http.get(f"/tasks/{second['task_id']}/proof?since={size}")
     assert newer.json()["tree_size"] > size
@@ -70,7 +70,7 @@ def test_a_receipt_is_in_the_log_and_the_log_only_grows(
     assert api(None).get(f"/log/checkpoint?size={size}").text == json.loads(older.text)["checkpoint"]
 
 
-def test_who_may_ask_for_a_proof(
+def test_a_stranger_cannot_read_a_proof(
     alice: User, echo: str, api: Callable[..., httpx.Client], deposit: Callable[..., None], sweep: Callable[[], None]
 ) -> None:
     done = alice.run(echo)
@@ -83,7 +83,7 @@ def test_who_may_ask_for_a_proof(
     assert_refused(alice.http.get(f"{path}?since=-1"), 400, "invalid_request", "since")
 
 
-def test_what_the_log_does_not_have(api: Callable[..., httpx.Client]) -> None:
+def test_log_routes_refuse_what_the_log_does_not_have(api: Callable[..., httpx.Client]) -> None:
     public = api(None)
     for path in ("/log/checkpoint?size=9007199254740992", "/log/tile/0/1000000/256"):
         assert_refused(public.get(path), 404, "not_found")

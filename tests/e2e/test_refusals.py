@@ -1,5 +1,6 @@
-"""Every refusal of the API over HTTP: its status, a problem that names what is wrong and nothing of our insides, and
-not a credit moved. None is a 5xx: whatever a client sends, it is the client that can mend it.
+"""Every refusal of the API over HTTP: its status, and a problem that names what is wrong but no internals.
+
+No refusal moves credits. None is a 5xx, because the client can correct whatever it sent.
 """
 
 import base64
@@ -21,19 +22,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from local import issuer
 from local.paths import Stack
 from quittance.api import identity
-from tests.e2e.people import Ledger, User, task
+from tests.e2e.people import CREDIT, Ledger, User, task
 
 MIB = 2**20
-CREDIT = 1_000_000
 JSON = {"Content-Type": "application/json"}
-INSIDES = re.compile(
+INTERNALS = re.compile(
     r"traceback|exception|\.py\b|botocore|boto3|pydantic|dynamodb|arn:aws|ministack|/tmp/|ACCT#|ESC#", re.I
 )
 
 
 @pytest.fixture(autouse=True)
-def _unmoved(alice: User, echo: str, ledger: Ledger) -> Iterator[None]:
-    """No refusal moves money: what she was given is all there, and nothing was ever held."""
+def _nothing_moved(alice: User, echo: str, ledger: Ledger) -> Iterator[None]:
+    """No refusal moves credits: alice has her whole deposit and never had an escrow."""
     yield
     hers = [
         item
@@ -44,14 +44,14 @@ def _unmoved(alice: User, echo: str, ledger: Ledger) -> Iterator[None]:
 
 
 def assert_refused(answer: httpx.Response, status: int, code: str, *named: str) -> dict[str, Any]:
-    """A problem (RFC 9457) of this kind, whose `errors` name each of these fields."""
+    """Assert that the answer is this problem (RFC 9457) and that its `errors` name these fields; return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()
     assert (problem["type"], problem["status"]) == (f"urn:quittance:problem:{code}", status)
     assert problem["title"]
     assert problem["detail"]
-    assert not INSIDES.search(answer.text), answer.text
+    assert not INTERNALS.search(answer.text), answer.text
     errors = problem.get("errors", [])
     for name in named:
         assert any(name in {error["field"], *re.findall(r"\w+", error["message"])} for error in errors), (name, errors)
@@ -62,7 +62,7 @@ def assert_refused(answer: httpx.Response, status: int, code: str, *named: str) 
 
 
 def hs256(stack: Stack, token: Callable[..., str]) -> str:
-    """The classic: the public key taken for a shared secret."""
+    """A token signed by HMAC with the public key as the shared secret (algorithm confusion)."""
     header, body, _ = token("alice").split(".")
     fields = json.loads(base64.urlsafe_b64decode(header + "==")) | {"alg": "HS256"}
     message = base64.urlsafe_b64encode(json.dumps(fields).encode()).rstrip(b"=") + b"." + body.encode()
@@ -73,7 +73,7 @@ def hs256(stack: Stack, token: Callable[..., str]) -> str:
 
 
 def other_subject(stack: Stack, token: Callable[..., str]) -> str:
-    """A good signature under another's claims."""
+    """A token with the claims of another user and a signature that does not cover them."""
     header, _, signature = token("mallory").split(".")
     return ".".join((header, token("alice").split(".")[1], signature))
 
@@ -84,7 +84,7 @@ TOKENS: dict[str, Callable[[Stack, Callable[..., str]], str | None]] = {
     "other scheme": lambda _stack, token: f"Basic {token('alice')}",
     "no scheme": lambda _stack, token: token("alice"),
     "garbage": lambda _stack, _token: "Bearer garbage",
-    "three parts of garbage": lambda _stack, _token: "Bearer a.b.c",
+    "garbage in three parts": lambda _stack, _token: "Bearer a.b.c",
     "expired": lambda _stack, token: f"Bearer {token('alice', exp=int(time.time()) - 60)}",
     "never expires": lambda _stack, token: f"Bearer {token('alice', exp=None)}",
     "not yet": lambda _stack, token: f"Bearer {token('alice', nbf=int(time.time()) + 600)}",
@@ -92,7 +92,7 @@ TOKENS: dict[str, Callable[[Stack, Callable[..., str]], str | None]] = {
     "no audience": lambda _stack, token: f"Bearer {token('alice', aud=None)}",
     "wrong issuer": lambda _stack, token: f"Bearer {token('alice', iss='https://issuer.example')}",
     "no subject": lambda _stack, token: f"Bearer {token('alice', sub=None)}",
-    "subject that would split a key": lambda _stack, token: f"Bearer {token('alice#1')}",
+    "subject with the separator of keys": lambda _stack, token: f"Bearer {token('alice#1')}",
     "subject that is a word of the paths": lambda _stack, token: f"Bearer {token('me')}",
     "platform's subject without the operator's scope": lambda stack, token: f"Bearer {token(stack.platform_account)}",
     "subject too long": lambda _stack, token: f"Bearer {token('a' * 256)}",
@@ -101,7 +101,7 @@ TOKENS: dict[str, Callable[[Stack, Callable[..., str]], str | None]] = {
     "foreign key under our key id": lambda _s, token: (
         f"Bearer {token('a', key=ec.generate_private_key(ec.SECP256R1()))}"
     ),
-    "foreign claims": lambda stack, token: f"Bearer {other_subject(stack, token)}",
+    "claims of another user": lambda stack, token: f"Bearer {other_subject(stack, token)}",
     "ID token": lambda _stack, token: f"Bearer {token('alice', nonce='n', at_hash='x')}",
 }
 
@@ -113,10 +113,10 @@ TOKENS: dict[str, Callable[[Stack, Callable[..., str]], str | None]] = {
         "HS256 with the public key", "foreign key under our key id", "ID token",
     ],
 )  # fmt: skip
-def test_401_at_the_gateway(
+def test_401_from_the_gateways_authorizer(
     stack: Stack, token: Callable[..., str], api: Callable[..., httpx.Client], echo: str, ledger: Ledger, kind: str
 ) -> None:
-    """Through the authorizer; only some kinds: the others are in the test of the health check."""
+    """Only some kinds of token; the test of the health check has the others."""
     header, before = TOKENS[kind](stack, token), len(ledger.items("ESC#"))
     headers = {} if header is None else {"Authorization": header}
     answer = api(None).post("/tasks/execute", json=task(echo), headers=headers)
@@ -125,15 +125,15 @@ def test_401_at_the_gateway(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TOKENS if kind != "no header"])
-def test_401_for_whatever_is_no_token_of_ours(
+def test_401_for_every_invalid_token(
     stack: Stack, token: Callable[..., str], api: Callable[..., httpx.Client], kind: str
 ) -> None:
-    """Through the deep health check, which verifies tokens by the authorizer's own code and answers itself."""
+    """Through the deep health check, which verifies tokens with the authorizer's code and answers itself."""
     answer = api(None).get("/health", headers={"Authorization": TOKENS[kind](stack, token) or ""})
     assert_refused(answer, 401, "unauthenticated")
 
 
-SAID = {
+REASONS = {
     "garbage": identity.MALFORMED,
     "expired": identity.EXPIRED,
     "never expires": "The token has no claim exp.",
@@ -148,16 +148,16 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("kind", SAID)
+@pytest.mark.parametrize("kind", REASONS)
 def test_401_says_which_check_failed(
     stack: Stack, token: Callable[..., str], api: Callable[..., httpx.Client], kind: str
 ) -> None:
-    """RFC 6750 §3.1; also from the gateway's cache, and by the health check, whose header REST APIs rename."""
-    challenge = f'Bearer error="invalid_token", error_description="{SAID[kind]}"'
+    """RFC 6750 §3.1, also from the gateway's cache, and from the health check, whose header a REST API renames."""
+    challenge = f'Bearer error="invalid_token", error_description="{REASONS[kind]}"'
     headers = {"Authorization": TOKENS[kind](stack, token) or ""}
     for _ in range(2):
         answer = api(None).get("/accounts/me", headers=headers)
-        assert assert_refused(answer, 401, "unauthenticated")["detail"].startswith(SAID[kind])
+        assert assert_refused(answer, 401, "unauthenticated")["detail"].startswith(REASONS[kind])
         assert answer.headers.get("WWW-Authenticate") == challenge
     deep = api(None).get("/health", headers=headers)
     assert deep.json() == answer.json()
@@ -166,10 +166,10 @@ def test_401_says_which_check_failed(
 
 
 @pytest.mark.parametrize("kind", ["no header", "no token", "other scheme", "no scheme"])
-def test_401_without_a_token_names_the_scheme_alone(
+def test_401_without_a_token_names_only_the_scheme(
     stack: Stack, token: Callable[..., str], api: Callable[..., httpx.Client], kind: str
 ) -> None:
-    """RFC 6750 §3.1: no error code for whoever sent no token."""
+    """RFC 6750 §3.1: no error code if the request has no token."""
     header = TOKENS[kind](stack, token)
     answer = api(None).get("/accounts/me", headers={} if header is None else {"Authorization": header})
     assert_refused(answer, 401, "unauthenticated")
@@ -177,7 +177,7 @@ def test_401_without_a_token_names_the_scheme_alone(
 
 
 @pytest.mark.parametrize("path", ["/agents", "/tasks/t/result", "/agents/agt_x"])
-def test_401_on_every_route_but_the_open_ones(api: Callable[..., httpx.Client], path: str) -> None:
+def test_401_on_routes_that_need_a_token(api: Callable[..., httpx.Client], path: str) -> None:
     assert_refused(api(None).get(path), 401, "unauthenticated")
 
 
@@ -190,7 +190,7 @@ def test_403_without_the_scope(alice: User) -> None:
     assert assert_refused(alice.http.get("/health"), 403, "missing_scope")["required_scope"] == "health:read"
 
 
-# 400, 413, 422: the body of a task. A budget is given as the JSON that stands in the body.
+# 400, 413, 422: the body of a task. Each budget is the JSON text in the body.
 
 BUDGETS = [
     '"-0.01"', "-0.01", '"0"', "0", "-0", '"0.000000"', '"0.0000001"', "0.0000001", "1e-7", '"1.0000000"',
@@ -201,13 +201,13 @@ BUDGETS = [
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_400_for_a_budget_that_is_no_amount(alice: User, echo: str, budget: str) -> None:
+def test_400_for_a_budget_that_is_not_an_amount(alice: User, echo: str, budget: str) -> None:
     body = json.dumps(task(echo)).replace('"0.05"', budget)
     assert_refused(alice.http.post("/tasks/execute", content=body, headers=JSON), 400, "invalid_request", "budget")
 
 
 @pytest.mark.parametrize("budget", ["NaN", "Infinity", "-Infinity", "1.", "01", "+1"])
-def test_400_for_a_budget_that_is_no_json(alice: User, echo: str, budget: str) -> None:
+def test_400_for_a_budget_that_is_not_json(alice: User, echo: str, budget: str) -> None:
     body = json.dumps(task(echo)).replace('"0.05"', budget)
     assert_refused(alice.http.post("/tasks/execute", content=body, headers=JSON), 400, "invalid_request", "body")
 
@@ -244,9 +244,7 @@ FIELDS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("change", "named"), FIELDS, ids=lambda value: json.dumps(value)[:60])
-def test_400_names_every_field_that_is_wrong(
-    alice: User, echo: str, change: dict[str, Any], named: tuple[str, ...]
-) -> None:
+def test_400_names_every_invalid_field(alice: User, echo: str, change: dict[str, Any], named: tuple[str, ...]) -> None:
     body = json.dumps(task(echo, **change))
     assert_refused(alice.http.post("/tasks/execute", content=body, headers=JSON), 400, "invalid_request", *named)
 
@@ -259,7 +257,7 @@ def test_400_names_every_field_that_is_wrong(
     ],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
-def test_400_for_a_body_that_is_no_object(alice: User, body: bytes) -> None:
+def test_400_for_a_body_that_is_not_an_object(alice: User, body: bytes) -> None:
     answer = alice.http.post("/tasks/execute", content=body, headers=JSON)
     assert_refused(answer, 400, "invalid_request")
     assert answer.json()["errors"]
@@ -284,40 +282,40 @@ def test_413_one_byte_over_the_limit(alice: User, echo: str, change: dict[str, A
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml", "json"],
 )
-def test_415_for_what_is_not_said_to_be_json(alice: User, echo: str, content_type: str) -> None:
+def test_415_for_a_content_type_other_than_json(alice: User, echo: str, content_type: str) -> None:
     headers = {"Content-Type": content_type}
     answer = alice.http.post("/tasks/execute", content=json.dumps(task(echo)), headers=headers)
     assert_refused(answer, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
-def test_json_may_be_spelt_otherwise(alice: User, content_type: str) -> None:
+def test_json_content_type_may_have_case_and_parameters(alice: User, content_type: str) -> None:
     """Media types are case-insensitive and may have parameters (RFC 9110 §8.3.1)."""
     answer = alice.http.post("/tasks/execute", content=b"{}", headers={"Content-Type": content_type})
     assert_refused(answer, 400, "invalid_request", "task_id")
 
 
-def test_422_for_what_cannot_be_had(alice: User, echo: str) -> None:
+def test_422_for_a_low_budget_or_a_long_timeout(alice: User, echo: str) -> None:
     low = assert_refused(alice.execute(echo, budget="0.009999"), 422, "budget_too_low", "budget")
     assert low["least_price"] == "0.01"
     assert_refused(alice.execute(echo, timeout=26), 422, "timeout_too_long", "timeout")
 
 
-# 402, 404, 409: the request is good, and yet.
+# 402, 404, 409: the request is valid, but cannot be carried out.
 
 
 @pytest.mark.parametrize("budget", ["1.000001", "1000000"])
-def test_402_tells_what_there_is_and_what_it_takes(alice: User, echo: str, budget: str) -> None:
+def test_402_names_available_and_required_credits(alice: User, echo: str, budget: str) -> None:
     problem = assert_refused(alice.execute(echo, budget=budget), 402, "insufficient_funds")
     assert (problem["available"], problem["required"]) == ("1", budget)
 
 
-def test_402_for_an_account_that_never_had_anything(api: Callable[..., httpx.Client], echo: str) -> None:
+def test_402_for_an_account_without_any_deposit(api: Callable[..., httpx.Client], echo: str) -> None:
     problem = assert_refused(User.new(api).execute(echo), 402, "insufficient_funds")
     assert (problem["available"], problem["required"]) == ("0", "0.05")
 
 
-def test_402_without_a_bond_nothing_is_published(api: Callable[..., httpx.Client]) -> None:
+def test_402_for_publishing_without_a_bond(api: Callable[..., httpx.Client]) -> None:
     agent = {"name": "x", "tariff": {"type": "flat", "price": "0"}}
     problem = assert_refused(User.new(api).http.post("/agents", json=agent), 402, "bond_required")
     assert (problem["bond"], problem["required"]) == ("0", "1")
@@ -333,7 +331,7 @@ def test_409_while_the_agent_has_no_module(
     assert problem["state"] == "awaiting_upload"
 
 
-def test_404_for_anothers_task(
+def test_404_for_another_users_task(
     alice: User, api: Callable[..., httpx.Client], deposit: Callable[..., None], echo: str
 ) -> None:
     bob = User.new(api, deposit)
@@ -410,7 +408,7 @@ OTHERS: list[tuple[str, str, Any, int, str, tuple[str, ...]]] = [
     OTHERS,
     ids=[f"{method} {path[:40]} {json.dumps(body)[:60]}" for method, path, body, *_ in OTHERS],
 )
-def test_refusals_of_the_other_routes(
+def test_refusals_of_other_routes(
     alice: User, method: str, path: str, body: Any, status: int, code: str, named: tuple[str, ...]
 ) -> None:
     assert_refused(alice.http.request(method, path, json=body), status, code, *named)
@@ -431,7 +429,7 @@ def test_refusals_of_the_other_routes(
     ],
     ids=lambda value: json.dumps(value)[:60],
 )
-def test_400_for_a_deposit_that_is_none(
+def test_400_for_an_invalid_deposit(
     api: Callable[..., httpx.Client], ledger: Ledger, account: str, body: dict[str, Any], named: tuple[str, ...]
 ) -> None:
     total = ledger.total()

@@ -1,4 +1,4 @@
-"""Agents on the deployed stack: pages of them, uploads that are posted twice, and a platform that fails to publish."""
+"""Agents on the deployed stack: lists in pages, repeated uploads, and failures of the platform while publishing."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import pytest
 
 from local import client
 from local.paths import Stack
 from quittance.limits import MODULE_BYTES_MAX
-from tests.e2e.people import User
+from tests.e2e.people import User, invoke
 from tests.roles import DENIED_ON_PURPOSE
 from tests.support import wasm
 from tests.waiting import until
@@ -20,32 +19,26 @@ from tests.waiting import until
 FLAT = {"type": "flat", "price": "0.01"}
 
 
-@pytest.fixture
-def olga(api: Callable[..., httpx.Client], bond: Callable[..., None]) -> User:
-    owner = User.new(api)
-    bond(owner.name)
-    return owner
-
-
 def register(owner: User) -> dict[str, Any]:
     answer: dict[str, Any] = owner.http.post("/agents", json={"name": "test", "tariff": FLAT}).json()
     return answer
 
 
-def seen(owner: User, agent_id: str) -> dict[str, Any]:
+def read_agent(owner: User, agent_id: str) -> dict[str, Any]:
     answer: dict[str, Any] = owner.http.get(f"/agents/{agent_id}").json()
     return answer
 
 
-def once_it_is(owner: User, agent_id: str, state: str) -> dict[str, Any]:
-    """The agent, once it is in a state."""
+def wait_for_state(owner: User, agent_id: str, state: str) -> dict[str, Any]:
+    """The agent, once it is in this state."""
     return until(
-        lambda: agent if (agent := seen(owner, agent_id))["state"] == state else None, f"{agent_id} is not {state}"
+        lambda: agent if (agent := read_agent(owner, agent_id))["state"] == state else None,
+        f"{agent_id} is not {state}",
     )
 
 
 def pages(reader: User, **query: Any) -> list[str]:
-    """The ids of all agents that a client sees who follows `next`."""
+    """The ids of all agents, read by following `next`."""
     found: list[str] = []
     after: dict[str, str] = {}
     while True:
@@ -57,21 +50,19 @@ def pages(reader: User, **query: Any) -> list[str]:
 
 
 def versions(aws: Callable[[str], Any], stack: Stack, agent_id: str) -> list[str]:
-    """The versions of the objects that the first form of an agent was posted as, oldest first."""
+    """The object versions of an agent's first upload, oldest first."""
     listed = aws("s3").list_object_versions(Bucket=stack.buckets["uploads"], Prefix=f"uploads/{agent_id}/1")
     return [version["VersionId"] for version in reversed(listed.get("Versions", []))]
 
 
-def told(aws: Callable[[str], Any], stack: Stack, agent_id: str, version: str) -> Any:
-    """What the publish function answers to S3's event of an object."""
+def deliver_upload_event(aws: Callable[[str], Any], stack: Stack, agent_id: str, version: str) -> Any:
+    """Send S3's event for an uploaded object to the publish function; return the answer."""
     record = {"eventSource": "aws:s3", "s3": {"object": {"key": f"uploads/{agent_id}/1", "versionId": version}}}
-    answer = aws("lambda").invoke(
-        FunctionName=stack.functions["PublishFunction"], Payload=json.dumps({"Records": [record]}).encode()
-    )
-    return json.loads(answer["Payload"].read())
+    answer, _ = invoke(aws("lambda"), stack.functions["PublishFunction"], {"Records": [record]})
+    return answer
 
 
-def test_agents_are_listed_in_pages_while_they_are_active(olga: User, publish: Callable[..., str]) -> None:
+def test_active_agents_are_listed_in_pages(olga: User, publish: Callable[..., str]) -> None:
     awaiting = register(olga)["agent_id"]
     active = [publish(wasm("echo"), tariff={"type": "flat", "price": price}, owner=olga.name) for price in "123"]
     everything = [*reversed(active), awaiting]
@@ -85,22 +76,23 @@ def test_agents_are_listed_in_pages_while_they_are_active(olga: User, publish: C
     assert pages(olga, owner=olga.name, limit=2) == everything
 
 
-def test_a_form_publishes_one_module_however_often_it_is_posted(
-    olga: User, aws: Callable[[str], Any], stack: Stack
-) -> None:
+def test_a_form_used_twice_publishes_only_the_first_module(olga: User, aws: Callable[[str], Any], stack: Stack) -> None:
     registered = register(olga)
     agent_id, form = registered["agent_id"], registered["upload"]
     client.upload(form, wasm("echo"))
-    active = once_it_is(olga, agent_id, "active")
+    active = wait_for_state(olga, agent_id, "active")
     client.upload(form, wasm("sieve"))
     first, second = until(
-        lambda: found if len(found := versions(aws, stack, agent_id)) == 2 else None, "not posted twice"
+        lambda: found if len(found := versions(aws, stack, agent_id)) == 2 else None, "the bucket has no second upload"
     )
-    assert [told(aws, stack, agent_id, version) for version in (second, first)] == [["active"], ["active"]]
-    assert seen(olga, agent_id)["module_sha256"] == active["module_sha256"]
+    assert [deliver_upload_event(aws, stack, agent_id, version) for version in (second, first)] == [
+        ["active"],
+        ["active"],
+    ]
+    assert read_agent(olga, agent_id)["module_sha256"] == active["module_sha256"]
 
 
-def test_a_file_over_the_limit_is_not_posted(olga: User) -> None:
+def test_a_file_over_the_limit_is_not_uploaded(olga: User) -> None:
     registered = register(olga)
     form = registered["upload"]
     too_large = httpx.post(
@@ -108,12 +100,12 @@ def test_a_file_over_the_limit_is_not_posted(olga: User) -> None:
     )
     assert too_large.status_code == 400
     assert "EntityTooLarge" in too_large.text
-    assert seen(olga, registered["agent_id"])["state"] == "awaiting_upload"
+    assert read_agent(olga, registered["agent_id"])["state"] == "awaiting_upload"
 
 
 @contextmanager
 def uploads_unreadable(aws: Callable[[str], Any], stack: Stack, agent_id: str) -> Iterator[None]:
-    """Nobody can read the uploads of one agent: storage that fails, as far as the publisher can tell."""
+    """Deny reads of one agent's uploads; to the publisher this is a failure of storage."""
     s3, bucket = aws("s3"), stack.buckets["uploads"]
     before = s3.get_bucket_policy(Bucket=bucket)["Policy"]
     policy = json.loads(before)
@@ -133,24 +125,24 @@ def uploads_unreadable(aws: Callable[[str], Any], stack: Stack, agent_id: str) -
         s3.put_bucket_policy(Bucket=bucket, Policy=before)
 
 
-def test_a_platform_that_fails_to_publish_says_so(olga: User, aws: Callable[[str], Any], stack: Stack) -> None:
-    """Lambda tries the event three times, puts it into the queue of failures, and the function tells the author."""
+def test_a_platform_failure_while_publishing_is_reported(olga: User, aws: Callable[[str], Any], stack: Stack) -> None:
+    """Lambda tries the event three times and sends it to the failure queue; the function then records the failure."""
     registered = register(olga)
     agent_id = registered["agent_id"]
     with uploads_unreadable(aws, stack, agent_id):
         client.upload(registered["upload"], wasm("echo"))
-        failed = once_it_is(olga, agent_id, "failed")
+        failed = wait_for_state(olga, agent_id, "failed")
     assert failed["rejection"]["code"] == "platform_failed"
     assert f"/agents/{agent_id}/versions" in failed["rejection"]["message"]
     opened = olga.http.post(f"/agents/{agent_id}/versions", json={}).json()
     client.upload(opened["upload"], wasm("echo"))
-    assert once_it_is(olga, agent_id, "active")["rejection"] is None
+    assert wait_for_state(olga, agent_id, "active")["rejection"] is None
 
 
-def test_requests_without_credits_recompile_an_artefact_once(
+def test_requests_without_credits_recompile_once(
     olga: User, publish: Callable[..., str], aws: Callable[[str], Any], stack: Stack
 ) -> None:
-    """The artefact of an engine of before, as the registry names it; nobody who asks has a credit."""
+    """The registry names an older engine's artefact, and the requests come from an account without credits."""
     module = wasm("wordcount")
     agent_id = publish(module, tariff={"type": "flat", "price": "0.012345"}, owner=olga.name)
     dynamodb, key = aws("dynamodb"), {"pk": {"S": f"AGENT#{agent_id}"}}
@@ -164,13 +156,13 @@ def test_requests_without_credits_recompile_an_artefact_once(
     kept = aws("s3").list_object_versions(Bucket=stack.buckets["binaries"], Prefix=f"artefacts/{now}")["Versions"]
     assert olga.execute(agent_id).json()["code"] == "agent_not_ready"
     payload, function = json.dumps({"recompile": agent_id}).encode(), stack.functions["PublishFunction"]
-    with ThreadPoolExecutor(8) as pool:  # each is an environment of its own
+    with ThreadPoolExecutor(8) as pool:  # each gets its own environment
         for _ in range(8):
             pool.submit(aws("lambda").invoke, FunctionName=function, Payload=payload)
     until(
         lambda: dynamodb.get_item(TableName=stack.registry_table, Key=key)["Item"]["artefact_key"]["S"] == now,
-        "not recompiled",
+        "the artefact is not recompiled",
     )
-    until(lambda: olga.execute(agent_id).json()["code"] == "insufficient_funds", "the agent takes no tasks")
+    until(lambda: olga.execute(agent_id).json()["code"] == "insufficient_funds", "the agent accepts no tasks")
     again = aws("s3").list_object_versions(Bucket=stack.buckets["binaries"], Prefix=f"artefacts/{now}")["Versions"]
-    assert len(again) == len(kept) + 1, "stored once more"
+    assert len(again) == len(kept) + 1, "stored exactly once more"

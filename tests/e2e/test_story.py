@@ -1,5 +1,6 @@
-"""The story of one task on the deployed stack, as a user and an owner live it; what became of the money is read from
-the ledger's table.
+"""Tasks, agents and accounts on the deployed stack, as a user and an owner use them.
+
+The tests read balances and escrows from the ledger's table.
 """
 
 import uuid
@@ -14,18 +15,17 @@ import pytest
 
 from local.paths import Stack
 from quittance.proof import receipt
-from tests.e2e.people import Ledger, User, credited
+from tests.e2e.people import CREDIT, Ledger, User, sweep_until_credited
 from tests.support import wasm
 from tests.waiting import until
 
-CREDIT = 1_000_000
 FLAT = {"type": "flat", "price": "0.04"}
-NO_START = bytes.fromhex("0061736d01000000")  # the smallest module there is
+NO_START = bytes.fromhex("0061736d01000000")  # the smallest valid module
 
 
 @pytest.fixture(autouse=True)
 def _conservation(ledger: Ledger) -> Iterator[None]:
-    """Whatever a test does, no credit is made or lost."""
+    """No test creates or loses credits."""
     ledger.total()
     yield
     ledger.total()
@@ -33,7 +33,7 @@ def _conservation(ledger: Ledger) -> Iterator[None]:
 
 @pytest.fixture
 def user(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> Callable[[], User]:
-    """Makes users with one credit each."""
+    """`user()`: a new user with one credit."""
     return lambda: User.new(api, deposit)
 
 
@@ -42,18 +42,10 @@ def alice(user: Callable[[], User]) -> User:
     return user()
 
 
-@pytest.fixture
-def olga(api: Callable[..., httpx.Client], bond: Callable[..., None]) -> User:
-    """An owner of agents, who has nothing but a bond."""
-    owner = User.new(api)
-    bond(owner.name)
-    return owner
+# Pay on success, refund on failure.
 
 
-# Paid on success, returned on failure.
-
-
-def test_success_pays_owner_and_platform_and_returns_the_rest(
+def test_a_success_pays_owner_and_platform_and_refunds_the_rest(
     alice: User,
     olga: User,
     publish: Callable[..., str],
@@ -63,7 +55,7 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
     stack: Stack,
 ) -> None:
     agent = publish(wasm("echo"), tariff=FLAT, owner=olga.name)
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     platform, total = balance(stack.platform_account), ledger.total()
 
     done = alice.run(agent, task_id="t", input="hello wörld")
@@ -79,16 +71,16 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
     )  # fmt: skip
     assert ledger.total() == total
 
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert balance(olga.name) == 39_000
     assert balance(stack.platform_account) == platform + 1_000
     assert balance(alice.name) == CREDIT - 40_000
     assert ledger.total() == total
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert balance(olga.name) == 39_000, "credited once"
 
-    seen = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
-    assert seen == {"available": "0.039", "held": "0", "earned": "0"}
+    account = {name: olga.http.get("/accounts/me").json()[name] for name in ("available", "held", "earned")}
+    assert account == {"available": "0.039", "held": "0", "earned": "0"}
     earnings, *funding = olga.http.get("/accounts/me/statement").json()["lines"]
     assert [line["kind"] for line in funding] == ["bond", "deposit"]
     assert earnings | {"at": ...} == {
@@ -128,7 +120,7 @@ def test_success_pays_owner_and_platform_and_returns_the_rest(
         ("misbehave", f"size {2**20 + 1}", {}, "output_limit"),
     ],
 )
-def test_failure_of_any_kind_costs_the_user_nothing(
+def test_no_agent_failure_costs_the_user_anything(
     alice: User,
     publish: Callable[..., str],
     balance: Callable[[str], int],
@@ -138,7 +130,7 @@ def test_failure_of_any_kind_costs_the_user_nothing(
     limits: dict[str, int],
     code: str,
 ) -> None:
-    agent_id = publish(wasm(agent), limits=limits)  # the first one deposits its owner's bond
+    agent_id = publish(wasm(agent), limits=limits)  # the first call deposits the owner's bond
     total = ledger.total()
     done = alice.run(agent_id, task_id="t", input=command)
     assert (done["success"], done["escrow_status"], done["output"]) == (False, "refunded", None)
@@ -152,7 +144,7 @@ def test_failure_of_any_kind_costs_the_user_nothing(
     assert (item["state"], item["paid"], item["fee"], item["refunded"]) == ("refunded", 0, 0, 50_000)
 
 
-def test_failing_agent_earns_nothing_and_loses_standing(
+def test_a_failing_agent_earns_nothing_and_loses_reputation(
     alice: User,
     olga: User,
     publish: Callable[..., str],
@@ -164,7 +156,7 @@ def test_failing_agent_earns_nothing_and_loses_standing(
     done = alice.run(agent)
     assert done["log"] == "failing: this agent always fails, so the budget goes back\n"
     assert "exit code 3" in done["error"]["message"]
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert balance(olga.name) == 0
     lines = olga.http.get("/accounts/me/statement").json()["lines"]
     assert [line["kind"] for line in lines] == ["bond", "deposit"]
@@ -187,11 +179,11 @@ def test_failing_agent_earns_nothing_and_loses_standing(
     assert alice.run(agent, min_reputation=45)["error"]["code"] == "exit_code"
 
 
-# Once, whatever repeats.
+# Repeated requests.
 
 
 @pytest.mark.parametrize(("agent", "cost"), [("echo", 10_000), ("failing", 0)])
-def test_repeat_gets_the_same_bytes_and_costs_nothing(
+def test_a_repeat_gets_the_same_bytes_and_costs_nothing(
     alice: User, publish: Callable[..., str], balance: Callable[[str], int], agent: str, cost: int
 ) -> None:
     agent_id = publish(wasm(agent))
@@ -202,7 +194,7 @@ def test_repeat_gets_the_same_bytes_and_costs_nothing(
     assert balance(alice.name) == CREDIT - cost
 
 
-def test_repeat_is_answered_when_the_first_try_took_the_last_credit(
+def test_a_repeat_is_answered_after_the_last_credit_is_spent(
     alice: User, publish: Callable[..., str], balance: Callable[[str], int]
 ) -> None:
     agent = publish(wasm("echo"), tariff={"type": "flat", "price": "1"})
@@ -212,14 +204,16 @@ def test_repeat_is_answered_when_the_first_try_took_the_last_credit(
     assert (again.status_code, again.content) == (200, first.content)
 
 
-def test_same_request_spelt_otherwise_is_a_repeat(alice: User, echo: str, balance: Callable[[str], int]) -> None:
+def test_an_equal_request_in_another_spelling_is_a_repeat(
+    alice: User, echo: str, balance: Callable[[str], int]
+) -> None:
     first = alice.execute(echo, task_id="t", input='{"a":1.5}', budget="0.05")
     assert alice.execute(echo, task_id="t", input={"a": 1.50}, budget=0.0500).content == first.content
     assert balance(alice.name) == CREDIT - 10_000
 
 
 @pytest.mark.parametrize("change", [{"input": "other"}, {"budget": "0.06"}, {"timeout": 3}, {"agent_id": "failing"}])
-def test_other_request_under_the_same_id_is_a_conflict(
+def test_another_request_with_the_same_task_id_is_a_conflict(
     alice: User, echo: str, publish: Callable[..., str], balance: Callable[[str], int], change: dict[str, Any]
 ) -> None:
     first = alice.run(echo, task_id="t")
@@ -231,7 +225,7 @@ def test_other_request_under_the_same_id_is_a_conflict(
     assert alice.http.get("/tasks/t/result").json() == first
 
 
-def test_two_users_with_the_same_task_id_do_not_meet(
+def test_task_ids_of_different_users_do_not_collide(
     user: Callable[[], User], echo: str, balance: Callable[[str], int]
 ) -> None:
     alice, bob = user(), user()
@@ -242,31 +236,31 @@ def test_two_users_with_the_same_task_id_do_not_meet(
     assert (balance(alice.name), balance(bob.name)) == (CREDIT - 10_000, CREDIT - 10_000)
 
 
-def test_result_is_whole_for_the_user_and_bare_for_the_owner(
+def test_the_owner_reads_a_result_without_output_and_log(
     user: Callable[[], User], olga: User, publish: Callable[..., str]
 ) -> None:
     alice, bob = user(), user()
     done = alice.run(publish(wasm("echo"), owner=olga.name), task_id="t", input="secret")
     assert alice.http.get("/tasks/t/result").json() == done
-    seen = olga.http.get("/tasks/t/result", params={"user": alice.name})
-    assert seen.status_code == 200
-    assert seen.json() == done | {"output": None, "log": None}
-    assert "secret" not in seen.text
+    read = olga.http.get("/tasks/t/result", params={"user": alice.name})
+    assert read.status_code == 200
+    assert read.json() == done | {"output": None, "log": None}
+    assert "secret" not in read.text
     for stranger, of in ((bob, None), (bob, alice.name), (olga, None), (olga, bob.name), (alice, bob.name)):
         refused = stranger.http.get("/tasks/t/result", params={"user": of} if of else {})
         assert refused.status_code == 404, (stranger, of)
 
 
-# Races.
+# Concurrent requests.
 
 
 @pytest.mark.parametrize("environments", ["cold", "warm"])
-def test_sixteen_at_once_for_one_task_cost_it_once(
+def test_sixteen_concurrent_requests_for_one_task_pay_once(
     alice: User, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger, environments: str
 ) -> None:
-    """The second time the environments are there already, and the requests meet within milliseconds."""
+    """In the second run the environments are warm, so that the requests arrive within milliseconds."""
     agent, request = publish(wasm("sieve")), {"task_id": environments, "input": "100000000"}
-    alice.http.get("/accounts/me")  # the authorizer knows the token from now on
+    alice.http.get("/accounts/me")  # so that the authorizer's result for this token is cached
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: alice.execute(agent, **request), range(16)))
     assert {answer.status_code for answer in answers} <= {200, 409}
@@ -281,7 +275,7 @@ def test_sixteen_at_once_for_one_task_cost_it_once(
     assert alice.execute(agent, **request).content == done[0].content
 
 
-def test_twenty_at_once_on_a_balance_for_ten_are_ten(
+def test_of_twenty_concurrent_tasks_the_balance_funds_ten(
     alice: User, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger
 ) -> None:
     agent = publish(wasm("echo"), tariff={"type": "flat", "price": "0.1"})
@@ -295,7 +289,7 @@ def test_twenty_at_once_on_a_balance_for_ten_are_ten(
     assert [(item["state"], item["paid"] + item["fee"]) for item in mine] == [("released", 100_000)] * 10
 
 
-def test_running_task_holds_the_budget_and_says_so(
+def test_a_running_task_holds_its_budget_and_is_pending(
     alice: User, publish: Callable[..., str], balance: Callable[[str], int], ledger: Ledger
 ) -> None:
     agent, request = publish(wasm("misbehave"), limits={"timeout": 3}), {"task_id": "t", "input": "loop"}
@@ -317,7 +311,7 @@ def test_running_task_holds_the_budget_and_says_so(
     assert balance(alice.name) == CREDIT
 
 
-def test_overdue_task_is_refunded_for_whoever_asks_first(
+def test_reading_the_result_of_an_overdue_task_refunds_it(
     alice: User, echo: str, balance: Callable[[str], int], ledger: Ledger
 ) -> None:
     ledger.put_overdue(alice.run(echo), task_id="overdue")
@@ -333,14 +327,14 @@ def test_overdue_task_is_refunded_for_whoever_asks_first(
 
 
 def upload(registered: dict[str, Any], module: bytes) -> httpx.Response:
-    """Posts a module with the form that the registration answered with, as any browser would."""
+    """Upload a module with the form from the registration, as a browser would."""
     form = registered["upload"]
     return httpx.post(form["url"], data=form["fields"], files={"file": module}, timeout=60, trust_env=False)
 
 
 def wait_for(read: Callable[[], dict[str, Any]], ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """What is read, once it is ready."""
-    return until(lambda: found if ready(found := read()) else None, "it is not ready")
+    """Read until the result is ready; return it."""
+    return until(lambda: found if ready(found := read()) else None, "the result is not ready")
 
 
 def register(owner: User, **terms: Any) -> dict[str, Any]:
@@ -351,14 +345,14 @@ def register(owner: User, **terms: Any) -> dict[str, Any]:
     return answer
 
 
-def test_agent_becomes_active_by_its_upload_alone(alice: User, olga: User) -> None:
+def test_uploading_the_module_activates_the_agent(alice: User, olga: User) -> None:
     limits = {"memory_mib": 16, "timeout": 5, "fuel": 10**9}
-    registered = register(olga, name="  Echo ", description="gives back", limits=limits)
+    registered = register(olga, name="  Echo ", description="returns its input", limits=limits)
     path = f"/agents/{registered['agent_id']}"
     assert registered["state"] == alice.http.get(path).json()["state"] == "awaiting_upload"
     assert upload(registered, wasm("echo")).is_success
     agent = wait_for(lambda: alice.http.get(path).json(), lambda agent: agent["state"] == "active")
-    assert (agent["owner"], agent["name"], agent["description"]) == (olga.name, "Echo", "gives back")
+    assert (agent["owner"], agent["name"], agent["description"]) == (olga.name, "Echo", "returns its input")
     assert (agent["tariff"], agent["limits"], agent["rejection"]) == (FLAT, limits, None)
 
 
@@ -372,7 +366,7 @@ def test_agent_becomes_active_by_its_upload_alone(alice: User, olga: User) -> No
         pytest.param(wasm("echo")[:-100], "malformed", id="cut short"),
     ],
 )
-def test_what_cannot_run_is_rejected_with_the_reason(
+def test_a_module_that_cannot_run_is_rejected_with_a_reason(
     alice: User, olga: User, balance: Callable[[str], int], module: bytes, code: str
 ) -> None:
     registered = register(olga)
@@ -392,15 +386,13 @@ def test_what_cannot_run_is_rejected_with_the_reason(
     assert balance(alice.name) == CREDIT
 
 
-def test_new_version_takes_over_whole_and_the_old_one_serves_until_then(
-    alice: User, olga: User, publish: Callable[..., str]
-) -> None:
+def test_a_new_version_replaces_the_old_one_as_a_whole(alice: User, olga: User, publish: Callable[..., str]) -> None:
     agent_id = publish(wasm("echo"), owner=olga.name)
     path = f"/agents/{agent_id}"
     old = alice.http.get(path).json()
     opened = olga.http.post(f"{path}/versions", json={"tariff": FLAT})
     assert opened.status_code == 201
-    assert alice.http.get(path).json() == old, "opened, but nothing uploaded"
+    assert alice.http.get(path).json() == old, "the new version has no module yet"
     assert alice.run(agent_id)["output"] == "hello"
 
     assert upload(opened.json(), NO_START).is_success
@@ -414,19 +406,19 @@ def test_new_version_takes_over_whole_and_the_old_one_serves_until_then(
 
     was = (old["module_sha256"], "0.01", '"hello"')
     now = (new["module_sha256"], "0.04", '{"words":1,"unique":1,"top":[["hello",1]]}')
-    seen = set()
+    observed = set()
 
     def is_new() -> bool:
         done = alice.run(agent_id, input='"hello"')
         used = {"0.04": "0.01", "0.01": "0.04"}[done["amount_refunded"]]
-        seen.add((receipt.read_claims(done["receipt"])["module_sha256"], used, done["output"].strip()))
-        return now in seen
+        observed.add((receipt.read_claims(done["receipt"])["module_sha256"], used, done["output"].strip()))
+        return now in observed
 
-    until(is_new, "the old version is served for ever", pause_s=0.5)
-    assert seen <= {was, now}, "never one version's module at the other's price"
+    until(is_new, "the new version is never used", pause_s=0.5)
+    assert observed <= {was, now}, "never the module of one version at the price of the other"
 
 
-def test_agent_that_another_engine_compiled_is_compiled_anew_at_first_need(
+def test_an_artefact_of_another_engine_is_recompiled_on_demand(
     alice: User, olga: User, publish: Callable[..., str], stack: Stack, aws: Callable[[str], Any]
 ) -> None:
     agent = publish(wasm("echo"), owner=olga.name)
@@ -442,18 +434,18 @@ def test_agent_that_another_engine_compiled_is_compiled_anew_at_first_need(
     def answered() -> httpx.Response | None:
         return again if (again := alice.execute(agent)).status_code != 409 else None
 
-    assert until(answered, "it is never compiled", pause_s=0.2).json()["success"]
+    assert until(answered, "the agent is never recompiled", pause_s=0.2).json()["success"]
     kept = aws("dynamodb").get_item(**entry, ConsistentRead=True)["Item"]
     assert kept["artefact_key"] == written["Attributes"]["artefact_key"]
 
 
-def test_only_the_owner_changes_an_agent(alice: User, publish: Callable[..., str], echo: str) -> None:
+def test_only_the_owner_can_change_an_agent(alice: User, publish: Callable[..., str], echo: str) -> None:
     assert alice.http.post(f"/agents/{echo}/versions", json={}).status_code == 404
     assert alice.http.delete(f"/agents/{echo}").status_code == 404
     assert alice.http.get(f"/agents/{echo}").json()["state"] == "active"
 
 
-def test_retired_agent_takes_no_tasks_and_its_settled_ones_stay_answered(
+def test_a_retired_agent_refuses_new_tasks_but_answers_old_ones(
     alice: User, olga: User, publish: Callable[..., str], balance: Callable[[str], int]
 ) -> None:
     used, unused = publish(wasm("echo"), owner=olga.name), publish(wasm("sieve"), owner=olga.name)
@@ -461,7 +453,7 @@ def test_retired_agent_takes_no_tasks_and_its_settled_ones_stay_answered(
     for agent_id in (used, unused):
         retired = olga.http.delete(f"/agents/{agent_id}")
         assert (retired.status_code, retired.json()["state"]) == (200, "retired")
-        assert olga.http.delete(f"/agents/{agent_id}").status_code == 200, "again is the same"
+        assert olga.http.delete(f"/agents/{agent_id}").status_code == 200, "a repeat is the same"
         assert olga.http.post(f"/agents/{agent_id}/versions", json={}).json()["code"] == "agent_not_ready"
     refused = alice.execute(unused)
     assert (refused.status_code, refused.json()["code"], refused.json()["state"]) == (
@@ -473,20 +465,20 @@ def test_retired_agent_takes_no_tasks_and_its_settled_ones_stay_answered(
     assert not {used, unused} & {agent["agent_id"] for agent in listed}
 
 
-def test_agents_are_listed_newest_first_page_by_page(olga: User, publish: Callable[..., str]) -> None:
+def test_agents_are_listed_newest_first_in_pages(olga: User, publish: Callable[..., str]) -> None:
     waiting = [register(olga, name=f"agent {number}")["agent_id"] for number in range(4)]
     active = publish(wasm("echo"), owner=olga.name)
-    seen, after = [], None
+    listed, after = [], None
     while True:
         page = olga.http.get("/agents", params={"owner": olga.name, "limit": 2} | ({"after": after} if after else {}))
         assert len(page.json()["agents"]) <= 2
-        seen += [agent["agent_id"] for agent in page.json()["agents"]]
+        listed += [agent["agent_id"] for agent in page.json()["agents"]]
         if not (after := page.json()["next"]):
             break
-    assert seen == [active, *reversed(waiting)]
+    assert listed == [active, *reversed(waiting)]
     everyone = olga.http.get("/agents", params={"limit": 100}).json()["agents"]
     assert active in {agent["agent_id"] for agent in everyone}
-    assert {agent["state"] for agent in everyone} == {"active"}, "only those that take tasks"
+    assert {agent["state"] for agent in everyone} == {"active"}, "only agents that accept tasks"
 
 
 # Accounts.
@@ -497,7 +489,7 @@ def bank(api: Callable[..., httpx.Client]) -> httpx.Client:
     return api("bank", "ledger:deposit")
 
 
-def test_deposit_counts_once(alice: User, bank: httpx.Client, balance: Callable[[str], int]) -> None:
+def test_a_repeated_deposit_counts_once(alice: User, bank: httpx.Client, balance: Callable[[str], int]) -> None:
     path, body = f"/accounts/{alice.name}/deposits", {"deposit_id": "d", "amount": "2.5"}
     first = bank.post(path, json=body)
     assert first.status_code == 201
@@ -511,20 +503,20 @@ def test_deposit_counts_once(alice: User, bank: httpx.Client, balance: Callable[
     assert alice.http.get("/accounts/me").json()["available"] == "3.5"
 
 
-def test_deposit_goes_to_nobody_by_the_name_of_me(
+def test_no_deposit_goes_to_an_account_named_me(
     api: Callable[..., httpx.Client], balance: Callable[[str], int]
 ) -> None:
-    """`me` is the caller wherever it is accepted; an account of that name would swallow what is meant for oneself."""
+    """`me` always means the caller. An account with that name would receive deposits meant for the caller."""
     me, name = balance("me"), f"user-{uuid.uuid4().hex[:12]}"
     answer = api(name, "ledger:deposit").post("/accounts/me/deposits", json={"deposit_id": name, "amount": "1"})
     assert balance("me") == me
     assert (answer.status_code, balance(name)) in {(201, CREDIT), (400, 0), (404, 0)}
 
 
-def test_deposit_goes_to_the_id_decoded_once(
+def test_the_account_id_of_a_deposit_is_decoded_once(
     api: Callable[..., httpx.Client], bank: httpx.Client, balance: Callable[[str], int]
 ) -> None:
-    """The account of whoever has it as subject; not one whose name has a percent sign."""
+    """The deposit goes to the account whose token subject is the decoded id, not to the percent-encoded name."""
     name = uuid.uuid4().hex[:12]
     for account in (f"auth0|{name}", f"a/b/{name}", f'"{name}"', f"auth0%7C{name}"):
         sent = {"deposit_id": "d", "amount": "1"}
@@ -534,7 +526,7 @@ def test_deposit_goes_to_the_id_decoded_once(
         assert balance(account) == CREDIT
 
 
-def test_withdrawal_takes_out_once_and_never_more_than_there_is(alice: User, balance: Callable[[str], int]) -> None:
+def test_a_withdrawal_counts_once_and_never_overdraws(alice: User, balance: Callable[[str], int]) -> None:
     body = {"withdrawal_id": "w", "amount": "0.75"}
     first = alice.http.post("/accounts/me/withdrawals", json=body)
     assert first.status_code == 201
@@ -551,7 +543,7 @@ def test_withdrawal_takes_out_once_and_never_more_than_there_is(alice: User, bal
     assert (rest.status_code, balance(alice.name)) == (201, 0)
 
 
-def test_a_payout_is_found_decided_and_told(
+def test_a_payout_is_listed_and_decided_and_stated(
     api: Callable[..., httpx.Client], alice: User, balance: Callable[[str], int]
 ) -> None:
     cashier = api(f"cashier-{uuid.uuid4().hex[:12]}", "ledger:payout")

@@ -1,7 +1,8 @@
-"""Who pays when, on the deployed stack with the template's own prices: over HTTP, to the last micro-credit."""
+"""Who pays for what, on the deployed stack with the template's default prices, exact to the micro-credit."""
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from local import client
 from local.paths import Stack
 from quittance.proof import receipt
-from tests.e2e.people import Ledger, User, credited
+from tests.e2e.people import Ledger, User, changed_environment, micro, sweep_until_credited
 from tests.support import wasm
 from tests.template import template
 from tests.waiting import until
@@ -27,53 +28,31 @@ PRICE, FEE = 10_000, 250
 
 @pytest.fixture(scope="module")
 def prices() -> dict[str, int]:
-    """The template's defaults."""
+    """The template's default prices."""
     parameters = template()["Parameters"]
     return {variable: int(parameters[name]["Default"]) for variable, name in PRICES.items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def priced(stack: Stack, aws: Callable[[str], Any], prices: dict[str, int]) -> Iterator[None]:
-    """Functions' aliases name versions with these prices, and afterwards the former ones again."""
-    client, undo = aws("lambda"), []
-    for name in FUNCTIONS:
-        function = stack.functions[name].removesuffix(":live")
-        alias = {"FunctionName": function, "Name": "live"}
-        former = client.get_alias(**alias)["FunctionVersion"]
-        own = client.get_function_configuration(FunctionName=function)["Environment"]
-        changed = {variable: str(price) for variable, price in prices.items()}
-        client.update_function_configuration(
-            FunctionName=function, Environment={"Variables": {**own["Variables"], **changed}}
-        )
-        client.update_alias(**alias, FunctionVersion=client.publish_version(FunctionName=function)["Version"])
-        undo.append((alias, former, own))
-    yield
-    for alias, former, own in undo:
-        client.update_function_configuration(FunctionName=alias["FunctionName"], Environment=own)
-        client.update_alias(**alias, FunctionVersion=former)
-
-
-@pytest.fixture
-def olga(api: Callable[..., httpx.Client], bond: Callable[..., None]) -> User:
-    owner = User.new(api)
-    bond(owner.name)
-    return owner
+    """Set these prices for the tests of this file."""
+    changed = {variable: str(price) for variable, price in prices.items()}
+    with ExitStack() as undo:
+        for name in FUNCTIONS:
+            undo.enter_context(changed_environment(aws("lambda"), stack.functions[name], changed))
+        yield
 
 
 def compute(prices: dict[str, int], fuel: int) -> int:
+    """The compute price of a run, in micro-credits."""
     return prices["COMPUTE_RUN_MICRO"] - (-fuel * prices["COMPUTE_PER_BILLION_FUEL_MICRO"] // 10**9)
 
 
-def micro(amount: str) -> int:
-    whole, _, fraction = amount.partition(".")
-    return int(whole) * 10**6 + int(fraction.ljust(6, "0"))
-
-
-def test_default_prices_are_above_zero(prices: dict[str, int]) -> None:
+def test_default_prices_are_positive(prices: dict[str, int]) -> None:
     assert min(prices.values()) > 0
 
 
-def test_a_quote_names_every_price(
+def test_a_quote_includes_every_price(
     alice: User, olga: User, publish: Callable[..., str], prices: dict[str, int]
 ) -> None:
     agent = publish(wasm("echo"), owner=olga.name)
@@ -86,7 +65,7 @@ def test_a_quote_names_every_price(
     assert (refused.status_code, refused.json()["code"]) == (409, "terms_changed")
 
 
-def test_success_costs_the_price_and_the_compute(
+def test_a_success_costs_price_and_compute(
     alice: User, olga: User, publish: Callable[..., str], prices: dict[str, int], balance: Callable[[str], int]
 ) -> None:
     before = balance(alice.name)
@@ -96,7 +75,7 @@ def test_success_costs_the_price_and_the_compute(
     assert before - balance(alice.name) == PRICE + due
 
 
-def test_the_agents_failure_is_paid_by_its_owners_bond(
+def test_the_owners_bond_pays_for_an_agent_failure(
     alice: User,
     olga: User,
     publish: Callable[..., str],
@@ -106,36 +85,37 @@ def test_the_agents_failure_is_paid_by_its_owners_bond(
     ledger: Ledger,
 ) -> None:
     agent = publish(wasm("failing"), owner=olga.name)
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     published = charged(olga)
     before = balance(alice.name)
     done = alice.run(agent)
     assert (done["fault"], done["escrow_status"], balance(alice.name)) == ("agent", "refunded", before)
     charge = compute(prices, done["resource_usage"]["fuel_used"])
     assert int(receipt.read_claims(done["receipt"])["charge"]) == charge > 0
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert charged(olga) == published + charge
     assert micro(olga.http.get("/accounts/me/bond").json()["available"]) == 100 * 10**6 - published - charge
     ledger.total()
 
 
 def charged(owner: User) -> int:
+    """The total of charges to an owner's bond, in micro-credits."""
     return micro(owner.http.get("/accounts/me/bond").json()["charged"])
 
 
-def test_a_publication_is_paid_by_the_bond(
+def test_the_bond_pays_for_publishing(
     olga: User, publish: Callable[..., str], sweep: Callable[[], None], ledger: Ledger, prices: dict[str, int]
 ) -> None:
     module = wasm("echo")
     publish(module, owner=olga.name)
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     assert charged(olga) > -(-len(module) * prices["PUBLISH_PER_MIB_MICRO"] // 2**20)
     (line, *_) = olga.http.get("/accounts/me/bond/statement").json()["lines"]
     assert (line["kind"], line["tasks"], micro(line["due"])) == ("charge", None, charged(olga))
     ledger.total()
 
 
-def test_a_bond_below_the_minimum_stops_its_agents_until_a_top_up(
+def test_a_low_bond_stops_the_agents_until_a_top_up(
     alice: User,
     api: Callable[..., httpx.Client],
     bond: Callable[..., None],
@@ -147,19 +127,19 @@ def test_a_bond_below_the_minimum_stops_its_agents_until_a_top_up(
     owner = User.new(api)
     bond(owner.name, "1")
     agent = publish(wasm("echo"), owner=owner.name)
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
 
     def refused() -> bool:
         answer = alice.execute(agent)
         return answer.status_code == 409 and answer.json()["state"] == "out_of_bond"
 
-    until(refused, "its agent still takes tasks", pause_s=0.5)
+    until(refused, "the agent still accepts tasks", pause_s=0.5)
     deposit(owner.name, "1")
     assert owner.http.post("/accounts/me/bond", json={"bond_id": "more", "amount": "1"}).status_code == 201
-    assert alice.run(agent)["success"], "at once"
+    assert alice.run(agent)["success"], "a top-up takes effect at once"
 
 
-def test_the_agents_own_judge_is_paid_by_the_bond(
+def test_the_bond_pays_the_agents_own_judge(
     alice: User,
     olga: User,
     publish: Callable[..., str],
@@ -181,13 +161,13 @@ def test_the_agents_own_judge_is_paid_by_the_bond(
     own = alice.http.get(f"/tasks/{done['task_id']}/result").json()["judges"]
     assert [(found["side"], found["score"]) for found in own] == [("agent", None)]
     assert micro(own[0]["cost"]) > PRICE
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     bond = olga.http.get("/accounts/me/bond").json()
     assert micro(bond["available"]) == 100 * 10**6 - charged(olga) - micro(own[0]["cost"])
     ledger.total()
 
 
-def test_a_small_budgets_failure_is_paid_by_the_payer(
+def test_the_payer_pays_when_the_budget_is_too_small(
     alice: User, olga: User, publish: Callable[..., str], prices: dict[str, int], balance: Callable[[str], int]
 ) -> None:
     before = balance(alice.name)
@@ -198,10 +178,9 @@ def test_a_small_budgets_failure_is_paid_by_the_payer(
     assert spent == micro(done["compute"]) == compute(prices, done["resource_usage"]["fuel_used"])
 
 
-def test_a_task_with_a_judge_needs_consent(
+def test_a_task_with_a_judge_needs_the_agents_consent(
     alice: User, olga: User, publish: Callable[..., str], stack: Stack, token: Callable[..., str]
 ) -> None:
-
     judge = publish(wasm("coverage"), owner="judith", limits={"fuel": 10**8, "timeout": 5})
     caller = client.Api(stack.api_url, token(olga.name))
     closed = client.publish(caller, uuid.uuid4().hex, wasm("echo"), {"tariff": {"type": "flat", "price": "0.01"}})

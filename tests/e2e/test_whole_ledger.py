@@ -1,15 +1,16 @@
-"""An audit of all that the other modules did to the ledger (hence last by name)."""
+"""Audits the whole ledger after the other test modules, so its name sorts last."""
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
 from local.paths import Stack
 from quittance.proof import log, receipt
-from tests.e2e.people import Item, Ledger, User, assert_states, credited
+from tests.e2e.people import Item, Ledger, User, assert_claims_match, sweep_until_credited
 from tests.support import wasm
 
 
@@ -22,7 +23,7 @@ def items(
     bond: Callable[..., None],
     sweep: Callable[[], None],
 ) -> list[Item]:
-    """All items after a few tasks more, so that there is something to audit when this module runs alone."""
+    """All items after a few more tasks, so that there is something to audit if this module runs alone."""
     alice, owner = User.new(api, deposit), User.new(api)
     bond(owner.name)
     good, bad = (publish(wasm(name), owner=owner.name) for name in ("echo", "failing"))
@@ -31,7 +32,7 @@ def items(
         alice.run(bad)
     body = {"withdrawal_id": "w", "amount": "0.5"}
     assert alice.http.post("/accounts/me/withdrawals", json=body).status_code == 201
-    credited(sweep, ledger)
+    sweep_until_credited(sweep, ledger)
     ledger.total()
     return ledger.items()
 
@@ -41,13 +42,13 @@ def escrows(items: list[Item]) -> list[Item]:
     return [item for item in items if item["pk"].startswith("ESC#")]
 
 
-def test_nothing_is_left_open(escrows: list[Item]) -> None:
-    """I8: what the tests began has ended, and all of it is swept."""
+def test_no_escrow_is_left_open(escrows: list[Item]) -> None:
+    """I8: every task has ended, and every escrow is swept."""
     assert {item["state"] for item in escrows} <= {"released", "refunded", "expired"}
     assert not [item["task_id"] for item in escrows if "work" in item or "swept_ms" not in item]
 
 
-def test_every_split_adds_up_and_every_fee_is_right(escrows: list[Item]) -> None:
+def test_every_escrow_adds_up_and_has_the_right_fee(escrows: list[Item]) -> None:
     """I3 and I4."""
     for item in escrows:
         compute = item.get("compute", 0)
@@ -60,7 +61,7 @@ def test_every_split_adds_up_and_every_fee_is_right(escrows: list[Item]) -> None
 
 
 def test_every_balance_follows_from_movements_and_tasks(stack: Stack, items: list[Item], escrows: list[Item]) -> None:
-    """I2, I10 and I11: each account's balance, worked out anew."""
+    """I2, I10 and I11: each account's balance, computed independently."""
     expected: Counter[str] = Counter()
     for item in items:
         kind, _, rest = item["pk"].partition("#")
@@ -82,21 +83,18 @@ def test_every_balance_follows_from_movements_and_tasks(stack: Stack, items: lis
     assert min(stored.values()) >= 0
 
 
-def test_every_escrow_has_a_receipt_that_verifies_and_says_the_same(
-    escrows: list[Item], api: Callable[..., httpx.Client]
-) -> None:
+def test_every_receipt_verifies_and_matches_its_escrow(escrows: list[Item], jwks: dict[str, Any]) -> None:
     """I12."""
-    jwks = api(None).get("/.well-known/jwks.json").json()
     for item in escrows:
-        assert_states(receipt.verify(item["receipt"], jwks), item)
+        assert_claims_match(receipt.verify(item["receipt"], jwks), item)
 
 
-def test_every_escrow_has_one_place_in_the_log_and_the_checkpoint_says_so(
-    items: list[Item], escrows: list[Item], api: Callable[..., httpx.Client]
+def test_every_escrow_has_one_log_entry_under_the_checkpoint(
+    items: list[Item], escrows: list[Item], api: Callable[..., httpx.Client], jwks: dict[str, Any]
 ) -> None:
-    """I15: the root, computed anew from the receipts, is the one that was published."""
+    """I15: the root computed from the receipts is the published one."""
     public = api(None)
-    stated = log.verify_checkpoint(public.get("/log/checkpoint").text, public.get("/.well-known/jwks.json").json())
+    stated = log.verify_checkpoint(public.get("/log/checkpoint").text, jwks)
     receipts = [item["receipt"].encode() for item in in_the_log(items, escrows)]
     assert stated.size == len(receipts) == len(escrows)
     leaves = [log.leaf_hash(receipt) for receipt in receipts]
@@ -106,7 +104,7 @@ def test_every_escrow_has_one_place_in_the_log_and_the_checkpoint_says_so(
     assert first == [leaf.hex() for leaf in leaves[:256]]
 
 
-def test_every_reputation_is_the_fold_of_the_agents_receipts(items: list[Item], escrows: list[Item]) -> None:
+def test_every_reputation_follows_from_the_agents_receipts(items: list[Item], escrows: list[Item]) -> None:
     """I16: start at 50, add each outcome in the order of the log, stay within 0 and 100."""
     histories = defaultdict(list)
     for item in in_the_log(items, escrows):
@@ -123,7 +121,7 @@ def test_every_reputation_is_the_fold_of_the_agents_receipts(items: list[Item], 
 
 
 def in_the_log(items: list[Item], escrows: list[Item]) -> list[Item]:
-    """The escrows in the log's order."""
+    """The escrows in the order of the log."""
     first = {item["pk"].removeprefix("BATCH#"): item["first"] for item in items if item["pk"].startswith("BATCH#")}
     placed = sorted(escrows, key=lambda item: first[item["batch"]] + item["place"])
     assert [first[item["batch"]] + item["place"] for item in placed] == list(range(len(placed)))

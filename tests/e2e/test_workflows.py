@@ -1,4 +1,4 @@
-"""The workflow of template.yaml, as executions on the local cloud: what it answers, and what it costs."""
+"""Executions of the workflow of template.yaml on the local cloud: their outputs and costs."""
 
 import json
 import re
@@ -16,22 +16,21 @@ import wasmtime
 from local.paths import Stack
 from quittance.limits import WORKFLOW_STATE_BYTES_MAX
 from quittance.proof import receipt
-from tests.e2e.people import Ledger, User, task
+from tests.e2e.people import CREDIT, Ledger, User, invoke, micro, task
 from tests.sandbox.wat import call, iovecs, memory, program
 from tests.support import ROOT, wasm
 from tests.waiting import until
 
-CREDIT = 1_000_000
 EVENT = (ROOT / "events" / "plan-run.json").read_text()
-PRICE = 10_000  # of each agent here, in micro-credits, fee included
-# Counts for about a second, then writes its one word.
+PRICE = 10_000  # of each agent here, in micro-credits, with the fee
+# Counts for about a second, then writes one word.
 SLOW = program(
     f"""(local $n i64) (loop $again (local.set $n (i64.add (local.get $n) (i64.const 1)))
         (br_if $again (i64.lt_u (local.get $n) (i64.const 1000000000)))) (drop {call("fd_write", 1, 0, 1, 8)})""",
     "fd_write",
     more=memory(0, iovecs((32, 4))) + memory(32, b"done"),
 )
-# Writes two bytes that are no UTF-8.
+# Writes two bytes that are not UTF-8.
 BINARY = program(
     f"(drop {call('fd_write', 1, 0, 1, 8)})", "fd_write", more=memory(0, iovecs((32, 2))) + memory(32, b"\xff\xfe")
 )
@@ -48,12 +47,12 @@ class Execution:
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
-        """All tasks that were begun."""
+        """All tasks that were started."""
         return [task for result in self.output["results"] for task in result["tasks"]]
 
 
 class Workflow:
-    """Starts executions and waits for their ends."""
+    """Starts executions and waits until they end."""
 
     def __init__(self, client: Any, arn: str) -> None:
         self._client, self._arn = client, arn
@@ -65,22 +64,22 @@ class Workflow:
         return arn
 
     def failures(self, arn: str) -> list[str]:
-        """The errors of attempts so far, by name."""
+        """The names of the errors of all attempts so far."""
         pages = self._client.get_paginator("get_execution_history").paginate(executionArn=arn)
         events = [event for page in pages for event in page["events"] if event["type"] == "TaskFailed"]
         return [event["taskFailedEventDetails"]["error"] for event in events]
 
     def end(self, arn: str) -> Execution:
         def ended() -> dict[str, Any] | None:
-            told: dict[str, Any] = self._client.describe_execution(executionArn=arn)
-            return told if told["status"] != "RUNNING" else None
+            found: dict[str, Any] = self._client.describe_execution(executionArn=arn)
+            return found if found["status"] != "RUNNING" else None
 
-        told = until(ended, "the execution does not end", pause_s=0.1)
-        text = told.get("output") or "null"
-        return Execution(told["status"], json.loads(text), text, self.failures(arn))
+        found = until(ended, "the execution does not end", pause_s=0.1)
+        text = found.get("output") or "null"
+        return Execution(found["status"], json.loads(text), text, self.failures(arn))
 
     def run(self, body: Any, name: str | None = None) -> Execution:
-        """An execution that must succeed, which is: know every outcome."""
+        """Run an execution that must succeed, that is, record the outcome of every task."""
         ended = self.end(self.start(body, name))
         assert ended.status == "SUCCEEDED", ended
         return ended
@@ -96,39 +95,28 @@ def alice(api: Callable[..., httpx.Client], deposit: Callable[..., None]) -> Use
     return User.new(api, deposit)
 
 
-@pytest.fixture(scope="module")
-def keys(api: Callable[..., httpx.Client]) -> dict[str, Any]:
-    found: dict[str, Any] = api(None).get("/.well-known/jwks.json").json()
-    return found
-
-
 def body(user: User, *agents: str, **changes: Any) -> dict[str, Any]:
-    """A good input for the workflow, changed."""
+    """A valid input of the workflow with these changes."""
     steps = [{"agent_id": agent} for agent in agents]
     return {"user_id": user.name, "budget": "0.1", "steps": steps, "inputs": ["hello"]} | changes
 
 
-def micro(amount: str) -> int:
-    whole, _, fraction = amount.partition(".")
-    return int(whole) * CREDIT + int(fraction.ljust(6, "0") or 0)
-
-
-def proved(task: dict[str, Any], keys: dict[str, Any], user: User) -> dict[str, Any]:
-    """The claims of a task's receipt, which verifies and says what the execution's output says."""
-    claims = receipt.verify(task["receipt"], keys)
+def verified_claims(task: dict[str, Any], jwks: dict[str, Any], user: User) -> dict[str, Any]:
+    """The claims of a task's receipt, after a check that it verifies and agrees with the execution's output."""
+    claims = receipt.verify(task["receipt"], jwks)
     assert (claims["task"], claims["user"], claims["agent"]) == (task["task_id"], user.name, task["agent_id"])
     assert (claims["eid"], claims["state"]) == (task["escrow_id"], task["escrow_status"])
-    told = [micro(task[name]) for name in ("amount_paid", "fee", "amount_refunded")]
-    assert [int(claims[name]) for name in ("paid", "fee", "refunded")] == told
-    assert sum(told) == int(claims["budget"])
+    amounts = [micro(task[name]) for name in ("amount_paid", "fee", "amount_refunded")]
+    assert [int(claims[name]) for name in ("paid", "fee", "refunded")] == amounts
+    assert sum(amounts) == int(claims["budget"])
     return claims
 
 
-def test_an_input_from_a_file_is_run_and_proved(
+def test_a_run_from_an_event_file_succeeds_with_receipts(
     workflow: Workflow,
     alice: User,
     publish: Callable[..., str],
-    keys: dict[str, Any],
+    jwks: dict[str, Any],
     balance: Callable[[str], int],
 ) -> None:
     text = EVENT.replace('"alice"', f'"{alice.name}"').replace("agt_aaaaaaaaaaaaaaaa", publish(wasm("wordcount")))
@@ -137,27 +125,31 @@ def test_an_input_from_a_file_is_run_and_proved(
     words = [json.loads(result["output"])["words"] for result in done.output["results"]]
     assert words == [6, 4], "in the order of the inputs"
     assert [task["task_id"] for task in done.tasks] == ["run-1.0.0", "run-1.1.0"]
-    for told in done.tasks:
-        assert proved(told, keys, alice)["outcome"] == "succeeded"
-        answer = alice.http.get(f"/tasks/{told['task_id']}/result").json()
-        assert {name: answer[name] for name in told.keys() - {"output_bytes"}} == {
-            name: value for name, value in told.items() if name != "output_bytes"
+    for reported in done.tasks:
+        assert verified_claims(reported, jwks, alice)["outcome"] == "succeeded"
+        answer = alice.http.get(f"/tasks/{reported['task_id']}/result").json()
+        assert {name: answer[name] for name in reported.keys() - {"output_bytes"}} == {
+            name: value for name, value in reported.items() if name != "output_bytes"
         }
     assert balance(alice.name) == CREDIT - 2 * PRICE
 
 
-def test_an_agent_that_fails_is_an_answer_and_costs_nothing(
+def test_a_failed_agent_is_an_output_and_costs_nothing(
     workflow: Workflow,
     alice: User,
     publish: Callable[..., str],
-    keys: dict[str, Any],
+    jwks: dict[str, Any],
     balance: Callable[[str], int],
 ) -> None:
     done = workflow.run(body(alice, publish(wasm("failing"))))
-    (result,), (told,) = done.output["results"], done.tasks
+    (result,), (reported,) = done.output["results"], done.tasks
     assert (done.output["success"], result["success"], result["output"]) == (False, False, None)
-    assert (result["stopped"], told["error"]["code"], told["escrow_status"]) == ("exit_code", "exit_code", "refunded")
-    assert proved(told, keys, alice)["outcome"] == "exit_code"
+    assert (result["stopped"], reported["error"]["code"], reported["escrow_status"]) == (
+        "exit_code",
+        "exit_code",
+        "refunded",
+    )
+    assert verified_claims(reported, jwks, alice)["outcome"] == "exit_code"
     assert (done.failures, balance(alice.name)) == ([], CREDIT)
 
 
@@ -169,7 +161,7 @@ def test_an_agent_that_fails_is_an_answer_and_costs_nothing(
         ("BudgetTooLowError", {"budget": "0.009999"}, "below 0.01, the least"),
     ],
 )
-def test_a_refusal_of_a_task_is_caught_by_its_name_and_moves_nothing(
+def test_a_refused_task_is_caught_by_name_and_moves_no_credits(
     workflow: Workflow,
     alice: User,
     echo: str,
@@ -179,12 +171,12 @@ def test_a_refusal_of_a_task_is_caught_by_its_name_and_moves_nothing(
     says: str,
 ) -> None:
     done = workflow.run(body(alice, echo) | change)
-    (result,), (told,) = done.output["results"], done.tasks
+    (result,), (reported,) = done.output["results"], done.tasks
     assert (done.output["success"], result["success"], result["stopped"]) == (False, False, error)
-    assert told["refused"]["error"] == error
-    assert says in told["refused"]["message"]
-    assert "receipt" not in told
-    assert (done.failures, balance(alice.name)) == ([error], CREDIT), "refused once, not tried again"
+    assert reported["refused"]["error"] == error
+    assert says in reported["refused"]["message"]
+    assert "receipt" not in reported
+    assert (done.failures, balance(alice.name)) == ([error], CREDIT), "a refusal is not retried"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +190,7 @@ def test_a_refusal_of_a_task_is_caught_by_its_name_and_moves_nothing(
     ],
     ids=["fields", "inputs", "budget", "run_id", "size"],
 )
-def test_a_refusal_of_a_run_is_caught_by_its_name_before_anything_is_begun(
+def test_a_refused_run_is_caught_by_name_and_starts_no_task(
     workflow: Workflow, alice: User, echo: str, ledger: Ledger, error: str, change: dict[str, Any], says: str
 ) -> None:
     done = workflow.run(body(alice, echo) | change)
@@ -210,7 +202,7 @@ def test_a_refusal_of_a_run_is_caught_by_its_name_before_anything_is_begun(
 
 @pytest.fixture
 def unqualified(stack: Stack, aws: Callable[[str], Any]) -> Iterator[Workflow]:
-    """The same definition, calling the functions past their alias: the local cloud throttles no calls of an alias."""
+    """The same definition without the functions' alias, because the local cloud does not throttle calls of an alias."""
     client = aws("stepfunctions")
     deployed = client.describe_state_machine(stateMachineArn=stack.workflow)
     copy = client.create_state_machine(
@@ -222,7 +214,7 @@ def unqualified(stack: Stack, aws: Callable[[str], Any]) -> Iterator[Workflow]:
     client.delete_state_machine(stateMachineArn=copy)
 
 
-def test_a_throttled_task_is_tried_again(
+def test_a_throttled_task_is_retried(
     unqualified: Workflow,
     stack: Stack,
     aws: Callable[[str], Any],
@@ -234,16 +226,16 @@ def test_a_throttled_task_is_tried_again(
     aws("lambda").put_function_concurrency(**function, ReservedConcurrentExecutions=0)
     try:
         arn = unqualified.start(body(alice, echo))
-        turned_away = until(lambda: unqualified.failures(arn), "nothing is turned away", pause_s=0.1)
+        throttled = until(lambda: unqualified.failures(arn), "no call is throttled", pause_s=0.1)
     finally:
         aws("lambda").delete_function_concurrency(**function)
     done = unqualified.end(arn)
-    # The local cloud's name for it; AWS says Lambda.TooManyRequestsException. The workflow knows both.
-    assert set(turned_away) == {"Lambda.Unknown"}
+    # The local cloud's name; on AWS it is Lambda.TooManyRequestsException. The workflow handles both.
+    assert set(throttled) == {"Lambda.Unknown"}
     assert (done.status, done.output["success"], balance(alice.name)) == ("SUCCEEDED", True, CREDIT - PRICE)
 
 
-def test_a_task_that_is_running_is_asked_for_again(
+def test_a_task_in_progress_is_retried(
     workflow: Workflow,
     stack: Stack,
     aws: Callable[[str], Any],
@@ -252,17 +244,16 @@ def test_a_task_that_is_running_is_asked_for_again(
     ledger: Ledger,
     balance: Callable[[str], int],
 ) -> None:
-    """As after an answer that was lost: the first attempt is still at work when the task is repeated."""
+    """As after a lost answer: the first attempt is still running when the workflow sends the task."""
     agent = publish(bytes(wasmtime.wat2wasm(SLOW)))
-    run_id, payload = uuid.uuid4().hex, json.dumps
+    run_id = uuid.uuid4().hex
     first = {"user_id": alice.name, **task(agent, task_id=f"{run_id}.0.0", budget="0.1")}
     answers: list[Any] = []
 
-    def invoke() -> None:
-        sent = {"FunctionName": stack.functions["ExecuteFunction"], "Payload": payload(first).encode()}
-        answers.append(json.loads(aws("lambda").invoke(**sent)["Payload"].read()))
+    def attempt() -> None:
+        answers.append(invoke(aws("lambda"), stack.functions["ExecuteFunction"], first)[0])
 
-    runner = threading.Thread(target=invoke)
+    runner = threading.Thread(target=attempt)
     runner.start()
     until(lambda: ledger.escrow(alice.name, first["task_id"]), "the first attempt is not funded", pause_s=0.02)
     done = workflow.run(body(alice, agent, run_id=run_id))
@@ -272,15 +263,15 @@ def test_a_task_that_is_running_is_asked_for_again(
     assert balance(alice.name) == CREDIT - PRICE
 
 
-def test_many_inputs_under_one_budget(
+def test_many_inputs_share_one_budget(
     workflow: Workflow,
     alice: User,
     publish: Callable[..., str],
-    keys: dict[str, Any],
+    jwks: dict[str, Any],
     balance: Callable[[str], int],
     ledger: Ledger,
 ) -> None:
-    """One of them fails, and fails nobody else; the budget does not divide, and is never overspent."""
+    """One input fails without effect on the others. The budget does not divide evenly and is never exceeded."""
     tariff = {"type": "metered", "base": "0.001", "per_million_fuel": "0.05", "minimum": "0.001"}
     agent, total = publish(wasm("wordcount"), tariff=tariff), ledger.total()
     inputs: list[Any] = [{"text": "word " * number} for number in range(48)]
@@ -292,7 +283,7 @@ def test_many_inputs_under_one_budget(
     assert [json.loads(result["output"])["words"] for result in results if result["success"]] == [
         number for number in range(48) if number != 7
     ]
-    claims = [proved(told, keys, alice) for told in done.tasks]
+    claims = [verified_claims(reported, jwks, alice) for reported in done.tasks]
     assert {int(claim["budget"]) for claim in claims} == {10_000}
     assert sum(int(claim["budget"]) for claim in claims) <= 480_047
     assert len({claim["eid"] for claim in claims}) == 48
@@ -302,19 +293,19 @@ def test_many_inputs_under_one_budget(
     assert ledger.total() == total
 
 
-def test_a_chain_of_three_agents(
+def test_a_chain_passes_outputs_to_the_next_agent(
     workflow: Workflow,
     alice: User,
     publish: Callable[..., str],
-    keys: dict[str, Any],
+    jwks: dict[str, Any],
     balance: Callable[[str], int],
 ) -> None:
-    """Each reads what the one before wrote: the receipts' digests say so."""
+    """Each agent reads the output of the one before, as the digests in the receipts show."""
     chain = [publish(wasm("echo")), publish(wasm("wordcount")), publish(wasm("echo"), owner="another")]
     done = workflow.run(body(alice, *chain, inputs=[{"text": "to be or not to be", "top": 1}]))
     assert done.output["success"]
     assert done.output["results"][0]["output"] == '{"words":6,"unique":4,"top":[["be",2]]}\n'
-    claims = [proved(told, keys, alice) for told in done.tasks]
+    claims = [verified_claims(reported, jwks, alice) for reported in done.tasks]
     assert [claim["agent"] for claim in claims] == chain
     for before, after in pairwise(claims):
         assert before["output_sha256"] == after["input_sha256"]
@@ -322,8 +313,8 @@ def test_a_chain_of_three_agents(
     assert balance(alice.name) == CREDIT - 3 * PRICE
 
 
-def test_a_chain_stops_at_the_first_that_fails_and_costs_what_was_done(
-    workflow: Workflow, alice: User, publish: Callable[..., str], keys: dict[str, Any], balance: Callable[[str], int]
+def test_a_chain_stops_at_a_failure_and_costs_finished_tasks(
+    workflow: Workflow, alice: User, publish: Callable[..., str], jwks: dict[str, Any], balance: Callable[[str], int]
 ) -> None:
     echo, failing = publish(wasm("echo")), publish(wasm("failing"))
     chained = body(alice, echo, failing, echo, inputs=["a", "b"])
@@ -331,41 +322,39 @@ def test_a_chain_stops_at_the_first_that_fails_and_costs_what_was_done(
     done = workflow.run(chained)
     for result in done.output["results"]:
         assert (result["success"], result["stopped"], len(result["tasks"])) == (False, "exit_code", 2)
-        claims = [proved(told, keys, alice) for told in result["tasks"]]
+        claims = [verified_claims(reported, jwks, alice) for reported in result["tasks"]]
         assert [(claim["state"], int(claim["budget"])) for claim in claims] == [
             ("released", 30_000), ("refunded", 10_000),
         ]  # fmt: skip
     assert balance(alice.name) == CREDIT - 2 * PRICE
 
 
-def test_bytes_that_are_no_text_are_passed_on(workflow: Workflow, alice: User, publish: Callable[..., str]) -> None:
+def test_binary_outputs_are_passed_on(workflow: Workflow, alice: User, publish: Callable[..., str]) -> None:
     done = workflow.run(body(alice, publish(bytes(wasmtime.wat2wasm(BINARY))), publish(wasm("echo"))))
     assert (done.output["results"][0]["output"], done.output["results"][0]["output_base64"]) == (None, "//4=")
 
 
-def test_an_output_too_large_for_the_workflow_is_named_by_its_receipt(
-    workflow: Workflow, alice: User, echo: str, keys: dict[str, Any]
+def test_a_large_output_is_only_referenced_by_its_receipt(
+    workflow: Workflow, alice: User, echo: str, jwks: dict[str, Any]
 ) -> None:
-    """At the end of a chain it is paid, and read over HTTP; within one it cannot be passed on, and the chain ends."""
+    """At the end of a chain it is paid and readable over HTTP. Earlier it cannot be passed on, so the chain ends."""
     large = "x" * 130_000
     alone = workflow.run(body(alice, echo, inputs=[large]))
-    (result,), (told,) = alone.output["results"], alone.tasks
+    (result,), (reported,) = alone.output["results"], alone.tasks
     assert (result["success"], result["output"], result["output_base64"]) == (True, None, None)
-    assert told["output_bytes"] == len(large)
-    assert proved(told, keys, alice)["output_sha256"]
-    assert alice.http.get(f"/tasks/{told['task_id']}/result").json()["output"] == large
+    assert reported["output_bytes"] == len(large)
+    assert verified_claims(reported, jwks, alice)["output_sha256"]
+    assert alice.http.get(f"/tasks/{reported['task_id']}/result").json()["output"] == large
     chained = workflow.run(body(alice, echo, echo, inputs=[large]))
-    (result,), (told,) = chained.output["results"], chained.tasks
-    assert (result["success"], result["stopped"], told["escrow_status"]) == (False, "output_too_large", "released")
+    (result,), (reported,) = chained.output["results"], chained.tasks
+    assert (result["success"], result["stopped"], reported["escrow_status"]) == (False, "output_too_large", "released")
 
 
-def test_a_repeated_run_is_the_same_run_and_pays_once(
-    workflow: Workflow, alice: User, echo: str, balance: Callable[[str], int]
-) -> None:
+def test_a_repeated_run_pays_once(workflow: Workflow, alice: User, echo: str, balance: Callable[[str], int]) -> None:
     name = uuid.uuid4().hex
     once = workflow.run(body(alice, echo, inputs=["a", "b"]), name)
     again = workflow.run(body(alice, echo, inputs=["a", "b"], run_id=name))
-    assert (once.output["run_id"], again.output) == (name, once.output), "the execution's name is the run's id"
+    assert (once.output["run_id"], again.output) == (name, once.output), "the execution's name is the run id"
     assert balance(alice.name) == CREDIT - 2 * PRICE
     other = workflow.run(body(alice, echo, inputs=["a", "other"], run_id=name))
     same, refused = other.tasks

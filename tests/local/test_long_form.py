@@ -48,7 +48,7 @@ def test_only_failed_commands_are_run_again(tmp_path: Path, capsys: pytest.Captu
     proof = Proof("steps", "two of them", (*COUNTED.commands, fails_once), "of")
     (complaint,) = prove(proof)
     assert complaint.startswith("steps failed: ")
-    assert "(all of it: proofs.log)" in complaint
+    assert "(full output: proofs.log)" in complaint
     assert "  ✗ an Error" in capsys.readouterr().out
     assert prove(proof) == []
     assert (tmp_path / "tries").read_text() == "x"

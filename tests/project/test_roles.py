@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.roles import SOURCE, Call, Deployed, Right, read_calls, unlawful, unused
+from tests.roles import SOURCE, Call, Deployed, Right, read_calls, unused_rights, violations
 
 TABLE = "arn:aws:dynamodb:eu-central-1:123456789012:table/stack-Table-1"
 BUCKET = "arn:aws:s3:::stack-bucket-2"
@@ -95,12 +95,12 @@ def test_permissions_of_event_sources_are_recognised() -> None:
         allow("dynamodb:ListStreams", "*"),
         allow(["sqs:DeleteMessage", "sqs:SendMessage"], "arn:other"),
     )
-    assert not any(map(found.feeds, found.rights()))
+    assert not any(map(found.used_by_lambda, found.rights()))
     aside = {"OnFailure": {"Destination": "arn:other"}}
     for name, function, source in (("Due", "Worker", queue), ("Changed", "Worker.Alias", stream)):
         properties = {"FunctionName": {"Ref": function}, "EventSourceArn": source, "DestinationConfig": aside}
         found.template["Resources"][name] = {"Type": SOURCE, "Properties": properties}
-    feeding = [(right.action, right.resource) for right in found.rights() if found.feeds(right)]
+    feeding = [(right.action, right.resource) for right in found.rights() if found.used_by_lambda(right)]
     assert [action for action, _ in feeding] == [
         "sqs:ReceiveMessage", "dynamodb:GetRecords", "dynamodb:ListStreams", "sqs:SendMessage",
     ]  # fmt: skip
@@ -122,11 +122,11 @@ def test_unsupported_statements_raise_an_error() -> None:
         allow("a:One", {"Fn::GetAtt": ["Queue", "QueueName"]}),
         allow("a:One", {"Fn::ImportValue": "x"}),
     ):
-        with pytest.raises(ValueError, match="not read here"):
+        with pytest.raises(ValueError, match="does not support"):
             deployed(statement).rights()
     ready_made = deployed()
     ready_made.template["Resources"]["Worker"]["Properties"]["Policies"] = ["AmazonS3FullAccess"]
-    with pytest.raises(ValueError, match="Worker: say what it may do"):
+    with pytest.raises(ValueError, match="Worker: write its rights"):
         ready_made.rights()
 
 
@@ -144,7 +144,7 @@ def test_calls_that_no_role_allows_are_reported() -> None:
         call("s3:GetObject", f"{BUCKET}/outputs/a", function="Idle"),
         call("s3:GetObject", f"{BUCKET}/outputs/a", allowed=False),
     ]
-    assert unlawful(rights, [lawful, *others]) == others
+    assert violations(rights, [lawful, *others]) == others
 
 
 def test_permissions_that_no_call_used_are_reported() -> None:
@@ -157,7 +157,7 @@ def test_permissions_that_no_call_used_are_reported() -> None:
         call("dynamodb:PutItem", TABLE, function="Idle"),
         call("dynamodb:Query", f"{TABLE}/index/b"),
     ]
-    assert unused(rights, calls) == [
+    assert unused_rights(rights, calls) == [
         Right("Worker", "dynamodb:PutItem", "Table.Arn", TABLE),
         Right("Worker", "dynamodb:Query", "${Table.Arn}/index/a", f"{TABLE}/index/a"),
     ]

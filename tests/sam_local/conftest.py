@@ -1,6 +1,6 @@
-"""The functions in containers, and the same functions deployed to a local cloud of their own for the session.
+"""The functions in containers, and the same functions deployed to a separate local cloud for the session.
 
-Without a container engine the tests are skipped; `make sam-smoke`, which asks for them, fails instead.
+Without a container engine the tests are skipped, but `make sam-smoke` fails, because it requires them.
 """
 
 import os
@@ -18,11 +18,11 @@ from local.sam_local import SamLocal
 from tests import clouds
 
 STATE = State(LOCAL / "sam-local-cloud")
-ASKED_FOR = "QUITTANCE_SAM_LOCAL"
+REQUIRED = "QUITTANCE_SAM_LOCAL"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sockets are what these tests are about, whatever the unit tests forbid."""
+    """Allow sockets, which the unit tests forbid."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.enable_socket)
@@ -31,21 +31,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def containers(request: pytest.FixtureRequest) -> Engine:
     """The container engine."""
-    asked_for = ASKED_FOR in os.environ
+    required = REQUIRED in os.environ
     try:
         found = engine.find()
     except CommandError as error:
-        if asked_for:
+        if required:
             clouds.give_up(request, str(error))
         pytest.skip(str(error))
-    if not asked_for and not found.has_image(sam_local.base_image()):
-        pytest.skip(f"the container engine has no image {sam_local.base_image()}: make sam-smoke fetches it")
+    if not required and not found.has_image(sam_local.base_image()):
+        pytest.skip(f"the container engine has no image {sam_local.base_image()}: `make sam-smoke` downloads it")
     return found
 
 
 @pytest.fixture(scope="session")
 def deployed(containers: Engine, request: pytest.FixtureRequest) -> Iterator[Cloud]:
-    """The local cloud, with the stack."""
+    """The local cloud that the stack is deployed to."""
     clouds.up(STATE, request)
     running = cloud.running(STATE)
     assert running is not None
@@ -57,7 +57,7 @@ def deployed(containers: Engine, request: pytest.FixtureRequest) -> Iterator[Clo
 
 @pytest.fixture(scope="session")
 def stack(deployed: Cloud) -> Stack:
-    """What is deployed."""
+    """The deployed stack."""
     return Stack.read(STATE.stack)
 
 

@@ -1,4 +1,4 @@
-"""Finding a container engine; what it answers is written down here."""
+"""Finding a container engine. A local server replays the engine's answers."""
 
 import http.server
 import json
@@ -34,7 +34,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def engine_with(tmp_path, monkeypatch):
-    """`engine_with(answers)` listens where DOCKER_HOST says."""
+    """`engine_with(answers)`: a server on the socket that DOCKER_HOST names."""
     path = tmp_path / "engine.sock"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
     servers = []
@@ -50,24 +50,24 @@ def engine_with(tmp_path, monkeypatch):
         server.server_close()
 
 
-def test_the_bridge_is_where_the_engine_says(engine_with):
+def test_the_gateway_of_the_bridge_is_used(engine_with):
     engine_with({"/networks/bridge": BRIDGE})
     assert engine.find().gateway() == "172.30.0.9"
 
 
-def test_an_engine_that_does_not_say_uses_the_first_address(engine_with):
+def test_without_a_gateway_the_first_address_is_used(engine_with):
     engine_with({"/networks/bridge": {"IPAM": {"Config": [{"Subnet": "172.30.0.0/16"}]}}})
     assert engine.find().gateway() == "172.30.0.1"
 
 
-def test_only_containers_with_the_variable_are_ours(engine_with):
+def test_only_containers_with_the_variable_are_listed(engine_with):
     described = {f"/containers/{name}/json": {"Id": name, "Config": {"Env": [f"A={name}"]}} for name in "xy"}
     listed = {"/containers/json": [{"Id": name} for name in ("x", "y", "gone")]}
     engine_with({"/networks/bridge": BRIDGE, **listed, **described})
     assert engine.find().lambda_containers("A=y") == ["y"]
 
 
-def test_an_image_is_there_or_not(engine_with):
+def test_images_are_found_by_name_without_registry(engine_with):
     images = [{"RepoTags": None}, {"RepoTags": ["far.example/some/here:1", "plain:2"]}]
     engine_with({"/networks/bridge": BRIDGE, "/images/json": images})
     found = [engine.find().has_image(name) for name in ("some/here:1", "here:1", "plain:2", "ere:1", "here:2")]
@@ -81,13 +81,13 @@ def test_an_image_is_there_or_not(engine_with):
         ({"/networks/bridge": {"IPAM": {"Config": None}}}, "has no IPv4 network"),
     ],
 )
-def test_an_engine_without_a_bridge_is_told(engine_with, answers, says):
+def test_an_engine_without_a_bridge_is_an_error(engine_with, answers, says):
     engine_with(answers)
     with pytest.raises(CommandError, match=says):
         engine.find()
 
 
-def test_no_engine_is_told_in_one_line_with_the_mend(tmp_path, monkeypatch):
+def test_no_engine_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(engine, "_SOCKETS", (str(tmp_path / "a.sock"), str(tmp_path / "b.sock")))
     with pytest.raises(CommandError) as told:
@@ -104,7 +104,7 @@ def test_an_engine_on_another_machine_is_refused(monkeypatch):
         engine.find()
 
 
-def test_a_socket_that_nobody_listens_on_is_told(tmp_path, monkeypatch):
+def test_a_socket_without_a_listener_is_an_error(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead.sock"))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/dead.sock")

@@ -1,6 +1,7 @@
-"""The smoke test of `sam local`: every file in `events/` by `sam local invoke`, and a paid task by `start-api`.
+"""The smoke test of `sam local`: every file in `events/` with `sam local invoke`, and a paid task with `start-api`.
 
-Each event goes to the deployed function and to the one in a container, for two users alike; the answers must agree.
+Each event goes to the deployed function for one user and to the function in a container for another. The answers must
+agree.
 """
 
 import json
@@ -24,13 +25,13 @@ from local.paths import Stack
 from local.sam_local import NoAnswerError, SamLocal
 from quittance.limits import MEMORY_BYTES_MAX, MIB
 from tests.e2e.people import Ledger, User
-from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, Scene
+from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, Scene, function_of
 from tests.sam_local.conftest import STATE
 from tests.sandbox.wat import program
 from tests.support import wasm
 from tests.waiting import until
 
-# In this order: an agent is published, then hired and changed, and retired at the end.
+# In this order: an agent is published, used, changed, and finally retired.
 ORDER = [
     "publish-s3",
     *HTTP,
@@ -44,7 +45,7 @@ ORDER = [
 ]
 ORDER += ["notify-stream", "webhook-sqs"]
 FLAT = {"tariff": {"type": "flat", "price": "0.01"}}
-# What differs from run to run: when, how long, whose signature; what there was to sweep; what the whole ledger holds.
+# Fields that differ between runs: times, durations, signatures, what the sweep finds, totals of the whole ledger.
 VOLATILE = {
     "at",
     "expires_at",
@@ -63,16 +64,15 @@ VOLATILE |= {"leaf_index", "tree_size", "path", "checkpoint", "hashes"}
 
 
 class Contained(Scene):
-    """Events go to containers. Each starts cold: on a busy machine that may be more than a function's time."""
+    """Sends events to containers. Each call is a cold start, which may exceed the timeout on a busy machine."""
 
     functions: SamLocal
 
     def send(self, name: str, event: Any) -> Any:
-        function = f"{name.partition('-')[0].capitalize()}Function"
         for _try in range(2):
             with suppress(NoAnswerError):
-                return self.functions.invoke(function, event)
-        return self.functions.invoke(function, event)
+                return self.functions.invoke(function_of(name), event)
+        return self.functions.invoke(function_of(name), event)
 
 
 @pytest.fixture(scope="module")
@@ -109,33 +109,33 @@ def url(contained: SamLocal) -> Iterator[str]:
         yield url
 
 
-def test_every_file_is_sent_and_every_function_gets_one(stack: Stack) -> None:
+def test_every_file_and_every_function_is_covered(stack: Stack) -> None:
     assert set(ORDER) == FILES.keys()
-    assert {f"{name.partition('-')[0].capitalize()}Function" for name in ORDER} == stack.functions.keys()
+    assert {function_of(name) for name in ORDER} == stack.functions.keys()
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_a_container_answers_as_the_deployed_function_does(
+def test_a_container_answers_like_the_deployed_function(
     scenes: tuple[Scene, Scene], stack: Stack, deployed: Cloud, name: str
 ) -> None:
-    at_rest(stack, deployed)
+    sweep_until_at_rest(stack, deployed)
     answers = []
     for scene in scenes:
-        event = scene.speak_of(FILES[name])
+        event = scene.fill_in(FILES[name])
         if name == "publish-s3":
             posted = event["Records"][0]["s3"]["object"]
-            posted["versionId"] = post_unseen(deployed, scene.bucket, posted["key"], wasm("echo"))
-        answers.append(neutral(scene, scene.send(name, event)))
+            posted["versionId"] = upload_unnoticed(deployed, scene.bucket, posted["key"], wasm("echo"))
+        answers.append(without_identity(scene, scene.send(name, event)))
     there, here = answers
     assert here == there
     if name in HTTP | LOGGED:
         assert here["statusCode"] == (HTTP | LOGGED)[name][0]
 
 
-def at_rest(stack: Stack, deployed: Cloud) -> None:
-    """Until no task waits to be settled, credited or logged: the sweep's schedule would change one of two answers.
+def sweep_until_at_rest(stack: Stack, deployed: Cloud) -> None:
+    """Sweep until every task is settled, credited and logged, or the scheduled sweep could change one of two answers.
 
-    An agent's reputation, which `agents-describe` shows, is what the sweep has logged.
+    For example, the reputation in `agents-describe` counts the receipts that the sweep has logged.
     """
     ledger = Ledger(deploy.aws(deployed, "dynamodb"), stack.table)
 
@@ -143,11 +143,11 @@ def at_rest(stack: Stack, deployed: Cloud) -> None:
         demo.sweep(stack)
         return not any("work" in item for item in ledger.items())
 
-    until(is_at_rest, "some task is never settled", pause_s=0.5)
+    until(is_at_rest, "some task is never settled and credited", pause_s=0.5)
 
 
-def neutral(scene: Scene, answer: Any) -> Any:
-    """An answer without what is this user's, this agent's or this moment's."""
+def without_identity(scene: Scene, answer: Any) -> Any:
+    """An answer without the names, ids and times that differ between the two users."""
     if isinstance(answer, dict) and answer.get("body", "").startswith("{"):
         answer["body"] = json.loads(answer["body"])
     elif isinstance(answer, dict) and answer.get("body", "").startswith("ey"):
@@ -160,28 +160,28 @@ def neutral(scene: Scene, answer: Any) -> Any:
     return json.loads(text, object_pairs_hook=without_volatile)
 
 
-def post_unseen(deployed: Cloud, bucket: str, key: str, module: bytes) -> str:
-    """Posts a module of which S3 tells nobody: else the deployed function might publish it first; gives its version."""
+def upload_unnoticed(deployed: Cloud, bucket: str, key: str, module: bytes) -> str:
+    """Upload a module without an S3 event, or the deployed function might publish it first; return its version."""
     s3 = deploy.aws(deployed, "s3")
-    told = s3.get_bucket_notification_configuration(Bucket=bucket)["LambdaFunctionConfigurations"]
+    notified = s3.get_bucket_notification_configuration(Bucket=bucket)["LambdaFunctionConfigurations"]
     s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
     version: str = s3.put_object(Bucket=bucket, Key=key, Body=module)["VersionId"]
     s3.put_bucket_notification_configuration(
-        Bucket=bucket, NotificationConfiguration={"LambdaFunctionConfigurations": told}
+        Bucket=bucket, NotificationConfiguration={"LambdaFunctionConfigurations": notified}
     )
     return version
 
 
 @pytest.mark.parametrize("name", [name for name in HTTP if '"authorizer"' in FILES[name]])
-def test_the_gateway_asks_for_a_token_on_every_route_that_needs_one(url: str, name: str) -> None:
+def test_the_gateway_requires_a_token_where_a_route_needs_it(url: str, name: str) -> None:
     event = json.loads(FILES[name])
     answer = httpx.request(event["httpMethod"], url + event["path"], content=event["body"], trust_env=False)
-    assert (answer.status_code, answer.json()) == (401, {"message": "Unauthorized"}), "the function said it, not sam"
+    assert (answer.status_code, answer.json()) == (401, {"message": "Unauthorized"}), "the function answered, not sam"
 
 
 @pytest.mark.parametrize("flaw", ["no token", "another issuer's", "expired"])
-def test_a_bad_token_is_refused_by_the_authorizer(url: str, stack: Stack, flaw: str) -> None:
-    """By 403: `sam local` evaluates the policy that denies, and does not know gateway responses."""
+def test_the_authorizer_refuses_an_invalid_token(url: str, stack: Stack, flaw: str) -> None:
+    """With 403, because `sam local` evaluates the denying policy but has no gateway responses."""
     key = issuer.load_key(STATE.key) if flaw == "expired" else ec.generate_private_key(ec.SECP256R1())
     claims = issuer.claims("alice", ttl=-60)
     token = "no token" if flaw == "no token" else issuer.sign(key, claims)
@@ -190,8 +190,8 @@ def test_a_bad_token_is_refused_by_the_authorizer(url: str, stack: Stack, flaw: 
     assert (answer.status_code, answer.json()) == (403, {"message": "User is not authorized to access this resource"})
 
 
-def test_the_story_of_a_paid_task(url: str, stack: Stack) -> None:
-    """Through containers alone but for the upload's event; the deployed API sees what they did."""
+def test_a_task_is_paid_through_containers(url: str, stack: Stack) -> None:
+    """Only the upload's event is handled outside the containers; the deployed API returns the same result."""
     alice, owner = (f"{role}-{uuid.uuid4().hex[:12]}" for role in ("alice", "owner"))
     here = {name: replace(demo.api(stack, STATE, name, demo.DEPOSIT_SCOPE), url=url) for name in (alice, owner)}
     agent_id = client.publish(here[owner], "wordcount", wasm("wordcount"), FLAT)
@@ -205,8 +205,8 @@ def test_the_story_of_a_paid_task(url: str, stack: Stack) -> None:
     assert there.get("/accounts/me")["available"] == "0.99"
 
 
-def test_an_agent_gets_all_the_memory_it_may_have(url: str, stack: Stack) -> None:
-    """In a container with the function's own limit; every page of 1 GiB is touched."""
+def test_an_agent_can_use_the_maximum_memory(url: str, stack: Stack) -> None:
+    """In a container with the function's memory limit; the agent touches every page of 1 GiB."""
     touch = """(drop (memory.grow (i32.const 16382))) (loop $again
         (i32.store8 (i32.mul (local.get $i) (i32.const 4096)) (i32.const 1))
         (local.set $i (i32.add (local.get $i) (i32.const 1)))
@@ -221,9 +221,7 @@ def test_an_agent_gets_all_the_memory_it_may_have(url: str, stack: Stack) -> Non
     assert (done["error"], done["resource_usage"]["memory_used_mb"]) == (None, 1024)
 
 
-def test_a_container_is_kept_for_the_next_call_and_none_stays_at_the_end(
-    contained: SamLocal, containers: Engine
-) -> None:
+def test_a_container_is_reused_and_removed_at_the_end(contained: SamLocal, containers: Engine) -> None:
     def running() -> set[str]:
         return set(containers.lambda_containers(f"AWS_ENDPOINT_URL={contained.cloud_url}"))
 
@@ -235,7 +233,7 @@ def test_a_container_is_kept_for_the_next_call_and_none_stays_at_the_end(
     assert running() == before
 
 
-def test_what_sam_local_leaves_is_removed(deployed: Cloud, containers: Engine) -> None:
+def test_containers_left_by_a_killed_sam_are_removed(deployed: Cloud, containers: Engine) -> None:
     with sam_local.ready(STATE, deployed, containers) as functions:
         variable = f"AWS_ENDPOINT_URL={functions.cloud_url}"
         with functions.api() as (url, sam):

@@ -26,7 +26,7 @@ from quittance.api.models import (
 )
 from quittance.errors import NotFoundError
 from quittance.ledger.balances import bond_account
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform, prepare
 from quittance.usecases import accounts
 
@@ -163,7 +163,7 @@ def decide(payout_id: PayoutId, request: PayoutDecision) -> Response[str]:
     return answer(accounts.decide_payout(platform(app.lambda_context), payout_id, request, operator=operator.account))
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

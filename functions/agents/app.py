@@ -18,7 +18,7 @@ from quittance.api.models import (
     PriceEstimate,
     VersionRequest,
 )
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform, prepare
 from quittance.usecases import agents
 
@@ -101,7 +101,7 @@ def retire(agent_id: AgentId) -> Response[str]:
     return answer(agents.describe(platform(app.lambda_context), agent_id))
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

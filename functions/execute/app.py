@@ -10,7 +10,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from quittance.api.http import PREFIX, api, caller, direct_answer, responses, task_answer
 from quittance.api.models import DirectTaskRequest, TaskPending, TaskRequest, TaskResult
 from quittance.api.requests import read_direct, wants_async
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform, prepare
 from quittance.usecases import execute as tasks
 
@@ -40,7 +40,7 @@ def execute(
     return task_answer(tasks.execute(platform(app.lambda_context), user, request))
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry. A direct invocation gets the plain answer; a refusal raises, so that workflows can catch it."""
     if "httpMethod" in event:

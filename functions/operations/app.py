@@ -9,7 +9,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from quittance.api.http import PREFIX, PageAfter, PageLimit, answer, api, caller, responses
 from quittance.api.identity import OPERATE_SCOPE
 from quittance.api.models import AccountInPath, AgentId, OperationAnswer, OperationPage, OperationRequest
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform
 from quittance.store.operations import Action
 from quittance.usecases import operations
@@ -66,7 +66,7 @@ def _perform(action: Action, target: str, request: OperationRequest) -> Response
     return answer(operations.perform(platform(app.lambda_context), action, target, request, operator=operator.account))
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

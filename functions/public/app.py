@@ -12,7 +12,7 @@ from quittance.api import documentation
 from quittance.api.http import PREFIX, answer, api, responses, root
 from quittance.api.models import LogTile
 from quittance.limits import JWKS_AGE_S_MAX, LOG_SIZE_MAX
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform, prepare
 from quittance.proof.log import LOG_LEVEL_MAX, TILE_HASHES, Tile
 from quittance.usecases import public
@@ -77,7 +77,7 @@ def _root() -> str:
     return root(app.current_event.raw_event)
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

@@ -10,7 +10,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from quittance.api.http import PREFIX, answer, api, caller, responses, task_answer
 from quittance.api.models import AccountId, StatedTaskId, TaskPending, TaskResult
 from quittance.limits import LOG_SIZE_MAX
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform, prepare
 from quittance.proof.log import Proof
 from quittance.usecases import result as tasks
@@ -50,7 +50,7 @@ def proof(
     return answer(tasks.prove(platform(app.lambda_context), caller(app).account, task_id, user=user, since=since))
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     return app.resolve(event, context)

@@ -144,7 +144,7 @@ def test_copies_of_a_snapshot_share_neither_key_nor_draw_nor_worker(initialised:
 
 
 def test_a_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> None:
-    platform.rehearse()
+    platform.before_snapshot()
     assert platform._platform.cache_info().currsize == 0
     assert clients._session.cache_info().currsize == 0
     assert clients._descriptions.cache_info().currsize == 1, "what is public stays"
@@ -154,7 +154,7 @@ def test_a_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> 
 def test_a_restored_copy_reads_the_roots_anew(initialised: Cloud) -> None:
     made = platform._platform().keys
     made.jwks()
-    platform.begin_anew()
+    platform.after_restore()
     with platform._platform().sandbox:
         keys = platform._platform().keys
     config = initialised.settings
@@ -168,7 +168,7 @@ def test_a_version_without_its_settings_is_not_published(monkeypatch: pytest.Mon
     config.settings.cache_clear()
     monkeypatch.delenv("LEDGER_TABLE", raising=False)
     with pytest.raises(ValidationError, match="ledger_table"):
-        platform.rehearse()
+        platform.before_snapshot()
     platform._forget()
 
 
@@ -178,4 +178,4 @@ def test_prepared_parts_exist(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, fun
     monkeypatch.setattr(platform, "_prepared", [])
     load(function)
     assert platform._prepared
-    platform.rehearse()
+    platform.before_snapshot()

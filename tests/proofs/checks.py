@@ -44,7 +44,7 @@ def violations(
     world: World, items: Iterable[Mapping[str, Any]], writes: Iterable[Write] = (), answers: Iterable[Answer] = ()
 ) -> list[str]:
     """Everything that is wrong; empty if the ledger kept its promises. All escrows must have been settled and swept."""
-    audit = auditing.run(world)
+    audit = auditing.audit(world)
     found = [line for line in auditing.report(audit) if " at " in line]
     found_escrows = _escrows(items)
     for name, settled in found_escrows.items():

@@ -372,7 +372,7 @@ def test_whoever_paid_for_a_dead_letter_is_refunded_at_once(rich: Cloud, bench: 
     submit(rich, agent)
     delivery = bench.one()
     for _ in range(2):
-        deadletter.bury(rich, delivery)
+        deadletter.handle(rich, delivery)
     done = result.read(rich, "alice", "t-1")
     assert isinstance(done, TaskResult)
     assert done.error is not None
@@ -397,7 +397,7 @@ def test_an_input_that_is_lost_is_the_platforms_fault(rich: Cloud, bench: Bench,
     with pytest.raises(NotDoneError):
         work(rich, delivery)
     assert bench.hidden == [0]
-    deadletter.bury(rich, delivery)
+    deadletter.handle(rich, delivery)
     settlement = stands(rich).settlement
     assert settlement is not None
     assert settlement.outcome is Outcome.UNDELIVERED
@@ -415,10 +415,10 @@ def test_a_dead_letter_waits_for_a_worker_that_may_be_alive(
         with pytest.raises(_CrashedError):
             work(rich, delivery)
     with pytest.raises(NotDoneError):
-        deadletter.bury(rich, delivery)
+        deadletter.handle(rich, delivery)
     assert grave.hidden[0] in {17, 18}
     rich.skew_ms = 18_001
-    deadletter.bury(rich, delivery)
+    deadletter.handle(rich, delivery)
     assert outcome(rich) == "undelivered"
 
 
@@ -431,7 +431,7 @@ def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: C
     done, dead = bench.receive()
     work(rich, done)
     assert [outcome(rich, task_id) for task_id in ("t-1", "t-1:judge-task")] == ["succeeded", "succeeded"]
-    deadletter.bury(rich, dead)
+    deadletter.handle(rich, dead)
     assert [outcome(rich, task_id) for task_id in ("t-2", "t-2:judge-task")] == ["undelivered", "not_needed"]
     assert rich.ledger.available_micro("alice") == START - 2 * 10_000
     assert rich.total_micro() == START
@@ -440,21 +440,21 @@ def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: C
 def test_an_overdue_dead_letter_expires(rich: Cloud, bench: Bench) -> None:
     submit(rich, rich.publish(wasm("echo")))
     rich.skew_ms = stands(rich).expires_ms - rich.now_ms()
-    deadletter.bury(rich, bench.one())
+    deadletter.handle(rich, bench.one())
     assert outcome(rich) == "expired"
 
 
 def test_a_dead_letter_harms_no_other_task_of_its_name(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
-    deadletter.bury(rich, letter(ask(agent, input="other")))
+    deadletter.handle(rich, letter(ask(agent, input="other")))
     assert outcome(rich) is None
     assert rich.ledger.available_micro("alice") == START - 50_000
 
 
 def test_a_letter_that_nobody_can_read_stays(rich: Cloud, grave: Bench) -> None:
     with pytest.raises(NotDoneError):
-        deadletter.bury(rich, Delivery("m", "no JSON", "gone", 1))
+        deadletter.handle(rich, Delivery("m", "no JSON", "gone", 1))
     assert grave.hidden == [900]
 
 
@@ -467,12 +467,12 @@ def test_a_platform_that_is_away_keeps_the_letter(
         with monkeypatch.context() as patch:
             patch.setattr(rich.ledger, method, _raise(PlatformUnavailableError))
             with pytest.raises(NotDoneError):
-                deadletter.bury(rich, letter(ask(agent)))
-    assert [record.message for record in caplog.records].count("not set right") == 3
+                deadletter.handle(rich, letter(ask(agent)))
+    assert [record.message for record in caplog.records].count("dead letter not resolved") == 3
     assert grave.hidden[:2] == [2, 2]
     assert grave.hidden[2] in {7, 8}, "taken over for a moment: nobody else may meanwhile"
     rich.skew_ms = 18_001
-    deadletter.bury(rich, letter(ask(agent)))
+    deadletter.handle(rich, letter(ask(agent)))
     assert outcome(rich) == "undelivered"
     assert rich.total_micro() == START
 

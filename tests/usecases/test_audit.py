@@ -53,7 +53,7 @@ def damage(cloud: Cloud, prefix: str, **changes: Any) -> str:
 
 
 def test_an_honest_ledger_has_no_difference(busy: Cloud) -> None:
-    result = audit.run(busy)
+    result = audit.audit(busy)
     assert result.differences == []
     assert result.escrows == 5
     assert result.available_micro + result.held_micro + result.uncredited_micro == 4_000_000
@@ -82,7 +82,7 @@ def test_what_was_tampered_with_is_named(
     busy: Cloud, prefix: str, changes: dict[str, Any], invariants: set[str]
 ) -> None:
     pk = damage(busy, prefix, **changes)
-    result = audit.run(busy)
+    result = audit.audit(busy)
     assert {difference.invariant for difference in result.differences} <= invariants
     assert any(difference.at in pk for difference in result.differences)
 
@@ -90,7 +90,7 @@ def test_what_was_tampered_with_is_named(
 def test_stuck_money_is_a_difference(busy: Cloud) -> None:
     """I8: an escrow that is funded long after its expiry means that the sweep is dead."""
     busy.skew_ms = 40_000 + 90_000 + 90_000
-    assert [difference.invariant for difference in audit.run(busy).differences] == ["I8"]
+    assert [difference.invariant for difference in audit.audit(busy).differences] == ["I8"]
 
 
 def put(cloud: Cloud, item: Any) -> None:
@@ -184,4 +184,4 @@ def test_a_table_whose_sums_may_be_right_is_not_clean(
 ) -> None:
     monkeypatch.setattr(audit, "_INDEX_LAG_S", 0)
     corrupt(busy)
-    assert any(difference.at.startswith(named) for difference in audit.run(busy).differences)
+    assert any(difference.at.startswith(named) for difference in audit.audit(busy).differences)

@@ -74,7 +74,7 @@ def test_a_bond_is_filled_and_released_by_its_owner(bonded: Cloud, call: Call) -
     assert sorted((line["kind"], line["amount"]) for line in statement["lines"]) == [("bond", "-2"), ("bond", "2.5")]
     _, own, _ = call("accounts", "GET", "/accounts/me/statement", user="olga")
     assert sorted(line["amount"] for line in own["lines"] if line["kind"] == "bond") == ["-2.5", "2"]
-    assert audit.run(bonded).differences == []
+    assert audit.audit(bonded).differences == []
 
 
 @pytest.mark.parametrize("amount", [0, "0", "-0", "0.0000001", "--1", "- 1", "+1", "1e3", True, None, "", "-", 1.5e300])
@@ -151,7 +151,7 @@ def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Clou
     move(call, "0.2", "more")
     assert bonded.registry.owner("olga").bonded
     sweep(bonded)
-    assert audit.run(bonded).differences == []
+    assert audit.audit(bonded).differences == []
 
 
 def test_what_a_bond_has_not_is_written_off_and_told(bonded: Cloud, call: Call, context: Any) -> None:

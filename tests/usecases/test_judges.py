@@ -563,7 +563,7 @@ def test_a_task_of_before_whose_payer_holds_both_judges_is_taken_over(
     assert rich.ledger.available_micro("alice") == START - 2 * PRICE
     owner, judith, _ = earned(rich)
     assert (owner, judith, bond(rich)) == (PRICE - FEE, PRICE - FEE, 0)
-    assert not audit.run(rich).differences
+    assert not audit.audit(rich).differences
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])

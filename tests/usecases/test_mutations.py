@@ -205,7 +205,7 @@ class Copy:
         """Whether the auditor finds a difference after some items were replaced, or removed for None."""
         changes = {pk: item for pk, item in {**self.items, **changed}.items() if item is not None}
         self.memory.items = changes
-        return bool(audit.run(self._cloud).count)
+        return bool(audit.audit(self._cloud).count)
 
 
 @pytest.fixture(autouse=True)

@@ -165,7 +165,7 @@ def test_a_frozen_account_funds_withdraws_and_publishes_nothing(platform: Cloud,
     assert call("agents", "DELETE", f"/agents/{own}")[0] == 200
     assert operate(call, "accounts/alice/unfreeze")[0] == 200
     assert execute(call, echo, "after") == (200, "released"), "at once"
-    assert audit.run(platform).differences == []
+    assert audit.audit(platform).differences == []
 
 
 def test_the_agents_of_a_frozen_owner_take_no_tasks(platform: Cloud, call: Call, echo: str) -> None:

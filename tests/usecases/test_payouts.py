@@ -51,7 +51,7 @@ def test_a_payout_is_decided_once(platform: Cloud, call: Call, payout_id: str, s
     assert (status, problem["code"], problem["state"]) == (409, "payout_conflict", state)
     assert call("accounts", "GET", "/payouts", **BANK)[1] == {"payouts": [], "next": None}
     assert available(call) == left
-    assert auditing.run(platform).differences == []
+    assert auditing.audit(platform).differences == []
 
 
 def test_the_owner_sees_how_a_withdrawal_stands(call: Call, payout_id: str) -> None:
@@ -124,12 +124,12 @@ def test_a_withdrawal_of_before_counts_as_requested(platform: Cloud, call: Call,
     platform._dynamodb.put_item(TableName=platform.settings.ledger_table, Item=item)
     assert call("accounts", "GET", "/payouts", **BANK)[1]["payouts"] == []
     assert call("accounts", "POST", "/accounts/me/withdrawals", HALF)[1]["state"] == "requested"
-    audit = auditing.run(platform)
+    audit = auditing.audit(platform)
     assert (audit.differences, audit.payouts_waiting, audit.waiting_micro) == ([], 1, 500_000)
     assert "to pay out   0.5 in 1 withdrawals" in auditing.report(audit)
     assert decide(call, payout_id, "failed")[0] == 200
     assert available(call) == "1"
-    assert auditing.run(platform).differences == []
+    assert auditing.audit(platform).differences == []
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_the_auditor_accounts_for_what_was_returned(
     platform: Cloud, call: Call, payout_id: str, prefix: str, changes: dict[str, Any]
 ) -> None:
     decide(call, payout_id, "failed")
-    audit = auditing.run(platform)
+    audit = auditing.audit(platform)
     assert (audit.differences, audit.withdrawn_micro, audit.deposited_micro) == ([], 0, 1_000_000)
     (item,) = platform.items(prefix)
     platform._dynamodb.delete_item(TableName=platform.settings.ledger_table, Key={"pk": item["pk"]})
     item = {name: value for name, value in (item | changes).items() if value is not None}
     platform._dynamodb.put_item(TableName=platform.settings.ledger_table, Item=item)
-    found = auditing.run(platform).differences
+    found = auditing.audit(platform).differences
     assert [difference for difference in found if item["pk"]["S"] in difference.at or difference.invariant == "payouts"]
 
 
@@ -167,7 +167,7 @@ def test_the_auditor_misses_no_payout_that_waits(platform: Cloud, payout_id: str
     (item,) = platform.items("OUT#")
     item = {name: value for name, value in (item | changes).items() if value is not None}
     platform._dynamodb.put_item(TableName=platform.settings.ledger_table, Item=item)
-    assert [found for found in auditing.run(platform).differences if "w-1" in found.at]
+    assert [found for found in auditing.audit(platform).differences if "w-1" in found.at]
 
 
 # Who deposited.

@@ -192,7 +192,7 @@ class Busy:
     def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *endless: str) -> None:
         self.left_ms, self.did = 60_000, dict.fromkeys(("overdue", "settled", "unlogged", "publish"), 0)
         numbers = count()
-        monkeypatch.setattr(Cloud, "left_ms", lambda cloud: self.left_ms - cloud._kept_ms)
+        monkeypatch.setattr(Cloud, "left_ms", lambda cloud: self.left_ms - cloud._reserved_ms)
 
         def queue(name: str) -> Iterator[str]:
             while name in endless or self.did[name] < 1:

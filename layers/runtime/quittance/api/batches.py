@@ -21,10 +21,10 @@ _RECORDS: Final = BatchProcessor(EventType.DynamoDBStreams, raise_on_entire_batc
 def each_message(event: dict[str, Any], context: "LambdaContext", take: Callable[[Delivery], None]) -> dict[str, Any]:
     """Processes each message of an SQS event. The response lists the messages that stay in the queue."""
 
-    def take_message(message: "SQSRecord") -> None:
-        number = int(message.attributes.approximate_receive_count)
-        delivery = Delivery(message.message_id, message.body, message.receipt_handle, number)
-        _logged(take, delivery, "message failed", message_id=message.message_id)
+    def take_message(record: "SQSRecord") -> None:
+        number = int(record.attributes.approximate_receive_count)
+        delivery = Delivery(record.message_id, record.body, record.receipt_handle, number)
+        _logged(take, delivery, "message failed", message_id=record.message_id)
 
     return dict(process_partial_response(event, take_message, _MESSAGES, context))
 

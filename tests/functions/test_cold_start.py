@@ -47,12 +47,12 @@ NOT_LOADED = {
 }
 
 
-def test_every_function_has_its_line() -> None:
+def test_table_has_every_function() -> None:
     assert sorted(NOT_LOADED) == sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("function", NOT_LOADED)
-def test_a_function_loads_nothing_that_its_first_request_may_not_need(function: str) -> None:
+def test_cold_start_loads_nothing_unneeded(function: str) -> None:
     found = subprocess.run(
         [sys.executable, "-c", "import sys, app; print(*sys.modules)"],
         cwd=ROOT / "functions" / function,
@@ -113,7 +113,7 @@ def first_invocation(job: Job, drawn_before: Any, answers: Any) -> None:
         answers.put(Copy(key.key_id, random.random(), run.outcome, pid, set(sys.modules) - before))
 
 
-def test_copies_of_a_snapshot_share_neither_key_nor_draw_nor_worker(initialised: Cloud) -> None:
+def test_snapshot_copies_share_no_key_random_state_or_worker(initialised: Cloud) -> None:
     before = platform._platform()
     key_before = before.keys.signing_key(now_s=initialised.now_ms() // 1_000).key_id
     worker_before = before.sandbox._worker
@@ -143,7 +143,7 @@ def test_copies_of_a_snapshot_share_neither_key_nor_draw_nor_worker(initialised:
     assert ours == set(), "the rehearsal had loaded all that a task needs"
 
 
-def test_a_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> None:
+def test_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> None:
     platform.before_snapshot()
     assert platform._platform.cache_info().currsize == 0
     assert clients._session.cache_info().currsize == 0
@@ -151,7 +151,7 @@ def test_a_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> 
     assert clients._session().get_credentials().access_key != "none", "the rehearsal's are gone"
 
 
-def test_a_restored_copy_reads_the_roots_anew(initialised: Cloud) -> None:
+def test_restored_copy_fetches_the_root_keys_again(initialised: Cloud) -> None:
     made = platform._platform().keys
     made.jwks()
     platform.after_restore()
@@ -162,7 +162,7 @@ def test_a_restored_copy_reads_the_roots_anew(initialised: Cloud) -> None:
     assert (made._roots.keys(), keys._roots) == (published, {})
 
 
-def test_a_version_without_its_settings_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_with_missing_settings_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
     from quittance import config
 
     config.settings.cache_clear()

@@ -28,7 +28,7 @@ def platform(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     return platform
 
 
-def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
+def test_every_event_file_is_handled(platform: Cloud, context: Any) -> None:
     hired = platform.publish(wasm("wordcount"))
     own = agents.register(platform, "alice", AgentRequest.model_validate({"name": "own", "tariff": FLAT})).agent_id
     token = issuer.sign(ISSUER_KEY, issuer.claims("alice") | {"iss": platform.settings.issuer_url})

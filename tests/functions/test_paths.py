@@ -114,7 +114,7 @@ def errors(answer: tuple[int, dict[str, Any], dict[str, str]]) -> list[str]:
     return [error["field"] for error in problem["errors"]]
 
 
-def test_the_table_has_every_route_of_the_template() -> None:
+def test_table_has_every_route_of_the_template() -> None:
     events = [
         event["Properties"]
         for resource in template()["Resources"].values()
@@ -125,7 +125,9 @@ def test_the_table_has_every_route_of_the_template() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "name"), PARAMETERS, ids=IDS)
-def test_malformed_encoding_is_refused_by_name(platform: Cloud, call: Call, method: str, path: str, name: str) -> None:
+def test_malformed_encoding_is_named_in_the_error(
+    platform: Cloud, call: Call, method: str, path: str, name: str
+) -> None:
     function, body = ROUTES[method, path]
     before = platform.items()
     for raw in MALFORMED:
@@ -135,7 +137,7 @@ def test_malformed_encoding_is_refused_by_name(platform: Cloud, call: Call, meth
 
 
 @pytest.mark.parametrize(("method", "path", "name"), PARAMETERS, ids=IDS)
-def test_what_is_no_id_is_refused_by_name(platform: Cloud, call: Call, method: str, path: str, name: str) -> None:
+def test_invalid_id_is_named_in_the_error(platform: Cloud, call: Call, method: str, path: str, name: str) -> None:
     function, body = ROUTES[method, path]
     before = platform.items()
     others = {"account_id": (), "task_id": NO_TASK, "agent_id": NO_AGENT, "payout_id": NO_PAYOUT}
@@ -150,7 +152,7 @@ def test_every_malformed_parameter_is_named(call: Call) -> None:
 
 
 @pytest.mark.parametrize("raw", ACCOUNTS, ids=lambda raw: raw[:20])
-def test_a_deposit_goes_to_the_id_decoded_once(platform: Cloud, call: Call, raw: str) -> None:
+def test_deposit_goes_to_the_account_id_decoded_once(platform: Cloud, call: Call, raw: str) -> None:
     account, before = ACCOUNTS[raw], platform.ledger.available_micro(ACCOUNTS[raw])
     total = platform.total_micro()
     path = f"/accounts/{raw}/deposits"
@@ -161,7 +163,7 @@ def test_a_deposit_goes_to_the_id_decoded_once(platform: Cloud, call: Call, raw:
 
 
 @pytest.mark.parametrize("raw", ACCOUNTS, ids=lambda raw: raw[:20])
-def test_a_withdrawal_is_of_ones_own_decoded_id(platform: Cloud, call: Call, raw: str) -> None:
+def test_withdrawal_needs_the_callers_own_decoded_id(platform: Cloud, call: Call, raw: str) -> None:
     account, path = ACCOUNTS[raw], f"/accounts/{raw}/withdrawals"
     platform.deposit(account, 1_000_000)
     platform.deposit("mallory", 1_000_000)
@@ -186,13 +188,13 @@ def test_me_is_the_callers_own_account(platform: Cloud, call: Call, raw: str) ->
 
 @pytest.mark.parametrize("path", ["/agents", "/tasks/t-1/result", "/tasks/t-1/proof"])
 @pytest.mark.parametrize("account", ["me", ".", ".."])
-def test_a_reserved_name_is_no_account_in_a_query(call: Call, path: str, account: str) -> None:
+def test_reserved_name_is_no_account_in_a_query(call: Call, path: str, account: str) -> None:
     name = "owner" if path == "/agents" else "user"
     assert errors(call(path.split("/")[1].replace("tasks", "result"), "GET", path, query={name: account})) == [name]
 
 
 @pytest.mark.parametrize(("method", "path"), PRIVATE, ids=lambda word: word)
-def test_a_subject_that_is_no_account_is_nobody(platform: Cloud, call: Call, method: str, path: str) -> None:
+def test_subject_that_is_no_account_id_is_unauthenticated(platform: Cloud, call: Call, method: str, path: str) -> None:
     """`me` above all: `GET /accounts/me` must be everybody's own, and never one account's."""
     function, body = ROUTES[method, path]
     before = platform.items()
@@ -203,7 +205,7 @@ def test_a_subject_that_is_no_account_is_nobody(platform: Cloud, call: Call, met
 
 
 @pytest.mark.parametrize("subject", sorted({*ACCOUNTS.values()}), ids=lambda subject: subject[:20])
-def test_every_route_serves_a_subject_under_its_own_name(platform: Cloud, call: Call, subject: str) -> None:
+def test_every_route_serves_unusual_subjects(platform: Cloud, call: Call, subject: str) -> None:
     """A task, an agent and an account of somebody with quotes, slashes or percent signs; and of the platform itself."""
     raw, user = quote(subject, safe=""), {"user": subject}
     assert call("accounts", "POST", f"/accounts/{raw}/deposits", DEPOSIT, scope="ledger:deposit")[0] == 201
@@ -239,19 +241,19 @@ def test_every_route_serves_a_subject_under_its_own_name(platform: Cloud, call: 
         ("GET", "/accounts/auth0%7Cdave"),
     ],
 )
-def test_an_encoded_slash_leads_to_no_route(call: Call, method: str, path: str) -> None:
+def test_encoded_slash_matches_no_route(call: Call, method: str, path: str) -> None:
     status, problem, _ = call("accounts", method, path, DEPOSIT if method == "POST" else None, scope="ledger:deposit")
     assert (status, problem["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("raw", ["t%2D1", "%74-1", "t-%31"])
-def test_a_task_is_found_by_any_spelling_of_its_id(platform: Cloud, call: Call, raw: str) -> None:
+def test_task_is_found_by_any_encoding_of_its_id(platform: Cloud, call: Call, raw: str) -> None:
     agent_id = platform.publish(wasm("echo"))
     done = call("execute", "POST", "/tasks/execute", task(agent_id))
     assert call("result", "GET", f"/tasks/{raw}/result")[:2] == done[:2]
 
 
-def test_an_agent_and_a_tile_are_found_encoded(platform: Cloud, call: Call) -> None:
+def test_agent_and_tile_are_found_by_encoded_paths(platform: Cloud, call: Call) -> None:
     agent_id = platform.publish(wasm("echo"))
     assert call("agents", "GET", f"/agents/{agent_id.replace('_', '%5F')}")[1]["agent_id"] == agent_id
     encoded, plain = call("public", "GET", "/log/tile/%30/%30/%31"), call("public", "GET", "/log/tile/0/0/1")

@@ -66,9 +66,7 @@ MET: dict[str, Any] = NUMBERS | {
 
 
 @pytest.mark.parametrize(("agent", "task"), [({}, None), ({}, {}), (MET, None), ({}, MET), (MET, NUMBERS)])
-def test_an_output_that_meets_all_rules_is_paid_for(
-    rich: Cloud, agent: dict[str, Any], task: dict[str, Any] | None
-) -> None:
+def test_output_that_meets_all_rules_is_paid(rich: Cloud, agent: dict[str, Any], task: dict[str, Any] | None) -> None:
     done = run(rich, rich.publish(wasm("echo"), acceptance=agent), input="[1, 0.05]", acceptance=task)
     assert (done.success, done.output, done.escrow_status) == (True, "[1, 0.05]", "released")
     assert rich.ledger.available_micro("alice") == START - PRICE
@@ -78,7 +76,7 @@ def test_an_output_that_meets_all_rules_is_paid_for(
 
 @pytest.mark.parametrize("side", ["agent", "task"])
 @pytest.mark.parametrize(("rules", "given", "reason"), REFUSED)
-def test_an_output_that_does_not_is_refunded_and_not_shown(
+def test_rejected_output_is_refunded_and_not_returned(
     rich: Cloud, side: str, rules: dict[str, Any], given: str, reason: str
 ) -> None:
     agent = rich.publish(wasm("echo"), acceptance=rules if side == "agent" else None)
@@ -109,7 +107,7 @@ def ask_rules(side: str, rules: dict[str, Any]) -> dict[str, Any] | None:
     return rules if side == "task" else None
 
 
-def test_rules_without_end_are_the_fault_of_who_made_them(rich: Cloud) -> None:
+def test_too_costly_rules_are_the_fault_of_their_author(rich: Cloud) -> None:
     own = run(rich, rich.publish(wasm("echo"), acceptance=TOO_COSTLY), task_id="own", input=DEEP)
     guest = run(rich, rich.publish(wasm("echo")), task_id="guest", input=DEEP, acceptance=TOO_COSTLY)
     for done, fault, delta in ((own, "agent", -50), (guest, "payer", 0)):
@@ -119,7 +117,7 @@ def test_rules_without_end_are_the_fault_of_who_made_them(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_run_that_failed_is_not_held_to_rules(rich: Cloud) -> None:
+def test_failed_runs_are_not_checked_against_rules(rich: Cloud) -> None:
     agent = rich.publish(wasm("failing"), acceptance={"min_bytes": 1})
     done = run(rich, agent)
     assert done.error is not None
@@ -127,7 +125,7 @@ def test_a_run_that_failed_is_not_held_to_rules(rich: Cloud) -> None:
     assert stated(rich, done)["accepted"] is False
 
 
-def test_an_agents_rules_are_shown_kept_replaced_and_taken_away(rich: Cloud) -> None:
+def test_agent_rules_can_be_read_kept_replaced_and_removed(rich: Cloud) -> None:
     first, second = {"min_bytes": 1}, NUMBERS
     agent = rich.publish(wasm("echo"), acceptance=first)
 
@@ -148,7 +146,7 @@ def test_an_agents_rules_are_shown_kept_replaced_and_taken_away(rich: Cloud) -> 
     assert listed.acceptance is None, "a page of agents is not a page of schemas"
 
 
-def test_an_agent_of_before_there_were_rules_has_none(rich: Cloud) -> None:
+def test_agent_stored_before_rules_existed_has_none(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     rich._dynamodb.update_item(
         TableName=rich.settings.registry_table,
@@ -161,7 +159,7 @@ def test_an_agent_of_before_there_were_rules_has_none(rich: Cloud) -> None:
 
 
 @pytest.mark.parametrize("other", [None, {"min_bytes": 2}, NUMBERS])
-def test_other_rules_are_another_request(rich: Cloud, other: dict[str, Any] | None) -> None:
+def test_other_rules_make_another_request(rich: Cloud, other: dict[str, Any] | None) -> None:
     agent = rich.publish(wasm("echo"))
     done = run(rich, agent, acceptance={"min_bytes": 1})
     assert run(rich, agent, acceptance={"min_bytes": 1, "sha256": None}) == done, "the same rules, spelt otherwise"
@@ -169,12 +167,12 @@ def test_other_rules_are_another_request(rich: Cloud, other: dict[str, Any] | No
         run(rich, agent, acceptance=other)
 
 
-def test_no_rules_and_empty_rules_are_one_request(rich: Cloud) -> None:
+def test_no_rules_and_empty_rules_are_the_same_request(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     assert run(rich, agent) == run(rich, agent, acceptance={})
 
 
-def test_the_ledger_names_rules_by_digest_and_holds_none(rich: Cloud) -> None:
+def test_ledger_stores_the_digest_of_rules_only(rich: Cloud) -> None:
     run(rich, rich.publish(wasm("echo"), acceptance={"min_bytes": 1}), acceptance={"max_bytes": 7})
     run(rich, rich.publish(wasm("echo")), task_id="plain")
     items = {item["task_id"]["S"]: item for item in rich.items("ESC#")}
@@ -199,7 +197,7 @@ def crash(rich: Cloud, agent: str, monkeypatch: pytest.MonkeyPatch, **changes: A
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
-def test_a_takeover_waits_for_the_verdict_and_comes_to_the_same(
+def test_takeover_waits_for_the_lease_and_repeats_the_verdict(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str
 ) -> None:
     rules = {"max_bytes": 4}
@@ -218,7 +216,7 @@ def test_a_takeover_waits_for_the_verdict_and_comes_to_the_same(
     assert rich.total_micro() == START
 
 
-def test_a_task_is_not_run_by_rules_that_it_was_not_funded_for(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_whose_rules_changed_after_funding_is_not_run(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"min_bytes": 1})
     crash(rich, agent, monkeypatch)
     agents.open_version(rich, "owner", agent, VersionRequest.model_validate({"acceptance": {"min_bytes": 2}}))
@@ -258,7 +256,7 @@ def checks(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
     return {check["name"]: (check["verdict"], check["sentence"]) for check in told}
 
 
-def test_anybody_comes_to_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verifier_reaches_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of paid work from its output; of rejected work, whose output nobody was given, by a replay."""
     module, agent_rules, task_rules = wasm("echo"), b'{"min_bytes": 2}', b'{"max_bytes" : 4}'
     agent = rich.publish(module, acceptance=json.loads(agent_rules))

@@ -122,7 +122,7 @@ def letter(request: TaskRequest, user: str = "alice", number: int = 1) -> Delive
 # Submitting.
 
 
-def test_a_submitted_task_is_funded_waits_and_is_worked_on(rich: Cloud, bench: Bench) -> None:
+def test_submitted_task_is_funded_queued_and_run(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     pending = submit(rich, agent)
     held = stands(rich)
@@ -140,7 +140,7 @@ def test_a_submitted_task_is_funded_waits_and_is_worked_on(rich: Cloud, bench: B
     assert rich.total_micro() == START
 
 
-def test_every_refusal_is_told_at_once_and_sends_nothing(rich: Cloud, bench: Bench) -> None:
+def test_refused_submission_sends_no_message(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     for changes, refusal in (
         ({"budget": "10.000001"}, InsufficientFundsError),
@@ -156,7 +156,7 @@ def test_every_refusal_is_told_at_once_and_sends_nothing(rich: Cloud, bench: Ben
     assert (rich.items("ESC#"), bench.receive()) == ([], [])
 
 
-def test_a_repeated_request_is_sent_again_until_somebody_holds_it(
+def test_repeated_request_is_queued_until_a_runner_holds_it(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -185,7 +185,7 @@ def test_a_repeated_request_is_sent_again_until_somebody_holds_it(
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
-def test_what_is_lost_on_the_way_to_the_queue_is_sent_by_a_repetition_or_refunded(
+def test_task_lost_before_the_queue_is_resent_or_refunded(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -205,7 +205,7 @@ def test_what_is_lost_on_the_way_to_the_queue_is_sent_by_a_repetition_or_refunde
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
-def test_an_input_too_large_for_a_message_goes_by_its_digest(rich: Cloud, bench: Bench, beyond: int) -> None:
+def test_input_too_large_for_a_message_is_sent_by_digest(rich: Cloud, bench: Bench, beyond: int) -> None:
     agent = rich.publish(wasm("echo"))
     room = QUEUE_MESSAGE_BYTES_MAX - len(messages.write("alice", ask(agent), input_base64=""))
     data = b"x" * (room // 4 * 3 + 3 * beyond)
@@ -223,7 +223,7 @@ def test_an_input_too_large_for_a_message_goes_by_its_digest(rich: Cloud, bench:
 # Time.
 
 
-def test_ten_minutes_are_for_the_queue_alone(rich: Cloud, bench: Bench) -> None:
+def test_long_timeouts_run_only_from_the_queue(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"), timeout=TIMEOUT_S_ASYNC_MAX)
     with pytest.raises(TimeoutTooLongError):
         run(rich, agent, timeout=TIMEOUT_S_ASYNC_MAX)
@@ -239,7 +239,7 @@ def test_ten_minutes_are_for_the_queue_alone(rich: Cloud, bench: Bench) -> None:
     assert [outcome(rich, task_id) for task_id in ("t-1", "t-2")] == ["succeeded"] * 2
 
 
-def test_a_short_task_that_waits_is_taken_by_whoever_asks_for_it(rich: Cloud, bench: Bench) -> None:
+def test_synchronous_request_runs_a_short_queued_task(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     done = run(rich, agent)
@@ -247,7 +247,7 @@ def test_a_short_task_that_waits_is_taken_by_whoever_asks_for_it(rich: Cloud, be
     assert result.read(rich, "alice", "t-1") == done
 
 
-def test_the_worker_lives_long_enough_for_the_longest_run(template: dict[str, Any]) -> None:
+def test_worker_timeout_covers_the_longest_run(template: dict[str, Any]) -> None:
     resources = template["Resources"]
     worker = resources["WorkFunction"]["Properties"]
     assert worker["Timeout"] == WORK_SECONDS_MAX
@@ -269,7 +269,7 @@ def test_the_worker_lives_long_enough_for_the_longest_run(template: dict[str, An
 # Working.
 
 
-def test_a_message_of_another_workflow_is_funded_by_the_worker(rich: Cloud) -> None:
+def test_worker_funds_a_message_sent_by_others(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     work(rich, letter(ask(agent)))
     assert outcome(rich) == "succeeded"
@@ -277,7 +277,7 @@ def test_a_message_of_another_workflow_is_funded_by_the_worker(rich: Cloud) -> N
 
 
 @pytest.mark.parametrize(("number", "again_s"), [(1, 2), (2, 8), (3, 32), (4, 128)])
-def test_while_a_part_is_away_tries_come_further_and_further_apart(
+def test_retry_delay_grows_while_a_part_is_unavailable(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, again_s: int
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -287,7 +287,7 @@ def test_while_a_part_is_away_tries_come_further_and_further_apart(
     assert bench.hidden == [again_s]
 
 
-def test_what_no_repetition_mends_comes_back_at_once_to_die(rich: Cloud, bench: Bench) -> None:
+def test_permanent_failure_is_redelivered_without_delay(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     for delivery in (letter(ask(agent), user="poor"), Delivery("m", "{", "gone", 1), letter(ask("agt_unknown"))):
         with pytest.raises(NotDoneError):
@@ -296,7 +296,7 @@ def test_what_no_repetition_mends_comes_back_at_once_to_die(rich: Cloud, bench: 
     assert rich.items("ESC#") == []
 
 
-def test_an_unknown_settlement_is_tried_again_when_its_lease_is_over(
+def test_unknown_settlement_is_retried_after_its_lease(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -312,7 +312,7 @@ def test_an_unknown_settlement_is_tried_again_when_its_lease_is_over(
     assert outcome(rich) == "succeeded"
 
 
-def test_a_queue_that_does_not_answer_fails_no_task(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_queue_fails_no_task(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     broken = _raise(ClientError({"Error": {"Code": "ReceiptHandleIsInvalid"}}, "any"))
     monkeypatch.setattr(rich.queue._client, "change_message_visibility", broken)
@@ -325,7 +325,7 @@ def test_a_queue_that_does_not_answer_fails_no_task(rich: Cloud, monkeypatch: py
 
 @pytest.mark.parametrize("way", ["queue", "repetition"])
 @pytest.mark.parametrize("change", ["version", "retired", "dearer"])
-def test_a_task_whose_agent_is_another_now_is_refunded(rich: Cloud, bench: Bench, way: str, change: str) -> None:
+def test_task_whose_agent_changed_is_refunded(rich: Cloud, bench: Bench, way: str, change: str) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent, budget="0.02")
     if change == "retired":
@@ -348,9 +348,7 @@ def test_a_task_whose_agent_is_another_now_is_refunded(rich: Cloud, bench: Bench
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_task_whose_agent_is_being_compiled_waits_for_it(
-    rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_task_waits_while_its_agent_is_recompiled(rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     delivery = bench.one()
@@ -367,7 +365,7 @@ def test_a_task_whose_agent_is_being_compiled_waits_for_it(
 # Dead letters.
 
 
-def test_whoever_paid_for_a_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, grave: Bench) -> None:
+def test_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, grave: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     delivery = bench.one()
@@ -385,7 +383,7 @@ def test_whoever_paid_for_a_dead_letter_is_refunded_at_once(rich: Cloud, bench: 
 
 
 @pytest.mark.parametrize("spoilt", ["missing", "tampered"])
-def test_an_input_that_is_lost_is_the_platforms_fault(rich: Cloud, bench: Bench, spoilt: str) -> None:
+def test_lost_input_is_the_platforms_fault(rich: Cloud, bench: Bench, spoilt: str) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent, input="x" * 200_000)
     (key,) = (found["Key"] for found in rich._s3.list_objects_v2(Bucket="outputs", Prefix="inputs/")["Contents"])
@@ -404,7 +402,7 @@ def test_an_input_that_is_lost_is_the_platforms_fault(rich: Cloud, bench: Bench,
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_dead_letter_waits_for_a_worker_that_may_be_alive(
+def test_dead_letter_waits_for_the_runners_lease(
     rich: Cloud, bench: Bench, grave: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -422,7 +420,7 @@ def test_a_dead_letter_waits_for_a_worker_that_may_be_alive(
     assert outcome(rich) == "undelivered"
 
 
-def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: Cloud, bench: Bench) -> None:
+def test_queued_judges_are_paid_and_refunded_with_dead_letters(rich: Cloud, bench: Bench) -> None:
     agent, judge = rich.publish(wasm("echo")), rich.publish(wasm("coverage"), owner="judith")
     wanted = {"judge": {"agent_id": judge, "threshold": "0.5", "budget": "0.05"}}
     for task_id in ("t-1", "t-2"):
@@ -437,14 +435,14 @@ def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: C
     assert rich.total_micro() == START
 
 
-def test_an_overdue_dead_letter_expires(rich: Cloud, bench: Bench) -> None:
+def test_overdue_dead_letter_expires(rich: Cloud, bench: Bench) -> None:
     submit(rich, rich.publish(wasm("echo")))
     rich.skew_ms = stands(rich).expires_ms - rich.now_ms()
     deadletter.handle(rich, bench.one())
     assert outcome(rich) == "expired"
 
 
-def test_a_dead_letter_harms_no_other_task_of_its_name(rich: Cloud) -> None:
+def test_dead_letter_leaves_another_task_of_its_id_alone(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     deadletter.handle(rich, letter(ask(agent, input="other")))
@@ -452,13 +450,13 @@ def test_a_dead_letter_harms_no_other_task_of_its_name(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == START - 50_000
 
 
-def test_a_letter_that_nobody_can_read_stays(rich: Cloud, grave: Bench) -> None:
+def test_unreadable_dead_letter_stays_in_the_queue(rich: Cloud, grave: Bench) -> None:
     with pytest.raises(NotDoneError):
         deadletter.handle(rich, Delivery("m", "no JSON", "gone", 1))
     assert grave.hidden == [900]
 
 
-def test_a_platform_that_is_away_keeps_the_letter(
+def test_dead_letter_stays_while_the_platform_is_unavailable(
     rich: Cloud, grave: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -495,7 +493,7 @@ def batch(*bodies: str) -> dict[str, Any]:
     }
 
 
-def test_of_a_batch_only_what_failed_is_kept(rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_failed_messages_of_a_batch_stay(rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     event = batch(letter(ask(agent)).body, "no JSON", letter(ask(agent), user="poor").body)
     for name, kept in (("work", ["m-1", "m-2"]), ("deadletter", ["m-1"])):
@@ -506,7 +504,7 @@ def test_of_a_batch_only_what_failed_is_kept(rich: Cloud, context: Any, monkeypa
     assert outcome(rich) == "succeeded"
 
 
-def test_a_fault_of_ours_keeps_its_message_and_is_logged(
+def test_unexpected_fault_keeps_the_message_and_is_logged(
     rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A batch answers with what failed, so what is raised inside it would be seen by nobody."""
@@ -522,7 +520,7 @@ def test_a_fault_of_ours_keeps_its_message_and_is_logged(
 
 
 @pytest.mark.parametrize(("late_ms", "code"), [(-10_000, "timeout"), (1, "out_of_time")])
-def test_a_task_too_late_for_its_whole_timeout_does_not_begin(
+def test_task_too_late_for_its_timeout_is_not_started(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, late_ms: int, code: str
 ) -> None:
     """Seen before: who made the queue wait got runs of up to ten minutes for nothing, as the platform's failures."""
@@ -538,7 +536,7 @@ def test_a_task_too_late_for_its_whole_timeout_does_not_begin(
     assert (done.error.code, len(began)) == (code, code == "timeout")
 
 
-def test_a_judge_takes_the_time_that_a_late_run_has_left(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judge_uses_the_time_that_a_late_run_leaves(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run before it is to be paid, so no judge is refused for being late."""
     agent = rich.publish(wasm("echo"), timeout=1)
     request = ask(agent, acceptance=judged_by(judge(rich, saying("1")), budget="0.01"))

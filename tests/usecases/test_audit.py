@@ -52,7 +52,7 @@ def damage(cloud: Cloud, prefix: str, **changes: Any) -> str:
     return str(item["pk"]["S"])
 
 
-def test_an_honest_ledger_has_no_difference(busy: Cloud) -> None:
+def test_honest_ledger_has_no_difference(busy: Cloud) -> None:
     result = audit.audit(busy)
     assert result.differences == []
     assert result.escrows == 5
@@ -78,16 +78,14 @@ def test_an_honest_ledger_has_no_difference(busy: Cloud) -> None:
         ("EARN#", {"amount": {"N": "1"}}, {"I10", "I10/I11", "form"}),
     ],
 )
-def test_what_was_tampered_with_is_named(
-    busy: Cloud, prefix: str, changes: dict[str, Any], invariants: set[str]
-) -> None:
+def test_audit_names_the_tampered_item(busy: Cloud, prefix: str, changes: dict[str, Any], invariants: set[str]) -> None:
     pk = damage(busy, prefix, **changes)
     result = audit.audit(busy)
     assert {difference.invariant for difference in result.differences} <= invariants
     assert any(difference.at in pk for difference in result.differences)
 
 
-def test_stuck_money_is_a_difference(busy: Cloud) -> None:
+def test_overdue_escrow_is_a_difference(busy: Cloud) -> None:
     """I8: an escrow that is funded long after its expiry means that the sweep is dead."""
     busy.skew_ms = 40_000 + 90_000 + 90_000
     assert [difference.invariant for difference in audit.audit(busy).differences] == ["I8"]
@@ -179,7 +177,7 @@ def of_task(cloud: Cloud, task_id: str) -> Any:
         (leave_something_unknown, "NEW#1"),
     ],
 )
-def test_a_table_whose_sums_may_be_right_is_not_clean(
+def test_tampering_that_keeps_the_sums_is_found(
     busy: Cloud, corrupt: Callable[[Cloud], None], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "_INDEX_LAG_S", 0)

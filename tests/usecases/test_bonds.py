@@ -47,7 +47,7 @@ def read(call: Call) -> dict[str, Any]:
     return answer
 
 
-def test_a_bond_is_filled_and_released_by_its_owner(bonded: Cloud, call: Call) -> None:
+def test_owner_fills_and_releases_the_bond(bonded: Cloud, call: Call) -> None:
     assert bonded.registry.owner("olga").bonded, "nobody has looked yet"
     assert read(call) == {
         "account_id": "olga",
@@ -78,7 +78,7 @@ def test_a_bond_is_filled_and_released_by_its_owner(bonded: Cloud, call: Call) -
 
 
 @pytest.mark.parametrize("amount", [0, "0", "-0", "0.0000001", "--1", "- 1", "+1", "1e3", True, None, "", "-", 1.5e300])
-def test_an_amount_that_is_none_is_refused_by_its_name(bonded: Cloud, call: Call, amount: Any) -> None:
+def test_invalid_amount_is_named_in_the_error(bonded: Cloud, call: Call, amount: Any) -> None:
     before = bonded.items()
     status, problem = move(call, amount)
     assert (status, [error["field"] for error in problem["errors"]]) == (400, ["amount"])
@@ -86,12 +86,12 @@ def test_an_amount_that_is_none_is_refused_by_its_name(bonded: Cloud, call: Call
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_an_amount_is_bounded(bonded: Cloud, call: Call, sign: int) -> None:
+def test_amount_of_a_bond_movement_is_bounded(bonded: Cloud, call: Call, sign: int) -> None:
     assert move(call, format_credits(sign * (AMOUNT_MICRO_MAX + 1)))[0] == 400
     assert move(call, format_credits(sign * AMOUNT_MICRO_MAX))[1]["code"] == "insufficient_funds"
 
 
-def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud, call: Call) -> None:
+def test_bond_is_kept_while_an_agent_is_active_or_a_task_open(bonded: Cloud, call: Call) -> None:
     """Released some minutes after the last agent was retired, once everything of theirs is settled and credited."""
     move(call, "3")
     agent = bonded.publish(wasm("echo"), owner="olga")
@@ -114,7 +114,7 @@ def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud,
     assert read(call)["available"] == "2"
 
 
-def test_a_bond_stands_for_what_is_being_published(bonded: Cloud, call: Call) -> None:
+def test_bond_is_kept_while_a_module_is_published(bonded: Cloud, call: Call) -> None:
     """Whoever could release the bond while a module is compiled would compile for nothing."""
     move(call, "2")
     agent = agents.register(bonded, "olga", AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
@@ -126,13 +126,13 @@ def test_a_bond_stands_for_what_is_being_published(bonded: Cloud, call: Call) ->
     assert move(call, "-1", "out")[0] == 201
 
 
-def test_a_bond_outlasts_a_publication_that_began_before_the_retirement(template: dict[str, Any]) -> None:
+def test_bond_is_kept_for_publication_begun_before_retirement(template: dict[str, Any]) -> None:
     publish = template["Resources"]["PublishFunction"]["Properties"]["Timeout"]
     between_sweeps_s = 60
     assert (publish + between_sweeps_s) * 1_000 <= BOND_NOTICE_MS
 
 
-def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Cloud, call: Call) -> None:
+def test_failures_are_charged_until_the_bond_is_too_small(bonded: Cloud, call: Call) -> None:
     """The user has the whole budget back, the bond bears the compute, and then the owner's agents take no task."""
     move(call, "1.1")
     agent = bonded.publish(wasm("misbehave"), owner="olga")
@@ -154,7 +154,7 @@ def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Clou
     assert audit.audit(bonded).differences == []
 
 
-def test_what_a_bond_has_not_is_written_off_and_told(bonded: Cloud, call: Call, context: Any) -> None:
+def test_charge_above_the_bond_is_written_off_and_reported(bonded: Cloud, call: Call, context: Any) -> None:
     for number in range(2):
         escrow = bonded.ledger.fund(hold(f"t-{number}", owner="olga", compute=bonded.settings.compute))
         bonded.ledger.settle(settled(escrow, FAILED))
@@ -167,7 +167,7 @@ def test_what_a_bond_has_not_is_written_off_and_told(bonded: Cloud, call: Call, 
     assert not bonded.registry.owner("olga").bonded
 
 
-def test_who_dies_before_it_notes_a_bond_is_made_good(
+def test_bond_mark_lost_in_a_crash_is_corrected_later(
     bonded: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A repeated top-up notes it, and so does whoever looks at the bond."""
@@ -218,7 +218,7 @@ class Busy:
 
 
 @pytest.mark.parametrize("endless", [("overdue",), ("settled",), ("unlogged",), ("overdue", "settled", "unlogged")])
-def test_no_step_of_the_sweep_takes_the_time_of_another(
+def test_each_sweep_step_has_its_share_of_the_time(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, endless: tuple[str, ...]
 ) -> None:
     """A crowd of tiny agents freezes neither the log nor the refunds; and no time is left unused."""
@@ -234,7 +234,7 @@ def test_no_step_of_the_sweep_takes_the_time_of_another(
         assert busy.did[endless[0]] >= 40
 
 
-def test_a_step_whose_index_does_not_answer_stops_no_other(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_step_with_unavailable_index_stops_no_other(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told, once the others have done theirs."""
 
     def unavailable(**_: Any) -> Iterator[str]:
@@ -255,7 +255,7 @@ def settle_one(cloud: Cloud, task_id: str, agent_id: str) -> Any:
     return cloud.ledger.settle(settled(escrow))
 
 
-def test_one_escrow_that_cannot_be_credited_holds_up_no_other(cloud: Cloud) -> None:
+def test_escrow_that_cannot_be_credited_blocks_no_other(cloud: Cloud) -> None:
     """Of many agents in one batch: all but the broken one are credited, and it fails once in a sweep."""
     escrows = [settle_one(cloud, f"t-{number}", f"agt_{number}") for number in range(9)]
     (poison,) = cloud.items(f"ESC#{escrows[4].escrow_id}")
@@ -269,7 +269,7 @@ def test_one_escrow_that_cannot_be_credited_holds_up_no_other(cloud: Cloud) -> N
     ] * 4
 
 
-def test_older_work_comes_first_over_all_shards(cloud: Cloud) -> None:
+def test_sweep_takes_the_oldest_work_of_all_shards_first(cloud: Cloud) -> None:
     ids = []
     for number in range(12):
         cloud.ledger.deposit("alice", f"d{number}", MICRO_PER_CREDIT, now_ms=1)

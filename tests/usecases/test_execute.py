@@ -100,14 +100,14 @@ def test_failure_refunds_everything_and_lowers_the_reputation(
     assert rich.ledger.standing(agent).reference_tenths == 450
 
 
-def test_failing_agent_shows_its_log(rich: Cloud) -> None:
+def test_failing_agent_returns_its_stderr(rich: Cloud) -> None:
     done = run(rich, rich.publish(wasm("failing")))
     assert done.log == "failing: this agent always fails, so the budget goes back\n"
     assert done.error is not None
     assert "3" in done.error.message
 
 
-def test_repeat_gives_the_same_answer_and_no_second_charge(rich: Cloud) -> None:
+def test_repeat_returns_the_same_result_and_charges_once(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     first = run(rich, agent)
     assert run(rich, agent) == first
@@ -117,21 +117,21 @@ def test_repeat_gives_the_same_answer_and_no_second_charge(rich: Cloud) -> None:
 
 
 @pytest.mark.parametrize("change", [{"input": "other"}, {"budget": "0.06"}, {"timeout": 3}])
-def test_other_request_under_the_same_id_is_refused(rich: Cloud, change: dict[str, Any]) -> None:
+def test_other_request_with_the_same_task_id_is_refused(rich: Cloud, change: dict[str, Any]) -> None:
     agent = rich.publish(wasm("echo"))
     run(rich, agent)
     with pytest.raises(TaskConflictError):
         run(rich, agent, **change)
 
 
-def test_two_users_with_the_same_task_id_do_not_meet(rich: Cloud) -> None:
+def test_two_users_may_use_the_same_task_id(rich: Cloud) -> None:
     rich.deposit("bob", START)
     agent = rich.publish(wasm("echo"))
     assert run(rich, agent, input="a").escrow_id != run(rich, agent, user="bob", input="b").escrow_id
     assert rich.ledger.available_micro("bob") == START - 10_000
 
 
-def test_replay_is_recognised_when_the_first_try_took_the_last_credit(cloud: Cloud) -> None:
+def test_replay_is_recognised_after_the_last_credit_is_spent(cloud: Cloud) -> None:
     cloud.deposit("alice", 50_000)
     agent = cloud.publish(wasm("echo"), tariff={"type": "flat", "price": "0.05"})
     first = run(cloud, agent)
@@ -152,7 +152,7 @@ def test_receipt_states_what_the_ledger_states_and_verifies(rich: Cloud) -> None
 
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 1025, 2**20])
-def test_output_comes_back_whole_whatever_its_size(rich: Cloud, size: int) -> None:
+def test_output_of_any_size_is_returned_complete(rich: Cloud, size: int) -> None:
     data = bytes(range(256)) * (size // 256 + 1)
     agent = rich.publish(wasm("echo"))
     encoded = base64.b64encode(data[:size]).decode()
@@ -164,7 +164,7 @@ def test_output_comes_back_whole_whatever_its_size(rich: Cloud, size: int) -> No
         assert got == data[:size]
 
 
-def test_metered_tariff_follows_the_meter_and_the_budget_buys_the_fuel(rich: Cloud) -> None:
+def test_metered_price_follows_fuel_and_budget_limits_fuel(rich: Cloud) -> None:
     tariff = {"type": "metered", "base": "0.001", "per_million_fuel": "0.01", "minimum": "0.002"}
     agent = rich.publish(wasm("sieve"), tariff=tariff)
     done = run(rich, agent, input="1000000", budget="1")
@@ -198,7 +198,7 @@ def test_refusals_move_no_money(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_result_is_whole_for_the_user_and_bare_for_the_owner(rich: Cloud) -> None:
+def test_owner_reads_the_result_without_the_output(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     done = run(rich, agent)
     assert result.read(rich, "alice", "t-1") == done
@@ -210,7 +210,7 @@ def test_result_is_whole_for_the_user_and_bare_for_the_owner(rich: Cloud) -> Non
             result.read(rich, stranger, "t-1", user=user)
 
 
-def test_two_writes_and_no_read_when_warm(rich: Cloud) -> None:
+def test_warm_task_takes_two_writes_and_no_read(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     calls: Counter[str] = Counter()
     for client in (rich._dynamodb, rich._s3):
@@ -230,7 +230,7 @@ class _CrashedError(Exception):
     """The runner died here."""
 
 
-def test_crash_after_funding_is_taken_over_when_the_lease_lapses(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_after_funding_is_taken_over_after_the_lease(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(launch, "run", _raise(_CrashedError))
@@ -267,7 +267,7 @@ def test_crash_after_funding_is_refunded_when_the_escrow_expires(rich: Cloud, mo
     assert rich.ledger.standing(agent).reference_tenths == 500
 
 
-def test_one_escrow_that_cannot_be_swept_holds_up_no_other(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_escrow_that_cannot_be_swept_blocks_no_other(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(launch, "run", _raise(_CrashedError))
@@ -299,7 +299,7 @@ def test_late_runner_cannot_settle(rich: Cloud, monkeypatch: pytest.MonkeyPatch)
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_lost_answer_of_the_settling_write_is_found_in_the_ledger(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settlement_with_lost_response_is_found_in_the_ledger(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     settle = rich.ledger.settle
 
@@ -319,7 +319,7 @@ def test_unknown_settlement_is_pending_never_failed(rich: Cloud, monkeypatch: py
     assert done.escrow_status == "funded"
 
 
-def test_platform_faults_refund_without_blame(rich: Cloud) -> None:
+def test_platform_faults_refund_and_keep_the_reputation(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     version = rich.registry.get(agent).version
     assert version is not None
@@ -336,9 +336,7 @@ def test_platform_faults_refund_without_blame(rich: Cloud) -> None:
     assert run(rich, agent, task_id="mended").success
 
 
-def test_an_engine_upgrade_recompiles_on_first_need_and_never_in_a_task(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_upgrade_recompiles_outside_of_tasks(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     current = rich.registry.get(agent)
     assert current.version is not None
@@ -357,7 +355,7 @@ def test_an_engine_upgrade_recompiles_on_first_need_and_never_in_a_task(
 
 
 @pytest.mark.parametrize("wrong", [{"fuel": 2 * 10**12}, {"fuel": 2**60}, {"memory_bytes": -1}, {"wall_ms": 10**6}])
-def test_a_run_that_no_receipt_can_state_costs_nobody(
+def test_run_that_no_receipt_can_state_costs_nobody(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, int]
 ) -> None:
     """Claims are validated before they are signed: a receipt that no verifier takes is never stored."""
@@ -374,7 +372,7 @@ def test_a_run_that_no_receipt_can_state_costs_nobody(
     receipt.verify(done.receipt, rich.keys.jwks())
 
 
-def test_no_money_moves_while_receipts_cannot_be_signed(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_money_moves_without_a_signing_key(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     monkeypatch.setattr(rich.keys, "_root_sign", _raise(PlatformUnavailableError))
     with pytest.raises(PlatformUnavailableError):

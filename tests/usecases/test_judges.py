@@ -123,7 +123,7 @@ def earned(cloud: Cloud) -> tuple[int, int, int]:
     return tuple(cloud.ledger.available_micro(name) for name in ("owner", "judith", "quittance:platform"))  # type: ignore[return-value]
 
 
-def test_an_accepted_output_and_its_judge_are_paid(rich: Cloud) -> None:
+def test_agent_and_judge_are_paid_for_accepted_output(rich: Cloud) -> None:
     agent, coverage = rich.publish(wasm("echo")), judge(rich, wasm("coverage"))
     done = run(rich, agent, acceptance=judged_by(coverage))
     assert (done.success, done.output, done.amount_refunded_micro) == (True, "to be or not", 500_000 - HELD - PRICE)
@@ -146,7 +146,7 @@ def test_an_accepted_output_and_its_judge_are_paid(rich: Cloud) -> None:
 
 @pytest.mark.parametrize("side", ["agent", "task"])
 @pytest.mark.parametrize(("said", "accepted"), [("0.5", True), ("0.499999", False), ("0", False), ("1e0", True)])
-def test_the_threshold_decides_and_each_side_pays_its_judge(rich: Cloud, side: str, said: str, accepted: bool) -> None:
+def test_threshold_decides_and_each_side_pays_its_judge(rich: Cloud, side: str, said: str, accepted: bool) -> None:
     rule = judged_by(judge(rich, saying(said)))
     agent = rich.publish(wasm("echo"), acceptance=rule if side == "agent" else None)
     done = run(rich, agent, acceptance=rule if side == "task" else None)
@@ -169,7 +169,7 @@ def test_the_threshold_decides_and_each_side_pays_its_judge(rich: Cloud, side: s
     assert bond(rich) == (0 if side == "task" else -FEE if accepted else -PRICE), "what a price pays goes to the bond"
 
 
-def test_a_judge_that_always_rejects_takes_nothing_from_users(rich: Cloud) -> None:
+def test_agent_judge_that_always_rejects_costs_users_nothing(rich: Cloud) -> None:
     """Seen before: an agent with its own judge at 0.9 took 0.9 of every budget of 1, and called it refunded."""
     agent = rich.publish(wasm("echo"), acceptance=judged_by(judge(rich, saying("0"), tariff=flat("0.9")), budget="0.9"))
     done = run(rich, agent, budget="1")
@@ -186,7 +186,7 @@ NO_SCORES = [saying("0.4"), saying("0"), saying("splendid"), saying(""), wasm("e
 
 @pytest.mark.parametrize("side", ["agent", "task"])
 @pytest.mark.parametrize("module", NO_SCORES)
-def test_an_unaccepting_judge_shows_nothing_but_that(rich: Cloud, module: bytes, side: str) -> None:
+def test_judges_rejection_reveals_nothing_else(rich: Cloud, module: bytes, side: str) -> None:
     """Seen before: 134 bytes of an output taken through the score of a judge in 9 refunded tasks.
 
     Whatever the judge does with what it read, all that anybody is shown is the same but for ids, times and randomness.
@@ -226,7 +226,7 @@ def test_an_unaccepting_judge_shows_nothing_but_that(rich: Cloud, module: bytes,
     assert rich.ledger.standing(own.agent_id).failures == 0
 
 
-def test_a_judge_costs_the_same_whatever_it_does(rich: Cloud) -> None:
+def test_judge_costs_the_same_whatever_it_does(rich: Cloud) -> None:
     """Its price says nothing of what it read: a metered judge is refused, and compute is due for its fuel limit."""
     rich.settings = rich.settings.model_copy(
         update={"compute_run_micro": 7, "compute_per_billion_fuel_micro": 1_000_000}
@@ -242,7 +242,7 @@ def test_a_judge_costs_the_same_whatever_it_does(rich: Cloud) -> None:
         run(rich, agent, acceptance=judged_by(metered), task_id="t-9")
 
 
-def test_a_judges_seed_is_drawn_and_kept(rich: Cloud) -> None:
+def test_judges_seed_is_random_and_stored(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("1")))
     run(rich, agent, acceptance=rule)
     run(rich, agent, acceptance=rule, task_id="t-2")
@@ -251,7 +251,7 @@ def test_a_judges_seed_is_drawn_and_kept(rich: Cloud) -> None:
     assert len({*seeds, escrows.task_seed(eid).hex()}) == 3
 
 
-def test_an_agent_takes_no_task_with_a_judge_unless_it_consents(rich: Cloud) -> None:
+def test_task_with_a_judge_needs_the_agents_consent(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo"), task_judges=None), judged_by(judge(rich, saying("1")))
     with pytest.raises(InvalidRequestError, match="takes no tasks that bring a judge"):
         run(rich, agent, acceptance=rule)
@@ -260,7 +260,7 @@ def test_an_agent_takes_no_task_with_a_judge_unless_it_consents(rich: Cloud) -> 
 
 
 @pytest.mark.parametrize(("share", "paid"), [("0", 0), ("0.25", 2_500), ("1", 10_000)])
-def test_the_agreed_share_is_paid_when_the_payers_judge_rejects(rich: Cloud, share: str, paid: int) -> None:
+def test_agreed_share_is_paid_if_the_payers_judge_rejects(rich: Cloud, share: str, paid: int) -> None:
     rule = judged_by(judge(rich, saying("0")))
     agent = rich.publish(wasm("echo"), task_judges={"rejected_share": share})
     done = run(rich, agent, acceptance=rule)
@@ -271,7 +271,7 @@ def test_the_agreed_share_is_paid_when_the_payers_judge_rejects(rich: Cloud, sha
     assert earned(rich) == (paid - commission, PRICE - FEE, FEE + commission)
 
 
-def test_a_task_may_cap_what_judging_costs(rich: Cloud) -> None:
+def test_task_may_cap_the_cost_of_judging(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("1")))
     with pytest.raises(JudgingTooDearError) as dear:
         run(rich, agent, acceptance=rule, max_judging="0.049999")
@@ -281,13 +281,13 @@ def test_a_task_may_cap_what_judging_costs(rich: Cloud) -> None:
     assert run(rich, own, max_judging="0", task_id="t-2").success, "the agent's own judge costs the payer nothing"
 
 
-def test_a_judge_that_loops_ends_with_its_own_time(rich: Cloud) -> None:
+def test_looping_judge_ends_at_its_own_timeout(rich: Cloud) -> None:
     done = run(rich, rich.publish(wasm("echo")), acceptance=judged_by(judge(rich, LOOP, timeout=1)))
     assert done.error is not None
     assert done.error.code == "rejected"
 
 
-def test_a_judge_is_asked_only_about_what_is_good_so_far(rich: Cloud) -> None:
+def test_judge_runs_only_after_all_earlier_checks_pass(rich: Cloud) -> None:
     """After a failure, after other rules, after another judge: who is not asked is not paid, nor blamed."""
     strict, kind = judge(rich, saying("0.1")), judge(rich, saying("0.9"))
     failing = run(rich, rich.publish(wasm("failing")), acceptance=judged_by(kind))
@@ -307,7 +307,7 @@ def test_a_judge_is_asked_only_about_what_is_good_so_far(rich: Cloud) -> None:
     assert bond(rich) == -PRICE, "only the strict one was asked"
 
 
-def test_two_judges_are_paid_each_by_its_side(rich: Cloud) -> None:
+def test_each_of_two_judges_is_paid_by_its_side(rich: Cloud) -> None:
     first, second = judge(rich, saying("0.7")), judge(rich, saying("0.8"))
     done = run(rich, rich.publish(wasm("echo"), acceptance=judged_by(first)), acceptance=judged_by(second, "0.8"))
     assert done.success
@@ -318,7 +318,7 @@ def test_two_judges_are_paid_each_by_its_side(rich: Cloud) -> None:
     assert owner + bond(rich) == PRICE - FEE - PRICE
 
 
-def test_a_judge_cannot_carry_out_what_is_not_paid_for(rich: Cloud) -> None:
+def test_judge_cannot_leak_unpaid_output(rich: Cloud) -> None:
     """Its log is not kept: a judge of the payer's own would write the output into it and score nothing."""
     spy = judge(rich, saying("0", log="the output was: to be or not"))
     done = run(rich, rich.publish(wasm("echo")), acceptance=judged_by(spy))
@@ -329,7 +329,7 @@ def test_a_judge_cannot_carry_out_what_is_not_paid_for(rich: Cloud) -> None:
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
-def test_a_judge_that_the_platform_cannot_run_costs_nobody(
+def test_judge_that_the_platform_cannot_run_costs_nobody(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str
 ) -> None:
     rule = judged_by(judge(rich, saying("1")))
@@ -351,7 +351,7 @@ def test_a_judge_that_the_platform_cannot_run_costs_nobody(
 
 
 @pytest.mark.parametrize("said", ["1", "0", "splendid"])
-def test_a_platform_failure_shows_nothing_of_the_judge(rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+def test_platform_failure_reveals_nothing_of_the_judge(rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     """Seen before: meter, verdict and digest of what the judge read, of an output that nobody had paid for."""
     agent = rich.publish(saying("x", log="l" * 2_000))
     rule = judged_by(judge(rich, saying(said)))
@@ -372,7 +372,7 @@ def test_a_platform_failure_shows_nothing_of_the_judge(rich: Cloud, monkeypatch:
     assert earned(rich) == (0, 0, 0)
 
 
-def test_judges_standings_come_from_their_own_receipts(rich: Cloud) -> None:
+def test_judges_standing_follows_from_its_own_receipts(rich: Cloud) -> None:
     good, bad = judge(rich, saying("1")), judge(rich, saying("no"))
     agent = rich.publish(wasm("echo"))
     run(rich, agent, acceptance=judged_by(good))
@@ -383,7 +383,7 @@ def test_judges_standings_come_from_their_own_receipts(rich: Cloud) -> None:
     assert (rich.ledger.standing(agent).successes, rich.ledger.standing(agent).failures) == (1, 0)
 
 
-def test_a_statement_has_a_line_for_each_and_can_be_read_page_by_page(rich: Cloud) -> None:
+def test_account_statement_lists_task_and_judge_in_pages(rich: Cloud) -> None:
     run(rich, rich.publish(wasm("echo")), acceptance=judged_by(judge(rich, saying("1"))))
     lines, after = [], None
     while True:
@@ -396,7 +396,7 @@ def test_a_statement_has_a_line_for_each_and_can_be_read_page_by_page(rich: Clou
     }  # fmt: skip
 
 
-def test_a_judges_result_is_read_by_whom_it_concerns(rich: Cloud) -> None:
+def test_judges_result_is_readable_by_its_parties_only(rich: Cloud) -> None:
     rule = judged_by(judge(rich, saying("1")))
     run(rich, rich.publish(wasm("echo"), acceptance=rule))
     for caller in ("owner", "judith"):
@@ -433,7 +433,7 @@ REFUSED: list[tuple[Callable[[Cloud], str], str, str, str]] = [
 
 
 @pytest.mark.parametrize(("make", "budget", "field", "words"), REFUSED)
-def test_who_cannot_judge_is_refused(
+def test_agent_that_cannot_judge_is_refused(
     rich: Cloud, make: Callable[[Cloud], str], budget: str, field: str, words: str
 ) -> None:
     rule = judged_by(make(rich), budget=budget)
@@ -450,7 +450,7 @@ def test_who_cannot_judge_is_refused(
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_budget_must_pay_agent_and_judges(rich: Cloud) -> None:
+def test_budget_must_cover_agent_and_judges(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("1")))
     with pytest.raises(BudgetTooLowError) as low:
         run(rich, agent, budget="0.059999", acceptance=rule)
@@ -460,7 +460,7 @@ def test_a_budget_must_pay_agent_and_judges(rich: Cloud) -> None:
     assert (own.least_price_micro, own.judging_micro) == (PRICE, HELD), "the owner pays the agent's own judge"
 
 
-def test_a_balance_must_cover_agent_and_judges(cloud: Cloud) -> None:
+def test_balance_must_cover_agent_and_judges(cloud: Cloud) -> None:
     cloud.deposit("alice", 59_999)
     agent, rule = cloud.publish(wasm("echo")), judged_by(judge(cloud, saying("1")))
     with pytest.raises(InsufficientFundsError) as poor:
@@ -469,7 +469,7 @@ def test_a_balance_must_cover_agent_and_judges(cloud: Cloud) -> None:
     assert not cloud.items("ESC#")
 
 
-def test_judges_take_from_the_time_that_a_caller_waits(rich: Cloud) -> None:
+def test_judges_shorten_the_synchronous_timeout(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo"), timeout=25), judged_by(judge(rich, saying("1"), timeout=4))
     with pytest.raises(TimeoutTooLongError) as long:
         run(rich, agent, timeout=TIMEOUT_S_SYNC_MAX - 3, acceptance=rule)
@@ -478,7 +478,7 @@ def test_judges_take_from_the_time_that_a_caller_waits(rich: Cloud) -> None:
     assert stated(rich, done)["limits"]["timeout_ms"] == 21_000
 
 
-def test_an_agent_whose_bond_cannot_pay_its_judge_takes_no_tasks(cloud: Cloud) -> None:
+def test_agent_whose_bond_cannot_pay_its_judge_takes_no_tasks(cloud: Cloud) -> None:
     cloud.deposit("alice", START)
     cloud.bond("owner", HELD - 1)
     agent = cloud.publish(wasm("echo"), acceptance=judged_by(judge(cloud, saying("1"))))
@@ -490,7 +490,7 @@ def test_an_agent_whose_bond_cannot_pay_its_judge_takes_no_tasks(cloud: Cloud) -
     assert run(cloud, agent).success
 
 
-def test_an_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
+def test_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
     own = judge(rich, saying("1"))
     agent = rich.publish(wasm("echo"), acceptance=judged_by(own))
     assert run(rich, agent).success
@@ -527,7 +527,7 @@ def crash(
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("said", ["0.9", "0.1"])
-def test_whoever_takes_over_pays_the_judge_once_and_comes_to_the_same(
+def test_takeover_pays_the_judge_once_with_the_same_result(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str, after: bool
 ) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying(said)))
@@ -541,9 +541,7 @@ def test_whoever_takes_over_pays_the_judge_once_and_comes_to_the_same(
     assert earned(rich) == ((PRICE - FEE) * done.success, PRICE - FEE, FEE * (1 + done.success))
 
 
-def test_a_task_of_before_whose_payer_holds_both_judges_is_taken_over(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_older_escrow_with_two_judges_of_the_payer_is_taken_over(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent's judge was then paid by the task's payer: no bond has paid for it, so none gets it back."""
     rule = judged_by(judge(rich, saying("1")))
     agent = rich.publish(wasm("echo"), acceptance=rule)
@@ -567,7 +565,7 @@ def test_a_task_of_before_whose_payer_holds_both_judges_is_taken_over(
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
-def test_if_nobody_takes_over_everything_comes_back(rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+def test_without_takeover_everything_is_refunded(rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
     rule = judged_by(judge(rich, saying("0.9")))
     agent = rich.publish(wasm("echo"), acceptance=rule if side == "agent" else None)
     crash(rich, monkeypatch, agent, rule if side == "task" else None, after=False)  # type: ignore[arg-type]
@@ -578,7 +576,7 @@ def test_if_nobody_takes_over_everything_comes_back(rich: Cloud, monkeypatch: py
     assert bond(rich) == 0
 
 
-def test_an_unknown_settlement_leaves_the_task_open(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_settlement_leaves_the_task_open(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("0.9")))
 
     def lost(*_: Escrow) -> Escrow:
@@ -592,7 +590,7 @@ def test_an_unknown_settlement_leaves_the_task_open(rich: Cloud, monkeypatch: py
     assert earned(rich) == (PRICE - FEE, PRICE - FEE, 2 * FEE)
 
 
-def test_a_judge_of_a_new_version_cannot_take_the_old_ones_place(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_judge_version_cannot_replace_the_held_one(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     own = judge(rich, saying("0.9"))
     agent, rule = rich.publish(wasm("echo")), judged_by(own)
     crash(rich, monkeypatch, agent, rule, after=False)
@@ -620,9 +618,7 @@ def check(folder: Path, capsys: pytest.CaptureFixture[str], done: TaskResult, **
     return status, {found["name"]: (found["verdict"], found["sentence"]) for found in told}
 
 
-def test_the_verifier_follows_the_agents_own_judge(
-    rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verifier_checks_the_agents_own_judge(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule = judged_by(judge(rich, wasm("coverage")))
     done = run(rich, rich.publish(wasm("echo"), acceptance=rule))
     files = {"keys": json.dumps(rich.keys.jwks()).encode(), "module": wasm("echo"), "input": b"to be or not"}
@@ -632,9 +628,7 @@ def test_the_verifier_follows_the_agents_own_judge(
     assert (status, told["agent judge"][0]) == (0, "passed")
 
 
-def test_the_verifier_follows_a_score_to_its_judge(
-    rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verifier_checks_the_judge_of_a_score(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule = judged_by(judge(rich, wasm("coverage")))
     done = run(rich, rich.publish(wasm("echo")), acceptance=rule)
     given, own = b"to be or not", of_judge(rich)

@@ -222,7 +222,7 @@ def verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ledger", ["busy", "old"])
-def test_the_audit_notices_a_change_of_any_attribute(ledger: str, request: pytest.FixtureRequest) -> None:
+def test_audit_finds_a_change_of_any_attribute(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
     assert not copy.is_noticed()
     missed, stale = [], set()
@@ -237,7 +237,7 @@ def test_the_audit_notices_a_change_of_any_attribute(ledger: str, request: pytes
 
 
 @pytest.mark.parametrize("ledger", ["busy", "old"])
-def test_the_audit_notices_an_item_that_is_gone_or_elsewhere(ledger: str, request: pytest.FixtureRequest) -> None:
+def test_audit_finds_a_missing_or_moved_item(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
     missed = []
     for item in copy.kinds():

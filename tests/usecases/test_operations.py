@@ -64,7 +64,7 @@ def test_operations_need_their_scope_and_a_reason(platform: Cloud, call: Call, e
     assert operate(call, "accounts/bob/freeze", "x" * REASON_CHARS_MAX)[0] == 200
 
 
-def test_every_deed_is_journaled_with_who_when_and_why(platform: Cloud, call: Call, echo: str) -> None:
+def test_each_operation_is_journaled_with_who_when_and_why(platform: Cloud, call: Call, echo: str) -> None:
     deeds = [
         ("accounts/bob/freeze", "freeze", "bob"),
         ("accounts/bob/freeze", "freeze", "bob"),
@@ -97,7 +97,7 @@ def test_every_deed_is_journaled_with_who_when_and_why(platform: Cloud, call: Ca
 
 
 @pytest.mark.parametrize("retired_before", [False, True])
-def test_a_deed_whose_answer_was_lost_is_journaled_once(
+def test_operation_with_lost_response_is_journaled_once(
     platform: Cloud, call: Call, echo: str, retired_before: bool
 ) -> None:
     if retired_before:
@@ -123,7 +123,7 @@ def test_a_deed_whose_answer_was_lost_is_journaled_once(
 # Agents.
 
 
-def test_an_operator_retires_anybodys_agent_as_its_owner_would(platform: Cloud, call: Call, echo: str) -> None:
+def test_operator_retires_any_agent_like_its_owner(platform: Cloud, call: Call, echo: str) -> None:
     other = platform.publish(wasm("echo"))
     agents.retire(platform, "owner", other)
     assert operate(call, f"agents/{echo}/retire")[0] == 200
@@ -143,7 +143,7 @@ def test_an_operator_retires_anybodys_agent_as_its_owner_would(platform: Cloud, 
 # Accounts.
 
 
-def test_a_frozen_account_funds_withdraws_and_publishes_nothing(platform: Cloud, call: Call, echo: str) -> None:
+def test_frozen_account_cannot_fund_withdraw_or_publish(platform: Cloud, call: Call, echo: str) -> None:
     assert execute(call, echo, "before") == (200, "released")
     assert call("accounts", "POST", "/accounts/me/withdrawals", WITHDRAWAL)[0] == 201
     own = agents.register(platform, "alice", AgentRequest.model_validate({"name": "own", "tariff": FLAT})).agent_id
@@ -168,7 +168,7 @@ def test_a_frozen_account_funds_withdraws_and_publishes_nothing(platform: Cloud,
     assert audit.audit(platform).differences == []
 
 
-def test_the_agents_of_a_frozen_owner_take_no_tasks(platform: Cloud, call: Call, echo: str) -> None:
+def test_agents_of_a_frozen_owner_take_no_tasks(platform: Cloud, call: Call, echo: str) -> None:
     assert operate(call, "accounts/owner/freeze")[0] == 200
     status, problem, _ = call("execute", "POST", "/tasks/execute", task(echo))
     assert (status, problem["code"], problem["state"]) == (409, "agent_not_ready", "frozen")
@@ -178,7 +178,7 @@ def test_the_agents_of_a_frozen_owner_take_no_tasks(platform: Cloud, call: Call,
     assert execute(call, echo, "t-2") == (200, "released")
 
 
-def test_what_runs_when_an_account_is_frozen_settles_normally(platform: Cloud, call: Call, echo: str) -> None:
+def test_task_running_during_a_freeze_settles_normally(platform: Cloud, call: Call, echo: str) -> None:
     run = platform.sandbox.run
 
     def freeze_both(job: Any) -> Any:
@@ -195,7 +195,7 @@ def test_what_runs_when_an_account_is_frozen_settles_normally(platform: Cloud, c
 
 
 @pytest.mark.parametrize("frozen", ["alice", "owner"])
-def test_a_queued_task_of_a_frozen_account_is_refunded(platform: Cloud, call: Call, echo: str, frozen: str) -> None:
+def test_queued_task_of_a_frozen_account_is_refunded(platform: Cloud, call: Call, echo: str, frozen: str) -> None:
     bench = Bench(platform, platform.queue)
     tasks.submit(platform, "alice", ask(echo))
     assert operate(call, f"accounts/{frozen}/freeze")[0] == 200
@@ -206,7 +206,7 @@ def test_a_queued_task_of_a_frozen_account_is_refunded(platform: Cloud, call: Ca
     assert platform.ledger.available_micro("alice") == 1_000_000
 
 
-def test_payouts_of_a_frozen_account_say_so(call: Call) -> None:
+def test_payouts_of_a_frozen_account_are_marked(call: Call) -> None:
     assert call("accounts", "POST", "/accounts/me/withdrawals", WITHDRAWAL)[0] == 201
     assert operate(call, "accounts/alice/freeze")[0] == 200
     bank = {"user": "bank", "scope": "ledger:payout"}
@@ -219,7 +219,7 @@ def test_payouts_of_a_frozen_account_say_so(call: Call) -> None:
 # Funding.
 
 
-def test_while_funding_is_paused_nothing_new_is_funded(platform: Cloud, call: Call, echo: str) -> None:
+def test_paused_funding_stops_new_tasks_only(platform: Cloud, call: Call, echo: str) -> None:
     bench = Bench(platform, platform.queue)
     assert execute(call, echo, "before") == (200, "released")
     tasks.submit(platform, "alice", ask(echo, task_id="queued"))
@@ -245,7 +245,7 @@ def test_while_funding_is_paused_nothing_new_is_funded(platform: Cloud, call: Ca
     assert execute(call, echo, "new") == (200, "released"), "at once"
 
 
-def test_flags_are_seen_within_ten_seconds_and_their_end_at_once(
+def test_flags_apply_within_ten_seconds_and_end_at_once(
     platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0

@@ -20,7 +20,7 @@ def post_and_publish(cloud: Cloud, agent_id: str, number: int, module: bytes) ->
     return publish.publish(cloud, f"uploads/{agent_id}/{number}", posted)
 
 
-def test_a_posted_module_becomes_the_active_version(cloud: Cloud) -> None:
+def test_posted_module_becomes_the_active_version(cloud: Cloud) -> None:
     agent_id = register(cloud)
     assert agents.describe(cloud, agent_id).state == "awaiting_upload"
     assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "active"
@@ -29,7 +29,7 @@ def test_a_posted_module_becomes_the_active_version(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize("module", [b"", b"no wasm", b"\0asm\1\0\0\0", b"(module)"])
-def test_a_bad_module_is_rejected_with_a_reason_and_can_be_mended(cloud: Cloud, module: bytes) -> None:
+def test_bad_module_is_rejected_with_a_reason_and_replaceable(cloud: Cloud, module: bytes) -> None:
     agent_id = register(cloud)
     assert post_and_publish(cloud, agent_id, 1, module) == "rejected"
     rejection = agents.describe(cloud, agent_id).rejection
@@ -41,7 +41,7 @@ def test_a_bad_module_is_rejected_with_a_reason_and_can_be_mended(cloud: Cloud, 
     assert agents.describe(cloud, agent_id).rejection is None
 
 
-def test_the_active_version_serves_until_the_next_one_is_active(cloud: Cloud) -> None:
+def test_active_version_serves_until_the_next_is_active(cloud: Cloud) -> None:
     agent_id = register(cloud)
     post_and_publish(cloud, agent_id, 1, wasm("echo"))
     before = agents.describe(cloud, agent_id)
@@ -58,7 +58,7 @@ def test_the_active_version_serves_until_the_next_one_is_active(cloud: Cloud) ->
     assert after.tariff == dearer.tariff
 
 
-def test_versions_opened_at_once_get_forms_of_their_own(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_versions_get_separate_upload_forms(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who loses the race opens the next upload, with the terms that were asked for."""
     agent_id = register(cloud)
     ours, others = (VersionRequest.model_validate({"tariff": FLAT | {"price": price}}) for price in ("0.02", "0.03"))
@@ -79,7 +79,7 @@ def test_versions_opened_at_once_get_forms_of_their_own(cloud: Cloud, monkeypatc
     assert agents.describe(cloud, agent_id).tariff == ours.tariff
 
 
-def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
+def test_superseded_or_used_upload_changes_nothing(cloud: Cloud) -> None:
     agent_id = register(cloud)
     agents.open_version(cloud, "owner", agent_id, VersionRequest())
     assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "retired"
@@ -90,7 +90,7 @@ def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
     assert agents.describe(cloud, agent_id) == active, "an upload form makes one version"
 
 
-def test_only_the_owner_changes_an_agent(cloud: Cloud) -> None:
+def test_only_the_owner_can_change_an_agent(cloud: Cloud) -> None:
     agent_id = register(cloud)
     for change in (agents.retire, lambda *who: agents.open_version(*who, VersionRequest())):
         with pytest.raises(NotFoundError):
@@ -102,7 +102,7 @@ def test_only_the_owner_changes_an_agent(cloud: Cloud) -> None:
     assert publish.publish(cloud, "uploads/agt_unknown/1") == "retired"
 
 
-def test_pages_list_active_agents_or_all_of_an_owner(cloud: Cloud) -> None:
+def test_pages_list_active_agents_or_all_agents_of_an_owner(cloud: Cloud) -> None:
     mine = [register(cloud) for _ in range(3)]
     register(cloud, "other")
     post_and_publish(cloud, mine[0], 1, wasm("echo"))

@@ -80,9 +80,7 @@ def nothing_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 # One form, one post.
 
 
-def test_a_second_post_is_refused_before_it_is_read(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_post_is_refused_unread(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cloud.post(agent_id, 1, wasm("echo"))
     assert publish(cloud, agent_id, first) == "active"
     active = agents_.describe(cloud, agent_id)
@@ -94,9 +92,7 @@ def test_a_second_post_is_refused_before_it_is_read(
     assert agents_.describe(cloud, agent_id) == active
 
 
-def test_a_post_after_a_rejection_is_refused_before_it_is_read(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_post_after_a_rejection_is_refused_unread(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = cloud.post(agent_id, 1, b"no module")
     assert publish(cloud, agent_id, bad) == "rejected"
     assert binaries(cloud) == [], "nothing is stored of a module that is rejected"
@@ -109,7 +105,7 @@ def test_a_post_after_a_rejection_is_refused_before_it_is_read(
     assert publish(cloud, agent_id, mended, 2) == "active", "a new form is how it is mended"
 
 
-def test_a_second_post_while_the_first_is_published_is_refused(
+def test_second_post_during_publication_is_refused(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
@@ -130,7 +126,7 @@ def test_a_second_post_while_the_first_is_published_is_refused(
     assert cloud.registry.get(agent_id).version.artefact_key == expected  # type: ignore[union-attr]
 
 
-def test_the_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
+def test_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
     """The object's key has got another version by the time that the first one's event is handled."""
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
     assert publish(cloud, agent_id, first) == "active"
@@ -141,7 +137,7 @@ def test_the_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_i
 
 
 @pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
-def test_a_post_that_nobody_awaits_is_refused_before_it_is_read(
+def test_post_without_an_open_upload_is_refused_unread(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, overtaken_by: str
 ) -> None:
     late = cloud.post(agent_id, 1, wasm("echo"))
@@ -156,7 +152,7 @@ def test_a_post_that_nobody_awaits_is_refused_before_it_is_read(
     assert agents_.describe(cloud, agent_id) == before
 
 
-def test_nothing_is_stored_for_an_upload_overtaken_meanwhile(
+def test_nothing_is_stored_for_a_superseded_upload(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
@@ -172,7 +168,7 @@ def test_nothing_is_stored_for_an_upload_overtaken_meanwhile(
 
 @pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
 @pytest.mark.parametrize("step", ["claim", "activate", "give up"])
-def test_an_upload_overtaken_at_the_last_moment_changes_nothing(
+def test_upload_superseded_just_before_the_write_changes_nothing(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, step: str, overtaken_by: str
 ) -> None:
     """Between the last look at the agent and the write."""
@@ -199,13 +195,13 @@ def test_an_upload_overtaken_at_the_last_moment_changes_nothing(
 @pytest.mark.parametrize(
     "key", ["uploads/agt_nobody/1", "uploads/x", "uploads/a/b/c", "uploads/agt_1/²", "uploads/agt_1/-1", "uploads//1"]
 )
-def test_objects_of_no_form_are_ignored(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_objects_without_an_upload_form_are_ignored(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     with nothing_read(cloud, monkeypatch):
         assert publishing.publish(cloud, key, "v") == "retired"
         assert publishing.give_up(cloud, key, "v") == "retired"
 
 
-def test_an_upload_in_publishing_of_before_is_published(cloud: Cloud, agent_id: str) -> None:
+def test_upload_claimed_by_older_code_is_published(cloud: Cloud, agent_id: str) -> None:
     """Code of before did not note which object it worked on."""
     key = {"pk": {"S": f"AGENT#{agent_id}"}}
     cloud._dynamodb.update_item(
@@ -217,9 +213,7 @@ def test_an_upload_in_publishing_of_before_is_published(cloud: Cloud, agent_id: 
     assert publish(cloud, agent_id, cloud.post(agent_id, 1, wasm("echo"))) == "active"
 
 
-def test_the_first_decision_about_an_upload_stands(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_decision_on_an_upload_is_final(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3 may deliver an event twice at the same time; the two may come to different ends on different machines."""
     posted = cloud.post(agent_id, 1, wasm("echo"))
 
@@ -234,9 +228,7 @@ def test_the_first_decision_about_an_upload_stands(
     assert agents_.describe(cloud, agent_id).rejection is None
 
 
-def test_an_event_that_is_delivered_twice_at_once_publishes(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_event_delivered_twice_at_once_publishes(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
 
     def publishing_meanwhile(module: bytes) -> sandbox.Artefact:
@@ -256,7 +248,7 @@ def failing(_: bytes) -> Any:
     raise CompileFailedError("the machine is busy")
 
 
-def test_a_compiler_that_fails_is_tried_again(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_compiler_is_retried(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "compile_module", failing)
@@ -268,9 +260,7 @@ def test_a_compiler_that_fails_is_tried_again(cloud: Cloud, agent_id: str, monke
     assert publish(cloud, agent_id, posted) == "active"
 
 
-def test_an_upload_that_is_given_up_names_the_platform(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_abandoned_upload_blames_the_platform(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "compile_module", failing)
@@ -290,7 +280,7 @@ def test_an_upload_that_is_given_up_names_the_platform(
     assert agents_.describe(cloud, agent_id).rejection is None
 
 
-def test_an_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id: str) -> None:
+def test_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id: str) -> None:
     lost = cloud.post(agent_id, 1, wasm("echo"))
     give_up(cloud, agent_id, lost)
     opened = agents_.open_version(cloud, "owner", agent_id, VersionRequest())
@@ -300,14 +290,14 @@ def test_an_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id:
     assert publish(cloud, agent_id, cloud.post(agent_id, 2, wasm("echo")), 2) == "active"
 
 
-def test_a_module_that_is_gone_from_its_bucket_ends_as_failed(cloud: Cloud, agent_id: str) -> None:
+def test_module_missing_from_its_bucket_fails_the_upload(cloud: Cloud, agent_id: str) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
     cloud._s3.delete_object(Bucket="uploads", Key=f"uploads/{agent_id}/1", VersionId=posted)
     assert publish(cloud, agent_id, posted) == "failed"
     assert state(cloud, agent_id) == "failed"
 
 
-def test_a_failed_version_leaves_the_active_one_alone(cloud: Cloud) -> None:
+def test_failed_version_leaves_the_active_one_in_service(cloud: Cloud) -> None:
     agent_id = cloud.publish(wasm("echo"))
     before = agents_.describe(cloud, agent_id)
     agents_.open_version(cloud, "owner", agent_id, VersionRequest())
@@ -356,7 +346,7 @@ class Crashes:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("module", ["good", "bad"])
-def test_publishing_survives_a_crash_at_each_call(
+def test_publication_survives_a_crash_at_each_call(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, module: str, when: str
 ) -> None:
     """Lambda tries again, or the upload is given up and an operator sends the event again: no crash changes the end."""
@@ -469,7 +459,7 @@ class Uploads:
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example has an agent of its own
 )
 @given(steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 7)), min_size=3, max_size=25))
-def test_any_order_of_events_ends_in_one_decision(
+def test_events_in_any_order_end_in_one_decision(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int]]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -511,7 +501,7 @@ def given_up_message(payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_the_function_publishes_and_gives_up(platform: Cloud, context: Any) -> None:
+def test_handler_publishes_and_gives_up(platform: Cloud, context: Any) -> None:
     handler = load("publish").handler
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
     one, two = (agents_.register(platform, "owner", request).agent_id for _ in range(2))
@@ -524,12 +514,12 @@ def test_the_function_publishes_and_gives_up(platform: Cloud, context: Any) -> N
     assert [state(platform, agent_id) for agent_id in (one, two, three)] == ["active", "rejected", "failed"]
 
 
-def test_a_given_up_recompilation_is_done_with(platform: Cloud, context: Any) -> None:
+def test_abandoned_recompilation_leaves_the_queue(platform: Cloud, context: Any) -> None:
     message = given_up_message({"recompile": "agt_1"})
     assert load("publish").handler({"Records": [message]}, context) == {"batchItemFailures": []}
 
 
-def test_an_unreadable_failure_stays_in_its_queue(platform: Cloud, context: Any) -> None:
+def test_unreadable_failure_stays_in_its_queue(platform: Cloud, context: Any) -> None:
     message = {**given_up_message({}), "body": "no JSON"}
     failed = load("publish").handler({"Records": [message]}, context)
     assert failed == {"batchItemFailures": [{"itemIdentifier": "m"}]}
@@ -565,7 +555,7 @@ def is_current(cloud: Cloud, agent: Agent) -> bool:
     return version is not None and (version.artefact_key, version.artefact_sha256) == (expected.key, expected.sha256)
 
 
-def test_many_requests_recompile_an_artefact_once(
+def test_concurrent_requests_recompile_an_artefact_once(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that come while it is compiled, and those for another agent with the same module."""
@@ -588,7 +578,7 @@ def test_many_requests_recompile_an_artefact_once(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_recompilation_that_crashes_is_taken_over(
+def test_crashed_recompilation_is_taken_over(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     crashes = Crashes(cloud, monkeypatch)
@@ -614,7 +604,7 @@ def forget_compilations(cloud: Cloud) -> None:
             cloud._dynamodb.delete_item(TableName="RegistryTable", Key={"pk": item["pk"]})
 
 
-def test_a_crashed_recompilation_holds_off_others_for_a_while(
+def test_crashed_recompilation_delays_others_until_lease_ends(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = outdated(cloud)
@@ -633,7 +623,7 @@ def test_a_crashed_recompilation_holds_off_others_for_a_while(
     assert len(compilations) == 1
 
 
-def test_a_failed_recompilation_is_retried_after_a_pause(
+def test_failed_recompilation_is_retried_after_a_delay(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lambda tries the failed event again after a minute; requests that come before do not start another attempt."""
@@ -649,7 +639,7 @@ def test_a_failed_recompilation_is_retried_after_a_pause(
     assert is_current(cloud, agent)
 
 
-def test_a_refused_recompilation_is_not_tried_at_each_request(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_recompilation_is_not_tried_at_each_request(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = outdated(cloud)
     tries = []
 
@@ -667,14 +657,14 @@ def test_a_refused_recompilation_is_not_tried_at_each_request(cloud: Cloud, monk
     assert len(tries) == 2
 
 
-def test_a_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]) -> None:
+def test_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]) -> None:
     agent = outdated(cloud)
     agents_.retire(cloud, "owner", agent.agent_id)
     publishing.recompile(cloud, agent.agent_id)
     assert not compilations
 
 
-def test_an_environment_asks_for_recompilations_sparingly(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_limits_its_recompilation_requests(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call of the publish function costs, even one that finds nothing to do."""
     agents = [outdated(cloud), outdated(cloud)]
     asked: list[str] = []

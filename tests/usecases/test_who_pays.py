@@ -71,7 +71,7 @@ def stated(cloud: Cloud, done: TaskResult) -> Any:
     return receipt.verify(done.receipt, cloud.keys.jwks())
 
 
-def test_success_pays_the_price_and_the_compute(dear: Cloud) -> None:
+def test_success_pays_price_and_compute(dear: Cloud) -> None:
     done = run(dear, dear.publish(wasm("echo")))
     due = compute(done)
     assert (done.amount_paid_micro, done.fee_micro, done.compute_micro) == (PRICE - FEE, FEE + due, due)
@@ -84,7 +84,7 @@ def test_success_pays_the_price_and_the_compute(dear: Cloud) -> None:
     [("trap_unreachable", TRAP, {}), ("fuel_exhausted", LOOP, {"fuel": 10**6}), ("exit_code", wasm("failing"), {}),
      ("timeout", LOOP, {"timeout": 1}), ("output_limit", wasm("misbehave"), {})],
 )  # fmt: skip
-def test_the_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: bytes, limits: Any) -> None:
+def test_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: bytes, limits: Any) -> None:
     done = run(dear, dear.publish(body, **limits), budget="9000", input="flood")
     assert done.error is not None
     assert (done.error.code, done.fault, done.reputation_delta) == (code, "agent", -50)
@@ -94,7 +94,7 @@ def test_the_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: 
     assert swept(dear) == (0, min(charge, BOND), min(charge, BOND))
 
 
-def test_fuel_that_a_small_budget_does_not_buy_is_the_payers_fault(dear: Cloud) -> None:
+def test_fuel_beyond_the_budget_is_the_payers_fault(dear: Cloud) -> None:
     """Seen before: a low budget cost an agent its reputation, and the payer nothing."""
     done = run(dear, dear.publish(LOOP), budget="0.02")
     assert done.error is not None
@@ -104,7 +104,7 @@ def test_fuel_that_a_small_budget_does_not_buy_is_the_payers_fault(dear: Cloud) 
     assert swept(dear) == (0, 0, done.fee_micro)
 
 
-def test_a_shorter_timeout_is_the_payers_fault(dear: Cloud) -> None:
+def test_timeout_shortened_by_the_payer_is_the_payers_fault(dear: Cloud) -> None:
     dear.settings = dear.settings.model_copy(update={"compute_per_billion_fuel_micro": 40})
     done = run(dear, dear.publish(LOOP, timeout=2), timeout=1)
     assert done.error is not None
@@ -113,7 +113,7 @@ def test_a_shorter_timeout_is_the_payers_fault(dear: Cloud) -> None:
     assert swept(dear) == (0, 0, done.fee_micro)
 
 
-def test_memory_and_output_that_a_budget_does_not_buy_are_the_payers_fault(dear: Cloud) -> None:
+def test_memory_and_output_beyond_the_budget_are_payers_fault(dear: Cloud) -> None:
     memory = dear.publish(GREEDY, tariff={"type": "metered", "per_mib_memory": "0.01"})
     done = run(dear, memory, budget="0.05")
     assert done.error is not None
@@ -132,9 +132,7 @@ def test_memory_and_output_that_a_budget_does_not_buy_are_the_payers_fault(dear:
     [("fuel_exhausted", STUBBORN, {"fuel": 10**6}), ("timeout", STUBBORN, {"timeout": 1}),
      ("rejected", MODEST, {"acceptance": {"min_bytes": 1}})],
 )  # fmt: skip
-def test_whatever_a_guest_does_without_the_memory_it_wanted_is_the_payers_fault(
-    dear: Cloud, code: str, body: bytes, terms: Any
-) -> None:
+def test_failure_after_memory_was_refused_is_the_payers_fault(dear: Cloud, code: str, body: bytes, terms: Any) -> None:
     """Seen before: a payer who bought too little memory ruined agents that did not end at once, and paid nothing."""
     dear.settings = dear.settings.model_copy(update={"compute_per_billion_fuel_micro": 40})
     agent = dear.publish(body, tariff={"type": "metered", "per_mib_memory": "0.01"}, **terms)
@@ -150,16 +148,14 @@ def test_whatever_a_guest_does_without_the_memory_it_wanted_is_the_payers_fault(
     ("code", "body", "terms"),
     [("fuel_exhausted", LOOP, {"fuel": 10**6}), ("rejected", IDLE, {"acceptance": {"min_bytes": 1}})],
 )
-def test_a_failure_that_had_all_the_memory_it_wanted_stays_the_agents(
-    dear: Cloud, code: str, body: bytes, terms: Any
-) -> None:
+def test_failure_with_enough_memory_is_the_agents_fault(dear: Cloud, code: str, body: bytes, terms: Any) -> None:
     agent = dear.publish(body, tariff={"type": "metered", "per_mib_memory": "0.01"}, **terms)
     done = run(dear, agent, budget="0.05" if code == "rejected" else "0.08")
     assert done.error is not None
     assert (done.error.code, done.fault, stated(dear, done)["memory_refused"]) == (code, "agent", False)
 
 
-def test_a_budget_that_no_single_limit_exceeds_may_still_not_cover_the_sum(dear: Cloud) -> None:
+def test_budget_must_cover_the_sum_of_all_metered_costs(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "0.2", "per_mib_memory": "0.1"})
     needed = run(dear, agent, budget="10", input="x" * 2_000)
     memory_mib = -(-needed.resource_usage.memory_used_mb // 1)
@@ -171,7 +167,7 @@ def test_a_budget_that_no_single_limit_exceeds_may_still_not_cover_the_sum(dear:
     assert done.fee_micro == compute(done)
 
 
-def test_a_millionth_of_a_credit_buys_nothing(dear: Cloud) -> None:
+def test_smallest_budget_buys_nothing(dear: Cloud) -> None:
     """Seen before: with a price for output alone, 0.000001 bought 100 KiB of it."""
     agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "1"})
     with pytest.raises(BudgetTooLowError) as low:
@@ -182,7 +178,7 @@ def test_a_millionth_of_a_credit_buys_nothing(dear: Cloud) -> None:
     assert spent(dear) == done.fee_micro == 101
 
 
-def test_impossible_rules_are_paid_by_who_made_them(dear: Cloud) -> None:
+def test_impossible_rules_are_paid_by_their_author(dear: Cloud) -> None:
     """Seen before: a payer's rule that no output meets cost the agent its reputation and the payer nothing."""
     done = run(dear, dear.publish(wasm("echo")), acceptance={"max_bytes": 0})
     assert (done.fault, done.reputation_delta, done.amount_paid_micro) == ("payer", 0, 0)
@@ -191,7 +187,7 @@ def test_impossible_rules_are_paid_by_who_made_them(dear: Cloud) -> None:
     assert (own.fault, own.reputation_delta, own.amount_refunded_micro) == ("agent", -50, 1_000_000)
 
 
-def test_the_platforms_fault_costs_nobody(dear: Cloud) -> None:
+def test_platform_fault_costs_nobody(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"))
     version = dear.registry.get(agent).version
     assert version is not None
@@ -203,14 +199,14 @@ def test_the_platforms_fault_costs_nobody(dear: Cloud) -> None:
     assert swept(dear) == (0, 0, 0)
 
 
-def test_prices_of_zero_turn_it_off(cloud: Cloud) -> None:
+def test_zero_compute_prices_charge_nothing(cloud: Cloud) -> None:
     cloud.deposit("alice", START)
     done = run(cloud, cloud.publish(TRAP))
     assert (done.fault, done.compute_micro, spent(cloud)) == ("agent", 0, 0)
     assert run(cloud, cloud.publish(wasm("echo")), task_id="t-2").fee_micro == FEE
 
 
-def test_a_bond_that_is_used_up_ends_its_agents_tasks_until_a_top_up(dear: Cloud) -> None:
+def test_used_up_bond_stops_its_agents_until_a_top_up(dear: Cloud) -> None:
     agent, other = dear.publish(LOOP, fuel=10**8), dear.publish(wasm("echo"))
     run(dear, agent, budget="100")
     assert swept(dear)[1] == BOND
@@ -233,7 +229,7 @@ def priced(cloud: Cloud) -> Cloud:
     return cloud
 
 
-def test_publishing_is_charged_to_the_bond_once(dear: Cloud) -> None:
+def test_publication_is_charged_to_the_bond_once(dear: Cloud) -> None:
     module = wasm("echo")
     agent = priced(dear).publish(module)
     (due,) = dear.registry.dues()
@@ -252,7 +248,7 @@ def test_publishing_is_charged_to_the_bond_once(dear: Cloud) -> None:
     )
 
 
-def test_a_refused_module_is_charged_for_what_it_took(dear: Cloud) -> None:
+def test_rejected_module_is_charged_for_its_validation(dear: Cloud) -> None:
     """Seen before: a module that compiles for 95 seconds cost nobody anything."""
     priced(dear)
     request = AgentRequest.model_validate({"name": "bad", "tariff": FLAT})
@@ -262,7 +258,7 @@ def test_a_refused_module_is_charged_for_what_it_took(dear: Cloud) -> None:
     assert swept(dear)[1] >= 10**5 * 1_000_000 // 2**20
 
 
-def test_without_a_bond_nothing_is_registered_or_published(dear: Cloud) -> None:
+def test_registration_and_publication_need_a_bond(dear: Cloud) -> None:
     agent = agents.register(dear, OWNER, AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
     with pytest.raises(BondRequiredError) as needed:
         agents.register(dear, "poor", AgentRequest.model_validate({"name": "a", "tariff": FLAT}))
@@ -281,7 +277,7 @@ def test_without_a_bond_nothing_is_registered_or_published(dear: Cloud) -> None:
 # What was quoted is what runs.
 
 
-def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
+def test_task_may_pin_module_tariff_and_rules(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"), acceptance={"min_bytes": 1})
     quote = agents.estimate(dear, agent)
     pins = {

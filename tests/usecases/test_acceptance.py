@@ -1,4 +1,4 @@
-"""Rules for outputs on a whole platform: which work is paid for, who is blamed, and what the receipt proves of it."""
+"""Rules for outputs on a whole platform: which output is paid, who is at fault, and what the receipt proves."""
 
 import hashlib
 import json
@@ -143,7 +143,7 @@ def test_agent_rules_can_be_read_kept_replaced_and_removed(rich: Cloud) -> None:
         assert publish.publish(rich, f"uploads/{agent}/{number}") == "active"
         assert shown() == then
     (listed,) = agents.page(rich, owner=None, limit=1, after=None).agents
-    assert listed.acceptance is None, "a page of agents is not a page of schemas"
+    assert listed.acceptance is None, "a page of agents omits their schemas"
 
 
 def test_agent_stored_before_rules_existed_has_none(rich: Cloud) -> None:
@@ -162,7 +162,7 @@ def test_agent_stored_before_rules_existed_has_none(rich: Cloud) -> None:
 def test_other_rules_make_another_request(rich: Cloud, other: dict[str, Any] | None) -> None:
     agent = rich.publish(wasm("echo"))
     done = run(rich, agent, acceptance={"min_bytes": 1})
-    assert run(rich, agent, acceptance={"min_bytes": 1, "sha256": None}) == done, "the same rules, spelt otherwise"
+    assert run(rich, agent, acceptance={"min_bytes": 1, "sha256": None}) == done, "the same rules in another notation"
     with pytest.raises(TaskConflictError):
         run(rich, agent, acceptance=other)
 
@@ -183,7 +183,7 @@ def test_ledger_stores_the_digest_of_rules_only(rich: Cloud) -> None:
 
 
 class _CrashedError(Exception):
-    """The runner died here."""
+    """A crash of the runner."""
 
 
 def crash(rich: Cloud, agent: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
@@ -237,11 +237,11 @@ def test_task_whose_rules_changed_after_funding_is_not_run(rich: Cloud, monkeypa
     assert rich.ledger.available_micro("alice") == START
 
 
-# What a receipt proves of it, with the verifier that anyone may run.
+# What the verifier, which anyone may run, proves from a receipt.
 
 
 def verify(cloud: Cloud, folder: Path, done: TaskResult, module: bytes, **files: bytes) -> tuple[int, list[str]]:
-    """The exit status of `quittance-verify --replay`, and what it was told: only with these files."""
+    """Runs `quittance-verify --replay` with these files only. Returns its exit status and its arguments."""
     contents = {"receipt": done.receipt.encode(), "keys": json.dumps(cloud.keys.jwks()).encode(), "module": module}
     words = [str(folder / "receipt"), "--replay"]
     for name, content in (contents | files).items():
@@ -257,7 +257,7 @@ def checks(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
 
 
 def test_verifier_reaches_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of paid work from its output; of rejected work, whose output nobody was given, by a replay."""
+    """For paid work from its output; for rejected work, whose output is never handed out, from a replay."""
     module, agent_rules, task_rules = wasm("echo"), b'{"min_bytes": 2}', b'{"max_bytes" : 4}'
     agent = rich.publish(module, acceptance=json.loads(agent_rules))
     both = {"agent_rules": agent_rules, "task_rules": task_rules}

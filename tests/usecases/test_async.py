@@ -1,4 +1,4 @@
-"""Asynchronous tasks on a whole platform: what is funded, sent, worked on, put off, refunded, and told."""
+"""Asynchronous tasks on a whole platform: submission, the queue, the worker and dead letters."""
 
 import base64
 import json
@@ -53,14 +53,14 @@ class Bench:
         self.hidden: list[int] = []
         hide = queue.hide
 
-        def note(receipt: str, *, seconds: int) -> None:
+        def note(receipt_handle: str, *, seconds: int) -> None:
             self.hidden.append(seconds)
-            hide(receipt, seconds=seconds)
+            hide(receipt_handle, seconds=seconds)
 
         queue.hide = note  # type: ignore[method-assign]
 
     def receive(self) -> list[Delivery]:
-        """All that can be seen."""
+        """All visible messages."""
         found = []
         while got := self._client.receive_message(
             QueueUrl=self._url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["ApproximateReceiveCount"]
@@ -93,7 +93,7 @@ def bench(rich: Cloud) -> Bench:
 
 
 @pytest.fixture
-def grave(rich: Cloud) -> Bench:
+def dead_letters(rich: Cloud) -> Bench:
     return Bench(rich, rich.dead_letters)
 
 
@@ -103,14 +103,14 @@ def submit(cloud: Cloud, agent_id: str, **changes: Any) -> TaskPending:
     return pending
 
 
-def stands(cloud: Cloud, task_id: str = "t-1") -> Escrow:
+def stored_escrow(cloud: Cloud, task_id: str = "t-1") -> Escrow:
     escrow = cloud.ledger.find(escrow_id("alice", task_id))
     assert escrow is not None
     return escrow
 
 
 def outcome(cloud: Cloud, task_id: str = "t-1") -> str | None:
-    settlement = stands(cloud, task_id).settlement
+    settlement = stored_escrow(cloud, task_id).settlement
     return settlement and settlement.outcome
 
 
@@ -119,13 +119,13 @@ def letter(request: TaskRequest, user: str = "alice", number: int = 1) -> Delive
     return Delivery("m", messages.write(user, request, input_base64=stdin), "gone", number)
 
 
-# Submitting.
+# Submission.
 
 
 def test_submitted_task_is_funded_queued_and_run(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     pending = submit(rich, agent)
-    held = stands(rich)
+    held = stored_escrow(rich)
     assert (pending.escrow_status, pending.expires_at) == ("funded", held.expires_ms)
     assert held.lease_ms == held.funded_ms
     assert held.expires_ms == held.funded_ms + held.timeout_ms + ESCROW_GRACE_MS + QUEUE_WAIT_MS_MAX
@@ -134,7 +134,7 @@ def test_submitted_task_is_funded_queued_and_run(rich: Cloud, bench: Bench) -> N
     done = result.read(rich, "alice", "t-1")
     assert isinstance(done, TaskResult)
     assert (done.success, done.output) == (True, "hello")
-    assert bench.hidden == [18], "as long as the lease: the agent's 10 s and what goes with them"
+    assert bench.hidden == [18], "as long as the lease: the agent's 10 s and the reserved time"
     assert execute.submit(rich, "alice", ask(agent)) == done
     assert bench.receive() == []
     assert rich.total_micro() == START
@@ -172,16 +172,18 @@ def test_repeated_request_is_queued_until_a_runner_holds_it(
         with pytest.raises(_CrashedError):
             work(rich, first)
     submit(rich, agent)
-    assert bench.receive() == [], "it runs, as far as anyone knows"
+    assert bench.receive() == [], "the lease says that it is running"
     with pytest.raises(NotDoneError):
         work(rich, replace(second, number=3))
-    assert bench.hidden[-1] in {15, 16, 17, 18}, "until the lease of the other lapses, however often it has come"
+    assert bench.hidden[-1] in {15, 16, 17, 18}, (
+        "until the other runner's lease lapses, whatever the delivery number is"
+    )
     rich.skew_ms = 18_001
     submit(rich, agent)
     for delivery in (*bench.receive(), second, first):
         work(rich, delivery)
     assert outcome(rich) == "succeeded"
-    assert stands(rich).fence == 3
+    assert stored_escrow(rich).fence == 3
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
@@ -199,7 +201,7 @@ def test_task_lost_before_the_queue_is_resent_or_refunded(
     submit(rich, agent, task_id="send_message", input="x")
     work(rich, bench.one())
     assert outcome(rich, "send_message") == "succeeded"
-    rich.skew_ms = stands(rich, "put_object").expires_ms - rich.now_ms()
+    rich.skew_ms = stored_escrow(rich, "put_object").expires_ms - rich.now_ms()
     assert isinstance(result.read(rich, "alice", "put_object"), TaskResult)
     assert rich.ledger.available_micro("alice") == START - 10_000
 
@@ -220,7 +222,7 @@ def test_input_too_large_for_a_message_is_sent_by_digest(rich: Cloud, bench: Ben
     assert done.output == data.decode()
 
 
-# Time.
+# Time limits.
 
 
 def test_long_timeouts_run_only_from_the_queue(rich: Cloud, bench: Bench) -> None:
@@ -233,7 +235,7 @@ def test_long_timeouts_run_only_from_the_queue(rich: Cloud, bench: Bench) -> Non
     submit(rich, agent, task_id="t-2")
     with pytest.raises(TaskInProgressError):
         run(rich, agent, task_id="t-2")
-    assert stands(rich, "t-2").timeout_ms == TIMEOUT_S_ASYNC_MAX * 1_000
+    assert stored_escrow(rich, "t-2").timeout_ms == TIMEOUT_S_ASYNC_MAX * 1_000
     for delivery in bench.receive():
         work(rich, delivery)
     assert [outcome(rich, task_id) for task_id in ("t-1", "t-2")] == ["succeeded"] * 2
@@ -254,7 +256,7 @@ def test_worker_timeout_covers_the_longest_run(template: dict[str, Any]) -> None
     assert WORK_SECONDS_MAX >= TIMEOUT_S_ASYNC_MAX + 3 * (launch.RUN_RESERVE_MS + VERDICT_MS_MAX) / 1_000 + 25, (
         "judges too"
     )
-    assert template["Parameters"]["QueueVisibility"]["Default"] >= WORK_SECONDS_MAX, "AWS asks for it"
+    assert template["Parameters"]["QueueVisibility"]["Default"] >= WORK_SECONDS_MAX, "AWS requires it"
     assert resources["TaskQueue"]["Properties"]["VisibilityTimeout"] == {"Ref": "QueueVisibility"}
     assert resources["TaskQueueAgeAlarm"]["Properties"]["Threshold"] > WORK_SECONDS_MAX
     assert (
@@ -266,14 +268,14 @@ def test_worker_timeout_covers_the_longest_run(template: dict[str, Any]) -> None
         assert (source["BatchSize"], source["FunctionResponseTypes"]) == (batch, ["ReportBatchItemFailures"])
 
 
-# Working.
+# The worker.
 
 
 def test_worker_funds_a_message_sent_by_others(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     work(rich, letter(ask(agent)))
     assert outcome(rich) == "succeeded"
-    assert run(rich, agent).success, "the same task by any way"
+    assert run(rich, agent).success, "the same task through another entry point"
 
 
 @pytest.mark.parametrize(("number", "again_s"), [(1, 2), (2, 8), (3, 32), (4, 128)])
@@ -320,7 +322,7 @@ def test_unavailable_queue_fails_no_task(rich: Cloud, monkeypatch: pytest.Monkey
     assert outcome(rich) == "succeeded"
 
 
-# The agent is another by the time.
+# The agent changes while the task waits.
 
 
 @pytest.mark.parametrize("way", ["queue", "repetition"])
@@ -365,7 +367,7 @@ def test_task_waits_while_its_agent_is_recompiled(rich: Cloud, bench: Bench, mon
 # Dead letters.
 
 
-def test_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, grave: Bench) -> None:
+def test_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, dead_letters: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     delivery = bench.one()
@@ -377,9 +379,9 @@ def test_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, grave: Bench
     assert (done.error.code, done.escrow_status, done.reputation_delta) == ("undelivered", "refunded", 0)
     assert receipt.verify(done.receipt, rich.keys.jwks())["fault"] == "platform"
     assert rich.ledger.available_micro("alice") == START
-    assert grave.hidden == []
+    assert dead_letters.hidden == []
     work(rich, delivery)
-    assert outcome(rich) == "undelivered", "a message that comes late changes nothing"
+    assert outcome(rich) == "undelivered", "a late message changes nothing"
 
 
 @pytest.mark.parametrize("spoilt", ["missing", "tampered"])
@@ -396,14 +398,14 @@ def test_lost_input_is_the_platforms_fault(rich: Cloud, bench: Bench, spoilt: st
         work(rich, delivery)
     assert bench.hidden == [0]
     deadletter.handle(rich, delivery)
-    settlement = stands(rich).settlement
+    settlement = stored_escrow(rich).settlement
     assert settlement is not None
     assert settlement.outcome is Outcome.UNDELIVERED
     assert rich.ledger.available_micro("alice") == START
 
 
 def test_dead_letter_waits_for_the_runners_lease(
-    rich: Cloud, bench: Bench, grave: Bench, monkeypatch: pytest.MonkeyPatch
+    rich: Cloud, bench: Bench, dead_letters: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
@@ -414,7 +416,7 @@ def test_dead_letter_waits_for_the_runners_lease(
             work(rich, delivery)
     with pytest.raises(NotDoneError):
         deadletter.handle(rich, delivery)
-    assert grave.hidden[0] in {17, 18}
+    assert dead_letters.hidden[0] in {17, 18}
     rich.skew_ms = 18_001
     deadletter.handle(rich, delivery)
     assert outcome(rich) == "undelivered"
@@ -437,7 +439,7 @@ def test_queued_judges_are_paid_and_refunded_with_dead_letters(rich: Cloud, benc
 
 def test_overdue_dead_letter_expires(rich: Cloud, bench: Bench) -> None:
     submit(rich, rich.publish(wasm("echo")))
-    rich.skew_ms = stands(rich).expires_ms - rich.now_ms()
+    rich.skew_ms = stored_escrow(rich).expires_ms - rich.now_ms()
     deadletter.handle(rich, bench.one())
     assert outcome(rich) == "expired"
 
@@ -450,14 +452,14 @@ def test_dead_letter_leaves_another_task_of_its_id_alone(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == START - 50_000
 
 
-def test_unreadable_dead_letter_stays_in_the_queue(rich: Cloud, grave: Bench) -> None:
+def test_unreadable_dead_letter_stays_in_the_queue(rich: Cloud, dead_letters: Bench) -> None:
     with pytest.raises(NotDoneError):
         deadletter.handle(rich, Delivery("m", "no JSON", "gone", 1))
-    assert grave.hidden == [900]
+    assert dead_letters.hidden == [900]
 
 
 def test_dead_letter_stays_while_the_platform_is_unavailable(
-    rich: Cloud, grave: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rich: Cloud, dead_letters: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
@@ -467,8 +469,8 @@ def test_dead_letter_stays_while_the_platform_is_unavailable(
             with pytest.raises(NotDoneError):
                 deadletter.handle(rich, letter(ask(agent)))
     assert [record.message for record in caplog.records].count("dead letter not resolved") == 3
-    assert grave.hidden[:2] == [2, 2]
-    assert grave.hidden[2] in {7, 8}, "taken over for a moment: nobody else may meanwhile"
+    assert dead_letters.hidden[:2] == [2, 2]
+    assert dead_letters.hidden[2] in {7, 8}, "the handler holds a short lease after its takeover"
     rich.skew_ms = 18_001
     deadletter.handle(rich, letter(ask(agent)))
     assert outcome(rich) == "undelivered"
@@ -507,23 +509,23 @@ def test_only_failed_messages_of_a_batch_stay(rich: Cloud, context: Any, monkeyp
 def test_unexpected_fault_keeps_the_message_and_is_logged(
     rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A batch answers with what failed, so what is raised inside it would be seen by nobody."""
+    """The response to a batch only lists failed messages, so an exception that is not logged would be lost."""
     monkeypatch.setattr(logger.registered_handler, "stream", sys.stdout)
     function, event = load("work"), batch(letter(ask(rich.publish(wasm("echo")))).body)
     monkeypatch.setattr(function, "platform", lambda _: rich)
     monkeypatch.setattr(rich.registry, "get_cached", lambda _: 1 // 0)
     assert function.handler(event, context)["batchItemFailures"] == [{"itemIdentifier": "m-0"}]
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    (told,) = (line for line in lines if line.get("level") == "ERROR")
-    assert (told["message_id"], told["exception_name"]) == ("m-0", "ZeroDivisionError")
-    assert "aGVsbG8" not in json.dumps(told), "never an input"
+    (logged,) = (line for line in lines if line.get("level") == "ERROR")
+    assert (logged["message_id"], logged["exception_name"]) == ("m-0", "ZeroDivisionError")
+    assert "aGVsbG8" not in json.dumps(logged), "logs never contain an input"
 
 
 @pytest.mark.parametrize(("late_ms", "code"), [(-10_000, "timeout"), (1, "out_of_time")])
 def test_task_too_late_for_its_timeout_is_not_started(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, late_ms: int, code: str
 ) -> None:
-    """Seen before: who made the queue wait got runs of up to ten minutes for nothing, as the platform's failures."""
+    """Regression: payers who delayed the queue got runs of up to ten minutes for free, as platform failures."""
     agent = rich.publish(LOOP, timeout=2)
     assert isinstance(execute.submit(rich, "alice", ask(agent)), TaskPending)
     began: list[object] = []
@@ -537,7 +539,7 @@ def test_task_too_late_for_its_timeout_is_not_started(
 
 
 def test_judge_uses_the_time_that_a_late_run_leaves(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run before it is to be paid, so no judge is refused for being late."""
+    """The agent's run must be paid, so a judge is not refused because time is short."""
     agent = rich.publish(wasm("echo"), timeout=1)
     request = ask(agent, acceptance=judged_by(judge(rich, saying("1")), budget="0.01"))
     assert isinstance(execute.submit(rich, "alice", request), TaskPending)

@@ -1,4 +1,4 @@
-"""The auditor: clean on every honest ledger, and it names what was tampered with."""
+"""The audit: finds no difference in an honest ledger, and names tampered items."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def ask(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False) -> None:
 
 
 def damage(cloud: Cloud, prefix: str, **changes: Any) -> str:
-    """Changes the first item of a kind behind the ledger's back; returns its key."""
+    """Changes the first item of a kind directly in the table. Returns its key."""
     item = next(item for item in cloud.items(prefix) if item.get("state", {}).get("S") in {None, "released"})
     for name, value in changes.items():
         item[name] = value
@@ -86,7 +86,7 @@ def test_audit_names_the_tampered_item(busy: Cloud, prefix: str, changes: dict[s
 
 
 def test_overdue_escrow_is_a_difference(busy: Cloud) -> None:
-    """I8: an escrow that is funded long after its expiry means that the sweep is dead."""
+    """I8: an escrow that is still funded long after its expiry means that the sweep does not run."""
     busy.skew_ms = 40_000 + 90_000 + 90_000
     assert [difference.invariant for difference in audit.audit(busy).differences] == ["I8"]
 
@@ -135,7 +135,7 @@ def forget_to_log(cloud: Cloud) -> None:
 
 
 def credit_twice(cloud: Cloud) -> None:
-    """A second line for the same batch, of another account, with its money; and less for somebody else."""
+    """Adds a second line to a batch, which credits another account, and takes the amount from the platform."""
     (line,), (platform,) = cloud.items("EARN#"), cloud.items("ACCT#quittance:platform")
     stray = {**without(line, "seal"), "pk": {"S": line["pk"]["S"].replace("#owner#", "#mallory#")}}
     put(cloud, {**stray, "account": {"S": "mallory"}})

@@ -1,4 +1,4 @@
-"""The bond as its owner meets it, and the sweep that charges it: calls, refusals, what is noted, and shares of time."""
+"""Bonds in the API, and the sweep that charges them: movements, refusals, the bond mark, and shares of time."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,7 +28,7 @@ MINIMUM = 1_000_000
 
 @pytest.fixture
 def bonded(platform: Cloud) -> Cloud:
-    """A platform that asks for bonds and takes a price for a run; olga has ten credits."""
+    """A platform that requires bonds and charges a price for each run. Olga has ten credits."""
     changes = {"bond_minimum_micro": MINIMUM, "compute_run_micro": 300_000}
     platform.settings = platform.settings.model_copy(update=changes)
     platform.deposit("olga", 10 * MINIMUM)
@@ -48,7 +48,7 @@ def read(call: Call) -> dict[str, Any]:
 
 
 def test_owner_fills_and_releases_the_bond(bonded: Cloud, call: Call) -> None:
-    assert bonded.registry.owner("olga").bonded, "nobody has looked yet"
+    assert bonded.registry.owner("olga").bonded, "the bond has not been read yet"
     assert read(call) == {
         "account_id": "olga",
         "available": "0",
@@ -65,7 +65,7 @@ def test_owner_fills_and_releases_the_bond(bonded: Cloud, call: Call) -> None:
     assert move(call, "2")[1]["code"] == "movement_conflict"
     assert (read(call)["available"], read(call)["releasable"]) == ("2.5", "2.5")
     assert move(call, "-2", "b-2")[1]["amount"] == "-2"
-    assert move(call, -2, "b-2")[0] == 201, "as a JSON number"
+    assert move(call, -2, "b-2")[0] == 201, "the same amount as a JSON number"
     assert read(call)["available"] == "0.5"
     assert not bonded.registry.owner("olga").bonded, "below the minimum now"
     assert move(call, "-1", "b-3")[1]["code"] == "insufficient_funds"
@@ -92,7 +92,7 @@ def test_amount_of_a_bond_movement_is_bounded(bonded: Cloud, call: Call, sign: i
 
 
 def test_bond_is_kept_while_an_agent_is_active_or_a_task_open(bonded: Cloud, call: Call) -> None:
-    """Released some minutes after the last agent was retired, once everything of theirs is settled and credited."""
+    """It can be released minutes after the last agent was retired, once all its tasks are settled and credited."""
     move(call, "3")
     agent = bonded.publish(wasm("echo"), owner="olga")
     assert run(bonded, agent, budget="1").success
@@ -110,12 +110,12 @@ def test_bond_is_kept_while_an_agent_is_active_or_a_task_open(bonded: Cloud, cal
     assert move(call, "-3", "out")[0] == 201
     move(call, "2", "in")
     bonded.publish(wasm("echo"), owner="olga")
-    assert move(call, "-3", "out")[0] == 201, "a repeat of what was done is no new release"
+    assert move(call, "-3", "out")[0] == 201, "a repeated request is no new release"
     assert read(call)["available"] == "2"
 
 
 def test_bond_is_kept_while_a_module_is_published(bonded: Cloud, call: Call) -> None:
-    """Whoever could release the bond while a module is compiled would compile for nothing."""
+    """An owner who could release the bond during compilation would compile for free."""
     move(call, "2")
     agent = agents.register(bonded, "olga", AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
     assert read(call)["releasable"] == "0"
@@ -133,7 +133,7 @@ def test_bond_is_kept_for_publication_begun_before_retirement(template: dict[str
 
 
 def test_failures_are_charged_until_the_bond_is_too_small(bonded: Cloud, call: Call) -> None:
-    """The user has the whole budget back, the bond bears the compute, and then the owner's agents take no task."""
+    """The payer gets the whole budget back, the bond pays the compute, and then the owner's agents take no task."""
     move(call, "1.1")
     agent = bonded.publish(wasm("misbehave"), owner="olga")
     before = bonded.ledger.available_micro("alice")
@@ -145,7 +145,7 @@ def test_failures_are_charged_until_the_bond_is_too_small(bonded: Cloud, call: C
     assert (read(call)["available"], read(call)["charged"]) == ("0.8", "0.3")
     assert bonded.ledger.available_micro("quittance:platform") == 300_000
     assert not bonded.registry.owner("olga").bonded
-    for task_id in ("second", "third", "fourth"):  # taken by environments that do not know it yet
+    for task_id in ("second", "third", "fourth"):  # accepted only where the old mark is still cached
         with suppress(AgentNotReadyError):
             run(bonded, agent, task_id=task_id, input="unreachable", budget="1")
     move(call, "0.2", "more")
@@ -170,7 +170,7 @@ def test_charge_above_the_bond_is_written_off_and_reported(bonded: Cloud, call: 
 def test_bond_mark_lost_in_a_crash_is_corrected_later(
     bonded: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A repeated top-up notes it, and so does whoever looks at the bond."""
+    """A repeated top-up corrects the mark, and so does a read of the bond."""
     bonded.registry.set_bond_short("olga", short=True)
     with monkeypatch.context() as patch:
         patch.setattr(accounts, "note_bond", lambda *_: None)
@@ -187,7 +187,7 @@ def test_bond_mark_lost_in_a_crash_is_corrected_later(
 
 
 class Busy:
-    """A sweep whose calls each take a second, and of which each queue is endless, but for those that are named."""
+    """A sweep whose calls take a second each. The named queues are endless, the others have one item."""
 
     def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *endless: str) -> None:
         self.left_ms, self.did = 60_000, dict.fromkeys(("overdue", "settled", "unlogged", "publish"), 0)
@@ -221,12 +221,12 @@ class Busy:
 def test_each_sweep_step_has_its_share_of_the_time(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, endless: tuple[str, ...]
 ) -> None:
-    """A crowd of tiny agents freezes neither the log nor the refunds; and no time is left unused."""
+    """A backlog in one step delays neither the log nor the refunds, and no time is left unused."""
     busy = Busy(cloud, monkeypatch, *endless)
     done = sweep(cloud)
     assert not done.complete
     assert all(busy.did.values()), busy.did
-    assert busy.left_ms < 7_000, "while there is work"
+    assert busy.left_ms < 7_000, "time is left unused although there is work"
     if len(endless) > 1:
         assert busy.did["settled"] >= busy.did["unlogged"] >= 8
         assert busy.did["overdue"] >= 8
@@ -235,7 +235,7 @@ def test_each_sweep_step_has_its_share_of_the_time(
 
 
 def test_sweep_step_with_unavailable_index_stops_no_other(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told, once the others have done theirs."""
+    """The sweep fails only after the other steps have run."""
 
     def unavailable(**_: Any) -> Iterator[str]:
         raise PlatformUnavailableError
@@ -256,7 +256,7 @@ def settle_one(cloud: Cloud, task_id: str, agent_id: str) -> Any:
 
 
 def test_escrow_that_cannot_be_credited_blocks_no_other(cloud: Cloud) -> None:
-    """Of many agents in one batch: all but the broken one are credited, and it fails once in a sweep."""
+    """In a batch of many agents all but the broken escrow are credited, and that one fails once in a sweep."""
     escrows = [settle_one(cloud, f"t-{number}", f"agt_{number}") for number in range(9)]
     (poison,) = cloud.items(f"ESC#{escrows[4].escrow_id}")
     cloud._dynamodb.put_item(

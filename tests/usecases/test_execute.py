@@ -1,4 +1,4 @@
-"""The story of one task on a whole platform: who is paid, who is refunded, and what a repeat does."""
+"""One task on a whole platform: who is paid, who is refunded, and the effect of a repeated request."""
 
 import base64
 import hashlib
@@ -112,7 +112,7 @@ def test_repeat_returns_the_same_result_and_charges_once(rich: Cloud) -> None:
     first = run(rich, agent)
     assert run(rich, agent) == first
     retire(rich, "owner", agent)
-    assert run(rich, agent) == first, "an answered task stays answered when its agent is gone"
+    assert run(rich, agent) == first, "the result of a settled task stays available after its agent is retired"
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
@@ -216,7 +216,7 @@ def test_warm_task_takes_two_writes_and_no_read(rich: Cloud) -> None:
     for client in (rich._dynamodb, rich._s3):
         client.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
     run(rich, agent, task_id="cold")
-    # The agent, whether the payer is frozen, and whether funding is paused; the owner is known from publishing.
+    # Reads of the agent, of the payer's frozen flag and of the pause flag; the owner is cached from publication.
     assert calls == {"GetItem": 3, "TransactWriteItems": 2, "GetObject": 1}
     calls.clear()
     run(rich, agent, task_id="warm")
@@ -227,7 +227,7 @@ def test_warm_task_takes_two_writes_and_no_read(rich: Cloud) -> None:
 
 
 class _CrashedError(Exception):
-    """The runner died here."""
+    """A crash of the runner."""
 
 
 def test_crash_after_funding_is_taken_over_after_the_lease(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_crash_after_funding_is_taken_over_after_the_lease(rich: Cloud, monkeypa
     assert isinstance(result.read(rich, "alice", "t-1"), TaskPending)
     with pytest.raises(TaskInProgressError) as running:
         run(rich, agent)
-    # The agent's 10 s, and what it takes beside them to load and settle, less what has passed.
+    # The agent's 10 s and the time reserved to load and settle, less the time that has passed.
     assert running.value.retry_after_s in {16, 17, 18}
     rich.skew_ms = 18_001
     assert run(rich, agent).success
@@ -284,7 +284,7 @@ def test_escrow_that_cannot_be_swept_blocks_no_other(rich: Cloud, monkeypatch: p
 
 
 def test_late_runner_cannot_settle(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run outlives the escrow: its work is lost, and the answer says what stands."""
+    """The run outlasts the escrow: its work is lost, and the answer reports the stored escrow."""
     agent = rich.publish(wasm("echo"))
     honest = launch.run
 
@@ -358,7 +358,7 @@ def test_engine_upgrade_recompiles_outside_of_tasks(rich: Cloud, monkeypatch: py
 def test_run_that_no_receipt_can_state_costs_nobody(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, int]
 ) -> None:
-    """Claims are validated before they are signed: a receipt that no verifier takes is never stored."""
+    """Claims are validated before they are signed, so no receipt is stored that a verifier would reject."""
     agent, honest = rich.publish(wasm("echo")), rich.sandbox.run
 
     def lying(job: Job) -> Run:

@@ -1,4 +1,4 @@
-"""New rules of host calls: what was published before runs under them at once, and its receipts say so."""
+"""A new version of the host rules: older agents run under it at once, and their receipts name it."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def run(cloud: Cloud, agent_id: str) -> dict[str, Any]:
 
 
 def test_agent_of_older_host_rules_runs_unchanged(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The registry's entry is what the code before rules had numbers wrote: nothing in it tells of them."""
+    """The registry's item is as stored by code without numbered host rules: it names no version of them."""
     cloud.deposit("alice", 10**7)
     agent = cloud.publish(wasm("wordcount"))
     version = cloud.registry.get(agent).version

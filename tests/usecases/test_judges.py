@@ -1,4 +1,4 @@
-"""Judges on a whole platform: who is paid, who is refunded and who is blamed, whatever a judge says or does not say."""
+"""Judges on a whole platform: who is paid, refunded and at fault, whatever a judge prints or fails to print."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ HELD = 50_000  # for each judge
 
 
 def saying(text: str, *, log: str = "") -> bytes:
-    """A module that prints a text, whatever it reads."""
+    """A module that prints a fixed text, whatever its input is."""
     return bytes(
         wat2wasm(f"""(module
             (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
@@ -107,7 +107,7 @@ def of_judge(cloud: Cloud, side: str = "task") -> TaskResult:
 
 
 def bond(cloud: Cloud) -> int:
-    """How much the owner's bond has gained or lost."""
+    """The change of the owner's bond since the start."""
     return cloud.ledger.available_micro(bond_account("owner")) - BOND
 
 
@@ -116,7 +116,7 @@ def stated(cloud: Cloud, done: TaskResult) -> Any:
 
 
 def earned(cloud: Cloud) -> tuple[int, int, int]:
-    """What owner, judge's owner and platform have available after the sweep; everything adds up."""
+    """Available credits of owner, judge's owner and platform after the sweep; checks that the total is right."""
     while (swept := sweep(cloud)).credited or swept.logged:
         pass
     assert cloud.total_micro() == START + BOND
@@ -141,7 +141,7 @@ def test_agent_and_judge_are_paid_for_accepted_output(rich: Cloud) -> None:
     rules = stated(rich, done)["acceptance"]
     assert (rules["task_score"], rules["agent_score"], rules["accepted"]) == ("1", None, True)
     assert run(rich, agent, acceptance=judged_by(coverage)) == done == result.read(rich, "alice", "t-1")
-    assert rich.ledger.available_micro("alice") == START - 2 * PRICE, "a repeat costs nothing"
+    assert rich.ledger.available_micro("alice") == START - 2 * PRICE, "a repeated request costs nothing"
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
@@ -162,15 +162,17 @@ def test_threshold_decides_and_each_side_pays_its_judge(rich: Cloud, side: str, 
         assert done.error.message.endswith(f"of the {side}'s rules did not accept the output.")
         assert stated(rich, done)["acceptance"]["rejected_by"] == f"{side}_judge"
     spent = PRICE * accepted + PRICE * (side == "task")
-    assert rich.ledger.available_micro("alice") == START - spent, "a refunded user has the whole budget back"
+    assert rich.ledger.available_micro("alice") == START - spent, "a refunded payer gets the whole budget back"
     owner, judith, platform = earned(rich)
     assert (judith, platform) == (PRICE - FEE, FEE * (1 + accepted))
     assert owner + bond(rich) == (PRICE - FEE) * accepted - PRICE * (side == "agent")
-    assert bond(rich) == (0 if side == "task" else -FEE if accepted else -PRICE), "what a price pays goes to the bond"
+    assert bond(rich) == (0 if side == "task" else -FEE if accepted else -PRICE), (
+        "earnings first refill the bond that paid the judge"
+    )
 
 
 def test_agent_judge_that_always_rejects_costs_users_nothing(rich: Cloud) -> None:
-    """Seen before: an agent with its own judge at 0.9 took 0.9 of every budget of 1, and called it refunded."""
+    """Regression: an agent with its own judge at 0.9 kept 0.9 of each budget of 1, and the task was called refunded."""
     agent = rich.publish(wasm("echo"), acceptance=judged_by(judge(rich, saying("0"), tariff=flat("0.9")), budget="0.9"))
     done = run(rich, agent, budget="1")
     assert (done.escrow_status, done.amount_refunded_micro) == ("refunded", 1_000_000)
@@ -187,9 +189,9 @@ NO_SCORES = [saying("0.4"), saying("0"), saying("splendid"), saying(""), wasm("e
 @pytest.mark.parametrize("side", ["agent", "task"])
 @pytest.mark.parametrize("module", NO_SCORES)
 def test_judges_rejection_reveals_nothing_else(rich: Cloud, module: bytes, side: str) -> None:
-    """Seen before: 134 bytes of an output taken through the score of a judge in 9 refunded tasks.
+    """Regression: 134 bytes of an output leaked through the score of a judge in 9 refunded tasks.
 
-    Whatever the judge does with what it read, all that anybody is shown is the same but for ids, times and randomness.
+    Whatever the judge does with its input, everything displayed is the same except ids, times and random values.
     """
     rule = judged_by(judge(rich, module, fuel=10**7))
     agent = rich.publish(wasm("echo"), acceptance=rule if side == "agent" else None)
@@ -222,12 +224,12 @@ def test_judges_rejection_reveals_nothing_else(rich: Cloud, module: bytes, side:
     }
     kept = {name: value for name, value in item.items() if name not in free | {"agent_id", "module_sha256", "work"}}
     assert "to be" not in json.dumps(kept, default=str)
-    assert earned(rich)[1] == PRICE - FEE, "whoever named the judge pays it"
+    assert earned(rich)[1] == PRICE - FEE, "the side that names the judge pays it"
     assert rich.ledger.standing(own.agent_id).failures == 0
 
 
 def test_judge_costs_the_same_whatever_it_does(rich: Cloud) -> None:
-    """Its price says nothing of what it read: a metered judge is refused, and compute is due for its fuel limit."""
+    """Its price reveals nothing of its input: metered judges are refused, and compute is charged for the fuel limit."""
     rich.settings = rich.settings.model_copy(
         update={"compute_run_micro": 7, "compute_per_billion_fuel_micro": 1_000_000}
     )
@@ -288,7 +290,7 @@ def test_looping_judge_ends_at_its_own_timeout(rich: Cloud) -> None:
 
 
 def test_judge_runs_only_after_all_earlier_checks_pass(rich: Cloud) -> None:
-    """After a failure, after other rules, after another judge: who is not asked is not paid, nor blamed."""
+    """After a failed run, failed rules or a rejecting judge, the judge does not run, is not paid and not blamed."""
     strict, kind = judge(rich, saying("0.1")), judge(rich, saying("0.9"))
     failing = run(rich, rich.publish(wasm("failing")), acceptance=judged_by(kind))
     assert failing.error is not None
@@ -304,7 +306,7 @@ def test_judge_runs_only_after_all_earlier_checks_pass(rich: Cloud) -> None:
     assert stated(rich, both)["acceptance"]["rejected_by"] == "agent_judge"
     assert rich.ledger.available_micro("alice") == START
     assert earned(rich) == (0, PRICE - FEE, FEE)
-    assert bond(rich) == -PRICE, "only the strict one was asked"
+    assert bond(rich) == -PRICE, "only the strict judge ran"
 
 
 def test_each_of_two_judges_is_paid_by_its_side(rich: Cloud) -> None:
@@ -319,7 +321,7 @@ def test_each_of_two_judges_is_paid_by_its_side(rich: Cloud) -> None:
 
 
 def test_judge_cannot_leak_unpaid_output(rich: Cloud) -> None:
-    """Its log is not kept: a judge of the payer's own would write the output into it and score nothing."""
+    """A judge's stderr is not kept: a judge owned by the payer could write the output to it and give score 0."""
     spy = judge(rich, saying("0", log="the output was: to be or not"))
     done = run(rich, rich.publish(wasm("echo")), acceptance=judged_by(spy))
     assert not done.success
@@ -352,7 +354,7 @@ def test_judge_that_the_platform_cannot_run_costs_nobody(
 
 @pytest.mark.parametrize("said", ["1", "0", "splendid"])
 def test_platform_failure_reveals_nothing_of_the_judge(rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    """Seen before: meter, verdict and digest of what the judge read, of an output that nobody had paid for."""
+    """Regression: the meter, verdict and input digest of a judge were displayed for an output that was not paid."""
     agent = rich.publish(saying("x", log="l" * 2_000))
     rule = judged_by(judge(rich, saying(said)))
 
@@ -379,7 +381,7 @@ def test_judges_standing_follows_from_its_own_receipts(rich: Cloud) -> None:
     run(rich, agent, task_id="t-2", acceptance=judged_by(bad))
     earned(rich)
     assert rich.ledger.standing(good).reference_tenths == 525
-    assert rich.ledger.standing(bad).reference_tenths == 500, "a withheld judgement says nothing"
+    assert rich.ledger.standing(bad).reference_tenths == 500, "a withheld judgement does not change the reputation"
     assert (rich.ledger.standing(agent).successes, rich.ledger.standing(agent).failures) == (1, 0)
 
 
@@ -409,7 +411,7 @@ def test_judges_result_is_readable_by_its_parties_only(rich: Cloud) -> None:
             result.read(rich, caller, task, user=user)
 
 
-# Refusals: nothing is held.
+# Refusals: no credits are held.
 
 
 METERED = {"type": "metered", "base": "0.01"}
@@ -498,20 +500,20 @@ def test_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
     rich.registry._cache.clear()
     with pytest.raises(AgentNotReadyError):
         run(rich, agent, task_id="t-2")
-    assert run(rich, agent).success, "what is settled is answered"
+    assert run(rich, agent).success, "the result of a settled task stays available"
 
 
 # Crashes.
 
 
 class _CrashedError(Exception):
-    """The runner died here."""
+    """A crash of the runner."""
 
 
 def crash(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, agent: str, rule: dict[str, Any] | None, *, after: bool
 ) -> None:
-    """A runner dies before the write that settles the task and its judge, or after it."""
+    """Crashes the runner before or after the write that settles the task and its judge."""
     honest = rich.ledger.settle
 
     def settle(*settled: Escrow) -> Escrow:
@@ -542,7 +544,7 @@ def test_takeover_pays_the_judge_once_with_the_same_result(
 
 
 def test_older_escrow_with_two_judges_of_the_payer_is_taken_over(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The agent's judge was then paid by the task's payer: no bond has paid for it, so none gets it back."""
+    """In older escrows the task's payer paid the agent's judge, so no bond paid and none is refilled."""
     rule = judged_by(judge(rich, saying("1")))
     agent = rich.publish(wasm("echo"), acceptance=rule)
     with monkeypatch.context() as patch:
@@ -605,7 +607,7 @@ def test_new_judge_version_cannot_replace_the_held_one(rich: Cloud, monkeypatch:
     assert earned(rich) == (0, 0, 0)
 
 
-# What anyone can check.
+# The verifier, which anyone may run.
 
 
 def check(folder: Path, capsys: pytest.CaptureFixture[str], done: TaskResult, **files: bytes) -> tuple[int, Any]:

@@ -1,4 +1,4 @@
-"""One form, one post: what is not awaited is refused unread, and no upload stays in `publishing` for ever."""
+"""One upload form takes one post: other posts are refused unread, and no upload stays in `publishing` for ever."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ from tests.usecases.test_execute import ask
 
 
 class CrashError(BaseException):
-    """The process ends here: nothing in the code of the platform catches it."""
+    """A crash of the process: the platform's code catches no BaseException."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def binaries(cloud: Cloud) -> list[str]:
 
 @contextmanager
 def nothing_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No upload is downloaded, nothing is compiled and nothing is stored."""
+    """Asserts that no upload is downloaded, nothing is compiled and nothing is stored."""
     before = binaries(cloud)
 
     def called(*_: Any, **__: Any) -> Any:
@@ -77,7 +77,7 @@ def nothing_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     assert binaries(cloud) == before
 
 
-# One form, one post.
+# One upload form takes one post.
 
 
 def test_second_post_is_refused_unread(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,14 +95,14 @@ def test_second_post_is_refused_unread(cloud: Cloud, agent_id: str, monkeypatch:
 def test_post_after_a_rejection_is_refused_unread(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = cloud.post(agent_id, 1, b"no module")
     assert publish(cloud, agent_id, bad) == "rejected"
-    assert binaries(cloud) == [], "nothing is stored of a module that is rejected"
+    assert binaries(cloud) == [], "nothing of a rejected module is stored"
     good = cloud.post(agent_id, 1, wasm("echo"))
     with nothing_read(cloud, monkeypatch):
         assert publish(cloud, agent_id, good) == "rejected"
         assert publish(cloud, agent_id, bad) == "rejected"
     agents_.open_version(cloud, "owner", agent_id, VersionRequest())
     mended = cloud.post(agent_id, 2, wasm("echo"))
-    assert publish(cloud, agent_id, mended, 2) == "active", "a new form is how it is mended"
+    assert publish(cloud, agent_id, mended, 2) == "active", "the author needs a new form to correct the module"
 
 
 def test_second_post_during_publication_is_refused(
@@ -127,7 +127,7 @@ def test_second_post_during_publication_is_refused(
 
 
 def test_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
-    """The object's key has got another version by the time that the first one's event is handled."""
+    """A second version of the object is posted before the event of the first one is handled."""
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
     assert publish(cloud, agent_id, first) == "active"
     assert publish(cloud, agent_id, second) == "active"
@@ -136,12 +136,12 @@ def test_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: s
     assert version.artefact_key == compiled_once(wasm("echo")).key
 
 
-@pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
+@pytest.mark.parametrize("superseded_by", ["a new version", "retirement"])
 def test_post_without_an_open_upload_is_refused_unread(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, overtaken_by: str
+    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, superseded_by: str
 ) -> None:
     late = cloud.post(agent_id, 1, wasm("echo"))
-    if overtaken_by == "retirement":
+    if superseded_by == "retirement":
         agents_.retire(cloud, "owner", agent_id)
     else:
         agents_.open_version(cloud, "owner", agent_id, VersionRequest())
@@ -166,28 +166,28 @@ def test_nothing_is_stored_for_a_superseded_upload(
     assert binaries(cloud) == []
 
 
-@pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
+@pytest.mark.parametrize("superseded_by", ["a new version", "retirement"])
 @pytest.mark.parametrize("step", ["claim", "activate", "give up"])
 def test_upload_superseded_just_before_the_write_changes_nothing(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, step: str, overtaken_by: str
+    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, step: str, superseded_by: str
 ) -> None:
-    """Between the last look at the agent and the write."""
+    """The agent changes between the last read of it and the write."""
     posted = cloud.post(agent_id, 1, wasm("echo"))
     name = {"claim": "claim_upload", "activate": "activate", "give up": "fail_upload"}[step]
     write = getattr(cloud.registry, name)
 
     def too_late(*arguments: Any) -> Agent:
-        if overtaken_by == "retirement":
+        if superseded_by == "retirement":
             agents_.retire(cloud, "owner", agent_id)
         else:
             agents_.open_version(cloud, "owner", agent_id, VersionRequest())
-        standing: Agent = write(*arguments)
-        return standing
+        stored: Agent = write(*arguments)
+        return stored
 
     monkeypatch.setattr(cloud.registry, name, too_late)
     assert (give_up if step == "give up" else publish)(cloud, agent_id, posted) == "retired"
     seen = agents_.describe(cloud, agent_id)
-    assert seen.state == ("retired" if overtaken_by == "retirement" else "awaiting_upload")
+    assert seen.state == ("retired" if superseded_by == "retirement" else "awaiting_upload")
     assert (seen.module_sha256, seen.rejection) == (None, None)
     assert agents_.page(cloud, owner=None, limit=1, after=None).agents == []
 
@@ -202,7 +202,7 @@ def test_objects_without_an_upload_form_are_ignored(cloud: Cloud, monkeypatch: p
 
 
 def test_upload_claimed_by_older_code_is_published(cloud: Cloud, agent_id: str) -> None:
-    """Code of before did not note which object it worked on."""
+    """Older code did not store which object it was publishing."""
     key = {"pk": {"S": f"AGENT#{agent_id}"}}
     cloud._dynamodb.update_item(
         TableName="RegistryTable",
@@ -214,7 +214,7 @@ def test_upload_claimed_by_older_code_is_published(cloud: Cloud, agent_id: str) 
 
 
 def test_first_decision_on_an_upload_is_final(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3 may deliver an event twice at the same time; the two may come to different ends on different machines."""
+    """S3 may deliver an event twice at the same time, and the two publications may end differently."""
     posted = cloud.post(agent_id, 1, wasm("echo"))
 
     def rejecting_meanwhile(module: bytes) -> sandbox.Artefact:
@@ -275,8 +275,8 @@ def test_abandoned_upload_blames_the_platform(cloud: Cloud, agent_id: str, monke
     assert f"/agents/{agent_id}/versions" in seen.rejection.message
     other = cloud.post(agent_id, 1, wasm("echo"))
     with nothing_read(cloud, monkeypatch):
-        assert publish(cloud, agent_id, other) == "failed", "the form was used"
-    assert publish(cloud, agent_id, posted) == "active", "an operator may send its event again"
+        assert publish(cloud, agent_id, other) == "failed", "the form is used up"
+    assert publish(cloud, agent_id, posted) == "active", "an operator may resend its event"
     assert agents_.describe(cloud, agent_id).rejection is None
 
 
@@ -308,11 +308,11 @@ def test_failed_version_leaves_the_active_one_in_service(cloud: Cloud) -> None:
     assert after.rejection.code == "platform_failed"
 
 
-# Crashes, at each call of the story, before and after it took effect.
+# Crashes at each call to AWS, before and after it takes effect.
 
 
 class Crashes:
-    """Ends the process at one call to AWS, or lets it pass and counts it."""
+    """Counts the calls to AWS, and crashes the process before or after a chosen one."""
 
     def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
@@ -333,7 +333,7 @@ class Crashes:
         return calling
 
     def crash(self, at: tuple[int, str], story: Callable[[], object]) -> bool:
-        """Runs a story that crashes at a call; False if it had fewer calls."""
+        """Runs a story that crashes at one call. Returns False if it made fewer calls."""
         self.calls, self.at = 0, at
         try:
             story()
@@ -349,7 +349,7 @@ class Crashes:
 def test_publication_survives_a_crash_at_each_call(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, module: str, when: str
 ) -> None:
-    """Lambda tries again, or the upload is given up and an operator sends the event again: no crash changes the end."""
+    """Whether Lambda retries or an operator resends an abandoned upload's event, a crash does not change the end."""
     data, end = (wasm("echo"), "active") if module == "good" else (b"no module", "rejected")
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
     crashes = Crashes(cloud, monkeypatch)
@@ -367,10 +367,10 @@ def test_publication_survives_a_crash_at_each_call(
         steps += 1
         assert publish(cloud, retried, posted[retried]) == end
         assert give_up(cloud, given_up, posted[given_up]) in {"failed", end}
-        assert state(cloud, given_up) in {"failed", end}, "never in publishing for ever"
+        assert state(cloud, given_up) in {"failed", end}, "not in publishing for ever"
         assert publish(cloud, given_up, posted[given_up]) == end
         assert state(cloud, retried) == state(cloud, given_up) == end
-    assert steps == (7 if module == "good" else 4), "get, claim, read; ask again, keep twice, decide"
+    assert steps == (7 if module == "good" else 4), "get, claim, read; get again, keep twice, decide"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -390,7 +390,7 @@ KINDS = ["open", "post", "post", "deliver", "deliver", "deliver", "fail", "crash
 
 
 class Uploads:
-    """One agent, what was posted for it, and what must hold of its uploads after each step."""
+    """One agent, the modules posted for it, and the invariants of its uploads after each step."""
 
     def __init__(self, cloud: Cloud, patch: pytest.MonkeyPatch) -> None:
         request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
@@ -402,7 +402,7 @@ class Uploads:
         self.seen: dict[int, tuple[str | None, str]] = {}
 
     def change(self, kind: str, choice: int) -> None:
-        """The author opens a version, posts a module for any upload, or retires the agent."""
+        """Lets the author open a version, post a module for any upload, or retire the agent."""
         if kind == "open":
             with suppress(AgentNotReadyError):
                 agents_.open_version(self.cloud, "owner", self.agent_id, VersionRequest())
@@ -414,7 +414,7 @@ class Uploads:
             agents_.retire(self.cloud, "owner", self.agent_id)
 
     def deliver(self, kind: str, choice: int) -> None:
-        """The event of any object is handled, early or late, to its end or not; or it is given up."""
+        """Handles the event of any object: completely, with a failure or with a crash; or gives it up."""
         number, version, _ = self.posted[choice % len(self.posted)]
 
         def compiling(module: bytes) -> sandbox.Artefact:
@@ -436,16 +436,18 @@ class Uploads:
         assert self.compiled[number] <= 1 + self.excused[number]
         if kind == "give up":
             upload = self.cloud.registry.get(self.agent_id).upload
-            assert (upload.number, upload.posted) != (number, version) or upload.state != "publishing", "for ever"
+            assert (upload.number, upload.posted) != (number, version) or upload.state != "publishing", (
+                "stays in publishing"
+            )
 
     def check(self) -> None:
-        """An upload has one object and one decision, which is that of its object."""
+        """Checks that an upload has one object and one decision, and that the decision fits the object."""
         upload = self.cloud.registry.get(self.agent_id).upload
         now = (upload.posted, str(upload.state))
         earlier = self.seen.get(upload.number, (None, ""))
         self.seen[upload.number] = now
         assert earlier[0] in {None, now[0]}, "the first object is the upload"
-        assert earlier == now or earlier[1] not in {"active", "rejected"}, "a decision stands"
+        assert earlier == now or earlier[1] not in {"active", "rejected"}, "a decision is final"
         assert (now[0] is None) == (now[1] == "awaiting_upload")
         if upload.decided:
             (module,) = {module for _, version, module in self.posted if version == upload.posted}
@@ -456,7 +458,7 @@ class Uploads:
     max_examples=40,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example has an agent of its own
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example registers a new agent
 )
 @given(steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 7)), min_size=3, max_size=25))
 def test_events_in_any_order_end_in_one_decision(
@@ -472,7 +474,7 @@ def test_events_in_any_order_end_in_one_decision(
             uploads.check()
 
 
-# What Lambda and SQS send.
+# Events from Lambda and SQS.
 
 
 def s3_event(*posted: tuple[str, str]) -> dict[str, Any]:
@@ -485,7 +487,7 @@ def s3_event(*posted: tuple[str, str]) -> dict[str, Any]:
 
 
 def given_up_message(payload: dict[str, Any]) -> dict[str, Any]:
-    """What Lambda sends to the queue of failures, as SQS hands it over."""
+    """The message of a failed invocation: Lambda sends it to the failure queue, SQS delivers it."""
     body = {
         "version": "1.0",
         "requestContext": {"condition": "RetriesExhausted", "approximateInvokeCount": 3},
@@ -530,7 +532,7 @@ def test_unreadable_failure_stays_in_its_queue(platform: Cloud, context: Any) ->
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes each module had that was compiled."""
+    """The size in bytes of each module that was compiled."""
     compiled: list[int] = []
 
     def counting(module: bytes) -> sandbox.Artefact:
@@ -542,7 +544,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def outdated(cloud: Cloud, owner: str = "owner") -> Agent:
-    """An agent whose artefact is of an engine of before."""
+    """An agent whose artefact was compiled by an older engine."""
     current = cloud.registry.get(cloud.publish(wasm("echo"), owner=owner))
     assert current.version is not None
     old = replace(current.version, artefact_key="wasmtime-1/old", artefact_sha256="old", engine="1")
@@ -558,7 +560,7 @@ def is_current(cloud: Cloud, agent: Agent) -> bool:
 def test_concurrent_requests_recompile_an_artefact_once(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that come while it is compiled, and those for another agent with the same module."""
+    """Also requests that arrive during the compilation, and those for another agent with the same module."""
     agents = [outdated(cloud), outdated(cloud, "other")]
     counted = sandbox.compile_module
 
@@ -616,7 +618,7 @@ def test_crashed_recompilation_delays_others_until_lease_ends(
         patch.setattr(sandbox, "compile_module", crashing)
         publishing.recompile(cloud, agent.agent_id)
     publishing.recompile(cloud, agent.agent_id)
-    assert not compilations, "the other one may still be at work"
+    assert not compilations, "the other compilation may still be in progress"
     cloud.skew_ms += cloud.left_ms() + publishing.CLOCKS_DIFFER_MS_MAX
     publishing.recompile(cloud, agent.agent_id)
     assert is_current(cloud, agent)
@@ -626,7 +628,7 @@ def test_crashed_recompilation_delays_others_until_lease_ends(
 def test_failed_recompilation_is_retried_after_a_delay(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lambda tries the failed event again after a minute; requests that come before do not start another attempt."""
+    """Lambda retries the failed event after a minute; requests before that do not start another attempt."""
     agent = outdated(cloud)
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "compile_module", failing)
@@ -665,14 +667,14 @@ def test_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]) 
 
 
 def test_environment_limits_its_recompilation_requests(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call of the publish function costs, even one that finds nothing to do."""
+    """Each call of the publish function costs money, even one that finds nothing to do."""
     agents = [outdated(cloud), outdated(cloud)]
     asked: list[str] = []
     clock = SimpleNamespace(monotonic=lambda: 1_000.0)
     monkeypatch.setattr(cache, "time", clock)
 
     class Functions:
-        def invoke(self, *, Payload: str, **_: Any) -> None:  # noqa: N803 - AWS names it
+        def invoke(self, *, Payload: str, **_: Any) -> None:  # noqa: N803 - the parameter's name in AWS
             asked.append(json.loads(Payload)["recompile"])
 
     monkeypatch.setattr(cloud.publisher, "_client", Functions())

@@ -1,6 +1,6 @@
-"""Each file in `events/` sent to its function in process.
+"""Sends each file in `events/` to its function in process.
 
-tests/e2e sends it to the deployed one, tests/sam_local to a container: all look for the same answers.
+tests/e2e sends it to the deployed function, tests/sam_local to a container. All expect the same answers.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The functions' entries in process: they translate, refuse what has no identity, and show no internal text."""
+"""The handlers of the functions in process: translation, refusals without identity, and no internal text."""
 
 import base64
 import importlib.util
@@ -99,7 +99,7 @@ def test_pending_task_links_to_its_result(platform: Cloud, call: Call, monkeypat
     assert call("result", "GET", "/tasks/t-1/result")[0] == 202
     status, problem, headers = call("execute", "POST", "/tasks/execute", task(agent_id))
     assert (status, problem["code"]) == (409, "task_in_progress")
-    assert headers["Retry-After"] in {"16", "17", "18"}, "what is left of the lease"
+    assert headers["Retry-After"] in {"16", "17", "18"}, "the rest of the lease"
 
 
 def test_direct_invocation_returns_json_and_raises_errors(platform: Cloud, context: Any) -> None:
@@ -211,7 +211,7 @@ def test_root_keys_are_fetched_once_for_many_readers(platform: Cloud, call: Call
     answers = [call("public", "GET", "/.well-known/jwks.json", user=None) for _ in range(5)]
     assert {status for status, _, _ in answers} == {200}
     assert {headers["Cache-Control"] for _, _, headers in answers} == {"public, max-age=300"}
-    assert calls == {"GetPublicKey": len(Purpose)}, "one call a root"
+    assert calls == {"GetPublicKey": len(Purpose)}, "one call per root key"
 
 
 def test_unreadable_root_keys_are_an_uncached_503(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_page_policy_allows_only_its_own_content(call: Call) -> None:
 
 
 class Inline(HTMLParser):
-    """What a browser would run of a page, by the kind of its element, and what a strict policy would stop."""
+    """The inline scripts and styles of a page, and the attributes that its policy would block."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=False)

@@ -1,6 +1,6 @@
-"""Ids in paths, on every route of `template.yaml`, as a REST API on AWS sends them: percent-encoded.
+"""Ids in paths, on every route of `template.yaml`, percent-encoded as a REST API on AWS passes them on.
 
-What is decided is told in docs/errors.md. `call` hands its path on as it is.
+docs/errors.md describes the rules. `call` passes its path on unchanged.
 """
 
 import re
@@ -22,7 +22,7 @@ WITHDRAWAL = {"withdrawal_id": "w-1", "amount": "0.5"}
 REASON = {"reason": "a test"}
 TASK = {"task_id": "t-1", "agent_id": "agt_x", "input": "", "budget": "1"}
 
-# Each route with a function and a body that is right, so that nothing but the path can be at fault.
+# Each route with its function and a valid body, so that only the path can be wrong.
 ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/tasks/execute"): ("execute", TASK),
     ("GET", "/tasks/{task_id}/result"): ("result", None),
@@ -56,7 +56,7 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/health"): ("health", None),
 }
 PRIVATE = [route for route, (function, _) in ROUTES.items() if function not in {"public", "health"}]
-SCOPES = "ledger:deposit ledger:payout platform:operate"  # all that any route asks for
+SCOPES = "ledger:deposit ledger:payout platform:operate"  # all scopes that a route may need
 PARAMETERS = [(*route, name) for route in ROUTES for name in re.findall(r"{(\w+)}", route[1])]
 IDS = ["-".join(words) for words in PARAMETERS]
 GOOD = {"task_id": "t-1", "agent_id": "agt_x", "account_id": "alice", "level": "0", "index": "0", "width": "1"}
@@ -78,9 +78,9 @@ MALFORMED = [
     "%C2%85",
     "\n",
 ]
-# Well encoded, but no id of any kind. The last two are as `sam local` sends them.
+# Valid encodings of text that is no id of any kind. The last two are as `sam local` sends them.
 NO_ID = ["%2E", "%2e%2e", ".", "..", "a%20b", "%C3%A9", "%23", "a%23b", "x" * 3_000, "a b", "é"]
-# Ids of an account alone: slashes, quotes, another alphabet's worth of punctuation; and once encoded too often.
+# Valid only as account ids: slashes, quotes, other punctuation, and one id that is encoded twice.
 ACCOUNTS = {
     "a%2Fb": "a/b",
     "%2E%2E%2Fme": "../me",
@@ -195,7 +195,7 @@ def test_reserved_name_is_no_account_in_a_query(call: Call, path: str, account: 
 
 @pytest.mark.parametrize(("method", "path"), PRIVATE, ids=lambda word: word)
 def test_subject_that_is_no_account_id_is_unauthenticated(platform: Cloud, call: Call, method: str, path: str) -> None:
-    """`me` above all: `GET /accounts/me` must be everybody's own, and never one account's."""
+    """Above all `me`: `GET /accounts/me` must be the caller's own account, whoever calls."""
     function, body = ROUTES[method, path]
     before = platform.items()
     for subject in ("me", ".", "..", "a b", "é", "a#b", "a\n", "x" * 256):
@@ -206,7 +206,7 @@ def test_subject_that_is_no_account_id_is_unauthenticated(platform: Cloud, call:
 
 @pytest.mark.parametrize("subject", sorted({*ACCOUNTS.values()}), ids=lambda subject: subject[:20])
 def test_every_route_serves_unusual_subjects(platform: Cloud, call: Call, subject: str) -> None:
-    """A task, an agent and an account of somebody with quotes, slashes or percent signs; and of the platform itself."""
+    """Callers whose subject has quotes, slashes or percent signs, and the platform's own account."""
     raw, user = quote(subject, safe=""), {"user": subject}
     assert call("accounts", "POST", f"/accounts/{raw}/deposits", DEPOSIT, scope="ledger:deposit")[0] == 201
     agent_id = platform.publish(wasm("echo"), owner=subject)

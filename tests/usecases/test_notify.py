@@ -1,4 +1,4 @@
-"""From a change in a table's stream to the bus and to a webhook, in one thread: what is told, and what comes again."""
+"""From a change in a table's stream to the bus and a webhook: which events are emitted, and what is redelivered."""
 
 import itertools
 import json
@@ -30,14 +30,14 @@ SQS_MESSAGE = {"messageId": "m", "receiptHandle": "r", "eventSource": "aws:sqs",
 
 
 def waiting(platform: Cloud) -> dict[str, Any]:
-    """The one message that waits in the webhook queue, as Lambda gets it."""
+    """The only message in the webhook queue, as Lambda receives it."""
     got = platform.webhooks._client.receive_message(QueueUrl=platform.settings.webhook_queue_url)
     (message,) = got["Messages"]
     return SQS_MESSAGE | {"body": message["Body"], "receiptHandle": message["ReceiptHandle"]}
 
 
 class Bus:
-    """What was put on the bus; refuses the entries whose numbers it is told."""
+    """Records what is put on the bus. Refuses the entries whose numbers are in `refused`."""
 
     def __init__(self) -> None:
         self.details: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def bus(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> Bus:
 
 
 def run(platform: Cloud, agent_id: str, task_id: str, **more: Any) -> list[dict[str, Any]]:
-    """Runs a task; gives what its item was at each step: funded, settled."""
+    """Runs a task. Returns its item in both states: funded and settled."""
     items: list[dict[str, Any]] = []
     settle = platform.ledger.settle
 
@@ -139,7 +139,7 @@ def test_record_is_redelivered_while_the_queue_is_down(
 
 
 def test_real_clients_carry_an_event_from_table_to_bus(platform: Cloud, context: Any) -> None:
-    """Through the real clients: a rule of the bus puts what is told into a queue."""
+    """Uses the real clients: a rule of the bus sends each event to a queue."""
     session = clients._session()
     sqs, events = session.create_client("sqs"), session.create_client("events")
     queue = sqs.create_queue(QueueName="listener")["QueueUrl"]
@@ -190,12 +190,12 @@ def test_requested_and_decided_payouts_emit_events(platform: Cloud, bus: Bus, co
     (requested,) = platform.items("OUT#")
     platform.ledger.decide_payout(payout, PayoutState.FAILED, by="bank", now_ms=platform.now_ms())
     (failed,), (returned,) = platform.items("OUT#"), platform.items("BACK#")
-    of_before = {name: value for name, value in requested.items() if name not in {"payout", "work", "work_at"}}
-    silent = [(requested, requested), (failed, failed), ({}, returned), ({}, of_before)]
+    older = {name: value for name, value in requested.items() if name not in {"payout", "work", "work_at"}}
+    silent = [(requested, requested), (failed, failed), ({}, returned), ({}, older)]
     assert notify(context, *(stream_record(number, *change) for number, change in enumerate(silent))) == []
     assert bus.details == []
-    told = [({}, requested), (requested, failed), (of_before, failed)]
-    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(told))) == []
+    emitting = [({}, requested), (requested, failed), (older, failed)]
+    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(emitting))) == []
     assert [one["event"] for one in bus.details] == ["PayoutRequested", "PayoutDecided", "PayoutDecided"]
     assert [one["event_id"].rpartition(".")[2] for one in bus.details] == ["requested", "failed", "failed"]
     assert {one["amount"] for one in bus.details} == {"0.5"}
@@ -216,7 +216,7 @@ def test_judges_escrow_emits_an_event_but_calls_no_webhook(platform: Cloud, bus:
 
 
 class Receiver:
-    """Stands in for the Internet: answers with the statuses that it is given, then with 200."""
+    """A stand-in for receivers: responds with the given statuses, then with 200."""
 
     def __init__(self, *statuses: int | None) -> None:
         self.statuses, self.got = [*statuses], []  # type: ignore[var-annotated]  # filled below
@@ -225,12 +225,12 @@ class Receiver:
         self.got.append((url, body, headers, loopback))
         status = self.statuses.pop(0) if self.statuses else 200
         if status is None:
-            raise UndeliveredError("nobody there")
+            raise UndeliveredError("no response")
         return status
 
 
 def deliver(context: Any, message: dict[str, Any], tries: int = 1) -> bool:
-    """Whether the queue may forget the message."""
+    """Delivers a message. Returns whether it may leave the queue."""
     message = message | {"attributes": {"ApproximateReceiveCount": str(tries)}}
     return not load("webhook").handler({"Records": [message]}, context)["batchItemFailures"]
 
@@ -262,7 +262,7 @@ def test_webhook_delivers_the_event_signed_for_its_receiver(
         body, headers["Quittance-Signature"], url=HOOK, jwks=platform.keys.jwks(), now_ms=platform.now_ms()
     )
     assert stated.event_id == headers["Quittance-Event-Id"] == bus.details[0]["event_id"]
-    assert all(len(value) < 8_000 for value in headers.values()), "most servers take no more of one header"
+    assert all(len(value) < 8_000 for value in headers.values()), "most servers accept no longer header"
 
 
 @pytest.mark.parametrize("status", [None, 199, 300, 301, 400, 404, 429, 500, 503])
@@ -351,7 +351,7 @@ def test_howto_receiver_accepts_only_its_own_events(platform: Cloud) -> None:
             thread.join()
 
 
-# The request.
+# Webhook URLs in requests.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What an operator can stop, seen from the API: what a freeze and a pause stop, what they let pass, and the journal."""
+"""Operations through the API: what a freeze and a pause stop, what they allow, and the journal."""
 
 from typing import Any
 
@@ -34,14 +34,14 @@ def operate(call: Call, path: str, reason: object = "a test", **caller: Any) -> 
 
 
 def execute(call: Call, agent_id: str, task_id: str = "t-1") -> tuple[int, str | None]:
-    """Status, and the code of the refusal or the escrow's status."""
+    """Executes a task. Returns the HTTP status, and the problem's code or the escrow's status."""
     status, body, _ = call("execute", "POST", "/tasks/execute", task(agent_id, task_id=task_id))
     return status, body.get("code") or body.get("escrow_status")
 
 
 @pytest.fixture(autouse=True)
-def ten_seconds_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an operator did is seen: how long that takes has a test of its own."""
+def no_cached_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations take effect at once; another test checks how long flags are cached."""
     monkeypatch.setattr(registries, "_CACHE_SECONDS", 0.0)
 
 
@@ -59,13 +59,13 @@ def test_operations_need_their_scope_and_a_reason(platform: Cloud, call: Call, e
             status, problem = operate(call, path, reason)
             assert (status, problem["errors"][0]["field"]) == (400, "reason"), path
     assert call("operations", "GET", "/operations")[0] == 403
-    assert execute(call, echo) == (200, "released"), "nothing was done"
+    assert execute(call, echo) == (200, "released"), "refused operations have no effect"
     assert call("operations", "GET", "/operations", **OPERATOR)[1] == {"operations": [], "next": None}
     assert operate(call, "accounts/bob/freeze", "x" * REASON_CHARS_MAX)[0] == 200
 
 
 def test_each_operation_is_journaled_with_who_when_and_why(platform: Cloud, call: Call, echo: str) -> None:
-    deeds = [
+    steps = [
         ("accounts/bob/freeze", "freeze", "bob"),
         ("accounts/bob/freeze", "freeze", "bob"),
         ("accounts/auth0%7Cdave/freeze", "freeze", "auth0|dave"),
@@ -76,7 +76,7 @@ def test_each_operation_is_journaled_with_who_when_and_why(platform: Cloud, call
         ("funding/resume", "resume", "funding"),
     ]
     done = []
-    for number, (path, action, target) in enumerate(deeds):
+    for number, (path, action, target) in enumerate(steps):
         platform.skew_ms = number * 1_000
         status, line = operate(call, path, f" reason {number} ")
         assert (status, line["action"], line["target"]) == (200, action, target)
@@ -116,7 +116,7 @@ def test_operation_with_lost_response_is_journaled_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platform.operations._client, "transact_write_items", lose_the_first)
         assert operate(call, f"agents/{echo}/retire")[0] == 200
-    assert done == 1, "what was sent again was refused"
+    assert done == 1, "the repeated write was refused"
     assert len(call("operations", "GET", "/operations", **OPERATOR)[1]["operations"]) == 1
 
 
@@ -136,7 +136,7 @@ def test_operator_retires_any_agent_like_its_owner(platform: Cloud, call: Call, 
     before = items[0]["retired_ms"]
     platform.skew_ms = 5_000
     assert operate(call, f"agents/{echo}/retire")[0] == 200
-    assert platform.registry.get(echo).retired_ms == int(before["N"]), "the first time stays"
+    assert platform.registry.get(echo).retired_ms == int(before["N"]), "the time of the first retirement stays"
     assert execute(call, echo) == (409, "agent_not_ready")
 
 
@@ -157,7 +157,7 @@ def test_frozen_account_cannot_fund_withdraw_or_publish(platform: Cloud, call: C
     for path, body in (("/agents", {"name": "new", "tariff": FLAT}), (f"/agents/{own}/versions", {})):
         assert call("agents", "POST", path, body)[1]["code"] == "account_frozen"
     assert platform.ledger.available_micro("alice") == have
-    # What happened before is still told, deposits arrive, and an agent can still be retired.
+    # Earlier results can be read, deposits are accepted, and an agent can still be retired.
     assert execute(call, echo, "before") == (200, "released")
     assert call("accounts", "POST", "/accounts/me/withdrawals", WITHDRAWAL)[0] == 201
     deposit = {"deposit_id": "d", "amount": "1"}
@@ -190,7 +190,7 @@ def test_task_running_during_a_freeze_settles_normally(platform: Cloud, call: Ca
         patch.setattr(platform.sandbox, "run", freeze_both)
         assert execute(call, echo) == (200, "released")
     sweep(platform)
-    assert platform.ledger.available_micro("owner") == 9_750, "what was earned is credited"
+    assert platform.ledger.available_micro("owner") == 9_750, "earnings are credited"
     assert platform.registry.is_frozen("owner")
 
 
@@ -213,7 +213,7 @@ def test_payouts_of_a_frozen_account_are_marked(call: Call) -> None:
     (payout,) = call("accounts", "GET", "/payouts", **bank)[1]["payouts"]
     assert payout["account_frozen"]
     status, decided, _ = call("accounts", "POST", f"/payouts/{payout['payout_id']}", {"state": "failed"}, **bank)
-    assert (status, decided["account_frozen"]) == (200, True), "the record of what happened is never refused"
+    assert (status, decided["account_frozen"]) == (200, True), "a decision is recorded even for a frozen account"
 
 
 # Funding.
@@ -235,12 +235,12 @@ def test_paused_funding_stops_new_tasks_only(platform: Cloud, call: Call, echo: 
     assert bench.hidden == [PAUSED_RETRY_S]
     assert platform.ledger.available_micro("alice") == have
     assert not {"new", "by-message"} & {item["task_id"]["S"] for item in platform.items("ESC#")}
-    assert execute(call, echo, "before") == (200, "released"), "what was settled is told"
+    assert execute(call, echo, "before") == (200, "released"), "results of settled tasks stay available"
     assert isinstance(tasks.submit(platform, "alice", ask(echo, task_id="queued")), TaskPending)
     work(platform, delivery)
     queued = platform.ledger.find(escrow_id("alice", "queued"))
     assert queued is not None
-    assert queued.state == "released", "what was funded runs"
+    assert queued.state == "released", "funded tasks run"
     assert operate(call, "funding/resume")[0] == 200
     assert execute(call, echo, "new") == (200, "released"), "at once"
 

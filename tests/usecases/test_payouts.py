@@ -1,4 +1,4 @@
-"""Payouts of withdrawals: decided once, returned in full when they fail, found while they wait, and audited."""
+"""Payouts of withdrawals: decided once, returned in full if they fail, listed while they wait, and audited."""
 
 import base64
 from typing import Any
@@ -45,7 +45,9 @@ def available(call: Call) -> str:
 def test_payout_is_decided_once(platform: Cloud, call: Call, payout_id: str, state: str, left: str) -> None:
     status, first = decide(call, payout_id, state)
     assert (status, first["state"], first["decided_by"]) == (200, state, "bank")
-    assert decide(call, payout_id, state, user="bank-2") == (200, first), "a repeat shows the first decision"
+    assert decide(call, payout_id, state, user="bank-2") == (200, first), (
+        "a repeated request returns the first decision"
+    )
     other = "failed" if state == "paid" else "paid"
     status, problem = decide(call, payout_id, other)
     assert (status, problem["code"], problem["state"]) == (409, "payout_conflict", state)
@@ -107,7 +109,7 @@ def test_waiting_payouts_are_listed_in_pages_oldest_first(platform: Cloud, call:
     for decided in range(3):
         page = call("accounts", "GET", "/payouts", query=query, **BANK)[1]
         found += [payout["withdrawal_id"] for payout in page["payouts"]]
-        if decided == 0:  # the page's last one is decided before the next page is read
+        if decided == 0:  # decide the last payout of the page before reading the next page
             decide(call, page["payouts"][-1]["payout_id"], "paid")
         query = {"limit": "2", "after": page["next"]}
     assert (found, page["next"]) == (["w-4", "w-3", "w-2", "w-1", "w-0"], None)
@@ -117,7 +119,7 @@ def test_waiting_payouts_are_listed_in_pages_oldest_first(platform: Cloud, call:
 
 
 def test_withdrawal_of_older_code_counts_as_requested(platform: Cloud, call: Call, payout_id: str) -> None:
-    """It has no state and is in no index; its id is made from its names, and it is decided like any other."""
+    """It has no state and is in no index. Its id follows from its names, and it can be decided like any other."""
     (item,) = platform.items("OUT#")
     for name in ("payout", "work", "work_at"):
         item.pop(name)
@@ -172,7 +174,7 @@ def test_audit_finds_a_waiting_payout_missing_from_the_index(
     assert [found for found in auditing.audit(platform).differences if "w-1" in found.at]
 
 
-# Who deposited.
+# Depositors.
 
 DEPOSIT = {"deposit_id": "d-1", "amount": "2"}
 
@@ -193,7 +195,7 @@ def test_deposit_by_another_depositor_is_not_a_repeat(platform: Cloud, call: Cal
 
 
 def test_deposit_of_older_code_is_a_repeat_for_any_depositor(platform: Cloud, call: Call) -> None:
-    """Its depositor is not recorded: taken for another's, a repeat would credit it twice."""
+    """Its depositor is not stored: if a repeat counted as another depositor's, it would be credited twice."""
     platform.ledger.deposit("bob", "d-1", 2_000_000, now_ms=1)
     for bank in ("bank-1", "bank-2"):
         assert deposit(call, bank)[0] == 201

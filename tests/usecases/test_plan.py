@@ -1,4 +1,4 @@
-"""A run's budget among its tasks: exact, equal, never overspent; and every task is one that execute takes."""
+"""The plan of a workflow run: budgets are exact, equal and never overspent, and every task is a valid request."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def request(**changes: Any) -> RunRequest:
 
 
 def tasks(asked: RunRequest) -> list[dict[str, Any]]:
-    """What the workflow sends to the execute function for first steps; later ones read another output."""
+    """The payloads for the execute function, each with the run's input; later steps get another step's output."""
     return [{**task, "input": line.input} for line in plan(asked).lines for task in line.tasks]
 
 
@@ -43,7 +43,7 @@ def tasks(asked: RunRequest) -> list[dict[str, Any]]:
 def test_parts_never_exceed_the_total_and_lose_only_rounding(total: int, shares: list[int], among: int) -> None:
     parts = split(total, shares, among=among)
     left = total - among * sum(parts)
-    assert 0 <= left < among * len(shares), "each is rounded down by less than a micro-credit"
+    assert 0 <= left < among * len(shares), "each part is rounded down by less than a micro-credit"
     for share, part in zip(shares, parts, strict=True):
         assert part * sum(shares) * among <= total * share < (part + 1) * sum(shares) * among
 
@@ -103,7 +103,7 @@ def test_largest_run_keeps_its_answers_within_one_state(steps: int) -> None:
 
 @pytest.mark.parametrize("letter", ["x", "é", "\0"])
 def test_plan_too_large_for_one_state_is_refused(letter: str) -> None:
-    """Step Functions would end the execution, by an error that nothing can catch."""
+    """Step Functions would end the execution with an error that no state can catch."""
     rest = len(plan(request(inputs=[""])).model_dump_json())
     each = len(plan(request(inputs=[letter])).model_dump_json().encode()) - rest
     fits = (RUN_PLAN_BYTES_MAX - rest) // each

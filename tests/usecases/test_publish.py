@@ -1,4 +1,4 @@
-"""From a registration to an active agent, and every way it can be refused or overtaken."""
+"""From a registration to an active agent: rejections, new versions and superseded uploads."""
 
 from typing import Any
 
@@ -59,18 +59,18 @@ def test_active_version_serves_until_the_next_is_active(cloud: Cloud) -> None:
 
 
 def test_concurrent_versions_get_separate_upload_forms(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who loses the race opens the next upload, with the terms that were asked for."""
+    """The request that loses the race opens the next upload, with its own terms."""
     agent_id = register(cloud)
     ours, others = (VersionRequest.model_validate({"tariff": FLAT | {"price": price}}) for price in ("0.02", "0.03"))
     open_upload, forms = cloud.registry.open_upload, []
 
-    def overtaken(*arguments: Any) -> Any:
+    def superseded(*arguments: Any) -> Any:
         monkeypatch.undo()
         forms.append(agents.open_version(cloud, "owner", agent_id, others).upload.fields["key"])
         assert post_and_publish(cloud, agent_id, 2, b"bad") == "rejected"
         return open_upload(*arguments)
 
-    monkeypatch.setattr(cloud.registry, "open_upload", overtaken)
+    monkeypatch.setattr(cloud.registry, "open_upload", superseded)
     opened = agents.open_version(cloud, "owner", agent_id, ours)
     forms.append(opened.upload.fields["key"])
     assert forms == [f"uploads/{agent_id}/{number}" for number in (2, 3)]
@@ -87,7 +87,7 @@ def test_superseded_or_used_upload_changes_nothing(cloud: Cloud) -> None:
     post_and_publish(cloud, agent_id, 2, wasm("echo"))
     active = agents.describe(cloud, agent_id)
     assert post_and_publish(cloud, agent_id, 2, wasm("sieve")) == "active"
-    assert agents.describe(cloud, agent_id) == active, "an upload form makes one version"
+    assert agents.describe(cloud, agent_id) == active, "one upload form makes one version"
 
 
 def test_only_the_owner_can_change_an_agent(cloud: Cloud) -> None:

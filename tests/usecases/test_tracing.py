@@ -1,4 +1,4 @@
-"""The steps of real tasks as X-Ray's daemon gets them: a listener on 127.0.0.1 stands in for it."""
+"""The steps of real tasks as X-Ray's daemon receives them; a listener on 127.0.0.1 replaces the daemon."""
 
 import json
 import re
@@ -24,7 +24,7 @@ PAYLOAD = "marked-payload"
 
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Documents]:
-    """What the functions send to the daemon: all of it is there as soon as they have answered."""
+    """The documents that functions send to the daemon; all have arrived when a function returns."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.setblocking(False)
@@ -97,7 +97,7 @@ def test_sweep_is_traced_step_by_step(
     load("sweep").handler({}, context)
     steps = daemon()
     assert set(names(steps)) == {"refund", "credit", "log", "publish"}
-    assert all(step["annotations"] == {} for step in steps), "a sweep is about no one task"
+    assert all(step["annotations"] == {} for step in steps), "the steps of a sweep name no task"
 
 
 def test_trace_of_a_failure_has_only_the_exception_class(
@@ -126,11 +126,11 @@ def test_trace_contains_no_payload_receipt_or_stderr(platform: Cloud, context: A
     agent = platform.publish(wasm("echo"))
     done = load("execute").handler(task(agent, input=PAYLOAD) | {"user_id": "alice"}, context)
     assert done["output"] == PAYLOAD
-    told = json.dumps(daemon())
-    assert "settle" in told
-    assert PAYLOAD not in told
-    assert done["receipt"] not in told
-    assert "eyJ" not in told
+    sent = json.dumps(daemon())
+    assert "settle" in sent
+    assert PAYLOAD not in sent
+    assert done["receipt"] not in sent
+    assert "eyJ" not in sent
 
 
 @pytest.mark.parametrize(

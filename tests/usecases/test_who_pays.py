@@ -1,4 +1,4 @@
-"""Who pays when: each fault with prices for compute, by whom it is borne, and what a cheat gets for it."""
+"""Who pays: the cost of each fault when compute has a price, and the attacks that used to cost nothing."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from quittance.usecases.sweep import sweep
 from tests.support import FLAT, Cloud, wasm
 
 START, BOND, PRICE, FEE = 10**10, 2_000_000, 10_000, 250
-RUN, PER_BILLION = 100, 50_000_000  # dear enough to show in every run: 5 micro-credits for 100 units of fuel
+RUN, PER_BILLION = 100, 50_000_000  # high enough to count in every run: 5 micro-credits for 100 units of fuel
 OWNER = "owner"
 
 
 @pytest.fixture
 def dear(cloud: Cloud) -> Cloud:
-    """A platform on which computing costs something. alice has credits, the owner has a bond."""
+    """A platform that charges for compute. Alice has credits, the owner has a bond."""
     prices = {"compute_run_micro": RUN, "compute_per_billion_fuel_micro": PER_BILLION, "bond_minimum_micro": 1_000_000}
     cloud.settings = cloud.settings.model_copy(update=prices)
     cloud.deposit("alice", START)
@@ -59,7 +59,7 @@ def spent(cloud: Cloud) -> int:
 
 
 def swept(cloud: Cloud) -> tuple[int, int, int]:
-    """What the owner has earned, the bond has lost and the platform has got; everything adds up."""
+    """The credits that the owner earned, the bond lost and the platform earned; checks that the total is right."""
     while (done := sweep(cloud)).credited or done.logged:
         pass
     assert cloud.total_micro() == START + BOND
@@ -95,7 +95,7 @@ def test_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: byte
 
 
 def test_fuel_beyond_the_budget_is_the_payers_fault(dear: Cloud) -> None:
-    """Seen before: a low budget cost an agent its reputation, and the payer nothing."""
+    """Regression: a low budget cost an agent its reputation and the payer nothing."""
     done = run(dear, dear.publish(LOOP), budget="0.02")
     assert done.error is not None
     assert (done.error.code, done.fault, done.reputation_delta) == ("fuel_exhausted", "payer", 0)
@@ -109,7 +109,7 @@ def test_timeout_shortened_by_the_payer_is_the_payers_fault(dear: Cloud) -> None
     done = run(dear, dear.publish(LOOP, timeout=2), timeout=1)
     assert done.error is not None
     assert (done.error.code, done.fault, done.reputation_delta) == ("timeout", "payer", 0)
-    assert RUN < done.fee_micro == done.compute_micro == spent(dear), "a run that was killed is paid for too"
+    assert RUN < done.fee_micro == done.compute_micro == spent(dear), "a killed run is paid for too"
     assert swept(dear) == (0, 0, done.fee_micro)
 
 
@@ -133,7 +133,7 @@ def test_memory_and_output_beyond_the_budget_are_payers_fault(dear: Cloud) -> No
      ("rejected", MODEST, {"acceptance": {"min_bytes": 1}})],
 )  # fmt: skip
 def test_failure_after_memory_was_refused_is_the_payers_fault(dear: Cloud, code: str, body: bytes, terms: Any) -> None:
-    """Seen before: a payer who bought too little memory ruined agents that did not end at once, and paid nothing."""
+    """Regression: a payer who bought too little memory harmed agents that did not end at once, and paid nothing."""
     dear.settings = dear.settings.model_copy(update={"compute_per_billion_fuel_micro": 40})
     agent = dear.publish(body, tariff={"type": "metered", "per_mib_memory": "0.01"}, **terms)
     done = run(dear, agent, budget="0.05")
@@ -168,7 +168,7 @@ def test_budget_must_cover_the_sum_of_all_metered_costs(dear: Cloud) -> None:
 
 
 def test_smallest_budget_buys_nothing(dear: Cloud) -> None:
-    """Seen before: with a price for output alone, 0.000001 bought 100 KiB of it."""
+    """Regression: with a price for output alone, 0.000001 bought 100 KiB of it."""
     agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "1"})
     with pytest.raises(BudgetTooLowError) as low:
         run(dear, agent, budget="0.000001", input="x" * 100_000)
@@ -179,7 +179,7 @@ def test_smallest_budget_buys_nothing(dear: Cloud) -> None:
 
 
 def test_impossible_rules_are_paid_by_their_author(dear: Cloud) -> None:
-    """Seen before: a payer's rule that no output meets cost the agent its reputation and the payer nothing."""
+    """Regression: a payer's rule that no output meets cost the agent its reputation and the payer nothing."""
     done = run(dear, dear.publish(wasm("echo")), acceptance={"max_bytes": 0})
     assert (done.fault, done.reputation_delta, done.amount_paid_micro) == ("payer", 0, 0)
     assert done.fee_micro == compute(done) == spent(dear)
@@ -220,7 +220,7 @@ def test_used_up_bond_stops_its_agents_until_a_top_up(dear: Cloud) -> None:
     assert run(dear, other, task_id="t-3").success
 
 
-# Publishing.
+# Publication.
 
 
 def priced(cloud: Cloud) -> Cloud:
@@ -236,7 +236,7 @@ def test_publication_is_charged_to_the_bond_once(dear: Cloud) -> None:
     assert (due.owner, due.agent_id, due.upload) == (OWNER, agent, 1)
     assert due.amount_micro >= -(-len(module) * 1_000_000 // 2**20)
     assert swept(dear) == (0, due.amount_micro, due.amount_micro)
-    dear.registry.owe(dear.registry.get(agent), 999_999, now_ms=dear.now_ms())  # the publisher's event came again
+    dear.registry.owe(dear.registry.get(agent), 999_999, now_ms=dear.now_ms())  # the event is delivered again
     assert swept(dear) == (0, due.amount_micro, due.amount_micro)
     assert not [*dear.registry.dues()]
     (line,) = accounts.statement(dear, bond_account(OWNER), limit=1, after=None).lines
@@ -249,7 +249,7 @@ def test_publication_is_charged_to_the_bond_once(dear: Cloud) -> None:
 
 
 def test_rejected_module_is_charged_for_its_validation(dear: Cloud) -> None:
-    """Seen before: a module that compiles for 95 seconds cost nobody anything."""
+    """Regression: a module that takes 95 seconds to compile cost its owner nothing."""
     priced(dear)
     request = AgentRequest.model_validate({"name": "bad", "tariff": FLAT})
     agent = agents.register(dear, OWNER, request).agent_id
@@ -271,10 +271,10 @@ def test_registration_and_publication_need_a_bond(dear: Cloud) -> None:
     dear.post(agent, 1, wasm("echo"))
     assert publish.publish(dear, f"uploads/{agent}/1") == "rejected"
     assert agents.describe(dear, agent).rejection.code == "bond_required"  # type: ignore[union-attr]
-    assert not [*dear.registry.dues()], "nothing was read, so nothing is due"
+    assert not [*dear.registry.dues()], "the module was not read, so nothing is due"
 
 
-# What was quoted is what runs.
+# Pinned terms.
 
 
 def test_task_may_pin_module_tariff_and_rules(dear: Cloud) -> None:
@@ -297,5 +297,5 @@ def test_task_may_pin_module_tariff_and_rules(dear: Cloud) -> None:
     dear.registry._cache.clear()
     with pytest.raises(TermsChangedError, match="tariff_sha256"):
         run(dear, agent, task_id="t-4", **pins)
-    assert run(dear, agent, **pins).success, "what is settled is answered"
+    assert run(dear, agent, **pins).success, "the result of a settled task stays available"
     assert spent(dear) < 3 * PRICE

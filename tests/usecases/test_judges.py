@@ -10,7 +10,7 @@ import pytest
 from wasmtime import wat2wasm
 
 from quittance.acceptance.rules import SCORE_RULES, judge_input, rules_json
-from quittance.api.models import AgentRequest, TaskPending, TaskRequest, TaskResult
+from quittance.api.models import AgentRequest, TaskPending, TaskRequest, TaskResult, VersionRequest
 from quittance.errors import (
     AgentNotReadyError,
     BondTooLowError,
@@ -596,7 +596,7 @@ def test_new_judge_version_cannot_replace_the_held_one(rich: Cloud, monkeypatch:
     own = judge(rich, saying("0.9"))
     agent, rule = rich.publish(wasm("echo")), judged_by(own)
     crash(rich, monkeypatch, agent, rule, after=False)
-    agents.open_version(rich, "judith", own, publish.VersionRequest())
+    agents.open_version(rich, "judith", own, VersionRequest())
     rich.post(own, 2, saying("0.8"))
     publish.publish(rich, f"uploads/{own}/2")
     rich.skew_ms = 60_000

@@ -83,8 +83,8 @@ def test_rejected_output_is_refunded_and_not_returned(
     done = run(rich, agent, input=given, acceptance=rules if side == "task" else None)
     assert done.error is not None
     assert done.error.code == "rejected"
-    told = reason if side == "agent" else f"see {reason.rpartition('(')[2].removesuffix(')')}"
-    assert done.error.message == f"The output does not meet the {side}'s rules: {told}."
+    sentence = reason if side == "agent" else f"see {reason.rpartition('(')[2].removesuffix(')')}"
+    assert done.error.message == f"The output does not meet the {side}'s rules: {sentence}."
     assert (done.success, done.escrow_status, done.reputation_delta) == (False, "refunded", BLAMED[side])
     assert done.fault == ("agent" if side == "agent" else "payer")
     assert (done.output, done.output_base64) == (None, None)
@@ -252,8 +252,8 @@ def verify(cloud: Cloud, folder: Path, done: TaskResult, module: bytes, **files:
 
 
 def checks(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
-    told = json.loads(capsys.readouterr().out)["checks"]
-    return {check["name"]: (check["verdict"], check["sentence"]) for check in told}
+    checked = json.loads(capsys.readouterr().out)["checks"]
+    return {check["name"]: (check["verdict"], check["sentence"]) for check in checked}
 
 
 def test_verifier_reaches_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,16 +263,16 @@ def test_verifier_reaches_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: 
     both = {"agent_rules": agent_rules, "task_rules": task_rules}
     paid = run(rich, agent, input="four", task_id="paid", acceptance=json.loads(task_rules))
     assert verify(rich, tmp_path, paid, module, input=b"four", output=b"four", **both)[0] == 0
-    told = checks(capsys)
-    assert [told[name][0] for name in ("agent rules", "task rules", "acceptance", "replay")] == ["passed"] * 4
+    checked = checks(capsys)
+    assert [checked[name][0] for name in ("agent rules", "task rules", "acceptance", "replay")] == ["passed"] * 4
     refused = run(rich, agent, input="hello", acceptance=json.loads(task_rules))
     assert verify(rich, tmp_path, refused, module, input=b"hello", **both)[0] == 0
-    told = checks(capsys)
-    assert told["verdict"][1].startswith("The output does not meet the task's rules: see max_bytes")
-    assert told["acceptance"] == ("not done", "no --output was given")
+    checked = checks(capsys)
+    assert checked["verdict"][1].startswith("The output does not meet the task's rules: see max_bytes")
+    assert checked["acceptance"] == ("not done", "no --output was given")
     assert verify(rich, tmp_path, refused, module, input=b"hello", agent_rules=agent_rules)[0] == 0
-    told = checks(capsys)
-    assert told["task rules"] == ("not done", "no --task-rules was given")
-    assert "verdict" not in told
+    checked = checks(capsys)
+    assert checked["task rules"] == ("not done", "no --task-rules was given")
+    assert "verdict" not in checked
     other = verify(rich, tmp_path, refused, module, input=b"hello", **both | {"task_rules": b'{"max_bytes": 5}'})[0]
     assert other == verifier.EXITS[verifier.Flaw.DIGEST][0]

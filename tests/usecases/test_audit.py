@@ -24,23 +24,23 @@ def busy(cloud: Cloud) -> Cloud:
     sweep(cloud)
     ask(cloud, echo, "paid")
     ask(cloud, failing, "refunded")
-    ask(cloud, echo, "expired", dies=True)
+    ask(cloud, echo, "expired", crashes=True)
     cloud.skew_ms = 150_000
     tasks.read(cloud, "alice", "expired")
     cloud.skew_ms = 0
-    ask(cloud, echo, "held", dies=True)
+    ask(cloud, echo, "held", crashes=True)
     return cloud
 
 
-def ask(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False) -> None:
+def ask(cloud: Cloud, agent: str, task_id: str, *, crashes: bool = False) -> None:
     fields = {"task_id": task_id, "agent_id": agent, "input": "", "budget": "0.05"}
     with pytest.MonkeyPatch.context() as patch:
-        if dies:
+        if crashes:
             patch.setattr(launch, "run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
         try:
             execute.execute(cloud, "alice", TaskRequest.model_validate(fields))
         except InterruptedError:
-            assert dies
+            assert crashes
 
 
 def damage(cloud: Cloud, prefix: str, **changes: Any) -> str:

@@ -202,9 +202,9 @@ def test_owner_reads_the_result_without_the_output(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     done = run(rich, agent)
     assert result.read(rich, "alice", "t-1") == done
-    seen = result.read(rich, "owner", "t-1", user="alice")
-    assert isinstance(seen, TaskResult)
-    assert (seen.output, seen.log, seen.receipt) == (None, None, done.receipt)
+    observed = result.read(rich, "owner", "t-1", user="alice")
+    assert isinstance(observed, TaskResult)
+    assert (observed.output, observed.log, observed.receipt) == (None, None, done.receipt)
     for stranger, user in (("bob", None), ("bob", "alice"), ("owner", None)):
         with pytest.raises(NotFoundError):
             result.read(rich, stranger, "t-1", user=user)

@@ -402,9 +402,9 @@ def test_judges_result_is_readable_by_its_parties_only(rich: Cloud) -> None:
     rule = judged_by(judge(rich, saying("1")))
     run(rich, rich.publish(wasm("echo"), acceptance=rule))
     for caller in ("owner", "judith"):
-        seen = result.read(rich, caller, "t-1:judge-agent", user="alice")
-        assert isinstance(seen, TaskResult)
-        assert (seen.success, seen.output) == (True, None)
+        observed = result.read(rich, caller, "t-1:judge-agent", user="alice")
+        assert isinstance(observed, TaskResult)
+        assert (observed.success, observed.output) == (True, None)
     assert of_judge(rich, "agent").output == "1"
     for caller, task, user in (("mallory", "t-1:judge-agent", "alice"), ("alice", "t-1:judge-task", None)):
         with pytest.raises(NotFoundError):
@@ -616,8 +616,8 @@ def check(folder: Path, capsys: pytest.CaptureFixture[str], done: TaskResult, **
         (folder / name).write_bytes(content)
         words += [str(folder / name)] if name == "receipt" else [f"--{name.replace('_', '-')}", str(folder / name)]
     status = verify.main([*words, "--replay", "--json"])
-    told = json.loads(capsys.readouterr().out)["checks"]
-    return status, {found["name"]: (found["verdict"], found["sentence"]) for found in told}
+    checked = json.loads(capsys.readouterr().out)["checks"]
+    return status, {found["name"]: (found["verdict"], found["sentence"]) for found in checked}
 
 
 def test_verifier_checks_the_agents_own_judge(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -626,8 +626,8 @@ def test_verifier_checks_the_agents_own_judge(rich: Cloud, tmp_path: Path, capsy
     files = {"keys": json.dumps(rich.keys.jwks()).encode(), "module": wasm("echo"), "input": b"to be or not"}
     files |= {"output": b"to be or not", "agent_rules": json.dumps(rule).encode()}
     own = of_judge(rich, "agent")
-    status, told = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
-    assert (status, told["agent judge"][0]) == (0, "passed")
+    status, checked = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
+    assert (status, checked["agent judge"][0]) == (0, "passed")
 
 
 def test_verifier_checks_the_judge_of_a_score(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -637,21 +637,21 @@ def test_verifier_checks_the_judge_of_a_score(rich: Cloud, tmp_path: Path, capsy
     keys = json.dumps(rich.keys.jwks()).encode()
     files = {"keys": keys, "module": wasm("echo"), "input": given, "output": given}
     rules = {"task_rules": json.dumps(rule).encode()}
-    status, told = check(tmp_path, capsys, done, **files, **rules, task_judge=own.receipt.encode())
+    status, checked = check(tmp_path, capsys, done, **files, **rules, task_judge=own.receipt.encode())
     assert status == 0
-    assert [told[name][0] for name in ("task rules", "acceptance", "task judge", "replay")] == ["passed"] * 4
-    status, told = check(tmp_path, capsys, done, **files, **rules)
-    assert (status, told["task judge"][0]) == (0, "not done")
+    assert [checked[name][0] for name in ("task rules", "acceptance", "task judge", "replay")] == ["passed"] * 4
+    status, checked = check(tmp_path, capsys, done, **files, **rules)
+    assert (status, checked["task judge"][0]) == (0, "not done")
     mine = {"keys": keys, "module": wasm("coverage"), "input": judge_input(given, given), "output": b"1.000000\n"}
-    status, told = check(tmp_path, capsys, own, **mine, task_rules=rules_json(SCORE_RULES).encode())
-    assert (status, told["replay"][0], told["acceptance"][0]) == (0, "passed", "passed")
+    status, checked = check(tmp_path, capsys, own, **mine, task_rules=rules_json(SCORE_RULES).encode())
+    assert (status, checked["replay"][0], checked["acceptance"][0]) == (0, "passed", "passed")
 
-    status, told = check(tmp_path, capsys, done, **files, task_judge=done.receipt.encode())
-    assert (status, told["task judge"][0]) == (7, "failed")
-    status, told = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
-    assert (status, "user of the judge's receipt" in told["agent judge"][1]) == (7, True)
+    status, checked = check(tmp_path, capsys, done, **files, task_judge=done.receipt.encode())
+    assert (status, checked["task judge"][0]) == (7, "failed")
+    status, checked = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
+    assert (status, "user of the judge's receipt" in checked["agent judge"][1]) == (7, True)
     other = files | {"input": b"to be"}
-    status, told = check(tmp_path, capsys, done, **other, task_judge=own.receipt.encode())
-    assert (status, "input of the task's judge" in told["task judge"][1]) == (8, True)
+    status, checked = check(tmp_path, capsys, done, **other, task_judge=own.receipt.encode())
+    assert (status, "input of the task's judge" in checked["task judge"][1]) == (8, True)
     milder = {"task_rules": json.dumps(rule | {"min_bytes": 1}).encode()}
     assert check(tmp_path, capsys, done, **files, **milder)[0] == 8

@@ -113,7 +113,7 @@ def busy(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     tasks_of_all_kinds(cloud, "settled")
     judge = cloud.publish(wasm("coverage"), owner="judith")
     judged = cloud.publish(wasm("echo"), acceptance=judged_by(judge))
-    execute(cloud, judged, "held", dies=True, webhook=HOOK, acceptance={"min_bytes": 1})
+    execute(cloud, judged, "held", crashes=True, webhook=HOOK, acceptance={"min_bytes": 1})
     return cloud
 
 
@@ -166,22 +166,22 @@ def tasks_of_all_kinds(cloud: Cloud, name: str) -> None:
     execute(cloud, echo, f"{name}-refused", acceptance={"min_bytes": 1_000})
     execute(cloud, cloud.publish(wasm("failing")), f"{name}-failed")
     execute(cloud, cloud.publish(wasm("failing"), owner="poor"), f"{name}-failed-poor")
-    execute(cloud, echo, f"{name}-expired", dies=True)
+    execute(cloud, echo, f"{name}-expired", crashes=True)
     now_ms = cloud.skew_ms
     cloud.skew_ms += 150_000
     result.read(cloud, "alice", f"{name}-expired")
     cloud.skew_ms = now_ms
 
 
-def execute(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False, **fields: Any) -> None:
+def execute(cloud: Cloud, agent: str, task_id: str, *, crashes: bool = False, **fields: Any) -> None:
     request = {"task_id": task_id, "agent_id": agent, "input": "to be or not", "budget": "1", **fields}
     with pytest.MonkeyPatch.context() as patch:
-        if dies:
+        if crashes:
             patch.setattr(launch, "run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
         try:
             tasks.execute(cloud, "alice", TaskRequest.model_validate(request))
         except InterruptedError:
-            assert dies
+            assert crashes
 
 
 class Copy:

@@ -118,12 +118,16 @@ def test_event_refused_by_the_bus_is_emitted_again_unchanged(platform: Cloud, bu
     assert (len(ids), len(set(ids))) == (4, 3)
 
 
-def test_unreadable_record_blocks_no_other(platform: Cloud, bus: Bus, context: Any) -> None:
+def test_unreadable_record_is_logged_and_blocks_no_other(
+    platform: Cloud, bus: Bus, context: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     agent_id = platform.publish(wasm("echo"))
     funded, settled = run(platform, agent_id, "t")
     broken = {name: value for name, value in settled.items() if name != "paid"}
     assert notify(context, stream_record(1, funded, broken), stream_record(2, funded, settled)) == ["1"]
     assert len(bus.details) == 1
+    (logged,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert (logged.message, logged.event_id) == ("record failed", "1")  # type: ignore[attr-defined]  # an extra field
 
 
 def test_record_is_redelivered_while_the_queue_is_down(
@@ -243,20 +247,20 @@ def message(platform: Cloud, bus: Bus, context: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pauses(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def delays(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     monkeypatch.setattr(platform.webhooks, "hide", lambda _, seconds: made.append(seconds))
     return made
 
 
 def test_webhook_delivers_the_event_signed_for_its_receiver(
-    platform: Cloud, bus: Bus, context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch
+    platform: Cloud, bus: Bus, context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver = Receiver()
     monkeypatch.setattr(outbound, "post", receiver.post)
     assert deliver(context, message)
     ((url, body, headers, loopback),) = receiver.got
-    assert (url, loopback, pauses) == (HOOK, False, [])
+    assert (url, loopback, delays) == (HOOK, False, [])
     assert json.loads(body) == bus.details[0]
     stated = webhook.verify(
         body, headers["Quittance-Signature"], url=HOOK, jwks=platform.keys.jwks(), now_ms=platform.now_ms()
@@ -267,36 +271,36 @@ def test_webhook_delivers_the_event_signed_for_its_receiver(
 
 @pytest.mark.parametrize("status", [None, 199, 300, 301, 400, 404, 429, 500, 503])
 def test_delivery_is_retried_unless_success_or_gone(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch, status: int | None
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch, status: int | None
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(status).post)
     assert not deliver(context, message)
-    assert 3 <= pauses[0] <= 5
+    assert 3 <= delays[0] <= 5
 
 
 @pytest.mark.parametrize("status", [200, 204, 299, 410])
 def test_success_and_gone_end_the_delivery(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch, status: int
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(status).post)
     assert deliver(context, message)
-    assert pauses == []
+    assert delays == []
 
 
 def test_last_attempt_sends_the_message_to_the_dead_letters(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(500, 500).post)
     for tries in (WEBHOOK_TRIES_MAX - 1, WEBHOOK_TRIES_MAX):
         assert not deliver(context, message, tries)
-    assert pauses[0] >= WEBHOOK_WAIT_S_MAX // 2
-    assert pauses[1] == 0
+    assert delays[0] >= WEBHOOK_WAIT_S_MAX // 2
+    assert delays[1] == 0
 
 
 def test_retry_delays_double_and_are_capped() -> None:
     for tries in range(1, 3 * WEBHOOK_TRIES_MAX):
         most = min(WEBHOOK_WAIT_S_MAX, 5 * 2 ** (tries - 1))
-        assert all(most / 2 <= delivering.pause_s(tries) <= most for _ in range(20))
+        assert all(most / 2 <= delivering.delay_s(tries) <= most for _ in range(20))
 
 
 def test_message_that_cannot_be_hidden_or_signed_stays(
@@ -311,7 +315,7 @@ def test_message_that_cannot_be_hidden_or_signed_stays(
 
 
 def test_webhook_url_and_signature_are_never_logged(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch,
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(outbound, "post", Receiver(None).post)

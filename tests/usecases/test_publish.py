@@ -24,8 +24,8 @@ def test_posted_module_becomes_the_active_version(cloud: Cloud) -> None:
     agent_id = register(cloud)
     assert agents.describe(cloud, agent_id).state == "awaiting_upload"
     assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "active"
-    seen = agents.describe(cloud, agent_id)
-    assert (seen.state, seen.owner, seen.rejection) == ("active", "owner", None)
+    observed = agents.describe(cloud, agent_id)
+    assert (observed.state, observed.owner, observed.rejection) == ("active", "owner", None)
 
 
 @pytest.mark.parametrize("module", [b"", b"no wasm", b"\0asm\1\0\0\0", b"(module)"])
@@ -108,13 +108,13 @@ def test_pages_list_active_agents_or_all_agents_of_an_owner(cloud: Cloud) -> Non
     post_and_publish(cloud, mine[0], 1, wasm("echo"))
     public = agents.page(cloud, owner=None, limit=10, after=None)
     assert [agent.agent_id for agent in public.agents] == [mine[0]]
-    seen, after = [], None
+    observed, after = [], None
     while True:
         page = agents.page(cloud, owner="owner", limit=2, after=after)
-        seen += [agent.agent_id for agent in page.agents]
+        observed += [agent.agent_id for agent in page.agents]
         if page.next is None:
             break
         after = page.next
-    assert sorted(seen) == sorted(mine)
+    assert sorted(observed) == sorted(mine)
     with pytest.raises(InvalidRequestError):
         agents.page(cloud, owner=None, limit=2, after="nonsense")

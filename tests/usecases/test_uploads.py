@@ -101,25 +101,25 @@ def test_post_after_a_rejection_is_refused_unread(cloud: Cloud, agent_id: str, m
         assert publish(cloud, agent_id, good) == "rejected"
         assert publish(cloud, agent_id, bad) == "rejected"
     agents_.open_version(cloud, "owner", agent_id, VersionRequest())
-    mended = cloud.post(agent_id, 2, wasm("echo"))
-    assert publish(cloud, agent_id, mended, 2) == "active", "the author needs a new form to correct the module"
+    corrected = cloud.post(agent_id, 2, wasm("echo"))
+    assert publish(cloud, agent_id, corrected, 2) == "active", "the author needs a new form to correct the module"
 
 
 def test_second_post_during_publication_is_refused(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
-    seen = []
+    observed = []
 
     def meanwhile(module: bytes) -> sandbox.Artefact:
         with monkeypatch.context() as patch:
             patch.setattr(cloud._s3, "get_object", pytest.fail)
-            seen.append(publish(cloud, agent_id, second))
+            observed.append(publish(cloud, agent_id, second))
         return compiled_once(module)
 
     monkeypatch.setattr(sandbox, "compile_module", meanwhile)
     assert publish(cloud, agent_id, first) == "active"
-    assert seen == ["publishing"]
+    assert observed == ["publishing"]
     assert give_up(cloud, agent_id, second) == "active"
     monkeypatch.undo()
     expected = compiled_once(wasm("echo")).key
@@ -186,9 +186,9 @@ def test_upload_superseded_just_before_the_write_changes_nothing(
 
     monkeypatch.setattr(cloud.registry, name, too_late)
     assert (give_up if step == "give up" else publish)(cloud, agent_id, posted) == "retired"
-    seen = agents_.describe(cloud, agent_id)
-    assert seen.state == ("retired" if superseded_by == "retirement" else "awaiting_upload")
-    assert (seen.module_sha256, seen.rejection) == (None, None)
+    observed = agents_.describe(cloud, agent_id)
+    assert observed.state == ("retired" if superseded_by == "retirement" else "awaiting_upload")
+    assert (observed.module_sha256, observed.rejection) == (None, None)
     assert agents_.page(cloud, owner=None, limit=1, after=None).agents == []
 
 
@@ -255,8 +255,8 @@ def test_failed_compiler_is_retried(cloud: Cloud, agent_id: str, monkeypatch: py
         for _ in range(2):
             with pytest.raises(CompileFailedError):
                 publish(cloud, agent_id, posted)
-            seen = agents_.describe(cloud, agent_id)
-            assert (seen.state, seen.rejection) == ("publishing", None)
+            observed = agents_.describe(cloud, agent_id)
+            assert (observed.state, observed.rejection) == ("publishing", None)
     assert publish(cloud, agent_id, posted) == "active"
 
 
@@ -268,11 +268,11 @@ def test_abandoned_upload_blames_the_platform(cloud: Cloud, agent_id: str, monke
             publish(cloud, agent_id, posted)
     for _ in range(2):
         assert give_up(cloud, agent_id, posted) == "failed"
-    seen = agents_.describe(cloud, agent_id)
-    assert seen.state == "failed"
-    assert seen.rejection is not None
-    assert seen.rejection.code == "platform_failed"
-    assert f"/agents/{agent_id}/versions" in seen.rejection.message
+    observed = agents_.describe(cloud, agent_id)
+    assert observed.state == "failed"
+    assert observed.rejection is not None
+    assert observed.rejection.code == "platform_failed"
+    assert f"/agents/{agent_id}/versions" in observed.rejection.message
     other = cloud.post(agent_id, 1, wasm("echo"))
     with nothing_read(cloud, monkeypatch):
         assert publish(cloud, agent_id, other) == "failed", "the form is used up"
@@ -399,7 +399,7 @@ class Uploads:
         self.posted: list[tuple[int, str, bytes]] = []
         self.compiled: Counter[int] = Counter()
         self.excused: Counter[int] = Counter()
-        self.seen: dict[int, tuple[str | None, str]] = {}
+        self.observed: dict[int, tuple[str | None, str]] = {}
 
     def change(self, kind: str, choice: int) -> None:
         """Lets the author open a version, post a module for any upload, or retire the agent."""
@@ -444,8 +444,8 @@ class Uploads:
         """Checks that an upload has one object and one decision, and that the decision fits the object."""
         upload = self.cloud.registry.get(self.agent_id).upload
         now = (upload.posted, str(upload.state))
-        earlier = self.seen.get(upload.number, (None, ""))
-        self.seen[upload.number] = now
+        earlier = self.observed.get(upload.number, (None, ""))
+        self.observed[upload.number] = now
         assert earlier[0] in {None, now[0]}, "the first object is the upload"
         assert earlier == now or earlier[1] not in {"active", "rejected"}, "a decision is final"
         assert (now[0] is None) == (now[1] == "awaiting_upload")

@@ -53,16 +53,16 @@ class Outcome(StrEnum):
     @property
     def fault(self) -> Fault:
         """The fault of this outcome if all limits were the agent's own; `escrow.fault` considers who set them."""
-        if self in _NOBODYS_FAULTS:
+        if self in _NO_FAULT:
             return Fault.NONE
-        if self in _PAYERS_FAULTS:
+        if self in _PAYER_FAULTS:
             return Fault.PAYER
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
 # Besides success: a judge whose result is withheld or was not needed, or an agent that changed after funding.
 # RULES_FAILED and JUDGE_FAILED occur only in receipts of version 1, where they say nothing about the agent's work.
-_NOBODYS_FAULTS = frozenset(
+_NO_FAULT = frozenset(
     {
         Outcome.SUCCEEDED,
         Outcome.RULES_FAILED,
@@ -72,7 +72,7 @@ _NOBODYS_FAULTS = frozenset(
         Outcome.SUPERSEDED,
     }
 )
-_PAYERS_FAULTS = frozenset({Outcome.BUDGET_EXHAUSTED})
+_PAYER_FAULTS = frozenset({Outcome.BUDGET_EXHAUSTED})
 # The run itself succeeded; the rules for its output decided the outcome.
 OF_THE_RULES: Final = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(

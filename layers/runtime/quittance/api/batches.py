@@ -14,38 +14,41 @@ if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
 # The handler returns the failed items and never raises: an exception would not say which of them failed.
+# Powertools passes each item by the parameter name `record`.
 _MESSAGES: Final = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
 _RECORDS: Final = BatchProcessor(EventType.DynamoDBStreams, raise_on_entire_batch_failure=False)
 
 
-def each_message(event: dict[str, Any], context: "LambdaContext", take: Callable[[Delivery], None]) -> dict[str, Any]:
+def each_message(
+    event: dict[str, Any], context: "LambdaContext", process: Callable[[Delivery], None]
+) -> dict[str, Any]:
     """Processes each message of an SQS event. The response lists the messages that stay in the queue."""
 
-    def take_message(record: "SQSRecord") -> None:
+    def process_message(record: "SQSRecord") -> None:
         number = int(record.attributes.approximate_receive_count)
         delivery = Delivery(record.message_id, record.body, record.receipt_handle, number)
-        _logged(take, delivery, "message failed", message_id=record.message_id)
+        _logged(process, delivery, "message failed", message_id=record.message_id)
 
-    return dict(process_partial_response(event, take_message, _MESSAGES, context))
+    return dict(process_partial_response(event, process_message, _MESSAGES, context))
 
 
 def each_record(
-    event: dict[str, Any], context: "LambdaContext", take: Callable[[Mapping[str, Any]], object]
+    event: dict[str, Any], context: "LambdaContext", process: Callable[[Mapping[str, Any]], object]
 ) -> dict[str, Any]:
     """Processes each record of a DynamoDB stream event. The response lists the failed records.
 
     Lambda resumes at the first record listed, so records after it may be delivered again.
     """
 
-    def take_record(record: "DynamoDBRecord") -> None:
-        _logged(take, record.raw_event, "record failed", event_id=record.event_id)
+    def process_record(record: "DynamoDBRecord") -> None:
+        _logged(process, record.raw_event, "record failed", event_id=record.event_id)
 
-    return dict(process_partial_response(event, take_record, _RECORDS, context))
+    return dict(process_partial_response(event, process_record, _RECORDS, context))
 
 
-def _logged(take: Callable[[Any], object], item: object, failed: str, **ids: object) -> None:
+def _logged(process: Callable[[Any], object], item: object, failed: str, **ids: object) -> None:
     try:
-        take(item)
+        process(item)
     except NotDoneError:  # whoever raised it has logged why
         raise
     except Exception:

@@ -1,6 +1,6 @@
 """Messages of the task queue: the payload of a direct invocation, with large inputs by digest.
 
-Whoever may send to the queue by IAM can send such a message; its task is funded when the worker handles it.
+A principal that IAM allows to send to the queue can send such a message. Its task is funded when the worker handles it.
 """
 
 import base64

@@ -65,7 +65,7 @@ def deliver(platform: Platform, delivery: Delivery) -> None:
         last = tries >= WEBHOOK_TRIES_MAX
         ended = Ended.GIVEN_UP if last else Ended.TO_REPEAT
         # After the last attempt do not hide it: SQS moves it to the dead-letter queue at the next receive.
-        platform.webhooks.hide(delivery.receipt_handle, seconds=0 if last else pause_s(tries))
+        platform.webhooks.hide(delivery.receipt_handle, seconds=0 if last else delay_s(tries))
     count(Metric.WEBHOOKS_DELIVERED, ended is Ended.DELIVERED)
     count(Metric.WEBHOOKS_GIVEN_UP, ended in {Ended.GIVEN_UP, Ended.GONE})
     # Never log the URL: its path or query may contain a secret.
@@ -74,7 +74,7 @@ def deliver(platform: Platform, delivery: Delivery) -> None:
         raise NotDoneError
 
 
-def pause_s(tries: int) -> int:
+def delay_s(tries: int) -> int:
     """The delay after a number of attempts: doubles each time, is capped, and has random jitter in its upper half."""
     most = min(WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN * 2 ** (tries - 1))
     return random.randint(-(-most // 2), most)  # noqa: S311 - jitter, not a secret

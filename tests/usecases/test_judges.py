@@ -41,14 +41,14 @@ PRICE, FEE = 10_000, 250
 HELD = 50_000  # for each judge
 
 
-def saying(text: str, *, log: str = "") -> bytes:
+def saying(text: str, *, stderr: str = "") -> bytes:
     """A module that prints a fixed text, whatever its input is."""
     return bytes(
         wat2wasm(f"""(module
             (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
             (memory (export "memory") 1)
-            {memory(0, iovecs((32, len(text)), (128, len(log))))}
-            {memory(32, text.encode())} {memory(128, log.encode())}
+            {memory(0, iovecs((32, len(text)), (128, len(stderr))))}
+            {memory(32, text.encode())} {memory(128, stderr.encode())}
             (func (export "_start")
                 (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
                 (drop (call $write (i32.const 2) (i32.const 8) (i32.const 1) (i32.const 16)))))""")
@@ -322,7 +322,7 @@ def test_each_of_two_judges_is_paid_by_its_side(rich: Cloud) -> None:
 
 def test_judge_cannot_leak_unpaid_output(rich: Cloud) -> None:
     """A judge's stderr is not kept: a judge owned by the payer could write the output to it and give score 0."""
-    spy = judge(rich, saying("0", log="the output was: to be or not"))
+    spy = judge(rich, saying("0", stderr="the output was: to be or not"))
     done = run(rich, rich.publish(wasm("echo")), acceptance=judged_by(spy))
     assert not done.success
     assert of_judge(rich).log is None
@@ -355,7 +355,7 @@ def test_judge_that_the_platform_cannot_run_costs_nobody(
 @pytest.mark.parametrize("said", ["1", "0", "splendid"])
 def test_platform_failure_reveals_nothing_of_the_judge(rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     """Regression: the meter, verdict and input digest of a judge were displayed for an output that was not paid."""
-    agent = rich.publish(saying("x", log="l" * 2_000))
+    agent = rich.publish(saying("x", stderr="l" * 2_000))
     rule = judged_by(judge(rich, saying(said)))
 
     def full(**_: Any) -> Any:

@@ -85,7 +85,7 @@ def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlem
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
     if settlement.outcome is Outcome.EXPIRED:
-        return settle._signed(case_world, escrow, settlement)
+        return settle.signed_expiry(case_world, escrow, settlement)
     claims = receipt.claims(
         escrow,
         settlement,

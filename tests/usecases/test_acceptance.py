@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quittance.acceptance.rules import Rules, rules_json, rules_sha256
+from quittance.api.identity import Caller
 from quittance.api.models import TaskRequest, TaskResult, VersionRequest
 from quittance.errors import TaskConflictError, TaskInProgressError
 from quittance.limits import VERDICT_MS_MAX
@@ -94,7 +95,11 @@ def test_rejected_output_is_refunded_and_not_returned(
         "rejected_by": f"{side}_rules",
     }
     assert given.encode() not in json.dumps(rich.items("ESC#"), default=str).encode(), "nor kept"
-    assert result.read(rich, "alice", "t-1") == run(rich, agent, input=given, acceptance=ask_rules(side, rules)) == done
+    assert (
+        result.read(rich, Caller("alice"), "t-1")
+        == run(rich, agent, input=given, acceptance=ask_rules(side, rules))
+        == done
+    )
     sweep(rich)
     assert rich.ledger.available_micro("owner") == 0
     assert rich.ledger.standing(agent).reference_tenths == 500 + BLAMED[side]
@@ -136,7 +141,7 @@ def test_agent_rules_can_be_read_kept_replaced_and_removed(rich: Cloud) -> None:
     number = 1
     for change, then in (({}, first), ({"acceptance": second}, second), ({"acceptance": {}}, {})):
         before = shown()
-        agents.open_version(rich, "owner", agent, VersionRequest.model_validate(change))
+        agents.open_version(rich, Caller("owner"), agent, VersionRequest.model_validate(change))
         assert shown() == before, "the active version keeps its rules until the new one is active"
         number += 1
         rich.post(agent, number, wasm("echo"))
@@ -219,7 +224,7 @@ def test_takeover_waits_for_the_lease_and_repeats_the_verdict(
 def test_task_whose_rules_changed_after_funding_is_not_run(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"min_bytes": 1})
     crash(rich, agent, monkeypatch)
-    agents.open_version(rich, "owner", agent, VersionRequest.model_validate({"acceptance": {"min_bytes": 2}}))
+    agents.open_version(rich, Caller("owner"), agent, VersionRequest.model_validate({"acceptance": {"min_bytes": 2}}))
     rich.post(agent, 2, wasm("echo"))
     publish.publish(rich, f"uploads/{agent}/2")
     with pytest.raises(TaskInProgressError):

@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from quittance.api import messages
+from quittance.api.identity import Caller
 from quittance.api.models import TaskPending, TaskRequest, TaskResult, VersionRequest
 from quittance.errors import (
     AgentNotReadyError,
@@ -131,7 +132,7 @@ def test_submitted_task_is_funded_queued_and_run(rich: Cloud, bench: Bench) -> N
     assert held.expires_ms == held.funded_ms + held.timeout_ms + ESCROW_GRACE_MS + QUEUE_WAIT_MS_MAX
     assert rich.ledger.available_micro("alice") == START - 50_000
     work(rich, bench.one())
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert (done.success, done.output) == (True, "hello")
     assert bench.hidden == [18], "as long as the lease: the agent's 10 s and the reserved time"
@@ -150,7 +151,7 @@ def test_refused_submission_sends_no_message(rich: Cloud, bench: Bench) -> None:
             submit(rich, agent, **changes)
     with pytest.raises(NotFoundError):
         submit(rich, "agt_unknown")
-    retire(rich, "owner", agent)
+    retire(rich, Caller("owner"), agent)
     with pytest.raises(AgentNotReadyError):
         submit(rich, agent)
     assert (rich.items("ESC#"), bench.receive()) == ([], [])
@@ -202,7 +203,7 @@ def test_task_lost_before_the_queue_is_resent_or_refunded(
     work(rich, bench.one())
     assert outcome(rich, "send_message") == "succeeded"
     rich.skew_ms = stored_escrow(rich, "put_object").expires_ms - rich.now_ms()
-    assert isinstance(result.read(rich, "alice", "put_object"), TaskResult)
+    assert isinstance(result.read(rich, Caller("alice"), "put_object"), TaskResult)
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
@@ -217,7 +218,7 @@ def test_input_too_large_for_a_message_is_sent_by_digest(rich: Cloud, bench: Ben
     payload = json.loads(delivery.body)
     assert payload.get("input_sha256") == (sha256(data).hexdigest() if beyond else None)
     work(rich, delivery)
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.output == data.decode()
 
@@ -246,7 +247,7 @@ def test_synchronous_request_runs_a_short_queued_task(rich: Cloud, bench: Bench)
     submit(rich, agent)
     done = run(rich, agent)
     work(rich, bench.one())
-    assert result.read(rich, "alice", "t-1") == done
+    assert result.read(rich, Caller("alice"), "t-1") == done
 
 
 def test_worker_timeout_covers_the_longest_run(template: dict[str, Any]) -> None:
@@ -331,17 +332,17 @@ def test_task_whose_agent_changed_is_refunded(rich: Cloud, bench: Bench, way: st
     agent = rich.publish(wasm("echo"))
     submit(rich, agent, budget="0.02")
     if change == "retired":
-        retire(rich, "owner", agent)
+        retire(rich, Caller("owner"), agent)
     else:
         terms = {"tariff": {"type": "flat", "price": "1" if change == "dearer" else "0.01"}}
-        open_version(rich, "owner", agent, VersionRequest.model_validate(terms))
+        open_version(rich, Caller("owner"), agent, VersionRequest.model_validate(terms))
         rich.post(agent, 2, wasm("wordcount") if change == "version" else wasm("echo"))
         assert publish(rich, f"uploads/{agent}/2") == "active"
     if way == "queue":
         work(rich, bench.one())
     else:
         assert not run(rich, agent, budget="0.02").success
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.error is not None
     assert (done.error.code, done.escrow_status, done.reputation_delta) == ("superseded", "refunded", 0)
@@ -373,7 +374,7 @@ def test_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, dead_letters
     delivery = bench.one()
     for _ in range(2):
         deadletter.handle(rich, delivery)
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.error is not None
     assert (done.error.code, done.escrow_status, done.reputation_delta) == ("undelivered", "refunded", 0)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from quittance import sandbox
 from quittance.agent import Agent
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, VersionRequest
 from quittance.errors import AgentNotReadyError
 from quittance.sandbox import ModuleRejectedError
@@ -41,7 +42,7 @@ def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def agent_id(cloud: Cloud) -> str:
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-    return agents_.register(cloud, "owner", request).agent_id
+    return agents_.register(cloud, Caller("owner"), request).agent_id
 
 
 def publish(cloud: Cloud, agent_id: str, version: str, number: int = 1) -> str:
@@ -100,7 +101,7 @@ def test_post_after_a_rejection_is_refused_unread(cloud: Cloud, agent_id: str, m
     with nothing_read(cloud, monkeypatch):
         assert publish(cloud, agent_id, good) == "rejected"
         assert publish(cloud, agent_id, bad) == "rejected"
-    agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+    agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     corrected = cloud.post(agent_id, 2, wasm("echo"))
     assert publish(cloud, agent_id, corrected, 2) == "active", "the author needs a new form to correct the module"
 
@@ -142,9 +143,9 @@ def test_post_without_an_open_upload_is_refused_unread(
 ) -> None:
     late = cloud.post(agent_id, 1, wasm("echo"))
     if superseded_by == "retirement":
-        agents_.retire(cloud, "owner", agent_id)
+        agents_.retire(cloud, Caller("owner"), agent_id)
     else:
-        agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+        agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     before = agents_.describe(cloud, agent_id)
     with nothing_read(cloud, monkeypatch):
         assert publish(cloud, agent_id, late) == "retired"
@@ -158,7 +159,7 @@ def test_nothing_is_stored_for_a_superseded_upload(
     posted = cloud.post(agent_id, 1, wasm("echo"))
 
     def meanwhile(module: bytes) -> sandbox.Artefact:
-        agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+        agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
         return compiled_once(module)
 
     monkeypatch.setattr(sandbox, "compile_module", meanwhile)
@@ -178,9 +179,9 @@ def test_upload_superseded_just_before_the_write_changes_nothing(
 
     def too_late(*arguments: Any) -> Agent:
         if superseded_by == "retirement":
-            agents_.retire(cloud, "owner", agent_id)
+            agents_.retire(cloud, Caller("owner"), agent_id)
         else:
-            agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+            agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
         stored: Agent = write(*arguments)
         return stored
 
@@ -283,7 +284,7 @@ def test_abandoned_upload_blames_the_platform(cloud: Cloud, agent_id: str, monke
 def test_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id: str) -> None:
     lost = cloud.post(agent_id, 1, wasm("echo"))
     give_up(cloud, agent_id, lost)
-    opened = agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+    opened = agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert opened.state == "awaiting_upload"
     assert agents_.describe(cloud, agent_id).rejection is None
     assert publish(cloud, agent_id, lost) == "retired"
@@ -300,7 +301,7 @@ def test_module_missing_from_its_bucket_fails_the_upload(cloud: Cloud, agent_id:
 def test_failed_version_leaves_the_active_one_in_service(cloud: Cloud) -> None:
     agent_id = cloud.publish(wasm("echo"))
     before = agents_.describe(cloud, agent_id)
-    agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+    agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert give_up(cloud, agent_id, cloud.post(agent_id, 2, wasm("sieve")), 2) == "failed"
     after = agents_.describe(cloud, agent_id)
     assert (after.state, after.module_sha256) == ("active", before.module_sha256)
@@ -355,7 +356,7 @@ def test_publication_survives_a_crash_at_each_call(
     crashes = Crashes(cloud, monkeypatch)
     steps = 0
     for number in range(1, 20):
-        retried, given_up = (agents_.register(cloud, "owner", request).agent_id for _ in range(2))
+        retried, given_up = (agents_.register(cloud, Caller("owner"), request).agent_id for _ in range(2))
         posted = {agent_id: cloud.post(agent_id, 1, data) for agent_id in (retried, given_up)}
         crashed = [
             crashes.crash((number, when), lambda who=who, what=what: publish(cloud, who, what))
@@ -378,7 +379,7 @@ def test_giving_up_survives_a_crash_at_each_call(cloud: Cloud, monkeypatch: pyte
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
     crashes = Crashes(cloud, monkeypatch)
     for number in (1, 2):
-        agent_id = agents_.register(cloud, "owner", request).agent_id
+        agent_id = agents_.register(cloud, Caller("owner"), request).agent_id
         posted = cloud.post(agent_id, 1, wasm("echo"))
         assert crashes.crash((number, when), lambda who=agent_id, what=posted: give_up(cloud, who, what))
         assert give_up(cloud, agent_id, posted) == "failed"
@@ -394,7 +395,7 @@ class Uploads:
 
     def __init__(self, cloud: Cloud, patch: pytest.MonkeyPatch) -> None:
         request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-        self.cloud, self.agent_id = cloud, agents_.register(cloud, "owner", request).agent_id
+        self.cloud, self.agent_id = cloud, agents_.register(cloud, Caller("owner"), request).agent_id
         self.crashes, self.patch = Crashes(cloud, patch), patch
         self.posted: list[tuple[int, str, bytes]] = []
         self.compiled: Counter[int] = Counter()
@@ -405,13 +406,13 @@ class Uploads:
         """Lets the author open a version, post a module for any upload, or retire the agent."""
         if kind == "open":
             with suppress(AgentNotReadyError):
-                agents_.open_version(self.cloud, "owner", self.agent_id, VersionRequest())
+                agents_.open_version(self.cloud, Caller("owner"), self.agent_id, VersionRequest())
         elif kind == "post":
             number = 1 + choice % self.cloud.registry.get(self.agent_id).upload.number
             module = wasm("echo") if choice % 3 else b"no module"
             self.posted.append((number, self.cloud.post(self.agent_id, number, module), module))
         elif choice == 0:
-            agents_.retire(self.cloud, "owner", self.agent_id)
+            agents_.retire(self.cloud, Caller("owner"), self.agent_id)
 
     def deliver(self, kind: str, choice: int) -> None:
         """Handles the event of any object: completely, with a failure or with a crash; or gives it up."""
@@ -506,11 +507,11 @@ def given_up_message(payload: dict[str, Any]) -> dict[str, Any]:
 def test_handler_publishes_and_gives_up(platform: Cloud, context: Any) -> None:
     handler = load("publish").handler
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-    one, two = (agents_.register(platform, "owner", request).agent_id for _ in range(2))
+    one, two = (agents_.register(platform, Caller("owner"), request).agent_id for _ in range(2))
     event = s3_event((one, platform.post(one, 1, wasm("echo"))), (two, platform.post(two, 1, b"bad")))
     event["Records"].append({"eventSource": "aws:s3", "s3": {"object": {"key": "uploads/other", "versionId": "v"}}})
     assert handler(event, context) == ["active", "rejected", "retired"]
-    three = agents_.register(platform, "owner", request).agent_id
+    three = agents_.register(platform, Caller("owner"), request).agent_id
     lost = s3_event((one, "old"), (three, platform.post(three, 1, wasm("echo"))))
     assert handler({"Records": [given_up_message(lost)]}, context) == {"batchItemFailures": []}
     assert [state(platform, agent_id) for agent_id in (one, two, three)] == ["active", "rejected", "failed"]
@@ -661,7 +662,7 @@ def test_rejected_recompilation_is_not_tried_at_each_request(cloud: Cloud, monke
 
 def test_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]) -> None:
     agent = outdated(cloud)
-    agents_.retire(cloud, "owner", agent.agent_id)
+    agents_.retire(cloud, Caller("owner"), agent.agent_id)
     publishing.recompile(cloud, agent.agent_id)
     assert not compilations
 

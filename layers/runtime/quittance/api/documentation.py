@@ -15,10 +15,11 @@ _ROOTS_KEPT: Final = 4  # the stage's own address and some custom domains
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """A page, and the headers that limit what it may do in a browser."""
+class Document:
+    """A response that is not a JSON model: its text, its media type and additional headers."""
 
-    html: str
+    text: str
+    media_type: str
     headers: Mapping[str, str]
 
 
@@ -33,7 +34,7 @@ def openapi_json(root: str = "") -> str:
 
 
 @lru_cache(maxsize=_ROOTS_KEPT)
-def page(root: str = "") -> Page:
+def page(root: str = "") -> Document:
     """A page that displays the description with Powertools' copy of Swagger UI. It loads nothing from other hosts.
 
     Its headers make browsers enforce that (Content Security Policy Level 3): only the page's own inline scripts and
@@ -49,7 +50,8 @@ def page(root: str = "") -> Page:
         swagger_base_url="",
         oauth2_config=None,
     )
-    return Page(html, {"Content-Security-Policy": _policy(html), "Referrer-Policy": "no-referrer"})
+    headers = {"Content-Security-Policy": _policy(html), "Referrer-Policy": "no-referrer"}
+    return Document(html, "text/html; charset=utf-8", headers)
 
 
 def _policy(html: str) -> str:

@@ -68,7 +68,7 @@ class Caller:
     """A verified identity: its account, and the scopes of its token."""
 
     account: str
-    scopes: frozenset[str]
+    scopes: frozenset[str] = frozenset()
 
     def named(self, account_id: str) -> str:
         """The account that a path names; `me` is the caller's own."""

@@ -17,7 +17,6 @@ from quittance.api.models import TaskRequest
 from quittance.errors import InsufficientFundsError, InvalidRequestError, PlatformUnavailableError
 from quittance.proof.statement import Purpose
 from quittance.usecases import execute as tasks
-from quittance.usecases import result
 from quittance.usecases.sweep import sweep
 from tests.support import FLAT, ROOT, Cloud, wasm
 
@@ -187,7 +186,7 @@ def test_agents_are_registered_and_read(call: Call) -> None:
 
 
 def test_unexpected_failure_reveals_no_internals(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result, "read", _raise(RuntimeError, "the secret of alice"))
+    monkeypatch.setattr(platform.ledger, "find", _raise(RuntimeError, "the secret of alice"))
     status, problem, headers = call("result", "GET", "/tasks/t-1/result")
     assert (status, problem["code"], headers["Content-Type"]) == (500, "internal_error", "application/problem+json")
     assert "secret" not in json.dumps(problem)
@@ -197,7 +196,7 @@ def test_unexpected_failure_reveals_no_internals(platform: Cloud, call: Call, mo
 def test_answers_forbid_sniffing_and_errors_forbid_caching(
     platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch, content_type: str
 ) -> None:
-    monkeypatch.setattr(result, "read", _raise(RuntimeError))
+    monkeypatch.setattr(platform.ledger, "find", _raise(RuntimeError))
     for function, path in (("result", "/tasks/t/result"), ("agents", "/nowhere"), ("public", "/log/checkpoint")):
         body = "x" if content_type == "text/plain" else None
         status, _, headers = call(function, "GET", path, body, content_type=content_type)

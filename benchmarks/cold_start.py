@@ -62,15 +62,15 @@ BUDGETS: Final[Mapping[str, Budget]] = {
 }
 
 _PARTS: Final = """
-from quittance import bootstrap
+from quittance import platform
 bootstrap.clients.without_credentials()
 made = bootstrap.Platform(bootstrap.settings())
 for part in bootstrap._prepared: getattr(made, part)
 """
 _RESTORED: Final = """
 import time
-from quittance import bootstrap
-bootstrap.before_snapshot()
+from quittance import platform
+platform.before_snapshot()
 began = time.process_time()
 bootstrap.clients.without_credentials()
 made = bootstrap.Platform(bootstrap.settings())
@@ -121,7 +121,7 @@ def _cost_s(code: str) -> float:
 
 
 def _restored_s(code: str) -> float:
-    """The processor time of the prepared parts in a process that has run `before_snapshot`."""
+    """The processor time of the prepared parts in a process that has rehearsed them."""
     told = subprocess.run(
         [venvs.BASE_PYTHON, "-I", "-S", "-c", code + _RESTORED], env=SETTINGS, capture_output=True, check=True
     )

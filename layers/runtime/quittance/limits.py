@@ -111,7 +111,7 @@ OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: each write of a
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 LOGGED_AGENTS_MAX: Final = 60  # of one batch: their standings, up to 64 KiB each, must fit in one write of 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
-BOND_NOTICE_MS: Final = 4 * 60_000  # from the last retirement to a release: a running publication, then the sweep
+BOND_NOTICE_MS: Final = 4 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
 WALLET_PURSES: Final = 16  # items over which an account's credits may lie; see wallet.py
 
 # The audit.

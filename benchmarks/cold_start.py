@@ -63,18 +63,18 @@ BUDGETS: Final[Mapping[str, Budget]] = {
 
 _PARTS: Final = """
 from quittance import platform
-bootstrap.clients.without_credentials()
-made = bootstrap.Platform(bootstrap.settings())
-for part in bootstrap._prepared: getattr(made, part)
+platform.clients.without_credentials()
+made = platform.Platform(platform.settings())
+for part in platform._prepared: getattr(made, part)
 """
 _RESTORED: Final = """
 import time
 from quittance import platform
 platform.before_snapshot()
 began = time.process_time()
-bootstrap.clients.without_credentials()
-made = bootstrap.Platform(bootstrap.settings())
-for part in bootstrap._prepared: getattr(made, part)
+platform.clients.without_credentials()
+made = platform.Platform(platform.settings())
+for part in platform._prepared: getattr(made, part)
 print(time.process_time() - began)
 """
 

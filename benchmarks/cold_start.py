@@ -70,7 +70,7 @@ for part in platform._prepared: getattr(made, part)
 _RESTORED: Final = """
 import time
 from quittance import platform
-platform.rehearse()
+platform.before_snapshot()
 began = time.process_time()
 platform.clients.without_credentials()
 made = platform.Platform(platform.settings())

@@ -151,7 +151,7 @@ WIDGETS: Final = [
         [
             ours(metric)
             for metric in (
-                Metric.EVENTS_TOLD,
+                Metric.EVENTS_EMITTED,
                 Metric.WEBHOOKS_DELIVERED,
                 Metric.WEBHOOKS_FAILED,
                 Metric.WEBHOOKS_GIVEN_UP,

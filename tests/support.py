@@ -45,7 +45,7 @@ class Cloud(Platform):
     skew_ms = 0
 
     def left_ms(self) -> int:
-        return remaining() - self._kept_ms
+        return remaining() - self._reserved_ms
 
     def now_ms(self) -> int:
         return super().now_ms() + self.skew_ms

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 from quittance.api.http import Api
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.usecases import accounts
 
 app = Api("accounts", "ledger", "registry")
@@ -19,4 +19,4 @@ app.serve(
     "POST /payouts/<payout_id>", accounts.decide_payout, "Record how a payout ended", name="decide", tag="payouts"
 )
 
-handler = entry(app.resolve)
+handler = observed(app.resolve)

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 from quittance.api.http import Api
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.usecases import agents
 
 app = Api("agents", "ledger", "registry", "uploads")
@@ -14,4 +14,4 @@ app.serve("GET /agents/<agent_id>/estimate", agents.estimate, "Estimate the pric
 app.serve("POST /agents/<agent_id>/versions", agents.open_version, "Upload a new version", status=HTTPStatus.CREATED)
 app.serve("DELETE /agents/<agent_id>", agents.retire, "Retire an agent")
 
-handler = entry(app.resolve)
+handler = observed(app.resolve)

@@ -1,4 +1,4 @@
-"""Verifies bearer tokens for the gateway (Lambda REQUEST authorizer)."""
+"""Verifies bearer tokens for API Gateway (Lambda REQUEST authorizer)."""
 
 from typing import Any
 
@@ -7,22 +7,22 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from quittance.api.identity import authenticate
 from quittance.config import settings
 from quittance.errors import UnauthenticatedError, challenge
-from quittance.observability import entry
+from quittance.observability import observed
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry: an IAM policy for the whole API, because the gateway caches it for all routes of a token.
+    """Lambda's entry. Returns an IAM policy for the whole API, because API Gateway caches it for all routes of a token.
 
-    Scopes are checked by the functions. A token that is refused is denied, because the gateway's answer to a denial can
-    say why, and to the text "Unauthorized" of an exception (which is 401 as well) it cannot.
+    The functions check scopes. An invalid token gets a Deny policy instead of the exception "Unauthorized": both become
+    a 401 response, but only the response to a denial can say what is wrong.
     """
     try:
         caller = authenticate(event.get("headers"), settings())
     except UnauthenticatedError as exc:
         if exc.refused is None:
             msg = "Unauthorized"
-            raise Exception(msg) from exc  # noqa: TRY002 - the gateway matches this text of any exception
+            raise Exception(msg) from exc  # noqa: TRY002 - API Gateway looks only at the exception's text
         context = {"challenge": challenge(exc), "refused": exc.refused}
         return _policy(event, "Deny", "nobody", context)
     return _policy(event, "Allow", caller.account, {"sub": caller.account, "scope": " ".join(sorted(caller.scopes))})

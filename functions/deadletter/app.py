@@ -1,16 +1,16 @@
-"""Sets right what the messages left behind that could not be worked on."""
+"""Refunds the tasks of dead letters: called by the dead-letter queue."""
 
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance.api.batches import each_message
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform
-from quittance.usecases.deadletter import bury
+from quittance.usecases.deadletter import handle
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry: the messages that the queue is to keep."""
-    return each_message(event, context, lambda delivery: bury(platform(context), delivery))
+    """Lambda's entry. Returns the messages that stay in the queue."""
+    return each_message(event, context, lambda delivery: handle(platform(context), delivery))

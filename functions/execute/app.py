@@ -7,7 +7,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from quittance.api.http import Api, direct_answer
 from quittance.api.models import DirectTaskRequest
 from quittance.api.requests import read_direct
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform
 from quittance.usecases import execute
 
@@ -15,7 +15,7 @@ app = Api("tasks", "ledger", "registry", "binaries", "outputs", "keys", "sandbox
 app.serve("POST /tasks/execute", execute.request, "Run an agent and pay it if it succeeds", name="execute")
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry. A direct invocation gets the plain answer; a refusal raises, so that workflows can catch it."""
     if "httpMethod" in event:

@@ -1,16 +1,16 @@
-"""Tells whether the platform works: `GET /health`. Anyone sees the status; the scope `health:read` sees the parts."""
+"""`GET /health`: whether the platform works. Anyone may read the status; the parts need the scope `health:read`."""
 
 import json
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance.observability import entry
+from quittance.observability import observed
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry. The shallow path imports nothing heavy: load balancers call it often and cold."""
+    """Lambda's entry. Without a token it imports nothing heavy: load balancers call it often, and after cold starts."""
     if not any(name.lower() == "authorization" for name in event.get("headers") or {}):
         return _answer(200, {"status": "ok"}, {})
     from quittance.platform import platform

@@ -1,7 +1,7 @@
 """What operators can stop: retires agents, freezes accounts, pauses funding; and the journal of it: `/operations`."""
 
 from quittance.api.http import Api
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.usecases import operations
 
 app = Api("operations")
@@ -12,4 +12,4 @@ app.serve("POST /operations/accounts/<account_id>/unfreeze", operations.unfreeze
 app.serve("POST /operations/funding/pause", operations.pause, "Pause new tasks")
 app.serve("POST /operations/funding/resume", operations.resume, "Resume new tasks")
 
-handler = entry(app.resolve)
+handler = observed(app.resolve)

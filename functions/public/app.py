@@ -1,7 +1,7 @@
 """What anyone may read: the root keys, the log of receipts, the OpenAPI description and its page."""
 
 from quittance.api.http import Api
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.usecases import public
 
 app = Api("public", "tiles", "keys", anyone=True)
@@ -11,4 +11,4 @@ app.serve("GET /log/tile/<level>/<index>/<width>", public.tile, "Read a tile of 
 app.serve("GET /openapi.json", public.openapi, "Read the API description")
 app.serve("GET /docs", public.docs, "Read the API's page")
 
-handler = entry(app.resolve)
+handler = observed(app.resolve)

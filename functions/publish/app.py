@@ -8,12 +8,12 @@ from typing import Any
 from aws_lambda_powertools.utilities.data_classes import S3Event
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform
 from quittance.usecases import publish
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any] | list[str]:
     """Lambda's entry. Lambda repeats an event whose handling raised; all are safe to repeat."""
     if "recompile" in event:

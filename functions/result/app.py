@@ -1,11 +1,11 @@
 """Shows the outcome of a task, and proves it: `GET /tasks/{task_id}/result`, `GET /tasks/{task_id}/proof`."""
 
 from quittance.api.http import Api
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.usecases import result
 
 app = Api("tasks", "ledger", "outputs", "tiles", "keys")
 app.serve("GET /tasks/<task_id>/result", result.read, "Read the outcome of a task", name="result")
 app.serve("GET /tasks/<task_id>/proof", result.prove, "Prove that a task's receipt is in the log", name="proof")
 
-handler = entry(app.resolve)
+handler = observed(app.resolve)

@@ -1,25 +1,25 @@
-"""Refunds what expired and credits what settled: called by the schedule, every minute."""
+"""Refunds expired escrows and credits settled ones: called by a schedule, every minute."""
 
 from dataclasses import asdict
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from quittance.observability import Metric, count, entry, logger, measure
+from quittance.observability import Metric, count, logger, measure, observed
 from quittance.platform import platform
 from quittance.usecases.sweep import Swept, sweep
 
 
-@entry
+@observed
 def handler(_event: object, context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry."""
     swept = sweep(platform(context))
-    _note(swept)
+    _count(swept)
     logger.info("swept", **asdict(swept))
     return asdict(swept)
 
 
-def _note(swept: Swept) -> None:
+def _count(swept: Swept) -> None:
     count(Metric.SWEPT_EXPIRED, swept.expired)
     count(Metric.SWEPT_CREDITED, swept.credited)
     count(Metric.SWEPT_LOGGED, swept.logged)

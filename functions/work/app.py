@@ -1,16 +1,16 @@
-"""Works on the queue of tasks: one message at a time, because one run may take all the time that there is."""
+"""Runs the tasks of the queue, one message at a time: a single run may take the whole time of an invocation."""
 
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from quittance.api.batches import each_message
-from quittance.observability import entry
+from quittance.observability import observed
 from quittance.platform import platform
 from quittance.usecases.work import work
 
 
-@entry
+@observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry: the messages that the queue is to keep."""
+    """Lambda's entry. Returns the messages that stay in the queue."""
     return each_message(event, context, lambda delivery: work(platform(context), delivery))

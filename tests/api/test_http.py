@@ -441,7 +441,7 @@ def test_a_refusal_names_a_hundred_faults(call: Call, unknown: int, named: int, 
     errors = _problem(call("POST", "/tasks", json.dumps(body)), 400, "invalid_request")["errors"]
     assert len(errors) == named
     assert errors[0] == {"field": "x0", "message": "is not a known field"}
-    assert (errors[-1]["message"] == "has more faults than are named here: mend these first") == more
+    assert (errors[-1]["message"] == "has more faults than are listed here: correct these first") == more
 
 
 @pytest.mark.parametrize("twice", [False, True])

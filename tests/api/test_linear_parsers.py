@@ -232,7 +232,9 @@ PARSERS: Final = {
     "Content-Type": Parser(
         lambda text: _answer(event("POST", "/tasks", "{}", headers={"Content-Type": text})), HEADER, hostile.WORDS
     ),
-    "X-Amzn-Trace-Id": Parser(lambda text: tracing._told({"_X_AMZN_TRACE_ID": text}), HEADER, hostile.WORDS),
+    "X-Amzn-Trace-Id": Parser(
+        lambda text: tracing._from_environment({"_X_AMZN_TRACE_ID": text}), HEADER, hostile.WORDS
+    ),
     "path": Parser(lambda text: _answer(event("GET", f"/agents/{text}")), HEADER, hostile.WORDS),
     "query": Parser(_query, HEADER, hostile.WORDS),
     "cursor of agents": Parser(agents._CURSOR.read, HEADER, hostile.WORDS),
@@ -401,7 +403,7 @@ READS: Final = {
     "acceptance.rules.parse_rules: model_validate": "file of rules",
     "acceptance.rules.read_score: Fraction": "score of a judge",
     "acceptance.rules.read_score: int": "score of a judge",
-    "api.batches.each_message.take_one: int": OURS,
+    "api.batches.each_message.process_message: int": OURS,
     "store.blobs.Posted.of: int": FORM,
     "proof.statement._decode: b64decode": "tokens",
     "proof.statement._root: from_jwk": "key set",
@@ -443,7 +445,7 @@ READS: Final = {
     "api.models._decode_base64: b64decode": "body of a task",
     "ledger.credits._plain: Decimal": "amount",
     "ledger.credits.parse_credits: int": "amount",
-    "usecases.notify.tell: int": OURS,
+    "usecases.notify.emit_change: int": OURS,
     "api.outbound._checked_address: ip_address": OURS,
     "api.outbound._final_status: int": FORM,
     "ledger.journal.parse_payout_id: b64decode": "id of a payout",
@@ -472,8 +474,8 @@ READS: Final = {
     "acceptance.json_schema._count: int": "schema",
     "acceptance.json_schema._multiple_of: Decimal": "output under a schema",
     "sandbox.supervisor._spawn: int": OURS,
-    "functions.sweep._note: int": OURS,
-    "tracing._told: int": "X-Amzn-Trace-Id",
+    "functions.sweep._count: int": OURS,
+    "tracing._from_environment: int": "X-Amzn-Trace-Id",
     "proof.verify._check_judge: int": FORM,
     "proof.verify._check_price: int": FORM,
     "proof.verify._hashes: fromhex": FORM,

@@ -1,4 +1,4 @@
-"""What each function loads before its first invocation, and what two copies of one SnapStart snapshot share."""
+"""Which modules each function loads before its first invocation, and what copies of a SnapStart snapshot share."""
 
 import multiprocessing
 import random
@@ -48,12 +48,12 @@ NOT_LOADED = {
 }
 
 
-def test_every_function_has_its_line() -> None:
+def test_table_has_every_function() -> None:
     assert sorted(NOT_LOADED) == sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("function", NOT_LOADED)
-def test_a_function_loads_nothing_that_its_first_request_may_not_need(function: str) -> None:
+def test_cold_start_loads_nothing_unneeded(function: str) -> None:
     found = subprocess.run(
         [sys.executable, "-c", "import sys, app; print(*sys.modules)"],
         cwd=ROOT / "functions" / function,
@@ -67,10 +67,10 @@ def test_a_function_loads_nothing_that_its_first_request_may_not_need(function: 
 
 @dataclass(frozen=True)
 class Copy:
-    """What a restored copy of an environment did at its first invocation."""
+    """What a restored copy of an environment used in its first invocation."""
 
     key_id: str
-    drawn: float
+    random_value: float
     outcome: Outcome
     worker: int
     loaded_now: set[str]
@@ -78,7 +78,7 @@ class Copy:
 
 @pytest.fixture
 def initialised(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """An environment of the execute function, initialised as badly as can be: with a key, a worker and a draw."""
+    """An environment of the execute function in the worst state for a copy: with key, worker and random state."""
     monkeypatch.setattr(platform, "settings", lambda: cloud.settings)
     monkeypatch.setattr(platform, "_prepared", [])
     platform._forget()
@@ -93,20 +93,20 @@ def initialised(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud
 
 
 def hooks(registry: list[Any]) -> None:
-    """Runs each registered hook once, as Lambda's runtime does; tests load the functions more than once."""
+    """Runs each registered hook once, as Lambda's runtime does; the tests load functions repeatedly."""
     for hook, arguments, named in {hook: (hook, *rest) for hook, *rest in registry}.values():
         hook(*arguments, **named)
 
 
-def first_invocation(job: Job, drawn_before: Any, answers: Any) -> None:
-    """In a copy: the hooks, then what a task needs."""
-    random.setstate(drawn_before)  # a fork draws anew by itself, a restored machine does not
+def first_invocation(job: Job, random_state: Any, answers: Any) -> None:
+    """Runs in a copy: the hooks, then everything that a task needs."""
+    random.setstate(random_state)  # Python reseeds after a fork, but not after the restore of a snapshot
     hooks(snapshot_restore_py._after_restore_registry)
     before = set(sys.modules)
     restored = platform._platform()
     with restored.sandbox as sandbox:
         worker = sandbox._worker
-        assert worker is not None, "the worker starts while the first request is read"
+        assert worker is not None, "the worker starts before the first request"
         pid, run = worker._process.pid, sandbox.run(job)
         assert restored.ledger.find("nobody's") is None
         assert restored.outputs.keep(b"x" * 4_096).inline is None
@@ -114,7 +114,7 @@ def first_invocation(job: Job, drawn_before: Any, answers: Any) -> None:
         answers.put(Copy(key.key_id, random.random(), run.outcome, pid, set(sys.modules) - before))
 
 
-def test_copies_of_a_snapshot_share_neither_key_nor_draw_nor_worker(initialised: Cloud) -> None:
+def test_snapshot_copies_share_no_key_random_state_or_worker(initialised: Cloud) -> None:
     before = platform._platform()
     key_before = before.keys.signing_key(now_s=initialised.now_ms() // 1_000).key_id
     worker_before = before.sandbox._worker
@@ -137,25 +137,25 @@ def test_copies_of_a_snapshot_share_neither_key_nor_draw_nor_worker(initialised:
         assert copy.exitcode == 0
     one, other = answers.get(), answers.get()
     assert len({one.key_id, other.key_id, key_before}) == 3
-    assert one.drawn != other.drawn
+    assert one.random_value != other.random_value
     assert len({one.worker, other.worker, worker_before._process.pid}) == 3
     assert one.outcome == other.outcome == Outcome.SUCCEEDED
     ours = {name for name in one.loaded_now if name.startswith(("quittance", *SDK, "cryptography", "jwt"))}
-    assert ours == set(), "the rehearsal had loaded all that a task needs"
+    assert ours == set(), "the snapshot contains all modules that a task needs"
 
 
-def test_a_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> None:
-    platform.rehearse()
+def test_snapshot_holds_no_platform_and_no_credentials(initialised: Cloud) -> None:
+    platform.before_snapshot()
     assert platform._platform.cache_info().currsize == 0
     assert clients._session.cache_info().currsize == 0
-    assert clients._descriptions.cache_info().currsize == 1, "what is public stays"
-    assert clients._session().get_credentials().access_key != "none", "the rehearsal's are gone"
+    assert clients._descriptions.cache_info().currsize == 1, "public service descriptions stay"
+    assert clients._session().get_credentials().access_key != "none", "the snapshot's credentials are gone"
 
 
-def test_a_restored_copy_reads_the_roots_anew(initialised: Cloud) -> None:
+def test_restored_copy_fetches_the_root_keys_again(initialised: Cloud) -> None:
     made = platform._platform().keys
     made.jwks()
-    platform.begin_anew()
+    platform.after_restore()
     with platform._platform().sandbox:
         keys = platform._platform().keys
     config = initialised.settings
@@ -163,13 +163,13 @@ def test_a_restored_copy_reads_the_roots_anew(initialised: Cloud) -> None:
     assert (made._roots.keys(), keys._roots) == (published, {})
 
 
-def test_a_version_without_its_settings_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_with_missing_settings_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
     from quittance import config
 
     config.settings.cache_clear()
     monkeypatch.delenv("LEDGER_TABLE", raising=False)
     with pytest.raises(ValidationError, match="ledger_table"):
-        platform.rehearse()
+        platform.before_snapshot()
     platform._forget()
 
 
@@ -179,4 +179,4 @@ def test_prepared_parts_exist(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, fun
     monkeypatch.setattr(platform, "_prepared", [])
     load(function)
     assert platform._prepared
-    platform.rehearse()
+    platform.before_snapshot()

@@ -1,6 +1,6 @@
-"""Each file in `events/` sent to its function in process.
+"""Sends each file in `events/` to its function in process.
 
-tests/e2e sends it to the deployed one, tests/sam_local to a container: all look for the same answers.
+tests/e2e sends it to the deployed function, tests/sam_local to a container. All expect the same answers.
 """
 
 import json
@@ -29,7 +29,7 @@ def platform(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     return platform
 
 
-def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
+def test_every_event_file_is_handled(platform: Cloud, context: Any) -> None:
     hired = platform.publish(wasm("wordcount"))
     own = agents.register(
         platform, Caller("alice"), AgentRequest.model_validate({"name": "own", "tariff": FLAT})

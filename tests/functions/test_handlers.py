@@ -1,4 +1,4 @@
-"""The functions' entries in process: they translate, refuse what has no identity, and show no internal text."""
+"""The handlers of the functions in process: translation, refusals without identity, and no internal text."""
 
 import base64
 import importlib.util
@@ -17,7 +17,6 @@ from quittance.api.models import TaskRequest
 from quittance.errors import InsufficientFundsError, InvalidRequestError, PlatformUnavailableError
 from quittance.proof.statement import Purpose
 from quittance.usecases import execute as tasks
-from quittance.usecases import result
 from quittance.usecases.sweep import sweep
 from tests.support import FLAT, ROOT, Cloud, wasm
 
@@ -83,13 +82,13 @@ def test_execute_and_result_give_the_same_answer(platform: Cloud, call: Call) ->
     assert call("result", "GET", "/tasks/t-1/result")[:2] == (200, done)
 
 
-def test_a_budget_may_be_a_number_and_is_read_exactly(platform: Cloud, call: Call) -> None:
+def test_budget_may_be_a_number_and_is_read_exactly(platform: Cloud, call: Call) -> None:
     agent_id = platform.publish(wasm("echo"))
     body = json.dumps(task(agent_id, budget=0)).replace('"budget": 0', '"budget": 0.010001')
     assert call("execute", "POST", "/tasks/execute", body)[1]["amount_refunded"] == "0.000001"
 
 
-def test_a_pending_task_says_where_to_look(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_task_links_to_its_result(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     agent_id = platform.publish(wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(platform.ledger, "settle", _raise(PlatformUnavailableError))
@@ -99,10 +98,10 @@ def test_a_pending_task_says_where_to_look(platform: Cloud, call: Call, monkeypa
     assert call("result", "GET", "/tasks/t-1/result")[0] == 202
     status, problem, headers = call("execute", "POST", "/tasks/execute", task(agent_id))
     assert (status, problem["code"]) == (409, "task_in_progress")
-    assert headers["Retry-After"] in {"16", "17", "18"}, "what is left of the lease"
+    assert headers["Retry-After"] in {"16", "17", "18"}, "the rest of the lease"
 
 
-def test_direct_invocation_answers_plainly_and_raises_refusals(platform: Cloud, context: Any) -> None:
+def test_direct_invocation_returns_json_and_raises_errors(platform: Cloud, context: Any) -> None:
     execute = load("execute").handler
     agent_id = platform.publish(wasm("echo"))
     done = execute(task(agent_id) | {"user_id": "alice"}, context)
@@ -140,7 +139,7 @@ def test_direct_invocation_answers_plainly_and_raises_refusals(platform: Cloud, 
         ("accounts", "POST", "/payouts/p", {"state": "paid"}),
     ],
 )
-def test_no_identity_no_service_whatever_the_gateway_did(
+def test_request_without_identity_is_refused_by_the_function(
     call: Call, function: str, method: str, path: str, body: object
 ) -> None:
     status, problem, headers = call(function, method, path, body, user=None)
@@ -149,7 +148,7 @@ def test_no_identity_no_service_whatever_the_gateway_did(
     assert headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_accounts(platform: Cloud, call: Call) -> None:
+def test_accounts_are_credited_and_read(platform: Cloud, call: Call) -> None:
     deposit = {"deposit_id": "d-1", "amount": "2.5"}
     status, problem, _ = call("accounts", "POST", "/accounts/bob/deposits", deposit)
     assert (status, problem["required_scope"]) == (403, "ledger:deposit")
@@ -168,7 +167,7 @@ def test_accounts(platform: Cloud, call: Call) -> None:
     assert (status, problem["available"], problem["required"]) == (402, "2.5", "3")
 
 
-def test_agents(call: Call) -> None:
+def test_agents_are_registered_and_read(call: Call) -> None:
     status, registered, _ = call(
         "agents", "POST", "/agents", {"name": " mine ", "tariff": FLAT, "limits": {"timeout": 5}}
     )
@@ -186,18 +185,18 @@ def test_agents(call: Call) -> None:
     assert call("agents", "DELETE", f"/agents/{registered['agent_id']}")[1]["state"] == "retired"
 
 
-def test_an_unexpected_failure_tells_nothing(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result, "find", _raise(RuntimeError, "the secret of alice"))
+def test_unexpected_failure_reveals_no_internals(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform.ledger, "find", _raise(RuntimeError, "the secret of alice"))
     status, problem, headers = call("result", "GET", "/tasks/t-1/result")
     assert (status, problem["code"], headers["Content-Type"]) == (500, "internal_error", "application/problem+json")
     assert "secret" not in json.dumps(problem)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
-def test_no_answer_is_sniffed_or_kept_when_it_refuses(
+def test_answers_forbid_sniffing_and_errors_forbid_caching(
     platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch, content_type: str
 ) -> None:
-    monkeypatch.setattr(result, "find", _raise(RuntimeError))
+    monkeypatch.setattr(platform.ledger, "find", _raise(RuntimeError))
     for function, path in (("result", "/tasks/t/result"), ("agents", "/nowhere"), ("public", "/log/checkpoint")):
         body = "x" if content_type == "text/plain" else None
         status, _, headers = call(function, "GET", path, body, content_type=content_type)
@@ -205,25 +204,23 @@ def test_no_answer_is_sniffed_or_kept_when_it_refuses(
         assert headers["Cache-Control"] == "no-store"
 
 
-def test_the_roots_cost_one_call_however_many_read_them(platform: Cloud, call: Call) -> None:
+def test_root_keys_are_fetched_once_for_many_readers(platform: Cloud, call: Call) -> None:
     calls: Counter[str] = Counter()
     platform.keys._client.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
     answers = [call("public", "GET", "/.well-known/jwks.json", user=None) for _ in range(5)]
     assert {status for status, _, _ in answers} == {200}
     assert {headers["Cache-Control"] for _, _, headers in answers} == {"public, max-age=300"}
-    assert calls == {"GetPublicKey": len(Purpose)}, "one call a root"
+    assert calls == {"GetPublicKey": len(Purpose)}, "one call per root key"
 
 
-def test_roots_that_cannot_be_read_are_a_503_that_nobody_keeps(
-    platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_root_keys_are_an_uncached_503(platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform.keys._client, "get_public_key", _raise(EndpointConnectionError, endpoint_url="kms"))
     status, problem, headers = call("public", "GET", "/.well-known/jwks.json", user=None)
     assert (status, problem["code"]) == (503, "platform_unavailable")
     assert (headers["Cache-Control"], headers["Retry-After"]) == ("no-store", "2")
 
 
-def test_caches_keep_a_checkpoint_as_long_as_it_can_be_true(platform: Cloud, call: Call) -> None:
+def test_checkpoints_are_cached_as_long_as_they_are_valid(platform: Cloud, call: Call) -> None:
     tasks.execute(platform, "alice", TaskRequest.model_validate(task(platform.publish(wasm("echo")))))
     sweep(platform)
     newest = call("public", "GET", "/log/checkpoint", user=None)
@@ -233,7 +230,7 @@ def test_caches_keep_a_checkpoint_as_long_as_it_can_be_true(platform: Cloud, cal
     assert stated[2]["Cache-Control"] == "public, max-age=31536000, immutable"
 
 
-def test_the_page_may_do_only_what_stands_in_it(call: Call) -> None:
+def test_page_policy_allows_only_its_own_content(call: Call) -> None:
     status, html, headers = call("public", "GET", "/docs", user=None)
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert headers["Referrer-Policy"] == "no-referrer"
@@ -252,7 +249,7 @@ def test_the_page_may_do_only_what_stands_in_it(call: Call) -> None:
 
 
 class Inline(HTMLParser):
-    """What a browser would run of a page, by the kind of its element, and what a strict policy would stop."""
+    """The inline scripts and styles of a page, and the attributes that its policy would block."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=False)
@@ -275,13 +272,13 @@ class Inline(HTMLParser):
             self.texts[self._within][-1] += data
 
 
-def test_health_shallow_asks_nobody_and_names_no_part(context: Any) -> None:
+def test_shallow_health_uses_and_names_no_part(context: Any) -> None:
     answer = load("health").handler({"headers": None, "httpMethod": "GET"}, context)
     assert answer["headers"]["X-Content-Type-Options"] == "nosniff"
     assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"status": "ok"})
 
 
-def test_health_deep_tries_every_part(platform: Cloud) -> None:
+def test_deep_health_uses_every_part(platform: Cloud) -> None:
     from quittance.usecases import health
 
     parts = {name: health._works(platform, name, check) for name, check in health._CHECKS.items()}

@@ -1,6 +1,6 @@
-"""Ids in paths, on every route of `template.yaml`, as a REST API on AWS sends them: percent-encoded.
+"""Ids in paths, on every route of `template.yaml`, percent-encoded as a REST API on AWS passes them on.
 
-What is decided is told in docs/errors.md. `call` hands its path on as it is.
+docs/errors.md describes the rules. `call` passes its path on unchanged.
 """
 
 import re
@@ -22,7 +22,7 @@ WITHDRAWAL = {"withdrawal_id": "w-1", "amount": "0.5"}
 REASON = {"reason": "a test"}
 TASK = {"task_id": "t-1", "agent_id": "agt_x", "input": "", "budget": "1"}
 
-# Each route with a function and a body that is right, so that nothing but the path can be at fault.
+# Each route with its function and a valid body, so that only the path can be wrong.
 ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/tasks/execute"): ("execute", TASK),
     ("GET", "/tasks/{task_id}/result"): ("result", None),
@@ -56,7 +56,7 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/health"): ("health", None),
 }
 PRIVATE = [route for route, (function, _) in ROUTES.items() if function not in {"public", "health"}]
-SCOPES = "ledger:deposit ledger:payout platform:operate"  # all that any route asks for
+SCOPES = "ledger:deposit ledger:payout platform:operate"  # all scopes that a route may need
 PARAMETERS = [(*route, name) for route in ROUTES for name in re.findall(r"{(\w+)}", route[1])]
 IDS = ["-".join(words) for words in PARAMETERS]
 GOOD = {"task_id": "t-1", "agent_id": "agt_x", "account_id": "alice", "level": "0", "index": "0", "width": "1"}
@@ -78,9 +78,9 @@ MALFORMED = [
     "%C2%85",
     "\n",
 ]
-# Well encoded, but no id of any kind. The last two are as `sam local` sends them.
+# Valid encodings of text that is no id of any kind. The last two are as `sam local` sends them.
 NO_ID = ["%2E", "%2e%2e", ".", "..", "a%20b", "%C3%A9", "%23", "a%23b", "x" * 3_000, "a b", "é"]
-# Ids of an account alone: slashes, quotes, another alphabet's worth of punctuation; and once encoded too often.
+# Valid only as account ids: slashes, quotes, other punctuation, and one id that is encoded twice.
 ACCOUNTS = {
     "a%2Fb": "a/b",
     "%2E%2E%2Fme": "../me",
@@ -114,7 +114,7 @@ def errors(answer: tuple[int, dict[str, Any], dict[str, str]]) -> list[str]:
     return [error["field"] for error in problem["errors"]]
 
 
-def test_the_table_has_every_route_of_the_template() -> None:
+def test_table_has_every_route_of_the_template() -> None:
     events = [
         event["Properties"]
         for resource in template()["Resources"].values()
@@ -125,7 +125,9 @@ def test_the_table_has_every_route_of_the_template() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "name"), PARAMETERS, ids=IDS)
-def test_malformed_encoding_is_refused_by_name(platform: Cloud, call: Call, method: str, path: str, name: str) -> None:
+def test_malformed_encoding_is_named_in_the_error(
+    platform: Cloud, call: Call, method: str, path: str, name: str
+) -> None:
     function, body = ROUTES[method, path]
     before = platform.items()
     for raw in MALFORMED:
@@ -135,7 +137,7 @@ def test_malformed_encoding_is_refused_by_name(platform: Cloud, call: Call, meth
 
 
 @pytest.mark.parametrize(("method", "path", "name"), PARAMETERS, ids=IDS)
-def test_what_is_no_id_is_refused_by_name(platform: Cloud, call: Call, method: str, path: str, name: str) -> None:
+def test_invalid_id_is_named_in_the_error(platform: Cloud, call: Call, method: str, path: str, name: str) -> None:
     function, body = ROUTES[method, path]
     before = platform.items()
     others = {"account_id": (), "task_id": NO_TASK, "agent_id": NO_AGENT, "payout_id": NO_PAYOUT}
@@ -150,7 +152,7 @@ def test_every_malformed_parameter_is_named(call: Call) -> None:
 
 
 @pytest.mark.parametrize("raw", ACCOUNTS, ids=lambda raw: raw[:20])
-def test_a_deposit_goes_to_the_id_decoded_once(platform: Cloud, call: Call, raw: str) -> None:
+def test_deposit_goes_to_the_account_id_decoded_once(platform: Cloud, call: Call, raw: str) -> None:
     account, before = ACCOUNTS[raw], platform.ledger.available_micro(ACCOUNTS[raw])
     total = platform.total_micro()
     path = f"/accounts/{raw}/deposits"
@@ -161,7 +163,7 @@ def test_a_deposit_goes_to_the_id_decoded_once(platform: Cloud, call: Call, raw:
 
 
 @pytest.mark.parametrize("raw", ACCOUNTS, ids=lambda raw: raw[:20])
-def test_a_withdrawal_is_of_ones_own_decoded_id(platform: Cloud, call: Call, raw: str) -> None:
+def test_withdrawal_needs_the_callers_own_decoded_id(platform: Cloud, call: Call, raw: str) -> None:
     account, path = ACCOUNTS[raw], f"/accounts/{raw}/withdrawals"
     platform.deposit(account, 1_000_000)
     platform.deposit("mallory", 1_000_000)
@@ -186,14 +188,14 @@ def test_me_is_the_callers_own_account(platform: Cloud, call: Call, raw: str) ->
 
 @pytest.mark.parametrize("path", ["/agents", "/tasks/t-1/result", "/tasks/t-1/proof"])
 @pytest.mark.parametrize("account", ["me", ".", ".."])
-def test_a_reserved_name_is_no_account_in_a_query(call: Call, path: str, account: str) -> None:
+def test_reserved_name_is_no_account_in_a_query(call: Call, path: str, account: str) -> None:
     name = "owner" if path == "/agents" else "user"
     assert errors(call(path.split("/")[1].replace("tasks", "result"), "GET", path, query={name: account})) == [name]
 
 
 @pytest.mark.parametrize(("method", "path"), PRIVATE, ids=lambda word: word)
-def test_a_subject_that_is_no_account_is_nobody(platform: Cloud, call: Call, method: str, path: str) -> None:
-    """`me` above all: `GET /accounts/me` must be everybody's own, and never one account's."""
+def test_subject_that_is_no_account_id_is_unauthenticated(platform: Cloud, call: Call, method: str, path: str) -> None:
+    """Above all `me`: `GET /accounts/me` must be the caller's own account, whoever calls."""
     function, body = ROUTES[method, path]
     before = platform.items()
     for subject in ("me", ".", "..", "a b", "é", "a#b", "a\n", "x" * 256):
@@ -203,8 +205,8 @@ def test_a_subject_that_is_no_account_is_nobody(platform: Cloud, call: Call, met
 
 
 @pytest.mark.parametrize("subject", sorted({*ACCOUNTS.values()}), ids=lambda subject: subject[:20])
-def test_every_route_serves_a_subject_under_its_own_name(platform: Cloud, call: Call, subject: str) -> None:
-    """A task, an agent and an account of somebody with quotes, slashes or percent signs; and of the platform itself."""
+def test_every_route_serves_unusual_subjects(platform: Cloud, call: Call, subject: str) -> None:
+    """Callers whose subject has quotes, slashes or percent signs, and the platform's own account."""
     raw, user = quote(subject, safe=""), {"user": subject}
     assert call("accounts", "POST", f"/accounts/{raw}/deposits", DEPOSIT, scope="ledger:deposit")[0] == 201
     agent_id = platform.publish(wasm("echo"), owner=subject)
@@ -239,19 +241,19 @@ def test_every_route_serves_a_subject_under_its_own_name(platform: Cloud, call: 
         ("GET", "/accounts/auth0%7Cdave"),
     ],
 )
-def test_an_encoded_slash_leads_to_no_route(call: Call, method: str, path: str) -> None:
+def test_encoded_slash_matches_no_route(call: Call, method: str, path: str) -> None:
     status, problem, _ = call("accounts", method, path, DEPOSIT if method == "POST" else None, scope="ledger:deposit")
     assert (status, problem["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("raw", ["t%2D1", "%74-1", "t-%31"])
-def test_a_task_is_found_by_any_spelling_of_its_id(platform: Cloud, call: Call, raw: str) -> None:
+def test_task_is_found_by_any_encoding_of_its_id(platform: Cloud, call: Call, raw: str) -> None:
     agent_id = platform.publish(wasm("echo"))
     done = call("execute", "POST", "/tasks/execute", task(agent_id))
     assert call("result", "GET", f"/tasks/{raw}/result")[:2] == done[:2]
 
 
-def test_an_agent_and_a_tile_are_found_encoded(platform: Cloud, call: Call) -> None:
+def test_agent_and_tile_are_found_by_encoded_paths(platform: Cloud, call: Call) -> None:
     agent_id = platform.publish(wasm("echo"))
     assert call("agents", "GET", f"/agents/{agent_id.replace('_', '%5F')}")[1]["agent_id"] == agent_id
     encoded, plain = call("public", "GET", "/log/tile/%30/%30/%31"), call("public", "GET", "/log/tile/0/0/1")

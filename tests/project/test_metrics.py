@@ -71,7 +71,7 @@ def platform(platform: Cloud) -> Iterator[Cloud]:
     observability._counts.clear()
     observability._outcomes.clear()
     observability._metrics.clear_metrics()
-    observability._tell_cold_start.cache_clear()
+    observability._write_cold_start.cache_clear()
     with Platform(platform.settings).sandbox as platform.sandbox:
         yield platform
 
@@ -186,7 +186,7 @@ def test_metrics_have_the_values_of_what_happened(story: Emitted) -> None:
     assert 5_000 <= story.of(Metric.OLDEST_PAYOUT)[0] < 200_000
     assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 4
     assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.UNDELIVERED, Outcome.EXPIRED}
-    assert sum(story.of(Metric.EVENTS_TOLD)) == 2
+    assert sum(story.of(Metric.EVENTS_EMITTED)) == 2
     assert [sum(story.of(metric)) for metric in (Metric.WEBHOOKS_DELIVERED, Metric.WEBHOOKS_FAILED)] == [1, 2]
     assert sum(story.of(Metric.WEBHOOKS_GIVEN_UP)) == 1
     assert story.settings["service"] == {SERVICE}
@@ -203,7 +203,7 @@ def test_every_settlement_logs_one_line_with_ids_and_amounts(story: Emitted) -> 
 
 
 def test_every_emitted_event_logs_one_line_with_its_ids(story: Emitted) -> None:
-    refused, line = [line for line in story.log if line["message"] == "told"]
+    refused, line = [line for line in story.log if line["message"] == "emitted"]
     assert refused["event_type"] == "TaskRefused"
     assert (line["task_id"], line["escrow_id"]) == ("paid", escrow_id("alice", "paid"))
     assert line["event_id"] == f"task.{line['escrow_id']}.released"

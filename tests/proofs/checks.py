@@ -44,7 +44,7 @@ def violations(
     world: World, items: Iterable[Mapping[str, Any]], writes: Iterable[Write] = (), answers: Iterable[Answer] = ()
 ) -> list[str]:
     """All violations of the invariants. Every escrow must have been settled and swept before."""
-    audit = auditing.run(world)
+    audit = auditing.audit(world)
     found = [line for line in auditing.report(audit) if " at " in line]
     found_escrows = _escrows(items)
     for name, settled in found_escrows.items():

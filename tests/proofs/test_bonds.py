@@ -84,7 +84,7 @@ def ended(world: World, task: Escrow, judges: Sequence[Escrow], run: Run, *, now
 
 
 def differences(world: World) -> list[str]:
-    return [line for line in audit.report(audit.run(world)) if " at " in line]
+    return [line for line in audit.report(audit.audit(world)) if " at " in line]
 
 
 @pytest.mark.parametrize("sides", [(Side.AGENT,), (Side.TASK,), tuple(Side)])

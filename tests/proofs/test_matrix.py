@@ -443,7 +443,7 @@ def test_a_payout_is_decided_once_in_every_state(state: str, decision: PayoutSta
     assert world.ledger.available_micro("alice") == have + (FLAT_MICRO if decision is PayoutState.FAILED else 0)
     assert not {"work", "work_at"} & memory.items[pk].keys()
     assert ("BACK#alice#w" in memory.items) == (decision is PayoutState.FAILED)
-    assert audit.run(world).differences == []
+    assert audit.audit(world).differences == []
 
 
 @pytest.mark.parametrize("first", [None, "bank-1"])

@@ -281,10 +281,10 @@ class LedgerMachine(RuleBasedStateMachine):
         return replace(settlement, receipt=receipt.sign(stated, self.key))
 
     def teardown(self) -> None:
-        overdue = {found.at for found in audit.run(self.world).differences if found.invariant == "I8"}
+        overdue = {found.at for found in audit.audit(self.world).differences if found.invariant == "I8"}
         stuck = {f"ESC#{name}" for name, held in self.held.items() if not held.swept}
         assert overdue <= stuck
-        assert [found for found in audit.run(self.world).differences if found.at not in overdue] == []
+        assert [found for found in audit.audit(self.world).differences if found.at not in overdue] == []
 
 
 def test_random_programs_agree_with_the_model(record_property: Callable[[str, str], None]) -> None:

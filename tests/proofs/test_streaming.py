@@ -64,7 +64,7 @@ class Ledger:
         sweep(self.world)
 
     def audit(self) -> Audit:
-        return auditing.run(self.world)
+        return auditing.audit(self.world)
 
     def peak_bytes(self) -> int:
         """The peak memory of an audit, without the table."""
@@ -172,4 +172,4 @@ def test_differences_beyond_the_limit_are_counted(ledger: Ledger, monkeypatch: p
             ledger.table.items[pk] = {**item, "unheard_of": {"S": "a"}}
     result = ledger.audit()
     assert (len(result.differences), result.count > 5) == (2, True)
-    assert auditing.report(result)[-1] == f"{result.unnamed} more differences: mend these first"
+    assert auditing.report(result)[-1] == f"{result.unnamed} more differences: fix these first"

@@ -239,7 +239,7 @@ def test_the_receipt_verifies_without_stored_stderr(rich: Cloud, monkeypatch: py
             (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 16)))
             (if (i32.eq (memory.grow (i32.const 300)) (i32.const -1)) (then unreachable))))""")
     if ended == "rejected":
-        agent = rich.publish(saying("x", log="l" * 2_000), acceptance={"min_bytes": 2})
+        agent = rich.publish(saying("x", stderr="l" * 2_000), acceptance={"min_bytes": 2})
     else:
         agent = rich.publish(bytes(greedy), tariff={"type": "metered", "per_mib_memory": "0.01"})
     with monkeypatch.context() as patch:

@@ -199,7 +199,9 @@ def test_a_queued_task_without_a_slot_is_sent_again(
             assert delivery.number == 1
             work(rich, delivery)
             assert outcome(rich, "waiting") is None
-            rich.queue._client.delete_message(QueueUrl=rich.settings.task_queue_url, ReceiptHandle=delivery.receipt)
+            rich.queue._client.delete_message(
+                QueueUrl=rich.settings.task_queue_url, ReceiptHandle=delivery.receipt_handle
+            )
 
     monkeypatch.setattr(rich.queue._client, "send_message", send)
     submit(rich, echo, task_id="waiting")

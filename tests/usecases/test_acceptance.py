@@ -1,4 +1,4 @@
-"""Rules for outputs on a whole platform: which work is paid for, who is blamed, and what the receipt proves of it."""
+"""Rules for outputs on a whole platform: which output is paid, who is at fault, and what the receipt proves."""
 
 import hashlib
 import json
@@ -67,9 +67,7 @@ MET: dict[str, Any] = NUMBERS | {
 
 
 @pytest.mark.parametrize(("agent", "task"), [({}, None), ({}, {}), (MET, None), ({}, MET), (MET, NUMBERS)])
-def test_an_output_that_meets_all_rules_is_paid_for(
-    rich: Cloud, agent: dict[str, Any], task: dict[str, Any] | None
-) -> None:
+def test_output_that_meets_all_rules_is_paid(rich: Cloud, agent: dict[str, Any], task: dict[str, Any] | None) -> None:
     done = run(rich, rich.publish(wasm("echo"), acceptance=agent), input="[1, 0.05]", acceptance=task)
     assert (done.success, done.output, done.escrow_status) == (True, "[1, 0.05]", "released")
     assert rich.ledger.available_micro("alice") == START - PRICE
@@ -79,15 +77,15 @@ def test_an_output_that_meets_all_rules_is_paid_for(
 
 @pytest.mark.parametrize("side", ["agent", "task"])
 @pytest.mark.parametrize(("rules", "given", "reason"), REFUSED)
-def test_an_output_that_does_not_is_refunded_and_not_shown(
+def test_rejected_output_is_refunded_and_not_returned(
     rich: Cloud, side: str, rules: dict[str, Any], given: str, reason: str
 ) -> None:
     agent = rich.publish(wasm("echo"), acceptance=rules if side == "agent" else None)
     done = run(rich, agent, input=given, acceptance=rules if side == "task" else None)
     assert done.error is not None
     assert done.error.code == "rejected"
-    told = reason if side == "agent" else f"see {reason.rpartition('(')[2].removesuffix(')')}"
-    assert done.error.message == f"The output does not meet the {side}'s rules: {told}."
+    sentence = reason if side == "agent" else f"see {reason.rpartition('(')[2].removesuffix(')')}"
+    assert done.error.message == f"The output does not meet the {side}'s rules: {sentence}."
     assert (done.success, done.escrow_status, done.reputation_delta) == (False, "refunded", BLAMED[side])
     assert done.fault == ("agent" if side == "agent" else "payer")
     assert (done.output, done.output_base64) == (None, None)
@@ -114,7 +112,7 @@ def ask_rules(side: str, rules: dict[str, Any]) -> dict[str, Any] | None:
     return rules if side == "task" else None
 
 
-def test_rules_without_end_are_the_fault_of_who_made_them(rich: Cloud) -> None:
+def test_too_costly_rules_are_the_fault_of_their_author(rich: Cloud) -> None:
     own = run(rich, rich.publish(wasm("echo"), acceptance=TOO_COSTLY), task_id="own", input=DEEP)
     guest = run(rich, rich.publish(wasm("echo")), task_id="guest", input=DEEP, acceptance=TOO_COSTLY)
     for done, fault, delta in ((own, "agent", -50), (guest, "payer", 0)):
@@ -124,7 +122,7 @@ def test_rules_without_end_are_the_fault_of_who_made_them(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_run_that_failed_is_not_held_to_rules(rich: Cloud) -> None:
+def test_failed_runs_are_not_checked_against_rules(rich: Cloud) -> None:
     agent = rich.publish(wasm("failing"), acceptance={"min_bytes": 1})
     done = run(rich, agent)
     assert done.error is not None
@@ -132,7 +130,7 @@ def test_a_run_that_failed_is_not_held_to_rules(rich: Cloud) -> None:
     assert stated(rich, done)["accepted"] is False
 
 
-def test_an_agents_rules_are_shown_kept_replaced_and_taken_away(rich: Cloud) -> None:
+def test_agent_rules_can_be_read_kept_replaced_and_removed(rich: Cloud) -> None:
     first, second = {"min_bytes": 1}, NUMBERS
     agent = rich.publish(wasm("echo"), acceptance=first)
 
@@ -150,10 +148,10 @@ def test_an_agents_rules_are_shown_kept_replaced_and_taken_away(rich: Cloud) -> 
         assert publish.publish(rich, f"uploads/{agent}/{number}") == "active"
         assert shown() == then
     (listed,) = agents.page(rich, owner=None, limit=1, after=None).agents
-    assert listed.acceptance is None, "a page of agents is not a page of schemas"
+    assert listed.acceptance is None, "a page of agents omits their schemas"
 
 
-def test_an_agent_of_before_there_were_rules_has_none(rich: Cloud) -> None:
+def test_agent_stored_before_rules_existed_has_none(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     rich._dynamodb.update_item(
         TableName=rich.settings.registry_table,
@@ -166,20 +164,20 @@ def test_an_agent_of_before_there_were_rules_has_none(rich: Cloud) -> None:
 
 
 @pytest.mark.parametrize("other", [None, {"min_bytes": 2}, NUMBERS])
-def test_other_rules_are_another_request(rich: Cloud, other: dict[str, Any] | None) -> None:
+def test_other_rules_make_another_request(rich: Cloud, other: dict[str, Any] | None) -> None:
     agent = rich.publish(wasm("echo"))
     done = run(rich, agent, acceptance={"min_bytes": 1})
-    assert run(rich, agent, acceptance={"min_bytes": 1, "sha256": None}) == done, "the same rules, spelt otherwise"
+    assert run(rich, agent, acceptance={"min_bytes": 1, "sha256": None}) == done, "the same rules in another notation"
     with pytest.raises(TaskConflictError):
         run(rich, agent, acceptance=other)
 
 
-def test_no_rules_and_empty_rules_are_one_request(rich: Cloud) -> None:
+def test_no_rules_and_empty_rules_are_the_same_request(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     assert run(rich, agent) == run(rich, agent, acceptance={})
 
 
-def test_the_ledger_names_rules_by_digest_and_holds_none(rich: Cloud) -> None:
+def test_ledger_stores_the_digest_of_rules_only(rich: Cloud) -> None:
     run(rich, rich.publish(wasm("echo"), acceptance={"min_bytes": 1}), acceptance={"max_bytes": 7})
     run(rich, rich.publish(wasm("echo")), task_id="plain")
     items = {item["task_id"]["S"]: item for item in rich.items("ESC#")}
@@ -190,7 +188,7 @@ def test_the_ledger_names_rules_by_digest_and_holds_none(rich: Cloud) -> None:
 
 
 class _CrashedError(Exception):
-    """The runner died here."""
+    """A crash of the runner."""
 
 
 def crash(rich: Cloud, agent: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
@@ -204,7 +202,7 @@ def crash(rich: Cloud, agent: str, monkeypatch: pytest.MonkeyPatch, **changes: A
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
-def test_a_takeover_waits_for_the_verdict_and_comes_to_the_same(
+def test_takeover_waits_for_the_lease_and_repeats_the_verdict(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str
 ) -> None:
     rules = {"max_bytes": 4}
@@ -223,7 +221,7 @@ def test_a_takeover_waits_for_the_verdict_and_comes_to_the_same(
     assert rich.total_micro() == START
 
 
-def test_a_task_is_not_run_by_rules_that_it_was_not_funded_for(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_whose_rules_changed_after_funding_is_not_run(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"min_bytes": 1})
     crash(rich, agent, monkeypatch)
     agents.open_version(rich, Caller("owner"), agent, VersionRequest.model_validate({"acceptance": {"min_bytes": 2}}))
@@ -244,11 +242,11 @@ def test_a_task_is_not_run_by_rules_that_it_was_not_funded_for(rich: Cloud, monk
     assert rich.ledger.available_micro("alice") == START
 
 
-# What a receipt proves of it, with the verifier that anyone may run.
+# What the verifier, which anyone may run, proves from a receipt.
 
 
 def verify(cloud: Cloud, folder: Path, done: TaskResult, module: bytes, **files: bytes) -> tuple[int, list[str]]:
-    """The exit status of `quittance-verify --replay`, and what it was told: only with these files."""
+    """Runs `quittance-verify --replay` with these files only. Returns its exit status and its arguments."""
     contents = {"receipt": done.receipt.encode(), "keys": json.dumps(cloud.keys.jwks()).encode(), "module": module}
     words = [str(folder / "receipt"), "--replay"]
     for name, content in (contents | files).items():
@@ -259,27 +257,27 @@ def verify(cloud: Cloud, folder: Path, done: TaskResult, module: bytes, **files:
 
 
 def checks(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
-    told = json.loads(capsys.readouterr().out)["checks"]
-    return {check["name"]: (check["verdict"], check["sentence"]) for check in told}
+    checked = json.loads(capsys.readouterr().out)["checks"]
+    return {check["name"]: (check["verdict"], check["sentence"]) for check in checked}
 
 
-def test_anybody_comes_to_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of paid work from its output; of rejected work, whose output nobody was given, by a replay."""
+def test_verifier_reaches_the_same_verdict(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For paid work from its output; for rejected work, whose output is never handed out, from a replay."""
     module, agent_rules, task_rules = wasm("echo"), b'{"min_bytes": 2}', b'{"max_bytes" : 4}'
     agent = rich.publish(module, acceptance=json.loads(agent_rules))
     both = {"agent_rules": agent_rules, "task_rules": task_rules}
     paid = run(rich, agent, input="four", task_id="paid", acceptance=json.loads(task_rules))
     assert verify(rich, tmp_path, paid, module, input=b"four", output=b"four", **both)[0] == 0
-    told = checks(capsys)
-    assert [told[name][0] for name in ("agent rules", "task rules", "acceptance", "replay")] == ["passed"] * 4
+    checked = checks(capsys)
+    assert [checked[name][0] for name in ("agent rules", "task rules", "acceptance", "replay")] == ["passed"] * 4
     refused = run(rich, agent, input="hello", acceptance=json.loads(task_rules))
     assert verify(rich, tmp_path, refused, module, input=b"hello", **both)[0] == 0
-    told = checks(capsys)
-    assert told["verdict"][1].startswith("The output does not meet the task's rules: see max_bytes")
-    assert told["acceptance"] == ("not done", "no --output was given")
+    checked = checks(capsys)
+    assert checked["verdict"][1].startswith("The output does not meet the task's rules: see max_bytes")
+    assert checked["acceptance"] == ("not done", "no --output was given")
     assert verify(rich, tmp_path, refused, module, input=b"hello", agent_rules=agent_rules)[0] == 0
-    told = checks(capsys)
-    assert told["task rules"] == ("not done", "no --task-rules was given")
-    assert "verdict" not in told
+    checked = checks(capsys)
+    assert checked["task rules"] == ("not done", "no --task-rules was given")
+    assert "verdict" not in checked
     other = verify(rich, tmp_path, refused, module, input=b"hello", **both | {"task_rules": b'{"max_bytes": 5}'})[0]
     assert other == verifier.EXITS[verifier.Flaw.DIGEST][0]

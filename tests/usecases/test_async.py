@@ -1,4 +1,4 @@
-"""Asynchronous tasks on a whole platform: what is funded, sent, worked on, put off, refunded, and told."""
+"""Asynchronous tasks on a whole platform: submission, the queue, the worker and dead letters."""
 
 import base64
 import json
@@ -54,14 +54,14 @@ class Bench:
         self.hidden: list[int] = []
         hide = queue.hide
 
-        def note(receipt: str, *, seconds: int) -> None:
+        def note(receipt_handle: str, *, seconds: int) -> None:
             self.hidden.append(seconds)
-            hide(receipt, seconds=seconds)
+            hide(receipt_handle, seconds=seconds)
 
         queue.hide = note  # type: ignore[method-assign]
 
     def receive(self) -> list[Delivery]:
-        """All that can be seen."""
+        """All visible messages."""
         found = []
         while got := self._client.receive_message(
             QueueUrl=self._url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["ApproximateReceiveCount"]
@@ -94,7 +94,7 @@ def bench(rich: Cloud) -> Bench:
 
 
 @pytest.fixture
-def grave(rich: Cloud) -> Bench:
+def dead_letters(rich: Cloud) -> Bench:
     return Bench(rich, rich.dead_letters)
 
 
@@ -104,14 +104,14 @@ def submit(cloud: Cloud, agent_id: str, **changes: Any) -> TaskPending:
     return pending
 
 
-def stands(cloud: Cloud, task_id: str = "t-1") -> Escrow:
+def stored_escrow(cloud: Cloud, task_id: str = "t-1") -> Escrow:
     escrow = cloud.ledger.find(escrow_id("alice", task_id))
     assert escrow is not None
     return escrow
 
 
 def outcome(cloud: Cloud, task_id: str = "t-1") -> str | None:
-    settlement = stands(cloud, task_id).settlement
+    settlement = stored_escrow(cloud, task_id).settlement
     return settlement and settlement.outcome
 
 
@@ -120,13 +120,13 @@ def letter(request: TaskRequest, user: str = "alice", number: int = 1) -> Delive
     return Delivery("m", messages.write(user, request, input_base64=stdin), "gone", number)
 
 
-# Submitting.
+# Submission.
 
 
-def test_a_submitted_task_is_funded_waits_and_is_worked_on(rich: Cloud, bench: Bench) -> None:
+def test_submitted_task_is_funded_queued_and_run(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     pending = submit(rich, agent)
-    held = stands(rich)
+    held = stored_escrow(rich)
     assert (pending.escrow_status, pending.expires_at) == ("funded", held.expires_ms)
     assert held.lease_ms == held.funded_ms
     assert held.expires_ms == held.funded_ms + held.timeout_ms + ESCROW_GRACE_MS + QUEUE_WAIT_MS_MAX
@@ -135,13 +135,13 @@ def test_a_submitted_task_is_funded_waits_and_is_worked_on(rich: Cloud, bench: B
     done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert (done.success, done.output) == (True, "hello")
-    assert bench.hidden == [18], "as long as the lease: the agent's 10 s and what goes with them"
+    assert bench.hidden == [18], "as long as the lease: the agent's 10 s and the reserved time"
     assert execute.submit(rich, "alice", ask(agent)) == done
     assert bench.receive() == []
     assert rich.total_micro() == START
 
 
-def test_every_refusal_is_told_at_once_and_sends_nothing(rich: Cloud, bench: Bench) -> None:
+def test_refused_submission_sends_no_message(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     for changes, refusal in (
         ({"budget": "10.000001"}, InsufficientFundsError),
@@ -157,7 +157,7 @@ def test_every_refusal_is_told_at_once_and_sends_nothing(rich: Cloud, bench: Ben
     assert (rich.items("ESC#"), bench.receive()) == ([], [])
 
 
-def test_a_repeated_request_is_sent_again_until_somebody_holds_it(
+def test_repeated_request_is_queued_until_a_runner_holds_it(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -173,20 +173,22 @@ def test_a_repeated_request_is_sent_again_until_somebody_holds_it(
         with pytest.raises(_CrashedError):
             work(rich, first)
     submit(rich, agent)
-    assert bench.receive() == [], "it runs, as far as anyone knows"
+    assert bench.receive() == [], "the lease says that it is running"
     with pytest.raises(NotDoneError):
         work(rich, replace(second, number=3))
-    assert bench.hidden[-1] in {15, 16, 17, 18}, "until the lease of the other lapses, however often it has come"
+    assert bench.hidden[-1] in {15, 16, 17, 18}, (
+        "until the other runner's lease lapses, whatever the delivery number is"
+    )
     rich.skew_ms = 18_001
     submit(rich, agent)
     for delivery in (*bench.receive(), second, first):
         work(rich, delivery)
     assert outcome(rich) == "succeeded"
-    assert stands(rich).fence == 3
+    assert stored_escrow(rich).fence == 3
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
-def test_what_is_lost_on_the_way_to_the_queue_is_sent_by_a_repetition_or_refunded(
+def test_task_lost_before_the_queue_is_resent_or_refunded(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -200,13 +202,13 @@ def test_what_is_lost_on_the_way_to_the_queue_is_sent_by_a_repetition_or_refunde
     submit(rich, agent, task_id="send_message", input="x")
     work(rich, bench.one())
     assert outcome(rich, "send_message") == "succeeded"
-    rich.skew_ms = stands(rich, "put_object").expires_ms - rich.now_ms()
+    rich.skew_ms = stored_escrow(rich, "put_object").expires_ms - rich.now_ms()
     assert isinstance(result.read(rich, Caller("alice"), "put_object"), TaskResult)
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
-def test_an_input_too_large_for_a_message_goes_by_its_digest(rich: Cloud, bench: Bench, beyond: int) -> None:
+def test_input_too_large_for_a_message_is_sent_by_digest(rich: Cloud, bench: Bench, beyond: int) -> None:
     agent = rich.publish(wasm("echo"))
     room = QUEUE_MESSAGE_BYTES_MAX - len(messages.write("alice", ask(agent), input_base64=""))
     data = b"x" * (room // 4 * 3 + 3 * beyond)
@@ -221,10 +223,10 @@ def test_an_input_too_large_for_a_message_goes_by_its_digest(rich: Cloud, bench:
     assert done.output == data.decode()
 
 
-# Time.
+# Time limits.
 
 
-def test_ten_minutes_are_for_the_queue_alone(rich: Cloud, bench: Bench) -> None:
+def test_long_timeouts_run_only_from_the_queue(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"), timeout=TIMEOUT_S_ASYNC_MAX)
     with pytest.raises(TimeoutTooLongError):
         run(rich, agent, timeout=TIMEOUT_S_ASYNC_MAX)
@@ -234,13 +236,13 @@ def test_ten_minutes_are_for_the_queue_alone(rich: Cloud, bench: Bench) -> None:
     submit(rich, agent, task_id="t-2")
     with pytest.raises(TaskInProgressError):
         run(rich, agent, task_id="t-2")
-    assert stands(rich, "t-2").timeout_ms == TIMEOUT_S_ASYNC_MAX * 1_000
+    assert stored_escrow(rich, "t-2").timeout_ms == TIMEOUT_S_ASYNC_MAX * 1_000
     for delivery in bench.receive():
         work(rich, delivery)
     assert [outcome(rich, task_id) for task_id in ("t-1", "t-2")] == ["succeeded"] * 2
 
 
-def test_a_short_task_that_waits_is_taken_by_whoever_asks_for_it(rich: Cloud, bench: Bench) -> None:
+def test_synchronous_request_runs_a_short_queued_task(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     done = run(rich, agent)
@@ -248,14 +250,14 @@ def test_a_short_task_that_waits_is_taken_by_whoever_asks_for_it(rich: Cloud, be
     assert result.read(rich, Caller("alice"), "t-1") == done
 
 
-def test_the_worker_lives_long_enough_for_the_longest_run(template: dict[str, Any]) -> None:
+def test_worker_timeout_covers_the_longest_run(template: dict[str, Any]) -> None:
     resources = template["Resources"]
     worker = resources["WorkFunction"]["Properties"]
     assert worker["Timeout"] == WORK_SECONDS_MAX
     assert WORK_SECONDS_MAX >= TIMEOUT_S_ASYNC_MAX + 3 * (launch.RUN_RESERVE_MS + VERDICT_MS_MAX) / 1_000 + 25, (
         "judges too"
     )
-    assert template["Parameters"]["QueueVisibility"]["Default"] >= WORK_SECONDS_MAX, "AWS asks for it"
+    assert template["Parameters"]["QueueVisibility"]["Default"] >= WORK_SECONDS_MAX, "AWS requires it"
     assert resources["TaskQueue"]["Properties"]["VisibilityTimeout"] == {"Ref": "QueueVisibility"}
     assert resources["TaskQueueAgeAlarm"]["Properties"]["Threshold"] > WORK_SECONDS_MAX
     assert (
@@ -267,18 +269,18 @@ def test_the_worker_lives_long_enough_for_the_longest_run(template: dict[str, An
         assert (source["BatchSize"], source["FunctionResponseTypes"]) == (batch, ["ReportBatchItemFailures"])
 
 
-# Working.
+# The worker.
 
 
-def test_a_message_of_another_workflow_is_funded_by_the_worker(rich: Cloud) -> None:
+def test_worker_funds_a_message_sent_by_others(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     work(rich, letter(ask(agent)))
     assert outcome(rich) == "succeeded"
-    assert run(rich, agent).success, "the same task by any way"
+    assert run(rich, agent).success, "the same task through another entry point"
 
 
 @pytest.mark.parametrize(("number", "again_s"), [(1, 2), (2, 8), (3, 32), (4, 128)])
-def test_while_a_part_is_away_tries_come_further_and_further_apart(
+def test_retry_delay_grows_while_a_part_is_unavailable(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, again_s: int
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -288,7 +290,7 @@ def test_while_a_part_is_away_tries_come_further_and_further_apart(
     assert bench.hidden == [again_s]
 
 
-def test_what_no_repetition_mends_comes_back_at_once_to_die(rich: Cloud, bench: Bench) -> None:
+def test_permanent_failure_is_redelivered_without_delay(rich: Cloud, bench: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     for delivery in (letter(ask(agent), user="poor"), Delivery("m", "{", "gone", 1), letter(ask("agt_unknown"))):
         with pytest.raises(NotDoneError):
@@ -297,7 +299,7 @@ def test_what_no_repetition_mends_comes_back_at_once_to_die(rich: Cloud, bench: 
     assert rich.items("ESC#") == []
 
 
-def test_an_unknown_settlement_is_tried_again_when_its_lease_is_over(
+def test_unknown_settlement_is_retried_after_its_lease(
     rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
@@ -313,7 +315,7 @@ def test_an_unknown_settlement_is_tried_again_when_its_lease_is_over(
     assert outcome(rich) == "succeeded"
 
 
-def test_a_queue_that_does_not_answer_fails_no_task(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_queue_fails_no_task(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     broken = _raise(ClientError({"Error": {"Code": "ReceiptHandleIsInvalid"}}, "any"))
     monkeypatch.setattr(rich.queue._client, "change_message_visibility", broken)
@@ -321,12 +323,12 @@ def test_a_queue_that_does_not_answer_fails_no_task(rich: Cloud, monkeypatch: py
     assert outcome(rich) == "succeeded"
 
 
-# The agent is another by the time.
+# The agent changes while the task waits.
 
 
 @pytest.mark.parametrize("way", ["queue", "repetition"])
 @pytest.mark.parametrize("change", ["version", "retired", "dearer"])
-def test_a_task_whose_agent_is_another_now_is_refunded(rich: Cloud, bench: Bench, way: str, change: str) -> None:
+def test_task_whose_agent_changed_is_refunded(rich: Cloud, bench: Bench, way: str, change: str) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent, budget="0.02")
     if change == "retired":
@@ -349,9 +351,7 @@ def test_a_task_whose_agent_is_another_now_is_refunded(rich: Cloud, bench: Bench
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_task_whose_agent_is_being_compiled_waits_for_it(
-    rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_task_waits_while_its_agent_is_recompiled(rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     delivery = bench.one()
@@ -368,25 +368,25 @@ def test_a_task_whose_agent_is_being_compiled_waits_for_it(
 # Dead letters.
 
 
-def test_whoever_paid_for_a_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, grave: Bench) -> None:
+def test_dead_letter_is_refunded_at_once(rich: Cloud, bench: Bench, dead_letters: Bench) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
     delivery = bench.one()
     for _ in range(2):
-        deadletter.bury(rich, delivery)
+        deadletter.handle(rich, delivery)
     done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.error is not None
     assert (done.error.code, done.escrow_status, done.reputation_delta) == ("undelivered", "refunded", 0)
     assert receipt.verify(done.receipt, rich.keys.jwks())["fault"] == "platform"
     assert rich.ledger.available_micro("alice") == START
-    assert grave.hidden == []
+    assert dead_letters.hidden == []
     work(rich, delivery)
-    assert outcome(rich) == "undelivered", "a message that comes late changes nothing"
+    assert outcome(rich) == "undelivered", "a late message changes nothing"
 
 
 @pytest.mark.parametrize("spoilt", ["missing", "tampered"])
-def test_an_input_that_is_lost_is_the_platforms_fault(rich: Cloud, bench: Bench, spoilt: str) -> None:
+def test_lost_input_is_the_platforms_fault(rich: Cloud, bench: Bench, spoilt: str) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent, input="x" * 200_000)
     (key,) = (found["Key"] for found in rich._s3.list_objects_v2(Bucket="outputs", Prefix="inputs/")["Contents"])
@@ -398,15 +398,15 @@ def test_an_input_that_is_lost_is_the_platforms_fault(rich: Cloud, bench: Bench,
     with pytest.raises(NotDoneError):
         work(rich, delivery)
     assert bench.hidden == [0]
-    deadletter.bury(rich, delivery)
-    settlement = stands(rich).settlement
+    deadletter.handle(rich, delivery)
+    settlement = stored_escrow(rich).settlement
     assert settlement is not None
     assert settlement.outcome is Outcome.UNDELIVERED
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_dead_letter_waits_for_a_worker_that_may_be_alive(
-    rich: Cloud, bench: Bench, grave: Bench, monkeypatch: pytest.MonkeyPatch
+def test_dead_letter_waits_for_the_runners_lease(
+    rich: Cloud, bench: Bench, dead_letters: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
@@ -416,14 +416,14 @@ def test_a_dead_letter_waits_for_a_worker_that_may_be_alive(
         with pytest.raises(_CrashedError):
             work(rich, delivery)
     with pytest.raises(NotDoneError):
-        deadletter.bury(rich, delivery)
-    assert grave.hidden[0] in {17, 18}
+        deadletter.handle(rich, delivery)
+    assert dead_letters.hidden[0] in {17, 18}
     rich.skew_ms = 18_001
-    deadletter.bury(rich, delivery)
+    deadletter.handle(rich, delivery)
     assert outcome(rich) == "undelivered"
 
 
-def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: Cloud, bench: Bench) -> None:
+def test_queued_judges_are_paid_and_refunded_with_dead_letters(rich: Cloud, bench: Bench) -> None:
     agent, judge = rich.publish(wasm("echo")), rich.publish(wasm("coverage"), owner="judith")
     wanted = {"judge": {"agent_id": judge, "threshold": "0.5", "budget": "0.05"}}
     for task_id in ("t-1", "t-2"):
@@ -432,35 +432,35 @@ def test_judges_are_paid_by_the_queue_and_refunded_with_its_dead_letters(rich: C
     done, dead = bench.receive()
     work(rich, done)
     assert [outcome(rich, task_id) for task_id in ("t-1", "t-1:judge-task")] == ["succeeded", "succeeded"]
-    deadletter.bury(rich, dead)
+    deadletter.handle(rich, dead)
     assert [outcome(rich, task_id) for task_id in ("t-2", "t-2:judge-task")] == ["undelivered", "not_needed"]
     assert rich.ledger.available_micro("alice") == START - 2 * 10_000
     assert rich.total_micro() == START
 
 
-def test_an_overdue_dead_letter_expires(rich: Cloud, bench: Bench) -> None:
+def test_overdue_dead_letter_expires(rich: Cloud, bench: Bench) -> None:
     submit(rich, rich.publish(wasm("echo")))
-    rich.skew_ms = stands(rich).expires_ms - rich.now_ms()
-    deadletter.bury(rich, bench.one())
+    rich.skew_ms = stored_escrow(rich).expires_ms - rich.now_ms()
+    deadletter.handle(rich, bench.one())
     assert outcome(rich) == "expired"
 
 
-def test_a_dead_letter_harms_no_other_task_of_its_name(rich: Cloud) -> None:
+def test_dead_letter_leaves_another_task_of_its_id_alone(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
-    deadletter.bury(rich, letter(ask(agent, input="other")))
+    deadletter.handle(rich, letter(ask(agent, input="other")))
     assert outcome(rich) is None
     assert rich.ledger.available_micro("alice") == START - 50_000
 
 
-def test_a_letter_that_nobody_can_read_stays(rich: Cloud, grave: Bench) -> None:
+def test_unreadable_dead_letter_stays_in_the_queue(rich: Cloud, dead_letters: Bench) -> None:
     with pytest.raises(NotDoneError):
-        deadletter.bury(rich, Delivery("m", "no JSON", "gone", 1))
-    assert grave.hidden == [900]
+        deadletter.handle(rich, Delivery("m", "no JSON", "gone", 1))
+    assert dead_letters.hidden == [900]
 
 
-def test_a_platform_that_is_away_keeps_the_letter(
-    rich: Cloud, grave: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_dead_letter_stays_while_the_platform_is_unavailable(
+    rich: Cloud, dead_letters: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent)
@@ -468,12 +468,12 @@ def test_a_platform_that_is_away_keeps_the_letter(
         with monkeypatch.context() as patch:
             patch.setattr(rich.ledger, method, _raise(PlatformUnavailableError))
             with pytest.raises(NotDoneError):
-                deadletter.bury(rich, letter(ask(agent)))
-    assert [record.message for record in caplog.records].count("not set right") == 3
-    assert grave.hidden[:2] == [2, 2]
-    assert grave.hidden[2] in {7, 8}, "taken over for a moment: nobody else may meanwhile"
+                deadletter.handle(rich, letter(ask(agent)))
+    assert [record.message for record in caplog.records].count("dead letter not resolved") == 3
+    assert dead_letters.hidden[:2] == [2, 2]
+    assert dead_letters.hidden[2] in {7, 8}, "the handler holds a short lease after its takeover"
     rich.skew_ms = 18_001
-    deadletter.bury(rich, letter(ask(agent)))
+    deadletter.handle(rich, letter(ask(agent)))
     assert outcome(rich) == "undelivered"
     assert rich.total_micro() == START
 
@@ -496,7 +496,7 @@ def batch(*bodies: str) -> dict[str, Any]:
     }
 
 
-def test_of_a_batch_only_what_failed_is_kept(rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_failed_messages_of_a_batch_stay(rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     event = batch(letter(ask(agent)).body, "no JSON", letter(ask(agent), user="poor").body)
     for name, kept in (("work", ["m-1", "m-2"]), ("deadletter", ["m-1"])):
@@ -507,26 +507,26 @@ def test_of_a_batch_only_what_failed_is_kept(rich: Cloud, context: Any, monkeypa
     assert outcome(rich) == "succeeded"
 
 
-def test_a_fault_of_ours_keeps_its_message_and_is_logged(
+def test_unexpected_fault_keeps_the_message_and_is_logged(
     rich: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A batch answers with what failed, so what is raised inside it would be seen by nobody."""
+    """The response to a batch only lists failed messages, so an exception that is not logged would be lost."""
     monkeypatch.setattr(logger.registered_handler, "stream", sys.stdout)
     function, event = load("work"), batch(letter(ask(rich.publish(wasm("echo")))).body)
     monkeypatch.setattr(function, "platform", lambda _: rich)
     monkeypatch.setattr(rich.registry, "get_cached", lambda _: 1 // 0)
     assert function.handler(event, context)["batchItemFailures"] == [{"itemIdentifier": "m-0"}]
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    (told,) = (line for line in lines if line.get("level") == "ERROR")
-    assert (told["message_id"], told["exception_name"]) == ("m-0", "ZeroDivisionError")
-    assert "aGVsbG8" not in json.dumps(told), "never an input"
+    (logged,) = (line for line in lines if line.get("level") == "ERROR")
+    assert (logged["message_id"], logged["exception_name"]) == ("m-0", "ZeroDivisionError")
+    assert "aGVsbG8" not in json.dumps(logged), "logs never contain an input"
 
 
 @pytest.mark.parametrize(("late_ms", "code"), [(-10_000, "timeout"), (1, "out_of_time")])
-def test_a_task_too_late_for_its_whole_timeout_does_not_begin(
+def test_task_too_late_for_its_timeout_is_not_started(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, late_ms: int, code: str
 ) -> None:
-    """Seen before: who made the queue wait got runs of up to ten minutes for nothing, as the platform's failures."""
+    """Regression: payers who delayed the queue got runs of up to ten minutes for free, as platform failures."""
     agent = rich.publish(LOOP, timeout=2)
     assert isinstance(execute.submit(rich, "alice", ask(agent)), TaskPending)
     began: list[object] = []
@@ -539,8 +539,8 @@ def test_a_task_too_late_for_its_whole_timeout_does_not_begin(
     assert (done.error.code, len(began)) == (code, code == "timeout")
 
 
-def test_a_judge_takes_the_time_that_a_late_run_has_left(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run before it is to be paid, so no judge is refused for being late."""
+def test_judge_uses_the_time_that_a_late_run_leaves(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's run must be paid, so a judge is not refused because time is short."""
     agent = rich.publish(wasm("echo"), timeout=1)
     request = ask(agent, acceptance=judged_by(judge(rich, saying("1")), budget="0.01"))
     assert isinstance(execute.submit(rich, "alice", request), TaskPending)

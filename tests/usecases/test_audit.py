@@ -1,4 +1,4 @@
-"""The auditor: clean on every honest ledger, and it names what was tampered with."""
+"""The audit: finds no difference in an honest ledger, and names tampered items."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,27 +25,27 @@ def busy(cloud: Cloud) -> Cloud:
     sweep(cloud)
     ask(cloud, echo, "paid")
     ask(cloud, failing, "refunded")
-    ask(cloud, echo, "expired", dies=True)
+    ask(cloud, echo, "expired", crashes=True)
     cloud.skew_ms = 150_000
     tasks.read(cloud, Caller("alice"), "expired")
     cloud.skew_ms = 0
-    ask(cloud, echo, "held", dies=True)
+    ask(cloud, echo, "held", crashes=True)
     return cloud
 
 
-def ask(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False) -> None:
+def ask(cloud: Cloud, agent: str, task_id: str, *, crashes: bool = False) -> None:
     fields = {"task_id": task_id, "agent_id": agent, "input": "", "budget": "0.05"}
     with pytest.MonkeyPatch.context() as patch:
-        if dies:
+        if crashes:
             patch.setattr(launch, "run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
         try:
             execute.execute(cloud, "alice", TaskRequest.model_validate(fields))
         except InterruptedError:
-            assert dies
+            assert crashes
 
 
 def damage(cloud: Cloud, prefix: str, **changes: Any) -> str:
-    """Changes the first item of a kind behind the ledger's back; returns its key."""
+    """Changes the first item of a kind directly in the table. Returns its key."""
     item = next(item for item in cloud.items(prefix) if item.get("state", {}).get("S") in {None, "released"})
     for name, value in changes.items():
         item[name] = value
@@ -53,8 +53,8 @@ def damage(cloud: Cloud, prefix: str, **changes: Any) -> str:
     return str(item["pk"]["S"])
 
 
-def test_an_honest_ledger_has_no_difference(busy: Cloud) -> None:
-    result = audit.run(busy)
+def test_honest_ledger_has_no_difference(busy: Cloud) -> None:
+    result = audit.audit(busy)
     assert result.differences == []
     assert result.escrows == 5
     assert result.available_micro + result.held_micro + result.uncredited_micro == 4_000_000
@@ -79,19 +79,17 @@ def test_an_honest_ledger_has_no_difference(busy: Cloud) -> None:
         ("EARN#", {"amount": {"N": "1"}}, {"I10", "I10/I11", "form"}),
     ],
 )
-def test_what_was_tampered_with_is_named(
-    busy: Cloud, prefix: str, changes: dict[str, Any], invariants: set[str]
-) -> None:
+def test_audit_names_the_tampered_item(busy: Cloud, prefix: str, changes: dict[str, Any], invariants: set[str]) -> None:
     pk = damage(busy, prefix, **changes)
-    result = audit.run(busy)
+    result = audit.audit(busy)
     assert {difference.invariant for difference in result.differences} <= invariants
     assert any(difference.at in pk for difference in result.differences)
 
 
-def test_stuck_money_is_a_difference(busy: Cloud) -> None:
-    """I8: an escrow that is funded long after its expiry means that the sweep is dead."""
+def test_overdue_escrow_is_a_difference(busy: Cloud) -> None:
+    """I8: an escrow that is still funded long after its expiry means that the sweep does not run."""
     busy.skew_ms = 40_000 + 90_000 + 90_000
-    assert [difference.invariant for difference in audit.run(busy).differences] == ["I8"]
+    assert [difference.invariant for difference in audit.audit(busy).differences] == ["I8"]
 
 
 def put(cloud: Cloud, item: Any) -> None:
@@ -138,7 +136,7 @@ def forget_to_log(cloud: Cloud) -> None:
 
 
 def credit_twice(cloud: Cloud) -> None:
-    """A second line for the same batch, of another account, with its money; and less for somebody else."""
+    """Adds a second line to a batch, which credits another account, and takes the amount from the platform."""
     (line,), (platform,) = cloud.items("EARN#"), cloud.items("ACCT#quittance:platform")
     stray = {**without(line, "seal"), "pk": {"S": line["pk"]["S"].replace("#owner#", "#mallory#")}}
     put(cloud, {**stray, "account": {"S": "mallory"}})
@@ -180,9 +178,9 @@ def of_task(cloud: Cloud, task_id: str) -> Any:
         (leave_something_unknown, "NEW#1"),
     ],
 )
-def test_a_table_whose_sums_may_be_right_is_not_clean(
+def test_tampering_that_keeps_the_sums_is_found(
     busy: Cloud, corrupt: Callable[[Cloud], None], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "_INDEX_LAG_S", 0)
     corrupt(busy)
-    assert any(difference.at.startswith(named) for difference in audit.run(busy).differences)
+    assert any(difference.at.startswith(named) for difference in audit.audit(busy).differences)

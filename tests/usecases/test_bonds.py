@@ -1,4 +1,4 @@
-"""The bond as its owner meets it, and the sweep that charges it: calls, refusals, what is noted, and shares of time."""
+"""Bonds in the API, and the sweep that charges them: movements, refusals, the bond mark, and shares of time."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,7 +29,7 @@ MINIMUM = 1_000_000
 
 @pytest.fixture
 def bonded(platform: Cloud) -> Cloud:
-    """A platform that asks for bonds and takes a price for a run; olga has ten credits."""
+    """A platform that requires bonds and charges a price for each run. Olga has ten credits."""
     changes = {"bond_minimum_micro": MINIMUM, "compute_run_micro": 300_000}
     platform.settings = platform.settings.model_copy(update=changes)
     platform.deposit("olga", 10 * MINIMUM)
@@ -48,8 +48,8 @@ def read(call: Call) -> dict[str, Any]:
     return answer
 
 
-def test_a_bond_is_filled_and_released_by_its_owner(bonded: Cloud, call: Call) -> None:
-    assert bonded.registry.owner("olga").bonded, "nobody has looked yet"
+def test_owner_fills_and_releases_the_bond(bonded: Cloud, call: Call) -> None:
+    assert bonded.registry.owner("olga").bonded, "the bond has not been read yet"
     assert read(call) == {
         "account_id": "olga",
         "available": "0",
@@ -66,7 +66,7 @@ def test_a_bond_is_filled_and_released_by_its_owner(bonded: Cloud, call: Call) -
     assert move(call, "2")[1]["code"] == "movement_conflict"
     assert (read(call)["available"], read(call)["releasable"]) == ("2.5", "2.5")
     assert move(call, "-2", "b-2")[1]["amount"] == "-2"
-    assert move(call, -2, "b-2")[0] == 201, "as a JSON number"
+    assert move(call, -2, "b-2")[0] == 201, "the same amount as a JSON number"
     assert read(call)["available"] == "0.5"
     assert not bonded.registry.owner("olga").bonded, "below the minimum now"
     assert move(call, "-1", "b-3")[1]["code"] == "insufficient_funds"
@@ -75,11 +75,11 @@ def test_a_bond_is_filled_and_released_by_its_owner(bonded: Cloud, call: Call) -
     assert sorted((line["kind"], line["amount"]) for line in statement["lines"]) == [("bond", "-2"), ("bond", "2.5")]
     _, own, _ = call("accounts", "GET", "/accounts/me/statement", user="olga")
     assert sorted(line["amount"] for line in own["lines"] if line["kind"] == "bond") == ["-2.5", "2"]
-    assert audit.run(bonded).differences == []
+    assert audit.audit(bonded).differences == []
 
 
 @pytest.mark.parametrize("amount", [0, "0", "-0", "0.0000001", "--1", "- 1", "+1", "1e3", True, None, "", "-", 1.5e300])
-def test_an_amount_that_is_none_is_refused_by_its_name(bonded: Cloud, call: Call, amount: Any) -> None:
+def test_invalid_amount_is_named_in_the_error(bonded: Cloud, call: Call, amount: Any) -> None:
     before = bonded.items()
     status, problem = move(call, amount)
     assert (status, [error["field"] for error in problem["errors"]]) == (400, ["amount"])
@@ -87,13 +87,13 @@ def test_an_amount_that_is_none_is_refused_by_its_name(bonded: Cloud, call: Call
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_an_amount_is_bounded(bonded: Cloud, call: Call, sign: int) -> None:
+def test_amount_of_a_bond_movement_is_bounded(bonded: Cloud, call: Call, sign: int) -> None:
     assert move(call, format_credits(sign * (AMOUNT_MICRO_MAX + 1)))[0] == 400
     assert move(call, format_credits(sign * AMOUNT_MICRO_MAX))[1]["code"] == "insufficient_funds"
 
 
-def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud, call: Call) -> None:
-    """Released some minutes after the last agent was retired, once everything of theirs is settled and credited."""
+def test_bond_is_kept_while_an_agent_is_active_or_a_task_open(bonded: Cloud, call: Call) -> None:
+    """It can be released minutes after the last agent was retired, once all its tasks are settled and credited."""
     move(call, "3")
     agent = bonded.publish(wasm("echo"), owner="olga")
     assert run(bonded, agent, budget="1").success
@@ -111,12 +111,12 @@ def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud,
     assert move(call, "-3", "out")[0] == 201
     move(call, "2", "in")
     bonded.publish(wasm("echo"), owner="olga")
-    assert move(call, "-3", "out")[0] == 201, "a repeat of what was done is no new release"
+    assert move(call, "-3", "out")[0] == 201, "a repeated request is no new release"
     assert read(call)["available"] == "2"
 
 
-def test_a_bond_stands_for_what_is_being_published(bonded: Cloud, call: Call) -> None:
-    """Whoever could release the bond while a module is compiled would compile for nothing."""
+def test_bond_is_kept_while_a_module_is_published(bonded: Cloud, call: Call) -> None:
+    """An owner who could release the bond during compilation would compile for free."""
     move(call, "2")
     agent = agents.register(bonded, Caller("olga"), AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
     assert read(call)["releasable"] == "0"
@@ -127,14 +127,14 @@ def test_a_bond_stands_for_what_is_being_published(bonded: Cloud, call: Call) ->
     assert move(call, "-1", "out")[0] == 201
 
 
-def test_a_bond_outlasts_a_publication_that_began_before_the_retirement(template: dict[str, Any]) -> None:
+def test_bond_is_kept_for_publication_begun_before_retirement(template: dict[str, Any]) -> None:
     publish = template["Resources"]["PublishFunction"]["Properties"]["Timeout"]
     between_sweeps_s = 60
     assert (publish + between_sweeps_s) * 1_000 <= BOND_NOTICE_MS
 
 
-def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Cloud, call: Call) -> None:
-    """The user has the whole budget back, the bond bears the compute, and then the owner's agents take no task."""
+def test_failures_are_charged_until_the_bond_is_too_small(bonded: Cloud, call: Call) -> None:
+    """The payer gets the whole budget back, the bond pays the compute, and then the owner's agents take no task."""
     move(call, "1.1")
     agent = bonded.publish(wasm("misbehave"), owner="olga")
     before = bonded.ledger.available_micro("alice")
@@ -146,16 +146,16 @@ def test_an_agents_failures_are_charged_until_its_bond_is_too_small(bonded: Clou
     assert (read(call)["available"], read(call)["charged"]) == ("0.8", "0.3")
     assert bonded.ledger.available_micro("quittance:platform") == 300_000
     assert not bonded.registry.owner("olga").bonded
-    for task_id in ("second", "third", "fourth"):  # taken by environments that do not know it yet
+    for task_id in ("second", "third", "fourth"):  # accepted only where the old mark is still cached
         with suppress(AgentNotReadyError):
             run(bonded, agent, task_id=task_id, input="unreachable", budget="1")
     move(call, "0.2", "more")
     assert bonded.registry.owner("olga").bonded
     sweep(bonded)
-    assert audit.run(bonded).differences == []
+    assert audit.audit(bonded).differences == []
 
 
-def test_what_a_bond_has_not_is_written_off_and_told(bonded: Cloud, call: Call, context: Any) -> None:
+def test_charge_above_the_bond_is_written_off_and_reported(bonded: Cloud, call: Call, context: Any) -> None:
     for number in range(2):
         escrow = bonded.ledger.fund(hold(f"t-{number}", owner="olga", compute=bonded.settings.compute))
         bonded.ledger.settle(settled(escrow, FAILED))
@@ -168,10 +168,10 @@ def test_what_a_bond_has_not_is_written_off_and_told(bonded: Cloud, call: Call, 
     assert not bonded.registry.owner("olga").bonded
 
 
-def test_who_dies_before_it_notes_a_bond_is_made_good(
+def test_bond_mark_lost_in_a_crash_is_corrected_later(
     bonded: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A repeated top-up notes it, and so does whoever looks at the bond."""
+    """A repeated top-up corrects the mark, and so does a read of the bond."""
     bonded.registry.set_bond_short("olga", short=True)
     with monkeypatch.context() as patch:
         patch.setattr(accounts, "note_bond", lambda *_: None)
@@ -188,12 +188,12 @@ def test_who_dies_before_it_notes_a_bond_is_made_good(
 
 
 class Busy:
-    """A sweep whose calls each take a second, and of which each queue is endless, but for those that are named."""
+    """A sweep whose calls take a second each. The named queues are endless, the others have one item."""
 
     def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, *endless: str) -> None:
         self.left_ms, self.did = 60_000, dict.fromkeys(("overdue", "settled", "unlogged", "publish"), 0)
         numbers = count()
-        monkeypatch.setattr(Cloud, "left_ms", lambda cloud: self.left_ms - cloud._kept_ms)
+        monkeypatch.setattr(Cloud, "left_ms", lambda cloud: self.left_ms - cloud._reserved_ms)
 
         def queue(name: str) -> Iterator[str]:
             while name in endless or self.did[name] < 1:
@@ -219,15 +219,15 @@ class Busy:
 
 
 @pytest.mark.parametrize("endless", [("overdue",), ("settled",), ("unlogged",), ("overdue", "settled", "unlogged")])
-def test_no_step_of_the_sweep_takes_the_time_of_another(
+def test_each_sweep_step_has_its_share_of_the_time(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, endless: tuple[str, ...]
 ) -> None:
-    """A crowd of tiny agents freezes neither the log nor the refunds; and no time is left unused."""
+    """A backlog in one step delays neither the log nor the refunds, and no time is left unused."""
     busy = Busy(cloud, monkeypatch, *endless)
     done = sweep(cloud)
     assert not done.complete
     assert all(busy.did.values()), busy.did
-    assert busy.left_ms < 7_000, "while there is work"
+    assert busy.left_ms < 7_000, "time is left unused although there is work"
     if len(endless) > 1:
         assert busy.did["settled"] >= busy.did["unlogged"] >= 8
         assert busy.did["overdue"] >= 8
@@ -235,8 +235,8 @@ def test_no_step_of_the_sweep_takes_the_time_of_another(
         assert busy.did[endless[0]] >= 40
 
 
-def test_a_step_whose_index_does_not_answer_stops_no_other(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told, once the others have done theirs."""
+def test_sweep_step_with_unavailable_index_stops_no_other(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweep fails only after the other steps have run."""
 
     def unavailable(**_: Any) -> Iterator[str]:
         raise PlatformUnavailableError
@@ -256,8 +256,8 @@ def settle_one(cloud: Cloud, task_id: str, agent_id: str) -> Any:
     return cloud.ledger.settle(settled(escrow))
 
 
-def test_one_escrow_that_cannot_be_credited_holds_up_no_other(cloud: Cloud) -> None:
-    """Of many agents in one batch: all but the broken one are credited, and it fails once in a sweep."""
+def test_escrow_that_cannot_be_credited_blocks_no_other(cloud: Cloud) -> None:
+    """In a batch of many agents all but the broken escrow are credited, and that one fails once in a sweep."""
     escrows = [settle_one(cloud, f"t-{number}", f"agt_{number}") for number in range(9)]
     (poison,) = cloud.items(f"ESC#{escrows[4].escrow_id}")
     cloud._dynamodb.put_item(
@@ -270,7 +270,7 @@ def test_one_escrow_that_cannot_be_credited_holds_up_no_other(cloud: Cloud) -> N
     ] * 4
 
 
-def test_older_work_comes_first_over_all_shards(cloud: Cloud) -> None:
+def test_sweep_takes_the_oldest_work_of_all_shards_first(cloud: Cloud) -> None:
     ids = []
     for number in range(12):
         cloud.ledger.deposit("alice", f"d{number}", MICRO_PER_CREDIT, now_ms=1)

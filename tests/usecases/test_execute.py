@@ -1,4 +1,4 @@
-"""The story of one task on a whole platform: who is paid, who is refunded, and what a repeat does."""
+"""One task on a whole platform: who is paid, who is refunded, and the effect of a repeated request."""
 
 import base64
 import hashlib
@@ -101,38 +101,38 @@ def test_failure_refunds_everything_and_lowers_the_reputation(
     assert rich.ledger.standing(agent).reference_tenths == 450
 
 
-def test_failing_agent_shows_its_log(rich: Cloud) -> None:
+def test_failing_agent_returns_its_stderr(rich: Cloud) -> None:
     done = run(rich, rich.publish(wasm("failing")))
     assert done.log == "failing: this agent always fails, so the budget goes back\n"
     assert done.error is not None
     assert "3" in done.error.message
 
 
-def test_repeat_gives_the_same_answer_and_no_second_charge(rich: Cloud) -> None:
+def test_repeat_returns_the_same_result_and_charges_once(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     first = run(rich, agent)
     assert run(rich, agent) == first
     retire(rich, Caller("owner"), agent)
-    assert run(rich, agent) == first, "an answered task stays answered when its agent is gone"
+    assert run(rich, agent) == first, "the result of a settled task stays available after its agent is retired"
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
 @pytest.mark.parametrize("change", [{"input": "other"}, {"budget": "0.06"}, {"timeout": 3}])
-def test_other_request_under_the_same_id_is_refused(rich: Cloud, change: dict[str, Any]) -> None:
+def test_other_request_with_the_same_task_id_is_refused(rich: Cloud, change: dict[str, Any]) -> None:
     agent = rich.publish(wasm("echo"))
     run(rich, agent)
     with pytest.raises(TaskConflictError):
         run(rich, agent, **change)
 
 
-def test_two_users_with_the_same_task_id_do_not_meet(rich: Cloud) -> None:
+def test_two_users_may_use_the_same_task_id(rich: Cloud) -> None:
     rich.deposit("bob", START)
     agent = rich.publish(wasm("echo"))
     assert run(rich, agent, input="a").escrow_id != run(rich, agent, user="bob", input="b").escrow_id
     assert rich.ledger.available_micro("bob") == START - 10_000
 
 
-def test_replay_is_recognised_when_the_first_try_took_the_last_credit(cloud: Cloud) -> None:
+def test_replay_is_recognised_after_the_last_credit_is_spent(cloud: Cloud) -> None:
     cloud.deposit("alice", 50_000)
     agent = cloud.publish(wasm("echo"), tariff={"type": "flat", "price": "0.05"})
     first = run(cloud, agent)
@@ -153,7 +153,7 @@ def test_receipt_states_what_the_ledger_states_and_verifies(rich: Cloud) -> None
 
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 1025, 2**20])
-def test_output_comes_back_whole_whatever_its_size(rich: Cloud, size: int) -> None:
+def test_output_of_any_size_is_returned_complete(rich: Cloud, size: int) -> None:
     data = bytes(range(256)) * (size // 256 + 1)
     agent = rich.publish(wasm("echo"))
     encoded = base64.b64encode(data[:size]).decode()
@@ -165,7 +165,7 @@ def test_output_comes_back_whole_whatever_its_size(rich: Cloud, size: int) -> No
         assert got == data[:size]
 
 
-def test_metered_tariff_follows_the_meter_and_the_budget_buys_the_fuel(rich: Cloud) -> None:
+def test_metered_price_follows_fuel_and_budget_limits_fuel(rich: Cloud) -> None:
     tariff = {"type": "metered", "base": "0.001", "per_million_fuel": "0.01", "minimum": "0.002"}
     agent = rich.publish(wasm("sieve"), tariff=tariff)
     done = run(rich, agent, input="1000000", budget="1")
@@ -199,25 +199,25 @@ def test_refusals_move_no_money(rich: Cloud) -> None:
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_result_is_whole_for_the_user_and_bare_for_the_owner(rich: Cloud) -> None:
+def test_owner_reads_the_result_without_the_output(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     done = run(rich, agent)
     assert result.read(rich, Caller("alice"), "t-1") == done
-    seen = result.read(rich, Caller("owner"), "t-1", user="alice")
-    assert isinstance(seen, TaskResult)
-    assert (seen.output, seen.log, seen.receipt) == (None, None, done.receipt)
+    observed = result.read(rich, Caller("owner"), "t-1", user="alice")
+    assert isinstance(observed, TaskResult)
+    assert (observed.output, observed.log, observed.receipt) == (None, None, done.receipt)
     for stranger, user in (("bob", None), ("bob", "alice"), ("owner", None)):
         with pytest.raises(NotFoundError):
             result.read(rich, Caller(stranger), "t-1", user=user)
 
 
-def test_two_writes_and_no_read_when_warm(rich: Cloud) -> None:
+def test_warm_task_takes_two_writes_and_no_read(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     calls: Counter[str] = Counter()
     for client in (rich._dynamodb, rich._s3):
         client.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
     run(rich, agent, task_id="cold")
-    # The agent, whether the payer is frozen, and whether funding is paused; the owner is known from publishing.
+    # Reads of the agent, of the payer's frozen flag and of the pause flag; the owner is cached from publication.
     assert calls == {"GetItem": 3, "TransactWriteItems": 2, "GetObject": 1}
     calls.clear()
     run(rich, agent, task_id="warm")
@@ -228,10 +228,10 @@ def test_two_writes_and_no_read_when_warm(rich: Cloud) -> None:
 
 
 class _CrashedError(Exception):
-    """The runner died here."""
+    """A crash of the runner."""
 
 
-def test_crash_after_funding_is_taken_over_when_the_lease_lapses(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_after_funding_is_taken_over_after_the_lease(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(launch, "run", _raise(_CrashedError))
@@ -241,7 +241,7 @@ def test_crash_after_funding_is_taken_over_when_the_lease_lapses(rich: Cloud, mo
     assert isinstance(result.read(rich, Caller("alice"), "t-1"), TaskPending)
     with pytest.raises(TaskInProgressError) as running:
         run(rich, agent)
-    # The agent's 10 s, and what it takes beside them to load and settle, less what has passed.
+    # The agent's 10 s and the time reserved to load and settle, less the time that has passed.
     assert running.value.retry_after_s in {16, 17, 18}
     rich.skew_ms = 18_001
     assert run(rich, agent).success
@@ -268,7 +268,7 @@ def test_crash_after_funding_is_refunded_when_the_escrow_expires(rich: Cloud, mo
     assert rich.ledger.standing(agent).reference_tenths == 500
 
 
-def test_one_escrow_that_cannot_be_swept_holds_up_no_other(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_escrow_that_cannot_be_swept_blocks_no_other(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(launch, "run", _raise(_CrashedError))
@@ -285,7 +285,7 @@ def test_one_escrow_that_cannot_be_swept_holds_up_no_other(rich: Cloud, monkeypa
 
 
 def test_late_runner_cannot_settle(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run outlives the escrow: its work is lost, and the answer says what stands."""
+    """The run outlasts the escrow: its work is lost, and the answer reports the stored escrow."""
     agent = rich.publish(wasm("echo"))
     honest = launch.run
 
@@ -300,7 +300,7 @@ def test_late_runner_cannot_settle(rich: Cloud, monkeypatch: pytest.MonkeyPatch)
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_lost_answer_of_the_settling_write_is_found_in_the_ledger(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settlement_with_lost_response_is_found_in_the_ledger(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     settle = rich.ledger.settle
 
@@ -320,7 +320,7 @@ def test_unknown_settlement_is_pending_never_failed(rich: Cloud, monkeypatch: py
     assert done.escrow_status == "funded"
 
 
-def test_platform_faults_refund_without_blame(rich: Cloud) -> None:
+def test_platform_faults_refund_and_keep_the_reputation(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     version = rich.registry.get(agent).version
     assert version is not None
@@ -337,9 +337,7 @@ def test_platform_faults_refund_without_blame(rich: Cloud) -> None:
     assert run(rich, agent, task_id="mended").success
 
 
-def test_an_engine_upgrade_recompiles_on_first_need_and_never_in_a_task(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_upgrade_recompiles_outside_of_tasks(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     current = rich.registry.get(agent)
     assert current.version is not None
@@ -358,10 +356,10 @@ def test_an_engine_upgrade_recompiles_on_first_need_and_never_in_a_task(
 
 
 @pytest.mark.parametrize("wrong", [{"fuel": 2 * 10**12}, {"fuel": 2**60}, {"memory_bytes": -1}, {"wall_ms": 10**6}])
-def test_a_run_that_no_receipt_can_state_costs_nobody(
+def test_run_that_no_receipt_can_state_costs_nobody(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, int]
 ) -> None:
-    """Claims are validated before they are signed: a receipt that no verifier takes is never stored."""
+    """Claims are validated before they are signed, so no receipt is stored that a verifier would reject."""
     agent, honest = rich.publish(wasm("echo")), rich.sandbox.run
 
     def lying(job: Job) -> Run:
@@ -375,7 +373,7 @@ def test_a_run_that_no_receipt_can_state_costs_nobody(
     receipt.verify(done.receipt, rich.keys.jwks())
 
 
-def test_no_money_moves_while_receipts_cannot_be_signed(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_money_moves_without_a_signing_key(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     monkeypatch.setattr(rich.keys, "_root_sign", _raise(PlatformUnavailableError))
     with pytest.raises(PlatformUnavailableError):

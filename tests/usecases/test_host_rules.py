@@ -1,4 +1,4 @@
-"""New rules of host calls: what was published before runs under them at once, and its receipts say so."""
+"""A new version of the host rules: older agents run under it at once, and their receipts name it."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def run(cloud: Cloud, agent_id: str) -> dict[str, Any]:
     return receipt.read_claims(done.receipt)
 
 
-def test_an_agent_of_earlier_rules_runs_without_recompilation(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The registry's entry is what the code before rules had numbers wrote: nothing in it tells of them."""
+def test_agent_of_older_host_rules_runs_unchanged(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry's item is as stored by code without numbered host rules: it names no version of them."""
     cloud.deposit("alice", 10**7)
     agent = cloud.publish(wasm("wordcount"))
     version = cloud.registry.get(agent).version
@@ -35,7 +35,7 @@ def test_an_agent_of_earlier_rules_runs_without_recompilation(cloud: Cloud, monk
     assert host_rules_of(claims["config_sha256"]) == HOST_RULES
 
 
-def test_a_receipt_of_a_task_replays_under_the_rules_it_names(cloud: Cloud) -> None:
+def test_receipt_replays_under_the_host_rules_it_names(cloud: Cloud) -> None:
     cloud.deposit("alice", 10**7)
     claims = run(cloud, cloud.publish(wasm("wordcount")))
     stated = receipt.Statement.model_validate(claims)

@@ -1,4 +1,4 @@
-"""Judges on a whole platform: who is paid, who is refunded and who is blamed, whatever a judge says or does not say."""
+"""Judges on a whole platform: who is paid, refunded and at fault, whatever a judge prints or fails to print."""
 
 import json
 from collections.abc import Callable
@@ -42,14 +42,14 @@ PRICE, FEE = 10_000, 250
 HELD = 50_000  # for each judge
 
 
-def saying(text: str, *, log: str = "") -> bytes:
-    """A module that prints a text, whatever it reads."""
+def saying(text: str, *, stderr: str = "") -> bytes:
+    """A module that prints a fixed text, whatever its input is."""
     return bytes(
         wat2wasm(f"""(module
             (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
             (memory (export "memory") 1)
-            {memory(0, iovecs((32, len(text)), (128, len(log))))}
-            {memory(32, text.encode())} {memory(128, log.encode())}
+            {memory(0, iovecs((32, len(text)), (128, len(stderr))))}
+            {memory(32, text.encode())} {memory(128, stderr.encode())}
             (func (export "_start")
                 (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
                 (drop (call $write (i32.const 2) (i32.const 8) (i32.const 1) (i32.const 16)))))""")
@@ -108,7 +108,7 @@ def of_judge(cloud: Cloud, side: str = "task") -> TaskResult:
 
 
 def bond(cloud: Cloud) -> int:
-    """How much the owner's bond has gained or lost."""
+    """The change of the owner's bond since the start."""
     return cloud.ledger.available_micro(bond_account("owner")) - BOND
 
 
@@ -117,14 +117,14 @@ def stated(cloud: Cloud, done: TaskResult) -> Any:
 
 
 def earned(cloud: Cloud) -> tuple[int, int, int]:
-    """What owner, judge's owner and platform have available after the sweep; everything adds up."""
+    """Available credits of owner, judge's owner and platform after the sweep; checks that the total is right."""
     while (swept := sweep(cloud)).credited or swept.logged:
         pass
     assert cloud.total_micro() == START + BOND
     return tuple(cloud.ledger.available_micro(name) for name in ("owner", "judith", "quittance:platform"))  # type: ignore[return-value]
 
 
-def test_an_accepted_output_and_its_judge_are_paid(rich: Cloud) -> None:
+def test_agent_and_judge_are_paid_for_accepted_output(rich: Cloud) -> None:
     agent, coverage = rich.publish(wasm("echo")), judge(rich, wasm("coverage"))
     done = run(rich, agent, acceptance=judged_by(coverage))
     assert (done.success, done.output, done.amount_refunded_micro) == (True, "to be or not", 500_000 - HELD - PRICE)
@@ -142,12 +142,12 @@ def test_an_accepted_output_and_its_judge_are_paid(rich: Cloud) -> None:
     rules = stated(rich, done)["acceptance"]
     assert (rules["task_score"], rules["agent_score"], rules["accepted"]) == ("1", None, True)
     assert run(rich, agent, acceptance=judged_by(coverage)) == done == result.read(rich, Caller("alice"), "t-1")
-    assert rich.ledger.available_micro("alice") == START - 2 * PRICE, "a repeat costs nothing"
+    assert rich.ledger.available_micro("alice") == START - 2 * PRICE, "a repeated request costs nothing"
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
 @pytest.mark.parametrize(("said", "accepted"), [("0.5", True), ("0.499999", False), ("0", False), ("1e0", True)])
-def test_the_threshold_decides_and_each_side_pays_its_judge(rich: Cloud, side: str, said: str, accepted: bool) -> None:
+def test_threshold_decides_and_each_side_pays_its_judge(rich: Cloud, side: str, said: str, accepted: bool) -> None:
     rule = judged_by(judge(rich, saying(said)))
     agent = rich.publish(wasm("echo"), acceptance=rule if side == "agent" else None)
     done = run(rich, agent, acceptance=rule if side == "task" else None)
@@ -163,15 +163,17 @@ def test_the_threshold_decides_and_each_side_pays_its_judge(rich: Cloud, side: s
         assert done.error.message.endswith(f"of the {side}'s rules did not accept the output.")
         assert stated(rich, done)["acceptance"]["rejected_by"] == f"{side}_judge"
     spent = PRICE * accepted + PRICE * (side == "task")
-    assert rich.ledger.available_micro("alice") == START - spent, "a refunded user has the whole budget back"
+    assert rich.ledger.available_micro("alice") == START - spent, "a refunded payer gets the whole budget back"
     owner, judith, platform = earned(rich)
     assert (judith, platform) == (PRICE - FEE, FEE * (1 + accepted))
     assert owner + bond(rich) == (PRICE - FEE) * accepted - PRICE * (side == "agent")
-    assert bond(rich) == (0 if side == "task" else -FEE if accepted else -PRICE), "what a price pays goes to the bond"
+    assert bond(rich) == (0 if side == "task" else -FEE if accepted else -PRICE), (
+        "earnings first refill the bond that paid the judge"
+    )
 
 
-def test_a_judge_that_always_rejects_takes_nothing_from_users(rich: Cloud) -> None:
-    """Seen before: an agent with its own judge at 0.9 took 0.9 of every budget of 1, and called it refunded."""
+def test_agent_judge_that_always_rejects_costs_users_nothing(rich: Cloud) -> None:
+    """Regression: an agent with its own judge at 0.9 kept 0.9 of each budget of 1, and the task was called refunded."""
     agent = rich.publish(wasm("echo"), acceptance=judged_by(judge(rich, saying("0"), tariff=flat("0.9")), budget="0.9"))
     done = run(rich, agent, budget="1")
     assert (done.escrow_status, done.amount_refunded_micro) == ("refunded", 1_000_000)
@@ -187,10 +189,10 @@ NO_SCORES = [saying("0.4"), saying("0"), saying("splendid"), saying(""), wasm("e
 
 @pytest.mark.parametrize("side", ["agent", "task"])
 @pytest.mark.parametrize("module", NO_SCORES)
-def test_an_unaccepting_judge_shows_nothing_but_that(rich: Cloud, module: bytes, side: str) -> None:
-    """Seen before: 134 bytes of an output taken through the score of a judge in 9 refunded tasks.
+def test_judges_rejection_reveals_nothing_else(rich: Cloud, module: bytes, side: str) -> None:
+    """Regression: 134 bytes of an output leaked through the score of a judge in 9 refunded tasks.
 
-    Whatever the judge does with what it read, all that anybody is shown is the same but for ids, times and randomness.
+    Whatever the judge does with its input, everything displayed is the same except ids, times and random values.
     """
     rule = judged_by(judge(rich, module, fuel=10**7))
     agent = rich.publish(wasm("echo"), acceptance=rule if side == "agent" else None)
@@ -223,12 +225,12 @@ def test_an_unaccepting_judge_shows_nothing_but_that(rich: Cloud, module: bytes,
     }
     kept = {name: value for name, value in item.items() if name not in free | {"agent_id", "module_sha256", "work"}}
     assert "to be" not in json.dumps(kept, default=str)
-    assert earned(rich)[1] == PRICE - FEE, "whoever named the judge pays it"
+    assert earned(rich)[1] == PRICE - FEE, "the side that names the judge pays it"
     assert rich.ledger.standing(own.agent_id).failures == 0
 
 
-def test_a_judge_costs_the_same_whatever_it_does(rich: Cloud) -> None:
-    """Its price says nothing of what it read: a metered judge is refused, and compute is due for its fuel limit."""
+def test_judge_costs_the_same_whatever_it_does(rich: Cloud) -> None:
+    """Its price reveals nothing of its input: metered judges are refused, and compute is charged for the fuel limit."""
     rich.settings = rich.settings.model_copy(
         update={"compute_run_micro": 7, "compute_per_billion_fuel_micro": 1_000_000}
     )
@@ -243,7 +245,7 @@ def test_a_judge_costs_the_same_whatever_it_does(rich: Cloud) -> None:
         run(rich, agent, acceptance=judged_by(metered), task_id="t-9")
 
 
-def test_a_judges_seed_is_drawn_and_kept(rich: Cloud) -> None:
+def test_judges_seed_is_random_and_stored(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("1")))
     run(rich, agent, acceptance=rule)
     run(rich, agent, acceptance=rule, task_id="t-2")
@@ -252,7 +254,7 @@ def test_a_judges_seed_is_drawn_and_kept(rich: Cloud) -> None:
     assert len({*seeds, escrows.task_seed(eid).hex()}) == 3
 
 
-def test_an_agent_takes_no_task_with_a_judge_unless_it_consents(rich: Cloud) -> None:
+def test_task_with_a_judge_needs_the_agents_consent(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo"), task_judges=None), judged_by(judge(rich, saying("1")))
     with pytest.raises(InvalidRequestError, match="takes no tasks that bring a judge"):
         run(rich, agent, acceptance=rule)
@@ -261,7 +263,7 @@ def test_an_agent_takes_no_task_with_a_judge_unless_it_consents(rich: Cloud) -> 
 
 
 @pytest.mark.parametrize(("share", "paid"), [("0", 0), ("0.25", 2_500), ("1", 10_000)])
-def test_the_agreed_share_is_paid_when_the_payers_judge_rejects(rich: Cloud, share: str, paid: int) -> None:
+def test_agreed_share_is_paid_if_the_payers_judge_rejects(rich: Cloud, share: str, paid: int) -> None:
     rule = judged_by(judge(rich, saying("0")))
     agent = rich.publish(wasm("echo"), task_judges={"rejected_share": share})
     done = run(rich, agent, acceptance=rule)
@@ -272,7 +274,7 @@ def test_the_agreed_share_is_paid_when_the_payers_judge_rejects(rich: Cloud, sha
     assert earned(rich) == (paid - commission, PRICE - FEE, FEE + commission)
 
 
-def test_a_task_may_cap_what_judging_costs(rich: Cloud) -> None:
+def test_task_may_cap_the_cost_of_judging(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("1")))
     with pytest.raises(JudgingTooDearError) as dear:
         run(rich, agent, acceptance=rule, max_judging="0.049999")
@@ -282,14 +284,14 @@ def test_a_task_may_cap_what_judging_costs(rich: Cloud) -> None:
     assert run(rich, own, max_judging="0", task_id="t-2").success, "the agent's own judge costs the payer nothing"
 
 
-def test_a_judge_that_loops_ends_with_its_own_time(rich: Cloud) -> None:
+def test_looping_judge_ends_at_its_own_timeout(rich: Cloud) -> None:
     done = run(rich, rich.publish(wasm("echo")), acceptance=judged_by(judge(rich, LOOP, timeout=1)))
     assert done.error is not None
     assert done.error.code == "rejected"
 
 
-def test_a_judge_is_asked_only_about_what_is_good_so_far(rich: Cloud) -> None:
-    """After a failure, after other rules, after another judge: who is not asked is not paid, nor blamed."""
+def test_judge_runs_only_after_all_earlier_checks_pass(rich: Cloud) -> None:
+    """After a failed run, failed rules or a rejecting judge, the judge does not run, is not paid and not blamed."""
     strict, kind = judge(rich, saying("0.1")), judge(rich, saying("0.9"))
     failing = run(rich, rich.publish(wasm("failing")), acceptance=judged_by(kind))
     assert failing.error is not None
@@ -305,10 +307,10 @@ def test_a_judge_is_asked_only_about_what_is_good_so_far(rich: Cloud) -> None:
     assert stated(rich, both)["acceptance"]["rejected_by"] == "agent_judge"
     assert rich.ledger.available_micro("alice") == START
     assert earned(rich) == (0, PRICE - FEE, FEE)
-    assert bond(rich) == -PRICE, "only the strict one was asked"
+    assert bond(rich) == -PRICE, "only the strict judge ran"
 
 
-def test_two_judges_are_paid_each_by_its_side(rich: Cloud) -> None:
+def test_each_of_two_judges_is_paid_by_its_side(rich: Cloud) -> None:
     first, second = judge(rich, saying("0.7")), judge(rich, saying("0.8"))
     done = run(rich, rich.publish(wasm("echo"), acceptance=judged_by(first)), acceptance=judged_by(second, "0.8"))
     assert done.success
@@ -319,9 +321,9 @@ def test_two_judges_are_paid_each_by_its_side(rich: Cloud) -> None:
     assert owner + bond(rich) == PRICE - FEE - PRICE
 
 
-def test_a_judge_cannot_carry_out_what_is_not_paid_for(rich: Cloud) -> None:
-    """Its log is not kept: a judge of the payer's own would write the output into it and score nothing."""
-    spy = judge(rich, saying("0", log="the output was: to be or not"))
+def test_judge_cannot_leak_unpaid_output(rich: Cloud) -> None:
+    """A judge's stderr is not kept: a judge owned by the payer could write the output to it and give score 0."""
+    spy = judge(rich, saying("0", stderr="the output was: to be or not"))
     done = run(rich, rich.publish(wasm("echo")), acceptance=judged_by(spy))
     assert not done.success
     assert of_judge(rich).log is None
@@ -330,7 +332,7 @@ def test_a_judge_cannot_carry_out_what_is_not_paid_for(rich: Cloud) -> None:
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
-def test_a_judge_that_the_platform_cannot_run_costs_nobody(
+def test_judge_that_the_platform_cannot_run_costs_nobody(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str
 ) -> None:
     rule = judged_by(judge(rich, saying("1")))
@@ -352,9 +354,9 @@ def test_a_judge_that_the_platform_cannot_run_costs_nobody(
 
 
 @pytest.mark.parametrize("said", ["1", "0", "splendid"])
-def test_a_platform_failure_shows_nothing_of_the_judge(rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    """Seen before: meter, verdict and digest of what the judge read, of an output that nobody had paid for."""
-    agent = rich.publish(saying("x", log="l" * 2_000))
+def test_platform_failure_reveals_nothing_of_the_judge(rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Regression: the meter, verdict and input digest of a judge were displayed for an output that was not paid."""
+    agent = rich.publish(saying("x", stderr="l" * 2_000))
     rule = judged_by(judge(rich, saying(said)))
 
     def full(**_: Any) -> Any:
@@ -373,18 +375,18 @@ def test_a_platform_failure_shows_nothing_of_the_judge(rich: Cloud, monkeypatch:
     assert earned(rich) == (0, 0, 0)
 
 
-def test_judges_standings_come_from_their_own_receipts(rich: Cloud) -> None:
+def test_judges_standing_follows_from_its_own_receipts(rich: Cloud) -> None:
     good, bad = judge(rich, saying("1")), judge(rich, saying("no"))
     agent = rich.publish(wasm("echo"))
     run(rich, agent, acceptance=judged_by(good))
     run(rich, agent, task_id="t-2", acceptance=judged_by(bad))
     earned(rich)
     assert rich.ledger.standing(good).reference_tenths == 525
-    assert rich.ledger.standing(bad).reference_tenths == 500, "a withheld judgement says nothing"
+    assert rich.ledger.standing(bad).reference_tenths == 500, "a withheld judgement does not change the reputation"
     assert (rich.ledger.standing(agent).successes, rich.ledger.standing(agent).failures) == (1, 0)
 
 
-def test_a_statement_has_a_line_for_each_and_can_be_read_page_by_page(rich: Cloud) -> None:
+def test_account_statement_lists_task_and_judge_in_pages(rich: Cloud) -> None:
     run(rich, rich.publish(wasm("echo")), acceptance=judged_by(judge(rich, saying("1"))))
     lines, after = [], None
     while True:
@@ -397,20 +399,20 @@ def test_a_statement_has_a_line_for_each_and_can_be_read_page_by_page(rich: Clou
     }  # fmt: skip
 
 
-def test_a_judges_result_is_read_by_whom_it_concerns(rich: Cloud) -> None:
+def test_judges_result_is_readable_by_its_parties_only(rich: Cloud) -> None:
     rule = judged_by(judge(rich, saying("1")))
     run(rich, rich.publish(wasm("echo"), acceptance=rule))
     for caller in ("owner", "judith"):
-        seen = result.read(rich, Caller(caller), "t-1:judge-agent", user="alice")
-        assert isinstance(seen, TaskResult)
-        assert (seen.success, seen.output) == (True, None)
+        observed = result.read(rich, Caller(caller), "t-1:judge-agent", user="alice")
+        assert isinstance(observed, TaskResult)
+        assert (observed.success, observed.output) == (True, None)
     assert of_judge(rich, "agent").output == "1"
     for caller, task, user in (("mallory", "t-1:judge-agent", "alice"), ("alice", "t-1:judge-task", None)):
         with pytest.raises(NotFoundError):
             result.read(rich, Caller(caller), task, user=user)
 
 
-# Refusals: nothing is held.
+# Refusals: no credits are held.
 
 
 METERED = {"type": "metered", "base": "0.01"}
@@ -434,7 +436,7 @@ REFUSED: list[tuple[Callable[[Cloud], str], str, str, str]] = [
 
 
 @pytest.mark.parametrize(("make", "budget", "field", "words"), REFUSED)
-def test_who_cannot_judge_is_refused(
+def test_agent_that_cannot_judge_is_refused(
     rich: Cloud, make: Callable[[Cloud], str], budget: str, field: str, words: str
 ) -> None:
     rule = judged_by(make(rich), budget=budget)
@@ -451,7 +453,7 @@ def test_who_cannot_judge_is_refused(
     assert rich.ledger.available_micro("alice") == START
 
 
-def test_a_budget_must_pay_agent_and_judges(rich: Cloud) -> None:
+def test_budget_must_cover_agent_and_judges(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("1")))
     with pytest.raises(BudgetTooLowError) as low:
         run(rich, agent, budget="0.059999", acceptance=rule)
@@ -461,7 +463,7 @@ def test_a_budget_must_pay_agent_and_judges(rich: Cloud) -> None:
     assert (own.least_price_micro, own.judging_micro) == (PRICE, HELD), "the owner pays the agent's own judge"
 
 
-def test_a_balance_must_cover_agent_and_judges(cloud: Cloud) -> None:
+def test_balance_must_cover_agent_and_judges(cloud: Cloud) -> None:
     cloud.deposit("alice", 59_999)
     agent, rule = cloud.publish(wasm("echo")), judged_by(judge(cloud, saying("1")))
     with pytest.raises(InsufficientFundsError) as poor:
@@ -470,7 +472,7 @@ def test_a_balance_must_cover_agent_and_judges(cloud: Cloud) -> None:
     assert not cloud.items("ESC#")
 
 
-def test_judges_take_from_the_time_that_a_caller_waits(rich: Cloud) -> None:
+def test_judges_shorten_the_synchronous_timeout(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo"), timeout=25), judged_by(judge(rich, saying("1"), timeout=4))
     with pytest.raises(TimeoutTooLongError) as long:
         run(rich, agent, timeout=TIMEOUT_S_SYNC_MAX - 3, acceptance=rule)
@@ -479,7 +481,7 @@ def test_judges_take_from_the_time_that_a_caller_waits(rich: Cloud) -> None:
     assert stated(rich, done)["limits"]["timeout_ms"] == 21_000
 
 
-def test_an_agent_whose_bond_cannot_pay_its_judge_takes_no_tasks(cloud: Cloud) -> None:
+def test_agent_whose_bond_cannot_pay_its_judge_takes_no_tasks(cloud: Cloud) -> None:
     cloud.deposit("alice", START)
     cloud.bond("owner", HELD - 1)
     agent = cloud.publish(wasm("echo"), acceptance=judged_by(judge(cloud, saying("1"))))
@@ -491,7 +493,7 @@ def test_an_agent_whose_bond_cannot_pay_its_judge_takes_no_tasks(cloud: Cloud) -
     assert run(cloud, agent).success
 
 
-def test_an_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
+def test_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
     own = judge(rich, saying("1"))
     agent = rich.publish(wasm("echo"), acceptance=judged_by(own))
     assert run(rich, agent).success
@@ -499,20 +501,20 @@ def test_an_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
     rich.registry._cache.clear()
     with pytest.raises(AgentNotReadyError):
         run(rich, agent, task_id="t-2")
-    assert run(rich, agent).success, "what is settled is answered"
+    assert run(rich, agent).success, "the result of a settled task stays available"
 
 
 # Crashes.
 
 
 class _CrashedError(Exception):
-    """The runner died here."""
+    """A crash of the runner."""
 
 
 def crash(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, agent: str, rule: dict[str, Any] | None, *, after: bool
 ) -> None:
-    """A runner dies before the write that settles the task and its judge, or after it."""
+    """Crashes the runner before or after the write that settles the task and its judge."""
     honest = rich.ledger.settle
 
     def settle(*settled: Escrow) -> Escrow:
@@ -528,7 +530,7 @@ def crash(
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("said", ["0.9", "0.1"])
-def test_whoever_takes_over_pays_the_judge_once_and_comes_to_the_same(
+def test_takeover_pays_the_judge_once_with_the_same_result(
     rich: Cloud, monkeypatch: pytest.MonkeyPatch, said: str, after: bool
 ) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying(said)))
@@ -542,10 +544,8 @@ def test_whoever_takes_over_pays_the_judge_once_and_comes_to_the_same(
     assert earned(rich) == ((PRICE - FEE) * done.success, PRICE - FEE, FEE * (1 + done.success))
 
 
-def test_a_task_of_before_whose_payer_holds_both_judges_is_taken_over(
-    rich: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The agent's judge was then paid by the task's payer: no bond has paid for it, so none gets it back."""
+def test_older_escrow_with_two_judges_of_the_payer_is_taken_over(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In older escrows the task's payer paid the agent's judge, so no bond paid and none is refilled."""
     rule = judged_by(judge(rich, saying("1")))
     agent = rich.publish(wasm("echo"), acceptance=rule)
     with monkeypatch.context() as patch:
@@ -564,11 +564,11 @@ def test_a_task_of_before_whose_payer_holds_both_judges_is_taken_over(
     assert rich.ledger.available_micro("alice") == START - 2 * PRICE
     owner, judith, _ = earned(rich)
     assert (owner, judith, bond(rich)) == (PRICE - FEE, PRICE - FEE, 0)
-    assert not audit.run(rich).differences
+    assert not audit.audit(rich).differences
 
 
 @pytest.mark.parametrize("side", ["agent", "task"])
-def test_if_nobody_takes_over_everything_comes_back(rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+def test_without_takeover_everything_is_refunded(rich: Cloud, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
     rule = judged_by(judge(rich, saying("0.9")))
     agent = rich.publish(wasm("echo"), acceptance=rule if side == "agent" else None)
     crash(rich, monkeypatch, agent, rule if side == "task" else None, after=False)  # type: ignore[arg-type]
@@ -579,7 +579,7 @@ def test_if_nobody_takes_over_everything_comes_back(rich: Cloud, monkeypatch: py
     assert bond(rich) == 0
 
 
-def test_an_unknown_settlement_leaves_the_task_open(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_settlement_leaves_the_task_open(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("0.9")))
 
     def lost(*_: Escrow) -> Escrow:
@@ -593,7 +593,7 @@ def test_an_unknown_settlement_leaves_the_task_open(rich: Cloud, monkeypatch: py
     assert earned(rich) == (PRICE - FEE, PRICE - FEE, 2 * FEE)
 
 
-def test_a_judge_of_a_new_version_cannot_take_the_old_ones_place(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_judge_version_cannot_replace_the_held_one(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     own = judge(rich, saying("0.9"))
     agent, rule = rich.publish(wasm("echo")), judged_by(own)
     crash(rich, monkeypatch, agent, rule, after=False)
@@ -608,7 +608,7 @@ def test_a_judge_of_a_new_version_cannot_take_the_old_ones_place(rich: Cloud, mo
     assert earned(rich) == (0, 0, 0)
 
 
-# What anyone can check.
+# The verifier, which anyone may run.
 
 
 def check(folder: Path, capsys: pytest.CaptureFixture[str], done: TaskResult, **files: bytes) -> tuple[int, Any]:
@@ -617,46 +617,42 @@ def check(folder: Path, capsys: pytest.CaptureFixture[str], done: TaskResult, **
         (folder / name).write_bytes(content)
         words += [str(folder / name)] if name == "receipt" else [f"--{name.replace('_', '-')}", str(folder / name)]
     status = verify.main([*words, "--replay", "--json"])
-    told = json.loads(capsys.readouterr().out)["checks"]
-    return status, {found["name"]: (found["verdict"], found["sentence"]) for found in told}
+    checked = json.loads(capsys.readouterr().out)["checks"]
+    return status, {found["name"]: (found["verdict"], found["sentence"]) for found in checked}
 
 
-def test_the_verifier_follows_the_agents_own_judge(
-    rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verifier_checks_the_agents_own_judge(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule = judged_by(judge(rich, wasm("coverage")))
     done = run(rich, rich.publish(wasm("echo"), acceptance=rule))
     files = {"keys": json.dumps(rich.keys.jwks()).encode(), "module": wasm("echo"), "input": b"to be or not"}
     files |= {"output": b"to be or not", "agent_rules": json.dumps(rule).encode()}
     own = of_judge(rich, "agent")
-    status, told = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
-    assert (status, told["agent judge"][0]) == (0, "passed")
+    status, checked = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
+    assert (status, checked["agent judge"][0]) == (0, "passed")
 
 
-def test_the_verifier_follows_a_score_to_its_judge(
-    rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verifier_checks_the_judge_of_a_score(rich: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule = judged_by(judge(rich, wasm("coverage")))
     done = run(rich, rich.publish(wasm("echo")), acceptance=rule)
     given, own = b"to be or not", of_judge(rich)
     keys = json.dumps(rich.keys.jwks()).encode()
     files = {"keys": keys, "module": wasm("echo"), "input": given, "output": given}
     rules = {"task_rules": json.dumps(rule).encode()}
-    status, told = check(tmp_path, capsys, done, **files, **rules, task_judge=own.receipt.encode())
+    status, checked = check(tmp_path, capsys, done, **files, **rules, task_judge=own.receipt.encode())
     assert status == 0
-    assert [told[name][0] for name in ("task rules", "acceptance", "task judge", "replay")] == ["passed"] * 4
-    status, told = check(tmp_path, capsys, done, **files, **rules)
-    assert (status, told["task judge"][0]) == (0, "not done")
+    assert [checked[name][0] for name in ("task rules", "acceptance", "task judge", "replay")] == ["passed"] * 4
+    status, checked = check(tmp_path, capsys, done, **files, **rules)
+    assert (status, checked["task judge"][0]) == (0, "not done")
     mine = {"keys": keys, "module": wasm("coverage"), "input": judge_input(given, given), "output": b"1.000000\n"}
-    status, told = check(tmp_path, capsys, own, **mine, task_rules=rules_json(SCORE_RULES).encode())
-    assert (status, told["replay"][0], told["acceptance"][0]) == (0, "passed", "passed")
+    status, checked = check(tmp_path, capsys, own, **mine, task_rules=rules_json(SCORE_RULES).encode())
+    assert (status, checked["replay"][0], checked["acceptance"][0]) == (0, "passed", "passed")
 
-    status, told = check(tmp_path, capsys, done, **files, task_judge=done.receipt.encode())
-    assert (status, told["task judge"][0]) == (7, "failed")
-    status, told = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
-    assert (status, "user of the judge's receipt" in told["agent judge"][1]) == (7, True)
+    status, checked = check(tmp_path, capsys, done, **files, task_judge=done.receipt.encode())
+    assert (status, checked["task judge"][0]) == (7, "failed")
+    status, checked = check(tmp_path, capsys, done, **files, agent_judge=own.receipt.encode())
+    assert (status, "user of the judge's receipt" in checked["agent judge"][1]) == (7, True)
     other = files | {"input": b"to be"}
-    status, told = check(tmp_path, capsys, done, **other, task_judge=own.receipt.encode())
-    assert (status, "input of the task's judge" in told["task judge"][1]) == (8, True)
+    status, checked = check(tmp_path, capsys, done, **other, task_judge=own.receipt.encode())
+    assert (status, "input of the task's judge" in checked["task judge"][1]) == (8, True)
     milder = {"task_rules": json.dumps(rule | {"min_bytes": 1}).encode()}
     assert check(tmp_path, capsys, done, **files, **milder)[0] == 8

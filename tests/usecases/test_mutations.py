@@ -1,6 +1,6 @@
-"""Every attribute of every kind of item is changed in turn: the auditor must notice each change, or FREE says why not.
+"""Changes every attribute of every kind of item in turn: the audit must find each change, or FREE says why not.
 
-The items are made by the real use cases, and their attributes are found, not listed: a new attribute fails this test
+The real use cases make the items, and the test reads their attributes from the table: a new attribute fails this test
 until `audit.py` compares it or FREE names it.
 """
 
@@ -28,18 +28,22 @@ Item = dict[str, Any]
 
 FREE: Final[Mapping[tuple[str, str, str], str]] = {
     ("ESC", "runner", "changed"): "a random name that only its own attempt compares; the fence decides",
-    ("ESC", "fence", "changed"): "nothing counts takeovers; with a wrong one nobody settles, and the escrow expires",
-    ("ESC", "lease_ms", "changed"): "only tells when another attempt may take over; the fence decides who settles",
-    ("ESC", "message", "changed"): "a sentence for people; no receipt states it, and no rule reads it",
+    (
+        "ESC",
+        "fence",
+        "changed",
+    ): "takeovers are not counted; with a wrong fence no runner can settle, and the escrow expires",
+    ("ESC", "lease_ms", "changed"): "only says when another attempt may take over; the fence decides who settles",
+    ("ESC", "message", "changed"): "text for people; no receipt states it, and no rule reads it",
     ("OUT", "decided_by", "changed"): "who decided on a payout; the journal of operations is not in the ledger",
-    ("OUT", "decided_ms", "changed"): "when a payout was paid; of one that failed, its return says it too",
+    ("OUT", "decided_ms", "changed"): "when a payout was paid; for a failed one the returning line has the time too",
     ("SLOT", "holder", "changed"): "a slot holds no money; a wrong one is free again when its lease lapses",
     ("SLOT", "holder", "deleted"): "as above",
     ("SLOT", "lease_ms", "changed"): "as above",
     ("SLOT", "lease_ms", "deleted"): "as above",
-    ("any", "seal", "deleted"): "an item that was written before there were seals has none",
+    ("any", "seal", "deleted"): "items written before seals existed have none",
 }
-"""What nobody compares: kind of item, attribute, and what is done to it; and why that is so."""
+"""Changes that the audit may miss: kind of item, attribute and change, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Mutation:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """How FREE names it."""
+        """The key of this change in FREE."""
         any_kind = ("any", self.name, self.how)
         return any_kind if any_kind in FREE else (self.item["pk"]["S"].partition("#")[0], self.name, self.how)
 
@@ -69,13 +73,13 @@ class Mutation:
 
 
 def kind_of(item: Item) -> str:
-    """Items of one kind have the same attributes."""
+    """The kind of an item: its prefix, its attributes and its state."""
     prefix, _, rest = item["pk"]["S"].partition("#")
     return " ".join([prefix, "with" if rest else "alone", *sorted(item), item.get("state", {}).get("S", "")])
 
 
 def mutations(item: Item) -> Iterator[Mutation]:
-    """Each attribute but the key: deleted, changed within its type, and changed to another type."""
+    """The changes of each attribute except the key: deleted, changed within its type, changed to another type."""
     for name, typed in item.items():
         if name == "pk":
             continue
@@ -110,13 +114,13 @@ def busy(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     tasks_of_all_kinds(cloud, "settled")
     judge = cloud.publish(wasm("coverage"), owner="judith")
     judged = cloud.publish(wasm("echo"), acceptance=judged_by(judge))
-    execute(cloud, judged, "held", dies=True, webhook=HOOK, acceptance={"min_bytes": 1})
+    execute(cloud, judged, "held", crashes=True, webhook=HOOK, acceptance={"min_bytes": 1})
     return cloud
 
 
 @pytest.fixture
 def old(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """A ledger in which all is swept, logged and published, a day ago."""
+    """A ledger in which everything was swept, logged and published a day ago."""
     monkeypatch.setattr(audit, "_INDEX_LAG_S", 0)
     movements(cloud)
     tasks_of_all_kinds(cloud, "logged")
@@ -151,7 +155,7 @@ def judged_by(judge: str, threshold: str = "0.5") -> dict[str, Any]:
 
 
 def tasks_of_all_kinds(cloud: Cloud, name: str) -> None:
-    """Tasks that end in every state, with all that an escrow may carry."""
+    """Tasks that end in every state, with every attribute that an escrow may have."""
     echo, judge = cloud.publish(wasm("echo")), cloud.publish(wasm("coverage"), owner="judith")
     judged = cloud.publish(wasm("echo"), acceptance=judged_by(judge))
     strict = cloud.publish(wasm("echo"), acceptance=judged_by(judge, "1"))
@@ -163,26 +167,26 @@ def tasks_of_all_kinds(cloud: Cloud, name: str) -> None:
     execute(cloud, echo, f"{name}-refused", acceptance={"min_bytes": 1_000})
     execute(cloud, cloud.publish(wasm("failing")), f"{name}-failed")
     execute(cloud, cloud.publish(wasm("failing"), owner="poor"), f"{name}-failed-poor")
-    execute(cloud, echo, f"{name}-expired", dies=True)
+    execute(cloud, echo, f"{name}-expired", crashes=True)
     now_ms = cloud.skew_ms
     cloud.skew_ms += 150_000
     result.read(cloud, Caller("alice"), f"{name}-expired")
     cloud.skew_ms = now_ms
 
 
-def execute(cloud: Cloud, agent: str, task_id: str, *, dies: bool = False, **fields: Any) -> None:
+def execute(cloud: Cloud, agent: str, task_id: str, *, crashes: bool = False, **fields: Any) -> None:
     request = {"task_id": task_id, "agent_id": agent, "input": "to be or not", "budget": "1", **fields}
     with pytest.MonkeyPatch.context() as patch:
-        if dies:
+        if crashes:
             patch.setattr(launch, "run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
         try:
             tasks.execute(cloud, "alice", TaskRequest.model_validate(request))
         except InterruptedError:
-            assert dies
+            assert crashes
 
 
 class Copy:
-    """The ledger's items in memory, where an audit takes milliseconds."""
+    """The ledger's items in memory, so that an audit takes only milliseconds."""
 
     def __init__(self, cloud: Cloud) -> None:
         self.memory = Memory({item["pk"]["S"]: item for item in cloud.items()})
@@ -203,16 +207,16 @@ class Copy:
         """One item of each kind."""
         return list({kind_of(item): item for item in self.items.values()}.values())
 
-    def is_noticed(self, **changed: Item | None) -> bool:
-        """Whether the auditor finds a difference after some items were replaced, or removed for None."""
+    def is_found(self, **changed: Item | None) -> bool:
+        """Whether the audit finds a difference after items were replaced, or removed where the value is None."""
         changes = {pk: item for pk, item in {**self.items, **changed}.items() if item is not None}
         self.memory.items = changes
-        return bool(audit.run(self._cloud).count)
+        return bool(audit.audit(self._cloud).count)
 
 
 @pytest.fixture(autouse=True)
 def verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same receipt is verified once: the audits of this module differ in one item."""
+    """Verifies each receipt only once, because the audits of this module differ in a single item."""
     jwks: list[dict[str, Any]] = []
 
     def again(text: str, keys: dict[str, Any]) -> Any:
@@ -224,40 +228,40 @@ def verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ledger", ["busy", "old"])
-def test_the_audit_notices_a_change_of_any_attribute(ledger: str, request: pytest.FixtureRequest) -> None:
+def test_audit_finds_a_change_of_any_attribute(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
-    assert not copy.is_noticed()
+    assert not copy.is_found()
     missed, stale = [], set()
     for mutation in (mutation for item in copy.kinds() for mutation in mutations(item)):
-        noticed = copy.is_noticed(**{mutation.item["pk"]["S"]: mutation.mutated})
-        if not noticed and mutation.key not in FREE:
+        found = copy.is_found(**{mutation.item["pk"]["S"]: mutation.mutated})
+        if not found and mutation.key not in FREE:
             missed.append(str(mutation))
-        if noticed and mutation.key in FREE:
+        if found and mutation.key in FREE:
             stale.add(mutation.key)
     assert not missed, "\n".join(missed)
     assert {key for key in stale if key[2] == "deleted"} == set()
 
 
 @pytest.mark.parametrize("ledger", ["busy", "old"])
-def test_the_audit_notices_an_item_that_is_gone_or_elsewhere(ledger: str, request: pytest.FixtureRequest) -> None:
+def test_audit_finds_a_missing_or_moved_item(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
     missed = []
     for item in copy.kinds():
         pk = item["pk"]["S"]
         elsewhere = pk[:-1] + ("b" if pk.endswith("a") else "a")
-        if not copy.is_noticed(**{pk: None}) and not is_without_trace(item):
+        if not copy.is_found(**{pk: None}) and not is_without_trace(item):
             missed.append(f"{kind_of(item)}: erased")
-        if not copy.is_noticed(**{pk: None, elsewhere: {**item, "pk": {"S": elsewhere}}}):
+        if not copy.is_found(**{pk: None, elsewhere: {**item, "pk": {"S": elsewhere}}}):
             missed.append(f"{kind_of(item)}: moved")
-        if not copy.is_noticed(**{pk: {**item, "unheard_of": {"S": "a"}}}):
+        if not copy.is_found(**{pk: {**item, "unheard_of": {"S": "a"}}}):
             missed.append(f"{kind_of(item)}: with an unknown attribute")
-        if not copy.is_noticed(**{elsewhere: {**item, "pk": {"S": elsewhere}}}):
+        if not copy.is_found(**{elsewhere: {**item, "pk": {"S": elsewhere}}}):
             missed.append(f"{kind_of(item)}: copied")
     assert not missed, "\n".join(missed)
 
 
 def is_without_trace(item: Item) -> bool:
-    """Whether nothing else names an item and no sum needs it: a full refund, until the sweep gives it a place."""
+    """Whether no other item and no sum depends on an item: a slot, or a full refund that was not swept yet."""
     if item["pk"]["S"].startswith("SLOT#"):
         return True
     whole = item.get("refunded", {}).get("N") == item.get("budget", {}).get("N")

@@ -1,4 +1,4 @@
-"""From a change in a table's stream to the bus and to a webhook, in one thread: what is told, and what comes again."""
+"""From a change in a table's stream to the bus and a webhook: which events are emitted, and what is redelivered."""
 
 import itertools
 import json
@@ -30,14 +30,14 @@ SQS_MESSAGE = {"messageId": "m", "receiptHandle": "r", "eventSource": "aws:sqs",
 
 
 def waiting(platform: Cloud) -> dict[str, Any]:
-    """The one message that waits in the webhook queue, as Lambda gets it."""
+    """The only message in the webhook queue, as Lambda receives it."""
     got = platform.webhooks._client.receive_message(QueueUrl=platform.settings.webhook_queue_url)
     (message,) = got["Messages"]
     return SQS_MESSAGE | {"body": message["Body"], "receiptHandle": message["ReceiptHandle"]}
 
 
 class Bus:
-    """What was put on the bus; refuses the entries whose numbers it is told."""
+    """Records what is put on the bus. Refuses the entries whose numbers are in `refused`."""
 
     def __init__(self) -> None:
         self.details: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def bus(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> Bus:
 
 
 def run(platform: Cloud, agent_id: str, task_id: str, **more: Any) -> list[dict[str, Any]]:
-    """Runs a task; gives what its item was at each step: funded, settled."""
+    """Runs a task. Returns its item in both states: funded and settled."""
     items: list[dict[str, Any]] = []
     settle = platform.ledger.settle
 
@@ -86,7 +86,7 @@ def notify(context: Any, *records: dict[str, Any]) -> list[str]:
     return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
 
 
-def test_only_leaving_funded_is_told_of(platform: Cloud, bus: Bus, context: Any) -> None:
+def test_only_an_escrow_that_leaves_funded_emits_an_event(platform: Cloud, bus: Bus, context: Any) -> None:
     agent_id = platform.publish(wasm("echo"))
     funded, settled = run(platform, agent_id, "t")
     taken_over = funded | {"fence": {"N": "2"}, "runner": {"S": "other"}}
@@ -107,7 +107,7 @@ def test_only_leaving_funded_is_told_of(platform: Cloud, bus: Bus, context: Any)
     assert (bus.entries[0]["EventBusName"], bus.entries[0]["DetailType"]) == ("bus", "TaskSettled")
 
 
-def test_what_the_bus_refused_must_come_again_and_is_the_same_event(platform: Cloud, bus: Bus, context: Any) -> None:
+def test_event_refused_by_the_bus_is_emitted_again_unchanged(platform: Cloud, bus: Bus, context: Any) -> None:
     agent_id = platform.publish(wasm("echo"))
     records = [stream_record(n, *run(platform, agent_id, f"t-{n}", webhook=HOOK)) for n in range(3)]
     bus.refused = {1}
@@ -118,15 +118,19 @@ def test_what_the_bus_refused_must_come_again_and_is_the_same_event(platform: Cl
     assert (len(ids), len(set(ids))) == (4, 3)
 
 
-def test_a_record_that_cannot_be_read_holds_up_itself_alone(platform: Cloud, bus: Bus, context: Any) -> None:
+def test_unreadable_record_is_logged_and_blocks_no_other(
+    platform: Cloud, bus: Bus, context: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     agent_id = platform.publish(wasm("echo"))
     funded, settled = run(platform, agent_id, "t")
     broken = {name: value for name, value in settled.items() if name != "paid"}
     assert notify(context, stream_record(1, funded, broken), stream_record(2, funded, settled)) == ["1"]
     assert len(bus.details) == 1
+    (logged,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert (logged.message, logged.event_id) == ("record failed", "1")  # type: ignore[attr-defined]  # an extra field
 
 
-def test_a_queue_that_is_down_makes_the_record_come_again(
+def test_record_is_redelivered_while_the_queue_is_down(
     platform: Cloud, bus: Bus, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent_id = platform.publish(wasm("echo"))
@@ -138,8 +142,8 @@ def test_a_queue_that_is_down_makes_the_record_come_again(
     assert waiting(platform)
 
 
-def test_a_table_and_bus_of_their_own_carry_an_event(platform: Cloud, context: Any) -> None:
-    """Through the real clients: a rule of the bus puts what is told into a queue."""
+def test_real_clients_carry_an_event_from_table_to_bus(platform: Cloud, context: Any) -> None:
+    """Uses the real clients: a rule of the bus sends each event to a queue."""
     session = clients._session()
     sqs, events = session.client("sqs"), session.client("events")
     queue = sqs.create_queue(QueueName="listener")["QueueUrl"]
@@ -152,7 +156,7 @@ def test_a_table_and_bus_of_their_own_carry_an_event(platform: Cloud, context: A
     assert json.loads(message["Body"])["detail"]["task_id"] == "t"
 
 
-def test_an_event_over_the_buss_limit_is_never_sent(platform: Cloud, bus: Bus) -> None:
+def test_event_over_the_bus_limit_is_never_sent(platform: Cloud, bus: Bus) -> None:
     detail = json.dumps({"a": "é"}, ensure_ascii=False)
     room = EVENT_BYTES_MAX - len("s" + "t") - len(detail.encode())
     platform.bus.put(source="s", type_="t", detail=detail.replace("é", "é" + " " * room))
@@ -161,7 +165,7 @@ def test_an_event_over_the_buss_limit_is_never_sent(platform: Cloud, bus: Bus) -
     assert len(bus.entries) == 1
 
 
-def test_uploads_are_told_when_they_are_decided(platform: Cloud, bus: Bus, context: Any) -> None:
+def test_decided_uploads_emit_events(platform: Cloud, bus: Bus, context: Any) -> None:
     scan = platform._dynamodb.get_paginator("scan").paginate
 
     def agent() -> dict[str, Any]:
@@ -185,23 +189,23 @@ def test_uploads_are_told_when_they_are_decided(platform: Cloud, bus: Bus, conte
     assert bus.details[-1]["upload"] == 3
 
 
-def test_payouts_are_told_when_they_are_requested_and_decided(platform: Cloud, bus: Bus, context: Any) -> None:
+def test_requested_and_decided_payouts_emit_events(platform: Cloud, bus: Bus, context: Any) -> None:
     payout = platform.ledger.withdraw("alice", "w-1", 500_000, now_ms=platform.now_ms())
     (requested,) = platform.items("OUT#")
     platform.ledger.decide_payout(payout, PayoutState.FAILED, by="bank", now_ms=platform.now_ms())
     (failed,), (returned,) = platform.items("OUT#"), platform.items("BACK#")
-    of_before = {name: value for name, value in requested.items() if name not in {"payout", "work", "work_at"}}
-    silent = [(requested, requested), (failed, failed), ({}, returned), ({}, of_before)]
+    older = {name: value for name, value in requested.items() if name not in {"payout", "work", "work_at"}}
+    silent = [(requested, requested), (failed, failed), ({}, returned), ({}, older)]
     assert notify(context, *(stream_record(number, *change) for number, change in enumerate(silent))) == []
     assert bus.details == []
-    told = [({}, requested), (requested, failed), (of_before, failed)]
-    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(told))) == []
+    emitting = [({}, requested), (requested, failed), (older, failed)]
+    assert notify(context, *(stream_record(number, *change) for number, change in enumerate(emitting))) == []
     assert [one["event"] for one in bus.details] == ["PayoutRequested", "PayoutDecided", "PayoutDecided"]
     assert [one["event_id"].rpartition(".")[2] for one in bus.details] == ["requested", "failed", "failed"]
     assert {one["amount"] for one in bus.details} == {"0.5"}
 
 
-def test_a_judges_escrow_is_told_of_as_its_own_task_but_calls_nobody(platform: Cloud, bus: Bus, context: Any) -> None:
+def test_judges_escrow_emits_an_event_but_calls_no_webhook(platform: Cloud, bus: Bus, context: Any) -> None:
     judge, agent_id = platform.publish(saying("1")), platform.publish(wasm("echo"))
     run(platform, agent_id, "t", webhook=HOOK, acceptance=judged_by(judge, budget="0.02"))
     escrows = sorted(platform.items("ESC#"), key=lambda one: one["task_id"]["S"])
@@ -216,7 +220,7 @@ def test_a_judges_escrow_is_told_of_as_its_own_task_but_calls_nobody(platform: C
 
 
 class Receiver:
-    """Stands in for the Internet: answers with the statuses that it is given, then with 200."""
+    """A stand-in for receivers: responds with the given statuses, then with 200."""
 
     def __init__(self, *statuses: int | None) -> None:
         self.statuses, self.got = [*statuses], []  # type: ignore[var-annotated]  # filled below
@@ -225,12 +229,12 @@ class Receiver:
         self.got.append((url, body, headers, loopback))
         status = self.statuses.pop(0) if self.statuses else 200
         if status is None:
-            raise UndeliveredError("nobody there")
+            raise UndeliveredError("no response")
         return status
 
 
 def deliver(context: Any, message: dict[str, Any], tries: int = 1) -> bool:
-    """Whether the queue may forget the message."""
+    """Delivers a message. Returns whether it may leave the queue."""
     message = message | {"attributes": {"ApproximateReceiveCount": str(tries)}}
     return not load("webhook").handler({"Records": [message]}, context)["batchItemFailures"]
 
@@ -243,63 +247,63 @@ def message(platform: Cloud, bus: Bus, context: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pauses(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def delays(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     monkeypatch.setattr(platform.webhooks, "hide", lambda _, seconds: made.append(seconds))
     return made
 
 
-def test_a_delivery_is_the_event_signed_for_its_receiver(
-    platform: Cloud, bus: Bus, context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch
+def test_webhook_delivers_the_event_signed_for_its_receiver(
+    platform: Cloud, bus: Bus, context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver = Receiver()
     monkeypatch.setattr(outbound, "post", receiver.post)
     assert deliver(context, message)
     ((url, body, headers, loopback),) = receiver.got
-    assert (url, loopback, pauses) == (HOOK, False, [])
+    assert (url, loopback, delays) == (HOOK, False, [])
     assert json.loads(body) == bus.details[0]
     stated = webhook.verify(
         body, headers["Quittance-Signature"], url=HOOK, jwks=platform.keys.jwks(), now_ms=platform.now_ms()
     )
     assert stated.event_id == headers["Quittance-Event-Id"] == bus.details[0]["event_id"]
-    assert all(len(value) < 8_000 for value in headers.values()), "most servers take no more of one header"
+    assert all(len(value) < 8_000 for value in headers.values()), "most servers accept no longer header"
 
 
 @pytest.mark.parametrize("status", [None, 199, 300, 301, 400, 404, 429, 500, 503])
-def test_all_but_success_and_gone_is_tried_again(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch, status: int | None
+def test_delivery_is_retried_unless_success_or_gone(
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch, status: int | None
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(status).post)
     assert not deliver(context, message)
-    assert 3 <= pauses[0] <= 5
+    assert 3 <= delays[0] <= 5
 
 
 @pytest.mark.parametrize("status", [200, 204, 299, 410])
-def test_success_and_gone_are_done(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch, status: int
+def test_success_and_gone_end_the_delivery(
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(status).post)
     assert deliver(context, message)
-    assert pauses == []
+    assert delays == []
 
 
-def test_the_last_try_leaves_the_message_to_the_dead_ones(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch
+def test_last_attempt_sends_the_message_to_the_dead_letters(
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(500, 500).post)
     for tries in (WEBHOOK_TRIES_MAX - 1, WEBHOOK_TRIES_MAX):
         assert not deliver(context, message, tries)
-    assert pauses[0] >= WEBHOOK_WAIT_S_MAX // 2
-    assert pauses[1] == 0
+    assert delays[0] >= WEBHOOK_WAIT_S_MAX // 2
+    assert delays[1] == 0
 
 
-def test_pauses_double_and_are_capped() -> None:
+def test_retry_delays_double_and_are_capped() -> None:
     for tries in range(1, 3 * WEBHOOK_TRIES_MAX):
         most = min(WEBHOOK_WAIT_S_MAX, 5 * 2 ** (tries - 1))
-        assert all(most / 2 <= delivering.pause_s(tries) <= most for _ in range(20))
+        assert all(most / 2 <= delivering.delay_s(tries) <= most for _ in range(20))
 
 
-def test_a_message_that_cannot_be_postponed_or_signed_stays(
+def test_message_that_cannot_be_hidden_or_signed_stays(
     platform: Cloud, context: Any, message: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "post", Receiver(500).post)
@@ -310,8 +314,8 @@ def test_a_message_that_cannot_be_postponed_or_signed_stays(
     assert not deliver(context, message)
 
 
-def test_neither_url_nor_signature_is_logged(
-    context: Any, message: dict[str, Any], pauses: list[int], monkeypatch: pytest.MonkeyPatch,
+def test_webhook_url_and_signature_are_never_logged(
+    context: Any, message: dict[str, Any], delays: list[int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(outbound, "post", Receiver(None).post)
@@ -322,7 +326,7 @@ def test_neither_url_nor_signature_is_logged(
     assert "eyJ" not in text
 
 
-def test_the_receiver_of_the_howto_takes_what_is_its_own_and_nothing_else(platform: Cloud) -> None:
+def test_howto_receiver_accepts_only_its_own_events(platform: Cloud) -> None:
     page = (ROOT / "docs" / "howto" / "webhooks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     jwks, serve = (re.search(line, code, re.MULTILINE) for line in ("^JWKS = .*$", "^HTTPServer.*$"))
@@ -351,14 +355,14 @@ def test_the_receiver_of_the_howto_takes_what_is_its_own_and_nothing_else(platfo
             thread.join()
 
 
-# The request.
+# Webhook URLs in requests.
 
 
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [("http://receiver.example/", "https"), ("https://10.0.0.1/", "private"), ("https://a:8443/", "443")],
 )
-def test_a_target_that_is_not_allowed_is_refused_and_nothing_held(platform: Cloud, url: str, sentence: str) -> None:
+def test_forbidden_webhook_target_is_refused_before_funding(platform: Cloud, url: str, sentence: str) -> None:
     agent_id = platform.publish(wasm("echo"))
     before = platform.ledger.available_micro("alice")
     with pytest.raises(InvalidRequestError, match=sentence) as refused:
@@ -367,7 +371,7 @@ def test_a_target_that_is_not_allowed_is_refused_and_nothing_held(platform: Clou
     assert platform.ledger.available_micro("alice") == before
 
 
-def test_where_loopback_is_allowed_it_alone_is(platform: Cloud) -> None:
+def test_loopback_option_allows_loopback_targets_only(platform: Cloud) -> None:
     agent_id = platform.publish(wasm("echo"))
     platform.settings = platform.settings.model_copy(update={"webhook_loopback_targets": True})
     for number, url in enumerate(("http://127.0.0.1:8000/", "http://localhost/", "https://[::1]:8443/")):

@@ -1,4 +1,4 @@
-"""What an operator can stop, seen from the API: what a freeze and a pause stop, what they let pass, and the journal."""
+"""Operations through the API: what a freeze and a pause stop, what they allow, and the journal."""
 
 from typing import Any
 
@@ -35,14 +35,14 @@ def operate(call: Call, path: str, reason: object = "a test", **caller: Any) -> 
 
 
 def execute(call: Call, agent_id: str, task_id: str = "t-1") -> tuple[int, str | None]:
-    """Status, and the code of the refusal or the escrow's status."""
+    """Executes a task. Returns the HTTP status, and the problem's code or the escrow's status."""
     status, body, _ = call("execute", "POST", "/tasks/execute", task(agent_id, task_id=task_id))
     return status, body.get("code") or body.get("escrow_status")
 
 
 @pytest.fixture(autouse=True)
-def ten_seconds_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an operator did is seen: how long that takes has a test of its own."""
+def no_cached_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations take effect at once; another test checks how long flags are cached."""
     monkeypatch.setattr(registries, "_CACHE_SECONDS", 0.0)
 
 
@@ -60,13 +60,13 @@ def test_operations_need_their_scope_and_a_reason(platform: Cloud, call: Call, e
             status, problem = operate(call, path, reason)
             assert (status, problem["errors"][0]["field"]) == (400, "reason"), path
     assert call("operations", "GET", "/operations")[0] == 403
-    assert execute(call, echo) == (200, "released"), "nothing was done"
+    assert execute(call, echo) == (200, "released"), "refused operations have no effect"
     assert call("operations", "GET", "/operations", **OPERATOR)[1] == {"operations": [], "next": None}
     assert operate(call, "accounts/bob/freeze", "x" * REASON_CHARS_MAX)[0] == 200
 
 
-def test_every_deed_is_journaled_with_who_when_and_why(platform: Cloud, call: Call, echo: str) -> None:
-    deeds = [
+def test_each_operation_is_journaled_with_who_when_and_why(platform: Cloud, call: Call, echo: str) -> None:
+    steps = [
         ("accounts/bob/freeze", "freeze", "bob"),
         ("accounts/bob/freeze", "freeze", "bob"),
         ("accounts/auth0%7Cdave/freeze", "freeze", "auth0|dave"),
@@ -77,7 +77,7 @@ def test_every_deed_is_journaled_with_who_when_and_why(platform: Cloud, call: Ca
         ("funding/resume", "resume", "funding"),
     ]
     done = []
-    for number, (path, action, target) in enumerate(deeds):
+    for number, (path, action, target) in enumerate(steps):
         platform.skew_ms = number * 1_000
         status, line = operate(call, path, f" reason {number} ")
         assert (status, line["action"], line["target"]) == (200, action, target)
@@ -98,7 +98,7 @@ def test_every_deed_is_journaled_with_who_when_and_why(platform: Cloud, call: Ca
 
 
 @pytest.mark.parametrize("retired_before", [False, True])
-def test_a_deed_whose_answer_was_lost_is_journaled_once(
+def test_operation_with_lost_response_is_journaled_once(
     platform: Cloud, call: Call, echo: str, retired_before: bool
 ) -> None:
     if retired_before:
@@ -117,14 +117,14 @@ def test_a_deed_whose_answer_was_lost_is_journaled_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platform.operations._client, "transact_write_items", lose_the_first)
         assert operate(call, f"agents/{echo}/retire")[0] == 200
-    assert done == 1, "what was sent again was refused"
+    assert done == 1, "the repeated write was refused"
     assert len(call("operations", "GET", "/operations", **OPERATOR)[1]["operations"]) == 1
 
 
 # Agents.
 
 
-def test_an_operator_retires_anybodys_agent_as_its_owner_would(platform: Cloud, call: Call, echo: str) -> None:
+def test_operator_retires_any_agent_like_its_owner(platform: Cloud, call: Call, echo: str) -> None:
     other = platform.publish(wasm("echo"))
     agents.retire(platform, Caller("owner"), other)
     assert operate(call, f"agents/{echo}/retire")[0] == 200
@@ -137,14 +137,14 @@ def test_an_operator_retires_anybodys_agent_as_its_owner_would(platform: Cloud, 
     before = items[0]["retired_ms"]
     platform.skew_ms = 5_000
     assert operate(call, f"agents/{echo}/retire")[0] == 200
-    assert platform.registry.get(echo).retired_ms == int(before["N"]), "the first time stays"
+    assert platform.registry.get(echo).retired_ms == int(before["N"]), "the time of the first retirement stays"
     assert execute(call, echo) == (409, "agent_not_ready")
 
 
 # Accounts.
 
 
-def test_a_frozen_account_funds_withdraws_and_publishes_nothing(platform: Cloud, call: Call, echo: str) -> None:
+def test_frozen_account_cannot_fund_withdraw_or_publish(platform: Cloud, call: Call, echo: str) -> None:
     assert execute(call, echo, "before") == (200, "released")
     assert call("accounts", "POST", "/accounts/me/withdrawals", WITHDRAWAL)[0] == 201
     own = agents.register(
@@ -160,7 +160,7 @@ def test_a_frozen_account_funds_withdraws_and_publishes_nothing(platform: Cloud,
     for path, body in (("/agents", {"name": "new", "tariff": FLAT}), (f"/agents/{own}/versions", {})):
         assert call("agents", "POST", path, body)[1]["code"] == "account_frozen"
     assert platform.ledger.available_micro("alice") == have
-    # What happened before is still told, deposits arrive, and an agent can still be retired.
+    # Earlier results can be read, deposits are accepted, and an agent can still be retired.
     assert execute(call, echo, "before") == (200, "released")
     assert call("accounts", "POST", "/accounts/me/withdrawals", WITHDRAWAL)[0] == 201
     deposit = {"deposit_id": "d", "amount": "1"}
@@ -168,10 +168,10 @@ def test_a_frozen_account_funds_withdraws_and_publishes_nothing(platform: Cloud,
     assert call("agents", "DELETE", f"/agents/{own}")[0] == 200
     assert operate(call, "accounts/alice/unfreeze")[0] == 200
     assert execute(call, echo, "after") == (200, "released"), "at once"
-    assert audit.run(platform).differences == []
+    assert audit.audit(platform).differences == []
 
 
-def test_the_agents_of_a_frozen_owner_take_no_tasks(platform: Cloud, call: Call, echo: str) -> None:
+def test_agents_of_a_frozen_owner_take_no_tasks(platform: Cloud, call: Call, echo: str) -> None:
     assert operate(call, "accounts/owner/freeze")[0] == 200
     status, problem, _ = call("execute", "POST", "/tasks/execute", task(echo))
     assert (status, problem["code"], problem["state"]) == (409, "agent_not_ready", "frozen")
@@ -181,7 +181,7 @@ def test_the_agents_of_a_frozen_owner_take_no_tasks(platform: Cloud, call: Call,
     assert execute(call, echo, "t-2") == (200, "released")
 
 
-def test_what_runs_when_an_account_is_frozen_settles_normally(platform: Cloud, call: Call, echo: str) -> None:
+def test_task_running_during_a_freeze_settles_normally(platform: Cloud, call: Call, echo: str) -> None:
     run = platform.sandbox.run
 
     def freeze_both(job: Any) -> Any:
@@ -193,12 +193,12 @@ def test_what_runs_when_an_account_is_frozen_settles_normally(platform: Cloud, c
         patch.setattr(platform.sandbox, "run", freeze_both)
         assert execute(call, echo) == (200, "released")
     sweep(platform)
-    assert platform.ledger.available_micro("owner") == 9_750, "what was earned is credited"
+    assert platform.ledger.available_micro("owner") == 9_750, "earnings are credited"
     assert platform.registry.is_frozen("owner")
 
 
 @pytest.mark.parametrize("frozen", ["alice", "owner"])
-def test_a_queued_task_of_a_frozen_account_is_refunded(platform: Cloud, call: Call, echo: str, frozen: str) -> None:
+def test_queued_task_of_a_frozen_account_is_refunded(platform: Cloud, call: Call, echo: str, frozen: str) -> None:
     bench = Bench(platform, platform.queue)
     tasks.submit(platform, "alice", ask(echo))
     assert operate(call, f"accounts/{frozen}/freeze")[0] == 200
@@ -209,20 +209,20 @@ def test_a_queued_task_of_a_frozen_account_is_refunded(platform: Cloud, call: Ca
     assert platform.ledger.available_micro("alice") == 1_000_000
 
 
-def test_payouts_of_a_frozen_account_say_so(call: Call) -> None:
+def test_payouts_of_a_frozen_account_are_marked(call: Call) -> None:
     assert call("accounts", "POST", "/accounts/me/withdrawals", WITHDRAWAL)[0] == 201
     assert operate(call, "accounts/alice/freeze")[0] == 200
     bank = {"user": "bank", "scope": "ledger:payout"}
     (payout,) = call("accounts", "GET", "/payouts", **bank)[1]["payouts"]
     assert payout["account_frozen"]
     status, decided, _ = call("accounts", "POST", f"/payouts/{payout['payout_id']}", {"state": "failed"}, **bank)
-    assert (status, decided["account_frozen"]) == (200, True), "the record of what happened is never refused"
+    assert (status, decided["account_frozen"]) == (200, True), "a decision is recorded even for a frozen account"
 
 
 # Funding.
 
 
-def test_while_funding_is_paused_nothing_new_is_funded(platform: Cloud, call: Call, echo: str) -> None:
+def test_paused_funding_stops_new_tasks_only(platform: Cloud, call: Call, echo: str) -> None:
     bench = Bench(platform, platform.queue)
     assert execute(call, echo, "before") == (200, "released")
     tasks.submit(platform, "alice", ask(echo, task_id="queued"))
@@ -238,17 +238,17 @@ def test_while_funding_is_paused_nothing_new_is_funded(platform: Cloud, call: Ca
     assert bench.hidden == [PAUSED_RETRY_S]
     assert platform.ledger.available_micro("alice") == have
     assert not {"new", "by-message"} & {item["task_id"]["S"] for item in platform.items("ESC#")}
-    assert execute(call, echo, "before") == (200, "released"), "what was settled is told"
+    assert execute(call, echo, "before") == (200, "released"), "results of settled tasks stay available"
     assert isinstance(tasks.submit(platform, "alice", ask(echo, task_id="queued")), TaskPending)
     work(platform, delivery)
     queued = platform.ledger.find(escrow_id("alice", "queued"))
     assert queued is not None
-    assert queued.state == "released", "what was funded runs"
+    assert queued.state == "released", "funded tasks run"
     assert operate(call, "funding/resume")[0] == 200
     assert execute(call, echo, "new") == (200, "released"), "at once"
 
 
-def test_flags_are_seen_within_ten_seconds_and_their_end_at_once(
+def test_flags_apply_within_ten_seconds_and_end_at_once(
     platform: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0

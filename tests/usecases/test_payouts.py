@@ -1,4 +1,4 @@
-"""Payouts of withdrawals: decided once, returned in full when they fail, found while they wait, and audited."""
+"""Payouts of withdrawals: decided once, returned in full if they fail, listed while they wait, and audited."""
 
 import base64
 from typing import Any
@@ -42,19 +42,21 @@ def available(call: Call) -> str:
 
 
 @pytest.mark.parametrize(("state", "left"), [("paid", "0.5"), ("failed", "1")])
-def test_a_payout_is_decided_once(platform: Cloud, call: Call, payout_id: str, state: str, left: str) -> None:
+def test_payout_is_decided_once(platform: Cloud, call: Call, payout_id: str, state: str, left: str) -> None:
     status, first = decide(call, payout_id, state)
     assert (status, first["state"], first["decided_by"]) == (200, state, "bank")
-    assert decide(call, payout_id, state, user="bank-2") == (200, first), "a repeat shows the first decision"
+    assert decide(call, payout_id, state, user="bank-2") == (200, first), (
+        "a repeated request returns the first decision"
+    )
     other = "failed" if state == "paid" else "paid"
     status, problem = decide(call, payout_id, other)
     assert (status, problem["code"], problem["state"]) == (409, "payout_conflict", state)
     assert call("accounts", "GET", "/payouts", **BANK)[1] == {"payouts": [], "next": None}
     assert available(call) == left
-    assert auditing.run(platform).differences == []
+    assert auditing.audit(platform).differences == []
 
 
-def test_the_owner_sees_how_a_withdrawal_stands(call: Call, payout_id: str) -> None:
+def test_owner_reads_the_state_of_a_withdrawal(call: Call, payout_id: str) -> None:
     assert shown(call)[0] == ("withdrawal", "-0.5", "requested")
     decide(call, payout_id, "failed")
     assert shown(call)[:2] == [("returned", "0.5", None), ("withdrawal", "-0.5", "failed")]
@@ -63,7 +65,7 @@ def test_the_owner_sees_how_a_withdrawal_stands(call: Call, payout_id: str) -> N
     assert available(call) == "1"
 
 
-def test_payouts_need_their_scope(call: Call, payout_id: str) -> None:
+def test_payouts_need_the_payout_scope(call: Call, payout_id: str) -> None:
     for scope in ("", "ledger:deposit platform:operate"):
         for answer in (
             call("accounts", "GET", "/payouts", scope=scope)[:2],
@@ -74,7 +76,7 @@ def test_payouts_need_their_scope(call: Call, payout_id: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["requested", "Paid", "", None, 1])
-def test_other_decisions_are_refused(call: Call, payout_id: str, state: object) -> None:
+def test_invalid_decisions_are_refused(call: Call, payout_id: str, state: object) -> None:
     status, problem = decide(call, payout_id, state)
     assert (status, problem["errors"][0]["field"]) == (400, "state")
 
@@ -91,13 +93,13 @@ def test_unknown_payouts_are_not_found(call: Call, payout_id: str, unknown: str)
     assert available(call) == "0.5"
 
 
-def test_the_longest_names_make_an_id_that_a_path_takes() -> None:
+def test_longest_names_make_a_payout_id_that_fits_a_path() -> None:
     longest = Payout("a" * ACCOUNT_ID_CHARS_MAX, "w" * TASK_ID_CHARS_MAX, 1, 1, PayoutState.REQUESTED).payout_id
     assert len(longest) == PAYOUT_ID_CHARS_MAX
     assert parse_payout_id(longest) == ("a" * ACCOUNT_ID_CHARS_MAX, "w" * TASK_ID_CHARS_MAX)
 
 
-def test_waiting_payouts_come_in_pages_oldest_first(platform: Cloud, call: Call) -> None:
+def test_waiting_payouts_are_listed_in_pages_oldest_first(platform: Cloud, call: Call) -> None:
     for number in range(5):
         platform.skew_ms = -number * 1_000
         body = {"withdrawal_id": f"w-{number}", "amount": "0.1"}
@@ -107,7 +109,7 @@ def test_waiting_payouts_come_in_pages_oldest_first(platform: Cloud, call: Call)
     for decided in range(3):
         page = call("accounts", "GET", "/payouts", query=query, **BANK)[1]
         found += [payout["withdrawal_id"] for payout in page["payouts"]]
-        if decided == 0:  # the page's last one is decided before the next page is read
+        if decided == 0:  # decide the last payout of the page before reading the next page
             decide(call, page["payouts"][-1]["payout_id"], "paid")
         query = {"limit": "2", "after": page["next"]}
     assert (found, page["next"]) == (["w-4", "w-3", "w-2", "w-1", "w-0"], None)
@@ -116,20 +118,20 @@ def test_waiting_payouts_come_in_pages_oldest_first(platform: Cloud, call: Call)
         assert (status, problem["errors"][0]["field"]) == (400, "after"), cursor
 
 
-def test_a_withdrawal_of_before_counts_as_requested(platform: Cloud, call: Call, payout_id: str) -> None:
-    """It has no state and is in no index; its id is made from its names, and it is decided like any other."""
+def test_withdrawal_of_older_code_counts_as_requested(platform: Cloud, call: Call, payout_id: str) -> None:
+    """It has no state and is in no index. Its id follows from its names, and it can be decided like any other."""
     (item,) = platform.items("OUT#")
     for name in ("payout", "work", "work_at"):
         item.pop(name)
     platform._dynamodb.put_item(TableName=platform.settings.ledger_table, Item=item)
     assert call("accounts", "GET", "/payouts", **BANK)[1]["payouts"] == []
     assert call("accounts", "POST", "/accounts/me/withdrawals", HALF)[1]["state"] == "requested"
-    audit = auditing.run(platform)
+    audit = auditing.audit(platform)
     assert (audit.differences, audit.payouts_waiting, audit.waiting_micro) == ([], 1, 500_000)
     assert "to pay out   0.5 in 1 withdrawals" in auditing.report(audit)
     assert decide(call, payout_id, "failed")[0] == 200
     assert available(call) == "1"
-    assert auditing.run(platform).differences == []
+    assert auditing.audit(platform).differences == []
 
 
 @pytest.mark.parametrize(
@@ -146,31 +148,33 @@ def test_a_withdrawal_of_before_counts_as_requested(platform: Cloud, call: Call,
         ("BACK#", {"pk": {"S": "BACK#bob#w-1"}, "account": {"S": "bob"}}),
     ],
 )
-def test_the_auditor_accounts_for_what_was_returned(
+def test_audit_accounts_for_returned_payouts(
     platform: Cloud, call: Call, payout_id: str, prefix: str, changes: dict[str, Any]
 ) -> None:
     decide(call, payout_id, "failed")
-    audit = auditing.run(platform)
+    audit = auditing.audit(platform)
     assert (audit.differences, audit.withdrawn_micro, audit.deposited_micro) == ([], 0, 1_000_000)
     (item,) = platform.items(prefix)
     platform._dynamodb.delete_item(TableName=platform.settings.ledger_table, Key={"pk": item["pk"]})
     item = {name: value for name, value in (item | changes).items() if value is not None}
     platform._dynamodb.put_item(TableName=platform.settings.ledger_table, Item=item)
-    found = auditing.run(platform).differences
+    found = auditing.audit(platform).differences
     assert [difference for difference in found if item["pk"]["S"] in difference.at or difference.invariant == "payouts"]
 
 
 @pytest.mark.parametrize(
     "changes", [{"work": None}, {"payout": {"S": "paid"}}, {"payout": {"S": "failed"}}, {"payout": None}]
 )
-def test_the_auditor_misses_no_payout_that_waits(platform: Cloud, payout_id: str, changes: dict[str, Any]) -> None:
+def test_audit_finds_a_waiting_payout_missing_from_the_index(
+    platform: Cloud, payout_id: str, changes: dict[str, Any]
+) -> None:
     (item,) = platform.items("OUT#")
     item = {name: value for name, value in (item | changes).items() if value is not None}
     platform._dynamodb.put_item(TableName=platform.settings.ledger_table, Item=item)
-    assert [found for found in auditing.run(platform).differences if "w-1" in found.at]
+    assert [found for found in auditing.audit(platform).differences if "w-1" in found.at]
 
 
-# Who deposited.
+# Depositors.
 
 DEPOSIT = {"deposit_id": "d-1", "amount": "2"}
 
@@ -179,7 +183,7 @@ def deposit(call: Call, bank: str, **changes: str) -> tuple[int, dict[str, Any]]
     return call("accounts", "POST", "/accounts/bob/deposits", DEPOSIT | changes, user=bank, scope="ledger:deposit")[:2]
 
 
-def test_a_deposit_of_another_depositor_is_no_repeat(platform: Cloud, call: Call) -> None:
+def test_deposit_by_another_depositor_is_not_a_repeat(platform: Cloud, call: Call) -> None:
     first = deposit(call, "bank-1")
     assert (first[0], deposit(call, "bank-1")) == (201, first)
     for amount in ("2", "3"):
@@ -190,8 +194,8 @@ def test_a_deposit_of_another_depositor_is_no_repeat(platform: Cloud, call: Call
     assert platform.ledger.available_micro("bob") == 4_000_000
 
 
-def test_a_deposit_of_before_is_recognised_by_anybody(platform: Cloud, call: Call) -> None:
-    """Its depositor is not recorded: taken for another's, a repeat would credit it twice."""
+def test_deposit_of_older_code_is_a_repeat_for_any_depositor(platform: Cloud, call: Call) -> None:
+    """Its depositor is not stored: if a repeat counted as another depositor's, it would be credited twice."""
     platform.ledger.deposit("bob", "d-1", 2_000_000, now_ms=1)
     for bank in ("bank-1", "bank-2"):
         assert deposit(call, bank)[0] == 201

@@ -1,4 +1,4 @@
-"""A run's budget among its tasks: exact, equal, never overspent; and every task is one that execute takes."""
+"""The plan of a workflow run: budgets are exact, equal and never overspent, and every task is a valid request."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def request(**changes: Any) -> RunRequest:
 
 
 def tasks(asked: RunRequest) -> list[dict[str, Any]]:
-    """What the workflow sends to the execute function for first steps; later ones read another output."""
+    """The payloads for the execute function, each with the run's input; later steps get another step's output."""
     return [{**task, "input": line.input} for line in plan(asked).lines for task in line.tasks]
 
 
@@ -40,22 +40,20 @@ def tasks(asked: RunRequest) -> list[dict[str, Any]]:
     st.lists(st.integers(1, RUN_SHARE_MAX), min_size=1, max_size=RUN_TASKS_MAX),
     st.integers(1, RUN_TASKS_MAX),
 )
-def test_what_is_divided_is_never_more_than_there_was_and_hardly_less(
-    total: int, shares: list[int], among: int
-) -> None:
+def test_parts_never_exceed_the_total_and_lose_only_rounding(total: int, shares: list[int], among: int) -> None:
     parts = split(total, shares, among=among)
     left = total - among * sum(parts)
-    assert 0 <= left < among * len(shares), "each is rounded down by less than a micro-credit"
+    assert 0 <= left < among * len(shares), "each part is rounded down by less than a micro-credit"
     for share, part in zip(shares, parts, strict=True):
         assert part * sum(shares) * among <= total * share < (part + 1) * sum(shares) * among
 
 
 @pytest.mark.parametrize(("budget", "each"), [("0.480047", "0.01"), ("0.000048", "0.000001"), ("960000", "20000")])
-def test_equal_inputs_have_equal_budgets(budget: str, each: str) -> None:
+def test_equal_inputs_get_equal_budgets(budget: str, each: str) -> None:
     assert {task["budget"] for task in tasks(request(budget=budget, inputs=["x"] * 48))} == {each}
 
 
-def test_a_budget_that_leaves_a_task_nothing_is_refused() -> None:
+def test_budget_too_small_for_each_task_is_refused() -> None:
     assert len(tasks(request(budget="0.00004", inputs=["x"] * 40))) == 40
     for change in ({"budget": "0.000039", "inputs": ["x"] * 40}, {"budget": "0.0005", "steps": [
         {"agent_id": "a", "share": 1}, {"agent_id": "b", "share": 1_000},
@@ -65,7 +63,7 @@ def test_a_budget_that_leaves_a_task_nothing_is_refused() -> None:
 
 
 @given(st.lists(JSON_VALUES, min_size=1, max_size=5))
-def test_every_task_is_one_that_execute_takes_with_the_input_that_was_meant(inputs: list[Any]) -> None:
+def test_planned_tasks_are_valid_requests_with_their_input(inputs: list[Any]) -> None:
     step = {
         "agent_id": "a", "timeout": 7, "min_reputation": 12.5, "acceptance": {"json_schema": {"maximum": 0.1}},
     }  # fmt: skip
@@ -77,7 +75,7 @@ def test_every_task_is_one_that_execute_takes_with_the_input_that_was_meant(inpu
         assert (task.timeout, task.min_reputation, task.acceptance) == (7, 125, meant.acceptance)
 
 
-def test_the_same_run_has_the_same_tasks_and_another_run_others() -> None:
+def test_same_run_has_same_tasks_and_other_runs_have_others() -> None:
     steps = [{"agent_id": "a"}, {"agent_id": "b"}]
     names = ["r", "r.0", "r.0.0", "s"]
     ids = [[task["task_id"] for task in tasks(request(run_id=r, steps=steps, inputs=["x"] * 3))] for r in names]
@@ -90,7 +88,7 @@ def test_the_same_run_has_the_same_tasks_and_another_run_others() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, RUN_TASKS_MAX])
-def test_a_run_has_so_many_tasks_at_most_and_their_answers_fit_into_one_state(steps: int) -> None:
+def test_largest_run_keeps_its_answers_within_one_state(steps: int) -> None:
     chain = [{"agent_id": "a"}] * steps
     full = RUN_TASKS_MAX // steps
     for inputs in range(1, full + 1):
@@ -104,8 +102,8 @@ def test_a_run_has_so_many_tasks_at_most_and_their_answers_fit_into_one_state(st
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\0"])
-def test_a_plan_that_does_not_fit_into_one_state_is_refused(letter: str) -> None:
-    """Step Functions would end the execution, by an error that nothing can catch."""
+def test_plan_too_large_for_one_state_is_refused(letter: str) -> None:
+    """Step Functions would end the execution with an error that no state can catch."""
     rest = len(plan(request(inputs=[""])).model_dump_json())
     each = len(plan(request(inputs=[letter])).model_dump_json().encode()) - rest
     fits = (RUN_PLAN_BYTES_MAX - rest) // each
@@ -128,6 +126,6 @@ def test_a_plan_that_does_not_fit_into_one_state_is_refused(letter: str) -> None
         ({"user_id": "a#b"}, "user_id"),
     ],
 )
-def test_what_is_wrong_is_named(change: dict[str, Any], says: str) -> None:
+def test_invalid_fields_are_named(change: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequestError, match=says):
         request(**change)

@@ -1,4 +1,4 @@
-"""From a registration to an active agent, and every way it can be refused or overtaken."""
+"""From a registration to an active agent: rejections, new versions and superseded uploads."""
 
 from typing import Any
 
@@ -21,16 +21,16 @@ def post_and_publish(cloud: Cloud, agent_id: str, number: int, module: bytes) ->
     return publish.publish(cloud, f"uploads/{agent_id}/{number}", posted)
 
 
-def test_a_posted_module_becomes_the_active_version(cloud: Cloud) -> None:
+def test_posted_module_becomes_the_active_version(cloud: Cloud) -> None:
     agent_id = register(cloud)
     assert agents.describe(cloud, agent_id).state == "awaiting_upload"
     assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "active"
-    seen = agents.describe(cloud, agent_id)
-    assert (seen.state, seen.owner, seen.rejection) == ("active", "owner", None)
+    observed = agents.describe(cloud, agent_id)
+    assert (observed.state, observed.owner, observed.rejection) == ("active", "owner", None)
 
 
 @pytest.mark.parametrize("module", [b"", b"no wasm", b"\0asm\1\0\0\0", b"(module)"])
-def test_a_bad_module_is_rejected_with_a_reason_and_can_be_mended(cloud: Cloud, module: bytes) -> None:
+def test_bad_module_is_rejected_with_a_reason_and_replaceable(cloud: Cloud, module: bytes) -> None:
     agent_id = register(cloud)
     assert post_and_publish(cloud, agent_id, 1, module) == "rejected"
     rejection = agents.describe(cloud, agent_id).rejection
@@ -42,7 +42,7 @@ def test_a_bad_module_is_rejected_with_a_reason_and_can_be_mended(cloud: Cloud, 
     assert agents.describe(cloud, agent_id).rejection is None
 
 
-def test_the_active_version_serves_until_the_next_one_is_active(cloud: Cloud) -> None:
+def test_active_version_serves_until_the_next_is_active(cloud: Cloud) -> None:
     agent_id = register(cloud)
     post_and_publish(cloud, agent_id, 1, wasm("echo"))
     before = agents.describe(cloud, agent_id)
@@ -59,19 +59,19 @@ def test_the_active_version_serves_until_the_next_one_is_active(cloud: Cloud) ->
     assert after.tariff == dearer.tariff
 
 
-def test_versions_opened_at_once_get_forms_of_their_own(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who loses the race opens the next upload, with the terms that were asked for."""
+def test_concurrent_versions_get_separate_upload_forms(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request that loses the race opens the next upload, with its own terms."""
     agent_id = register(cloud)
     ours, others = (VersionRequest.model_validate({"tariff": FLAT | {"price": price}}) for price in ("0.02", "0.03"))
     open_upload, forms = cloud.registry.open_upload, []
 
-    def overtaken(*arguments: Any) -> Any:
+    def superseded(*arguments: Any) -> Any:
         monkeypatch.undo()
         forms.append(agents.open_version(cloud, Caller("owner"), agent_id, others).upload.fields["key"])
         assert post_and_publish(cloud, agent_id, 2, b"bad") == "rejected"
         return open_upload(*arguments)
 
-    monkeypatch.setattr(cloud.registry, "open_upload", overtaken)
+    monkeypatch.setattr(cloud.registry, "open_upload", superseded)
     opened = agents.open_version(cloud, Caller("owner"), agent_id, ours)
     forms.append(opened.upload.fields["key"])
     assert forms == [f"uploads/{agent_id}/{number}" for number in (2, 3)]
@@ -80,7 +80,7 @@ def test_versions_opened_at_once_get_forms_of_their_own(cloud: Cloud, monkeypatc
     assert agents.describe(cloud, agent_id).tariff == ours.tariff
 
 
-def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
+def test_superseded_or_used_upload_changes_nothing(cloud: Cloud) -> None:
     agent_id = register(cloud)
     agents.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "retired"
@@ -88,10 +88,10 @@ def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
     post_and_publish(cloud, agent_id, 2, wasm("echo"))
     active = agents.describe(cloud, agent_id)
     assert post_and_publish(cloud, agent_id, 2, wasm("sieve")) == "active"
-    assert agents.describe(cloud, agent_id) == active, "an upload form makes one version"
+    assert agents.describe(cloud, agent_id) == active, "one upload form makes one version"
 
 
-def test_only_the_owner_changes_an_agent(cloud: Cloud) -> None:
+def test_only_the_owner_can_change_an_agent(cloud: Cloud) -> None:
     agent_id = register(cloud)
     for change in (agents.retire, lambda *who: agents.open_version(*who, VersionRequest())):
         with pytest.raises(NotFoundError):
@@ -103,19 +103,19 @@ def test_only_the_owner_changes_an_agent(cloud: Cloud) -> None:
     assert publish.publish(cloud, "uploads/agt_unknown/1") == "retired"
 
 
-def test_pages_list_active_agents_or_all_of_an_owner(cloud: Cloud) -> None:
+def test_pages_list_active_agents_or_all_agents_of_an_owner(cloud: Cloud) -> None:
     mine = [register(cloud) for _ in range(3)]
     register(cloud, "other")
     post_and_publish(cloud, mine[0], 1, wasm("echo"))
     public = agents.page(cloud, owner=None, limit=10, after=None)
     assert [agent.agent_id for agent in public.agents] == [mine[0]]
-    seen, after = [], None
+    observed, after = [], None
     while True:
         page = agents.page(cloud, owner="owner", limit=2, after=after)
-        seen += [agent.agent_id for agent in page.agents]
+        observed += [agent.agent_id for agent in page.agents]
         if page.next is None:
             break
         after = page.next
-    assert sorted(seen) == sorted(mine)
+    assert sorted(observed) == sorted(mine)
     with pytest.raises(InvalidRequestError):
         agents.page(cloud, owner=None, limit=2, after="nonsense")

@@ -1,4 +1,4 @@
-"""The steps of real tasks as X-Ray's daemon gets them: a listener on 127.0.0.1 stands in for it."""
+"""The steps of real tasks as X-Ray's daemon receives them; a listener on 127.0.0.1 replaces the daemon."""
 
 import json
 import re
@@ -24,7 +24,7 @@ PAYLOAD = "marked-payload"
 
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Documents]:
-    """What the functions send to the daemon: all of it is there as soon as they have answered."""
+    """The documents that functions send to the daemon; all have arrived when a function returns."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.setblocking(False)
@@ -51,7 +51,7 @@ def names(steps: list[dict[str, Any]]) -> list[str]:
     return [step["name"] for step in steps]
 
 
-def test_a_task_is_its_steps(platform: Cloud, context: Any, daemon: Documents) -> None:
+def test_task_is_traced_step_by_step(platform: Cloud, context: Any, daemon: Documents) -> None:
     agent = platform.publish(wasm("echo"))
     done = load("execute").handler(task(agent) | {"user_id": "alice"}, context)
     assert done["success"]
@@ -67,7 +67,7 @@ def test_a_task_is_its_steps(platform: Cloud, context: Any, daemon: Documents) -
     assert steps[-1]["annotations"] == ids | {"outcome": "succeeded"}
 
 
-def test_steps_within_steps_are_below_them(platform: Cloud, context: Any, daemon: Documents) -> None:
+def test_nested_steps_have_their_parent(platform: Cloud, context: Any, daemon: Documents) -> None:
     with tracing.invocation():
         platform.publish(wasm("echo"))
     read, compiled, kept = daemon()
@@ -81,7 +81,7 @@ def test_steps_within_steps_are_below_them(platform: Cloud, context: Any, daemon
     assert names(daemon()) == ["publish"]
 
 
-def test_a_sweep_is_its_steps(
+def test_sweep_is_traced_step_by_step(
     platform: Cloud, context: Any, daemon: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute, agent = load("execute").handler, platform.publish(wasm("echo"))
@@ -97,10 +97,10 @@ def test_a_sweep_is_its_steps(
     load("sweep").handler({}, context)
     steps = daemon()
     assert set(names(steps)) == {"refund", "credit", "log", "publish"}
-    assert all(step["annotations"] == {} for step in steps), "a sweep is about no one task"
+    assert all(step["annotations"] == {} for step in steps), "the steps of a sweep name no task"
 
 
-def test_a_failure_is_told_by_its_class_alone(
+def test_trace_of_a_failure_has_only_the_exception_class(
     platform: Cloud, context: Any, daemon: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute, agent = load("execute").handler, platform.publish(wasm("echo"))
@@ -122,15 +122,15 @@ def test_a_failure_is_told_by_its_class_alone(
     assert (cause.keys(), cause["type"]) == ({"id", "type"}, "ValueError")
 
 
-def test_no_payload_receipt_or_log_is_in_a_trace(platform: Cloud, context: Any, daemon: Documents) -> None:
+def test_trace_contains_no_payload_receipt_or_stderr(platform: Cloud, context: Any, daemon: Documents) -> None:
     agent = platform.publish(wasm("echo"))
     done = load("execute").handler(task(agent, input=PAYLOAD) | {"user_id": "alice"}, context)
     assert done["output"] == PAYLOAD
-    told = json.dumps(daemon())
-    assert "settle" in told
-    assert PAYLOAD not in told
-    assert done["receipt"] not in told
-    assert "eyJ" not in told
+    sent = json.dumps(daemon())
+    assert "settle" in sent
+    assert PAYLOAD not in sent
+    assert done["receipt"] not in sent
+    assert "eyJ" not in sent
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_no_payload_receipt_or_log_is_in_a_trace(platform: Cloud, context: Any, 
         ("AWS_XRAY_DAEMON_ADDRESS", "localhost:2000"),
     ],
 )
-def test_without_a_trace_or_a_daemon_a_task_is_what_it_is(
+def test_task_needs_neither_trace_nor_daemon(
     platform: Cloud, context: Any, daemon: Documents, monkeypatch: pytest.MonkeyPatch, variable: str, value: str | None
 ) -> None:
     if value is None:
@@ -163,7 +163,7 @@ def test_without_a_trace_or_a_daemon_a_task_is_what_it_is(
 
 
 @pytest.mark.parametrize("steps", [TRACE_STEPS_MAX, TRACE_STEPS_MAX + 1])
-def test_a_trace_takes_no_more_steps_than_its_limit(daemon: Documents, steps: int) -> None:
+def test_trace_has_at_most_the_limit_of_steps(daemon: Documents, steps: int) -> None:
     received = []
     with tracing.invocation():
         for _ in range(steps):
@@ -173,7 +173,7 @@ def test_a_trace_takes_no_more_steps_than_its_limit(daemon: Documents, steps: in
     assert len(received) == TRACE_STEPS_MAX
 
 
-def test_steps_of_one_invocation_are_not_told_of_another(daemon: Documents) -> None:
+def test_steps_never_appear_in_another_invocations_trace(daemon: Documents) -> None:
     with tracing.invocation():
         tracing.about("one", task_id="one")
     with tracing.invocation(), tracing.step("check"):

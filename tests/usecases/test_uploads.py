@@ -1,4 +1,4 @@
-"""One form, one post: what is not awaited is refused unread, and no upload stays in `publishing` for ever."""
+"""One upload form takes one post: other posts are refused unread, and no upload stays in `publishing` for ever."""
 
 import json
 from collections import Counter
@@ -31,7 +31,7 @@ from tests.usecases.test_execute import ask
 
 
 class CrashError(BaseException):
-    """The process ends here: nothing in the code of the platform catches it."""
+    """A crash of the process: the platform's code catches no BaseException."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def binaries(cloud: Cloud) -> list[str]:
 
 @contextmanager
 def nothing_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No upload is downloaded, nothing is compiled and nothing is stored."""
+    """Asserts that no upload is downloaded, nothing is compiled and nothing is stored."""
     before = binaries(cloud)
 
     def called(*_: Any, **__: Any) -> Any:
@@ -78,12 +78,10 @@ def nothing_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     assert binaries(cloud) == before
 
 
-# One form, one post.
+# One upload form takes one post.
 
 
-def test_a_second_post_is_refused_before_it_is_read(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_post_is_refused_unread(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cloud.post(agent_id, 1, wasm("echo"))
     assert publish(cloud, agent_id, first) == "active"
     active = agents_.describe(cloud, agent_id)
@@ -95,44 +93,42 @@ def test_a_second_post_is_refused_before_it_is_read(
     assert agents_.describe(cloud, agent_id) == active
 
 
-def test_a_post_after_a_rejection_is_refused_before_it_is_read(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_post_after_a_rejection_is_refused_unread(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = cloud.post(agent_id, 1, b"no module")
     assert publish(cloud, agent_id, bad) == "rejected"
-    assert binaries(cloud) == [], "nothing is stored of a module that is rejected"
+    assert binaries(cloud) == [], "nothing of a rejected module is stored"
     good = cloud.post(agent_id, 1, wasm("echo"))
     with nothing_read(cloud, monkeypatch):
         assert publish(cloud, agent_id, good) == "rejected"
         assert publish(cloud, agent_id, bad) == "rejected"
     agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
-    mended = cloud.post(agent_id, 2, wasm("echo"))
-    assert publish(cloud, agent_id, mended, 2) == "active", "a new form is how it is mended"
+    corrected = cloud.post(agent_id, 2, wasm("echo"))
+    assert publish(cloud, agent_id, corrected, 2) == "active", "the author needs a new form to correct the module"
 
 
-def test_a_second_post_while_the_first_is_published_is_refused(
+def test_second_post_during_publication_is_refused(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
-    seen = []
+    observed = []
 
     def meanwhile(module: bytes) -> sandbox.Artefact:
         with monkeypatch.context() as patch:
             patch.setattr(cloud._s3, "get_object", pytest.fail)
-            seen.append(publish(cloud, agent_id, second))
+            observed.append(publish(cloud, agent_id, second))
         return compiled_once(module)
 
     monkeypatch.setattr(sandbox, "compile_module", meanwhile)
     assert publish(cloud, agent_id, first) == "active"
-    assert seen == ["publishing"]
+    assert observed == ["publishing"]
     assert give_up(cloud, agent_id, second) == "active"
     monkeypatch.undo()
     expected = compiled_once(wasm("echo")).key
     assert cloud.registry.get(agent_id).version.artefact_key == expected  # type: ignore[union-attr]
 
 
-def test_the_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
-    """The object's key has got another version by the time that the first one's event is handled."""
+def test_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_id: str) -> None:
+    """A second version of the object is posted before the event of the first one is handled."""
     first, second = cloud.post(agent_id, 1, wasm("echo")), cloud.post(agent_id, 1, wasm("sieve"))
     assert publish(cloud, agent_id, first) == "active"
     assert publish(cloud, agent_id, second) == "active"
@@ -141,12 +137,12 @@ def test_the_published_bytes_are_those_of_the_claimed_post(cloud: Cloud, agent_i
     assert version.artefact_key == compiled_once(wasm("echo")).key
 
 
-@pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
-def test_a_post_that_nobody_awaits_is_refused_before_it_is_read(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, overtaken_by: str
+@pytest.mark.parametrize("superseded_by", ["a new version", "retirement"])
+def test_post_without_an_open_upload_is_refused_unread(
+    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, superseded_by: str
 ) -> None:
     late = cloud.post(agent_id, 1, wasm("echo"))
-    if overtaken_by == "retirement":
+    if superseded_by == "retirement":
         agents_.retire(cloud, Caller("owner"), agent_id)
     else:
         agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
@@ -157,7 +153,7 @@ def test_a_post_that_nobody_awaits_is_refused_before_it_is_read(
     assert agents_.describe(cloud, agent_id) == before
 
 
-def test_nothing_is_stored_for_an_upload_overtaken_meanwhile(
+def test_nothing_is_stored_for_a_superseded_upload(
     cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
@@ -171,43 +167,43 @@ def test_nothing_is_stored_for_an_upload_overtaken_meanwhile(
     assert binaries(cloud) == []
 
 
-@pytest.mark.parametrize("overtaken_by", ["a new version", "retirement"])
+@pytest.mark.parametrize("superseded_by", ["a new version", "retirement"])
 @pytest.mark.parametrize("step", ["claim", "activate", "give up"])
-def test_an_upload_overtaken_at_the_last_moment_changes_nothing(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, step: str, overtaken_by: str
+def test_upload_superseded_just_before_the_write_changes_nothing(
+    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch, step: str, superseded_by: str
 ) -> None:
-    """Between the last look at the agent and the write."""
+    """The agent changes between the last read of it and the write."""
     posted = cloud.post(agent_id, 1, wasm("echo"))
     name = {"claim": "claim_upload", "activate": "activate", "give up": "fail_upload"}[step]
     write = getattr(cloud.registry, name)
 
     def too_late(*arguments: Any) -> Agent:
-        if overtaken_by == "retirement":
+        if superseded_by == "retirement":
             agents_.retire(cloud, Caller("owner"), agent_id)
         else:
             agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
-        standing: Agent = write(*arguments)
-        return standing
+        stored: Agent = write(*arguments)
+        return stored
 
     monkeypatch.setattr(cloud.registry, name, too_late)
     assert (give_up if step == "give up" else publish)(cloud, agent_id, posted) == "retired"
-    seen = agents_.describe(cloud, agent_id)
-    assert seen.state == ("retired" if overtaken_by == "retirement" else "awaiting_upload")
-    assert (seen.module_sha256, seen.rejection) == (None, None)
+    observed = agents_.describe(cloud, agent_id)
+    assert observed.state == ("retired" if superseded_by == "retirement" else "awaiting_upload")
+    assert (observed.module_sha256, observed.rejection) == (None, None)
     assert agents_.page(cloud, owner=None, limit=1, after=None).agents == []
 
 
 @pytest.mark.parametrize(
     "key", ["uploads/agt_nobody/1", "uploads/x", "uploads/a/b/c", "uploads/agt_1/²", "uploads/agt_1/-1", "uploads//1"]
 )
-def test_objects_of_no_form_are_ignored(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_objects_without_an_upload_form_are_ignored(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     with nothing_read(cloud, monkeypatch):
         assert publishing.publish(cloud, key, "v") == "retired"
         assert publishing.give_up(cloud, key, "v") == "retired"
 
 
-def test_an_upload_in_publishing_of_before_is_published(cloud: Cloud, agent_id: str) -> None:
-    """Code of before did not note which object it worked on."""
+def test_upload_claimed_by_older_code_is_published(cloud: Cloud, agent_id: str) -> None:
+    """Older code did not store which object it was publishing."""
     key = {"pk": {"S": f"AGENT#{agent_id}"}}
     cloud._dynamodb.update_item(
         TableName="RegistryTable",
@@ -218,10 +214,8 @@ def test_an_upload_in_publishing_of_before_is_published(cloud: Cloud, agent_id: 
     assert publish(cloud, agent_id, cloud.post(agent_id, 1, wasm("echo"))) == "active"
 
 
-def test_the_first_decision_about_an_upload_stands(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """S3 may deliver an event twice at the same time; the two may come to different ends on different machines."""
+def test_first_decision_on_an_upload_is_final(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 may deliver an event twice at the same time, and the two publications may end differently."""
     posted = cloud.post(agent_id, 1, wasm("echo"))
 
     def rejecting_meanwhile(module: bytes) -> sandbox.Artefact:
@@ -235,9 +229,7 @@ def test_the_first_decision_about_an_upload_stands(
     assert agents_.describe(cloud, agent_id).rejection is None
 
 
-def test_an_event_that_is_delivered_twice_at_once_publishes(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_event_delivered_twice_at_once_publishes(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
 
     def publishing_meanwhile(module: bytes) -> sandbox.Artefact:
@@ -257,21 +249,19 @@ def failing(_: bytes) -> Any:
     raise CompileFailedError("the machine is busy")
 
 
-def test_a_compiler_that_fails_is_tried_again(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_compiler_is_retried(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "compile_module", failing)
         for _ in range(2):
             with pytest.raises(CompileFailedError):
                 publish(cloud, agent_id, posted)
-            seen = agents_.describe(cloud, agent_id)
-            assert (seen.state, seen.rejection) == ("publishing", None)
+            observed = agents_.describe(cloud, agent_id)
+            assert (observed.state, observed.rejection) == ("publishing", None)
     assert publish(cloud, agent_id, posted) == "active"
 
 
-def test_an_upload_that_is_given_up_names_the_platform(
-    cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_abandoned_upload_blames_the_platform(cloud: Cloud, agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "compile_module", failing)
@@ -279,19 +269,19 @@ def test_an_upload_that_is_given_up_names_the_platform(
             publish(cloud, agent_id, posted)
     for _ in range(2):
         assert give_up(cloud, agent_id, posted) == "failed"
-    seen = agents_.describe(cloud, agent_id)
-    assert seen.state == "failed"
-    assert seen.rejection is not None
-    assert seen.rejection.code == "platform_failed"
-    assert f"/agents/{agent_id}/versions" in seen.rejection.message
+    observed = agents_.describe(cloud, agent_id)
+    assert observed.state == "failed"
+    assert observed.rejection is not None
+    assert observed.rejection.code == "platform_failed"
+    assert f"/agents/{agent_id}/versions" in observed.rejection.message
     other = cloud.post(agent_id, 1, wasm("echo"))
     with nothing_read(cloud, monkeypatch):
-        assert publish(cloud, agent_id, other) == "failed", "the form was used"
-    assert publish(cloud, agent_id, posted) == "active", "an operator may send its event again"
+        assert publish(cloud, agent_id, other) == "failed", "the form is used up"
+    assert publish(cloud, agent_id, posted) == "active", "an operator may resend its event"
     assert agents_.describe(cloud, agent_id).rejection is None
 
 
-def test_an_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id: str) -> None:
+def test_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id: str) -> None:
     lost = cloud.post(agent_id, 1, wasm("echo"))
     give_up(cloud, agent_id, lost)
     opened = agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
@@ -301,14 +291,14 @@ def test_an_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id:
     assert publish(cloud, agent_id, cloud.post(agent_id, 2, wasm("echo")), 2) == "active"
 
 
-def test_a_module_that_is_gone_from_its_bucket_ends_as_failed(cloud: Cloud, agent_id: str) -> None:
+def test_module_missing_from_its_bucket_fails_the_upload(cloud: Cloud, agent_id: str) -> None:
     posted = cloud.post(agent_id, 1, wasm("echo"))
     cloud._s3.delete_object(Bucket="uploads", Key=f"uploads/{agent_id}/1", VersionId=posted)
     assert publish(cloud, agent_id, posted) == "failed"
     assert state(cloud, agent_id) == "failed"
 
 
-def test_a_failed_version_leaves_the_active_one_alone(cloud: Cloud) -> None:
+def test_failed_version_leaves_the_active_one_in_service(cloud: Cloud) -> None:
     agent_id = cloud.publish(wasm("echo"))
     before = agents_.describe(cloud, agent_id)
     agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
@@ -319,11 +309,11 @@ def test_a_failed_version_leaves_the_active_one_alone(cloud: Cloud) -> None:
     assert after.rejection.code == "platform_failed"
 
 
-# Crashes, at each call of the story, before and after it took effect.
+# Crashes at each call to AWS, before and after it takes effect.
 
 
 class Crashes:
-    """Ends the process at one call to AWS, or lets it pass and counts it."""
+    """Counts the calls to AWS, and crashes the process before or after a chosen one."""
 
     def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
@@ -344,7 +334,7 @@ class Crashes:
         return calling
 
     def crash(self, at: tuple[int, str], story: Callable[[], object]) -> bool:
-        """Runs a story that crashes at a call; False if it had fewer calls."""
+        """Runs a story that crashes at one call. Returns False if it made fewer calls."""
         self.calls, self.at = 0, at
         try:
             story()
@@ -357,10 +347,10 @@ class Crashes:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("module", ["good", "bad"])
-def test_publishing_survives_a_crash_at_each_call(
+def test_publication_survives_a_crash_at_each_call(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, module: str, when: str
 ) -> None:
-    """Lambda tries again, or the upload is given up and an operator sends the event again: no crash changes the end."""
+    """Whether Lambda retries or an operator resends an abandoned upload's event, a crash does not change the end."""
     data, end = (wasm("echo"), "active") if module == "good" else (b"no module", "rejected")
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
     crashes = Crashes(cloud, monkeypatch)
@@ -378,10 +368,10 @@ def test_publishing_survives_a_crash_at_each_call(
         steps += 1
         assert publish(cloud, retried, posted[retried]) == end
         assert give_up(cloud, given_up, posted[given_up]) in {"failed", end}
-        assert state(cloud, given_up) in {"failed", end}, "never in publishing for ever"
+        assert state(cloud, given_up) in {"failed", end}, "not in publishing for ever"
         assert publish(cloud, given_up, posted[given_up]) == end
         assert state(cloud, retried) == state(cloud, given_up) == end
-    assert steps == (7 if module == "good" else 4), "get, claim, read; ask again, keep twice, decide"
+    assert steps == (7 if module == "good" else 4), "get, claim, read; get again, keep twice, decide"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -401,7 +391,7 @@ KINDS = ["open", "post", "post", "deliver", "deliver", "deliver", "fail", "crash
 
 
 class Uploads:
-    """One agent, what was posted for it, and what must hold of its uploads after each step."""
+    """One agent, the modules posted for it, and the invariants of its uploads after each step."""
 
     def __init__(self, cloud: Cloud, patch: pytest.MonkeyPatch) -> None:
         request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
@@ -410,10 +400,10 @@ class Uploads:
         self.posted: list[tuple[int, str, bytes]] = []
         self.compiled: Counter[int] = Counter()
         self.excused: Counter[int] = Counter()
-        self.seen: dict[int, tuple[str | None, str]] = {}
+        self.observed: dict[int, tuple[str | None, str]] = {}
 
     def change(self, kind: str, choice: int) -> None:
-        """The author opens a version, posts a module for any upload, or retires the agent."""
+        """Lets the author open a version, post a module for any upload, or retire the agent."""
         if kind == "open":
             with suppress(AgentNotReadyError):
                 agents_.open_version(self.cloud, Caller("owner"), self.agent_id, VersionRequest())
@@ -425,7 +415,7 @@ class Uploads:
             agents_.retire(self.cloud, Caller("owner"), self.agent_id)
 
     def deliver(self, kind: str, choice: int) -> None:
-        """The event of any object is handled, early or late, to its end or not; or it is given up."""
+        """Handles the event of any object: completely, with a failure or with a crash; or gives it up."""
         number, version, _ = self.posted[choice % len(self.posted)]
 
         def compiling(module: bytes) -> sandbox.Artefact:
@@ -447,16 +437,18 @@ class Uploads:
         assert self.compiled[number] <= 1 + self.excused[number]
         if kind == "give up":
             upload = self.cloud.registry.get(self.agent_id).upload
-            assert (upload.number, upload.posted) != (number, version) or upload.state != "publishing", "for ever"
+            assert (upload.number, upload.posted) != (number, version) or upload.state != "publishing", (
+                "stays in publishing"
+            )
 
     def check(self) -> None:
-        """An upload has one object and one decision, which is that of its object."""
+        """Checks that an upload has one object and one decision, and that the decision fits the object."""
         upload = self.cloud.registry.get(self.agent_id).upload
         now = (upload.posted, str(upload.state))
-        earlier = self.seen.get(upload.number, (None, ""))
-        self.seen[upload.number] = now
+        earlier = self.observed.get(upload.number, (None, ""))
+        self.observed[upload.number] = now
         assert earlier[0] in {None, now[0]}, "the first object is the upload"
-        assert earlier == now or earlier[1] not in {"active", "rejected"}, "a decision stands"
+        assert earlier == now or earlier[1] not in {"active", "rejected"}, "a decision is final"
         assert (now[0] is None) == (now[1] == "awaiting_upload")
         if upload.decided:
             (module,) = {module for _, version, module in self.posted if version == upload.posted}
@@ -467,10 +459,10 @@ class Uploads:
     max_examples=40,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example has an agent of its own
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example registers a new agent
 )
 @given(steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 7)), min_size=3, max_size=25))
-def test_any_order_of_events_ends_in_one_decision(
+def test_events_in_any_order_end_in_one_decision(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int]]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -483,7 +475,7 @@ def test_any_order_of_events_ends_in_one_decision(
             uploads.check()
 
 
-# What Lambda and SQS send.
+# Events from Lambda and SQS.
 
 
 def s3_event(*posted: tuple[str, str]) -> dict[str, Any]:
@@ -496,7 +488,7 @@ def s3_event(*posted: tuple[str, str]) -> dict[str, Any]:
 
 
 def given_up_message(payload: dict[str, Any]) -> dict[str, Any]:
-    """What Lambda sends to the queue of failures, as SQS hands it over."""
+    """The message of a failed invocation: Lambda sends it to the failure queue, SQS delivers it."""
     body = {
         "version": "1.0",
         "requestContext": {"condition": "RetriesExhausted", "approximateInvokeCount": 3},
@@ -512,7 +504,7 @@ def given_up_message(payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_the_function_publishes_and_gives_up(platform: Cloud, context: Any) -> None:
+def test_handler_publishes_and_gives_up(platform: Cloud, context: Any) -> None:
     handler = load("publish").handler
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
     one, two = (agents_.register(platform, Caller("owner"), request).agent_id for _ in range(2))
@@ -525,12 +517,12 @@ def test_the_function_publishes_and_gives_up(platform: Cloud, context: Any) -> N
     assert [state(platform, agent_id) for agent_id in (one, two, three)] == ["active", "rejected", "failed"]
 
 
-def test_a_given_up_recompilation_is_done_with(platform: Cloud, context: Any) -> None:
+def test_abandoned_recompilation_leaves_the_queue(platform: Cloud, context: Any) -> None:
     message = given_up_message({"recompile": "agt_1"})
     assert load("publish").handler({"Records": [message]}, context) == {"batchItemFailures": []}
 
 
-def test_an_unreadable_failure_stays_in_its_queue(platform: Cloud, context: Any) -> None:
+def test_unreadable_failure_stays_in_its_queue(platform: Cloud, context: Any) -> None:
     message = {**given_up_message({}), "body": "no JSON"}
     failed = load("publish").handler({"Records": [message]}, context)
     assert failed == {"batchItemFailures": [{"itemIdentifier": "m"}]}
@@ -541,7 +533,7 @@ def test_an_unreadable_failure_stays_in_its_queue(platform: Cloud, context: Any)
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes each module had that was compiled."""
+    """The size in bytes of each module that was compiled."""
     compiled: list[int] = []
 
     def counting(module: bytes) -> sandbox.Artefact:
@@ -553,7 +545,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def outdated(cloud: Cloud, owner: str = "owner") -> Agent:
-    """An agent whose artefact is of an engine of before."""
+    """An agent whose artefact was compiled by an older engine."""
     current = cloud.registry.get(cloud.publish(wasm("echo"), owner=owner))
     assert current.version is not None
     old = replace(current.version, artefact_key="wasmtime-1/old", artefact_sha256="old", engine="1")
@@ -566,10 +558,10 @@ def is_current(cloud: Cloud, agent: Agent) -> bool:
     return version is not None and (version.artefact_key, version.artefact_sha256) == (expected.key, expected.sha256)
 
 
-def test_many_requests_recompile_an_artefact_once(
+def test_concurrent_requests_recompile_an_artefact_once(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that come while it is compiled, and those for another agent with the same module."""
+    """Also requests that arrive during the compilation, and those for another agent with the same module."""
     agents = [outdated(cloud), outdated(cloud, "other")]
     counted = sandbox.compile_module
 
@@ -589,7 +581,7 @@ def test_many_requests_recompile_an_artefact_once(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_recompilation_that_crashes_is_taken_over(
+def test_crashed_recompilation_is_taken_over(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     crashes = Crashes(cloud, monkeypatch)
@@ -615,7 +607,7 @@ def forget_compilations(cloud: Cloud) -> None:
             cloud._dynamodb.delete_item(TableName="RegistryTable", Key={"pk": item["pk"]})
 
 
-def test_a_crashed_recompilation_holds_off_others_for_a_while(
+def test_crashed_recompilation_delays_others_until_lease_ends(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = outdated(cloud)
@@ -627,17 +619,17 @@ def test_a_crashed_recompilation_holds_off_others_for_a_while(
         patch.setattr(sandbox, "compile_module", crashing)
         publishing.recompile(cloud, agent.agent_id)
     publishing.recompile(cloud, agent.agent_id)
-    assert not compilations, "the other one may still be at work"
+    assert not compilations, "the other compilation may still be in progress"
     cloud.skew_ms += cloud.left_ms() + publishing.CLOCKS_DIFFER_MS_MAX
     publishing.recompile(cloud, agent.agent_id)
     assert is_current(cloud, agent)
     assert len(compilations) == 1
 
 
-def test_a_failed_recompilation_is_retried_after_a_pause(
+def test_failed_recompilation_is_retried_after_a_delay(
     cloud: Cloud, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lambda tries the failed event again after a minute; requests that come before do not start another attempt."""
+    """Lambda retries the failed event after a minute; requests before that do not start another attempt."""
     agent = outdated(cloud)
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "compile_module", failing)
@@ -650,7 +642,7 @@ def test_a_failed_recompilation_is_retried_after_a_pause(
     assert is_current(cloud, agent)
 
 
-def test_a_refused_recompilation_is_not_tried_at_each_request(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_recompilation_is_not_tried_at_each_request(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = outdated(cloud)
     tries = []
 
@@ -668,22 +660,22 @@ def test_a_refused_recompilation_is_not_tried_at_each_request(cloud: Cloud, monk
     assert len(tries) == 2
 
 
-def test_a_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]) -> None:
+def test_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]) -> None:
     agent = outdated(cloud)
     agents_.retire(cloud, Caller("owner"), agent.agent_id)
     publishing.recompile(cloud, agent.agent_id)
     assert not compilations
 
 
-def test_an_environment_asks_for_recompilations_sparingly(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call of the publish function costs, even one that finds nothing to do."""
+def test_environment_limits_its_recompilation_requests(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of the publish function costs money, even one that finds nothing to do."""
     agents = [outdated(cloud), outdated(cloud)]
     asked: list[str] = []
     clock = SimpleNamespace(monotonic=lambda: 1_000.0)
     monkeypatch.setattr(cache, "time", clock)
 
     class Functions:
-        def invoke(self, *, Payload: str, **_: Any) -> None:  # noqa: N803 - AWS names it
+        def invoke(self, *, Payload: str, **_: Any) -> None:  # noqa: N803 - the parameter's name in AWS
             asked.append(json.loads(Payload)["recompile"])
 
     monkeypatch.setattr(cloud.publisher, "_client", Functions())

@@ -1,4 +1,4 @@
-"""Who pays when: each fault with prices for compute, by whom it is borne, and what a cheat gets for it."""
+"""Who pays: the cost of each fault when compute has a price, and the attacks that used to cost nothing."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from quittance.usecases.sweep import sweep
 from tests.support import FLAT, Cloud, wasm
 
 START, BOND, PRICE, FEE = 10**10, 2_000_000, 10_000, 250
-RUN, PER_BILLION = 100, 50_000_000  # dear enough to show in every run: 5 micro-credits for 100 units of fuel
+RUN, PER_BILLION = 100, 50_000_000  # high enough to count in every run: 5 micro-credits for 100 units of fuel
 OWNER = "owner"
 
 
 @pytest.fixture
 def dear(cloud: Cloud) -> Cloud:
-    """A platform on which computing costs something. alice has credits, the owner has a bond."""
+    """A platform that charges for compute. Alice has credits, the owner has a bond."""
     prices = {"compute_run_micro": RUN, "compute_per_billion_fuel_micro": PER_BILLION, "bond_minimum_micro": 1_000_000}
     cloud.settings = cloud.settings.model_copy(update=prices)
     cloud.deposit("alice", START)
@@ -60,7 +60,7 @@ def spent(cloud: Cloud) -> int:
 
 
 def swept(cloud: Cloud) -> tuple[int, int, int]:
-    """What the owner has earned, the bond has lost and the platform has got; everything adds up."""
+    """The credits that the owner earned, the bond lost and the platform earned; checks that the total is right."""
     while (done := sweep(cloud)).credited or done.logged:
         pass
     assert cloud.total_micro() == START + BOND
@@ -72,7 +72,7 @@ def stated(cloud: Cloud, done: TaskResult) -> Any:
     return receipt.verify(done.receipt, cloud.keys.jwks())
 
 
-def test_success_pays_the_price_and_the_compute(dear: Cloud) -> None:
+def test_success_pays_price_and_compute(dear: Cloud) -> None:
     done = run(dear, dear.publish(wasm("echo")))
     due = compute(done)
     assert (done.amount_paid_micro, done.fee_micro, done.compute_micro) == (PRICE - FEE, FEE + due, due)
@@ -85,7 +85,7 @@ def test_success_pays_the_price_and_the_compute(dear: Cloud) -> None:
     [("trap_unreachable", TRAP, {}), ("fuel_exhausted", LOOP, {"fuel": 10**6}), ("exit_code", wasm("failing"), {}),
      ("timeout", LOOP, {"timeout": 1}), ("output_limit", wasm("misbehave"), {})],
 )  # fmt: skip
-def test_the_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: bytes, limits: Any) -> None:
+def test_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: bytes, limits: Any) -> None:
     done = run(dear, dear.publish(body, **limits), budget="9000", input="flood")
     assert done.error is not None
     assert (done.error.code, done.fault, done.reputation_delta) == (code, "agent", -50)
@@ -95,8 +95,8 @@ def test_the_agents_failure_costs_its_owners_bond(dear: Cloud, code: str, body: 
     assert swept(dear) == (0, min(charge, BOND), min(charge, BOND))
 
 
-def test_fuel_that_a_small_budget_does_not_buy_is_the_payers_fault(dear: Cloud) -> None:
-    """Seen before: a low budget cost an agent its reputation, and the payer nothing."""
+def test_fuel_beyond_the_budget_is_the_payers_fault(dear: Cloud) -> None:
+    """Regression: a low budget cost an agent its reputation and the payer nothing."""
     done = run(dear, dear.publish(LOOP), budget="0.02")
     assert done.error is not None
     assert (done.error.code, done.fault, done.reputation_delta) == ("fuel_exhausted", "payer", 0)
@@ -105,16 +105,16 @@ def test_fuel_that_a_small_budget_does_not_buy_is_the_payers_fault(dear: Cloud) 
     assert swept(dear) == (0, 0, done.fee_micro)
 
 
-def test_a_shorter_timeout_is_the_payers_fault(dear: Cloud) -> None:
+def test_timeout_shortened_by_the_payer_is_the_payers_fault(dear: Cloud) -> None:
     dear.settings = dear.settings.model_copy(update={"compute_per_billion_fuel_micro": 40})
     done = run(dear, dear.publish(LOOP, timeout=2), timeout=1)
     assert done.error is not None
     assert (done.error.code, done.fault, done.reputation_delta) == ("timeout", "payer", 0)
-    assert RUN < done.fee_micro == done.compute_micro == spent(dear), "a run that was killed is paid for too"
+    assert RUN < done.fee_micro == done.compute_micro == spent(dear), "a killed run is paid for too"
     assert swept(dear) == (0, 0, done.fee_micro)
 
 
-def test_memory_and_output_that_a_budget_does_not_buy_are_the_payers_fault(dear: Cloud) -> None:
+def test_memory_and_output_beyond_the_budget_are_payers_fault(dear: Cloud) -> None:
     memory = dear.publish(GREEDY, tariff={"type": "metered", "per_mib_memory": "0.01"})
     done = run(dear, memory, budget="0.05")
     assert done.error is not None
@@ -133,10 +133,8 @@ def test_memory_and_output_that_a_budget_does_not_buy_are_the_payers_fault(dear:
     [("fuel_exhausted", STUBBORN, {"fuel": 10**6}), ("timeout", STUBBORN, {"timeout": 1}),
      ("rejected", MODEST, {"acceptance": {"min_bytes": 1}})],
 )  # fmt: skip
-def test_whatever_a_guest_does_without_the_memory_it_wanted_is_the_payers_fault(
-    dear: Cloud, code: str, body: bytes, terms: Any
-) -> None:
-    """Seen before: a payer who bought too little memory ruined agents that did not end at once, and paid nothing."""
+def test_failure_after_memory_was_refused_is_the_payers_fault(dear: Cloud, code: str, body: bytes, terms: Any) -> None:
+    """Regression: a payer who bought too little memory harmed agents that did not end at once, and paid nothing."""
     dear.settings = dear.settings.model_copy(update={"compute_per_billion_fuel_micro": 40})
     agent = dear.publish(body, tariff={"type": "metered", "per_mib_memory": "0.01"}, **terms)
     done = run(dear, agent, budget="0.05")
@@ -151,16 +149,14 @@ def test_whatever_a_guest_does_without_the_memory_it_wanted_is_the_payers_fault(
     ("code", "body", "terms"),
     [("fuel_exhausted", LOOP, {"fuel": 10**6}), ("rejected", IDLE, {"acceptance": {"min_bytes": 1}})],
 )
-def test_a_failure_that_had_all_the_memory_it_wanted_stays_the_agents(
-    dear: Cloud, code: str, body: bytes, terms: Any
-) -> None:
+def test_failure_with_enough_memory_is_the_agents_fault(dear: Cloud, code: str, body: bytes, terms: Any) -> None:
     agent = dear.publish(body, tariff={"type": "metered", "per_mib_memory": "0.01"}, **terms)
     done = run(dear, agent, budget="0.05" if code == "rejected" else "0.08")
     assert done.error is not None
     assert (done.error.code, done.fault, stated(dear, done)["memory_refused"]) == (code, "agent", False)
 
 
-def test_a_budget_that_no_single_limit_exceeds_may_still_not_cover_the_sum(dear: Cloud) -> None:
+def test_budget_must_cover_the_sum_of_all_metered_costs(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "0.2", "per_mib_memory": "0.1"})
     needed = run(dear, agent, budget="10", input="x" * 2_000)
     memory_mib = -(-needed.resource_usage.memory_used_mb // 1)
@@ -172,8 +168,8 @@ def test_a_budget_that_no_single_limit_exceeds_may_still_not_cover_the_sum(dear:
     assert done.fee_micro == compute(done)
 
 
-def test_a_millionth_of_a_credit_buys_nothing(dear: Cloud) -> None:
-    """Seen before: with a price for output alone, 0.000001 bought 100 KiB of it."""
+def test_smallest_budget_buys_nothing(dear: Cloud) -> None:
+    """Regression: with a price for output alone, 0.000001 bought 100 KiB of it."""
     agent = dear.publish(wasm("echo"), tariff={"type": "metered", "per_kib_output": "1"})
     with pytest.raises(BudgetTooLowError) as low:
         run(dear, agent, budget="0.000001", input="x" * 100_000)
@@ -183,8 +179,8 @@ def test_a_millionth_of_a_credit_buys_nothing(dear: Cloud) -> None:
     assert spent(dear) == done.fee_micro == 101
 
 
-def test_impossible_rules_are_paid_by_who_made_them(dear: Cloud) -> None:
-    """Seen before: a payer's rule that no output meets cost the agent its reputation and the payer nothing."""
+def test_impossible_rules_are_paid_by_their_author(dear: Cloud) -> None:
+    """Regression: a payer's rule that no output meets cost the agent its reputation and the payer nothing."""
     done = run(dear, dear.publish(wasm("echo")), acceptance={"max_bytes": 0})
     assert (done.fault, done.reputation_delta, done.amount_paid_micro) == ("payer", 0, 0)
     assert done.fee_micro == compute(done) == spent(dear)
@@ -192,7 +188,7 @@ def test_impossible_rules_are_paid_by_who_made_them(dear: Cloud) -> None:
     assert (own.fault, own.reputation_delta, own.amount_refunded_micro) == ("agent", -50, 1_000_000)
 
 
-def test_the_platforms_fault_costs_nobody(dear: Cloud) -> None:
+def test_platform_fault_costs_nobody(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"))
     version = dear.registry.get(agent).version
     assert version is not None
@@ -204,14 +200,14 @@ def test_the_platforms_fault_costs_nobody(dear: Cloud) -> None:
     assert swept(dear) == (0, 0, 0)
 
 
-def test_prices_of_zero_turn_it_off(cloud: Cloud) -> None:
+def test_zero_compute_prices_charge_nothing(cloud: Cloud) -> None:
     cloud.deposit("alice", START)
     done = run(cloud, cloud.publish(TRAP))
     assert (done.fault, done.compute_micro, spent(cloud)) == ("agent", 0, 0)
     assert run(cloud, cloud.publish(wasm("echo")), task_id="t-2").fee_micro == FEE
 
 
-def test_a_bond_that_is_used_up_ends_its_agents_tasks_until_a_top_up(dear: Cloud) -> None:
+def test_used_up_bond_stops_its_agents_until_a_top_up(dear: Cloud) -> None:
     agent, other = dear.publish(LOOP, fuel=10**8), dear.publish(wasm("echo"))
     run(dear, agent, budget="100")
     assert swept(dear)[1] == BOND
@@ -225,7 +221,7 @@ def test_a_bond_that_is_used_up_ends_its_agents_tasks_until_a_top_up(dear: Cloud
     assert run(dear, other, task_id="t-3").success
 
 
-# Publishing.
+# Publication.
 
 
 def priced(cloud: Cloud) -> Cloud:
@@ -234,14 +230,14 @@ def priced(cloud: Cloud) -> Cloud:
     return cloud
 
 
-def test_publishing_is_charged_to_the_bond_once(dear: Cloud) -> None:
+def test_publication_is_charged_to_the_bond_once(dear: Cloud) -> None:
     module = wasm("echo")
     agent = priced(dear).publish(module)
     (due,) = dear.registry.dues()
     assert (due.owner, due.agent_id, due.upload) == (OWNER, agent, 1)
     assert due.amount_micro >= -(-len(module) * 1_000_000 // 2**20)
     assert swept(dear) == (0, due.amount_micro, due.amount_micro)
-    dear.registry.owe(dear.registry.get(agent), 999_999, now_ms=dear.now_ms())  # the publisher's event came again
+    dear.registry.owe(dear.registry.get(agent), 999_999, now_ms=dear.now_ms())  # the event is delivered again
     assert swept(dear) == (0, due.amount_micro, due.amount_micro)
     assert not [*dear.registry.dues()]
     (line,) = accounts.statement(dear, Caller(bond_account(OWNER)), limit=1, after=None).lines
@@ -253,8 +249,8 @@ def test_publishing_is_charged_to_the_bond_once(dear: Cloud) -> None:
     )
 
 
-def test_a_refused_module_is_charged_for_what_it_took(dear: Cloud) -> None:
-    """Seen before: a module that compiles for 95 seconds cost nobody anything."""
+def test_rejected_module_is_charged_for_its_validation(dear: Cloud) -> None:
+    """Regression: a module that takes 95 seconds to compile cost its owner nothing."""
     priced(dear)
     request = AgentRequest.model_validate({"name": "bad", "tariff": FLAT})
     agent = agents.register(dear, Caller(OWNER), request).agent_id
@@ -263,7 +259,7 @@ def test_a_refused_module_is_charged_for_what_it_took(dear: Cloud) -> None:
     assert swept(dear)[1] >= 10**5 * 1_000_000 // 2**20
 
 
-def test_without_a_bond_nothing_is_registered_or_published(dear: Cloud) -> None:
+def test_registration_and_publication_need_a_bond(dear: Cloud) -> None:
     agent = agents.register(dear, Caller(OWNER), AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
     with pytest.raises(BondRequiredError) as needed:
         agents.register(dear, Caller("poor"), AgentRequest.model_validate({"name": "a", "tariff": FLAT}))
@@ -276,13 +272,13 @@ def test_without_a_bond_nothing_is_registered_or_published(dear: Cloud) -> None:
     dear.post(agent, 1, wasm("echo"))
     assert publish.publish(dear, f"uploads/{agent}/1") == "rejected"
     assert agents.describe(dear, agent).rejection.code == "bond_required"  # type: ignore[union-attr]
-    assert not [*dear.registry.dues()], "nothing was read, so nothing is due"
+    assert not [*dear.registry.dues()], "the module was not read, so nothing is due"
 
 
-# What was quoted is what runs.
+# Pinned terms.
 
 
-def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
+def test_task_may_pin_module_tariff_and_rules(dear: Cloud) -> None:
     agent = dear.publish(wasm("echo"), acceptance={"min_bytes": 1})
     quote = agents.estimate(dear, agent)
     pins = {
@@ -304,5 +300,5 @@ def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
     dear.registry._cache.clear()
     with pytest.raises(TermsChangedError, match="tariff_sha256"):
         run(dear, agent, task_id="t-4", **pins)
-    assert run(dear, agent, **pins).success, "what is settled is answered"
+    assert run(dear, agent, **pins).success, "the result of a settled task stays available"
     assert spent(dear) < 3 * PRICE

@@ -1,4 +1,4 @@
-"""An agent as it is registered: its owner and terms, its active version, its newest upload."""
+"""An agent as registered: its owner and terms, its active version and its newest upload."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class AgentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an agent asks and is allowed: its tariff, the limits of a run, and the rules for its output.
+    """The terms of an agent: its tariff, the limits of a run, and the rules for its output.
 
     Tariff and rules are canonical JSON. `task_judge_bps` is the share of the price that is due when a task's own judge
     rejects the output, in basis points; None if the agent takes no task that brings a judge.
@@ -36,12 +36,12 @@ class Terms:
 
     @property
     def limits(self) -> Limits:
-        """The limits of a run that the owner has set."""
+        """The limits of a run, as set by the owner."""
         return Limits(self.fuel, self.memory_bytes, self.timeout_s * 1_000)
 
     @property
     def rules_sha256(self) -> str:
-        """The digest of the rules, that of `{}` if there are none: by it a task pins them."""
+        """The digest of the rules, by which a task pins them; the digest of `{}` if there are none."""
         return hashlib.sha256(self.rules.encode()).hexdigest()
 
 
@@ -66,7 +66,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The newest upload: its number, where it stands, and the terms that its version will have.
+    """The newest upload: its number, its state, and the terms that its version will have.
 
     `posted` is the version of the object that was claimed as this upload.
     """
@@ -79,13 +79,13 @@ class Upload:
 
     @property
     def decided(self) -> bool:
-        """Whether nothing can change this upload any more."""
+        """Whether this upload has its final state."""
         return self.state in {AgentState.ACTIVE, AgentState.REJECTED}
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent as registered. `terms` and `version` are those that tasks get now."""
+    """An agent as registered. New tasks use `terms` and `version`."""
 
     agent_id: str
     owner: str
@@ -99,7 +99,7 @@ class Agent:
 
     @property
     def state(self) -> AgentState:
-        """Where the agent stands; a new upload beside an active version does not disturb it."""
+        """The agent's state. An agent with an active version stays active while a new upload is open."""
         if self.retired_ms is not None:
             return AgentState.RETIRED
         return AgentState.ACTIVE if self.version else self.upload.state

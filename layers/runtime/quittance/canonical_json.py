@@ -1,7 +1,7 @@
-"""JSON that means the same everywhere: exact numbers, one canonical text per value, nothing that readers differ on.
+"""Canonical JSON: exact numbers, one text per value, and nothing that parsers interpret differently.
 
-A value is None, a bool, a str, an int or a Decimal, a list or a dict of such. Numbers are never floats: 19.99 is a
-multiple of 0.01 here, on every machine.
+A value is None, a bool, a str, an int, a Decimal, or a list or dict of values. Numbers are never floats: 19.99 is a
+multiple of 0.01 on every machine.
 """
 
 import json
@@ -24,10 +24,10 @@ _ZEROS_SPELT_MAX: Final = 20  # beyond it a number is written with an exponent
 
 
 class Sent(BaseModel):
-    """An object that a client sends: a name that is not known is a fault.
+    """An object that a client sends: an unknown name is a fault.
 
-    Each such name costs a fault of its own, many times what reading it costs. So those that no refusal would name, one
-    excepted that tells of them, are dropped before the fields are looked at.
+    Each unknown name makes one fault, which costs many times more than parsing the name. So names beyond those that an
+    error can list, and one more that shows that there are more, are dropped before the fields are validated.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -122,7 +122,7 @@ WHOLE: Final = BeforeValidator(_whole)
 
 @in_one_chunk
 def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
-    """A value that came through another reader, as `read` would give it. Raises JsonError."""
+    """Converts a value from another parser to what `read` returns. Raises JsonError."""
     try:
         return read(canonical_part(value).encode())
     except RecursionError as exc:
@@ -132,7 +132,7 @@ def exact(value: object) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def is_surely_longer(value: object, chars_max: int) -> bool:
-    """Whether a value's canonical text has more characters, found without writing it: looks at `chars_max` values."""
+    """Whether a value's canonical text surely has more than `chars_max` characters. Reads at most so many values."""
     waiting, seen = [value], 0
     while waiting and seen <= chars_max:
         found = waiting.pop()
@@ -176,7 +176,7 @@ def _number_text(number: float | Decimal) -> str:
 
 
 def _spelt(significant: str, exponent: int) -> str:
-    """The number significant · 10^exponent, with an exponent only if it would take many zeros without."""
+    """The number significant · 10^exponent, written with an exponent only if it would have many zeros without one."""
     if 0 <= exponent <= _ZEROS_SPELT_MAX:
         return significant + "0" * exponent
     if -_ZEROS_SPELT_MAX <= exponent < 0:

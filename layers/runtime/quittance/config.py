@@ -1,4 +1,4 @@
-"""The environment of a function, as one validated model. Every variable is declared in `template.yaml`."""
+"""The environment variables of a function, as one validated model. `template.yaml` declares every variable."""
 
 import os
 from functools import lru_cache
@@ -12,7 +12,7 @@ from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX, SLOTS_MAX
 
 
 class Settings(BaseModel):
-    """What the template tells the functions. Field names are the variables' names in lower case."""
+    """The configuration that the template gives the functions. A field's name is its variable's name in lower case."""
 
     ledger_table: str
     registry_table: str
@@ -43,41 +43,41 @@ class Settings(BaseModel):
     receipt_issuer: str
     issuer_url: str
     jwks_url: str
-    audience: str  # one or more, parted by commas; see `audiences`
+    audience: str  # one or more, separated by commas; see `audiences`
     audience_claim: Literal["aud", "client_id"] = "aud"
     token_algorithms: str = "RS256,ES256"  # noqa: S105 - names of algorithms
-    scratch_dir: Path = Path("/tmp")  # noqa: S108 - the one writable folder of a Lambda environment
+    scratch_dir: Path = Path("/tmp")  # noqa: S108 - the only writable folder of a Lambda environment
 
     @property
     def compute(self) -> ComputePrices:
-        """What the platform takes for computing, from now on."""
+        """The prices of computing for tasks funded from now on."""
         return ComputePrices(self.compute_run_micro, self.compute_per_billion_fuel_micro)
 
     @field_validator("audience", "token_algorithms", "receipt_key_ids", "checkpoint_key_ids", "webhook_key_ids")
     @classmethod
     def _is_list(cls, text: str) -> str:
-        if not parts(text):
-            msg = "must name at least one, several parted by commas"
+        if not split_list(text):
+            msg = "must name at least one; separate several by commas"
             raise ValueError(msg)
         return text
 
     @property
     def audiences(self) -> tuple[str, ...]:
-        """Each of them is enough in a token."""
-        return parts(self.audience)
+        """The accepted audiences; a token needs one of them."""
+        return split_list(self.audience)
 
     @property
     def algorithms(self) -> tuple[str, ...]:
-        """Of tokens' signatures."""
-        return parts(self.token_algorithms)
+        """The accepted signature algorithms of tokens."""
+        return split_list(self.token_algorithms)
 
 
-def parts(text: str) -> tuple[str, ...]:
-    """What is parted by commas."""
+def split_list(text: str) -> tuple[str, ...]:
+    """The items of a list separated by commas, without spaces around them; empty items are dropped."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this environment. Raises pydantic.ValidationError naming each variable that is missing."""
+    """The settings of this environment. Raises pydantic.ValidationError, which names each missing variable."""
     return Settings.model_validate({name.lower(): value for name, value in os.environ.items()})

@@ -1,35 +1,35 @@
-"""Every refusal that a caller can meet, and the table that turns it into problem+json (RFC 9457).
+"""All errors that a caller can get, and the table that maps them to problem+json (RFC 9457).
 
 QuittanceError
-├── AnswerTooLargeError           500  a fault of ours: no answer is meant to be so large
-├── RequestError                  the caller can mend it
-│   ├── InvalidRequestError           400  fields are wrong; each is named
+├── AnswerTooLargeError           500  a fault of the platform: every answer should be bounded
+├── RequestError                  the caller can correct it
+│   ├── InvalidRequestError           400  fields are invalid; each is named
 │   ├── UnauthenticatedError          401  no verified identity
-│   ├── InsufficientFundsError        402  available and required are given
+│   ├── InsufficientFundsError        402  with the available and the required amount
 │   ├── BondRequiredError             402  the owner's bond is below the minimum
 │   ├── MissingScopeError             403  the token lacks a scope
 │   ├── AccountFrozenError            403  an operator has frozen the account
-│   ├── NotFoundError                 404  unknown, or not yours
-│   ├── TaskConflictError             409  same task_id, other request
-│   ├── TaskInProgressError           409  same task is running now
+│   ├── NotFoundError                 404  unknown, or another account's
+│   ├── TaskConflictError             409  the task_id was used for another request
+│   ├── TaskInProgressError           409  the same task is running now
 │   ├── AgentNotReadyError            409  no active version
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
-│   ├── TermsChangedError             409  module, tariff or rules are not those that the task names
+│   ├── TermsChangedError             409  module, tariff or rules differ from those that the task names
 │   ├── BondInUseError                409  the bond cannot be released yet
-│   ├── MovementConflictError         409  same id of a movement, other amount or depositor
-│   ├── PayoutConflictError           409  the payout was decided otherwise
+│   ├── MovementConflictError         409  the movement's id was used for another amount or by another depositor
+│   ├── PayoutConflictError           409  the payout was decided differently
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
 │   ├── JudgingTooDearError           422  the task's judge may cost more than the task allows
-│   ├── ReputationTooLowError         422  the agent's score is below the one that was asked for
-│   ├── TimeoutTooLongError           422  over the synchronous limit
-│   └── TooManyRunningError           429  as many tasks of the account run as may run at once
+│   ├── ReputationTooLowError         422  the agent's score is below the required one
+│   ├── TimeoutTooLongError           422  over the limit of synchronous tasks or of the agent
+│   └── TooManyRunningError           429  the account has as many running tasks as it may have
 ├── FundingPausedError                503  an operator has paused funding
 └── PlatformUnavailableError          503  nothing is lost: repeat the same request
 
-`detail` is written for the caller; it never holds an internal text, a stack or another user's data.
+`detail` is written for the caller. It never contains internal text, a stack trace or another user's data.
 """
 
 from collections.abc import Mapping
@@ -43,10 +43,10 @@ _LOGGED_AFTER_S: Final = 60
 
 
 class QuittanceError(Exception):
-    """Anything that Quittance answers with a problem instead of a result.
+    """An error that Quittance answers with a problem document.
 
-    `members` are the problem's extension members; `retry_after_s` becomes the `Retry-After` header. `detail` is cut:
-    a refusal that quotes its request must still fit into an answer.
+    `members` are the problem's extension members; `retry_after_s` becomes the `Retry-After` header. `detail` is
+    truncated, because a problem that quotes its request must still fit in a response.
     """
 
     def __init__(self, detail: str, *, retry_after_s: int | None = None, **members: object) -> None:
@@ -58,12 +58,12 @@ class QuittanceError(Exception):
 
 
 class RequestError(QuittanceError):
-    """The request cannot be granted as it stands; no money moved."""
+    """The request is refused as it is; no money moved."""
 
 
 class InvalidRequestError(RequestError):
-    """One or more fields are wrong. `errors` lists each as `{"field", "message"}`: the first FAULTS_NAMED_MAX of them,
-    and one that says that there are more.
+    """One or more fields are invalid. `errors` lists each as `{"field", "message"}`, at most FAULTS_NAMED_MAX of them
+    and then one entry that says that there are more.
     """
 
     def __init__(self, *errors: tuple[str, str]) -> None:
@@ -72,13 +72,13 @@ class InvalidRequestError(RequestError):
             for field, message in errors[:FAULTS_NAMED_MAX]
         ]
         if len(errors) > FAULTS_NAMED_MAX:
-            named.append(("body", "has more faults than are named here: mend these first"))
+            named.append(("body", "has more faults than are listed here: correct these first"))
         listed = [{"field": field, "message": message} for field, message in named]
         super().__init__("; ".join(f"{field}: {message}" for field, message in named), errors=listed)
 
 
 class UnauthenticatedError(RequestError):
-    """The request carries no verified identity. `refused` is the check that its token failed, None without a token."""
+    """The request has no verified identity. `refused` says which check the token failed; None without a token."""
 
     def __init__(self, refused: str | None = None) -> None:
         advice = "Send a valid bearer token in the Authorization header."
@@ -87,19 +87,19 @@ class UnauthenticatedError(RequestError):
 
 
 class InsufficientFundsError(RequestError):
-    """The account's available balance is below what the request would hold or take."""
+    """The account's available balance is below what the request needs."""
 
     def __init__(self, *, available_micro: int, required_micro: int) -> None:
         available, required = format_credits(available_micro), format_credits(required_micro)
         super().__init__(
-            f"{required} credits are required, {available} are available. Deposit more, or ask for less.",
+            f"{required} credits are required, {available} are available. Deposit more, or use a smaller amount.",
             available=available,
             required=required,
         )
 
 
 class MissingScopeError(RequestError):
-    """The token is valid but does not carry the scope that the operation needs."""
+    """The token is valid but lacks the scope that the operation needs."""
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"The token needs the scope {scope!r}.", required_scope=scope)
@@ -110,11 +110,11 @@ class AccountFrozenError(RequestError):
     """An operator has frozen the account."""
 
     def __init__(self) -> None:
-        super().__init__("Your account is frozen: it can fund, withdraw and publish nothing. Ask the operator why.")
+        super().__init__("Your account is frozen: it cannot fund, withdraw or publish. Ask the operator why.")
 
 
 class NotFoundError(RequestError):
-    """There is no such thing, or it belongs to somebody else; the answer does not tell which."""
+    """The object does not exist or belongs to another account; the answer does not reveal which."""
 
 
 class TaskConflictError(RequestError):
@@ -125,7 +125,7 @@ class TaskConflictError(RequestError):
 
 
 class TaskInProgressError(RequestError):
-    """The same task is being run at this moment."""
+    """The same task is running now."""
 
     def __init__(self, task_id: str, *, retry_after_s: int) -> None:
         super().__init__(
@@ -143,7 +143,7 @@ class AgentNotReadyError(RequestError):
 
 
 class BondTooLowError(AgentNotReadyError):
-    """The agent has a judge of its own, and its owner's bond has less than what is held for it."""
+    """The agent's own judge needs more than its owner's bond has."""
 
     def __init__(self, agent_id: str) -> None:
         detail = f"The agent {agent_id!r} takes no tasks: its owner's bond cannot pay the agent's judge."
@@ -163,14 +163,14 @@ class BondRequiredError(RequestError):
 
 
 class BondInUseError(RequestError):
-    """The bond still stands for agents that take tasks, or for tasks that are not settled and credited."""
+    """The bond still covers agents that take tasks, or tasks that are not settled and credited yet."""
 
     def __init__(self, reason: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(f"The bond cannot be released: {reason}.", retry_after_s=retry_after_s)
 
 
 class MovementConflictError(RequestError):
-    """The id of a movement was used before with another amount, or that of a deposit by somebody else."""
+    """The id of the movement was used before with another amount, or for a deposit by another depositor."""
 
     def __init__(self, movement_id: str, *, recorded_micro: int, by_another: bool = False) -> None:
         other = "by another depositor" if by_another else "with another amount"
@@ -181,17 +181,17 @@ class MovementConflictError(RequestError):
 
 
 class PayoutConflictError(RequestError):
-    """The payout was decided before, and otherwise. A decision is final."""
+    """The payout was decided differently before. A decision is final."""
 
     def __init__(self, payout_id: str, *, state: str) -> None:
         super().__init__(
-            f"The payout {payout_id!r} is {state} already, and a decision is final. Correct it by a new movement.",
+            f"The payout {payout_id!r} is {state} already, and a decision is final. Correct it with a new movement.",
             state=state,
         )
 
 
 class PayloadTooLargeError(RequestError):
-    """A part of the request is over its limit."""
+    """A part of the request is larger than its limit."""
 
     def __init__(self, field: str, *, bytes_max: int) -> None:
         super().__init__(
@@ -209,7 +209,7 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class BudgetTooLowError(RequestError):
-    """The budget is below the least that one run of the agent costs, with the compute and the task's own judge."""
+    """The budget is below the least cost of one run: the agent's price, the compute and the task's own judge."""
 
     def __init__(self, *, budget_micro: int, least_micro: int) -> None:
         least = format_credits(least_micro)
@@ -221,7 +221,7 @@ class BudgetTooLowError(RequestError):
 
 
 class TermsChangedError(RequestError):
-    """The agent's module, tariff or rules are not those that the task names by digest."""
+    """The agent's module, tariff or rules differ from those that the task names by digest."""
 
     def __init__(self, field: str, *, now: str) -> None:
         super().__init__(
@@ -243,28 +243,28 @@ class JudgingTooDearError(RequestError):
 
 
 class ReputationTooLowError(RequestError):
-    """The agent's score is below the least that the task asks for."""
+    """The agent's score is below the least that the task requires."""
 
     def __init__(self, *, score_tenths: int, least_tenths: int) -> None:
         score, least = score_tenths / 10, least_tenths / 10
         super().__init__(
-            f"The agent's reputation is {score}, below the {least} that you ask for.",
+            f"The agent's reputation is {score}, below the required {least}.",
             errors=[{"field": "min_reputation", "message": f"must be at most {score}, the agent's reputation now"}],
             reputation=score,
         )
 
 
 class NotLoggedError(RequestError):
-    """The receipt is not in the published log yet: the sweep puts it there within some minutes of the settlement."""
+    """The receipt is not in the published log yet: the sweep appends it some minutes after the settlement."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The task's receipt is not in the published log yet. Ask again in a minute.", retry_after_s=_LOGGED_AFTER_S
+            "The task's receipt is not in the published log yet. Try again in a minute.", retry_after_s=_LOGGED_AFTER_S
         )
 
 
 class TimeoutTooLongError(RequestError):
-    """The time-out is longer than this way of calling, or the agent, allows."""
+    """The timeout is longer than the entry point or the agent allows."""
 
     def __init__(self, *, timeout_s_max: int, reason: str) -> None:
         super().__init__(
@@ -274,19 +274,19 @@ class TimeoutTooLongError(RequestError):
 
 
 class TooManyRunningError(RequestError):
-    """As many tasks of the account run at this moment as may run at once."""
+    """The account has as many running tasks as it may have at once."""
 
     def __init__(self, *, running_max: int, retry_after_s: int) -> None:
         super().__init__(
-            f"{running_max} tasks of yours are running, and no more may run at once. Repeat the request later, or send"
-            " it with `Prefer: respond-async`.",
+            f"Your account has {running_max} running tasks, the most that it may have at once. Repeat the request"
+            " later, or send it with `Prefer: respond-async`.",
             retry_after_s=retry_after_s,
             running_max=running_max,
         )
 
 
 class FundingPausedError(QuittanceError):
-    """An operator has paused funding: no new task is taken. Nothing was begun."""
+    """An operator has paused funding: no new task is accepted, and no money moved."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -295,16 +295,16 @@ class FundingPausedError(QuittanceError):
 
 
 class AnswerTooLargeError(QuittanceError):
-    """What was to be answered is larger than Lambda sends. Every answer is bounded by its parts: this is a fault."""
+    """The answer is larger than Lambda can return. Every part of an answer is bounded, so this is a platform fault."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The answer is too large to be sent. What was asked for is done. Tell the platform's operator."
+            "The request succeeded, but the answer is too large to be sent. Report this to the platform's operator."
         )
 
 
 class PlatformUnavailableError(QuittanceError):
-    """A part of the platform did not answer. Whatever was begun can be repeated with the same ids."""
+    """A part of the platform did not answer. The caller can repeat the request with the same ids."""
 
     def __init__(self, *, retry_after_s: int = 2) -> None:
         super().__init__(
@@ -346,12 +346,12 @@ PROBLEM_TYPE_PREFIX: Final = "urn:quittance:problem:"
 
 
 def shortened(text: str, chars_max: int) -> str:
-    """A text, or its first characters and an ellipsis if it is longer than this."""
+    """A text, or its first `chars_max` characters and an ellipsis if it is longer."""
     return text if len(text) <= chars_max else f"{text[:chars_max]}…"
 
 
 def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, problem document (RFC 9457 §3) and extra headers of a refusal."""
+    """Status, problem document (RFC 9457 §3) and extra headers for an error."""
     status, code, title = _PROBLEMS[type(error)]
     body = {
         "type": PROBLEM_TYPE_PREFIX + code,
@@ -368,7 +368,7 @@ def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]
 
 
 def challenge(error: UnauthenticatedError | MissingScopeError) -> str:
-    """What `WWW-Authenticate` says of a refusal (RFC 6750 §3): the scheme alone to whoever sent no token."""
+    """The value of `WWW-Authenticate` for an error (RFC 6750 §3); the scheme alone if no token was sent."""
     if isinstance(error, MissingScopeError):
         return f'Bearer error="insufficient_scope", scope="{error.scope}"'
     return "Bearer" if error.refused is None else f'Bearer error="invalid_token", error_description="{error.refused}"'

@@ -1,7 +1,7 @@
-"""Structured logs and metrics. Never in them: input, output, tokens, keys.
+"""Structured logs and metrics. They never contain input, output, tokens or keys.
 
-What happens is noted at once and told when the invocation ends, in CloudWatch's embedded metric format. Neither can
-fail the invocation. `docs/operations.md` says what each metric means.
+Metrics are collected during an invocation and written when it ends, in CloudWatch's embedded metric format. Neither
+logs nor metrics can fail the invocation. `docs/operations.md` says what each metric means.
 """
 
 import os
@@ -30,7 +30,7 @@ Handler = Callable[[Any, Any], Any]
 
 
 class Metric(StrEnum):
-    """All metrics that there are. A name ends in its unit: milliseconds, micro-credits, or else a number of things."""
+    """All metrics. The end of a name is its unit: `Ms` for milliseconds, `Micro` for micro-credits, else a count."""
 
     # By service, fault and outcome.
     TASKS = "Tasks"
@@ -64,14 +64,14 @@ class Metric(StrEnum):
     AUDIT_DIFFERENCES = "AuditDifferences"
     PAYOUTS_WAITING = "PayoutsWaiting"
     OLDEST_PAYOUT = "OldestPayoutMs"
-    EVENTS_TOLD = "EventsTold"
+    EVENTS_EMITTED = "EventsTold"
     WEBHOOKS_DELIVERED = "WebhooksDelivered"
     WEBHOOKS_FAILED = "WebhooksFailed"
     WEBHOOKS_GIVEN_UP = "WebhooksGivenUp"
 
     @property
     def unit(self) -> MetricUnit:
-        """CloudWatch's unit; it has none for credits."""
+        """The unit for CloudWatch, which has none for credits."""
         return MetricUnit.Milliseconds if self.endswith("Ms") else MetricUnit.Count
 
 
@@ -80,8 +80,8 @@ _counts: Counter[Metric] = Counter()
 _outcomes: Counter[tuple["Outcome", "Fault"]] = Counter()
 
 
-def entry(handler: Handler) -> Handler:
-    """A Lambda handler whose logs carry the request's ids; it writes one line for each answer, and the metrics."""
+def observed(handler: Handler) -> Handler:
+    """Decorates a Lambda handler: adds the request's ids to its logs, logs each answer, writes the metrics."""
 
     @logger.inject_lambda_context(clear_state=True, correlation_id_path=correlation_paths.API_GATEWAY_REST)
     @wraps(handler)
@@ -90,7 +90,7 @@ def entry(handler: Handler) -> Handler:
             with tracing.invocation():
                 answer = handler(event, context)
         finally:
-            _tell(context.function_name)
+            _write_metrics(context.function_name)
         logger.info("answered", status=answer.get("statusCode") if isinstance(answer, dict) else None)
         return answer
 
@@ -98,31 +98,31 @@ def entry(handler: Handler) -> Handler:
 
 
 def count(metric: Metric, number: int = 1) -> None:
-    """Notes that so many more of a thing happened in this invocation, or none."""
+    """Adds a number, which may be 0, to a counter of this invocation."""
     _counts[metric] += number
 
 
 def measure(metric: Metric, value: int) -> None:
-    """Notes one value of a distribution."""
+    """Adds one value to a distribution."""
     _metrics.add_metric(name=metric, unit=metric.unit, value=value)
 
 
 def about(escrow: "Escrow") -> None:
-    """From now on the invocation's log lines and steps name this task."""
+    """Adds this task's ids to all later log lines and trace steps of the invocation."""
     tracing.about(escrow.escrow_id, task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id)
     logger.append_keys(task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id)
 
 
 def funded(stored: "Escrow", *, by: str) -> None:
-    """Counts what a runner funded, unless the stored escrow is another runner's."""
+    """Counts the budgets that a runner funded, unless another runner funded the stored escrow."""
     if stored.runner == by:
         count(Metric.FUNDED, stored.budget_micro + sum(judge.budget_micro for judge in stored.judges))
 
 
 def settled(stored: "Escrow", ours: "Settlement") -> None:
-    """Counts and logs how an escrow settled, unless the stored settlement is another attempt's.
+    """Counts and logs a settlement, unless the stored settlement is another attempt's.
 
-    No two attempts sign the same receipt, so the receipt says whose settlement is stored.
+    No two attempts sign the same receipt, so comparing receipts shows whose settlement is stored.
     """
     if stored.settlement is None or stored.settlement.receipt != ours.receipt:
         return
@@ -132,7 +132,7 @@ def settled(stored: "Escrow", ours: "Settlement") -> None:
     count(Metric.PAID, split.paid_micro)
     count(Metric.FEES, split.fee_micro)
     count(Metric.REFUNDED, split.refunded_micro)
-    if stored.state != "expired":  # an expiry waits by design, and would hide how quick the others are
+    if stored.state != "expired":  # an expiry waits by design, and would distort the latency of the others
         measure(Metric.SETTLEMENT, latency_ms)
     logger.info(
         "settled",
@@ -149,17 +149,17 @@ def settled(stored: "Escrow", ours: "Settlement") -> None:
     )
 
 
-def _tell(function: str) -> None:
-    """Writes what was noted to standard output, where CloudWatch finds it, and forgets it."""
+def _write_metrics(function: str) -> None:
+    """Writes the collected metrics to standard output, which Lambda sends to CloudWatch, and clears them."""
     try:
-        _tell_cold_start(function)
+        _write_cold_start(function)
         for (outcome, fault), number in _outcomes.items():
-            _tell_one(Metric.TASKS, number, {"fault": fault, "outcome": outcome}, {"fault": fault})
+            _write_metric(Metric.TASKS, number, {"fault": fault, "outcome": outcome}, {"fault": fault})
         for metric, number in _counts.items():
             measure(metric, number)
         if _metrics.metric_set:
             _metrics.flush_metrics()
-    except Exception:  # money has moved by now: the answer is worth more than its metrics
+    except Exception:  # money may have moved: the answer must be sent even if its metrics are lost
         logger.exception("metrics lost")
     finally:
         _outcomes.clear()
@@ -168,18 +168,18 @@ def _tell(function: str) -> None:
 
 
 @cache
-def _tell_cold_start(function: str) -> None:
-    """Tells of the first invocation of this environment: only the first call does anything."""
-    _tell_one(Metric.COLD_STARTS, 1, {"function": function})
+def _write_cold_start(function: str) -> None:
+    """Counts the environment's first invocation. Cached, so that only the first call writes the metric."""
+    _write_metric(Metric.COLD_STARTS, 1, {"function": function})
 
 
-def _tell_one(metric: Metric, value: int, *dimensions: dict[str, str]) -> None:
-    """Writes a metric with dimensions of its own beside the service, once for each set of them."""
+def _write_metric(metric: Metric, value: int, *dimensions: dict[str, str]) -> None:
+    """Writes one metric for each set of dimensions, each set together with the service."""
     first, *others = dimensions
-    told = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
+    metrics = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
     for name, text in {"service": SERVICE, **first}.items():
-        told.add_dimension(name, text)
+        metrics.add_dimension(name, text)
     for other in others:
-        told.add_dimensions(service=SERVICE, **other)
-    told.add_metric(metric, metric.unit, value)
-    told.flush_metrics()
+        metrics.add_dimensions(service=SERVICE, **other)
+    metrics.add_metric(metric, metric.unit, value)
+    metrics.flush_metrics()

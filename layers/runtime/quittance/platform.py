@@ -1,7 +1,7 @@
-"""The one place where parts are put together: an environment's platform, each part made at its first use.
+"""The composition root: an environment's platform, whose parts are created at their first use.
 
-Lambda SnapStart copies an environment that has been initialised into many. So what is made before the snapshot is code
-and public data only, and whatever is secret, random or connected is made after the restore, in each copy anew.
+Lambda SnapStart copies one initialised environment many times. So the snapshot contains only code and public data.
+Keys, random state and connections are created after the restore, separately in each copy.
 """
 
 import random
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
-from quittance.config import Settings, parts, settings
+from quittance.config import Settings, settings, split_list
 from quittance.observability import Metric, count
 from quittance.store import clients
 
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
     from quittance.store.registry import Registry
     from quittance.store.slots import Slots
 
-_LEFT_MS: Final = 30_000  # outside of Lambda: how long a call is tried again
+_LEFT_MS: Final = 30_000  # outside Lambda: the assumed time that is left, which bounds retries
 
 
 class Platform:
-    """What the use cases work with. A function imports and connects only the parts that it touches."""
+    """The parts that use cases work with. A function imports and connects only the parts that it uses."""
 
     def __init__(self, config: Settings) -> None:
         self.settings = config
         self._remaining_ms: Callable[[], int] = lambda: _LEFT_MS
-        self._kept_ms = 0
+        self._reserved_ms = 0
 
     def begin(self, remaining_ms: Callable[[], int]) -> None:
-        """From now on serves an invocation that may live for so many milliseconds; one at a time."""
+        """Begins an invocation, which has this much time left. An environment serves one invocation at a time."""
         self._remaining_ms = remaining_ms
 
     def left_ms(self) -> int:
-        """How many milliseconds the present invocation may still live, without those that are kept free."""
-        return self._remaining_ms() - self._kept_ms
+        """How many milliseconds are left to the current invocation, without the reserved ones."""
+        return self._remaining_ms() - self._reserved_ms
 
     @contextmanager
-    def keeping(self, kept_ms: int) -> Iterator[None]:
-        """Keeps so many milliseconds of the invocation free of what is done meanwhile."""
-        before_ms, self._kept_ms = self._kept_ms, self._kept_ms + kept_ms
+    def reserving(self, reserve_ms: int) -> Iterator[None]:
+        """Reserves time for what follows: inside the context, `left_ms` is shorter by so many milliseconds."""
+        before_ms, self._reserved_ms = self._reserved_ms, self._reserved_ms + reserve_ms
         try:
             yield
         finally:
-            self._kept_ms = before_ms
+            self._reserved_ms = before_ms
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch, by this machine's clock."""
@@ -79,7 +79,7 @@ class Platform:
 
     @cached_property
     def slots(self) -> "Slots":
-        """The tasks of each account that run."""
+        """The slots of the running tasks of each account."""
         from quittance.store.slots import Slots
 
         return Slots(self._dynamodb, table=self.settings.ledger_table, left_ms=self.left_ms)
@@ -93,7 +93,7 @@ class Platform:
 
     @cached_property
     def operations(self) -> "Operations":
-        """What operators do."""
+        """The operators' actions, and their journal."""
         from quittance.store.operations import Operations
 
         return Operations(self._dynamodb, table=self.settings.registry_table, left_ms=self.left_ms)
@@ -114,7 +114,7 @@ class Platform:
 
     @cached_property
     def outputs(self) -> "Outputs":
-        """What agents wrote, and what they are given by the queue."""
+        """Outputs of agents, and inputs that are too large for a queue message."""
         from quittance.store.blobs import Outputs
 
         return Outputs(self._s3, bucket=self.settings.outputs_bucket)
@@ -135,14 +135,14 @@ class Platform:
 
     @cached_property
     def queue(self) -> "Queue":
-        """The tasks that wait for a worker."""
+        """The queue of tasks."""
         from quittance.store.queue import Queue
 
         return Queue(clients.sqs(), url=self.settings.task_queue_url)
 
     @cached_property
     def dead_letters(self) -> "Queue":
-        """The messages that no worker could do."""
+        """The dead-letter queue of the queue of tasks."""
         from quittance.store.queue import Queue
 
         return Queue(clients.sqs(), url=self.settings.dead_letters_url)
@@ -158,8 +158,8 @@ class Platform:
             Purpose.CHECKPOINT: self.settings.checkpoint_key_ids,
             Purpose.WEBHOOK: self.settings.webhook_key_ids,
         }
-        roots = {purpose: parts(key_ids) for purpose, key_ids in named.items()}
-        return Keys(clients.kms(), root_key_ids=roots, without_purpose=parts(self.settings.keys_without_purpose))
+        roots = {purpose: split_list(key_ids) for purpose, key_ids in named.items()}
+        return Keys(clients.kms(), root_key_ids=roots, without_purpose=split_list(self.settings.keys_without_purpose))
 
     def signing_key(self, purpose: "Purpose | None" = None, *, at_ms: int | None = None) -> "SigningKey":
         """The key that signs at a time, now by default; for receipts by default. Raises PlatformUnavailableError."""
@@ -170,21 +170,21 @@ class Platform:
 
     @cached_property
     def bus(self) -> "Bus":
-        """Where events are told."""
+        """The event bus."""
         from quittance.store.bus import Bus
 
         return Bus(clients.events(), name=self.settings.event_bus)
 
     @cached_property
     def webhooks(self) -> "Queue":
-        """What waits to be delivered to webhooks."""
+        """The queue of events for webhooks."""
         from quittance.store.queue import Queue
 
         return Queue(clients.sqs(), url=self.settings.webhook_queue_url)
 
     @cached_property
     def sandbox(self) -> "Sandbox":
-        """The worker that runs agents."""
+        """The sandbox that runs agents."""
         from quittance.sandbox import Sandbox
 
         return Sandbox(started=partial(count, Metric.WORKER_STARTS), killed=partial(count, Metric.WORKER_KILLS))
@@ -199,43 +199,43 @@ class Platform:
 
 
 def platform(context: "LambdaContext") -> Platform:
-    """This environment's platform, for the invocation of a context."""
+    """This environment's platform, for the invocation with this context."""
     made = _platform()
     made.begin(context.get_remaining_time_in_millis)
     return made
 
 
 def prepare(*parts: str) -> None:
-    """Names the parts of the platform that a function will touch: a snapshot of it then holds all that they load.
+    """Names the parts of the platform that a function uses, so that its snapshot contains the code that they load.
 
-    Without SnapStart it does nothing, and parts are made at their first use.
+    Without SnapStart this has no effect: parts are created at their first use.
     """
     _prepared.extend(parts)
 
 
-def rehearse() -> None:
-    """Before a snapshot: makes the prepared parts and forgets them. Their code and the services' descriptions stay.
+def before_snapshot() -> None:
+    """Creates the prepared parts and discards them. The loaded code and the AWS service descriptions stay in memory.
 
-    Raises what is wrong with the settings: then no version is published.
+    Raises if a setting is wrong: then Lambda publishes no version.
     """
     clients.without_credentials()
-    rehearsed = Platform(settings())
+    discarded = Platform(settings())
     for part in _prepared:
-        getattr(rehearsed, part)
+        getattr(discarded, part)
     _forget()
 
 
-def begin_anew() -> None:
-    """After a restore: nothing that copies of a snapshot would share is used. A sandbox gets its worker meanwhile."""
+def after_restore() -> None:
+    """Drops what copies of a snapshot must not share: keys, connections, random state. Starts the sandbox worker."""
     random.seed()
     _forget()
     if "sandbox" in _prepared:
-        with suppress(Exception):  # the first run tries again, and tells
+        with suppress(Exception):  # the first run starts the worker again, and reports a failure
             _platform().sandbox.warm()
 
 
 def _forget() -> None:
-    """Drops the platform with its key, clients, caches and worker."""
+    """Drops the platform with its keys, clients, caches and worker."""
     _platform.cache_clear()
     clients.forget()
 
@@ -246,11 +246,11 @@ def _platform() -> Platform:
 
 
 _prepared: list[str] = []
-with suppress(ImportError):  # only Lambda's own runtime, and the tests, have it
+with suppress(ImportError):  # installed only in Lambda's runtime and in the tests
     from snapshot_restore_py import (  # type: ignore[import-untyped]  # AWS ships it without types
         register_after_restore,
         register_before_snapshot,
     )
 
-    register_before_snapshot(rehearse)
-    register_after_restore(begin_anew)
+    register_before_snapshot(before_snapshot)
+    register_after_restore(after_restore)

@@ -1,4 +1,4 @@
-"""One run of an agent: what it is given, what was measured, and every way it can end."""
+"""One run of an agent: its job, its meter, and all outcomes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Final, Self
 from quittance.limits import OUTPUT_BYTES_MAX
 
 HOST_RULES: Final = 2
-"""How host calls answer a guest and what they cost it. A new number for each change that a guest can notice."""
+"""The version of the host rules: results and costs of host calls. Each change that a guest can observe raises it."""
 
 
 class Fault(StrEnum):
@@ -52,17 +52,17 @@ class Outcome(StrEnum):
 
     @property
     def fault(self) -> Fault:
-        """Whose fault this end is, if every limit was the agent's own; see `escrow.fault` for who set them."""
-        if self in _NOBODYS_FAULTS:
+        """The fault of this outcome if all limits were the agent's own; `escrow.fault` considers who set them."""
+        if self in _NO_FAULT:
             return Fault.NONE
-        if self in _PAYERS_FAULTS:
+        if self in _PAYER_FAULTS:
             return Fault.PAYER
         return Fault.PLATFORM if self in _PLATFORM_FAULTS else Fault.AGENT
 
 
-# Besides success: a judge whose work is not shown or was not needed, or an agent that changed after funding.
-# RULES_FAILED and JUDGE_FAILED are found in receipts of version 1 only: nothing was known of the agent's work.
-_NOBODYS_FAULTS = frozenset(
+# Besides success: a judge whose result is withheld or was not needed, or an agent that changed after funding.
+# RULES_FAILED and JUDGE_FAILED occur only in receipts of version 1, where they say nothing about the agent's work.
+_NO_FAULT = frozenset(
     {
         Outcome.SUCCEEDED,
         Outcome.RULES_FAILED,
@@ -72,8 +72,8 @@ _NOBODYS_FAULTS = frozenset(
         Outcome.SUPERSEDED,
     }
 )
-_PAYERS_FAULTS = frozenset({Outcome.BUDGET_EXHAUSTED})
-# The run itself ended well; what decided is what its output was held to.
+_PAYER_FAULTS = frozenset({Outcome.BUDGET_EXHAUSTED})
+# The run itself succeeded; the rules for its output decided the outcome.
 OF_THE_RULES: Final = frozenset({Outcome.REJECTED, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED})
 _PLATFORM_FAULTS = frozenset(
     {
@@ -96,7 +96,7 @@ class Side(StrEnum):
 
 
 class RejectedBy(StrEnum):
-    """What did not accept an output: rules or a judge, of the agent's owner or of the task's sender."""
+    """What rejected an output: rules or a judge, of the agent's owner or of the task's sender."""
 
     AGENT_RULES = "agent_rules"
     TASK_RULES = "task_rules"
@@ -105,13 +105,13 @@ class RejectedBy(StrEnum):
 
     @property
     def side(self) -> Side:
-        """Whose rule it is."""
+        """The side that set it."""
         return Side.AGENT if self in {RejectedBy.AGENT_RULES, RejectedBy.AGENT_JUDGE} else Side.TASK
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What an agent reads on stdin: the bytes and their SHA-256, computed once."""
+    """The bytes that an agent reads on stdin, with their SHA-256, which is computed once."""
 
     data: bytes
     sha256: str
@@ -124,15 +124,15 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the sandbox needs for one run. Equal jobs give equal output and fuel, on any machine.
+    """The parameters of one run. Equal jobs give equal output and fuel on any machine.
 
-    `epoch_ns` and `seed` start the virtual clock and the virtual randomness; both are recorded in the receipt.
+    `epoch_ns` and `seed` initialise the virtual clock and the virtual randomness; the receipt records both.
 
-    `memory_bytes_own` is the agent's own memory limit where `memory_bytes` is a lower one, for example because the
-    budget bought less. It changes nothing for the guest; a failed run then says in `Run.memory_refused` whether the
-    lower limit was hit. 0 means that there is no other limit.
+    `memory_bytes_own` is the agent's own memory limit if `memory_bytes` is lower, for example because the budget pays
+    for less. It changes nothing for the guest; after a failed run `Run.memory_refused` says whether the lower limit was
+    hit. 0 means that there is no other limit.
 
-    `host_rules` is another than `HOST_RULES` only where a receipt of before is replayed.
+    `host_rules` differs from `HOST_RULES` only when an older receipt is replayed.
     """
 
     artefact_path: str
@@ -150,7 +150,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a run was allowed: recorded in the receipt, because a repetition needs them to end the same way."""
+    """The limits of a run. The receipt records them, because a replay needs them to end in the same way."""
 
     fuel: int
     memory_bytes: int
@@ -160,10 +160,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What the sandbox measured.
+    """The sandbox's measurements of a run.
 
-    `fuel_exact` is false where a hardware trap made the engine under-report, and for a run that was killed: its `fuel`
-    is then what its processor time comes to at `FUEL_PER_CPU_MS`, at most its limit.
+    `fuel_exact` is false if a hardware trap made the engine under-report, and for a killed run: its `fuel` is then
+    computed from its processor time with `FUEL_PER_CPU_MS`, and is at most its limit.
     """
 
     fuel: int = 0
@@ -178,11 +178,11 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a run ended: outcome, a sentence for the agent's author, what it wrote, the meter, its limits if it began.
+    """How a run ended: outcome, a message for the agent's author, output, stderr, meter, and its limits if it began.
 
-    `memory_refused` is true if the run failed after it was refused memory that `Job.memory_bytes_own` would have given
-    it, or if that could not be found out before the run's deadline: whoever set the lower limit bears the doubt.
-    `rejected_by` names what did not accept the output. `scores_micro` are those that judges gave, in millionths.
+    `memory_refused` is true if the run failed after it was refused memory that `Job.memory_bytes_own` allows, or if
+    that could not be determined before the run's deadline: the side that set the lower limit bears the doubt.
+    `rejected_by` names what rejected the output. `scores_micro` has the scores of judges, in millionths.
     """
 
     outcome: Outcome

@@ -1,8 +1,8 @@
-"""The story's steps as segments of the trace that X-Ray keeps of an invocation. Never in them: what logs may not hold.
+"""Steps of a task as subsegments of the invocation's X-Ray trace. They never contain what logs may not contain.
 
-Lambda makes the segment of the function and says in the environment whether it is sampled. Each step adds one
-subsegment document, sent to the daemon beside the function in one datagram that nobody waits for. So a trace cannot
-fail a task, nor hold it up; without a daemon, or in an invocation that is not sampled, a step does nothing.
+Lambda creates the function's segment and says in environment variables whether it is sampled. Each step sends one
+subsegment document to the local X-Ray daemon, in one UDP datagram without waiting. So tracing cannot fail or delay a
+task. Without a daemon, or in an invocation that is not sampled, a step does nothing.
 
 Format: AWS X-Ray segment documents. Why not the SDK: docs/adr/0018-traces-without-an-sdk.md.
 """
@@ -24,7 +24,7 @@ _ID_BYTES: Final = 8
 
 @dataclass(slots=True)
 class _Trace:
-    """The trace of one invocation. `open` are the ids of the steps that are under way, outermost first."""
+    """The trace of one invocation. `open` has the ids of the steps in progress, outermost first."""
 
     trace_id: str
     daemon: tuple[str, int]
@@ -40,9 +40,9 @@ _socket: socket.socket | None = None
 
 @contextmanager
 def invocation() -> Iterator[None]:
-    """Until it ends, steps belong to the invocation that Lambda's environment tells of."""
+    """Inside it, steps belong to the trace that Lambda's environment variables name."""
     global _trace  # noqa: PLW0603 - an environment serves one invocation at a time
-    _trace = _told(os.environ)
+    _trace = _from_environment(os.environ)
     try:
         yield
     finally:
@@ -51,10 +51,9 @@ def invocation() -> Iterator[None]:
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """One step of a story, within the one that is under way. Serves as a decorator too.
+    """One step, nested in the step in progress. Works as a decorator too.
 
-    An exception that passes through marks it: a refusal of the request as an error, all others as a fault, by the name
-    of its class alone.
+    An exception marks the step: a RequestError as an error, any other as a fault. Only the name of its class is sent.
     """
     trace = _trace
     if trace is None or not trace.steps_left:
@@ -79,19 +78,19 @@ def step(name: str) -> Iterator[None]:
 
 
 def about(subject: str, **annotations: str) -> None:
-    """From now on steps carry these annotations, by which traces are found: they are of this subject."""
+    """Sets the subject and the annotations, by which traces can be searched, of all later steps."""
     if _trace is not None:
         _trace.subject, _trace.annotations = subject, annotations
 
 
 def note(subject: str, **annotations: str) -> None:
-    """Adds annotations, if the steps are about this subject."""
+    """Adds annotations if this is the subject of the current steps."""
     if _trace is not None and _trace.subject == subject:
         _trace.annotations |= annotations
 
 
-def _told(environment: Mapping[str, str]) -> _Trace | None:
-    """The trace by Lambda's variables; none if it is not sampled, or if they are not as expected."""
+def _from_environment(environment: Mapping[str, str]) -> _Trace | None:
+    """The trace that Lambda's variables name; None if it is not sampled or the variables are not as expected."""
     fields = dict(part.partition("=")[::2] for part in environment.get("_X_AMZN_TRACE_ID", "").split(";"))
     host, _, port = environment.get("AWS_XRAY_DAEMON_ADDRESS", "").rpartition(":")
     root, parent = fields.get("Root"), fields.get("Parent")
@@ -101,7 +100,7 @@ def _told(environment: Mapping[str, str]) -> _Trace | None:
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host is one by its number: a name would have to be looked up, and that could take its time."""
+    """Whether a host is an IPv4 address. Names are not used: resolving one could delay the task."""
     try:
         socket.inet_pton(socket.AF_INET, host)
     except (OSError, ValueError):
@@ -122,9 +121,9 @@ def _new_id() -> str:
 
 
 def _send(datagram: bytes, daemon: tuple[str, int]) -> None:
-    global _socket  # noqa: PLW0603 - one for all invocations, made in the first and so in no snapshot
-    with suppress(OSError, OverflowError):  # nobody listens, or not quickly enough; no such port
+    global _socket  # noqa: PLW0603 - one for all invocations; made in the first one, so that no snapshot contains it
+    with suppress(OSError, OverflowError):  # no daemon, a full buffer, or an invalid port
         if _socket is None:
             _socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            _socket.setblocking(False)  # noqa: FBT003 - socket takes it so
+            _socket.setblocking(False)  # noqa: FBT003 - the parameter is positional only
         _socket.sendto(datagram, daemon)

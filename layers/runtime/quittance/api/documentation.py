@@ -1,4 +1,4 @@
-"""The API's description and its page. The description is generated from the code and committed (`make openapi`)."""
+"""The API's OpenAPI description and its page. `make openapi` generates the description, which is committed."""
 
 import base64
 import hashlib
@@ -11,12 +11,12 @@ from importlib.resources import files
 from typing import Final
 
 _OPENAPI: Final = "openapi.json"
-_ROOTS_KEPT: Final = 4  # a stage's own address and some custom domains
+_ROOTS_KEPT: Final = 4  # the stage's own address and some custom domains
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a route answers that is no JSON model of ours: the text, its media type, and headers beside it."""
+    """A response that is not a JSON model: its text, its media type and additional headers."""
 
     text: str
     media_type: str
@@ -25,9 +25,9 @@ class Document:
 
 @lru_cache(maxsize=_ROOTS_KEPT)
 def openapi_json(root: str = "") -> str:
-    """The OpenAPI 3.1 description for clients that find the API at this path: `/{stage}`, a base path, or nothing.
+    """The OpenAPI 3.1 description for an API at this path: `/{stage}`, a base path, or empty.
 
-    The server is relative to the host that the description came from (OpenAPI 3.1.0 §4.8.5): whatever name that has.
+    The server's URL is relative to the host that served the description (OpenAPI 3.1.0 §4.8.5), so any host works.
     """
     document = json.loads(files("quittance").joinpath(_OPENAPI).read_text())
     return json.dumps(document | {"servers": [{"url": root or "/"}]}, indent=2, sort_keys=True)
@@ -35,10 +35,10 @@ def openapi_json(root: str = "") -> str:
 
 @lru_cache(maxsize=_ROOTS_KEPT)
 def page(root: str = "") -> Document:
-    """A page that shows the description with Powertools' copy of Swagger UI; it loads nothing from elsewhere.
+    """A page that displays the description with Powertools' copy of Swagger UI. It loads nothing from other hosts.
 
-    The headers hold browsers to that (Content Security Policy Level 3): what stands in the page, and nothing else, may
-    be run and shown, and requests go to this API alone.
+    Its headers make browsers enforce that (Content Security Policy Level 3): only the page's own inline scripts and
+    styles are used, and requests go only to this API.
     """
     from aws_lambda_powertools.event_handler.openapi import swagger_ui
 
@@ -60,8 +60,8 @@ def _policy(html: str) -> str:
             "default-src 'none'",
             "script-src " + _hashes("script", html),
             "style-src " + _hashes("style", html),
-            "img-src data:",  # the icons of its style sheet
-            "connect-src 'self'",  # `Try it out`
+            "img-src data:",  # icons in the style sheet
+            "connect-src 'self'",  # for `Try it out`
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
@@ -70,7 +70,7 @@ def _policy(html: str) -> str:
 
 
 def _hashes(tag: str, html: str) -> str:
-    """The digests of what stands in a page's elements of one kind, as a policy names them."""
+    """The digests of the contents of all elements with a tag, in the notation of a policy."""
     texts = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
     return " ".join(f"'sha256-{digest}'" for digest in digests)

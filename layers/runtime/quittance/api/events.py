@@ -1,7 +1,7 @@
-"""Events: what the platform tells the world when something has happened. See docs/events.md.
+"""Events that the platform emits. See docs/events.md.
 
-Each is told at least once. `event_id` is derived from what happened, so every telling of the same thing has the same
-one, and a consumer that remembers ids sees each thing once. An event never holds input, output or log.
+Each is emitted at least once. `event_id` is derived from what happened, so repeated events have the same id, and a
+consumer that remembers ids handles each event once. An event never contains input, output or stderr.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -40,7 +40,7 @@ class Event(BaseModel):
         return type(self).__name__
 
     def json_text(self) -> str:
-        """The event as JSON: what the bus carries as `detail`, and what a webhook is sent."""
+        """The event as JSON: the `detail` on the bus and the body of a webhook."""
         return self.model_dump_json(by_alias=True)
 
 
@@ -179,10 +179,10 @@ def task_refused(
     agent_id: str | None,
     at_ms: int,
 ) -> TaskRefused:
-    """The event of a refusal: `code` and `detail` are its problem's.
+    """The event of a refused request, with the `code` and `detail` of its problem.
 
-    `request_id` names the one request that was refused, such as its message's id: the same task may be asked for again,
-    and refused again, and that is another event.
+    `request_id` identifies the refused request, for example by its message's id: if the same task is requested and
+    refused again, that is another event.
     """
     named = escrows.escrow_id(user, task_id) if user and task_id else "unnamed"
     return TaskRefused(
@@ -197,7 +197,7 @@ def task_refused(
 
 
 def payout_moved(payout: Payout) -> PayoutRequested | PayoutDecided:
-    """The event of a payout that was just requested or decided."""
+    """The event of a payout that was requested or decided."""
     common: dict[str, Any] = {
         "event_id": f"payout.{payout.payout_id}.{payout.state}",
         "at": payout.requested_ms if payout.decided_ms is None else payout.decided_ms,

@@ -1,8 +1,8 @@
-"""Who calls: verification of bearer tokens (JWT, RFC 7519) against the issuer's JWKS, pinned in every respect.
+"""Identity of the caller: verifies bearer tokens (JWT, RFC 7519) against the issuer's JWKS.
 
-Access tokens of RFC 9068 first; what Cognito, Entra, Okta, Auth0 and Keycloak do otherwise is accepted where it is
-named here (docs/howto/identity.md). A refusal says which check failed, in one of the sentences below: none of them
-quotes the token or the configuration, and whoever cannot sign as the issuer only ever sees the first two.
+Access tokens follow RFC 9068; deviations of Cognito, Entra, Okta, Auth0 and Keycloak are accepted where this module
+names them (docs/howto/identity.md). An error says which check failed, with one of the sentences below. None of them
+quotes the token or the configuration, and a client that cannot sign as the issuer gets only the first two.
 """
 
 import re
@@ -27,7 +27,7 @@ from quittance.limits import (
     OWN_ACCOUNT,
 )
 
-# The operator's scopes. With the pool of template.yaml its confidential client alone has them.
+# The operator's scopes. In the user pool of template.yaml only the confidential client has them.
 DEPOSIT_SCOPE: Final = "ledger:deposit"
 PAYOUT_SCOPE: Final = "ledger:payout"
 OPERATE_SCOPE: Final = "platform:operate"
@@ -46,12 +46,12 @@ BAD_SCOPE: Final = "The scope of the token must be a string or a list of strings
 
 _ACCOUNT_ID: Final = re.compile(ACCOUNT_ID_PATTERN)
 _SCOPE: Final = re.compile(r"[!#-\[\]-~]+")  # RFC 6749 §3.3
-_RESOURCE_SERVER: Final = "quittance/"  # as the template names it in Cognito
-# Header `typ`: of RFC 9068, of issuers that say no more than that it is a JWT, and of those that say nothing.
+_RESOURCE_SERVER: Final = "quittance/"  # its identifier in Cognito, set by the template
+# Header `typ`: of RFC 9068, of issuers that only say that it is a JWT, and of issuers that omit it.
 _ACCESS_TYPES: Final = frozenset({"at+jwt", "application/at+jwt", "jwt", ""})
 _LEEWAY_S: Final = 30
 _JWKS_TIMEOUT_S: Final = 2
-_FAULTS: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (  # the first that fits
+_FAULTS: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (  # the first match counts
     (jwt.ExpiredSignatureError, EXPIRED),
     (jwt.ImmatureSignatureError, EARLY),
     (jwt.InvalidIssuerError, OTHER_ISSUER),
@@ -65,17 +65,17 @@ _FAULTS: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (  # the first th
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A verified identity: the account that it is, and what its token allows."""
+    """A verified identity: its account, and the scopes of its token."""
 
     account: str
     scopes: frozenset[str] = frozenset()
 
     def named(self, account_id: str) -> str:
-        """The account that a path names: `me` is the caller's own."""
+        """The account that a path names; `me` is the caller's own."""
         return self.account if account_id == OWN_ACCOUNT else account_id
 
     def need(self, scope: str) -> None:
-        """Raises MissingScopeError unless the token carries the scope."""
+        """Raises MissingScopeError unless the token has the scope."""
         if scope not in self.scopes:
             raise MissingScopeError(scope)
 
@@ -90,7 +90,7 @@ def bearer_token(headers: Mapping[str, str] | None) -> str | None:
 
 
 def authenticate(headers: Mapping[str, str] | None, settings: Settings) -> Caller:
-    """The caller of a request. Raises as `verify`, and UnauthenticatedError without a reason if there is no token."""
+    """The caller of a request. Raises as `verify` does, and UnauthenticatedError without a reason for no token."""
     token = bearer_token(headers)
     if not token:
         raise UnauthenticatedError
@@ -98,7 +98,7 @@ def authenticate(headers: Mapping[str, str] | None, settings: Settings) -> Calle
 
 
 def is_account_id(subject: str) -> bool:
-    """Whether a subject can be an account: at most 255 visible ASCII characters without `#`, and no reserved name."""
+    """Whether a subject is a valid account id: up to 255 visible ASCII characters without `#`, not a reserved name."""
     return (
         len(subject) <= ACCOUNT_ID_CHARS_MAX
         and _ACCOUNT_ID.fullmatch(subject) is not None
@@ -109,13 +109,13 @@ def is_account_id(subject: str) -> bool:
 def verify(token: str, settings: Settings) -> Caller:
     """The caller that a bearer token proves.
 
-    Algorithm, issuer, audience and key source come from the settings, never from the token. A scope may carry its
-    resource server's name, as Cognito writes it (`quittance/ledger:deposit`). The platform's account as subject needs
-    that scope too: an issuer may let its users choose their subjects, and the fees are in that account.
+    Algorithm, issuer, audience and key source come from the settings, never from the token. A scope may have its
+    resource server as prefix, as in Cognito (`quittance/ledger:deposit`). Only a token with that scope may have the
+    platform's account as `sub`: an issuer may let users choose their subjects, and that account holds the fees.
     Raises UnauthenticatedError, and PlatformUnavailableError if the issuer's keys cannot be read.
     """
     keys = _jwks(settings.jwks_url, settings.algorithms)
-    keys.renew_if_old()  # first: that the issuer is away is no fault of a token
+    keys.renew_if_old()  # first, because an unavailable issuer is not the token's fault
     try:
         header = jwt.get_unverified_header(token)
     except (jwt.PyJWTError, ValueError, RecursionError) as exc:
@@ -132,7 +132,7 @@ def verify(token: str, settings: Settings) -> Caller:
 
 
 def _claims(token: str, header: Mapping[str, Any], keys: "_Keys", settings: Settings) -> dict[str, Any]:
-    """The claims of a token whose signature, times, issuer and audience are right."""
+    """The claims of a token, after checks of signature, times, issuer and audience."""
     key = keys.find(header) or (keys.find(header) if keys.renew() else None)
     if key is None:
         raise UnauthenticatedError(UNSIGNED)
@@ -140,15 +140,15 @@ def _claims(token: str, header: Mapping[str, Any], keys: "_Keys", settings: Sett
         try:
             return _decoded(token, key, settings)
         except jwt.InvalidSignatureError:
-            # A key without a name may have been replaced; one with a name would have got another name.
+            # A key without an id may have been replaced; a new key with an id would have another id.
             if key.key_id is not None or not keys.renew() or (key := keys.find(header)) is None:
                 raise
             return _decoded(token, key, settings)
     except jwt.MissingRequiredClaimError as exc:
-        lack = f"The token has no claim {exc.claim}."  # one that we require
-        raise UnauthenticatedError(lack) from exc
+        missing = f"The token has no claim {exc.claim}."  # one of the required claims
+        raise UnauthenticatedError(missing) from exc
     except jwt.PyJWTError as exc:
-        raise UnauthenticatedError(next(told for kind, told in _FAULTS if isinstance(exc, kind))) from exc
+        raise UnauthenticatedError(next(text for error, text in _FAULTS if isinstance(exc, error))) from exc
     except (ValueError, RecursionError) as exc:
         raise UnauthenticatedError(MALFORMED) from exc
 
@@ -171,10 +171,10 @@ def _decoded(token: str, key: jwt.PyJWK, settings: Settings) -> dict[str, Any]:
 
 
 def _is_access_token(header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:
-    """Whether a token of the issuer was made to call APIs with, as far as it can be known.
+    """Whether a token of the issuer is an access token, as far as that can be determined.
 
-    RFC 9068 §2.1 names the type in the header, but most issuers name none. The other tokens that they sign with the
-    same keys can be recognised by what an access token never has.
+    RFC 9068 §2.1 puts the type in the header, but most issuers omit it. Other tokens that they sign with the same keys
+    are recognised by claims that an access token never has.
     """
     kind = header.get("typ", "")
     return (
@@ -182,14 +182,14 @@ def _is_access_token(header: Mapping[str, Any], claims: Mapping[str, Any]) -> bo
         and kind.lower() in _ACCESS_TYPES
         and claims.get("token_use", "access") == "access"  # Cognito's ID tokens have `id`
         and str(claims.get("typ", "Bearer")).lower() == "bearer"  # Keycloak's others have `ID`, `Refresh`, `Logout`
-        and "events" not in claims  # a logout token (OpenID Connect Back-Channel Logout) or another event (RFC 8417)
+        and "events" not in claims  # logout tokens (OpenID Connect Back-Channel Logout) and other events (RFC 8417)
         and not claims.keys() & {"at_hash", "c_hash", "s_hash"}  # an ID token (OpenID Connect Core 1.0 §3.3.2.11)
-        and ("nonce" not in claims or bool(claims.keys() & {"scope", "scp"}))  # one too, unless it grants something
+        and ("nonce" not in claims or bool(claims.keys() & {"scope", "scp"}))  # an ID token too, unless it has scopes
     )
 
 
 def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    """What a token grants: `scope` (RFC 9068 §2.2.3), or `scp` (Entra, Okta), as a string or a list of strings."""
+    """The scopes of a token: `scope` (RFC 9068 §2.2.3) or `scp` (Entra, Okta), as a string or a list of strings."""
     found = set[str]()
     for stated in (claims[name] for name in ("scope", "scp") if name in claims):
         names = stated.split(" ") if isinstance(stated, str) else stated
@@ -198,7 +198,7 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
         for name in names:
             if name == "" and isinstance(stated, str):
                 continue
-            # Nothing else: the scopes are joined by spaces on their way to the functions.
+            # No other characters: the authorizer passes scopes on to the functions separated by spaces.
             if not isinstance(name, str) or not _SCOPE.fullmatch(name):
                 raise UnauthenticatedError(BAD_SCOPE)
             found.add(name.removeprefix(_RESOURCE_SERVER))
@@ -207,30 +207,30 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
 
 @dataclass(slots=True)
 class _Keys:
-    """The issuer's keys. They are read again when they are old, and for a token that none of them fits, now and then.
+    """The issuer's keys. They are read again when they are old, and when a token fits none of them.
 
-    Both are bounded: tokens with invented key names cost the issuer one read in ISSUER_KEYS_REFETCH_S_MIN seconds, and
-    while it does not answer, it is asked once in JWKS_FAILURE_S_MAX.
+    The number of reads is bounded: tokens with invented key ids cause one read in ISSUER_KEYS_REFETCH_S_MIN seconds,
+    and while the issuer does not answer, there is one attempt in JWKS_FAILURE_S_MAX.
     """
 
     url: str
     algorithms: tuple[str, ...]
     _found: list[jwt.PyJWK] = field(default_factory=list)
-    _read_s: float | None = None  # when the keys were read
-    _tried_s: float = 0.0  # when they were asked for last, whether they came or not
+    _read_s: float | None = None  # when the keys were read successfully
+    _tried_s: float = 0.0  # when the last read began, whether it succeeded or not
     _failed: bool = False
 
     def renew_if_old(self) -> None:
-        """Raises PlatformUnavailableError if there are no keys that are young enough."""
+        """Reads the keys again if they are old. Raises PlatformUnavailableError if there are no recent keys."""
         if self._read_s is None or monotonic() - self._read_s >= ISSUER_KEYS_AGE_S_MAX:
             if self._failed and monotonic() - self._tried_s < JWKS_FAILURE_S_MAX:
                 raise PlatformUnavailableError
             self._read()
 
     def renew(self) -> bool:
-        """Reads the keys again, because a token fits none of them; False if that was done a moment ago.
+        """Reads the keys again, because a token fits none of them. Returns False if they were read a moment ago.
 
-        Raises PlatformUnavailableError if they cannot be read: nobody knows then whether the token is good.
+        Raises PlatformUnavailableError if they cannot be read: the token can then neither be accepted nor refused.
         """
         if monotonic() - self._tried_s < ISSUER_KEYS_REFETCH_S_MIN:
             if self._failed:
@@ -240,9 +240,9 @@ class _Keys:
         return True
 
     def find(self, header: Mapping[str, Any]) -> jwt.PyJWK | None:
-        """The key that a token names; for one that names none, the only key.
+        """The key that a token's `kid` names; the only key if the token names none.
 
-        An only key without a name of its own is tried whatever the token says: its signature decides.
+        If the only key has no id, it is used whatever the token's `kid` is: the signature decides.
         """
         name = header.get("kid")
         if len(self._found) == 1 and (name is None or self._found[0].key_id is None):
@@ -257,7 +257,7 @@ class _Keys:
 
 
 def _fetched(url: str, algorithms: tuple[str, ...]) -> list[jwt.PyJWK]:
-    """The keys at a URL that may sign tokens here. Raises PlatformUnavailableError if it has no keys at all."""
+    """The keys at a URL that have an accepted algorithm. Raises PlatformUnavailableError if it has no keys at all."""
     try:
         published = jwt.PyJWKClient(url, timeout=_JWKS_TIMEOUT_S, cache_jwk_set=False).fetch_data()
         found = [key for key in map(_key, published["keys"][:JWKS_KEYS_MAX]) if key]
@@ -269,7 +269,7 @@ def _fetched(url: str, algorithms: tuple[str, ...]) -> list[jwt.PyJWK]:
 
 
 def _key(stated: object) -> jwt.PyJWK | None:
-    """A key of a JWKS; None for one that is for something else, or that nobody here can use (RFC 7517 §5)."""
+    """A signature key of a JWKS; None if it has another use or is not supported (RFC 7517 §5)."""
     if not isinstance(stated, dict) or stated.get("use", "sig") != "sig":
         return None
     try:

@@ -1,6 +1,6 @@
-"""What the queue of tasks carries: the payload of a direct invocation, large inputs by digest.
+"""Messages of the task queue: the payload of a direct invocation, with large inputs by digest.
 
-So whoever IAM lets send to the queue may send one too: such a task is funded when it is worked on.
+A principal that IAM allows to send to the queue can send such a message. Its task is funded when the worker handles it.
 """
 
 import base64
@@ -23,14 +23,14 @@ from quittance.observability import Metric, count
 if TYPE_CHECKING:
     from quittance.platform import Platform
 
-# SQS refuses some characters that JSON allows; escaped, none of them is left.
+# SQS refuses some characters that JSON allows; escaping all non-ASCII characters avoids them.
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A task as a message names it. If `by_digest`, the request's own input is empty, and this one is in the bucket."""
+    """The task of a message. If `by_digest` is true, the request's input is empty and the input is in the bucket."""
 
     request: DirectTaskRequest
     input_sha256: str
@@ -38,7 +38,7 @@ class Message:
 
 
 def send(platform: "Platform", user: str, request: TaskRequest) -> None:
-    """Sends a task to the queue, its input to the bucket first if that is large. Raises PlatformUnavailableError."""
+    """Sends a task to the queue. Stores a large input in the bucket first. Raises PlatformUnavailableError."""
     body, stdin = "", request.stdin
     if len(stdin.data) <= QUEUE_MESSAGE_BYTES_MAX:
         body = write(user, request, input_base64=base64.b64encode(stdin.data).decode())
@@ -50,11 +50,11 @@ def send(platform: "Platform", user: str, request: TaskRequest) -> None:
 
 
 def read(body: str) -> Message:
-    """The task of a message of the queue, which may be a whole event of EventBridge: then it is the event's detail.
+    """Parses a message of the task queue. If it is a whole EventBridge event, the task is the event's detail.
 
-    An event of the platform's own is never a task: the functions that put those on the bus may spend nobody's credits.
-    Here alone an input may be named by its digest: who may write to the queue is a matter of IAM. Raises
-    InvalidRequestError, PayloadTooLargeError.
+    The platform's own events are refused: functions that may emit them must not be able to spend credits. Only here an
+    input may be named by its digest, because IAM controls who may write to the queue. Raises InvalidRequestError,
+    PayloadTooLargeError.
     """
     payload = read_json(body)
     if isinstance(payload, dict) and "detail-type" in payload:
@@ -70,13 +70,13 @@ def read(body: str) -> Message:
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
         raise InvalidRequestError(("input_sha256", f"must match the pattern {_SHA256.pattern}"))
     if {"input", "input_base64"} & payload.keys():
-        raise InvalidRequestError(("input_sha256", "stands in for the input: send one of them"))
+        raise InvalidRequestError(("input_sha256", "replaces the input: send only one of them"))
     rest = {name: value for name, value in payload.items() if name != "input_sha256"}
     return Message(validated(DirectTaskRequest, {**rest, "input": ""}), digest, by_digest=True)
 
 
 def write(user: str, request: TaskRequest, **its_input: str) -> str:
-    """The message of a request, in ASCII; its input as `input_base64` or as `input_sha256`."""
+    """The message of a request, in ASCII, with its input as `input_base64` or as `input_sha256`."""
     rules, least_tenths = request.acceptance, request.min_reputation
     fields = {
         "user_id": user,

@@ -1,4 +1,4 @@
-"""Every request and answer of the API, as pydantic models: the border between strangers' JSON and our types."""
+"""All requests and answers of the API, as pydantic models: the boundary between clients' JSON and internal types."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
 
 def _no_dot_segment(name: str) -> str:
     if name in limits.DOT_SEGMENTS:
-        msg = "must not be . or .., which URLs leave out; choose another id"
+        msg = "must not be . or .., which clients remove from URLs; choose another id"
         raise ValueError(msg)
     return name
 
@@ -70,7 +70,7 @@ _not_zero: Final = AfterValidator(_check_not_zero)
 
 def _no_own_account(name: str) -> str:
     if name == limits.OWN_ACCOUNT:
-        msg = f"must not be {limits.OWN_ACCOUNT}, which is no account's id; give the account's own id"
+        msg = f"must not be {limits.OWN_ACCOUNT}, which is not an account's id; give the account's own id"
         raise ValueError(msg)
     return name
 
@@ -87,7 +87,7 @@ StatedTaskId = Annotated[
     ),
     AfterValidator(_no_dot_segment),
 ]
-"""A task's id as answers and receipts name it: one that a client chose, or that of its judge (`judge_task_id`)."""
+"""A task's id in answers and receipts: one chosen by a client, or the id of its judge's task (`judge_task_id`)."""
 AgentId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
 AccountInPath = Annotated[
     str,
@@ -107,14 +107,14 @@ Timestamp = Annotated[
     ),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-"""Milliseconds since the epoch inside, RFC 3339 in JSON."""
+"""Internally milliseconds since the epoch, RFC 3339 in JSON."""
 
 Points = Annotated[
     int,
     PlainSerializer(lambda tenths: tenths / 10, return_type=float),
     WithJsonSchema({"type": "number", "multipleOf": 0.1}),
 ]
-"""Tenths of a reputation point inside, a number with one decimal in JSON."""
+"""Internally tenths of a reputation point, a number with one decimal in JSON."""
 
 
 def _tenths(value: object) -> int:
@@ -122,7 +122,7 @@ def _tenths(value: object) -> int:
         msg = "must be a number from 0 to 100"
         raise ValueError(msg)  # noqa: TRY004 - pydantic turns ValueError, not TypeError, into a named field
     try:
-        micro = parse_credits(value)  # digit by digit: arithmetic would round 1e-999999999 to a score
+        micro = parse_credits(value)  # digit by digit: arithmetic would round 1e-999999999 to a valid score
     except ValueError:
         micro = -1
     tenths, rest = divmod(micro, _MICRO_PER_TENTH)
@@ -138,13 +138,13 @@ Score = Annotated[
     PlainSerializer(lambda tenths: tenths / 10, return_type=float),
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100, "multipleOf": 0.1}),
 ]
-"""Tenths of a reputation point inside, a JSON number with one decimal in requests."""
+"""Internally tenths of a reputation point, in requests a JSON number with one decimal."""
 
 
 def _as_doubles(rules: Rules) -> Rules:
     text = rules_json(rules)
     if canonical_json.canonical(json.loads(text)) != text:
-        msg = "must hold numbers that a double carries exactly as they are spelt, because anyone may read them"
+        msg = "must have only numbers that a double represents exactly as written, because anyone may read them"
         raise ValueError(msg)
     return rules
 
@@ -163,14 +163,14 @@ Share = Annotated[
     PlainSerializer(lambda bps: format_credits(bps * _MICRO_PER_BPS)),
     WithJsonSchema({"type": "string", "pattern": r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", "examples": ["0.25"]}),
 ]
-"""A part of a price: basis points inside, a decimal string from 0 to 1 in JSON."""
+"""A part of a price: internally basis points, in JSON a decimal string from 0 to 1."""
 
 
-# The serializer has no return type, for the schema of an answer would be that type's.
+# The serializer has no return type, because the schema of an answer would be that of the type.
 PublishedRules = Annotated[
     Rules, AfterValidator(_as_doubles), PlainSerializer(lambda rules: json.loads(rules_json(rules)))
 ]
-"""Rules that anyone may read: shown as they were sent, to any reader that takes numbers for doubles."""
+"""Rules that anyone may read: returned as they were sent, also for parsers that read numbers as doubles."""
 
 
 class _Answer(BaseModel):
@@ -231,7 +231,7 @@ class TaskRequest(Sent):
 
     @model_validator(mode="after")
     def _decode_input(self) -> Self:
-        """Decodes and hashes the input, once. Raises InvalidRequestError, PayloadTooLargeError."""
+        """Decodes and hashes the input once. Raises InvalidRequestError, PayloadTooLargeError."""
         field = "input" if self.input_base64 is None else "input_base64"
         try:
             data = _compact(self.input) if self.input_base64 is None else _decode_base64(self.input_base64)
@@ -244,7 +244,7 @@ class TaskRequest(Sent):
 
     @property
     def stdin(self) -> Input:
-        """What the agent reads."""
+        """The input that the agent reads on stdin."""
         return self._stdin
 
     def with_stdin(self, stdin: Input) -> Self:
@@ -255,11 +255,11 @@ class TaskRequest(Sent):
 
     @property
     def own_rules_sha256(self) -> str | None:
-        """The digest of the rules that the task brings, None if it brings none."""
+        """The digest of the task's own rules; None if it has none."""
         return rules_sha256(rules_json(self.acceptance)) if self.acceptance else None
 
     def sha256(self, input_sha256: str) -> str:
-        """The digest that distinguishes a repeated request from another one under the same task_id."""
+        """The digest that distinguishes a repeated request from another request with the same task_id."""
         return request_sha256(
             agent_id=self.agent_id,
             input_sha256=input_sha256,
@@ -358,9 +358,9 @@ class TaskResult(_Answer):
     receipt: str = Field(description="Signed statement of all this (compact JWS).")
 
     def within(self, bytes_max: int) -> Self:
-        """Without an output, and without a log, of more bytes in JSON; the receipt still names them by digest.
+        """This result without an output, or a log, of more bytes in JSON. The receipt still names their digests.
 
-        An output that is too long as text, and not as base64, is given as base64.
+        An output that is too long as text but not as base64 is returned as base64.
         """
         texts = {name: getattr(self, name) for name in ("output", "output_base64", "log")}
         if json_bytes(self.output) > bytes_max and self.output is not None:
@@ -809,10 +809,10 @@ class OperationPage(_Answer):
 
 
 def as_text(data: bytes | None) -> tuple[str | None, str | None]:
-    """What an agent wrote as `output`, or as `output_base64`: the other one is None.
+    """The output as `output` or as `output_base64`; the other one is None.
 
-    Text is shown as text, unless it is so long in JSON that an answer with it could not be delivered: then base64 is
-    shorter. This depends on the bytes alone, so every answer about a task shows its output in the same way.
+    Text is returned as text unless it is too long in JSON for a response: then base64 is shorter. This depends only on
+    the bytes, so every answer about a task returns its output in the same way.
     """
     if data is None:
         return None, None
@@ -826,12 +826,12 @@ def as_text(data: bytes | None) -> tuple[str | None, str | None]:
 
 
 def _wire_bytes(text: str) -> int:
-    """The most bytes that a text takes in what Lambda sends: the JSON of a body that is JSON itself."""
+    """The most bytes that a text takes in a Lambda response: in the JSON of a body that is JSON itself."""
     return len(json.dumps(json.dumps(text, ensure_ascii=False)))
 
 
 def json_bytes(text: str | None) -> int:
-    """How many bytes a text takes in UTF-8 JSON, as Step Functions counts them."""
+    """The size of a text in UTF-8 JSON, as Step Functions counts it."""
     return len(json.dumps(text, ensure_ascii=False).encode())
 
 
@@ -844,7 +844,7 @@ def _decode_base64(text: str) -> bytes:
 
 
 def _compact(value: object) -> bytes:
-    """A string's own bytes, or compact JSON, in which decimals are the doubles that readers take (RFC 8259 §6)."""
+    """The bytes of a string, or the compact JSON of another value, with decimals as doubles (RFC 8259 §6)."""
     try:
         text = (
             value

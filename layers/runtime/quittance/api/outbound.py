@@ -1,11 +1,11 @@
-"""Requests to strangers' servers: to public addresses only, no redirect followed, never for long, few bytes read.
+"""Requests to servers of clients: only public addresses, no redirects, limited time, few bytes read.
 
-    resolve the name once → every address public? → connect to one of those, TLS for the name → POST → status
+    resolve the name once → every address public? → connect to one of them, TLS for the name → POST → status
 
-The name is not resolved again between check and connection, so it cannot come to mean another machine (DNS rebinding).
-`http.client` sends the request; it knows no proxy. The answer is read here, because `http.client` takes no more than
-100 headers, takes headers that are cut off for whole, and skips no interim answer but 100. An answer that comes late
-has its connection cut: see `_Cut`.
+The name is not resolved again between check and connection, so it cannot change to another machine (DNS rebinding).
+`http.client` sends the request; it uses no proxy. This module reads the response itself, because `http.client` accepts
+at most 100 headers, accepts truncated headers, and skips only the interim response 100. The connection of a late
+response is closed: see `_Deadline`.
 """
 
 import http.client
@@ -24,28 +24,28 @@ from quittance.api import targets
 from quittance.limits import WEBHOOK_ANSWER_BYTES_MAX, WEBHOOK_CONNECT_MS_MAX, WEBHOOK_MS_MAX
 
 _Resolve = Callable[[str, int], list[str]]
-_CHARS_SHOWN: Final = 200
+_LOGGED_CHARS_MAX: Final = 200
 _TOO_LATE: Final = "the answer took too long"
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: [^\n]*)?\r?\n")
 _ENDS_HEADERS: Final = (b"\r\n", b"\n")
 
 
 class UndeliveredError(Exception):
-    """No answer: the target may not be reached, could not be, or was too slow. The text is for the log."""
+    """No response: the target is not allowed, could not be reached, or was too slow. The text is for the log."""
 
 
-class _Cut:
-    """Ends a connection when its time is over, whatever it is doing.
+class _Deadline:
+    """Closes a connection when its time is over, whatever it is doing.
 
-    A socket's own time-out begins again with every byte, so a server that sends one now and then could hold a caller
-    for ever. The copy of the descriptor is another name of the same connection, also after TLS has taken the first.
+    A socket's own timeout restarts with every byte, so a server that sends a byte now and then could hold a caller for
+    ever. A duplicate of the descriptor closes the same connection, also after TLS has wrapped the original one.
     """
 
     def __init__(self, connected: socket.socket, seconds: float) -> None:
         self._copy = connected.dup()
         self._timer = threading.Timer(seconds, self._end)
         self._timer.daemon = True
-        self.happened = False
+        self.passed = False
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -57,7 +57,7 @@ class _Cut:
         self._copy.close()
 
     def _end(self) -> None:
-        self.happened = True
+        self.passed = True
         with suppress(OSError):
             self._copy.shutdown(socket.SHUT_RDWR)
 
@@ -71,9 +71,9 @@ def post(
     resolve: _Resolve | None = None,
     trust: ssl.SSLContext | None = None,
 ) -> int:
-    """The status of a server's final answer to a POST; of that answer nothing else is used.
+    """Sends a POST. Returns the status of the final response; nothing else of the response is used.
 
-    `loopback` also allows targets all of whose addresses are loopback ones, over plain HTTP and on any port. Raises
+    `loopback` also allows targets that have only loopback addresses, over plain HTTP and on any port. Raises
     UndeliveredError.
     """
     try:
@@ -92,23 +92,23 @@ def post(
         msg = f"cannot be connected to: {type(exc).__name__}"
         raise UndeliveredError(msg) from exc
     connected.settimeout(WEBHOOK_MS_MAX / 1_000)
-    with connected, _Cut(connected, WEBHOOK_MS_MAX / 1_000) as cut:
+    with connected, _Deadline(connected, WEBHOOK_MS_MAX / 1_000) as deadline:
         try:
             if parts.scheme == "https":
                 connected = (trust or _public_trust()).wrap_socket(connected, server_hostname=targets.tls_name(parts))
             return _exchange(connected, path, body, {**headers, "Host": parts.netloc.removesuffix(":")})
         except UndeliveredError as exc:
-            raise UndeliveredError(_TOO_LATE if cut.happened else str(exc)) from exc
+            raise UndeliveredError(_TOO_LATE if deadline.passed else str(exc)) from exc
         except (OSError, http.client.HTTPException, ValueError) as exc:
-            late = cut.happened or isinstance(exc, TimeoutError)  # the socket's own limit may strike first
-            raise UndeliveredError(_TOO_LATE if late else _shown(f"{type(exc).__name__}: {exc}")) from exc
+            late = deadline.passed or isinstance(exc, TimeoutError)  # the socket's own timeout may end first
+            raise UndeliveredError(_TOO_LATE if late else _shortened(f"{type(exc).__name__}: {exc}")) from exc
 
 
 def _exchange(connected: socket.socket, path: str, body: bytes, headers: Mapping[str, str]) -> int:
-    """One request over a connection that stands, and the status of its answer."""
+    """Sends one request over an open connection. Returns the status of the response."""
     with closing(http.client.HTTPConnection("")) as client:
-        client.sock = connected  # with its socket set it makes no connection of its own
-        # A server may answer before it has read everything, and close: the answer counts.
+        client.sock = connected  # with a socket set, the client opens no connection itself
+        # A server may respond before it has read everything, and close: that response counts.
         with suppress(ConnectionError):
             client.request("POST", path, body, {**headers, "Connection": "close"})
         with connected.makefile("rb") as answer:
@@ -116,16 +116,16 @@ def _exchange(connected: socket.socket, path: str, body: bytes, headers: Mapping
 
 
 def _final_status(answer: BinaryIO) -> int:
-    """The status of the first answer that is not an interim one (RFC 9110 §15.2), once its headers have ended.
+    """The status of the first response that is not interim (RFC 9110 §15.2), after the end of its headers.
 
-    After 101, which no request of ours asks for, the connection would be of another protocol. Raises UndeliveredError.
+    101 counts as final, because the connection would switch to another protocol. Raises UndeliveredError.
     """
     lines = _lines(answer)
     while True:
         line = next(lines)
         found = _STATUS_LINE.fullmatch(line)
         if found is None:
-            msg = _shown(f"the answer is not HTTP: {line!r}")
+            msg = _shortened(f"the answer is not HTTP: {line!r}")
             raise UndeliveredError(msg)
         while next(lines) not in _ENDS_HEADERS:
             pass
@@ -135,7 +135,7 @@ def _final_status(answer: BinaryIO) -> int:
 
 
 def _lines(answer: BinaryIO) -> Iterator[bytes]:
-    """The lines of an answer, without end. Raises UndeliveredError where it has ended, or has too many bytes."""
+    """Yields the lines of a response. Raises UndeliveredError when it ends or has too many bytes."""
     left = WEBHOOK_ANSWER_BYTES_MAX
     while left:
         line = answer.readline(left)
@@ -149,14 +149,15 @@ def _lines(answer: BinaryIO) -> Iterator[bytes]:
     raise UndeliveredError(msg)
 
 
-def _shown(text: str) -> str:
-    return text[:_CHARS_SHOWN]
+def _shortened(text: str) -> str:
+    return text[:_LOGGED_CHARS_MAX]
 
 
 def _checked_address(found: list[str], *, public: bool, loopback: bool) -> str:
-    """The address to connect to, IPv4 if there is one: Lambda's own network has no other. Raises UndeliveredError.
+    """The address to connect to, IPv4 if there is one, because Lambda's own network has only IPv4.
 
-    One address of another kind spoils all: a name that answers with both is either broken or a trap.
+    Raises UndeliveredError if not all addresses are of an allowed kind: a name with mixed addresses is broken or an
+    attack.
     """
     addresses = [ipaddress.ip_address(address.partition("%")[0]) for address in found]
     if not addresses:
@@ -171,7 +172,7 @@ def _checked_address(found: list[str], *, public: bool, loopback: bool) -> str:
 
 
 def _resolve(host: str, port: int) -> list[str]:
-    """All addresses of a name. The system's resolver gives up after some 10 s; the function's time is above that."""
+    """All addresses of a name. The system's resolver gives up after about 10 s; the function has more time."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
@@ -182,5 +183,5 @@ def _resolve(host: str, port: int) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _public_trust() -> ssl.SSLContext:
-    """The system's certificate authorities; names are checked. Made once: reading them takes some milliseconds."""
+    """The system's certificate authorities, with host name checks. Created once: reading takes some milliseconds."""
     return ssl.create_default_context()

@@ -1,4 +1,4 @@
-"""Targets of webhooks: which URLs a stranger may have us call. Pure. See docs/howto/webhooks.md."""
+"""Targets of webhooks: which URLs the platform may call for a client. Pure. See docs/howto/webhooks.md."""
 
 import ipaddress
 import re
@@ -9,14 +9,14 @@ from pydantic import AfterValidator, WithJsonSchema
 
 from quittance.limits import WEBHOOK_URL_CHARS_MAX
 
-_URL: Final = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header or be read in two ways
-# Labels and lengths of RFC 1035 §2.3.4; a dot at the end says that the name is whole.
+_URL: Final = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header or be parsed in two ways
+# Labels and lengths of RFC 1035 §2.3.4; a dot at the end marks a fully qualified name.
 _NAME: Final = r"(?=.{1,253}\.?\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
 _HOST: Final = re.compile(rf"{_NAME}|\[[0-9A-Fa-f:.]+\]")
 _PORTS: Final = {"https": 443, "http": 80}
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-# What `is_global` lets through in one version of Python or another: protocol assignments (with Teredo), 6to4 and its
-# relays, documentation.
+# Networks that `is_global` allows in some version of Python: protocol assignments (with Teredo), 6to4 and its relays,
+# documentation.
 _SPECIAL: Final = tuple(
     map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"))
 )
@@ -27,18 +27,18 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_url(url: str) -> SplitResult:
-    """The parts of a URL that can be sent to. Raises ValueError with a sentence that says what is wrong.
+    """Parses a webhook URL. Raises ValueError with a sentence that says what is wrong.
 
-    There is no other parser: what is checked here is what is connected to.
+    Checks and connections use this parser only, so they cannot disagree about the host.
     """
     if len(url) > WEBHOOK_URL_CHARS_MAX:
         msg = f"must have at most {WEBHOOK_URL_CHARS_MAX} characters"
         raise ValueError(msg)
     if not _URL.fullmatch(url) or "\\" in url:
-        msg = "must be of visible ASCII; spell other characters with % and other hosts in Punycode"
+        msg = "must have only visible ASCII; percent-encode other characters and use Punycode for other hosts"
         raise ValueError(msg)
     if "#" in url:
-        msg = "must have no fragment: it would never reach the server"
+        msg = "must have no fragment: clients never send it to the server"
         raise ValueError(msg)
     try:
         parts = urlsplit(url)
@@ -65,12 +65,12 @@ def port_of(parts: SplitResult) -> int:
 
 
 def tls_name(parts: SplitResult) -> str:
-    """The host as TLS knows it, in the server name indication and in certificates: no dot at its end (RFC 6066 §3)."""
+    """The host's name for server name indication and certificates, without a dot at its end (RFC 6066 §3)."""
     return (parts.hostname or "").removesuffix(".")
 
 
 def why_refused(url: str, *, loopback: bool = False) -> str | None:
-    """Why a well-formed URL may not be a target by its form alone; None if only its name's addresses can tell.
+    """Why a well-formed URL is not allowed as a target; None if that depends only on the addresses of its name.
 
     `loopback` also allows loopback addresses, over plain HTTP and on any port.
     """
@@ -91,15 +91,15 @@ def why_refused(url: str, *, loopback: bool = False) -> str | None:
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether an address is one of this machine's own loopback interface; its forms in IPv6 are not."""
+    """Whether an address is a loopback address. IPv4 loopback addresses mapped to IPv6 do not count."""
     return any(address in network for network in _LOOPBACK)
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public Internet and of nothing else: not ours, not a link's, not a tunnel's.
+    """Whether an address belongs to the public Internet only: not to a private network, a link or a tunnel.
 
-    An IPv6 address that stands for an IPv4 one (RFC 4291 §2.5.5.2, RFC 6052) is what that one is. Stricter than
-    `is_global`, which calls global what is merely not registered, and follows no tunnel.
+    An IPv6 address that embeds an IPv4 address (RFC 4291 §2.5.5.2, RFC 6052) is judged by that address. The check is
+    stricter than `is_global`, which accepts all addresses that are not registered and does not look into tunnels.
     """
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped
@@ -132,4 +132,4 @@ WebhookUrl = Annotated[
         }
     ),
 ]
-"""A URL to be told when a task is settled."""
+"""A URL to call when a task is settled."""

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One receive of a message. `receipt` is the handle of this delivery; `number` counts deliveries from one."""
+    """One receive of a message. `receipt_handle` is valid for this delivery only; `number` counts deliveries from 1."""
 
     message_id: str
     body: str
-    receipt: str
+    receipt_handle: str
     number: int
 
 
@@ -46,12 +46,14 @@ class Queue:
         except (ClientError, BotoCoreError) as exc:
             raise PlatformUnavailableError from exc
 
-    def hide(self, receipt: str, *, seconds: int) -> None:
-        """Makes the message visible again in `seconds`, unless it is deleted before.
+    def hide(self, receipt_handle: str, *, seconds: int) -> None:
+        """Lets the message come back in so many seconds, unless it is deleted by then.
 
         If the call fails, the message becomes visible after the queue's visibility timeout: later, but not never.
         """
         try:
-            self._client.change_message_visibility(QueueUrl=self._url, ReceiptHandle=receipt, VisibilityTimeout=seconds)
+            self._client.change_message_visibility(
+                QueueUrl=self._url, ReceiptHandle=receipt_handle, VisibilityTimeout=seconds
+            )
         except (ClientError, BotoCoreError):
             logger.warning("visibility not changed")

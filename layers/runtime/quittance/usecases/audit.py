@@ -1,11 +1,11 @@
-"""The audit: every item of the ledger read, every invariant recomputed, in memory that does not grow with the escrows.
+"""The audit: reads every item of the ledger and recomputes every invariant, in memory that escrows do not increase.
 
-    walk the log by its pointers → scan the table → walk what was logged meanwhile → compare standings → read again
-    what differed
+    walk the log by its pointers → scan the table → read again what differed → walk what was logged meanwhile
+    → compare standings, the log's end, and accounts
 
-The scan meets items in no order and is no snapshot. So it keeps sums for each account, follows each item's references
-as it meets it, and whatever differs is read once more by itself. The log is checked in its own order, batch by batch.
-What stays in memory: a few numbers for each account, the standing of each agent, eight bytes for each batch.
+The scan returns items in no order and is not a snapshot. So the audit keeps sums for each account, checks each item
+against the items that it refers to, and reads an item again if something differs. It checks the log in log order, batch
+by batch. It keeps in memory a few numbers for each account, the standing of each agent and eight bytes for each batch.
 """
 
 import time
@@ -40,11 +40,11 @@ from quittance.store.blobs import BlobMissingError
 
 STANDINGS_SHOWN_MAX: Final = 10_000  # a Lambda answer has room for them
 _ACCOUNT_TRIES: Final = 3
-_INDEX_LAG_S: Final = 0.3  # between two of them
+_INDEX_LAG_S: Final = 0.3  # pause between two attempts, so that the index can catch up
 
 
-def run(platform: Platform) -> Audit:
-    """Audits the ledger. Raises PlatformUnavailableError, also if the invocation's time does not suffice."""
+def audit(platform: Platform) -> Audit:
+    """Audits the ledger. Raises PlatformUnavailableError, also if the invocation has too little time."""
     return _Auditor(platform).run()
 
 
@@ -74,22 +74,22 @@ def report(result: Audit) -> list[str]:
         )
         for difference in result.differences
     ]
-    return [*lines, f"{result.unnamed} more differences: mend these first"] if result.unnamed else lines
+    return [*lines, f"{result.unnamed} more differences: fix these first"] if result.unnamed else lines
 
 
 def standings(result: Audit) -> list[str]:
-    """A line for each agent, at most STANDINGS_SHOWN_MAX: its scores as its receipts alone make them."""
+    """A line for each agent, at most STANDINGS_SHOWN_MAX lines: its scores, recomputed from its receipts alone."""
     lines = [f"{'agent':26} {'outcomes':>8} " + " ".join(f"{name:>9}" for name in reputation.ALGORITHMS)]
     for agent_id, text in sorted(result.standings.items())[:STANDINGS_SHOWN_MAX]:
         standing = reputation.parse(text)
         scores = [reputation.score_tenths(standing, name) / 10 for name in reputation.ALGORITHMS]
         lines.append(f"{agent_id:26} {standing.outcomes:8} " + " ".join(f"{score:9}" for score in scores))
     wrong = sum(difference.invariant == "I16" for difference in result.differences)
-    return [*lines, f"{len(result.standings)} agents, {wrong} of them kept otherwise than their receipts say"]
+    return [*lines, f"{len(result.standings)} agents, {wrong} of them with a stored standing that differs"]
 
 
 class _Auditor:
-    """One audit: what it has read until now, as far as the rest needs it."""
+    """One audit: what it has read so far, as far as later checks need it."""
 
     def __init__(self, platform: Platform) -> None:
         now_ms = platform.now_ms()
@@ -106,12 +106,12 @@ class _Auditor:
         self._suspects: dict[str, None] = {}
         self._frontier = Frontier()
         self._published_root = self._frontier.root()
-        self._firsts = array("Q")  # where batches begin in the log, as far as it was walked
-        self._late_firsts: list[int] = []  # where batches begin that the scan met beyond that
-        self._kept_agents: set[str] = set()  # of whom something is kept, but nothing was logged when it was met
-        self._old_lines_met = self._old_lines_due = 0  # by which batches were credited, before the recent past
-        self._unpaired_publications = 0  # fees of publications without a charge, before the recent past
-        self._is_broken = False  # whether the log cannot be followed to its end
+        self._firsts = array("Q")  # the first entry of each batch in the part of the log that was walked
+        self._late_firsts: list[int] = []  # the first entries of batches that the scan met and the walk had not
+        self._kept_agents: set[str] = set()  # agents with a stored standing but, when it was met, no logged receipt
+        self._old_lines_met = self._old_lines_due = 0  # lines that credit batches, older than the recent past
+        self._unpaired_publications = 0  # fees of publications minus charges, older than the recent past
+        self._is_broken = False  # whether the log cannot be walked to its end
 
     def run(self) -> Audit:
         result = self._result
@@ -132,11 +132,11 @@ class _Auditor:
         head = self._ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
         if invariants.flaw(head) is None:
             return LogHead(head["size"], head["published"])
-        self._is_broken = True  # the scan names what is wrong
+        self._is_broken = True  # the scan reports what is wrong
         return LogHead()
 
     def _walk(self, size: int) -> None:
-        """Follows the log's pointers to a size that it had."""
+        """Walks the log by its pointers up to a size that it has had."""
         while self._frontier.size < size and not self._is_broken:
             first = self._frontier.size
             pointer = f"LOG#{first}"
@@ -151,7 +151,7 @@ class _Auditor:
             self._append(batch)
 
     def _append(self, batch: Values) -> None:
-        """Checks a batch that is in the log, and adds its receipts to the log's root and to its agent's standing."""
+        """Checks a batch that is in the log, and adds its receipts to the log's root and to their agents' standings."""
         escrows = self._check_batch(batch)
         receipts = [str(escrows.get(pk, {}).get("receipt", "")) for pk in invariants.members(batch)]
         self._check_published(escrows.values())
@@ -173,9 +173,9 @@ class _Auditor:
             kept[agent_id] = reputation.serialise(reputation.fold(standing, new))
 
     def _check_batch(self, batch: Values) -> dict[str, dict[str, Any]]:
-        """Checks a batch against its escrows and the lines that credited it; returns its escrows.
+        """Checks a batch against its escrows and the lines that credited it. Returns its escrows.
 
-        What differs is read twice: other transactions may have been half visible.
+        If something differs, reads it again: the first reads may have been before and after a concurrent transaction.
         """
         for _ in range(2):
             escrows = self._ledger.read(invariants.members(batch))
@@ -188,7 +188,7 @@ class _Auditor:
         return escrows
 
     def _check_published(self, escrows: Iterable[Values]) -> None:
-        """I8: the first batch that no checkpoint covers is not old."""
+        """I8: the first batch that no checkpoint covers must not be old."""
         if self._frontier.size != self._result.log.published:
             return
         swept_ms = min((escrow["swept_ms"] for escrow in escrows if invariants.flaw(escrow) is None), default=None)
@@ -236,20 +236,20 @@ class _Auditor:
         return not isinstance(at, int) or at >= self._books.recent_ms
 
     def _check_line(self, line: Values) -> None:
-        """I10: a line that credits somebody belongs to a batch, which is checked with all of its lines."""
+        """I10: a line that credits an account must belong to a batch, which is checked with all of its lines."""
         batch_key = f"BATCH#{invariants.reference(line)}"
         keys: list[str] = []
-        for _ in range(2):  # other transactions may have been half visible
+        for _ in range(2):  # the reads may be before and after a concurrent transaction
             batch = self._ledger.read([batch_key]).get(batch_key)
             if batch is None or invariants.flaw(batch):
                 continue
             keys = invariants.share_keys(batch, self._ledger.read(invariants.members(batch)), self._context)
             if line["pk"] in keys:
                 return
-        self._result.check("I10", line["pk"], f"a line of {batch_key}", "one that no escrow of it asks for")
+        self._result.check("I10", line["pk"], f"a line of {batch_key}", "a line without an escrow in that batch")
 
     def _check_old_lines(self) -> None:
-        """I10: besides the lines of batches there are none. They never change, so counting them is enough."""
+        """I10: every credit line belongs to a batch. Old lines never change, so comparing their number is enough."""
         self._result.check("I10", "FEE# of publications", 0, self._unpaired_publications)
         if self._is_broken or self._old_lines_met == self._old_lines_due:
             return
@@ -272,13 +272,13 @@ class _Auditor:
         else:
             self._result.unnamed += 1
 
-    # What differed, once more.
+    # A second look at items that differed.
 
     def _check_again(self) -> None:
         for pk in self._suspects:
             values = self._ledger.read([pk]).get(pk)
             if values is None:
-                self._result.check("form", pk, "an item", "nothing: it was there a moment ago")
+                self._result.check("form", pk, "an item", "no item, but there was one a moment ago")
                 continue
             others = (
                 self._ledger.read(invariants.named(values, self._context)) if invariants.flaw(values) is None else {}
@@ -286,7 +286,7 @@ class _Auditor:
             self._result.add(invariants.check(values, others, self._context))
 
     def _check_standings(self) -> None:
-        """I16: what is kept of each agent is the fold of its receipts in a log that was as long at the same moment."""
+        """I16: each stored standing is the fold of the agent's receipts in the log, read at the same log size."""
         kept, checked = self._result.standings, set[str]()
         while agents := sorted((kept.keys() | self._kept_agents) - checked)[:AUDIT_STANDINGS_MAX]:
             head, found = self._ledger.standings(agents)
@@ -298,7 +298,7 @@ class _Auditor:
                 self._result.check("I16", f"REP#{agent_id}", kept.get(agent_id), values.get("standing"))
 
     def _check_log_end(self) -> None:
-        """I15: the log ends where its head says, no batch is beside it, and the newest checkpoint commits to it."""
+        """I15: the log ends where its head says, no batch is outside it, and the newest checkpoint matches its root."""
         head = self._result.log
         self._walk(self._log_head().size if self._late_firsts else head.size)
         ends = self._is_walked(head.size) or head.size == self._frontier.size
@@ -307,7 +307,7 @@ class _Auditor:
             return
         for first in self._late_firsts:
             if not self._is_walked(first):
-                self._result.check("I15", f"LOG#{first}", f"no batch beside the log of {head.size}", first)
+                self._result.check("I15", f"LOG#{first}", f"no batch outside the log of {head.size}", first)
         self._check_checkpoint()
 
     def _check_checkpoint(self) -> None:
@@ -325,7 +325,7 @@ class _Auditor:
     # Accounts.
 
     def _check_accounts(self) -> None:
-        """I10 and I11: what an account has is the sum of its movements. Who moved meanwhile is compared by itself."""
+        """I10 and I11: an account's credits are the sum of its movements. Compares separately each one that differs."""
         for account in sorted(account for account, gap in self._books.gaps.items() if gap != Sums()):
             self._result.moved += 1
             self._result.add(self._compare(account))
@@ -347,7 +347,7 @@ class _Auditor:
         return difference
 
     def _recent(self, account: str) -> Sums:
-        """What an account's younger movements, and its tasks that were open, come to now."""
+        """The sum of an account's recent movements, and of its tasks that were open, as they are now."""
         held = self._books.held.get(account, set())
         keys = (pk for pk in self._ledger.movements_since(account, self._books.recent_ms) if pk not in held)
         total = Sums()
@@ -357,7 +357,7 @@ class _Auditor:
         return total
 
     def _check_conservation(self) -> None:
-        """I1, unless credits moved while they were summed: then each account was compared by itself."""
+        """I1, unless credits moved while they were summed: then each account that moved was compared separately."""
         result = self._result
         inside = result.available_micro + result.held_micro + result.uncredited_micro
         is_still = not result.moved and result.credited_micro == result.journalled_micro

@@ -1,9 +1,9 @@
-"""Messages that could not be worked on: whoever paid gets the budget back at once, and nothing is forgotten.
+"""Dead letters: messages of the task queue that failed repeatedly. Each one has a defined end; none is dropped.
 
 its task is funded        → taken over as soon as its lease has lapsed, and refunded
-its task is settled       → nothing is left to do
-there is no such task     → the request was refused before money moved: told on the bus
-nobody can read it        → it stays in the queue of the dead letters, and wakes a person
+its task is settled       → nothing to do
+its task does not exist   → the request was refused before money moved: TaskRefused is emitted
+it cannot be parsed       → it stays in the dead-letter queue, and an alarm calls an operator
 """
 
 from typing import Final
@@ -23,31 +23,36 @@ from quittance.usecases import notify, settle
 from quittance.usecases.work import wait_s
 
 _REFUSED: Final = "not_taken"
-_UNDELIVERED: Final = "The platform could not get the task done; the budget was refunded."
+_UNDELIVERED: Final = "The platform could not run the task. The budget was refunded."
 
 
-def bury(platform: Platform, delivery: Delivery) -> None:
-    """Sets right what a dead letter left behind. Raises NotDoneError: it comes again, or waits for a person."""
+def handle(platform: Platform, delivery: Delivery) -> None:
+    """Refunds the task of a dead letter, or emits its refusal.
+
+    Raises NotDoneError if the message must stay in the dead-letter queue: for a later attempt, or for an operator.
+    """
     try:
         message = messages.read(delivery.body)
     except RequestError as exc:
         count(Metric.DEAD_UNREADABLE)
         logger.error("dead letter unreadable", message_id=delivery.message_id)
-        platform.dead_letters.hide(delivery.receipt, seconds=DEAD_LETTER_HIDDEN_S)
+        platform.dead_letters.hide(delivery.receipt_handle, seconds=DEAD_LETTER_HIDDEN_S)
         raise NotDoneError from exc
     try:
-        _set_right(platform, message, delivery)
-    except QuittanceError as exc:  # its runner may still be alive, or the platform is away
+        _resolve(platform, message, delivery)
+    except QuittanceError as exc:  # a runner may still hold the task, or a part of the platform is unavailable
         again_s = wait_s(exc, delivery) or DEAD_LETTER_HIDDEN_S
-        logger.warning("not set right", message_id=delivery.message_id, reason=type(exc).__name__, again_s=again_s)
-        platform.dead_letters.hide(delivery.receipt, seconds=again_s)
+        logger.warning(
+            "dead letter not resolved", message_id=delivery.message_id, reason=type(exc).__name__, again_s=again_s
+        )
+        platform.dead_letters.hide(delivery.receipt_handle, seconds=again_s)
         raise NotDoneError from exc
 
 
-def _set_right(platform: Platform, message: Message, delivery: Delivery) -> None:
+def _resolve(platform: Platform, message: Message, delivery: Delivery) -> None:
     escrow = platform.ledger.find(escrows.escrow_id(message.request.user_id, message.request.task_id))
     if escrow is None or escrow.request_sha256 != message.request.sha256(message.input_sha256):
-        _tell_refused(platform, message.request, delivery)
+        _emit_refused(platform, message.request, delivery)
         return
     observability.about(escrow)
     if escrow.settlement is None:
@@ -55,17 +60,17 @@ def _set_right(platform: Platform, message: Message, delivery: Delivery) -> None
         count(Metric.DEAD_REFUNDED)
 
 
-def _tell_refused(platform: Platform, request: DirectTaskRequest, delivery: Delivery) -> None:
-    """Tells that a request never became a task: no money moved, and nobody waits for an answer."""
+def _emit_refused(platform: Platform, request: DirectTaskRequest, delivery: Delivery) -> None:
+    """Emits that a request never became a task: no money moved, and no caller is waiting for an answer."""
     refused = events.task_refused(
         code=_REFUSED,
-        detail="Every try of the queue was refused. Ask for the task directly to learn why.",
+        detail="Every attempt from the queue was refused. Send the task as a direct request to see why.",
         request_id=delivery.message_id,
         user=request.user_id,
         task_id=request.task_id,
         agent_id=request.agent_id,
         at_ms=platform.now_ms(),
     )
-    notify.put(platform, refused)
+    notify.emit(platform, refused)
     count(Metric.DEAD_REFUSED)
     logger.warning("task refused", user_id=request.user_id, task_id=request.task_id, agent_id=request.agent_id)

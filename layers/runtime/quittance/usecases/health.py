@@ -1,4 +1,4 @@
-"""The deep health check: each part is really used, and each answers for itself."""
+"""The deep health check: uses each part of the platform, and reports each one separately."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -19,7 +19,7 @@ _IDLE_MEMORY_BYTES: Final = 64 * 1024
 
 
 def examine(platform: Platform, headers: Mapping[str, str]) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for a caller who shows a token: every part with the scope, else a problem."""
+    """Status, body and headers for a caller with a token: the state of each part with the scope, else a problem."""
     try:
         authenticate(headers, platform.settings).need(HEALTH_SCOPE)
     except QuittanceError as refusal:
@@ -29,7 +29,7 @@ def examine(platform: Platform, headers: Mapping[str, str]) -> tuple[int, dict[s
     body = {
         "status": "ok" if healthy else "degraded",
         "parts": {name: "ok" if works else "failing" for name, works in parts.items()},
-        # A second wall around agents that some kernels do not allow; nothing fails without it.
+        # A second barrier around agents, which some kernels do not support. Its absence is no failure.
         "seccomp": platform.sandbox.seccomp,
     }
     return (200 if healthy else 503), body, {}
@@ -38,7 +38,7 @@ def examine(platform: Platform, headers: Mapping[str, str]) -> tuple[int, dict[s
 def _works(platform: Platform, name: str, check: Callable[[Platform], None]) -> bool:
     try:
         check(platform)
-    except Exception:  # noqa: BLE001 - whatever is wrong with a part is its answer
+    except Exception:  # noqa: BLE001 - any failure of a part is what is reported
         logger.exception("unhealthy", part=name)
         return False
     return True
@@ -65,7 +65,7 @@ def _keys(parts: Platform) -> None:
 
 
 def _sandbox(parts: Platform) -> None:
-    """Compiles and runs an idle module, through the same child processes as agents."""
+    """Compiles and runs a module that does nothing, in the same child processes as agents."""
     from quittance.sandbox import compile_module
 
     artefact = compile_module(_IDLE_MODULE)

@@ -1,7 +1,7 @@
-"""Telling what has happened: from a change in a table's stream to an event on the bus, and to the task's webhook.
+"""Events: each relevant change in a table's stream is emitted on the bus, and queued for the task's webhook.
 
-Nothing here is on the path of a task. The table's own stream is the outbox: a settlement that is written is in it, one
-that is not is not, and the money moves whether anybody listens or not.
+This runs after a task, never during it. The table's stream is the transactional outbox: it has a record of a settlement
+if and only if the settlement was stored. Money moves whether or not anybody receives the event.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from quittance.store.registry import upload_moved
 from quittance.usecases.webhook import Notice
 
 
-def tell(platform: Platform, record: Mapping[str, Any]) -> Event | None:
-    """Tells of one record of a table's stream, if there is anything to tell; safe to repeat.
+def emit_change(platform: Platform, record: Mapping[str, Any]) -> Event | None:
+    """Emits the event of one record of a table's stream, if the change has one. Safe to repeat.
 
-    Raises PlatformUnavailableError if the event may not have been taken: the record must come again.
+    Raises PlatformUnavailableError if the event may not have been accepted: Lambda must deliver the record again.
     """
     change = record["dynamodb"]
     before, after = change.get("OldImage", {}), change.get("NewImage", {})
@@ -27,23 +27,23 @@ def tell(platform: Platform, record: Mapping[str, Any]) -> Event | None:
     if escrow and escrow.settlement:
         settled = events.task_settled(escrow, escrow.settlement)
         with logger.append_context_keys(task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id):
-            put(platform, settled)
+            emit(platform, settled)
         if escrow.webhook:
             platform.webhooks.send(Notice.of(settled, escrow.webhook).model_dump_json(), of=escrow.payer)
         return settled
     if payout := payout_moved(before, after):
         moved = events.payout_moved(payout)
-        put(platform, moved)
+        emit(platform, moved)
         return moved
     agent = upload_moved(before, after)
     ended = events.upload_ended(agent, at_ms=int(change["ApproximateCreationDateTime"] * 1_000)) if agent else None
     if ended:
-        put(platform, ended)
+        emit(platform, ended)
     return ended
 
 
-def put(platform: Platform, event: Event) -> None:
+def emit(platform: Platform, event: Event) -> None:
     """Puts an event on the bus. Raises PlatformUnavailableError."""
     platform.bus.put(source=events.SOURCE, type_=event.type, detail=event.json_text())
-    count(Metric.EVENTS_TOLD)
-    logger.info("told", event_type=event.type, event_id=event.event_id)
+    count(Metric.EVENTS_EMITTED)
+    logger.info("emitted", event_type=event.type, event_id=event.event_id)

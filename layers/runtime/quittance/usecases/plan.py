@@ -1,6 +1,7 @@
-"""Many tasks under one budget: the workflow's first step, which moves nothing and needs nothing but its request.
+"""The plan of a workflow run: many tasks under one budget. The workflow's first step; it moves no money and stores
+nothing.
 
-Every task gets its id and its budget here, so that whatever the workflow repeats is the same task again.
+Every task gets its id and its budget here, so that a step that the workflow repeats is the same task again.
 """
 
 from quittance.api.models import RunLine, RunPlan, RunRequest
@@ -37,16 +38,16 @@ def plan(request: RunRequest) -> RunPlan:
 
 
 def split(total_micro: int, shares: list[int], *, among: int) -> list[int]:
-    """What each of the shares is of an amount that is divided equally `among` so many.
+    """Divides an amount equally `among` a number of inputs, and each part by shares. Returns one part by share.
 
-    Rounded down: equal shares are equal to the micro-credit, and what does not divide is never taken from the payer.
+    Rounds down: equal shares get equal amounts, and the payer keeps the remainder.
     """
     whole = sum(shares) * among
     return [total_micro * share // whole for share in shares]
 
 
 def _inline_bytes_max(request: RunRequest) -> list[int]:
-    """How large an output each step may answer with: the last one's of all inputs must fit into one state."""
+    """The largest inline output of each step: the last step's outputs for all inputs must fit in one state."""
     tasks = len(request.inputs) * len(request.steps)
     left = WORKFLOW_STATE_BYTES_MAX - (1 + tasks) * RUN_TASK_BYTES
     last = min(left // len(request.inputs), RUN_PASSED_ON_BYTES_MAX)

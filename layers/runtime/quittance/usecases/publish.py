@@ -1,4 +1,4 @@
-"""Publishing: from a registration to an active agent. Modules are validated and compiled here, never in a task."""
+"""Publication of modules, from a registration to an active agent. Modules are compiled here, never during a task."""
 
 import hashlib
 import uuid
@@ -19,8 +19,8 @@ from quittance import tracing
 from quittance.ledger import pricing
 
 CLOCKS_DIFFER_MS_MAX: Final = 5_000
-"""By how much the clocks of two environments differ, at most."""
-_FAILED_AGAIN_MS: Final = 30_000  # before Lambda's own next try, a minute later
+"""The greatest difference assumed between the clocks of two environments."""
+_FAILED_AGAIN_MS: Final = 30_000  # before Lambda's own next attempt, a minute later
 _REFUSED_AGAIN_MS: Final = 24 * 60 * 60_000
 _UNBONDED: Final = Rejection(
     "bond_required",
@@ -30,23 +30,24 @@ _UNBONDED: Final = Rejection(
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """A module that the compiler does not take, and the processor time that it took to find out."""
+    """A module that the validator or the compiler rejected, and the processor time that this took."""
 
     rejection: Rejection
     cpu_ms: int
 
 
 def publish(platform: Platform, key: str, version: str = "") -> AgentState:
-    """Makes a posted module the active version of its agent, or records why not. Safe to repeat.
+    """Makes a posted module the active version of its agent, or records why it was rejected. Safe to repeat.
 
         claim → read → compile → keep → decide
 
-    `key` and `version` name the object in the uploads bucket. The first object of an upload that is claimed is the
-    upload; any other one, and any that is not awaited, is refused before it is read. Nothing is stored unless the
-    upload is still the newest then. Returns where the upload stands; "retired" if it is nobody's any more.
+    `key` and `version` name the object in the uploads bucket. The first object claimed for an upload is the upload; any
+    other object, or one for which no upload is open, is refused before it is read. The result is stored only if the
+    upload is still the agent's newest. Returns the upload's state, or "retired" if no agent waits for it any more.
 
-    Raises PlatformUnavailableError and CompileFailedError, the platform's failures: Lambda tries again, and gives up
-    in the end (`give_up`). A crash leaves the upload claimed, and the same object may be claimed again.
+    Raises PlatformUnavailableError and CompileFailedError, which are the platform's failures: Lambda retries the event,
+    and after the last attempt `give_up` records it. After a crash the upload stays claimed, and the same object can be
+    claimed again.
     """
     posted = Posted.of(key, version)
     agent = _awaited(platform, posted)
@@ -70,19 +71,19 @@ def publish(platform: Platform, key: str, version: str = "") -> AgentState:
     if isinstance(artefact, _Refused):
         agent = platform.registry.reject(agent, artefact.rejection)
     else:
-        standing = platform.registry.get(agent.agent_id)
-        if not _is_claimed(standing, posted):  # overtaken, or published by another delivery of the same event
-            return _state_of(standing, posted)
+        stored = platform.registry.get(agent.agent_id)
+        if not _is_claimed(stored, posted):  # superseded, or published by another delivery of the same event
+            return _state_of(stored, posted)
         agent = platform.registry.activate(agent, _keep(platform, module, artefact))
     logger.info("published", agent_id=agent.agent_id, upload=posted.number, state=agent.upload.state)
     return _state_of(agent, posted)
 
 
 def give_up(platform: Platform, key: str, version: str = "") -> AgentState:
-    """Records that the platform could not publish an upload, unless it is decided. Safe to repeat.
+    """Records that the platform failed to publish an upload, unless the upload is decided already. Safe to repeat.
 
-    The author reads it as the platform's failure and opens another version. An operator may send the event of the same
-    object again. Returns where the upload stands. Raises PlatformUnavailableError.
+    The author sees the failure as the platform's and can open another version. An operator can send the same object's
+    event again. Returns the upload's state. Raises PlatformUnavailableError.
     """
     posted = Posted.of(key, version)
     agent = _awaited(platform, posted)
@@ -96,11 +97,11 @@ def give_up(platform: Platform, key: str, version: str = "") -> AgentState:
 
 
 def recompile(platform: Platform, agent_id: str) -> None:
-    """Compiles an agent's active module anew, if its artefact is of another engine, configuration or processor.
+    """Recompiles an agent's active module if its artefact is for another engine, configuration or processor.
 
-    Each artefact is compiled once, however many ask, for however many agents: a lease in the registry decides who does
-    it. After a failure nobody else tries for a while; after a crash the lease ends with the time of its invocation.
-    Safe to repeat. Raises NotFoundError, PlatformUnavailableError, CompileFailedError, BlobMissingError,
+    Concurrent requests, also those of different agents, compile each artefact once: a lease in the registry decides who
+    does it. After a failure no other attempt starts for a while; after a crash the lease ends when its invocation would
+    have ended. Safe to repeat. Raises NotFoundError, PlatformUnavailableError, CompileFailedError, BlobMissingError,
     BlobTamperedError.
     """
     from quittance.sandbox import artefact_key
@@ -126,7 +127,7 @@ def recompile(platform: Platform, agent_id: str) -> None:
 
 
 def _compile_anew(platform: Platform, module_sha256: str, claim: Compilation) -> str | None:
-    """Compiles a published module for the engine of today; returns the artefact's digest, None if it is refused."""
+    """Compiles a published module for the current engine. Returns the artefact's digest, or None if it is rejected."""
     try:
         module = platform.binaries.load_module(module_sha256)
         artefact = _compile(module)
@@ -137,7 +138,7 @@ def _compile_anew(platform: Platform, module_sha256: str, claim: Compilation) ->
             return None
         _keep(platform, module, artefact)
     except Exception:
-        # Whatever failed, nobody holds the lease any more: Lambda tries the same event again after a minute.
+        # Release the lease after any failure: Lambda retries the same event after a minute.
         platform.registry.postpone_compilation(claim, until_ms=platform.now_ms() + _FAILED_AGAIN_MS)
         raise
     platform.registry.finish_compilation(claim, artefact.sha256)
@@ -145,33 +146,33 @@ def _compile_anew(platform: Platform, module_sha256: str, claim: Compilation) ->
 
 
 def _awaited(platform: Platform, posted: Posted | None) -> Agent | None:
-    """The agent whose newest upload this is; None if a newer upload, or retirement, has overtaken it."""
+    """The agent whose newest upload this is; None if a newer upload or a retirement has superseded it."""
     if posted is None:
         return None
     try:
         agent = platform.registry.get(posted.agent_id)
     except NotFoundError:
         return None
-    return None if _is_overtaken(agent, posted) else agent
+    return None if _is_superseded(agent, posted) else agent
 
 
-def _is_overtaken(agent: Agent, posted: Posted) -> bool:
+def _is_superseded(agent: Agent, posted: Posted) -> bool:
     return agent.retired_ms is not None or agent.upload.number != posted.number
 
 
 def _is_claimed(agent: Agent, posted: Posted) -> bool:
-    """Whether the upload is this object, and being published."""
+    """Whether this object is claimed as the upload, and its publication is in progress."""
     upload = agent.upload
     claimed = upload.state is AgentState.PUBLISHING and upload.posted == _name(posted)
-    return claimed and not _is_overtaken(agent, posted)
+    return claimed and not _is_superseded(agent, posted)
 
 
 def _state_of(agent: Agent, posted: Posted) -> AgentState:
-    return AgentState.RETIRED if _is_overtaken(agent, posted) else agent.upload.state
+    return AgentState.RETIRED if _is_superseded(agent, posted) else agent.upload.state
 
 
 def _name(posted: Posted) -> str:
-    """What the registry notes of an object: its version, which is not there in a bucket without versions."""
+    """How the registry names an object: by its version, or "unversioned" in a bucket without versioning."""
     return posted.version or "unversioned"
 
 
@@ -194,7 +195,7 @@ def _compile(module: bytes) -> "Artefact | _Refused":
 
 
 def _cost_micro(platform: Platform, module: bytes, cpu_ms: int) -> int:
-    """What publishing costs the owner's bond: the module's size, and the processor time, each rounded up."""
+    """The cost of a publication to the owner's bond: for module size and processor time, each rounded up."""
     settings = platform.settings
     size_micro = pricing.divide_up(len(module) * settings.publish_per_mib_micro, MIB)
     return size_micro + pricing.divide_up(cpu_ms * settings.publish_per_cpu_second_micro, 1_000)

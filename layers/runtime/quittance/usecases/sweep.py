@@ -1,12 +1,11 @@
-"""The sweep: what is owed but is on nobody's path.
+"""The sweep: periodic work on the ledger that no request does.
 
-    refund what expired → charge bonds for publications → credit owners, bonds and the platform
+    refund expired escrows → charge bonds for publications → credit owners, bonds and the platform
     → append receipts to the log → publish the log
 
-Every step is idempotent, and several sweeps at the same time are harmless: the ledger's conditions decide. Each step
-has its own share of the invocation's time, so that much work for one does not stop the others; time that is left over
-goes to those that were not done. One item that cannot be swept holds up no other: it is logged, counted and met again
-by the next sweep.
+Every step is idempotent, and concurrent sweeps are harmless: the ledger's conditions decide. Each step has its share of
+the invocation's time, so that a backlog in one step does not stop the others; unused time goes to the steps that were
+not finished. An item that fails does not block the rest: it is logged and counted, and the next sweep tries it again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,17 +25,17 @@ from quittance.usecases import accounts
 from quittance.usecases.settle import expire_if_overdue
 
 _STOP_BEFORE_MS: Final = 5_000
-_PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds has to fit into memory and time
+_PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: a checkpoint's growth must fit in memory and in the time left
 
 
 @dataclass(slots=True)
 class Swept:
-    """How many escrows one sweep refunded as expired, credited, logged and failed at, and whether it got to the end.
+    """How many escrows one sweep refunded as expired, credited, logged and failed at, and whether it completed.
 
-    `charged` is how many publications were charged to bonds, and `published` how many receipts the newest checkpoint
-    tells of, if the sweep made one. `written_off_micro` was due from bonds that did not have it. `oldest_overdue_ms` is
-    how long past its expiry the oldest escrow was that was still funded, and `lag_ms` how long the oldest settled one
-    had waited to be credited; 0 if there was none.
+    `charged` counts publications charged to bonds. `published` is the size of the log in the newest checkpoint, if the
+    sweep made one. `written_off_micro` is what bonds owed but did not have. `oldest_overdue_ms` is how far past its
+    expiry the oldest funded escrow was, `lag_ms` how long the oldest settled escrow had waited for its credit; each is
+    0 if there was none.
     """
 
     expired: int = 0
@@ -52,10 +51,9 @@ class Swept:
 
 
 def sweep(platform: Platform) -> Swept:
-    """Does all that is to be done, until nothing is left or the invocation's time runs out.
+    """Runs rounds of all steps until no work is left or the invocation's time runs out.
 
-    Raises PlatformUnavailableError if the index itself does not answer; what was done by then is done, by the other
-    steps too.
+    Raises PlatformUnavailableError if an index cannot be read; the other steps of the round still run first.
     """
     this = _Sweep(platform)
     while not this.done.complete and platform.left_ms() >= _STOP_BEFORE_MS:
@@ -65,14 +63,14 @@ def sweep(platform: Platform) -> Swept:
 
 @dataclass(slots=True)
 class _Sweep:
-    """One invocation's sweep. What has failed in it is not tried again by it."""
+    """One invocation's sweep. It does not retry an item that has failed in it."""
 
     platform: Platform
     done: Swept = field(default_factory=Swept)
     failed: set[str] = field(default_factory=set)
 
     def round(self) -> bool:
-        """Each step in its turn, for its share of the time that is left; whether all of them got to their end."""
+        """Runs each step for its share of the time that is left. Returns whether all steps finished their work."""
         shares: Sequence[tuple[Callable[[], bool], int]] = (
             (self._refund, 3),
             (self._charge, 1),
@@ -85,7 +83,7 @@ class _Sweep:
             spare_ms = max(self.platform.left_ms() - _STOP_BEFORE_MS, 0)
             following = sum(share for _, share in shares[place + 1 :])
             try:
-                with self.platform.keeping(spare_ms * following // (share + following)):
+                with self.platform.reserving(spare_ms * following // (share + following)):
                     complete = step() and complete
             except PlatformUnavailableError as exc:
                 logger.exception("step not done", step=step.__name__)
@@ -111,7 +109,7 @@ class _Sweep:
         return True
 
     def _charge(self) -> bool:
-        """Charges bonds for publications, which the publisher has noted in the registry."""
+        """Charges bonds for publications: the publisher has stored in the registry what is due."""
         for due in self.platform.registry.dues():
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
@@ -139,17 +137,17 @@ class _Sweep:
             if escrow is not None and escrow.settlement is None:
                 done.oldest_overdue_ms = max(done.oldest_overdue_ms, _age_ms(platform, escrow.expires_ms))
                 done.expired += expire_if_overdue(platform, escrow).settlement is not None
-        except Exception:  # noqa: BLE001 - whatever is wrong with one escrow must not keep others' money
+        except Exception:  # noqa: BLE001 - a fault in one escrow must not delay the refunds of others
             self._fail("not refunded", escrow_id)
 
     @tracing.step("credit")
     def _credit_all(self, escrow_ids: Sequence[str]) -> None:
-        """Credits escrows; if something is wrong with one, each half by itself, until that one is alone."""
+        """Credits escrows in one batch. If that fails, credits each half separately, down to the one that is faulty."""
         try:
             credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms())
         except PlatformUnavailableError:
             self._fail("not credited", *escrow_ids)
-        except Exception:  # noqa: BLE001 - whatever is wrong with one escrow must not keep others' earnings
+        except Exception:  # noqa: BLE001 - a fault in one escrow must not delay the earnings of others
             half = len(escrow_ids) // 2
             if not half:
                 self._fail("not credited", *escrow_ids)
@@ -169,7 +167,7 @@ class _Sweep:
                 due.owner, due.agent_id, str(due.upload), due.amount_micro, now_ms=platform.now_ms()
             )
             platform.registry.take_off_due(due)
-        except Exception:  # noqa: BLE001 - whatever is wrong with one publication must not keep others' money
+        except Exception:  # noqa: BLE001 - a fault in one publication must not delay the charges of others
             self._fail("publication not charged", due.agent_id)
         else:
             self.done.charged += 1
@@ -177,19 +175,19 @@ class _Sweep:
             self._note_bonds(charged)
 
     def _note_bonds(self, credited: Credited) -> None:
-        """Notes the bonds that are below the minimum now, or perhaps not any more."""
+        """Updates the registry's mark of each bond that is, or may be, below the minimum."""
         for owner, left_micro in credited.bonds_left.items():
             if left_micro is None or left_micro < self.platform.settings.bond_minimum_micro:
                 try:
                     accounts.note_bond(self.platform, owner)
-                except Exception:  # noqa: BLE001 - the next charge notes it; others' money must not wait for it
+                except Exception:  # noqa: BLE001 - the next charge notes it again; other work must not wait for it
                     self._fail("bond not noted", owner)
 
     @tracing.step("log")
     def _append(self, batch_id: str) -> None:
         try:
             self.done.logged += self.platform.ledger.append(batch_id)
-        except Exception:  # noqa: BLE001 - whatever is wrong with one batch must not keep others out of the log
+        except Exception:  # noqa: BLE001 - a fault in one batch must not keep others out of the log
             self._fail("not logged", batch_id)
 
     def _fail(self, what: str, *ids: str) -> None:
@@ -200,10 +198,11 @@ class _Sweep:
 
 @tracing.step("publish")
 def publish_log(platform: Platform) -> int | None:
-    """Publishes tiles and a signed checkpoint of what the log has got since the last one; returns its size.
+    """Publishes the tiles and a signed checkpoint for the receipts appended since the last one; returns the log's size.
 
-    Tiles come before the checkpoint that needs them, and the ledger learns of the checkpoint last. All of it may be
-    repeated: what a tile holds follows from the log. Raises PlatformUnavailableError.
+    Returns None if there are none. The order is tiles, checkpoint, then the published size in the ledger: a checkpoint
+    never refers to a missing tile. Safe to repeat, because a tile's content follows from the log. Raises
+    PlatformUnavailableError.
     """
     head = platform.ledger.log_head()
     receipts: list[str] = []

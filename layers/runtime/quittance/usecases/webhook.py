@@ -1,10 +1,11 @@
-"""Delivering an event to the webhook of its task: one try, and what becomes of the message after it.
+"""Delivery of an event to its task's webhook: one attempt, and what happens to the message afterwards.
 
-    2xx   done
-    410   done: the receiver wants no more of it
-    else  again, after a pause that doubles, until the queue has given it out WEBHOOK_TRIES_MAX times
+    2xx   delivered
+    410   given up: the receiver wants no more of these events
+    else  retried after a delay that doubles, until the queue has delivered the message WEBHOOK_TRIES_MAX times
 
-A receiver that is never reached is counted, and wakes nobody: the fault is the receiver's, and the result can be read.
+An event that could never be delivered is counted but raises no alarm: the fault is the receiver's, and the task's
+result can still be read.
 """
 
 import random
@@ -28,7 +29,7 @@ _USER_AGENT: Final = "Quittance-Webhook/1"
 
 
 class Notice(BaseModel):
-    """The body of a message of the webhook queue: what is to be sent, byte for byte, and where to."""
+    """The body of a message in the webhook queue: the exact bytes to send, and the URL."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -38,12 +39,12 @@ class Notice(BaseModel):
 
     @classmethod
     def of(cls, event: Event, url: str) -> Self:
-        """The notice of an event to a URL."""
+        """The notice that sends an event to a URL."""
         return cls(url=url, event_id=event.event_id, body=event.json_text())
 
 
 class Ended(StrEnum):
-    """How one try ended."""
+    """How one attempt ended."""
 
     DELIVERED = "delivered"
     GONE = "gone"
@@ -52,9 +53,10 @@ class Ended(StrEnum):
 
 
 def deliver(platform: Platform, delivery: Delivery) -> None:
-    """Sends the event of a message to its webhook once. Raises NotDoneError: it comes again, or goes to the dead ones.
+    """Sends a message's event to its webhook once.
 
-    Raises PlatformUnavailableError if nothing could be signed.
+    Raises NotDoneError if the attempt failed: SQS redelivers the message or moves it to the dead-letter queue. Raises
+    PlatformUnavailableError if the event could not be signed.
     """
     notice, tries = Notice.model_validate_json(delivery.body), delivery.number
     ended, why = _try(platform, notice)
@@ -62,20 +64,20 @@ def deliver(platform: Platform, delivery: Delivery) -> None:
         count(Metric.WEBHOOKS_FAILED)
         last = tries >= WEBHOOK_TRIES_MAX
         ended = Ended.GIVEN_UP if last else Ended.TO_REPEAT
-        # The last one at once: the queue moves it to the dead ones when it is asked for it again.
-        platform.webhooks.hide(delivery.receipt, seconds=0 if last else pause_s(tries))
+        # After the last attempt do not hide it: SQS moves it to the dead-letter queue at the next receive.
+        platform.webhooks.hide(delivery.receipt_handle, seconds=0 if last else delay_s(tries))
     count(Metric.WEBHOOKS_DELIVERED, ended is Ended.DELIVERED)
     count(Metric.WEBHOOKS_GIVEN_UP, ended in {Ended.GIVEN_UP, Ended.GONE})
-    # Never the URL: its path or query may be somebody's secret.
+    # Never log the URL: its path or query may contain a secret.
     logger.info("webhook", event_id=notice.event_id, ended=ended, why=why, tries=tries)
     if ended in {Ended.TO_REPEAT, Ended.GIVEN_UP}:
         raise NotDoneError
 
 
-def pause_s(tries: int) -> int:
-    """How long to wait after so many tries: doubling, capped, and spread over the upper half against coming in step."""
+def delay_s(tries: int) -> int:
+    """The delay after a number of attempts: doubles each time, is capped, and has random jitter in its upper half."""
     most = min(WEBHOOK_WAIT_S_MAX, WEBHOOK_WAIT_S_MIN * 2 ** (tries - 1))
-    return random.randint(-(-most // 2), most)  # noqa: S311 - spreads load, hides nothing
+    return random.randint(-(-most // 2), most)  # noqa: S311 - jitter, not a secret
 
 
 def _try(platform: Platform, notice: Notice) -> tuple[Ended, str]:

@@ -1,8 +1,8 @@
-"""The worker of the queue: a message's task is run and settled as any other, with more time.
+"""The worker of the task queue: runs and settles the task of a message like any other task, but with more time.
 
-Messages may come twice, late, or never: the ledger alone decides what is done. A message stays in the queue until its
-task is settled; one that no repetition mends goes to the dead letters (see dead_letters.py). One whose account has no
-slot free goes to the end of the queue, until its escrow expires.
+Messages may be delivered twice, late, or never: the ledger alone decides what is done. A message stays in the queue
+until its task is settled. One that fails every time goes to the dead-letter queue (see deadletter.py). If the account
+has no free slot, the message goes to the end of the queue, until its escrow expires.
 """
 
 from quittance.api import messages
@@ -21,13 +21,13 @@ from quittance.usecases.execute import execute
 def work(platform: Platform, delivery: Delivery) -> None:
     """Runs and settles the task of a message, unless it is settled already. Raises NotDoneError.
 
-    While the task runs, its message is hidden for as long as its lease: if this worker dies, the message comes back at
-    the moment when another one may take the task over.
+    While the task runs, its message is hidden until the lease ends: if this worker crashes, SQS redelivers the message
+    at the moment when another worker may take the task over.
     """
 
     def hide_until_it_lapses(escrow: Escrow) -> None:
         lease_ms = escrow.lease_ms - platform.now_ms()
-        platform.queue.hide(delivery.receipt, seconds=max(-(-lease_ms // 1_000), 0))
+        platform.queue.hide(delivery.receipt_handle, seconds=max(-(-lease_ms // 1_000), 0))
 
     try:
         request = _whole(platform, messages.read(delivery.body))
@@ -36,7 +36,8 @@ def work(platform: Platform, delivery: Delivery) -> None:
                 platform, request.user_id, request, timeout_s_max=TIMEOUT_S_ASYNC_MAX, leased=hide_until_it_lapses
             )
         except TooManyRunningError as busy:
-            # As a new message: it has done nothing wrong, and its deliveries are counted.
+            # Sent as a new message: waiting is no failure, and this message's deliveries count towards the dead-letter
+            # queue.
             platform.queue.send(delivery.body, of=request.user_id, delay_s=busy.retry_after_s or 0)
             count(Metric.POSTPONED)
             logger.info("waits for a slot", message_id=delivery.message_id, again_s=busy.retry_after_s)
@@ -45,17 +46,18 @@ def work(platform: Platform, delivery: Delivery) -> None:
         again_s = wait_s(exc, delivery)
         count(Metric.POSTPONED)
         logger.warning("not done", message_id=delivery.message_id, reason=type(exc).__name__, again_s=again_s)
-        platform.queue.hide(delivery.receipt, seconds=again_s or 0)
+        platform.queue.hide(delivery.receipt_handle, seconds=again_s or 0)
         raise NotDoneError from exc
     if isinstance(done, TaskPending):
         count(Metric.POSTPONED)
-        raise NotDoneError  # hidden until the lease lapses: then it is settled, or free to be taken over
+        raise NotDoneError  # hidden until the lease lapses: then the task is settled or can be taken over
 
 
 def wait_s(reason: Exception, delivery: Delivery) -> int | None:
-    """In how many seconds a message is worth another try; None if it never is.
+    """After how many seconds to try a message again; None if trying again cannot help.
 
-    A lease tells its end. How long a part of the platform is away is not known: from try to try four times as long.
+    The end of a lease is known. How long a part of the platform stays unavailable is not: the wait grows fourfold with
+    each delivery, up to the fifth.
     """
     if not isinstance(reason, QuittanceError) or reason.retry_after_s is None:
         return None

@@ -184,7 +184,7 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
     if escrow.settlement is None and escrow.lease_ms <= max(platform.now_ms(), escrow.funded_ms):
         messages.send(platform, user, request)
     stored = answer(platform, escrow)
-    return TaskQueued.model_validate(dict(stored)) if isinstance(stored, TaskPending) else stored
+    return TaskQueued(**dict(stored)) if isinstance(stored, TaskPending) else stored
 
 
 @tracing.step("check")

@@ -1,12 +1,18 @@
 """Publication of modules, from a registration to an active agent. Modules are compiled here, never during a task."""
 
 import hashlib
+import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from aws_lambda_powertools.utilities.data_classes import S3Event
+
+from quittance import tracing
 from quittance.agent import Agent, AgentState, Rejection, Version
 from quittance.errors import NotFoundError
+from quittance.ledger import pricing
 from quittance.limits import MIB
 from quittance.observability import logger
 from quittance.platform import Platform
@@ -15,8 +21,6 @@ from quittance.store.registry import Compilation
 
 if TYPE_CHECKING:
     from quittance.sandbox import Artefact
-from quittance import tracing
-from quittance.ledger import pricing
 
 CLOCKS_DIFFER_MS_MAX: Final = 5_000
 """The greatest difference assumed between the clocks of two environments."""
@@ -34,6 +38,23 @@ class _Refused:
 
     rejection: Rejection
     cpu_ms: int
+
+
+def publish_all(platform: Platform, event: Mapping[str, Any]) -> list[str]:
+    """Publishes each object that an event of S3 names; other events name none. Raises as `publish` does."""
+    return [publish(platform, *posted) for posted in _posted(event)]
+
+
+def give_up_all(platform: Platform, body: str) -> None:
+    """Gives up each object of an event that failed three times: the body is that of its dead letter."""
+    for posted in _posted(json.loads(body)["requestPayload"]):
+        give_up(platform, *posted)
+
+
+def _posted(event: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Key and version of each object that an event of S3 names."""
+    objects = [record.s3.get_object for record in S3Event(dict(event)).records] if "Records" in event else []
+    return [(found.key, found.version_id or "") for found in objects]
 
 
 def publish(platform: Platform, key: str, version: str = "") -> AgentState:

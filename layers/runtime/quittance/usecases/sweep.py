@@ -9,12 +9,12 @@ not finished. An item that fails does not block the rest: it is logged and count
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from quittance import tracing
 from quittance.errors import PlatformUnavailableError
-from quittance.observability import logger
+from quittance.observability import Metric, count, logger, measure
 from quittance.platform import Platform
 from quittance.proof import log
 from quittance.proof.log import Checkpoint
@@ -58,7 +58,22 @@ def sweep(platform: Platform) -> Swept:
     this = _Sweep(platform)
     while not this.done.complete and platform.left_ms() >= _STOP_BEFORE_MS:
         this.done.complete = this.round()
+    _count(this.done)
+    logger.info("swept", **asdict(this.done))
     return this.done
+
+
+def _count(swept: Swept) -> None:
+    count(Metric.SWEPT_EXPIRED, swept.expired)
+    count(Metric.SWEPT_CREDITED, swept.credited)
+    count(Metric.SWEPT_LOGGED, swept.logged)
+    count(Metric.WRITTEN_OFF, swept.written_off_micro)
+    count(Metric.SWEEP_FAILURES, swept.failed)
+    measure(Metric.SWEEP_COMPLETE, int(swept.complete))
+    measure(Metric.SWEEP_LAG, swept.lag_ms)
+    measure(Metric.OLDEST_OVERDUE, swept.oldest_overdue_ms)
+    if swept.published is not None:
+        measure(Metric.LOG_SIZE, swept.published)
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from scale import scaled, status
 
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
+from quittance.proof.receipt import ReceiptClaims
 from quittance.proof.statement import Purpose
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.store.keys import Keys
@@ -55,7 +56,7 @@ class Kms:
         return {"PublicKey": public}
 
 
-def statement(number: int) -> dict[str, Any]:
+def claims(number: int) -> ReceiptClaims:
     """The claims of one success."""
     name, now_ms = f"task-{number}", (NOW_S + number) * 1_000
     escrow = Escrow(
@@ -67,11 +68,11 @@ def statement(number: int) -> dict[str, Any]:
     run = Run(Outcome.SUCCEEDED, "", METER, limits=Limits(10**9, 2**28, 10_000))
     settled = decide(escrow, run, now_ms=now_ms + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 56, b""), log=StoredBytes("ee" * 32, 0, b""))
-    return receipt.claims(
+    return ReceiptClaims.of(
         escrow,
         settled,
+        run,
         issuer="https://q.example",
-        run=run,
         engine="50.0.1",
         config_sha256="ff" * 32,
     )
@@ -91,11 +92,11 @@ def main() -> int:
     """Measures, prints, and tells whether the goals are met."""
     kms = Kms()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: ["key/root"]})  # type: ignore[arg-type]  # the two calls that it needs
-    statements = [statement(number) for number in range(SETTLEMENTS)]
+    settlements = [claims(number) for number in range(SETTLEMENTS)]
     receipts: list[str] = []
 
     def settle(number: int) -> None:
-        receipts.append(receipt.sign(statements[number], keys.signing_key(now_s=NOW_S + number)))
+        receipts.append(receipt.sign(settlements[number], keys.signing_key(now_s=NOW_S + number)))
 
     sign_ms = p50_ms([partial(settle, number) for number in range(SETTLEMENTS)])
     calls = kms.calls

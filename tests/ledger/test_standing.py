@@ -36,8 +36,8 @@ from quittance.ledger.reputation import (
     serialise,
 )
 from quittance.limits import BUDGET_MICRO_MAX, TIMEOUT_S_ASYNC_MAX
-from quittance.proof.receipt import claims
 from quittance.run import Fault, Meter, Outcome, Run
+from tests.proof.receipts import claims_of
 
 NOW_MS = 700 * PERIOD_MS
 SUCCESS, FAILURE = Outcome.SUCCEEDED, Outcome.TRAP_UNREACHABLE
@@ -164,7 +164,7 @@ def test_an_entry_is_what_the_receipt_claims(new_escrow: Callable[..., Escrow]) 
     escrow, meter = new_escrow(), Meter(wall_ms=7)
     done = decide(escrow, Run(SUCCESS, "ok", meter), now_ms=1_800_000_000_005)
     assert entry(
-        claims(
+        claims_of(
             escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", meter, limits=None), engine="e", config_sha256="c"
         )
     ) == Entry(
@@ -186,7 +186,7 @@ def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escro
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
     one = entry(
-        claims(
+        claims_of(
             escrow,
             expired,
             issuer="i",
@@ -201,7 +201,7 @@ def test_an_expired_escrow_is_counted_for_nobody(new_escrow: Callable[..., Escro
 def test_claims_that_no_receipt_has_are_refused(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
-    known = claims(
+    known = claims_of(
         escrow, expired, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="e", config_sha256="c"
     )
     with pytest.raises(ValueError, match="won"):

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from quittance.proof.statement import Purpose, SigningKey, certified_key
+from quittance.proof.statement import Purpose, SigningKey, new_signing_key
 
 NOW_S = 1_800_000_000
 
@@ -33,7 +33,7 @@ class Root:
         return {"keys": [{**key, "purpose": self.purpose.value}]}
 
     def certify(self, now_s: int = NOW_S) -> SigningKey:
-        return certified_key(purpose=self.purpose, now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
+        return new_signing_key(purpose=self.purpose, now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
 
 
 def key_set(*roots: Root) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
 from quittance.limits import TOKEN_CHARS_MAX
-from quittance.proof import log
-from quittance.proof import statement as certified
-from quittance.proof.receipt import RECEIPT, claims, sign, verify
+from quittance.proof import log, statement
+from quittance.proof.receipt import RECEIPT, verify
 from quittance.proof.statement import CERTIFICATE_SECONDS, Flaw, ProofError, Purpose
 from quittance.run import Limits, Meter, Outcome, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, decode, encode, parse, part
 from tests.support import UNSCORED
 
@@ -41,11 +41,11 @@ OTHER_VALUES = (None, True, 0, 1, -1, 2**70, 1.5, "", "x", "0", "\ud800", [], [1
 
 
 @pytest.fixture(scope="session")
-def statement(new_escrow: NewEscrow) -> dict[str, Any]:
+def paid_claims(new_escrow: NewEscrow) -> dict[str, Any]:
     escrow = new_escrow()
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", METER), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b""), log=StoredBytes("ee" * 32, 11, None))
-    stated = claims(
+    stated = claims_of(
         escrow,
         settled,
         issuer="i",
@@ -57,8 +57,8 @@ def statement(new_escrow: NewEscrow) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def receipt(statement: dict[str, Any]) -> str:
-    return sign(statement, KEY)
+def receipt(paid_claims: dict[str, Any]) -> str:
+    return sign(paid_claims, KEY)
 
 
 def refused(token: str, *, flaw: Flaw | None = None, jwks: dict[str, Any] | None = None) -> str:
@@ -130,10 +130,10 @@ def statement_of(receipt: str) -> dict[str, Any]:
     return parse(receipt).payload
 
 
-def signed_with(statement: object, certificate: str) -> str:
+def signed_with(paid_claims: object, certificate: str) -> str:
     """A receipt of any content under the environment's own key."""
     header = {"alg": "EdDSA", "typ": RECEIPT.typ, "kid": KEY.key_id, "cert": certificate}
-    content = f"{part(header)}.{part(statement)}"
+    content = f"{part(header)}.{part(paid_claims)}"
     return f"{content}.{encode(KEY.private.sign(content.encode()))}"
 
 
@@ -146,9 +146,9 @@ FREE = {
 }  # fmt: skip
 
 
-def test_a_signed_claim_of_another_form_is_refused(statement: dict[str, Any]) -> None:
+def test_a_signed_claim_of_another_form_is_refused(paid_claims: dict[str, Any]) -> None:
     """What the platform itself would have signed wrongly: only claims that nothing else fixes may take other values."""
-    for name, deed, changed in variants(statement):
+    for name, deed, changed in variants(paid_claims):
         token = signed_with(changed, KEY.certificate)
         if deed == "change" and name in FREE:
             said = judged(token)
@@ -171,14 +171,14 @@ def judged(token: str) -> str | None:
 @pytest.mark.parametrize(
     ("change", "flaw", "sentence"),
     [
-        ({"eid": "a" * 26}, Flaw.CONTRADICTION, "eid is 'aaaaaaaaaaaaaaaaaaaaaaaaaa', but the other claims ask for"),
+        ({"eid": "a" * 26}, Flaw.CONTRADICTION, "eid is 'aaaaaaaaaaaaaaaaaaaaaaaaaa', but it must be 'pt7f"),
         ({"user": "user-2"}, Flaw.CONTRADICTION, "eid is"),
         ({"task": "task-2"}, Flaw.CONTRADICTION, "eid is"),
         ({"seed": "00" * 32}, Flaw.CONTRADICTION, "seed is"),
         ({"epoch_ns": "1"}, Flaw.CONTRADICTION, "epoch_ns is '1'"),
-        ({"outcome": "timeout"}, Flaw.CONTRADICTION, "state is 'released', but the other claims ask for 'refunded'"),
-        ({"fault": "agent"}, Flaw.CONTRADICTION, "fault is 'agent', but the other claims ask for 'none'"),
-        ({"reputation_tenths": 20}, Flaw.CONTRADICTION, "reputation_tenths is 20, but the other claims ask for 25"),
+        ({"outcome": "timeout"}, Flaw.CONTRADICTION, "state is 'released', but it must be 'refunded'"),
+        ({"fault": "agent"}, Flaw.CONTRADICTION, "fault is 'agent', but it must be 'none'"),
+        ({"reputation_tenths": 20}, Flaw.CONTRADICTION, "reputation_tenths is 20, but it must be 25"),
         ({"output_sha256": None}, Flaw.CONTRADICTION, "output_sha256 is None"),
         ({"meter": {**METER_JSON, "fuel": 51}}, Flaw.CONTRADICTION, "took 51 fuel, over its limit 50"),
         ({"meter": {**METER_JSON, "memory_bytes": 61}}, Flaw.CONTRADICTION, "61 bytes of memory, over its limit"),
@@ -200,7 +200,7 @@ def judged(token: str) -> str | None:
         ({"task": "\ud800"}, Flaw.FORM, "wrong form: 'task'"),
         ({"settled_at": NOW_S * 1_000 - 1}, Flaw.TIMES, "is before funded_at"),
         ({"settled_at": 1_800_000_100_000}, Flaw.TIMES, "is released, but settled_at 1800000100000 is not before"),
-        ({"fee": "10001", "paid": "389999"}, Flaw.AMOUNTS, "the fee 10001 is not the compute 0 .* states, 10000"),
+        ({"fee": "10001", "paid": "389999"}, Flaw.AMOUNTS, "the fee 10001 is not the compute 0 plus .*, 10000"),
         ({"budget": "0", "paid": "0", "fee": "0", "refunded": "0"}, Flaw.AMOUNTS, "the budget 0 is not between"),
         (
             {"state": "refunded", "outcome": "timeout", "fault": "agent", "reputation_tenths": -50},
@@ -210,10 +210,10 @@ def judged(token: str) -> str | None:
     ],
 )  # fmt: skip
 def test_what_the_platform_signs_must_hold_together(
-    statement: dict[str, Any], change: dict[str, Any], flaw: Flaw, sentence: str
+    paid_claims: dict[str, Any], change: dict[str, Any], flaw: Flaw, sentence: str
 ) -> None:
     with pytest.raises(ProofError, match=sentence) as caught:
-        verify(signed_with({**statement, **change}, KEY.certificate), ROOT.jwks())
+        verify(signed_with({**paid_claims, **change}, KEY.certificate), ROOT.jwks())
     assert caught.value.flaw is flaw
 
 
@@ -221,7 +221,7 @@ def test_an_expired_escrow_expires_not_before_its_time(new_escrow: NewEscrow) ->
     escrow = new_escrow()
     for late_ms, held in ((0, True), (-1, False)):
         settled = expire(escrow, now_ms=escrow.expires_ms + late_ms)
-        stated = claims(
+        stated = claims_of(
             escrow,
             settled,
             issuer="i",
@@ -384,7 +384,7 @@ def test_an_elliptic_curve_key_signs_no_receipt(receipt: str) -> None:
     assert "the key certificate has a wrong form: 'jwk" in refused(token, flaw=Flaw.FORM)
 
 
-def certificate_of(payload: dict[str, Any], *, root: Root = ROOT, typ: str = certified.CERTIFICATE_TYPE) -> str:
+def certificate_of(payload: dict[str, Any], *, root: Root = ROOT, typ: str = statement.CERTIFICATE_TYPE) -> str:
     """A certificate of any content, signed by the root."""
     content = f"{part({'alg': 'ES256', 'kid': root.key_id, 'typ': typ})}.{part(payload)}"
     return f"{content}.{encode(root.sign(content.encode()))}"
@@ -420,7 +420,7 @@ def test_the_other_half_of_an_ecdsa_signature_makes_no_second_receipt(receipt: s
     assert refused(str(forged)) == "the signature of the receipt does not fit"
 
 
-def test_a_certificate_is_of_its_key_its_root_its_type_and_its_time(statement: dict[str, Any]) -> None:
+def test_a_certificate_is_of_its_key_its_root_its_type_and_its_time(paid_claims: dict[str, Any]) -> None:
     validity = parse(KEY.certificate).payload
     unbegun = {name: validity[name] for name in ("exp", "purpose", "jwk")}
     for made, sentence, flaw in (
@@ -436,12 +436,12 @@ def test_a_certificate_is_of_its_key_its_root_its_type_and_its_time(statement: d
         (certificate_of({**validity, "sub": "x"}), "certificate has a wrong form: 'sub'", Flaw.FORM),
         (KEY.certificate.rpartition(".")[0] + ".", "signature of the key certificate", Flaw.SIGNATURE),
     ):  # fmt: skip
-        assert sentence in refused(signed_with(statement, made), flaw=flaw)
+        assert sentence in refused(signed_with(paid_claims, made), flaw=flaw)
 
 
 def test_a_checkpoint_is_no_receipt_and_a_receipt_no_checkpoint(receipt: str) -> None:
     kind = replace(log.CHECKPOINT, purpose=Purpose.RECEIPT)  # the signer that a thief of the key would write
-    checkpoint = certified.sign({"v": 1}, KEY, kind)
+    checkpoint = statement.sign({"v": 1}, KEY, kind)
     assert "the receipt is not of the type quittance-receipt+jwt" in refused(checkpoint, flaw=Flaw.FORM)
     with pytest.raises(ProofError, match="the checkpoint is not of the type quittance-checkpoint"):
         log.verify_checkpoint(receipt, ROOT.jwks())

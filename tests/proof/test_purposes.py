@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quittance.proof import log, receipt, statement, webhook
-from quittance.proof.statement import Flaw, Kind, ProofError, Purpose, SigningKey
+from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, StatementType
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
 
 BEFORE = json.loads((Path(__file__).parent / "before_purposes.json").read_text())
@@ -23,7 +23,7 @@ JWKS = key_set(*ROOTS.values())
 OTHERS = [(signer, claimed) for signer in Purpose for claimed in Purpose if signer is not claimed]
 
 
-def as_thief(kind: Kind, key: SigningKey) -> str:
+def as_thief(kind: StatementType, key: SigningKey) -> str:
     """A statement of a kind, signed without our own check of the key's purpose."""
     return statement.sign({}, key, replace(kind, purpose=key.purpose))
 
@@ -37,7 +37,7 @@ def certificate(root: Root, key: SigningKey, purpose: object) -> str:
     return f"{content}.{encode(root.sign(content.encode()))}"
 
 
-def refused(token: str, kind: Kind, jwks: dict[str, Any] = JWKS) -> str:
+def refused(token: str, kind: StatementType, jwks: dict[str, Any] = JWKS) -> str:
     with pytest.raises(ProofError) as caught:
         statement.verify(token, jwks, kind)
     assert caught.value.flaw is Flaw.SIGNATURE

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
-from quittance.proof.receipt import claims, sign, verify
+from quittance.proof.receipt import verify
 from quittance.proof.statement import Flaw, ProofError
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, RejectedBy, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, as_version_1
 
 ROOT = Root()
@@ -38,7 +39,7 @@ def stated(new_escrow: Callable[..., Escrow]) -> State:
         if outcome is Outcome.SUCCEEDED:
             settled = replace(settled, output=StoredBytes(DIGEST, meter.output_bytes, None))
         config = "ff" * 32 if engine else ""
-        return claims(
+        return claims_of(
             escrow,
             settled,
             issuer="i",
@@ -55,10 +56,10 @@ def ended_by(outcome: Outcome, meter: Meter, limits: Limits | None) -> Run:
     return Run(outcome, "", meter, limits=limits, rejected_by=by)
 
 
-def sentence(statement: dict[str, Any]) -> str | None:
-    """Why a statement does not hold together, if so."""
+def sentence(claims: dict[str, Any]) -> str | None:
+    """The first reason that a verifier refuses the claims for, or None."""
     try:
-        verify(sign(statement, KEY), ROOT.jwks())
+        verify(sign(claims, KEY), ROOT.jwks())
     except ProofError as error:
         return str(error) if error.flaw is Flaw.CONTRADICTION else f"{error.flaw}: {error}"
     return None

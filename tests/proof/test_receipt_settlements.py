@@ -22,11 +22,12 @@ from quittance.ledger.escrow import (
     held_to_budget,
 )
 from quittance.ledger.pricing import ComputePrices, parse_tariff, tariff_json
-from quittance.proof.receipt import checks, claims, read, sign
-from quittance.proof.statement import Certified, Flaw, ProofError
+from quittance.proof.receipt import checks, read
+from quittance.proof.statement import Flaw, ProofError, VerifiedStatement
 from quittance.proof.verify import Given, examine
 from quittance.run import Fault, Limits, Meter, Outcome, RejectedBy, Run, Side
 from tests.proof import second_checker
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root
 
 ROOT = Root()
@@ -46,17 +47,17 @@ NewEscrow = Callable[..., Escrow]
 Claims = dict[str, Any]
 
 
-def why_refused(statement: Claims) -> ProofError | None:
+def why_refused(claims: Claims) -> ProofError | None:
     """Why claims are refused, None if they are not: by the verifier, and the second checker must agree."""
     first: ProofError | None = None
     second: second_checker.RefusedError | None = None
     try:
-        for _, check in checks(read(statement), Certified(statement, IAT, EXP, "root-1")):
+        for _, check in checks(read(claims), VerifiedStatement(claims, IAT, EXP, "root-1")):
             check()
     except ProofError as error:
         first = error
     try:
-        second_checker.check_claims(statement, IAT, EXP)
+        second_checker.check_claims(claims, IAT, EXP)
     except second_checker.RefusedError as error:
         second = error
     assert (first is None) == (second is None), f"the verifier: {first}; the second checker: {second}"
@@ -69,7 +70,7 @@ def stated(escrow: Escrow, settlement: Settlement, run: Run) -> Claims:
         settlement = replace(settlement, output=StoredBytes("dd" * 32, run.meter.output_bytes, None))
     ran = run.limits is not None
     engine = {"engine": "e" if ran else "", "config_sha256": "ff" * 32 if ran else ""}
-    plain = claims(escrow, settlement, issuer="i", run=run, **engine)
+    plain = claims_of(escrow, settlement, issuer="i", run=run, **engine)
     return dict(json.loads(json.dumps(plain)))
 
 
@@ -196,9 +197,9 @@ def of_judges(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlemen
 @pytest.mark.parametrize("kind", [of_tasks, of_judges])
 def test_what_is_settled_and_stated_verifies(new_escrow: NewEscrow, kind: Any, data: st.DataObject) -> None:
     escrow, settlement, run = data.draw(kind(new_escrow))
-    statement = stated(escrow, settlement, run)
-    note(json.dumps(statement, indent=1))
-    assert why_refused(statement) is None
+    claims = stated(escrow, settlement, run)
+    note(json.dumps(claims, indent=1))
+    assert why_refused(claims) is None
 
 
 @given(data=st.data())
@@ -211,9 +212,9 @@ def test_every_outcome_is_settled_and_stated_so_that_it_verifies(
     now_ms = escrow.expires_ms if outcome is Outcome.EXPIRED else NOW_MS
     expired = outcome is Outcome.EXPIRED
     settlement = expire(escrow, now_ms=now_ms) if expired else decide(escrow, run, now_ms=now_ms)
-    statement = stated(escrow, settlement, run)
-    assert why_refused(statement) is None
-    assert (statement["fault"], statement["charge"] != "0") == (
+    claims = stated(escrow, settlement, run)
+    assert why_refused(claims) is None
+    assert (claims["fault"], claims["charge"] != "0") == (
         fault(run, escrow.own_limits),
         settlement.fault is Fault.AGENT and escrow.compute.micro(run.meter.fuel) > 0,
     )
@@ -260,13 +261,13 @@ def test_no_amount_and_no_fault_can_be_changed_alone(
 ) -> None:
     """But for what a judge cost that was asked: its own receipt states that, and `--task-judge` compares them."""
     escrow, settlement, run = data.draw(kind(new_escrow))
-    statement = stated(escrow, settlement, run)
-    forged = copy.deepcopy(statement)
+    claims = stated(escrow, settlement, run)
+    forged = copy.deepcopy(claims)
     if name == "fault":
-        forged[name] = data.draw(st.sampled_from([other for other in Fault if other != statement[name]]))
+        forged[name] = data.draw(st.sampled_from([other for other in Fault if other != claims[name]]))
     else:
-        near = st.sampled_from([0, 1, int(statement[name]) + 1, max(0, int(statement[name]) - 1), 10**12])
-        forged[name] = str(data.draw(near.filter(lambda other: str(other) != statement[name])))
+        near = st.sampled_from([0, 1, int(claims[name]) + 1, max(0, int(claims[name]) - 1), 10**12])
+        forged[name] = str(data.draw(near.filter(lambda other: str(other) != claims[name])))
     error = why_refused(forged)
     is_judges = kind is of_judges
     if name in ELSEWHERE and not is_judges and asked(escrow, run)[ELSEWHERE[name]]:
@@ -298,9 +299,9 @@ def test_the_platforms_fault_after_refused_memory_states_no_refusal(new_escrow: 
     given_ = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
     run = Run(Outcome.EXIT_CODE, "", Meter(fuel=5, wall_ms=7), limits=given_, memory_refused=True)
     failed = replace(run, outcome=Outcome.STORAGE_DOWN)
-    statement = stated(escrow := new_escrow(), decide(escrow, failed, now_ms=NOW_MS), failed)
-    assert statement["memory_refused"] is False
-    assert why_refused(statement) is None
+    claims = stated(escrow := new_escrow(), decide(escrow, failed, now_ms=NOW_MS), failed)
+    assert claims["memory_refused"] is False
+    assert why_refused(claims) is None
 
 
 @pytest.mark.parametrize(("share_bps", "more_micro", "holds"), [(2_500, 0, True), (2_500, 1, False), (0, 1, False)])
@@ -311,9 +312,9 @@ def test_a_rejected_agent_is_paid_at_most_its_share(
     escrow = new_escrow(tariff=whole, task_rules_sha256=TASKS_RULES, task_judge_bps=share_bps, fee_bps=0)
     limits_ = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
     run = Run(Outcome.REJECTED, "", Meter(wall_ms=7), limits=limits_, rejected_by=RejectedBy.TASK_JUDGE)
-    statement = stated(escrow, decide(escrow, run, now_ms=NOW_MS), run)
-    statement["paid"] = str(int(statement["paid"]) + more_micro)
-    statement["refunded"] = str(int(statement["refunded"]) - more_micro)
-    error = why_refused(statement)
+    claims = stated(escrow, decide(escrow, run, now_ms=NOW_MS), run)
+    claims["paid"] = str(int(claims["paid"]) + more_micro)
+    claims["refunded"] = str(int(claims["refunded"]) - more_micro)
+    error = why_refused(claims)
     assert (error is None) == holds
     assert error is None or error.flaw is Flaw.AMOUNTS

@@ -11,10 +11,11 @@ import pytest
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
 from quittance.ledger.pricing import ComputePrices
 from quittance.limits import OUTPUT_BYTES_MAX
-from quittance.proof.receipt import Statement, claims, sign, verify
+from quittance.proof.receipt import ReceiptClaims, verify
 from quittance.proof.statement import Flaw, ProofError
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, RejectedBy, Run
 from tests.proof import second_checker
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import ADDED_CLAIMS, ADDED_MEMBERS, NOW_S, Root, as_version_1, parse
 
 TESTS = Path(__file__).parents[1]
@@ -46,15 +47,15 @@ def stated(new_escrow: NewEscrow, outcome: Outcome, **terms: Any) -> dict[str, A
     if outcome is Outcome.SUCCEEDED:
         settled = replace(settled, output=StoredBytes("dd" * 32, 10, None))
     engine = {"engine": "e", "config_sha256": "ff" * 32} if ran else {"engine": "", "config_sha256": ""}
-    plain = claims(escrow, settled, issuer="i", run=run, **engine)
+    plain = claims_of(escrow, settled, issuer="i", run=run, **engine)
     return dict(json.loads(json.dumps(plain)))
 
 
-def refusal(statement: dict[str, Any]) -> ProofError:
+def refusal(claims: dict[str, Any]) -> ProofError:
     with pytest.raises(ProofError) as caught:
-        verify(sign(statement, KEY), ROOT.jwks())
+        verify(sign(claims, KEY), ROOT.jwks())
     with pytest.raises(second_checker.RefusedError):
-        second_checker.check(sign(statement, KEY), ROOT.jwks())
+        second_checker.check(sign(claims, KEY), ROOT.jwks())
     return caught.value
 
 
@@ -68,8 +69,8 @@ def test_a_stored_receipt_of_version_1_verifies(folder: Path) -> None:
 
 def test_version_2_added_these_claims_and_no_others() -> None:
     older = parse(BEFORE["receipt"]).payload
-    assert Statement.model_fields.keys() - older.keys() == set(ADDED_CLAIMS)
-    assert not older.keys() - Statement.model_fields.keys()
+    assert ReceiptClaims.model_fields.keys() - older.keys() == set(ADDED_CLAIMS)
+    assert not older.keys() - ReceiptClaims.model_fields.keys()
     verified = verify(BEFORE["receipt"], BEFORE["jwks"])
     assert as_version_1(verified) == older
     assert {name: verified[name] for name in ADDED_CLAIMS} == {

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from quittance.ledger.escrow import escrow_id
 from quittance.proof import receipt
 from quittance.proof.receipt import checks, read
-from quittance.proof.statement import Certified, ProofError, Purpose
+from quittance.proof.statement import ProofError, Purpose, VerifiedStatement
 from tests.depth import LONG
 from tests.proof import second_checker
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
@@ -283,7 +283,7 @@ def mutated(draw: st.DrawFn) -> Claims:
 
 def first_takes(claims: Claims) -> bool:
     """Whether the verifier takes claims, given a certificate that was valid."""
-    chain = Certified(claims, IAT, EXP, "root-1")
+    chain = VerifiedStatement(claims, IAT, EXP, "root-1")
     try:
         for _, check in checks(read(claims), chain):
             check()

@@ -31,10 +31,10 @@ from quittance.proof.log import (
     sign_checkpoint,
     tree_root,
 )
-from quittance.proof.receipt import claims, sign
 from quittance.proof.statement import Flaw, Purpose
-from quittance.proof.verify import EXITS, Given, Report, Verdict, examine, main
+from quittance.proof.verify import EXITS, CheckResult, Given, Report, examine, main
 from quittance.run import Limits, Meter, Outcome, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
 from tests.support import UNSCORED
 
@@ -54,13 +54,13 @@ def sha256(data: bytes) -> str:
 
 
 @pytest.fixture(scope="session")
-def statement(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
+def paid_claims(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
     escrow = new_escrow(module_sha256=sha256(MODULE), input_sha256=sha256(INPUT), tariff=TARIFF.decode())
     meter = Meter(fuel=5, wall_ms=7, memory_bytes=8, input_bytes=len(INPUT), output_bytes=len(OUTPUT))
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", meter), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes(sha256(OUTPUT), len(OUTPUT), OUTPUT))
     limits = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
-    return claims(
+    return claims_of(
         escrow,
         settled,
         issuer=ISSUER,
@@ -71,8 +71,8 @@ def statement(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def receipt(statement: dict[str, Any]) -> str:
-    return sign(statement, KEY)
+def receipt(paid_claims: dict[str, Any]) -> str:
+    return sign(paid_claims, KEY)
 
 
 class Log:
@@ -121,14 +121,14 @@ def everything(receipt: str, logged: Log) -> Given:
 def test_all_that_is_given_is_checked(receipt: str, logged: Log) -> None:
     report = examine(everything(receipt, logged))
     names = ["signature", "times", "amounts", "claims", "module", "input", "output", "tariff", "log", "history"]
-    assert [(check.name, check.verdict) for check in report.checks] == [(name, Verdict.PASSED) for name in names]
+    assert [(check.name, check.result) for check in report.checks] == [(name, CheckResult.PASSED) for name in names]
     assert report.exit_status == 0
     assert all(check.sentence for check in report.checks)
 
 
 def test_what_is_not_given_is_said_not_to_be_checked(receipt: str) -> None:
     report = examine(Given(receipt, KEYS))
-    assert [check.name for check in report.checks if check.verdict is Verdict.NOT_DONE] == [
+    assert [check.name for check in report.checks if check.result is CheckResult.NOT_DONE] == [
         "module", "input", "output", "tariff", "log", "history",
     ]  # fmt: skip
     assert report.exit_status == 0
@@ -153,28 +153,28 @@ def test_what_is_not_given_is_said_not_to_be_checked(receipt: str) -> None:
 )
 def test_each_misfit_is_named(receipt: str, logged: Log, change: dict[str, Any], flaw: Flaw, sentence: str) -> None:
     report = examine(replace(everything(receipt, logged), **change))
-    (failed,) = [check for check in report.checks if check.verdict is Verdict.FAILED]
+    (failed,) = [check for check in report.checks if check.result is CheckResult.FAILED]
     assert failed.flaw is flaw
     assert report.exit_status == EXITS[flaw][0]
     assert re.search(sentence, failed.sentence)
 
 
-def test_the_price_follows_from_the_tariff(statement: dict[str, Any]) -> None:
+def test_the_price_follows_from_the_tariff(paid_claims: dict[str, Any]) -> None:
     """The sums of this receipt are right; the price is not what the tariff says."""
-    dear = {**statement, "paid": "585000", "fee": "15000", "refunded": "400000"}
+    dear = {**paid_claims, "paid": "585000", "fee": "15000", "refunded": "400000"}
     report = examine(Given(sign(dear, KEY), KEYS, tariff=TARIFF))
     (failed,) = [check for check in report.checks if check.flaw]
     assert (failed.flaw, failed.sentence) == (
         Flaw.AMOUNTS, "paid and commission are 600000 together, by the tariff 400000 is due",
     )  # fmt: skip
     spaced = b' {"price": "0.40", "type": "flat"}'
-    assert examine(Given(sign(statement, KEY), KEYS, tariff=spaced)).exit_status == 0
+    assert examine(Given(sign(paid_claims, KEY), KEYS, tariff=spaced)).exit_status == 0
 
 
 def test_a_failed_task_has_no_output_and_no_price(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow(tariff=TARIFF.decode())
     settled = expire(escrow, now_ms=escrow.expires_ms)
-    stated = claims(
+    stated = claims_of(
         escrow,
         settled,
         issuer=ISSUER,
@@ -231,26 +231,26 @@ ABIDES, OFFENDS = b'{"min_bytes": 11}', b'{ "max_bytes": 10 }'
 
 
 @pytest.mark.parametrize(
-    ("agent", "task", "output", "verdict", "flaw"),
+    ("agent", "task", "output", "result", "flaw"),
     [
-        (ABIDES, b"{}", OUTPUT, Verdict.PASSED, None),
-        (ABIDES, ABIDES, OUTPUT, Verdict.PASSED, None),
-        (OFFENDS, ABIDES, OUTPUT, Verdict.FAILED, Flaw.RULES),
-        (ABIDES, OFFENDS, OUTPUT, Verdict.FAILED, Flaw.RULES),
-        (ABIDES, OFFENDS, None, Verdict.NOT_DONE, None),
+        (ABIDES, b"{}", OUTPUT, CheckResult.PASSED, None),
+        (ABIDES, ABIDES, OUTPUT, CheckResult.PASSED, None),
+        (OFFENDS, ABIDES, OUTPUT, CheckResult.FAILED, Flaw.RULES),
+        (ABIDES, OFFENDS, OUTPUT, CheckResult.FAILED, Flaw.RULES),
+        (ABIDES, OFFENDS, None, CheckResult.NOT_DONE, None),
     ],
 )
 def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
-    statement: dict[str, Any], agent: bytes, task: bytes, output: bytes | None, verdict: Verdict, flaw: Flaw | None
+    paid_claims: dict[str, Any], agent: bytes, task: bytes, output: bytes | None, result: CheckResult, flaw: Flaw | None
 ) -> None:
     named = [rules_sha256(rules_json(parse_rules(text.decode()))) for text in (agent, task)]
     acceptance = {"agent_sha256": named[0], "task_sha256": named[1], **UNSCORED, "accepted": True}
-    receipt = sign({**statement, "acceptance": acceptance}, KEY)
+    receipt = sign({**paid_claims, "acceptance": acceptance}, KEY)
     given = Given(receipt, KEYS, output=output, agent_rules=agent, task_rules=task if named[1] else None)
     found = {check.name: check for check in examine(given).checks}["acceptance"]
-    assert (found.verdict, found.flaw) == (verdict, flaw)
+    assert (found.result, found.flaw) == (result, flaw)
     lacking = {check.name: check for check in examine(replace(given, agent_rules=None)).checks}
-    assert lacking["acceptance"].verdict is lacking["agent rules"].verdict is Verdict.NOT_DONE
+    assert lacking["acceptance"].result is lacking["agent rules"].result is CheckResult.NOT_DONE
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
     ],
 )
 def test_a_person_is_told_of_rules(
-    statement: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str], task: str | None, line: str
+    paid_claims: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str], task: str | None, line: str
 ) -> None:
     acceptance = {"agent_sha256": "ab" * 32, "task_sha256": task, **UNSCORED, "accepted": True}
-    files["receipt"].write_text(sign({**statement, "acceptance": acceptance}, KEY))
+    files["receipt"].write_text(sign({**paid_claims, "acceptance": acceptance}, KEY))
     assert main(command(files)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert line in lines
@@ -274,10 +274,10 @@ def test_a_person_is_told_of_rules(
 @pytest.mark.parametrize(
     "rules", [b"{", b"\xff", b"[]", b'{"min_bytes": "1"}', OFFENDS, b'{"json_schema": {"$ref": "#"}}']
 )
-def test_other_rules_than_the_receipt_names_are_told(statement: dict[str, Any], rules: bytes) -> None:
+def test_other_rules_than_the_receipt_names_are_told(paid_claims: dict[str, Any], rules: bytes) -> None:
     digest = rules_sha256('{"min_bytes":11}')
     acceptance = {"agent_sha256": None, "task_sha256": digest, **UNSCORED, "accepted": True}
-    for stated, side in (({**statement, "acceptance": acceptance}, "task_rules"), (statement, "agent_rules")):
+    for stated, side in (({**paid_claims, "acceptance": acceptance}, "task_rules"), (paid_claims, "agent_rules")):
         report = examine(Given(sign(stated, KEY), KEYS, output=OUTPUT, **{side: rules}))
         (failed,) = [check for check in report.checks if check.flaw]
         assert (failed.name, failed.flaw) == (side.replace("_", " "), Flaw.DIGEST)
@@ -382,9 +382,9 @@ def test_every_failure_has_a_status_of_its_own_and_help_tells_it(capsys: pytest.
 
 
 def test_a_strangers_words_do_nothing_to_a_terminal(
-    statement: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    paid_claims: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files["receipt"].write_text(sign({**statement, "agent": "\x1b[2J\u202e\r\nok", "iss": "\u2028é"}, KEY))
+    files["receipt"].write_text(sign({**paid_claims, "agent": "\x1b[2J\u202e\r\nok", "iss": "\u2028é"}, KEY))
     assert main(command(files)) == 0
     out = capsys.readouterr().out
     assert out.isascii()
@@ -425,9 +425,9 @@ def test_any_key_set(receipt: str, keys: bytes) -> None:
 
 
 @given(data=st.data())
-def test_any_signed_claims(statement: dict[str, Any], data: st.DataObject) -> None:
+def test_any_signed_claims(paid_claims: dict[str, Any], data: st.DataObject) -> None:
     """Even what is rightly signed may be nonsense: huge, deep, of wrong types."""
-    forged = json.loads(json.dumps(statement))
+    forged = json.loads(json.dumps(paid_claims))
     for _ in range(data.draw(st.integers(1, 3))):
         members = forged
         name = data.draw(st.sampled_from(sorted(members)))

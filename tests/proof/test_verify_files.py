@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from quittance.acceptance import rules as acceptance
 from quittance.ledger.credits import format_credits
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id, judge_task_id
-from quittance.proof.receipt import claims, sign
 from quittance.proof.statement import Flaw
-from quittance.proof.verify import Check, Given, Verdict, examine, main
+from quittance.proof.verify import Check, CheckResult, Given, examine, main
 from quittance.run import Limits, Meter, Outcome, Run, Side
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, as_version_1, parse
 
 ROOT = Root()
@@ -46,7 +46,7 @@ def task(new_escrow: Callable[..., Escrow]) -> Callable[..., dict[str, Any]]:
         settled = replace(settled, output=StoredBytes(digest(OUTPUT), len(OUTPUT), OUTPUT))
         scores = {} if score_micro is None else {Side.TASK: score_micro}
         run = Run(Outcome.SUCCEEDED, "", measured, limits=LIMITS, scores_micro=scores)
-        return claims(escrow, settled, issuer="i", run=run, engine="e", config_sha256=CONFIG)
+        return claims_of(escrow, settled, issuer="i", run=run, engine="e", config_sha256=CONFIG)
 
     return made
 
@@ -64,7 +64,7 @@ def judge(new_escrow: Callable[..., Escrow]) -> Callable[..., str]:
         measured = replace(Meter(wall_ms=7, input_bytes=len(read), output_bytes=len(printed)), **meter)
         settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", measured), now_ms=NOW_S * 1_000 + 5)
         settled = replace(settled, output=StoredBytes(digest(printed), len(printed), printed))
-        stated = claims(
+        stated = claims_of(
             escrow,
             settled,
             issuer="i",
@@ -104,18 +104,18 @@ def test_files_are_as_long_as_the_meter_says(
 def test_where_nothing_ran_nobody_measured_the_input(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow(input_sha256=digest(INPUT))
     settled = decide(escrow, Run(Outcome.SUPERSEDED, "", Meter()), now_ms=NOW_S * 1_000 + 5)
-    stated = claims(
+    stated = claims_of(
         escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="", config_sha256=""
     )
-    assert checks(Given(sign(stated, KEY), KEYS, input=INPUT))["input"].verdict is Verdict.PASSED
+    assert checks(Given(sign(stated, KEY), KEYS, input=INPUT))["input"].result is CheckResult.PASSED
 
 
 def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[..., dict[str, Any]]) -> None:
     """Honest receipts of version 1 may say so; a reader should know."""
-    for wall_ms, verdict in ((70, None), (71, Verdict.NOTED)):
+    for wall_ms, result in ((70, None), (71, CheckResult.NOTED)):
         report = examine(Given(sign(as_version_1(task(wall_ms=wall_ms)), KEY), KEYS))
-        noted = {check.name: check.verdict for check in report.checks}
-        assert (report.exit_status, noted.get("wall time")) == (0, verdict)
+        noted = {check.name: check.result for check in report.checks}
+        assert (report.exit_status, noted.get("wall time")) == (0, result)
 
 
 # Scores.
@@ -144,7 +144,7 @@ def test_a_score_is_what_its_judge_printed(
     )  # fmt: skip
     found = checks(whole)
     assert not [check for check in found.values() if check.flaw]
-    assert (found["task score"].verdict, found["task score"].sentence) == (Verdict.PASSED, "the judge printed 0.9")
+    assert (found["task score"].result, found["task score"].sentence) == (CheckResult.PASSED, "the judge printed 0.9")
 
 
 @pytest.mark.parametrize("printed", [b"0.2", b"0.2\n", b"0.899999\n", b"0.900001", b"0", b"1\n", b"1.0", b"0.95\r\n"])
@@ -164,9 +164,9 @@ def test_an_unusual_spelling_is_not_taken_for_proven(
 ) -> None:
     alone = Given(sign(task(900_000), KEY), KEYS, task_judge=judge(printed))
     found = checks(alone)["task score"]
-    assert (found.verdict, "--task-judge-output" in found.sentence) == (Verdict.NOT_DONE, True)
+    assert (found.result, "--task-judge-output" in found.sentence) == (CheckResult.NOT_DONE, True)
     found = checks(replace(alone, task_judge_output=printed))["task score"]
-    assert (found.verdict is Verdict.PASSED) == (acceptance.read_score(printed) == 900_000)
+    assert (found.result is CheckResult.PASSED) == (acceptance.read_score(printed) == 900_000)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_judge_cost_what_its_own_receipt_states(
     whole = task(900_000) | {"task_judging": str(stated_micro)}
     found = checks(Given(sign(whole, KEY), KEYS, task_judge=judge(b"0.9")))["task judge"]
     if stated_micro == JUDGE_MICRO:
-        assert found.verdict is Verdict.PASSED
+        assert found.result is CheckResult.PASSED
     else:
         said = f"the task's judge cost {JUDGE_MICRO} by its own receipt, this receipt states {stated_micro}"
         assert (found.flaw, found.sentence) == (Flaw.AMOUNTS, said)
@@ -217,12 +217,12 @@ def test_in_version_1_no_receipt_states_what_its_judge_cost(
 ) -> None:
     of_judge = as_version_1(parse(judge(b"0.9")).payload)
     found = checks(Given(sign(as_version_1(task(900_000)), KEY), KEYS, task_judge=sign(of_judge, KEY)))
-    assert (found["task judge"].verdict, found["task score"].verdict) == (Verdict.PASSED, Verdict.PASSED)
+    assert (found["task judge"].result, found["task score"].result) == (CheckResult.PASSED, CheckResult.PASSED)
 
 
 def test_without_the_judges_receipt_its_output_proves_nothing(task: Callable[..., dict[str, Any]]) -> None:
     found = checks(Given(sign(task(900_000), KEY), KEYS, task_judge_output=b"0.9"))
-    assert found["task judge"].verdict is Verdict.NOT_DONE
+    assert found["task judge"].result is CheckResult.NOT_DONE
     assert "task score" not in found
 
 
@@ -238,8 +238,8 @@ def test_a_plain_score_passes_if_and_only_if_it_is_the_one_stated(
 ) -> None:
     printed = format_credits(thousandths * 1_000).encode() + end
     found = checks(Given(sign(task(stated_micro), KEY), KEYS, task_judge=judge(printed)))["task score"]
-    assert (found.verdict is Verdict.PASSED) == (stated_micro == thousandths * 1_000)
-    assert found.verdict is not Verdict.NOT_DONE
+    assert (found.result is CheckResult.PASSED) == (stated_micro == thousandths * 1_000)
+    assert found.result is not CheckResult.NOT_DONE
 
 
 def test_the_command_reads_what_the_judge_printed(

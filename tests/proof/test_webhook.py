@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quittance.api import targets
 from quittance.limits import WEBHOOK_AGE_MS_MAX, WEBHOOK_URL_CHARS_MAX
 from quittance.proof import receipt, statement, verify, webhook
-from quittance.proof.statement import CERTIFICATE_SECONDS, Flaw, Kind, ProofError, Purpose
+from quittance.proof.statement import CERTIFICATE_SECONDS, Flaw, ProofError, Purpose, StatementType
 from tests.proof.roots import NOW_S, Root, parse, part
 
 URL = "https://example.com/hook?for=alice"
@@ -232,12 +232,12 @@ def test_a_signature_cannot_be_put_together_from_other_statements() -> None:
     for payload in ({**token.payload, "url": "https://other.example/"}, {**token.payload, "at": NOW_MS + 1}):
         with pytest.raises(ProofError, match="signature"):
             check(signature=str(token._replace(payload=payload)), url=payload["url"])
-    as_receipt = statement.sign(token.payload, KEY, Kind(receipt.RECEIPT.typ, "", Purpose.WEBHOOK))
+    as_receipt = statement.sign(token.payload, KEY, StatementType(receipt.RECEIPT.typ, "", Purpose.WEBHOOK))
     with pytest.raises(ProofError, match="not of the type"):
         check(signature=as_receipt)
     with pytest.raises(ProofError, match="not of the type"):
         statement.verify(signed(), ROOT_KEY.jwks(), receipt.RECEIPT)
-    more = statement.sign({**token.payload, "sub": "x"}, KEY, Kind(webhook.WEBHOOK.typ, "", Purpose.WEBHOOK))
+    more = statement.sign({**token.payload, "sub": "x"}, KEY, StatementType(webhook.WEBHOOK.typ, "", Purpose.WEBHOOK))
     with pytest.raises(ProofError, match="wrong form"):
         check(signature=more)
     header = f"{part({**token.header, 'alg': 'none'})}.{part(token.payload)}."

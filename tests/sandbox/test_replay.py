@@ -26,6 +26,7 @@ from quittance.sandbox import (
     config_digest,
     host_rules_of,
 )
+from tests.proof import receipts
 from tests.proof.roots import NOW_S, Root
 from tests.support import ROOT as PROJECT
 from tests.support import wasm
@@ -83,7 +84,7 @@ def settled(make, sandbox):
         done = decide(escrow, run, now_ms=NOW_S * 1_000 + 9)
         done = replace(done, log=kept(run.stderr), output=kept(run.stdout) if done.state == "released" else None)
         engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
-        stated = receipt.claims(
+        stated = receipts.claims_of(
             escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", run.meter, limits=limits), **engine
         )
         return json.loads(json.dumps(stated)) | changes
@@ -93,7 +94,7 @@ def settled(make, sandbox):
 
 def replayed(claims, module: bytes, stdin: bytes = b""):
     """The exit status and what was said of the replay."""
-    given = Given(receipt.sign(claims, KEY), json.dumps(ROOT.jwks()).encode(), module, stdin)
+    given = Given(receipts.sign(claims, KEY), json.dumps(ROOT.jwks()).encode(), module, stdin)
     report = examine(given)
     assert report.exit_status == 0
     verify._replay(report, given)
@@ -163,7 +164,7 @@ def test_another_engine_may_count_otherwise_but_not_answer_otherwise(settled):
     claims["meter"]["fuel"] = 7
     status, said, report = replayed(claims, DICE)
     assert (status, said.endswith("counts were not compared")) == (0, True)
-    assert [check.name for check in report.checks if check.verdict == "noted"] == ["engine"]
+    assert [check.name for check in report.checks if check.result == "noted"] == ["engine"]
     status, said, _ = replayed(claims | {"output_sha256": "00" * 32}, DICE)
     assert status == EXITS[Flaw.REPLAY][0]
     starved = settled(LOOPS, b"", replace(LIMITS, fuel=99), config_sha256="00" * 32)
@@ -249,7 +250,7 @@ def test_what_this_machine_cannot_run_is_no_verdict(settled, monkeypatch):
 
 def test_the_command_replays(settled, tmp_path: Path):
     files = {"keys": json.dumps(ROOT.jwks()).encode(), "module": wasm("wordcount"), "input": WORDS}
-    (tmp_path / "receipt").write_text(receipt.sign(settled(wasm("wordcount"), WORDS), KEY))
+    (tmp_path / "receipt").write_text(receipts.sign(settled(wasm("wordcount"), WORDS), KEY))
     options = []
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)

@@ -389,13 +389,13 @@ def test_an_artefact_that_is_gone_changed_or_foreign_is_the_platforms_fault(make
 
 def test_every_count_of_a_meter_can_be_stated_in_a_receipt(make, sandbox):
     """Each that a guest drives ends at its limit, and each limit at what a receipt can state."""
-    counts = receipt.StatedMeter.model_fields
+    counts = receipt.MeterClaims.model_fields
     assert set(counts) == {field.name for field in dataclasses.fields(Meter)}
     at_most = (limits.FUEL_MAX, limits.MEMORY_BYTES_MAX, limits.STDIN_BYTES_MAX, limits.OUTPUT_BYTES_MAX)
     assert max(at_most) <= limits.COUNT_MAX
     many = sandbox.run(make(writer(2, 19 * PAGE_BYTES, 2_000), memory_bytes=64 * limits.MIB))
     assert many.meter.stderr_bytes > limits.STDERR_BYTES_MAX
     most = dict.fromkeys(counts, limits.COUNT_MAX) | {"fuel_exact": True}
-    receipt.StatedMeter.model_validate(most)
+    receipt.MeterClaims.model_validate(most)
     with pytest.raises(ValueError, match="stderr_bytes"):
-        receipt.StatedMeter.model_validate(most | {"stderr_bytes": limits.COUNT_MAX + 1})
+        receipt.MeterClaims.model_validate(most | {"stderr_bytes": limits.COUNT_MAX + 1})

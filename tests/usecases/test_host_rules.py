@@ -38,6 +38,6 @@ def test_an_agent_of_earlier_rules_runs_without_recompilation(cloud: Cloud, monk
 def test_a_receipt_of_a_task_replays_under_the_rules_it_names(cloud: Cloud) -> None:
     cloud.deposit("alice", 10**7)
     claims = run(cloud, cloud.publish(wasm("wordcount")))
-    stated = receipt.Statement.model_validate(claims)
+    stated = receipt.ReceiptClaims.model_validate(claims)
     done = replay.replay(stated, wasm("wordcount"), WORDS.encode())
     assert (done.same_engine, done.run.meter.fuel) == (True, claims["meter"]["fuel"])

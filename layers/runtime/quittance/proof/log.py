@@ -19,9 +19,9 @@ from pydantic import Field
 
 from quittance.limits import LOG_SIZE_MAX, TOKEN_CHARS_MAX
 from quittance.proof import statement
-from quittance.proof.statement import Flaw, Form, Kind, ProofError, Purpose, SigningKey
+from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, StatementType, StrictModel
 
-CHECKPOINT: Final = Kind("quittance-checkpoint+jwt", "checkpoint", Purpose.CHECKPOINT)
+CHECKPOINT: Final = StatementType("quittance-checkpoint+jwt", "checkpoint", Purpose.CHECKPOINT)
 HASH_BYTES: Final = 32
 TILE_HASHES: Final = 256
 LOG_LEVEL_MAX: Final = LOG_SIZE_MAX.bit_length() // 8  # of tiles
@@ -83,14 +83,14 @@ class Checkpoint:
     at_ms: int
 
 
-class ConsistencyProof(Form):
+class ConsistencyProof(StrictModel):
     """That the log of `tree_size` entries is the beginning of the log that it comes with."""
 
     tree_size: _Size
     path: _Path
 
 
-class Proof(Form):
+class Proof(StrictModel):
     """The proof document of one receipt (`GET /tasks/{task_id}/proof`). Hashes are in hexadecimal.
 
     `consistency` is there if the caller named the size of an older checkpoint.
@@ -103,7 +103,7 @@ class Proof(Form):
     consistency: ConsistencyProof | None = None
 
 
-class _StatedCheckpoint(Form):
+class _StatedCheckpoint(StrictModel):
     v: Annotated[int, Field(ge=_VERSION, le=_VERSION)]
     iss: Annotated[str, Field(max_length=1_000)]
     size: _Size

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quittance.limits import TIMEOUT_S_ASYNC_MAX
-from quittance.proof.receipt import StatedLimits, Statement
+from quittance.proof.receipt import LimitClaims, ReceiptClaims
 from quittance.proof.statement import Flaw, ProofError
 from quittance.run import HOST_RULES, OF_THE_RULES, Fault, Job, Outcome, Run
 from quittance.sandbox import (
@@ -39,7 +39,7 @@ class Replay:
     same_engine: bool
 
 
-def replay(stated: Statement, module: bytes, stdin: bytes) -> Replay:
+def replay(stated: ReceiptClaims, module: bytes, stdin: bytes) -> Replay:
     """Repeats the run of a receipt.
 
     Raises ProofError: `Flaw.REPLAY` if it ends in another way, `Flaw.UNREPEATABLE` if no run could tell, and
@@ -58,7 +58,7 @@ def replay(stated: Statement, module: bytes, stdin: bytes) -> Replay:
     return Replay(found, same_engine)
 
 
-def _repeatable(stated: Statement) -> StatedLimits:
+def _repeatable(stated: ReceiptClaims) -> LimitClaims:
     """The limits of a run that a repetition can tell something about."""
     if stated.fault is Fault.PLATFORM:
         sentence = f"the run ended by the platform's fault ({stated.outcome}), not by what the module does"
@@ -70,7 +70,7 @@ def _repeatable(stated: Statement) -> StatedLimits:
     return stated.limits
 
 
-def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes, host_rules: int) -> Run:
+def _run(stated: ReceiptClaims, limits: LimitClaims, module: bytes, stdin: bytes, host_rules: int) -> Run:
     try:
         artefact = compile_module(module)
         with tempfile.TemporaryDirectory(prefix="quittance-") as folder, Sandbox() as sandbox:
@@ -96,7 +96,7 @@ def _run(stated: Statement, limits: StatedLimits, module: bytes, stdin: bytes, h
         raise ProofError(Flaw.NO_SANDBOX, sentence) from exc
 
 
-def _differences(stated: Statement, found: Run, *, counts: bool) -> Iterator[str]:
+def _differences(stated: ReceiptClaims, found: Run, *, counts: bool) -> Iterator[str]:
     ended = Outcome.SUCCEEDED if stated.outcome in OF_THE_RULES else stated.outcome
     pairs: list[tuple[str, Any, Any]] = [("outcome", ended, found.outcome)]
     if stated.output_sha256:

@@ -88,7 +88,7 @@ class SigningKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class StatementType:
     """A kind of statement: the `typ` of its header, its name in sentences, and the purpose of keys that sign it."""
 
     typ: str
@@ -97,7 +97,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Certified:
+class VerifiedStatement:
     """The claims of a statement whose chain of signatures holds, and when its key was certified to sign."""
 
     claims: dict[str, Any]
@@ -113,7 +113,7 @@ class Certified:
             raise ProofError(Flaw.TIMES, sentence)
 
 
-class Form(BaseModel):
+class StrictModel(BaseModel):
     """A JSON object with exactly the members that are declared, each of exactly its type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -123,14 +123,14 @@ _KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
 _Seconds = Annotated[int, Field(ge=0, le=2**40)]
 
 
-class _PublicKey(Form):
+class _PublicKey(StrictModel):
     kty: Literal["OKP"]
     crv: Literal["Ed25519"]
     x: _KeyId
     kid: _KeyId
 
 
-class _Validity(Form):
+class _Validity(StrictModel):
     """A certificate of before keys had purposes."""
 
     iat: _Seconds
@@ -159,7 +159,9 @@ class _Token:
     signature: bytes
 
 
-def certified_key(*, purpose: Purpose, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]) -> SigningKey:
+def new_signing_key(
+    *, purpose: Purpose, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]
+) -> SigningKey:
     """A new signing key for one purpose, certified by one signature of that purpose's root.
 
     `root_sign` returns the raw ES256 signature (r ‖ s, RFC 7518 §3.4) of the bytes that it is given.
@@ -177,7 +179,7 @@ def certified_key(*, purpose: Purpose, now_s: int, root_key_id: str, root_sign: 
     return SigningKey(private, key_id, certificate, expires_s, purpose)
 
 
-def sign(claims: Mapping[str, Any], key: SigningKey, kind: Kind) -> str:
+def sign(claims: Mapping[str, Any], key: SigningKey, kind: StatementType) -> str:
     """The claims as a compact JWS under an environment's key, its certificate in the header.
 
     Raises ValueError for a key of another purpose.
@@ -189,7 +191,7 @@ def sign(claims: Mapping[str, Any], key: SigningKey, kind: Kind) -> str:
     return jwt.encode(dict(claims), key.private, algorithm=_ALGORITHM, headers=headers)
 
 
-def verify(token: str, jwks: Mapping[str, Any], kind: Kind) -> Certified:
+def verify(token: str, jwks: Mapping[str, Any], kind: StatementType) -> VerifiedStatement:
     """The claims of a statement whose chain leads to a root key of `jwks`; their form is for the caller to read.
 
     Raises ProofError: `Flaw.FORM` for what is not such a token at all, `Flaw.SIGNATURE` for a chain that does not hold.
@@ -204,7 +206,7 @@ def verify(token: str, jwks: Mapping[str, Any], kind: Kind) -> Certified:
     _check_purpose(root, inner.payload.get("purpose"), kind)
     certificate = read(_ValidityForPurpose if root.purpose else _Validity, inner.payload, _CERTIFICATE)
     if outer.header["kid"] != certificate.jwk.kid:
-        sentence = f"the {kind.name} names the key {shown(outer.header['kid'])}, its certificate {certificate.jwk.kid}"
+        sentence = f"the {kind.name} names the key {quoted(outer.header['kid'])}, its certificate {certificate.jwk.kid}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     if certificate.jwk.kid != (name := _thumbprint(certificate.jwk.model_dump())):
         sentence = f"the key certificate names its key {certificate.jwk.kid}, but the key's thumbprint is {name}"
@@ -212,7 +214,7 @@ def verify(token: str, jwks: Mapping[str, Any], kind: Kind) -> Certified:
     public = Ed25519PublicKey.from_public_bytes(_decode(certificate.jwk.x, _CERTIFICATE))
     if not OKPAlgorithm().verify(outer.signed, public, outer.signature):
         raise _unsigned(kind.name)
-    return Certified(outer.payload, certificate.iat, certificate.exp, inner.header["kid"])
+    return VerifiedStatement(outer.payload, certificate.iat, certificate.exp, inner.header["kid"])
 
 
 def read(model: type[_Model], value: object, name: str) -> _Model:
@@ -221,7 +223,7 @@ def read(model: type[_Model], value: object, name: str) -> _Model:
         return model.model_validate(value)
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = shown(".".join(map(str, error["loc"]))) if error["loc"] else "the whole"
+        place = quoted(".".join(map(str, error["loc"]))) if error["loc"] else "the whole"
         sentence = f"the {name} has a wrong form: {place}: {error['msg']}"
         raise ProofError(Flaw.FORM, sentence) from exc
 
@@ -239,7 +241,7 @@ def read_json(text: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A stranger's value, fit to stand in a sentence: short, in quotes, and of printable ASCII."""
     text = ascii(value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
@@ -253,11 +255,11 @@ def _parse(token: object, name: str, typ: str, members: set[str]) -> _Token:
     header, payload, signature = (_decode(part, name) for part in match.groups())
     fields = read_json(header, f"{name}'s header")
     if fields.get("typ") != typ:
-        sentence = f"the {name} is not of the type {typ}, but {shown(fields.get('typ'))}"
+        sentence = f"the {name} is not of the type {typ}, but {quoted(fields.get('typ'))}"
         raise ProofError(Flaw.FORM, sentence)
     if odd := sorted(fields.keys() ^ members):
         what = "lacks" if odd[0] in members else "has the unknown member"
-        sentence = f"the {name}'s header {what} {shown(odd[0])}"
+        sentence = f"the {name}'s header {what} {quoted(odd[0])}"
         raise ProofError(Flaw.FORM, sentence)
     return _Token(fields, read_json(payload, f"{name}'s payload"), match[0].rpartition(".")[0].encode(), signature)
 
@@ -276,23 +278,23 @@ def _decode(text: str, name: str) -> bytes:
 
 def _check_algorithm(token: _Token, algorithm: str, name: str) -> None:
     if token.header["alg"] != algorithm:
-        sentence = f"the {name} is signed by the algorithm {shown(token.header['alg'])}, not {algorithm}"
+        sentence = f"the {name} is signed by the algorithm {quoted(token.header['alg'])}, not {algorithm}"
         raise ProofError(Flaw.SIGNATURE, sentence)
 
 
-def _check_purpose(root: _Root, stated: object, kind: Kind) -> None:
+def _check_purpose(root: _Root, stated: object, kind: StatementType) -> None:
     """Root, certificate and statement are of one purpose; a root of before has none, and nor have its certificates."""
-    name = shown(root.key_id)
+    name = quoted(root.key_id)
     if root.purpose is None:
         if stated is not None:
-            sentence = f"the key set states no purpose of the root key {name}, its certificate {shown(stated)}"
+            sentence = f"the key set states no purpose of the root key {name}, its certificate {quoted(stated)}"
             raise ProofError(Flaw.SIGNATURE, f"{sentence}: get the key set anew")
         return
     if root.purpose != kind.purpose:
-        sentence = f"the root key {name} is for the purpose {shown(root.purpose)}, which is not that of a {kind.name}"
+        sentence = f"the root key {name} is for the purpose {quoted(root.purpose)}, which is not that of a {kind.name}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     if stated != root.purpose:
-        sentence = f"the key certificate states the purpose {shown(stated)}, its root key {name} is for {root.purpose}"
+        sentence = f"the key certificate states the purpose {quoted(stated)}, its root key {name} is for {root.purpose}"
         raise ProofError(Flaw.SIGNATURE, sentence)
 
 
@@ -303,14 +305,14 @@ def _root(jwks: Mapping[str, Any], key_id: object) -> _Root:
         raise ProofError(Flaw.FORM, sentence)
     named = [key for key in keys if isinstance(key, dict) and key.get("kid") == key_id]
     if not named:
-        sentence = f"the key certificate is signed by an unknown root key {shown(key_id)}"
+        sentence = f"the key certificate is signed by an unknown root key {quoted(key_id)}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     members = {name: named[0].get(name) for name in ("kty", "crv", "x", "y")}
     purpose = named[0].get("purpose")
     if "purpose" in named[0] and not (isinstance(purpose, str) and purpose):
         raise _unusable(key_id)
     if any(key != named[0] for key in named):
-        sentence = f"the key set names the root key {shown(key_id)} twice, and not alike"
+        sentence = f"the key set names the root key {quoted(key_id)} twice, and not alike"
         raise ProofError(Flaw.FORM, sentence)
     if not all(isinstance(member, str) for member in members.values()) or members["crv"] != "P-256":
         raise _unusable(key_id)
@@ -324,7 +326,7 @@ def _root(jwks: Mapping[str, Any], key_id: object) -> _Root:
 
 
 def _unusable(key_id: object) -> ProofError:
-    return ProofError(Flaw.FORM, f"the root key {shown(key_id)} of the key set is no usable ES256 key")
+    return ProofError(Flaw.FORM, f"the root key {quoted(key_id)} of the key set is no usable ES256 key")
 
 
 def _unsigned(name: str) -> ProofError:

@@ -27,8 +27,8 @@ from quittance.ledger.balances import bond_account
 from quittance.ledger.credits import format_credits, parse_credits
 from quittance.ledger.escrow import judge_task_id
 from quittance.proof import log, receipt, webhook
-from quittance.proof.receipt import Statement
-from quittance.proof.statement import Flaw, ProofError, read, read_json, shown
+from quittance.proof.receipt import ReceiptClaims
+from quittance.proof.statement import Flaw, ProofError, quoted, read, read_json
 from quittance.run import OF_THE_RULES, Meter, Outcome, RejectedBy, Side
 
 _USAGE: Final = 2
@@ -53,7 +53,7 @@ EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
 """The exit status of each class of failure. 0 is success, 2 is a wrong call or a file that cannot be read."""
 
 
-class Verdict(StrEnum):
+class CheckResult(StrEnum):
     """How a check ended."""
 
     PASSED = "passed"
@@ -67,7 +67,7 @@ class Check:
     """One check: its name, how it ended, a sentence, and of what class a failure is."""
 
     name: str
-    verdict: Verdict
+    result: CheckResult
     sentence: str
     flaw: Flaw | None = None
 
@@ -96,7 +96,7 @@ class Given:
 class Report:
     """What a receipt states, and every check of it in order."""
 
-    statement: Statement | None = None
+    statement: ReceiptClaims | None = None
     checks: list[Check] = field(default_factory=list)
 
     @property
@@ -107,18 +107,18 @@ class Report:
     def check(self, name: str, passed: str, test: Callable[[], str | None]) -> bool:
         """Runs a test and records how it ended; a test may return a better sentence than `passed`."""
         try:
-            self.checks.append(Check(name, Verdict.PASSED, test() or passed))
+            self.checks.append(Check(name, CheckResult.PASSED, test() or passed))
         except ProofError as error:
-            self.checks.append(Check(name, Verdict.FAILED, str(error), error.flaw))
+            self.checks.append(Check(name, CheckResult.FAILED, str(error), error.flaw))
         return not self.checks[-1].flaw
 
     def skip(self, name: str, sentence: str) -> None:
         """Records that a check was not done."""
-        self.checks.append(Check(name, Verdict.NOT_DONE, sentence))
+        self.checks.append(Check(name, CheckResult.NOT_DONE, sentence))
 
     def note(self, name: str, sentence: str) -> None:
         """Records what a reader should know, although it is no failure."""
-        self.checks.append(Check(name, Verdict.NOTED, sentence))
+        self.checks.append(Check(name, CheckResult.NOTED, sentence))
 
 
 def examine(given: Given) -> Report:
@@ -130,7 +130,7 @@ def examine(given: Given) -> Report:
         keys.update(read_json(given.keys, "key set"))
         report.statement, chain = receipt.authenticate(given.receipt, keys)
         checks.extend(receipt.checks(report.statement, chain))
-        return f"the chain leads to the root key {shown(chain.root_key_id)}"
+        return f"the chain leads to the root key {quoted(chain.root_key_id)}"
 
     checks: list[tuple[Flaw, Callable[[], None]]] = []
     if not report.check("signature", "", chain_holds) or report.statement is None:
@@ -152,14 +152,14 @@ _SELF_CHECKS: Final = {
 }
 
 
-def _note_wall_time(report: Report, stated: Statement) -> None:
+def _note_wall_time(report: Report, stated: ReceiptClaims) -> None:
     """Says what a receipt of version 1 may state, although a run should not have taken so long."""
     if stated.limits and stated.meter.wall_ms > stated.limits.timeout_ms and not report.exit_status:
         sentence = f"the run took {stated.meter.wall_ms} ms, longer than its timeout of {stated.limits.timeout_ms} ms"
         report.note("wall time", sentence)
 
 
-def _check_files(report: Report, stated: Statement, given: Given) -> None:
+def _check_files(report: Report, stated: ReceiptClaims, given: Given) -> None:
     for name, data, digest, size in (
         ("module", given.module, stated.module_sha256, None),
         ("input", given.input, stated.input_sha256, _input_bytes(stated)),
@@ -177,7 +177,7 @@ def _check_files(report: Report, stated: Statement, given: Given) -> None:
     _check_rules(report, stated, given)
 
 
-def _input_bytes(stated: Statement) -> int | None:
+def _input_bytes(stated: ReceiptClaims) -> int | None:
     """How long the input is by the meter; None if nothing ran, so that nobody has measured it."""
     return stated.meter.input_bytes if stated.limits or stated.meter.input_bytes else None
 
@@ -197,7 +197,7 @@ def _check_digest(name: str, data: bytes, digest: str | None) -> None:
         raise ProofError(Flaw.DIGEST, f"the {name} has the SHA-256 {found}, the receipt names {digest}")
 
 
-def _check_price(stated: Statement, tariff: bytes) -> None:
+def _check_price(stated: ReceiptClaims, tariff: bytes) -> None:
     """What a success costs by the tariff, which is given in its canonical JSON or in any other spelling of it."""
     try:
         terms = pricing.parse_tariff(tariff.decode())
@@ -217,7 +217,7 @@ def _check_price(stated: Statement, tariff: bytes) -> None:
         raise ProofError(Flaw.AMOUNTS, f"paid and commission are {paid} together, by the tariff {due} is due")
 
 
-def _check_rules(report: Report, stated: Statement, given: Given) -> None:
+def _check_rules(report: Report, stated: ReceiptClaims, given: Given) -> None:
     """The rules are those that the receipt names, and the output meets them."""
     for side, data, digest in _rules_of(stated, given):
         if data is not None:
@@ -236,14 +236,14 @@ def _check_rules(report: Report, stated: Statement, given: Given) -> None:
         report.check("acceptance", "", partial(_check_verdict, stated, given, given.output))
 
 
-def _rules_of(stated: Statement, given: Given) -> Iterator[tuple[str, bytes | None, str | None]]:
+def _rules_of(stated: ReceiptClaims, given: Given) -> Iterator[tuple[str, bytes | None, str | None]]:
     """Each side, its rules as given, and the digest by which the receipt names them."""
     named = stated.acceptance.digests if stated.acceptance else {}
     yield "agent", given.agent_rules, named.get(Side.AGENT)
     yield "task", given.task_rules, named.get(Side.TASK)
 
 
-def _why_untried(stated: Statement, given: Given) -> str:
+def _why_untried(stated: ReceiptClaims, given: Given) -> str:
     """What keeps the rules from being tried on any output; empty if nothing does."""
     if stated.acceptance is None:
         return "the receipt names no rules"
@@ -265,7 +265,7 @@ def _read_rules(data: bytes) -> acceptance.Rules:
         raise ProofError(Flaw.DIGEST, "a file of rules holds none that could be published") from exc
 
 
-def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
+def _check_verdict(stated: ReceiptClaims, given: Given, output: bytes) -> str:
     agent, task = (_read_rules(data) if data else None for data in (given.agent_rules, given.task_rules))
     found = acceptance.verdict(output, agent=agent, task=task)
     for side, rules in ((Side.AGENT, agent), (Side.TASK, task)):
@@ -286,7 +286,7 @@ def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
     return found.message or "the output meets the rules"
 
 
-def _check_judges_word(stated: Statement, side: Side, task: acceptance.Rules | None) -> str:
+def _check_judges_word(stated: ReceiptClaims, side: Side, task: acceptance.Rules | None) -> str:
     """A judge that did not accept is the platform's word: its score is not stated. It must be one that was asked."""
     by = stated.rejected_by
     able = {RejectedBy.AGENT_JUDGE} if side is Side.AGENT else set()
@@ -297,18 +297,18 @@ def _check_judges_word(stated: Statement, side: Side, task: acceptance.Rules | N
     return f"the output meets the rules; that {by} rejected it is the platform's word"
 
 
-def _score_micro(stated: Statement, side: Side) -> int | None:
+def _score_micro(stated: ReceiptClaims, side: Side) -> int | None:
     score = stated.acceptance.scores[side] if stated.acceptance else None
     return None if score is None else parse_credits(score)
 
 
-def _check_judges(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
+def _check_judges(report: Report, stated: ReceiptClaims, given: Given, keys: Mapping[str, Any]) -> None:
     """The scores are those of the judges' own receipts, which can be replayed as any other."""
     for side, token, rules, printed in (
         (Side.AGENT, given.agent_judge, given.agent_rules, given.agent_judge_output),
         (Side.TASK, given.task_judge, given.task_rules, given.task_judge_output),
     ):
-        judges: list[Statement] = []
+        judges: list[ReceiptClaims] = []
         if token is not None:
             check = partial(_check_judge, stated, given, keys, side, token, rules, judges)
             if report.check(f"{side} judge", "", check):
@@ -318,13 +318,13 @@ def _check_judges(report: Report, stated: Statement, given: Given, keys: Mapping
 
 
 def _check_judge(
-    stated: Statement,
+    stated: ReceiptClaims,
     given: Given,
     keys: Mapping[str, Any],
     side: Side,
     token: str,
     rules: bytes | None,
-    judges: list[Statement],
+    judges: list[ReceiptClaims],
 ) -> str:
     """Checks the receipt of a side's judge, and adds to `judges` what it states."""
     judge, chain = receipt.authenticate(token, keys)
@@ -342,7 +342,7 @@ def _check_judge(
         pairs["agent"] = (judge.agent, rule.agent_id)
     for name, (found, due) in pairs.items():
         if found != due:
-            sentence = f"{name} of the judge's receipt is {shown(found)}, but this receipt's judge has {shown(due)}"
+            sentence = f"{name} of the judge's receipt is {quoted(found)}, but this receipt's judge has {quoted(due)}"
             raise ProofError(Flaw.CONTRADICTION, sentence)
     cost_micro = int(judge.budget) - int(judge.refunded)
     stated_micro = int(stated.judging if side is Side.AGENT else stated.task_judging)
@@ -356,10 +356,12 @@ def _check_judge(
         read_by_it = acceptance.judge_input(given.input, given.output)
         _check_file(f"input of the {side}'s judge", read_by_it, judge.input_sha256, _input_bytes(judge))
     judges.append(judge)
-    return f"the agent {shown(judge.agent)} ended as {judge.outcome}"
+    return f"the agent {quoted(judge.agent)} ended as {judge.outcome}"
 
 
-def _check_score(report: Report, stated: Statement, side: Side, judge: Statement, printed: bytes | None) -> None:
+def _check_score(
+    report: Report, stated: ReceiptClaims, side: Side, judge: ReceiptClaims, printed: bytes | None
+) -> None:
     """The score is what the judge printed, whose digest and length the judge's receipt names."""
     score_micro, name = _score_micro(stated, side), f"{side} score"
     if score_micro is None or judge.output_sha256 is None:
@@ -372,7 +374,7 @@ def _check_score(report: Report, stated: Statement, side: Side, judge: Statement
         report.check(name, "", partial(_check_printed, side, score_micro, judge, plain))
 
 
-def _check_printed(side: Side, score_micro: int, judge: Statement, printed: bytes) -> str:
+def _check_printed(side: Side, score_micro: int, judge: ReceiptClaims, printed: bytes) -> str:
     _check_file(f"output of the {side}'s judge", printed, judge.output_sha256, judge.meter.output_bytes)
     if not acceptance.verdict(printed, agent=acceptance.SCORE_RULES, task=None).accepted:
         raise ProofError(Flaw.CONTRADICTION, f"what the {side}'s judge printed is no score, yet the receipt states one")
@@ -406,7 +408,7 @@ def _plain_decimals(size: int) -> Iterator[bytes]:
         yield from (b"0.%0*d" % (places, number) for number in range(10**places))
 
 
-def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
+def _check_log(report: Report, stated: ReceiptClaims, given: Given, keys: Mapping[str, Any]) -> None:
     if given.proof is None:
         report.skip("log", "no --proof was given")
         report.skip("history", "no --proof was given" if given.older else "no --checkpoint was given")
@@ -435,7 +437,7 @@ def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[st
 
 
 def _check_history(
-    proof: log.Proof, newer: log.Checkpoint, token: str, stated: Statement, keys: Mapping[str, Any]
+    proof: log.Proof, newer: log.Checkpoint, token: str, stated: ReceiptClaims, keys: Mapping[str, Any]
 ) -> str:
     older = log.verify_checkpoint(token, keys)
     _check_issuer(older, stated)
@@ -453,9 +455,9 @@ def _check_history(
     return f"the log of {newer.size} entries continues the one of {older.size}"
 
 
-def _check_issuer(checkpoint: log.Checkpoint, stated: Statement) -> None:
+def _check_issuer(checkpoint: log.Checkpoint, stated: ReceiptClaims) -> None:
     if checkpoint.issuer != stated.iss:
-        sentence = f"the checkpoint is of {shown(checkpoint.issuer)}, the receipt of {shown(stated.iss)}"
+        sentence = f"the checkpoint is of {quoted(checkpoint.issuer)}, the receipt of {quoted(stated.iss)}"
         raise ProofError(Flaw.LOG, sentence)
 
 
@@ -505,7 +507,7 @@ def _verify_webhook(options: argparse.Namespace) -> int:
     def signed() -> str:
         jwks = read_json(keys, "key set")
         stated = webhook.verify(body, signature, url=options.url, jwks=jwks, now_ms=None)
-        return f"{stated.iss!a} sent {shown(stated.event_id)} to this URL, {_when(stated.at)}"
+        return f"{stated.iss!a} sent {quoted(stated.event_id)} to this URL, {_when(stated.at)}"
 
     report.check("webhook", "", signed)
     print(_as_json(report) if options.json else _as_text(report))
@@ -522,7 +524,7 @@ def _replay(report: Report, given: Given) -> None:
     report.check("replay", "", partial(_replayed, report, report.statement, given, given.module, given.input))
 
 
-def _replayed(report: Report, stated: Statement, given: Given, module: bytes, stdin: bytes) -> str:
+def _replayed(report: Report, stated: ReceiptClaims, given: Given, module: bytes, stdin: bytes) -> str:
     try:
         from quittance.proof import replay
     except ImportError as exc:
@@ -533,7 +535,7 @@ def _replayed(report: Report, stated: Statement, given: Given, module: bytes, st
     if done.same_engine:
         fuel = f"{done.run.meter.fuel} fuel" if stated.meter.fuel_exact else "the fuel not compared, it is not exact"
         return f"the module ran again: {done.run.outcome}, the same output and log, {fuel}"
-    report.note("engine", f"the receipt is of engine {shown(stated.engine)} in another configuration than here")
+    report.note("engine", f"the receipt is of engine {quoted(stated.engine)} in another configuration than here")
     return f"the module ran again: {done.run.outcome}, the same output and log; counts were not compared"
 
 
@@ -573,29 +575,34 @@ def _read(path: Path, bytes_max: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(bytes_max + 1)
     except (OSError, ValueError) as exc:
-        message = f"{shown(str(path))} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}"
+        message = f"{quoted(str(path))} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}"
         raise _UnreadableError(message) from exc
     if len(data) > bytes_max:
-        message = f"{shown(str(path))} has more than {bytes_max} bytes, more than any such file"
+        message = f"{quoted(str(path))} has more than {bytes_max} bytes, more than any such file"
         raise _UnreadableError(message)
     return data
 
 
 def _as_json(report: Report) -> str:
     checks = [
-        {"name": check.name, "verdict": check.verdict, "flaw": check.flaw, "sentence": check.sentence}
+        {"name": check.name, "verdict": check.result, "flaw": check.flaw, "sentence": check.sentence}
         for check in report.checks
     ]
     claims = report.statement.model_dump(mode="json") if report.statement else None
     return json.dumps({"exit_status": report.exit_status, "claims": claims, "checks": checks}, indent=2)
 
 
-_MARKS: Final = {Verdict.PASSED: "ok", Verdict.FAILED: "FAILED", Verdict.NOTED: "note", Verdict.NOT_DONE: "not done"}
+_MARKS: Final = {
+    CheckResult.PASSED: "ok",
+    CheckResult.FAILED: "FAILED",
+    CheckResult.NOTED: "note",
+    CheckResult.NOT_DONE: "not done",
+}
 
 
 def _as_text(report: Report) -> str:
     lines = _summary(report.statement) if report.statement else []
-    lines += [f"{_MARKS[check.verdict]:<9} {check.name:<10} {check.sentence}" for check in report.checks]
+    lines += [f"{_MARKS[check.result]:<9} {check.name:<10} {check.sentence}" for check in report.checks]
     failed = [check for check in report.checks if check.flaw]
     lines.append("")
     lines.append(f"Not proven: {failed[0].sentence}." if failed else "Proven, as far as it was checked.")
@@ -607,7 +614,7 @@ def _printable(line: str) -> str:
     return "".join(character if " " <= character <= "~" else ascii(character)[1:-1] for character in line)
 
 
-def _summary(stated: Statement) -> list[str]:
+def _summary(stated: ReceiptClaims) -> list[str]:
     budget, paid, fee, refunded = (
         format_credits(int(amount)) for amount in (stated.budget, stated.paid, stated.fee, stated.refunded)
     )
@@ -623,7 +630,7 @@ def _summary(stated: Statement) -> list[str]:
     ]
 
 
-def _rules_line(stated: Statement) -> list[str]:
+def _rules_line(stated: ReceiptClaims) -> list[str]:
     rules = stated.acceptance
     if rules is None:
         return []

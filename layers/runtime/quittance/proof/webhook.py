@@ -13,15 +13,15 @@ from pydantic import Field
 
 from quittance.limits import WEBHOOK_AGE_MS_MAX, WEBHOOK_URL_CHARS_MAX
 from quittance.proof import statement
-from quittance.proof.statement import Flaw, Form, Kind, ProofError, Purpose, SigningKey, shown
+from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, StatementType, StrictModel, quoted
 
 SIGNATURE_HEADER: Final = "Quittance-Signature"
 EVENT_ID_HEADER: Final = "Quittance-Event-Id"
-WEBHOOK: Final = Kind("quittance-webhook+jwt", "webhook signature", Purpose.WEBHOOK)
+WEBHOOK: Final = StatementType("quittance-webhook+jwt", "webhook signature", Purpose.WEBHOOK)
 _VERSION: Final = 1
 
 
-class Signed(Form):
+class Signed(StrictModel):
     """What a signature states."""
 
     v: Annotated[int, Field(ge=_VERSION, le=_VERSION)]
@@ -66,7 +66,7 @@ def verify(
     stated = statement.read(Signed, chain.claims, WEBHOOK.name)
     chain.check_time(stated.at, "at")
     if stated.url != url:
-        sentence = f"the webhook was sent to {shown(stated.url)}, not to {shown(url)}"
+        sentence = f"the webhook was sent to {quoted(stated.url)}, not to {quoted(url)}"
         raise ProofError(Flaw.CONTRADICTION, sentence)
     if (found := hashlib.sha256(body).hexdigest()) != stated.body_sha256:
         sentence = f"the body has the SHA-256 {found}, the signature is of {stated.body_sha256}"

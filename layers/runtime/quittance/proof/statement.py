@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quittance import canonical_json
+from quittance.canonical_json import JsonError, Numbers
 from quittance.limits import JWKS_KEYS_MAX, TOKEN_CHARS_MAX
 
 CERTIFICATE_TYPE: Final = "quittance-key+jwt"
@@ -229,10 +231,13 @@ def read(model: type[_Model], value: object, name: str) -> _Model:
 
 
 def read_json(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object in which no member stands twice. Raises ProofError. The caller bounds the length."""
+    """A JSON object whose members, at every level, have unique names. Raises ProofError. The caller limits the length.
+
+    Numbers are doubles and nothing else is limited, because members that no check uses may contain anything.
+    """
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_each_once)
-    except (ValueError, RecursionError) as exc:
+        value = canonical_json.read(text, numbers=Numbers.DOUBLES, depth_max=None, lone_surrogates=True)
+    except JsonError as exc:
         sentence = f"the {name} is not plain JSON in UTF-8, each member once"
         raise ProofError(Flaw.FORM, sentence) from exc
     if not isinstance(value, dict):
@@ -331,14 +336,6 @@ def _unusable(key_id: object) -> ProofError:
 
 def _unsigned(name: str) -> ProofError:
     return ProofError(Flaw.SIGNATURE, f"the signature of the {name} does not fit")
-
-
-def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) != len(members):
-        message = "a member stands twice"
-        raise ValueError(message)
-    return found
 
 
 def _thumbprint(public: Mapping[str, Any]) -> str:

@@ -334,7 +334,7 @@ def test_a_wider_tile_serves_and_a_torn_one_does_not(grown: Store) -> None:
 def test_what_is_not_there_cannot_be_proven(grown: Store, ask: Callable[[Any], Any]) -> None:
     with pytest.raises(ValueError, match="no entry"):
         ask(grown.read)
-    with pytest.raises(ValueError, match="no beginning"):
+    with pytest.raises(ValueError, match="cannot be the beginning"):
         consistency_proof(6, 5, grown.read)
 
 

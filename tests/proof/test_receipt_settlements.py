@@ -24,7 +24,7 @@ from quittance.ledger.escrow import (
 from quittance.ledger.pricing import ComputePrices, parse_tariff, tariff_json
 from quittance.proof.receipt import checks, read
 from quittance.proof.statement import Flaw, ProofError, VerifiedStatement
-from quittance.proof.verify import Given, examine
+from quittance.proof.verify import Evidence, examine
 from quittance.run import Fault, Limits, Meter, Outcome, RejectedBy, Run, Side
 from tests.proof import second_checker
 from tests.proof.receipts import claims_of, sign
@@ -223,7 +223,7 @@ def test_every_outcome_is_settled_and_stated_so_that_it_verifies(
 def tariff_fault(escrow: Escrow, settlement: Settlement, run: Run) -> str:
     """Why `--tariff` refuses the receipt of a settlement; empty if it does not."""
     token = sign(stated(escrow, settlement, run), KEY)
-    report = examine(Given(token, KEYS, tariff=escrow.tariff.encode()))
+    report = examine(Evidence(token, KEYS, tariff=escrow.tariff.encode()))
     return "; ".join(check.sentence for check in report.checks if check.flaw)
 
 

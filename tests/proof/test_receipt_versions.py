@@ -98,12 +98,12 @@ def test_version_1_has_no_claim_of_version_2(new_escrow: NewEscrow, outcome: Out
     for name in ADDED_CLAIMS:
         for value in (newer[name], None):
             error = refusal({**older, name: value})
-            assert (error.flaw, f"{name} is no claim of version 1" in str(error)) == (Flaw.FORM, True)
+            assert (error.flaw, f"{name} is not a claim of version 1" in str(error)) == (Flaw.FORM, True)
     for name, member in ADDED_MEMBERS.items():
         if older[name] is not None:
             for value in (newer[name][member], None):
                 error = refusal({**older, name: {**older[name], member: value}})
-                assert f"{name}.{member} is no claim of version 1" in str(error)
+                assert f"{name}.{member} is not a claim of version 1" in str(error)
     refusal({**newer, "v": 1})
 
 
@@ -126,12 +126,12 @@ def test_version_1_has_no_outcome_of_version_2(new_escrow: NewEscrow, outcome: O
     state = "released" if outcome is Outcome.WITHHELD else "refunded"
     older = as_version_1(base) | {"outcome": outcome, "state": state, "fault": outcome.fault, "reputation_tenths": 0}
     error = refusal(older)
-    assert (error.flaw, f"{outcome} is no outcome of version 1" in str(error)) == (Flaw.FORM, True)
+    assert (error.flaw, f"{outcome} is not an outcome of version 1" in str(error)) == (Flaw.FORM, True)
 
 
 @pytest.mark.parametrize("outcome", sorted(OF_VERSION_1))
 def test_version_2_has_no_outcome_of_version_1(new_escrow: NewEscrow, outcome: Outcome) -> None:
-    assert f"{outcome} is no outcome of version 2" in str(refusal(stated(new_escrow, outcome)))
+    assert f"{outcome} is not an outcome of version 2" in str(refusal(stated(new_escrow, outcome)))
 
 
 @pytest.mark.parametrize("outcome", sorted(outcome for outcome in Outcome if outcome.fault is Fault.AGENT))

@@ -15,7 +15,7 @@ from quittance.acceptance import rules as acceptance
 from quittance.ledger.credits import format_credits
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id, judge_task_id
 from quittance.proof.statement import Flaw
-from quittance.proof.verify import Check, CheckResult, Given, examine, main
+from quittance.proof.verify import Check, CheckResult, Evidence, examine, main
 from quittance.run import Limits, Meter, Outcome, Run, Side
 from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, as_version_1, parse
@@ -77,7 +77,7 @@ def judge(new_escrow: Callable[..., Escrow]) -> Callable[..., str]:
     return made
 
 
-def checks(given_: Given) -> dict[str, Check]:
+def checks(given_: Evidence) -> dict[str, Check]:
     return {check.name: check for check in examine(given_).checks}
 
 
@@ -96,7 +96,7 @@ def checks(given_: Given) -> dict[str, Check]:
 def test_files_are_as_long_as_the_meter_says(
     task: Callable[..., dict[str, Any]], meter: dict[str, int], name: str, said: str
 ) -> None:
-    found = checks(Given(sign(task(**meter), KEY), KEYS, input=INPUT, output=OUTPUT))
+    found = checks(Evidence(sign(task(**meter), KEY), KEYS, input=INPUT, output=OUTPUT))
     failed = [(check.name, check.flaw, check.sentence) for check in found.values() if check.flaw]
     assert failed == ([(name, Flaw.CONTRADICTION, said)] if name else [])
 
@@ -107,13 +107,13 @@ def test_where_nothing_ran_nobody_measured_the_input(new_escrow: Callable[..., E
     stated = claims_of(
         escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="", config_sha256=""
     )
-    assert checks(Given(sign(stated, KEY), KEYS, input=INPUT))["input"].result is CheckResult.PASSED
+    assert checks(Evidence(sign(stated, KEY), KEYS, input=INPUT))["input"].result is CheckResult.PASSED
 
 
 def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[..., dict[str, Any]]) -> None:
     """Honest receipts of version 1 may say so; a reader should know."""
     for wall_ms, result in ((70, None), (71, CheckResult.NOTED)):
-        report = examine(Given(sign(as_version_1(task(wall_ms=wall_ms)), KEY), KEYS))
+        report = examine(Evidence(sign(as_version_1(task(wall_ms=wall_ms)), KEY), KEYS))
         noted = {check.name: check.result for check in report.checks}
         assert (report.exit_status, noted.get("wall time")) == (0, result)
 
@@ -138,7 +138,7 @@ def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[...,
 def test_a_score_is_what_its_judge_printed(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], printed: bytes
 ) -> None:
-    whole = Given(
+    whole = Evidence(
         sign(task(900_000), KEY), KEYS, input=INPUT, output=OUTPUT, task_rules=RULES, task_judge=judge(printed),
         task_judge_output=printed,
     )  # fmt: skip
@@ -151,7 +151,7 @@ def test_a_score_is_what_its_judge_printed(
 def test_another_score_than_the_judge_printed_is_found_by_its_digest(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], printed: bytes
 ) -> None:
-    found = checks(Given(sign(task(900_000), KEY), KEYS, task_judge=judge(printed)))["task score"]
+    found = checks(Evidence(sign(task(900_000), KEY), KEYS, task_judge=judge(printed)))["task score"]
     shown = format_credits(acceptance.read_score(printed))
     assert (found.flaw, found.sentence) == (
         Flaw.CONTRADICTION, f"the task's judge printed the score {shown}, the receipt states 0.9",
@@ -162,7 +162,7 @@ def test_another_score_than_the_judge_printed_is_found_by_its_digest(
 def test_an_unusual_spelling_is_not_taken_for_proven(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], printed: bytes
 ) -> None:
-    alone = Given(sign(task(900_000), KEY), KEYS, task_judge=judge(printed))
+    alone = Evidence(sign(task(900_000), KEY), KEYS, task_judge=judge(printed))
     found = checks(alone)["task score"]
     assert (found.result, "--task-judge-output" in found.sentence) == (CheckResult.NOT_DONE, True)
     found = checks(replace(alone, task_judge_output=printed))["task score"]
@@ -185,7 +185,7 @@ def test_the_judges_output_must_be_its_and_the_score(
     meter: dict[str, int], flaw: Flaw, said: str,
 ) -> None:  # fmt: skip
     of_judge = judge(signed, **meter)
-    whole = Given(sign(task(900_000), KEY), KEYS, task_judge=of_judge, task_judge_output=given_)
+    whole = Evidence(sign(task(900_000), KEY), KEYS, task_judge=of_judge, task_judge_output=given_)
     found = checks(whole)["task score"]
     assert (found.flaw, said in found.sentence) == (flaw, True), found.sentence
 
@@ -194,7 +194,7 @@ def test_a_judge_read_as_many_bytes_as_its_meter_says(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str]
 ) -> None:
     short = judge(b"0.9", input_bytes=3)
-    found = checks(Given(sign(task(900_000), KEY), KEYS, input=INPUT, output=OUTPUT, task_judge=short))
+    found = checks(Evidence(sign(task(900_000), KEY), KEYS, input=INPUT, output=OUTPUT, task_judge=short))
     assert "input of the task's judge has" in found["task judge"].sentence
     assert "task score" not in found
 
@@ -204,7 +204,7 @@ def test_a_judge_cost_what_its_own_receipt_states(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], stated_micro: int
 ) -> None:
     whole = task(900_000) | {"task_judging": str(stated_micro)}
-    found = checks(Given(sign(whole, KEY), KEYS, task_judge=judge(b"0.9")))["task judge"]
+    found = checks(Evidence(sign(whole, KEY), KEYS, task_judge=judge(b"0.9")))["task judge"]
     if stated_micro == JUDGE_MICRO:
         assert found.result is CheckResult.PASSED
     else:
@@ -216,12 +216,12 @@ def test_in_version_1_no_receipt_states_what_its_judge_cost(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str]
 ) -> None:
     of_judge = as_version_1(parse(judge(b"0.9")).payload)
-    found = checks(Given(sign(as_version_1(task(900_000)), KEY), KEYS, task_judge=sign(of_judge, KEY)))
+    found = checks(Evidence(sign(as_version_1(task(900_000)), KEY), KEYS, task_judge=sign(of_judge, KEY)))
     assert (found["task judge"].result, found["task score"].result) == (CheckResult.PASSED, CheckResult.PASSED)
 
 
 def test_without_the_judges_receipt_its_output_proves_nothing(task: Callable[..., dict[str, Any]]) -> None:
-    found = checks(Given(sign(task(900_000), KEY), KEYS, task_judge_output=b"0.9"))
+    found = checks(Evidence(sign(task(900_000), KEY), KEYS, task_judge_output=b"0.9"))
     assert found["task judge"].result is CheckResult.NOT_DONE
     assert "task score" not in found
 
@@ -237,7 +237,7 @@ def test_a_plain_score_passes_if_and_only_if_it_is_the_one_stated(
     end: bytes,
 ) -> None:
     printed = format_credits(thousandths * 1_000).encode() + end
-    found = checks(Given(sign(task(stated_micro), KEY), KEYS, task_judge=judge(printed)))["task score"]
+    found = checks(Evidence(sign(task(stated_micro), KEY), KEYS, task_judge=judge(printed)))["task score"]
     assert (found.result is CheckResult.PASSED) == (stated_micro == thousandths * 1_000)
     assert found.result is not CheckResult.NOT_DONE
 

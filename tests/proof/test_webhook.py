@@ -192,7 +192,7 @@ def signed(body: bytes = BODY, url: str = URL) -> str:
     return webhook.sign(body, url=url, event_id="task.a.released", issuer="urn:test", now_ms=NOW_MS, key=KEY)
 
 
-def check(body: bytes = BODY, signature: str | None = None, **changes: Any) -> webhook.Signed:
+def check(body: bytes = BODY, signature: str | None = None, **changes: Any) -> webhook.WebhookClaims:
     given: dict[str, Any] = {"url": URL, "jwks": ROOT_KEY.jwks(), "now_ms": NOW_MS} | changes
     return webhook.verify(body, signature or signed(), **given)
 

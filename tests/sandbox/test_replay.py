@@ -15,7 +15,7 @@ from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id, task
 from quittance.limits import MIB
 from quittance.proof import receipt, replay, verify
 from quittance.proof.statement import Flaw, ProofError
-from quittance.proof.verify import EXITS, Given, examine
+from quittance.proof.verify import EXITS, Evidence, examine
 from quittance.run import HOST_RULES, Limits, Outcome, Run
 from quittance.sandbox import (
     CONFIG_DIGEST,
@@ -94,7 +94,7 @@ def settled(make, sandbox):
 
 def replayed(claims, module: bytes, stdin: bytes = b""):
     """The exit status and what was said of the replay."""
-    given = Given(receipts.sign(claims, KEY), json.dumps(ROOT.jwks()).encode(), module, stdin)
+    given = Evidence(receipts.sign(claims, KEY), json.dumps(ROOT.jwks()).encode(), module, stdin)
     report = examine(given)
     assert report.exit_status == 0
     verify._replay(report, given)
@@ -130,12 +130,12 @@ def test_a_run_repeats_to_its_last_unit_of_fuel(settled, module, stdin, limits, 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"output_sha256": "00" * 32}, "the output's SHA-256 of the replay is .*, the receipt says 0000"),
+        ({"output_sha256": "00" * 32}, "the output's SHA-256 of the replay is .*, the receipt states 0000"),
         ({"stderr_sha256": "00" * 32}, "the log's SHA-256 of the replay is"),
-        ({"meter": {"fuel": 7}}, "the fuel of the replay is [0-9]+, the receipt says 7"),
-        ({"meter": {"memory_bytes": 0}}, "the memory_bytes of the replay is 65536, the receipt says 0"),
-        ({"meter": {"output_bytes": 15}}, "the output_bytes of the replay is 16, the receipt says 15"),
-        ({"meter": {"fuel_exact": False}}, "the fuel_exact of the replay is True, the receipt says False"),
+        ({"meter": {"fuel": 7}}, "the fuel of the replay is [0-9]+, the receipt states 7"),
+        ({"meter": {"memory_bytes": 0}}, "the memory_bytes of the replay is 65536, the receipt states 0"),
+        ({"meter": {"output_bytes": 15}}, "the output_bytes of the replay is 16, the receipt states 15"),
+        ({"meter": {"fuel_exact": False}}, "the fuel_exact of the replay is True, the receipt states False"),
         ({"limits": {"fuel": 10}, "meter": {"fuel": 10}}, "the outcome of the replay is fuel_exhausted, the"),
     ],
     ids=str,
@@ -156,7 +156,7 @@ def test_a_failure_that_was_none_is_found_out(settled):
     lie = settled(FAILS, module_sha256=honest["module_sha256"])
     status, sentence, _ = replayed(lie, DICE)
     assert status == EXITS[Flaw.REPLAY][0]
-    assert "the outcome of the replay is succeeded, the receipt says exit_code" in sentence
+    assert "the outcome of the replay is succeeded, the receipt states exit_code" in sentence
 
 
 def test_another_engine_may_count_otherwise_but_not_answer_otherwise(settled):
@@ -185,7 +185,7 @@ def test_receipts_of_all_rules_of_host_calls_verify_and_replay(folder: Path):
     """Each under its own rules: see receipts/make.py. Counts are compared where this machine can make the artefact."""
     jwks, text = (folder / "jwks.json").read_bytes(), (folder / "receipt.jws").read_text()
     module, stdin = (folder / "module.wasm").read_bytes(), (folder / "input").read_bytes()
-    report = examine(Given(text, jwks, module, stdin, output=(folder / "output").read_bytes()))
+    report = examine(Evidence(text, jwks, module, stdin, output=(folder / "output").read_bytes()))
     assert report.exit_status == 0
     claims = receipt.verify(text, json.loads(jwks))
     rules = host_rules_of(claims["config_sha256"])
@@ -237,7 +237,7 @@ def test_what_this_machine_cannot_run_is_no_verdict(settled, monkeypatch):
     junk = b"no module"
     claims = settled(DICE, module_sha256=hashlib.sha256(junk).hexdigest())
     status, said, _ = replayed(claims, junk)
-    assert (status, said.startswith("the sandbox does not take the module")) == (EXITS[Flaw.NO_SANDBOX][0], True)
+    assert (status, said.startswith("the sandbox rejects the module")) == (EXITS[Flaw.NO_SANDBOX][0], True)
     beyond = settled(DICE)
     beyond["limits"]["memory_bytes"] = 2**50
     status, said, _ = replayed(beyond, DICE)

@@ -290,7 +290,7 @@ def read(claims: Mapping[str, Any]) -> ReceiptClaims:
         raise ProofError(Flaw.FORM, sentence)
     found = statement.read(ReceiptClaims, claims, "receipt")
     if found.outcome in _NO_OUTCOMES_OF[found.v]:
-        sentence = f"the receipt has a wrong form: {found.outcome} is no outcome of version {found.v}"
+        sentence = f"the receipt has a wrong form: {found.outcome} is not an outcome of version {found.v}"
         raise ProofError(Flaw.FORM, sentence)
     return found
 
@@ -299,12 +299,14 @@ def _as_version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
     """The claims of version 1, completed with defaults for what version 2 added. Raises ProofError."""
     added = dict(_ADDED)
     if odd := sorted(added.keys() & claims.keys()):
-        raise ProofError(Flaw.FORM, f"the receipt has a wrong form: {odd[0]} is no claim of version 1")
+        raise ProofError(Flaw.FORM, f"the receipt has a wrong form: {odd[0]} is not a claim of version 1")
     for name, member, value in (("limits", "output_bytes", OUTPUT_BYTES_MAX), ("acceptance", "rejected_by", None)):
         part = claims.get(name)
         if isinstance(part, dict):
             if member in part:
-                raise ProofError(Flaw.FORM, f"the receipt has a wrong form: {name}.{member} is no claim of version 1")
+                raise ProofError(
+                    Flaw.FORM, f"the receipt has a wrong form: {name}.{member} is not a claim of version 1"
+                )
             added[name] = {**part, member: value}
     return {**claims, **added}
 

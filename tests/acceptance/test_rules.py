@@ -200,7 +200,11 @@ def test_any_output_gets_a_verdict(output: bytes) -> None:
         ({"json_schema": "{}"}, "json_schema", "must be a schema: an object, true or false"),
         ({"json_schema": {"type": "text"}}, "json_schema", "/type: must be one or more of"),
         ({"json_schema": {"$ref": "https://example.org"}}, "json_schema", "/$ref: must lead to a place in the same"),
-        ({"json_schema": {"pattern": "(?=a)"}}, "json_schema", "/pattern: is not a regular expression"),
+        (
+            {"json_schema": {"pattern": "(?=a)"}},
+            "json_schema",
+            "/pattern: is not a regular expression of the supported",
+        ),
         ({"json_schema": {"$ref": "#"}}, "json_schema", "leads back to itself"),
         ({"json_schema": {"const": Decimal("1e999")}}, "json_schema", "numbers"),
         ({"json_schema": {"const": float("inf")}}, "json_schema", "infinity"),

@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 class ConsistencyProof(StrictModel):
-    """Proves that the log of `tree_size` entries is the beginning of the log that the whole proof is for."""
+    """That the log of `tree_size` entries is the beginning of the log that it comes with."""
 
     tree_size: _Size
     path: _Path
@@ -93,7 +93,7 @@ class ConsistencyProof(StrictModel):
 class Proof(StrictModel):
     """The proof document of one receipt (`GET /tasks/{task_id}/proof`). Hashes are in hexadecimal.
 
-    `consistency` is included if the caller named the size of an older checkpoint.
+    `consistency` is there if the caller named the size of an older checkpoint.
     """
 
     leaf_index: _Size

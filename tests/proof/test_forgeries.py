@@ -146,7 +146,7 @@ FREE = {
 }  # fmt: skip
 
 
-def test_a_signed_claim_of_another_form_is_refused(paid_claims: dict[str, Any]) -> None:
+def test_a_signed_claim_of_a_wrong_form_is_refused(paid_claims: dict[str, Any]) -> None:
     """What the platform itself would have signed wrongly: only claims that nothing else fixes may take other values."""
     for name, deed, changed in variants(paid_claims):
         token = signed_with(changed, KEY.certificate)
@@ -209,7 +209,7 @@ def judged(token: str) -> str | None:
         ),
     ],
 )  # fmt: skip
-def test_what_the_platform_signs_must_hold_together(
+def test_inconsistent_signed_claims_are_refused(
     paid_claims: dict[str, Any], change: dict[str, Any], flaw: Flaw, sentence: str
 ) -> None:
     with pytest.raises(ProofError, match=sentence) as caught:
@@ -217,7 +217,7 @@ def test_what_the_platform_signs_must_hold_together(
     assert caught.value.flaw is flaw
 
 
-def test_an_expired_escrow_expires_not_before_its_time(new_escrow: NewEscrow) -> None:
+def test_an_escrow_expires_at_its_expiry_and_not_before(new_escrow: NewEscrow) -> None:
     escrow = new_escrow()
     for late_ms, held in ((0, True), (-1, False)):
         settled = expire(escrow, now_ms=escrow.expires_ms + late_ms)
@@ -275,7 +275,7 @@ COMPACT = "the receipt is not a compact JWS"
         lambda text: f"{text[:8]}/{text[9:]}",
     ],
 )
-def test_only_one_alphabet_and_no_room_for_more(receipt: str, at: int, change: Callable[[str], str]) -> None:
+def test_base64url_has_one_alphabet_and_no_spare_bits(receipt: str, at: int, change: Callable[[str], str]) -> None:
     assert refused(respelt(receipt, at, change), flaw=Flaw.FORM).startswith(COMPACT)
 
 
@@ -294,7 +294,7 @@ def test_a_receipt_has_three_parts(receipt: str, tail: str) -> None:
     assert refused(torn, flaw=Flaw.FORM).startswith(COMPACT)
 
 
-def test_a_longer_token_than_any_is_not_even_read(receipt: str) -> None:
+def test_a_token_beyond_the_limit_is_not_parsed(receipt: str) -> None:
     long = receipt + "A" * TOKEN_CHARS_MAX
     assert refused(long, flaw=Flaw.FORM).startswith(COMPACT)
 
@@ -305,7 +305,7 @@ def resigned(header: str, payload: str) -> str:
     return f"{content}.{encode(KEY.private.sign(content.encode()))}"
 
 
-def test_other_spacing_breaks_the_signature_though_the_values_are_the_same(receipt: str) -> None:
+def test_other_white_space_in_the_json_breaks_the_signature(receipt: str) -> None:
     whole = parse(receipt)
     spaced = encode(json.dumps(whole.payload, indent=1).encode())
     assert "the signature of the receipt is not valid" in refused(respelt(receipt, 1, lambda _: spaced))
@@ -313,7 +313,7 @@ def test_other_spacing_breaks_the_signature_though_the_values_are_the_same(recei
     assert "the signature of the receipt is not valid" in refused(respelt(receipt, 0, lambda _: header))
 
 
-def test_no_member_may_stand_twice_even_if_signed(receipt: str) -> None:
+def test_duplicate_members_are_refused_even_if_signed(receipt: str) -> None:
     whole = parse(receipt)
     header, payload = json.dumps(whole.header), json.dumps(whole.payload)
     verify(resigned(header, payload), ROOT.jwks())
@@ -331,14 +331,14 @@ def test_no_member_may_stand_twice_even_if_signed(receipt: str) -> None:
     ["", "[]", "1", "null", "NaN", '{"v":NaN}', '{"v":Infinity}', "{", '{"v":1}x', "\ufeff{}", "[" * 9_000,
      '{"a":' * 3_000, '{"v":' + "9" * 9_000 + "}", '{"v":1e999}', '"\\ud800"'],
 )  # fmt: skip
-def test_signed_nonsense_is_refused_with_a_sentence(receipt: str, text: str) -> None:
+def test_signed_payloads_that_are_no_claims_are_refused(receipt: str, text: str) -> None:
     header = json.dumps(parse(receipt).header)
     refused(resigned(header, text), flaw=Flaw.FORM)
     refused(resigned(text, json.dumps(parse(receipt).payload)), flaw=Flaw.FORM)
 
 
 @pytest.mark.parametrize("extra", [{"crit": ["b64"], "b64": False}, {"b64": False}, {"b64": True}, {"crit": ["exp"]}])
-def test_no_extension_of_jws_is_understood(receipt: str, extra: dict[str, Any]) -> None:
+def test_extensions_of_jws_are_refused(receipt: str, extra: dict[str, Any]) -> None:
     """RFC 7515 §4.1.11 and RFC 7797: with them, other bytes than those shown could be what is signed."""
     whole = parse(receipt)
     header = {**whole.header, **extra}
@@ -356,7 +356,7 @@ def test_no_extension_of_jws_is_understood(receipt: str, extra: dict[str, Any]) 
 # Other keys and algorithms
 
 
-def test_a_header_that_carries_its_own_key_is_not_believed(receipt: str) -> None:
+def test_a_key_in_the_header_is_not_trusted(receipt: str) -> None:
     for extra in ({"jwk": {"kty": "OKP"}}, {"jku": "https://evil.example/jwks"}, {"x5c": ["AA"]}, {"x5u": "u"}):
         whole = parse(receipt)
         sentence = refused(resigned(json.dumps({**whole.header, **extra}), json.dumps(whole.payload)))
@@ -391,7 +391,7 @@ def certificate_of(payload: dict[str, Any], *, root: Root = ROOT, typ: str = sta
 
 
 @pytest.mark.parametrize("alg", ["none", "HS256", "ES256K", "Ed25519", "eddsa"])
-def test_no_other_algorithm_is_taken(receipt: str, alg: str) -> None:
+def test_other_algorithms_are_refused(receipt: str, alg: str) -> None:
     whole = parse(receipt)
     content = f"{part({**whole.header, 'alg': alg})}.{part(whole.payload)}"
     public = KEY.private.public_key()
@@ -408,7 +408,7 @@ def test_no_other_algorithm_is_taken(receipt: str, alg: str) -> None:
         assert sentence == f"the receipt is signed by the algorithm '{alg}', not EdDSA"
 
 
-def test_the_other_half_of_an_ecdsa_signature_makes_no_second_receipt(receipt: str) -> None:
+def test_a_malleated_certificate_breaks_the_receipt(receipt: str) -> None:
     """(r, n - s) verifies as well as (r, s), but the certificate stands in the header that the receipt signs."""
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     whole = parse(receipt)
@@ -420,7 +420,7 @@ def test_the_other_half_of_an_ecdsa_signature_makes_no_second_receipt(receipt: s
     assert refused(str(forged)) == "the signature of the receipt is not valid"
 
 
-def test_a_certificate_is_of_its_key_its_root_its_type_and_its_time(paid_claims: dict[str, Any]) -> None:
+def test_a_certificate_binds_key_root_type_and_time(paid_claims: dict[str, Any]) -> None:
     validity = parse(KEY.certificate).payload
     unbegun = {name: validity[name] for name in ("exp", "purpose", "jwk")}
     for made, sentence, flaw in (
@@ -439,7 +439,7 @@ def test_a_certificate_is_of_its_key_its_root_its_type_and_its_time(paid_claims:
         assert sentence in refused(signed_with(paid_claims, made), flaw=flaw)
 
 
-def test_a_checkpoint_is_no_receipt_and_a_receipt_no_checkpoint(receipt: str) -> None:
+def test_receipts_and_checkpoints_are_not_interchangeable(receipt: str) -> None:
     kind = replace(log.CHECKPOINT, purpose=Purpose.RECEIPT)  # the signer that a thief of the key would write
     checkpoint = statement.sign({"v": 1}, KEY, kind)
     assert "the receipt is not of the type quittance-receipt+jwt" in refused(checkpoint, flaw=Flaw.FORM)
@@ -460,14 +460,14 @@ def test_a_checkpoint_is_no_receipt_and_a_receipt_no_checkpoint(receipt: str) ->
         {"kty": "oct", "k": "AA"},
     ],
 )
-def test_a_root_key_that_is_none_proves_nothing(receipt: str, key: dict[str, Any]) -> None:
+def test_a_malformed_root_key_proves_nothing(receipt: str, key: dict[str, Any]) -> None:
     jwks = {"keys": [{**key, "kid": "root-1"}]}
     assert (
         refused(receipt, flaw=Flaw.FORM, jwks=jwks) == "the root key 'root-1' of the key set is not a usable ES256 key"
     )
 
 
-def test_a_root_is_of_the_curve_of_its_algorithm(receipt: str) -> None:
+def test_a_root_key_must_have_the_curve_of_its_algorithm(receipt: str) -> None:
     """A certificate that a P-384 key has signed with SHA-256 is no ES256."""
     own = ec.generate_private_key(ec.SECP384R1())
     numbers = own.public_key().public_numbers()
@@ -480,16 +480,16 @@ def test_a_root_is_of_the_curve_of_its_algorithm(receipt: str) -> None:
 
 
 @pytest.mark.parametrize("jwks", [{"keys": 5}, {"keys": {"a": 1}}, {"keys": [{}] * 1_001}, {"kids": []}])
-def test_a_key_set_is_a_list_of_some_keys(receipt: str, jwks: dict[str, Any]) -> None:
+def test_a_key_set_is_a_list_of_limited_length(receipt: str, jwks: dict[str, Any]) -> None:
     assert "the key set is not a JWKS" in refused(receipt, flaw=Flaw.FORM, jwks=jwks)
 
 
 @given(jwks=st.dictionaries(st.just("keys"), st.recursive(st.none() | st.integers() | st.text(), st.lists)))
-def test_whatever_the_key_set_is(receipt: str, jwks: dict[str, Any]) -> None:
+def test_any_key_set_is_used_or_refused_with_a_reason(receipt: str, jwks: dict[str, Any]) -> None:
     with pytest.raises(ProofError):
         verify(receipt, jwks)
 
 
-def test_the_bytes_of_a_receipt_are_its_only_name(receipt: str) -> None:
+def test_a_log_leaf_is_the_hash_of_the_receipts_bytes(receipt: str) -> None:
     """So a leaf of the log is the leaf of one receipt, and no accepted spelling has another leaf."""
     assert log.leaf_hash(receipt.encode()) == hashlib.sha256(b"\0" + receipt.encode("ascii")).digest()

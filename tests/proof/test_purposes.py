@@ -45,12 +45,12 @@ def refused(token: str, kind: StatementType, jwks: dict[str, Any] = JWKS) -> str
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_key_signs_what_it_is_for(purpose: Purpose) -> None:
+def test_a_key_signs_statements_of_its_purpose(purpose: Purpose) -> None:
     assert statement.verify(statement.sign({"a": 1}, KEYS[purpose], KINDS[purpose]), JWKS, KINDS[purpose]).claims
 
 
 @pytest.mark.parametrize(("signer", "claimed"), OTHERS)
-def test_a_key_signs_nothing_that_it_is_not_for(signer: Purpose, claimed: Purpose) -> None:
+def test_a_key_signs_no_statement_of_another_purpose(signer: Purpose, claimed: Purpose) -> None:
     with pytest.raises(ValueError, match=f"a key for the purpose {signer} must not sign"):
         statement.sign({}, KEYS[signer], KINDS[claimed])
     assert f"is for the purpose '{signer}'" in refused(as_thief(KINDS[claimed], KEYS[signer]), KINDS[claimed])
@@ -67,14 +67,14 @@ def test_a_root_certifies_no_key_for_another_purpose(signer: Purpose, claimed: P
 
 @pytest.mark.parametrize("purpose", Purpose)
 @pytest.mark.parametrize("stated", [None, "", "other", 1, ["receipt", "checkpoint", "webhook"], {}])
-def test_a_certificate_states_the_purpose_of_its_root(purpose: Purpose, stated: object) -> None:
+def test_a_certificate_must_state_the_purpose_of_its_root(purpose: Purpose, stated: object) -> None:
     key = KEYS[purpose]
     forged = replace(key, certificate=certificate(ROOTS[purpose], key, stated))
     assert "the key certificate states the purpose" in refused(as_thief(KINDS[purpose], forged), KINDS[purpose])
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_key_set_that_lost_its_purposes_proves_nothing(purpose: Purpose) -> None:
+def test_a_key_set_without_its_purposes_proves_nothing(purpose: Purpose) -> None:
     """Otherwise a key set that was copied without them would let every root certify for everything."""
     bare = {"keys": [{name: key[name] for name in key if name != "purpose"} for key in JWKS["keys"]]}
     token = statement.sign({}, KEYS[purpose], KINDS[purpose])
@@ -82,7 +82,7 @@ def test_a_key_set_that_lost_its_purposes_proves_nothing(purpose: Purpose) -> No
 
 
 @pytest.mark.parametrize("jwks", [BEFORE["jwks"], {"keys": [*JWKS["keys"], *BEFORE["jwks"]["keys"]]}])
-def test_what_keys_of_before_signed_stays_valid(jwks: dict[str, Any]) -> None:
+def test_statements_from_before_purposes_stay_valid(jwks: dict[str, Any]) -> None:
     assert receipt.verify(BEFORE["receipt"], jwks)["task"] == "task-1"
     assert log.verify_checkpoint(BEFORE["checkpoint"], jwks).size == 0
     url, now_ms = "https://example.com/hook", NOW_S * 1_000
@@ -90,7 +90,7 @@ def test_what_keys_of_before_signed_stays_valid(jwks: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_root_that_got_a_purpose_signs_for_no_other_any_more(purpose: Purpose) -> None:
+def test_an_old_root_with_a_purpose_validates_nothing_old(purpose: Purpose) -> None:
     """An operator who lists the root of before for one purpose: no certificate of before counts under it."""
     (root,) = BEFORE["jwks"]["keys"]
     jwks = {"keys": [{**root, "purpose": purpose}]}
@@ -99,14 +99,14 @@ def test_a_root_that_got_a_purpose_signs_for_no_other_any_more(purpose: Purpose)
 
 
 @pytest.mark.parametrize("purpose", [None, "", 1, [], {}])
-def test_a_root_of_no_readable_purpose_is_unusable(purpose: object) -> None:
+def test_a_root_with_a_malformed_purpose_is_unusable(purpose: object) -> None:
     jwks = {"keys": [{**ROOTS[Purpose.RECEIPT].jwks()["keys"][0], "purpose": purpose}]}
     token = statement.sign({}, KEYS[Purpose.RECEIPT], receipt.RECEIPT)
     with pytest.raises(ProofError, match="is not a usable ES256 key"):
         statement.verify(token, jwks, receipt.RECEIPT)
 
 
-def test_a_root_that_is_named_twice_must_be_the_same_twice() -> None:
+def test_duplicate_roots_of_a_key_set_must_be_equal() -> None:
     token = statement.sign({}, KEYS[Purpose.RECEIPT], receipt.RECEIPT)
     (root,) = ROOTS[Purpose.RECEIPT].jwks()["keys"]
     assert statement.verify(token, {"keys": [root, root]}, receipt.RECEIPT)

@@ -70,7 +70,7 @@ def receipt(paid_claims: dict[str, Any]) -> str:
     return sign(paid_claims, KEY)
 
 
-def test_the_claims_are_the_escrow_and_its_settlement(paid_claims: dict[str, Any]) -> None:
+def test_the_claims_state_the_escrow_and_its_settlement(paid_claims: dict[str, Any]) -> None:
     """I12: field by field, and no field that this test does not know."""
     assert json.loads(json.dumps(paid_claims)) == {
         "v": 2,
@@ -127,7 +127,7 @@ def test_the_claims_are_the_escrow_and_its_settlement(paid_claims: dict[str, Any
 
 @pytest.mark.parametrize(("agent", "task"), [("aa" * 32, None), (None, "bb" * 32), ("aa" * 32, "bb" * 32)])
 @pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.EXIT_CODE])
-def test_rules_are_stated_by_digest_and_whether_they_were_met(
+def test_acceptance_states_rules_by_digest_and_the_verdict(
     new_escrow: NewEscrow, agent: str | None, task: str | None, outcome: Outcome
 ) -> None:
     escrow = new_escrow(agent_rules_sha256=agent, task_rules_sha256=task)
@@ -233,7 +233,7 @@ def test_no_bit_of_a_signature_can_be_changed(receipt: str, of: str, data: st.Da
 
 
 @given(data=st.data())
-def test_half_a_receipt_is_none(receipt: str, data: st.DataObject) -> None:
+def test_a_truncated_receipt_is_refused(receipt: str, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(receipt) - 1))
     for torn in (receipt[:cut], receipt[cut + 1 :], receipt[:cut] + receipt[cut + 1 :]):
         with pytest.raises(ProofError):
@@ -241,7 +241,7 @@ def test_half_a_receipt_is_none(receipt: str, data: st.DataObject) -> None:
 
 
 @given(st.text() | st.text(st.sampled_from('ey.J{}"=-_ ')))
-def test_anything_else_is_no_receipt(text: str) -> None:
+def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(ProofError):
         verify_receipt(text, ROOT.jwks())
 
@@ -262,7 +262,7 @@ def _resigned(receipt: str, *, alg: str, of: str, secret: bytes | None) -> str:
 
 @pytest.mark.parametrize("of", ["receipt", "certificate"])
 @pytest.mark.parametrize("alg", ["none", "None", "HS256", "RS256", "ES512", ""])
-def test_the_algorithms_are_ours_to_choose(receipt: str, of: str, alg: str) -> None:
+def test_a_token_cannot_choose_its_algorithm(receipt: str, of: str, alg: str) -> None:
     raw = KEY.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     pem = ROOT.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     for secret in (None, b"", raw, pem):
@@ -270,7 +270,7 @@ def test_the_algorithms_are_ours_to_choose(receipt: str, of: str, alg: str) -> N
             verify_receipt(_resigned(receipt, alg=alg, of=of, secret=secret), ROOT.jwks())
 
 
-def test_a_key_that_the_root_did_not_certify_signs_nothing(paid_claims: dict[str, Any]) -> None:
+def test_an_uncertified_key_proves_nothing(paid_claims: dict[str, Any]) -> None:
     forged = replace(KEY, private=Ed25519PrivateKey.generate())
     borrowed = replace(ROOT.certify(), certificate=KEY.certificate)
     with pytest.raises(ProofError, match="signature of the receipt is not valid"):
@@ -281,7 +281,7 @@ def test_a_key_that_the_root_did_not_certify_signs_nothing(paid_claims: dict[str
         verify_receipt(sign(paid_claims, replace(borrowed, key_id=KEY.key_id)), ROOT.jwks())
 
 
-def test_a_certificate_of_a_foreign_root_certifies_nothing(paid_claims: dict[str, Any], receipt: str) -> None:
+def test_a_certificate_of_an_unknown_root_is_refused(paid_claims: dict[str, Any], receipt: str) -> None:
     namesake = sign(paid_claims, Root(ROOT.key_id).certify())
     with pytest.raises(ProofError, match="signature of the key certificate is not valid"):
         verify_receipt(namesake, ROOT.jwks())
@@ -297,7 +297,7 @@ def test_without_a_usable_root_nothing_is_proven(receipt: str, jwks: dict[str, A
         verify_receipt(receipt, jwks)
 
 
-def test_a_receipt_is_no_certificate_and_a_certificate_no_receipt(paid_claims: dict[str, Any], receipt: str) -> None:
+def test_receipts_and_certificates_are_not_interchangeable(paid_claims: dict[str, Any], receipt: str) -> None:
     with pytest.raises(ProofError, match="the receipt is not of the type quittance-receipt"):
         verify_receipt(KEY.certificate, ROOT.jwks())
     with pytest.raises(ProofError, match="the key certificate is not of the type quittance-key"):
@@ -331,13 +331,13 @@ def test_a_key_signs_only_while_its_certificate_is_valid(
 
 @pytest.mark.parametrize("name", ["budget", "paid", "fee", "refunded"])
 @pytest.mark.parametrize("change", [1, -1])
-def test_a_signed_sum_that_is_wrong_is_still_wrong(paid_claims: dict[str, Any], name: str, change: int) -> None:
+def test_a_wrong_sum_is_refused_even_if_signed(paid_claims: dict[str, Any], name: str, change: int) -> None:
     wrong = {**paid_claims, name: str(int(paid_claims[name]) + change)}
     with pytest.raises(ProofError, match="do not add up"):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
 
-def test_a_negative_part_cannot_make_the_sum_right(paid_claims: dict[str, Any]) -> None:
+def test_negative_amounts_are_refused(paid_claims: dict[str, Any]) -> None:
     wrong = {**paid_claims, "paid": "-1", "fee": "0", "refunded": "1000001"}
     with pytest.raises(ProofError):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
@@ -348,15 +348,13 @@ def test_a_negative_part_cannot_make_the_sum_right(paid_claims: dict[str, Any]) 
     [{"settled_at": None}, {"settled_at": "now"}, {"paid": None}, {"paid": "much"}, {"paid": [1]}, {"budget": None}],
     ids=str,
 )
-def test_a_signed_statement_without_sense_is_refused_with_a_sentence(
-    paid_claims: dict[str, Any], change: dict[str, Any]
-) -> None:
+def test_signed_claims_without_sense_are_refused(paid_claims: dict[str, Any], change: dict[str, Any]) -> None:
     wrong = {name: value for name, value in (paid_claims | change).items() if value is not None}
     with pytest.raises(ProofError):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
 
-def test_every_environment_has_a_key_of_its_own_for_half_a_day() -> None:
+def test_each_environment_gets_its_own_key_for_12_hours() -> None:
     one, other = ROOT.certify(), ROOT.certify()
     assert one.key_id != other.key_id
     assert one.expires_s == NOW_S + 12 * 60 * 60

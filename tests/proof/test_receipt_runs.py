@@ -89,7 +89,7 @@ def vars_of(meter: Meter) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("outcome", sorted(NOTHING_RAN))
-def test_where_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> None:
+def test_if_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> None:
     whole = stated(outcome, limits=None, meter=Meter(), engine="")
     assert sentence(whole) is None
     limits = {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70}
@@ -106,7 +106,7 @@ def test_where_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> 
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in RAN | NOTHING_RAN | NOT_OF_TASKS])
-def test_a_platforms_fault_comes_before_a_run_or_in_it(stated: State, outcome: Outcome) -> None:
+def test_a_platform_fault_occurs_before_or_during_a_run(stated: State, outcome: Outcome) -> None:
     """Before it, the input's length is known and the version is chosen; both were always stated so."""
     assert sentence(stated(outcome, limits=None, meter=Meter(input_bytes=9))) is None
     assert sentence(stated(outcome, limits=LIMITS, meter=replace(METER, wall_ms=71))) is None
@@ -115,7 +115,7 @@ def test_a_platforms_fault_comes_before_a_run_or_in_it(stated: State, outcome: O
 
 
 @pytest.mark.parametrize(("wall_ms", "holds"), [(69, False), (70, True), (71, False)])
-def test_a_timeout_took_its_time(stated: State, wall_ms: int, holds: bool) -> None:
+def test_a_timed_out_run_took_exactly_its_timeout(stated: State, wall_ms: int, holds: bool) -> None:
     found = sentence(stated(Outcome.TIMEOUT, limits=LIMITS, meter=replace(METER, wall_ms=wall_ms)))
     assert (found is None) == holds
 
@@ -138,6 +138,6 @@ def test_in_version_1_a_run_could_take_longer(stated: State, outcome: Outcome) -
 
 
 @pytest.mark.parametrize("wall_ms", [69, 71])
-def test_in_version_1_a_timeout_took_its_time_too(stated: State, wall_ms: int) -> None:
+def test_in_version_1_a_timed_out_run_took_its_timeout_too(stated: State, wall_ms: int) -> None:
     whole = stated(Outcome.TIMEOUT, limits=LIMITS, meter=replace(METER, wall_ms=wall_ms))
     assert f"after {wall_ms} ms" in (sentence(as_version_1(whole)) or "it is accepted")

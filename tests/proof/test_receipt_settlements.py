@@ -195,7 +195,7 @@ def of_judges(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlemen
 
 @given(data=st.data())
 @pytest.mark.parametrize("kind", [of_tasks, of_judges])
-def test_what_is_settled_and_stated_verifies(new_escrow: NewEscrow, kind: Any, data: st.DataObject) -> None:
+def test_the_receipt_of_any_settlement_verifies(new_escrow: NewEscrow, kind: Any, data: st.DataObject) -> None:
     escrow, settlement, run = data.draw(kind(new_escrow))
     claims = stated(escrow, settlement, run)
     note(json.dumps(claims, indent=1))
@@ -204,9 +204,7 @@ def test_what_is_settled_and_stated_verifies(new_escrow: NewEscrow, kind: Any, d
 
 @given(data=st.data())
 @pytest.mark.parametrize("outcome", OF_TASKS)
-def test_every_outcome_is_settled_and_stated_so_that_it_verifies(
-    new_escrow: NewEscrow, outcome: Outcome, data: st.DataObject
-) -> None:
+def test_the_receipt_of_every_outcome_verifies(new_escrow: NewEscrow, outcome: Outcome, data: st.DataObject) -> None:
     escrow = data.draw(escrows(new_escrow, agent_rules_sha256=AGENTS_RULES, task_rules_sha256=TASKS_RULES))
     run = data.draw(runs(escrow, [outcome]))
     now_ms = escrow.expires_ms if outcome is Outcome.EXPIRED else NOW_MS
@@ -256,7 +254,7 @@ ELSEWHERE = {"judging": Side.AGENT, "task_judging": Side.TASK}
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["compute", "charge", "fault", "judging", "task_judging"])
 @pytest.mark.parametrize("kind", [of_tasks, of_judges])
-def test_no_amount_and_no_fault_can_be_changed_alone(
+def test_no_amount_or_fault_can_be_changed_alone(
     new_escrow: NewEscrow, kind: Any, name: str, data: st.DataObject
 ) -> None:
     """But for what a judge cost that was asked: its own receipt states that, and `--task-judge` compares them."""
@@ -278,7 +276,7 @@ def test_no_amount_and_no_fault_can_be_changed_alone(
 
 
 @pytest.mark.parametrize("by", RejectedBy)
-def test_the_platforms_fault_after_a_rejection_costs_nothing(new_escrow: NewEscrow, by: RejectedBy) -> None:
+def test_a_platform_fault_after_a_rejection_costs_nothing(new_escrow: NewEscrow, by: RejectedBy) -> None:
     """Seen before: a payer paid the share of the price for a task that failed because an output could not be stored."""
     escrow = new_escrow(
         task_judge_bps=5_000,
@@ -294,7 +292,7 @@ def test_the_platforms_fault_after_a_rejection_costs_nothing(new_escrow: NewEscr
     assert why_refused(stated(escrow, settlement, run)) is None
 
 
-def test_the_platforms_fault_after_refused_memory_states_no_refusal(new_escrow: NewEscrow) -> None:
+def test_a_platform_fault_hides_refused_memory(new_escrow: NewEscrow) -> None:
     """Seen before: such a receipt contradicted itself, and nothing could verify it."""
     given_ = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
     run = Run(Outcome.EXIT_CODE, "", Meter(fuel=5, wall_ms=7), limits=given_, memory_refused=True)

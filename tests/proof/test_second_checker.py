@@ -345,12 +345,12 @@ EVERY_KIND = {
 }
 
 
-def test_the_comparison_begins_from_every_kind_of_claims() -> None:
+def test_the_comparison_starts_from_every_outcome() -> None:
     assert {claims["outcome"] for claims in bases_of_1()} == set(second_checker.FAULT_OF[1])
     assert not EVERY_KIND - {kind for claims in bases_of_2() for kind in kinds(claims)}
 
 
-def test_both_take_what_holds() -> None:
+def test_both_accept_valid_claims() -> None:
     for claims in bases():
         assert both_take(signed(claims), JWKS), claims["outcome"]
     assert both_take(BEFORE["receipt"], BEFORE["jwks"])
@@ -534,7 +534,7 @@ def test_both_agree_on_mutated_text() -> None:
         "A" * 16_385,
     ],
 )
-def test_both_refuse_what_is_no_token(text: str) -> None:
+def test_both_refuse_text_that_is_no_token(text: str) -> None:
     assert not both_take(text, JWKS)
 
 

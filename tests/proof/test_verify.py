@@ -118,7 +118,7 @@ def everything(receipt: str, logged: Log) -> Evidence:
     )
 
 
-def test_all_that_is_given_is_checked(receipt: str, logged: Log) -> None:
+def test_everything_that_is_given_is_checked(receipt: str, logged: Log) -> None:
     report = examine(everything(receipt, logged))
     names = ["signature", "times", "amounts", "claims", "module", "input", "output", "tariff", "log", "history"]
     assert [(check.name, check.result) for check in report.checks] == [(name, CheckResult.PASSED) for name in names]
@@ -126,7 +126,7 @@ def test_all_that_is_given_is_checked(receipt: str, logged: Log) -> None:
     assert all(check.sentence for check in report.checks)
 
 
-def test_what_is_not_given_is_said_not_to_be_checked(receipt: str) -> None:
+def test_missing_evidence_is_reported_as_not_checked(receipt: str) -> None:
     report = examine(Evidence(receipt, KEYS))
     assert [check.name for check in report.checks if check.result is CheckResult.NOT_DONE] == [
         "module", "input", "output", "tariff", "log", "history",
@@ -151,7 +151,7 @@ def test_what_is_not_given_is_said_not_to_be_checked(receipt: str) -> None:
         ({"older": "x"}, Flaw.FORM, "the checkpoint is not a compact JWS"),
     ],
 )
-def test_each_misfit_is_named(receipt: str, logged: Log, change: dict[str, Any], flaw: Flaw, sentence: str) -> None:
+def test_each_mismatch_is_named(receipt: str, logged: Log, change: dict[str, Any], flaw: Flaw, sentence: str) -> None:
     report = examine(replace(everything(receipt, logged), **change))
     (failed,) = [check for check in report.checks if check.result is CheckResult.FAILED]
     assert failed.flaw is flaw
@@ -193,7 +193,7 @@ def failures(receipt: str, proof: dict[str, Any], older: str | None = None) -> l
     return [(check.name, check.flaw, check.sentence) for check in report.checks if check.flaw]
 
 
-def test_another_place_another_log_another_size_proves_nothing(receipt: str, logged: Log) -> None:
+def test_a_proof_of_another_place_log_or_size_fails(receipt: str, logged: Log) -> None:
     other = Log(receipt, salt=b"other")
     foreign = sign_checkpoint(Checkpoint("https://other.example", SIZE, EMPTY_ROOT, NOW_S * 1_000), LOG_KEY)
     for proof, said in (
@@ -210,7 +210,7 @@ def test_another_place_another_log_another_size_proves_nothing(receipt: str, log
         assert said in sentence
 
 
-def test_a_log_that_forgets_is_found_out(receipt: str, logged: Log) -> None:
+def test_a_log_with_changed_history_is_detected(receipt: str, logged: Log) -> None:
     other = Log(receipt, salt=b"other")
     for proof, older, said in (
         (logged.proof(), other.checkpoint(OLD), f"the newer log at {OLD} entries has the root"),
@@ -240,7 +240,7 @@ ABIDES, OFFENDS = b'{"min_bytes": 11}', b'{ "max_bytes": 10 }'
         (ABIDES, OFFENDS, None, CheckResult.NOT_DONE, None),
     ],
 )
-def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
+def test_payment_for_an_output_that_breaks_rules_is_detected(
     paid_claims: dict[str, Any], agent: bytes, task: bytes, output: bytes | None, result: CheckResult, flaw: Flaw | None
 ) -> None:
     named = [rules_sha256(rules_json(parse_rules(text.decode()))) for text in (agent, task)]
@@ -260,7 +260,7 @@ def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
         ("cd" * 32, "  rules of the agent and task for the output: met"),
     ],
 )
-def test_a_person_is_told_of_rules(
+def test_the_text_report_names_rules(
     paid_claims: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str], task: str | None, line: str
 ) -> None:
     acceptance = {"agent_sha256": "ab" * 32, "task_sha256": task, **UNSCORED, "accepted": True}
@@ -274,7 +274,7 @@ def test_a_person_is_told_of_rules(
 @pytest.mark.parametrize(
     "rules", [b"{", b"\xff", b"[]", b'{"min_bytes": "1"}', OFFENDS, b'{"json_schema": {"$ref": "#"}}']
 )
-def test_other_rules_than_the_receipt_names_are_told(paid_claims: dict[str, Any], rules: bytes) -> None:
+def test_rules_that_the_receipt_does_not_name_are_refused(paid_claims: dict[str, Any], rules: bytes) -> None:
     digest = rules_sha256('{"min_bytes":11}')
     acceptance = {"agent_sha256": None, "task_sha256": digest, **UNSCORED, "accepted": True}
     for stated, side in (({**paid_claims, "acceptance": acceptance}, "task_rules"), (paid_claims, "agent_rules")):
@@ -300,7 +300,7 @@ def command(files: dict[str, Path], *names: str) -> list[str]:
     return [str(files["receipt"]), *options]
 
 
-def test_a_person_is_told_what_the_receipt_says(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_report_states_the_claims(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(files, "module", "input", "output", "proof", "checkpoint")) == 0
     assert capsys.readouterr().out.splitlines() == [
         "'https://q.example': escrow pt7fxmrlpdhb4aqyxxot3tnqg5",
@@ -325,7 +325,7 @@ def test_a_person_is_told_what_the_receipt_says(files: dict[str, Path], capsys: 
     ]
 
 
-def test_a_machine_is_told_the_same(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_report_states_the_same(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     files["output"].write_bytes(b"other")
     assert main([*command(files, "output"), "--json"]) == EXITS[Flaw.DIGEST][0]
     told = json.loads(capsys.readouterr().out)
@@ -341,7 +341,7 @@ def test_the_last_line_is_the_first_failure(files: dict[str, Path], capsys: pyte
     assert capsys.readouterr().out.splitlines()[-1].startswith("Not proven: the input has the SHA-256")
 
 
-def test_a_file_that_cannot_be_read_is_a_wrong_call(
+def test_an_unreadable_file_is_a_usage_error(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files["input"].write_bytes(bytes(STDIN_BYTES_MAX + 1))
@@ -368,7 +368,7 @@ def test_a_bad_receipt_is_not_replayed(files: dict[str, Path], capsys: pytest.Ca
     assert "not done  replay     a check above failed" in capsys.readouterr().out
 
 
-def test_every_failure_has_a_status_of_its_own_and_help_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_flaw_has_its_own_documented_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     statuses = [status for status, _ in EXITS.values()]
     assert EXITS.keys() == set(Flaw)
     assert len({*statuses, 0, 1, 2}) == len(statuses) + 3
@@ -381,7 +381,7 @@ def test_every_failure_has_a_status_of_its_own_and_help_tells_it(capsys: pytest.
         assert f"| {status} | {meaning} |" in page
 
 
-def test_a_strangers_words_do_nothing_to_a_terminal(
+def test_untrusted_text_cannot_control_the_terminal(
     paid_claims: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     files["receipt"].write_text(sign({**paid_claims, "agent": "\x1b[2J\u202e\r\nok", "iss": "\u2028é"}, KEY))
@@ -415,17 +415,17 @@ def judged(given: Evidence) -> int:
 
 
 @given(text=st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
-def test_any_text_for_a_receipt(text: str) -> None:
+def test_any_text_as_a_receipt_gets_a_report(text: str) -> None:
     assert judged(Evidence(text, KEYS)) == EXITS[Flaw.FORM][0]
 
 
 @given(keys=st.binary(max_size=200) | JSON.map(lambda value: json.dumps({"keys": value}).encode()))
-def test_any_key_set(receipt: str, keys: bytes) -> None:
+def test_any_key_set_gets_a_report(receipt: str, keys: bytes) -> None:
     assert judged(Evidence(receipt, keys)) in {3, 4}
 
 
 @given(data=st.data())
-def test_any_signed_claims(paid_claims: dict[str, Any], data: st.DataObject) -> None:
+def test_any_signed_claims_get_a_report(paid_claims: dict[str, Any], data: st.DataObject) -> None:
     """Even what is rightly signed may be nonsense: huge, deep, of wrong types."""
     forged = json.loads(json.dumps(paid_claims))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -441,7 +441,7 @@ def test_any_signed_claims(paid_claims: dict[str, Any], data: st.DataObject) -> 
 
 
 @given(data=st.data())
-def test_any_signed_certificate(receipt: str, data: st.DataObject) -> None:
+def test_any_signed_certificate_gets_a_report(receipt: str, data: st.DataObject) -> None:
     """A root that signs nonsense."""
     inner = parse(KEY.certificate)
     validity = {**inner.payload, data.draw(st.sampled_from(["iat", "exp", "jwk"])): data.draw(JSON | HUGE)}
@@ -456,7 +456,7 @@ def test_any_signed_certificate(receipt: str, data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-def test_any_proof(receipt: str, logged: Log, data: st.DataObject) -> None:
+def test_any_proof_gets_a_report(receipt: str, logged: Log, data: st.DataObject) -> None:
     proof = logged.proof()
     for _ in range(data.draw(st.integers(1, 2))):
         inner = proof["consistency"]
@@ -477,7 +477,7 @@ def test_any_proof(receipt: str, logged: Log, data: st.DataObject) -> None:
         b'{"keys":[' + b"{}," * 100_000 + b"{}]}",
     ],
 )
-def test_deep_and_long_documents(receipt: str, logged: Log, text: bytes) -> None:
+def test_deep_and_long_documents_get_a_report(receipt: str, logged: Log, text: bytes) -> None:
     assert judged(Evidence(receipt, text)) == 3
     assert judged(Evidence(receipt, KEYS, proof=text)) == 3
     assert judged(Evidence(receipt, KEYS, tariff=text)) == 8

@@ -93,7 +93,7 @@ def checks(given_: Evidence) -> dict[str, Check]:
         ({"output_bytes": 12}, "output", "the output has 11 bytes, the receipt's meter says 12"),
     ],
 )
-def test_files_are_as_long_as_the_meter_says(
+def test_files_must_be_as_long_as_the_meter_states(
     task: Callable[..., dict[str, Any]], meter: dict[str, int], name: str, said: str
 ) -> None:
     found = checks(Evidence(sign(task(**meter), KEY), KEYS, input=INPUT, output=OUTPUT))
@@ -101,7 +101,7 @@ def test_files_are_as_long_as_the_meter_says(
     assert failed == ([(name, Flaw.CONTRADICTION, said)] if name else [])
 
 
-def test_where_nothing_ran_nobody_measured_the_input(new_escrow: Callable[..., Escrow]) -> None:
+def test_if_nothing_ran_the_input_length_is_not_checked(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow(input_sha256=digest(INPUT))
     settled = decide(escrow, Run(Outcome.SUPERSEDED, "", Meter()), now_ms=NOW_S * 1_000 + 5)
     stated = claims_of(
@@ -135,7 +135,7 @@ def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[...,
         b"0.90000000000000002220",
     ],
 )
-def test_a_score_is_what_its_judge_printed(
+def test_a_score_must_be_what_the_judge_printed(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], printed: bytes
 ) -> None:
     whole = Evidence(
@@ -148,7 +148,7 @@ def test_a_score_is_what_its_judge_printed(
 
 
 @pytest.mark.parametrize("printed", [b"0.2", b"0.2\n", b"0.899999\n", b"0.900001", b"0", b"1\n", b"1.0", b"0.95\r\n"])
-def test_another_score_than_the_judge_printed_is_found_by_its_digest(
+def test_a_wrong_score_is_detected_by_the_output_digest(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], printed: bytes
 ) -> None:
     found = checks(Evidence(sign(task(900_000), KEY), KEYS, task_judge=judge(printed)))["task score"]
@@ -159,7 +159,7 @@ def test_another_score_than_the_judge_printed_is_found_by_its_digest(
 
 
 @pytest.mark.parametrize("printed", [b"9e-1", b"0.9000004", b"0.9 \n", b"0.8e0"])
-def test_an_unusual_spelling_is_not_taken_for_proven(
+def test_a_score_of_unusual_spelling_is_not_reported_as_proven(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], printed: bytes
 ) -> None:
     alone = Evidence(sign(task(900_000), KEY), KEYS, task_judge=judge(printed))
@@ -180,7 +180,7 @@ def test_an_unusual_spelling_is_not_taken_for_proven(
         (b"0.9000011", b"0.9000011", {}, Flaw.CONTRADICTION, "printed the score 0.900001, the receipt states 0.9"),
     ],
 )
-def test_the_judges_output_must_be_its_and_the_score(
+def test_a_judges_output_must_match_its_digest_and_the_score(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], signed: bytes, given_: bytes,
     meter: dict[str, int], flaw: Flaw, said: str,
 ) -> None:  # fmt: skip
@@ -190,7 +190,7 @@ def test_the_judges_output_must_be_its_and_the_score(
     assert (found.flaw, said in found.sentence) == (flaw, True), found.sentence
 
 
-def test_a_judge_read_as_many_bytes_as_its_meter_says(
+def test_a_judges_input_must_be_as_long_as_its_meter_states(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str]
 ) -> None:
     short = judge(b"0.9", input_bytes=3)
@@ -200,7 +200,7 @@ def test_a_judge_read_as_many_bytes_as_its_meter_says(
 
 
 @pytest.mark.parametrize("stated_micro", [0, JUDGE_MICRO - 1, JUDGE_MICRO, JUDGE_MICRO + 1])
-def test_a_judge_cost_what_its_own_receipt_states(
+def test_a_judges_cost_must_be_that_of_its_own_receipt(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str], stated_micro: int
 ) -> None:
     whole = task(900_000) | {"task_judging": str(stated_micro)}
@@ -212,7 +212,7 @@ def test_a_judge_cost_what_its_own_receipt_states(
         assert (found.flaw, found.sentence) == (Flaw.AMOUNTS, said)
 
 
-def test_in_version_1_no_receipt_states_what_its_judge_cost(
+def test_receipts_of_version_1_state_no_cost_of_judges(
     task: Callable[..., dict[str, Any]], judge: Callable[..., str]
 ) -> None:
     of_judge = as_version_1(parse(judge(b"0.9")).payload)
@@ -220,7 +220,7 @@ def test_in_version_1_no_receipt_states_what_its_judge_cost(
     assert (found["task judge"].result, found["task score"].result) == (CheckResult.PASSED, CheckResult.PASSED)
 
 
-def test_without_the_judges_receipt_its_output_proves_nothing(task: Callable[..., dict[str, Any]]) -> None:
+def test_a_judges_output_alone_proves_nothing(task: Callable[..., dict[str, Any]]) -> None:
     found = checks(Evidence(sign(task(900_000), KEY), KEYS, task_judge_output=b"0.9"))
     assert found["task judge"].result is CheckResult.NOT_DONE
     assert "task score" not in found
@@ -229,7 +229,7 @@ def test_without_the_judges_receipt_its_output_proves_nothing(task: Callable[...
 @given(
     stated_micro=st.integers(0, 10**6), thousandths=st.integers(0, 1_000), end=st.sampled_from([b"", b"\n", b"\r\n"])
 )
-def test_a_plain_score_passes_if_and_only_if_it_is_the_one_stated(
+def test_a_plain_score_passes_only_if_it_is_the_stated_one(
     task: Callable[..., dict[str, Any]],
     judge: Callable[..., str],
     stated_micro: int,

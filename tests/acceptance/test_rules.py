@@ -96,7 +96,7 @@ def test_an_output_is_accepted_only_if_it_meets_the_rules(
 
 @given(st.binary(max_size=64))
 def test_a_payer_learns_only_which_rule_was_not_met(output: bytes) -> None:
-    """The payer has not paid for the output: no size, place or value of it is told, however the rules ask."""
+    """The payer has not paid for the output, so the message contains no size, place or value of it."""
     for members in ({"max_bytes": 0}, {"sha256": "00" * 32}, {"json_schema": False}):
         found = verdict(output, agent=None, task=rules(**members))
         if not found.accepted:
@@ -146,7 +146,7 @@ def test_messages_are_short_printable_and_repeat_no_values(schema: Any, output: 
     assert "secret" not in message
 
 
-# Rules that cannot be held against the output.
+# Rules that are too expensive.
 
 
 def test_too_many_steps_are_the_fault_of_the_rules_side() -> None:
@@ -276,7 +276,7 @@ def test_numbers_of_a_schema_stay_exact() -> None:
 
 
 def score_micro(output: bytes) -> int | None:
-    """The score that a judge gets paid for, if it printed one."""
+    """The score that a judge printed, None if its output is not a score."""
     return read_score(output) if verdict(output, agent=None, task=SCORE_RULES).accepted else None
 
 

@@ -1,4 +1,4 @@
-"""Forged receipts: every field changed, every other spelling, every wrong key. Each is refused with its sentence."""
+"""Forged receipts: changed fields, other spellings and wrong keys. Each is refused with the right reason."""
 
 import base64
 import hashlib
@@ -62,7 +62,7 @@ def receipt(paid_claims: dict[str, Any]) -> str:
 
 
 def refused(token: str, *, flaw: Flaw | None = None, jwks: dict[str, Any] | None = None) -> str:
-    """The sentence with which a token is refused."""
+    """The error sentence for a refused token."""
     with pytest.raises(ProofError) as caught:
         verify(token, jwks or ROOT.jwks())
     assert flaw in {None, caught.value.flaw}
@@ -112,7 +112,7 @@ def test_no_claim_can_be_changed(receipt: str) -> None:
 
 
 def test_no_member_of_the_certificate_can_be_changed(receipt: str) -> None:
-    """Even by the holder of the environment's key, who signs the receipt anew around the changed certificate."""
+    """Not even by the holder of the environment's key, who can sign the receipt again with a changed certificate."""
     inner = parse(parse(receipt).header["cert"])
     for name, deed, changed in variants(inner.header):
         sentence = refused(signed_with(statement_of(receipt), str(inner._replace(header=changed))))
@@ -131,7 +131,7 @@ def statement_of(receipt: str) -> dict[str, Any]:
 
 
 def signed_with(paid_claims: object, certificate: str) -> str:
-    """A receipt of any content under the environment's own key."""
+    """A receipt with any payload, signed by the environment's key."""
     header = {"alg": "EdDSA", "typ": RECEIPT.typ, "kid": KEY.key_id, "cert": certificate}
     content = f"{part(header)}.{part(paid_claims)}"
     return f"{content}.{encode(KEY.private.sign(content.encode()))}"
@@ -147,7 +147,7 @@ FREE = {
 
 
 def test_a_signed_claim_of_a_wrong_form_is_refused(paid_claims: dict[str, Any]) -> None:
-    """What the platform itself would have signed wrongly: only claims that nothing else fixes may take other values."""
+    """Even if the platform signs them: only claims that do not follow from others may have other values."""
     for name, deed, changed in variants(paid_claims):
         token = signed_with(changed, KEY.certificate)
         if deed == "change" and name in FREE:
@@ -160,7 +160,7 @@ def test_a_signed_claim_of_a_wrong_form_is_refused(paid_claims: dict[str, Any]) 
 
 
 def judged(token: str) -> str | None:
-    """The sentence with which a token is refused, None if it is not."""
+    """The error sentence for a token, None if it is accepted."""
     try:
         verify(token, ROOT.jwks())
     except ProofError as error:
@@ -280,7 +280,7 @@ def test_base64url_has_one_alphabet_and_no_spare_bits(receipt: str, at: int, cha
 
 
 def test_a_signature_has_one_spelling(receipt: str) -> None:
-    """Its 64 bytes leave four spare bits: without this check fifteen other receipts would be as good."""
+    """Its 64 bytes leave four spare bits: without this check, fifteen other spellings would be accepted too."""
     assert refused(respelt(receipt, 2, loosened), flaw=Flaw.FORM) == "the receipt is not in canonical base64url"
     standard = base64.b64encode(decode(receipt.split(".")[2])).decode()
     assert refused(respelt(receipt, 2, lambda _: standard), flaw=Flaw.FORM).startswith(COMPACT)
@@ -300,7 +300,7 @@ def test_a_token_beyond_the_limit_is_not_parsed(receipt: str) -> None:
 
 
 def resigned(header: str, payload: str) -> str:
-    """Any bytes as header and payload, signed as they stand by the environment's key."""
+    """Any bytes as header and payload, signed by the environment's key."""
     content = f"{encode(header.encode())}.{encode(payload.encode())}"
     return f"{content}.{encode(KEY.private.sign(content.encode()))}"
 
@@ -339,7 +339,7 @@ def test_signed_payloads_that_are_no_claims_are_refused(receipt: str, text: str)
 
 @pytest.mark.parametrize("extra", [{"crit": ["b64"], "b64": False}, {"b64": False}, {"b64": True}, {"crit": ["exp"]}])
 def test_extensions_of_jws_are_refused(receipt: str, extra: dict[str, Any]) -> None:
-    """RFC 7515 §4.1.11 and RFC 7797: with them, other bytes than those shown could be what is signed."""
+    """With them (RFC 7515 §4.1.11 and RFC 7797), the signed bytes could differ from those in the token."""
     whole = parse(receipt)
     header = {**whole.header, **extra}
     named = sorted(extra)[0]
@@ -364,7 +364,7 @@ def test_a_key_in_the_header_is_not_trusted(receipt: str) -> None:
 
 
 def test_an_elliptic_curve_key_signs_no_receipt(receipt: str) -> None:
-    """ES256, by a key that the root certified: only Ed25519 keys are certified, and only they sign."""
+    """ES256 with a certified key is refused: only Ed25519 keys are certified and may sign."""
     own = ec.generate_private_key(ec.SECP256R1())
 
     def es256(content: str) -> str:
@@ -385,7 +385,7 @@ def test_an_elliptic_curve_key_signs_no_receipt(receipt: str) -> None:
 
 
 def certificate_of(payload: dict[str, Any], *, root: Root = ROOT, typ: str = statement.CERTIFICATE_TYPE) -> str:
-    """A certificate of any content, signed by the root."""
+    """A certificate with any payload, signed by the root."""
     content = f"{part({'alg': 'ES256', 'kid': root.key_id, 'typ': typ})}.{part(payload)}"
     return f"{content}.{encode(root.sign(content.encode()))}"
 
@@ -409,7 +409,7 @@ def test_other_algorithms_are_refused(receipt: str, alg: str) -> None:
 
 
 def test_a_malleated_certificate_breaks_the_receipt(receipt: str) -> None:
-    """(r, n - s) verifies as well as (r, s), but the certificate stands in the header that the receipt signs."""
+    """(r, n - s) verifies like (r, s), but the certificate is part of the header that the receipt signs."""
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     whole = parse(receipt)
     content, _, signature = whole.header["cert"].rpartition(".")
@@ -440,7 +440,9 @@ def test_a_certificate_binds_key_root_type_and_time(paid_claims: dict[str, Any])
 
 
 def test_receipts_and_checkpoints_are_not_interchangeable(receipt: str) -> None:
-    kind = replace(log.CHECKPOINT, purpose=Purpose.RECEIPT)  # the signer that a thief of the key would write
+    kind = replace(
+        log.CHECKPOINT, purpose=Purpose.RECEIPT
+    )  # a signer without our purpose check, as an attacker would write it
     checkpoint = statement.sign({"v": 1}, KEY, kind)
     assert "the receipt is not of the type quittance-receipt+jwt" in refused(checkpoint, flaw=Flaw.FORM)
     with pytest.raises(ProofError, match="the checkpoint is not of the type quittance-checkpoint"):
@@ -468,7 +470,7 @@ def test_a_malformed_root_key_proves_nothing(receipt: str, key: dict[str, Any]) 
 
 
 def test_a_root_key_must_have_the_curve_of_its_algorithm(receipt: str) -> None:
-    """A certificate that a P-384 key has signed with SHA-256 is no ES256."""
+    """A signature by a P-384 key with SHA-256 is not ES256."""
     own = ec.generate_private_key(ec.SECP384R1())
     numbers = own.public_key().public_numbers()
     x, y = (encode(number.to_bytes(48)) for number in (numbers.x, numbers.y))
@@ -491,5 +493,5 @@ def test_any_key_set_is_used_or_refused_with_a_reason(receipt: str, jwks: dict[s
 
 
 def test_a_log_leaf_is_the_hash_of_the_receipts_bytes(receipt: str) -> None:
-    """So a leaf of the log is the leaf of one receipt, and no accepted spelling has another leaf."""
+    """So each leaf of the log stands for one receipt, because each receipt has one spelling."""
     assert log.leaf_hash(receipt.encode()) == hashlib.sha256(b"\0" + receipt.encode("ascii")).digest()

@@ -1,4 +1,4 @@
-"""Rules of the auditor that no ledger of the tests can break by itself."""
+"""Audit rules that the ledger of the other tests cannot violate."""
 
 import pytest
 

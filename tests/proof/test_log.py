@@ -1,4 +1,4 @@
-"""The log against the definitions of RFC 9162 §2.1, written down here once more as they stand there."""
+"""The log, compared with the definitions of RFC 9162 §2.1, which are implemented here as the RFC states them."""
 
 import hashlib
 import json
@@ -98,14 +98,14 @@ class Store:
 
 @pytest.fixture(scope="module")
 def grown() -> Store:
-    """A log that grew entry by entry, so that all partial tiles of all sizes are there."""
+    """A log that grew entry by entry, so it has the partial tiles of every size."""
     store = Store()
     for size, leaf in enumerate(LEAVES[:600], start=1):
         assert store.add(leaf) == mth(0, size)
     return store
 
 
-# Certificate Transparency's reference vectors: the leaves and what every implementation of the RFC makes of them.
+# Certificate Transparency's reference vectors: the leaves, and the results of every correct implementation.
 CT_ENTRIES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
 CT_ROOTS = [
     "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
@@ -204,7 +204,7 @@ def test_no_node_of_a_consistency_proof_can_be_changed(grown: Store, data: st.Da
 
 
 def forgeries(honest: list[bytes], data: st.DataObject) -> list[list[bytes]]:
-    """Each hash with one bit flipped; a hash less, a hash more, two hashes exchanged."""
+    """Each hash with one bit flipped; one hash removed, one added, two exchanged."""
     bit = data.draw(st.integers(0, 255))
     made = []
     for at, value in enumerate(honest):
@@ -297,7 +297,7 @@ def test_a_log_grows_beyond_a_full_tile_of_full_tiles(batch: int) -> None:
 
 
 def balanced(hashes: list[bytes]) -> bytes:
-    """The same root, level by level: a node without a sibling rises as it is."""
+    """The same root, computed level by level: a node without a sibling moves up unchanged."""
     while len(hashes) > 1:
         pairs = [hashlib.sha256(b"\x01" + hashes[at] + hashes[at + 1]).digest() for at in range(0, len(hashes) - 1, 2)]
         hashes = pairs + hashes[len(pairs) * 2 :]

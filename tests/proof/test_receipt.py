@@ -71,7 +71,7 @@ def receipt(paid_claims: dict[str, Any]) -> str:
 
 
 def test_the_claims_state_the_escrow_and_its_settlement(paid_claims: dict[str, Any]) -> None:
-    """I12: field by field, and no field that this test does not know."""
+    """I12: every field, and no field that this test does not know."""
     assert json.loads(json.dumps(paid_claims)) == {
         "v": 2,
         "iss": "https://q.example",
@@ -172,11 +172,11 @@ def test_claims_that_no_verifier_accepts_can_still_be_signed(new_escrow: NewEscr
 def test_a_receipt_proves_its_claims(paid_claims: dict[str, Any], receipt: str) -> None:
     assert verify_receipt(receipt, ROOT.jwks()) == paid_claims == read_claims(receipt)
     assert verify_receipt(receipt, {"keys": Root("other").jwks()["keys"] + ROOT.jwks()["keys"]}) == paid_claims
-    assert len(receipt) < 2_700  # it is stored in the escrow item, which is paid for by size
+    assert len(receipt) < 2_700  # it is stored in the escrow item, whose size costs money
 
 
 def test_an_independent_library_verifies_the_chain(paid_claims: dict[str, Any], receipt: str) -> None:
-    """Nothing of ours, and not the library that signed, from the published JWKS to the claims."""
+    """From the published JWKS to the claims, without our code and without the library that signed."""
     registry = jws.JWSRegistry(algorithms=["ES256", "EdDSA"], strict_check_header=False)
     registry.max_header_length = 2_048  # joserfc's own bound, 512 bytes, leaves no room for a certificate
     header = parse(receipt).header
@@ -377,7 +377,7 @@ def test_the_page_names_every_claim_and_no_other() -> None:
 
 
 def test_the_page_marks_what_version_1_lacked() -> None:
-    """With the sign for version 2: each row of an added claim, and each added member in the row of its claim."""
+    """The sign for version 2 marks the row of each added claim, and each added member in the row of its claim."""
     page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
     rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0].splitlines()[2:]
     for row in rows:

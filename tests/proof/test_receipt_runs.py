@@ -1,4 +1,4 @@
-"""What a receipt says of a run is what a run leaves behind: limits, engine and time, and nothing where nothing ran."""
+"""What a receipt states of a run: limits, engine and time if something ran, nothing if nothing ran."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,11 @@ KEY = ROOT.certify()
 LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
 METER = Meter(fuel=5, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11)
 NOTHING_RAN = {Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED}
-NOT_OF_TASKS = {Outcome.WITHHELD, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}  # of judges, or of version 1
+NOT_OF_TASKS = {
+    Outcome.WITHHELD,
+    Outcome.RULES_FAILED,
+    Outcome.JUDGE_FAILED,
+}  # only in judges' receipts or in version 1
 RAN = {outcome for outcome in Outcome if outcome.fault is not Fault.PLATFORM} - NOTHING_RAN - NOT_OF_TASKS
 DIGEST = "ab" * 32
 
@@ -27,7 +31,7 @@ State = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def stated(new_escrow: Callable[..., Escrow]) -> State:
-    """The claims of an outcome, as the code makes them for what ran (`limits`) or did not."""
+    """The claims of an outcome as the code makes them, for a run (`limits`) or without one."""
 
     def made(outcome: Outcome, *, limits: Limits | None, meter: Meter, engine: str = "e") -> dict[str, Any]:
         rules = {"agent_rules_sha256": DIGEST} if outcome in OF_THE_RULES else {}
@@ -107,7 +111,7 @@ def test_if_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> Non
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in RAN | NOTHING_RAN | NOT_OF_TASKS])
 def test_a_platform_fault_occurs_before_or_during_a_run(stated: State, outcome: Outcome) -> None:
-    """Before it, the input's length is known and the version is chosen; both were always stated so."""
+    """Before a run, the length of the input is known already, so it may be stated."""
     assert sentence(stated(outcome, limits=None, meter=Meter(input_bytes=9))) is None
     assert sentence(stated(outcome, limits=LIMITS, meter=replace(METER, wall_ms=71))) is None
     assert "states no engine" in (sentence(stated(outcome, limits=LIMITS, meter=METER, engine="")) or "")
@@ -132,7 +136,7 @@ def test_no_run_takes_longer_than_its_timeout(stated: State, outcome: Outcome, w
 
 @pytest.mark.parametrize("outcome", sorted(RAN - {Outcome.TIMEOUT, Outcome.BUDGET_EXHAUSTED}))
 def test_in_version_1_a_run_could_take_longer(stated: State, outcome: Outcome) -> None:
-    """Honestly: a supervisor that was stopped took an end that came late."""
+    """A supervisor that had been stopped accepted a late result."""
     whole = stated(outcome, limits=LIMITS, meter=replace(METER, wall_ms=71))
     assert sentence(as_version_1(whole)) is None
 

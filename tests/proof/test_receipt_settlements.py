@@ -1,4 +1,4 @@
-"""Whatever an escrow settles by, its receipt verifies, and no amount or fault in it can be changed alone."""
+"""The receipt of any settlement verifies, and no amount or fault in it can be changed alone."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ Claims = dict[str, Any]
 
 
 def why_refused(claims: Claims) -> ProofError | None:
-    """Why claims are refused, None if they are not: by the verifier, and the second checker must agree."""
+    """Why the verifier refuses claims, None if it accepts them. The second checker must agree."""
     first: ProofError | None = None
     second: second_checker.RefusedError | None = None
     try:
@@ -65,7 +65,7 @@ def why_refused(claims: Claims) -> ProofError | None:
 
 
 def stated(escrow: Escrow, settlement: Settlement, run: Run) -> Claims:
-    """The claims as they are signed, of a run by this engine."""
+    """The claims of a settlement as they are signed."""
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes("dd" * 32, run.meter.output_bytes, None))
     ran = run.limits is not None
@@ -74,7 +74,7 @@ def stated(escrow: Escrow, settlement: Settlement, run: Run) -> Claims:
     return dict(json.loads(json.dumps(plain)))
 
 
-# What there is to settle.
+# Escrows, runs and settlements.
 
 
 PRICES = st.builds(ComputePrices, st.sampled_from([0, 1, 10**5]), st.sampled_from([0, 1, 40, 10**9, 10**15]))
@@ -83,7 +83,7 @@ LIMIT = st.integers(1, 100)
 
 @st.composite
 def limits(draw: st.DrawFn, under: Limits | None = None) -> Limits:
-    """Limits, each under the one given or the same."""
+    """Limits, each at most the given one."""
     given_ = asdict(under) if under else dict.fromkeys(Limits.__slots__, 100)
     return Limits(**{name: draw(st.sampled_from([most, draw(st.integers(1, most))])) for name, most in given_.items()})
 
@@ -108,7 +108,7 @@ def escrows(draw: st.DrawFn, new_escrow: NewEscrow, **terms: Any) -> Escrow:
 
 @st.composite
 def runs(draw: st.DrawFn, escrow: Escrow, outcomes: list[Outcome]) -> Run:
-    """A run as the sandbox and the rules end it: any outcome, within its limits."""
+    """A run with any outcome that the sandbox and the rules can give it, within its limits."""
     named = {Side.AGENT: escrow.agent_rules_sha256, Side.TASK: escrow.task_rules_sha256}
     able = [by for by in RejectedBy if named[by.side]]
     outcome = draw(st.sampled_from([end for end in outcomes if able or end is not Outcome.REJECTED]))
@@ -138,7 +138,7 @@ def runs(draw: st.DrawFn, escrow: Escrow, outcomes: list[Outcome]) -> Run:
 
 
 def asked(escrow: Escrow, run: Run) -> dict[Side, bool]:
-    """Whose judge was asked, at most: after all other rules, the task's own after the agent's."""
+    """The sides whose judges may have run: after all other rules, the task's own after the agent's."""
     succeeded, by = run.outcome is Outcome.SUCCEEDED, run.rejected_by
     last = by if run.outcome is Outcome.REJECTED else None
     return {
@@ -150,7 +150,7 @@ def asked(escrow: Escrow, run: Run) -> dict[Side, bool]:
 
 @st.composite
 def of_tasks(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlement, Run]:
-    """A task's end; of some, the platform failed after all else, when the output was to be stored."""
+    """The settlement of a task. For some, the platform failed at last, when it stored the output."""
     escrow = draw(escrows(new_escrow))
     run = draw(runs(escrow, OF_TASKS))
     if run.limits and draw(st.booleans()):
@@ -163,7 +163,7 @@ def of_tasks(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlement
 
 @st.composite
 def of_judges(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlement, Run]:
-    """A judge's end: asked or not, its task released or not, or given up because the platform failed."""
+    """The settlement of a judge: it ran or not, its task was released or not, or the platform failed."""
     escrow = draw(
         escrows(
             new_escrow,
@@ -247,7 +247,7 @@ def test_the_price_of_a_judge_follows_from_its_tariff(new_escrow: NewEscrow, dat
     assert tariff_fault(escrow, settlement, run) == ""
 
 
-# Whose cost stands in another receipt, the judge's own: of these, one receipt alone cannot say how much is right.
+# The costs that follow from another receipt, the judge's own: one receipt alone cannot prove these amounts.
 ELSEWHERE = {"judging": Side.AGENT, "task_judging": Side.TASK}
 
 
@@ -257,7 +257,7 @@ ELSEWHERE = {"judging": Side.AGENT, "task_judging": Side.TASK}
 def test_no_amount_or_fault_can_be_changed_alone(
     new_escrow: NewEscrow, kind: Any, name: str, data: st.DataObject
 ) -> None:
-    """But for what a judge cost that was asked: its own receipt states that, and `--task-judge` compares them."""
+    """Except the cost of a judge that ran: the judge's own receipt states it, and `--task-judge` compares them."""
     escrow, settlement, run = data.draw(kind(new_escrow))
     claims = stated(escrow, settlement, run)
     forged = copy.deepcopy(claims)
@@ -277,7 +277,7 @@ def test_no_amount_or_fault_can_be_changed_alone(
 
 @pytest.mark.parametrize("by", RejectedBy)
 def test_a_platform_fault_after_a_rejection_costs_nothing(new_escrow: NewEscrow, by: RejectedBy) -> None:
-    """Seen before: a payer paid the share of the price for a task that failed because an output could not be stored."""
+    """Regression: a payer paid the share of the price for a task whose output could not be stored."""
     escrow = new_escrow(
         task_judge_bps=5_000,
         agent_rules_sha256=AGENTS_RULES,
@@ -293,7 +293,7 @@ def test_a_platform_fault_after_a_rejection_costs_nothing(new_escrow: NewEscrow,
 
 
 def test_a_platform_fault_hides_refused_memory(new_escrow: NewEscrow) -> None:
-    """Seen before: such a receipt contradicted itself, and nothing could verify it."""
+    """Regression: such a receipt contradicted itself and could not be verified."""
     given_ = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
     run = Run(Outcome.EXIT_CODE, "", Meter(fuel=5, wall_ms=7), limits=given_, memory_refused=True)
     failed = replace(run, outcome=Outcome.STORAGE_DOWN)

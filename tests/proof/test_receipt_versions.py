@@ -1,4 +1,4 @@
-"""Receipts of version 1 stay valid, and no version has what only the other has."""
+"""Receipts of version 1 stay valid, and no version may contain what only the other version has."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ NewEscrow = Callable[..., Escrow]
 
 
 def stated(new_escrow: NewEscrow, outcome: Outcome, **terms: Any) -> dict[str, Any]:
-    """Claims of version 2 for an outcome; without terms, all that version 2 added is free, unknown or absent."""
+    """Claims of version 2 for an outcome; without terms, everything that version 2 added is free, unknown or absent."""
     rules = {"agent_rules_sha256": "ab" * 32} if outcome in OF_THE_RULES else {}
     escrow = new_escrow(**rules, **terms)
     ran = outcome not in NOTHING_RAN
@@ -121,7 +121,7 @@ def test_version_2_has_every_claim_that_it_added(new_escrow: NewEscrow, outcome:
 
 @pytest.mark.parametrize("outcome", sorted(OF_VERSION_2))
 def test_version_1_has_no_outcome_of_version_2(new_escrow: NewEscrow, outcome: Outcome) -> None:
-    """Seen before: a receipt of version 1 that said `budget_exhausted` was accepted, by the fault of a payer."""
+    """Regression: a receipt of version 1 with `budget_exhausted` was accepted, with the payer at fault."""
     base = stated(new_escrow, Outcome.EXIT_CODE)
     state = "released" if outcome is Outcome.WITHHELD else "refunded"
     older = as_version_1(base) | {"outcome": outcome, "state": state, "fault": outcome.fault, "reputation_tenths": 0}

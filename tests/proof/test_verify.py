@@ -1,4 +1,4 @@
-"""The command that checks receipts: what it says of good ones, how it ends on bad ones, and that it ends at all."""
+"""The command that checks receipts: its reports, its exit status, and that it ends on any input."""
 
 import hashlib
 import json
@@ -76,7 +76,7 @@ def receipt(paid_claims: dict[str, Any]) -> str:
 
 
 class Log:
-    """A log of which one entry is the receipt."""
+    """A log that contains the receipt."""
 
     def __init__(self, receipt: str, *, salt: bytes = b"") -> None:
         self.tiles: dict[Tile, bytes] = {}
@@ -160,7 +160,7 @@ def test_each_mismatch_is_named(receipt: str, logged: Log, change: dict[str, Any
 
 
 def test_the_price_follows_from_the_tariff(paid_claims: dict[str, Any]) -> None:
-    """The sums of this receipt are right; the price is not what the tariff says."""
+    """The amounts of this receipt add up, but the price does not follow from the tariff."""
     dear = {**paid_claims, "paid": "585000", "fee": "15000", "refunded": "400000"}
     report = examine(Evidence(sign(dear, KEY), KEYS, tariff=TARIFF))
     (failed,) = [check for check in report.checks if check.flaw]
@@ -395,7 +395,7 @@ def test_untrusted_text_cannot_control_the_terminal(
     assert r"the module imports \x1b[2J\n\xe9" in verify._as_text(report)
 
 
-# Hostile input: whatever it is, the verifier ends with a status and a report.
+# Hostile input: on any input the verifier ends with a status and a report.
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -406,7 +406,7 @@ HUGE = st.sampled_from([10**400, -(10**400), 2**63, 2**53 + 1, 1e308, float("nan
 
 
 def judged(given: Evidence) -> int:
-    """The exit status; both reports can be written."""
+    """The exit status, after both reports have been written."""
     report = examine(given)
     for write in (verify._as_json, verify._as_text):
         assert write(report).isascii()
@@ -426,7 +426,7 @@ def test_any_key_set_gets_a_report(receipt: str, keys: bytes) -> None:
 
 @given(data=st.data())
 def test_any_signed_claims_get_a_report(paid_claims: dict[str, Any], data: st.DataObject) -> None:
-    """Even what is rightly signed may be nonsense: huge, deep, of wrong types."""
+    """Even validly signed claims may be huge, deep or of wrong types."""
     forged = json.loads(json.dumps(paid_claims))
     for _ in range(data.draw(st.integers(1, 3))):
         members = forged
@@ -442,7 +442,7 @@ def test_any_signed_claims_get_a_report(paid_claims: dict[str, Any], data: st.Da
 
 @given(data=st.data())
 def test_any_signed_certificate_gets_a_report(receipt: str, data: st.DataObject) -> None:
-    """A root that signs nonsense."""
+    """A root key that signs any payload."""
     inner = parse(KEY.certificate)
     validity = {**inner.payload, data.draw(st.sampled_from(["iat", "exp", "jwk"])): data.draw(JSON | HUGE)}
     if data.draw(st.booleans()):
@@ -484,7 +484,7 @@ def test_deep_and_long_documents_get_a_report(receipt: str, logged: Log, text: b
 
 
 def test_the_command_needs_nothing_but_its_three_packages(files: dict[str, Path]) -> None:
-    """Nothing of AWS, of the engine or of the platform is even looked for."""
+    """It imports nothing of AWS, of the engine or of the platform."""
     script = (
         "import sys\n"
         "from quittance.proof import verify\n"

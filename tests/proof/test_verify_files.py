@@ -1,4 +1,4 @@
-"""What is given beside a receipt: lengths are those of the meter, and a score is what its judge printed."""
+"""Files that are given with a receipt: their lengths must be those of the meter, a score what its judge printed."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def digest(data: bytes) -> str:
 
 @pytest.fixture(scope="session")
 def task(new_escrow: Callable[..., Escrow]) -> Callable[..., dict[str, Any]]:
-    """The claims of a task that was paid, scored by its own judge, which cost what `judge` says."""
+    """The claims of a paid task that its own judge scored, with the cost that `judge` states."""
     rules = acceptance.rules_json(acceptance.parse_rules(RULES.decode()))
     escrow = new_escrow(input_sha256=digest(INPUT), task_rules_sha256=acceptance.rules_sha256(rules))
 
@@ -53,7 +53,7 @@ def task(new_escrow: Callable[..., Escrow]) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def judge(new_escrow: Callable[..., Escrow]) -> Callable[..., str]:
-    """The receipt of the task's judge, which printed something."""
+    """The receipt of the task's judge, which printed these bytes."""
     read, task_id = acceptance.judge_input(INPUT, OUTPUT), judge_task_id("task-1", Side.TASK)
     escrow = new_escrow(
         escrow_id=escrow_id("user-1", task_id), task_id=task_id, agent_id="agt_judge", input_sha256=digest(read),
@@ -111,7 +111,7 @@ def test_if_nothing_ran_the_input_length_is_not_checked(new_escrow: Callable[...
 
 
 def test_a_run_longer_than_its_timeout_is_noted_in_version_1(task: Callable[..., dict[str, Any]]) -> None:
-    """Honest receipts of version 1 may say so; a reader should know."""
+    """Correct receipts of version 1 may state it, and a reader should know."""
     for wall_ms, result in ((70, None), (71, CheckResult.NOTED)):
         report = examine(Evidence(sign(as_version_1(task(wall_ms=wall_ms)), KEY), KEYS))
         noted = {check.name: check.result for check in report.checks}

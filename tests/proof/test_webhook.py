@@ -1,4 +1,4 @@
-"""Webhooks: which URLs and addresses are let through, and that a signature proves one body for one URL at one time."""
+"""Webhooks: which URLs and addresses are allowed, and that a signature proves one body for one URL at one time."""
 
 import ipaddress
 import json

@@ -13,7 +13,7 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.merge import OpenAPIMerge
 
 from quittance.api import events
-from quittance.api.http import PREFIX, api
+from quittance.api.http import PREFIX, Api
 from quittance.errors import PROBLEM_TYPE_PREFIX
 
 ROOT: Final = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def _apps() -> list[APIGatewayRestResolver]:
 
 def _health() -> APIGatewayRestResolver:
     """The one route that has no resolver: its function imports nothing heavy."""
-    app = api()
+    app = Api()
 
     @app.get(f"{PREFIX}/health", summary="Is the platform up?", tags=["public"])
     def health() -> Response[str]:

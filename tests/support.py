@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 from quittance import sandbox
+from quittance.api.identity import Caller
 from quittance.api.models import AgentLimits, AgentRequest
 from quittance.ledger.balances import bond_account
 from quittance.platform import Platform
@@ -67,7 +68,7 @@ class Cloud(Platform):
             "task_judges": task_judges,
         }
         request = AgentRequest.model_validate({"name": "test", **terms})
-        agent_id = agents.register(self, owner, request).agent_id
+        agent_id = agents.register(self, Caller(owner), request).agent_id
         self.post(agent_id, 1, module)
         with mock.patch.object(sandbox, "compile_module", compiled_once):
             assert publishing.publish(self, f"uploads/{agent_id}/1") == "active"

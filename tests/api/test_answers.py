@@ -17,7 +17,7 @@ from quittance import limits
 from quittance.agent import AgentState
 from quittance.api import documentation
 from quittance.api.batches import each_message
-from quittance.api.http import answer, api, direct_answer, task_answer
+from quittance.api.http import Api, answer, direct_answer, task_answer
 from quittance.api.models import (
     AgentAnswer,
     AgentLimits,
@@ -103,7 +103,7 @@ def sent_bytes(answer: Any) -> int:
 
 
 def over_http(answer: TaskResult) -> dict[str, Any]:
-    app = api()
+    app = Api()
     app.get("/result")(lambda: task_answer(answer))
     return app.resolve(event("GET", "/result"), None)
 
@@ -220,7 +220,7 @@ def test_the_sentence_of_a_fault_is_bounded(length: int) -> None:
 @pytest.mark.parametrize("filler", ["x", "\x01", "😀", '"'])
 def test_an_answer_that_cannot_be_sent_is_a_problem_that_can(filler: str) -> None:
     """The gateway would answer 502 with a text that helps nobody."""
-    app = api()
+    app = Api()
     app.get("/large")(lambda: Response(200, "application/json", filler * LAMBDA_SYNC_BYTES_MAX))
     answered = app.resolve(event("GET", "/large"), None)
     assert (answered["statusCode"], sent_bytes(answered) < MIB) == (500, True)
@@ -230,7 +230,7 @@ def test_an_answer_that_cannot_be_sent_is_a_problem_that_can(filler: str) -> Non
 
 @pytest.mark.parametrize("over", [0, 1])
 def test_an_answer_is_sent_up_to_lambdas_limit(over: int) -> None:
-    app, size = api(), 0
+    app, size = Api(), 0
     app.get("/large")(lambda: Response(200, "application/json", "x" * size))
     size = LAMBDA_SYNC_BYTES_MAX - sent_bytes(app.resolve(event("GET", "/large"), None)) + over
     answered = app.resolve(event("GET", "/large"), None)
@@ -406,7 +406,7 @@ def test_a_full_page_of_agents_can_be_sent(character: str) -> None:
         limits=AgentLimits(),
         created_at=0,
     )
-    app = api()
+    app = Api()
     app.get("/agents")(lambda: answer(AgentPage(agents=[agent] * limits.PAGE_ITEMS_MAX, next="n" * 1_000)))
     answered = app.resolve(event("GET", "/agents"), None)
     assert (answered["statusCode"], sent_bytes(answered) <= LAMBDA_SYNC_BYTES_MAX) == (200, True)

@@ -12,7 +12,7 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quittance.api.http import PREFIX, answer, api, caller, root, task_answer
+from quittance.api.http import PREFIX, Api, answer, caller, root, task_answer
 from quittance.api.models import AgentRequest, DirectTaskRequest, TaskPending, TaskRequest
 from quittance.api.requests import encoded_path, read_direct, read_json, read_path
 from quittance.errors import InvalidRequestError, PlatformUnavailableError, TaskInProgressError
@@ -65,7 +65,7 @@ def call() -> Call:
 
 
 def _app() -> APIGatewayRestResolver:
-    app = api()
+    app = Api()
 
     @app.post("/tasks")
     def execute(request: TaskRequest) -> Response[str]:
@@ -312,7 +312,7 @@ def found_at(at: str, in_path: bool, own: str = OWN, resource: str = RESULT) -> 
 @pytest.fixture(scope="session")
 def located() -> Callable[[dict[str, Any]], tuple[int, dict[str, list[str]]]]:
     """Calls an app that answers with a link, as a result that is not there yet does."""
-    app = api()
+    app = Api()
 
     @app.get(f"{PREFIX}/tasks/<task_id>/result")
     def result(task_id: str) -> Response[str]:

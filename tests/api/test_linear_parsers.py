@@ -32,7 +32,7 @@ from quittance import tracing
 from quittance.acceptance import rules as acceptance
 from quittance.acceptance.regex import compile_pattern
 from quittance.api import identity, messages, models, outbound, targets
-from quittance.api.http import Api, answer, api
+from quittance.api.http import Api, answer
 from quittance.api.models import (
     AccountId,
     AgentId,
@@ -101,7 +101,7 @@ class Parser:
 @cache
 def _app() -> Api:
     """A function's resolver, with routes that take what routes take."""
-    app = api()
+    app = Api()
 
     @app.post("/tasks")
     def execute(request: TaskRequest, prefer: Annotated[list[str] | None, Header()] = None) -> Response[str]:
@@ -234,11 +234,11 @@ PARSERS: Final = {
     "X-Amzn-Trace-Id": Parser(lambda text: tracing._told({"_X_AMZN_TRACE_ID": text}), HEADER, hostile.WORDS),
     "path": Parser(lambda text: _answer(event("GET", f"/agents/{text}")), HEADER, hostile.WORDS),
     "query": Parser(_query, HEADER, hostile.WORDS),
-    "cursor of agents": Parser(agents._read_cursor, HEADER, hostile.WORDS),
-    "cursor of a statement": Parser(accounts._read_cursor, HEADER, hostile.WORDS),
+    "cursor of agents": Parser(agents._CURSOR.read, HEADER, hostile.WORDS),
+    "cursor of a statement": Parser(accounts._LINES.read, HEADER, hostile.WORDS),
     "cursor of payouts": Parser(accounts._read_payout_cursor, HEADER, hostile.WORDS),
     "id of a payout": Parser(parse_payout_id, HEADER, hostile.WORDS),
-    "cursor of operations": Parser(operations._read_cursor, HEADER, hostile.WORDS),
+    "cursor of operations": Parser(operations._CURSOR.read, HEADER, hostile.WORDS),
     "amount": Parser(parse_credits, BODY, hostile.NUMBERS),
     "least reputation": Parser(models._tenths, BODY, hostile.NUMBERS),
     "URL of a webhook": Parser(targets.why_refused, 4 * WEBHOOK_URL_CHARS_MAX, hostile.URLS | hostile.WORDS),
@@ -362,9 +362,8 @@ FIXED: Final = "bounded: a structure of fixed size"
 SIGNED: Final = "ours: the configured issuer has signed it"
 
 PATTERNS: Final = {
+    "api.requests.Cursor.__init__: re.compile": "cursor of a statement",
     "acceptance.rules._NO_TEXT": "output",
-    "usecases.accounts._CURSOR": "cursor of a statement",
-    "usecases.accounts._PAYOUT_CURSOR": "cursor of payouts",
     "store.blobs._POSTED": OURS,
     "proof.statement._COMPACT": "tokens",
     "api.documentation._hashes: re.findall": OURS,
@@ -383,9 +382,7 @@ PATTERNS: Final = {
     "api.requests._ESCAPED": "Prefer",
     "api.requests._MEMBER": "Prefer",
     "api.requests._PREFERENCE": "Prefer",
-    "usecases.operations._CURSOR": "cursor of operations",
     "api.outbound._STATUS_LINE": "answer of a webhook",
-    "usecases.agents._CURSOR": "cursor of agents",
     "api.requests._BROKEN_ESCAPE": "path",
     "api.requests._CONTROL": "path",
     "api.requests._SHOULD": OURS,
@@ -397,11 +394,10 @@ PATTERNS: Final = {
 """Every regular expression of the source, and the row that feeds it."""
 
 READS: Final = {
+    "api.requests.Cursor.read: int": "cursor of a statement",
     "acceptance.rules.parse_rules: model_validate": "file of rules",
     "acceptance.rules.read_score: Fraction": "score of a judge",
     "acceptance.rules.read_score: int": "score of a judge",
-    "usecases.accounts._read_cursor: int": "cursor of a statement",
-    "usecases.accounts._read_payout_cursor: int": "cursor of payouts",
     "api.batches.each_message.take_one: int": OURS,
     "store.blobs.Posted.of: int": FORM,
     "proof.statement._decode: b64decode": "tokens",
@@ -447,13 +443,11 @@ READS: Final = {
     "api.outbound._checked_address: ip_address": OURS,
     "api.outbound._final_status: int": FORM,
     "ledger.journal.parse_payout_id: b64decode": "id of a payout",
-    "usecases.operations._read_cursor: int": "cursor of operations",
     "store.operations.Operations._deed: int": OURS,
     "acceptance.regex._Parser._code_point: int": "pattern",
     "acceptance.regex._Parser._most: int": "pattern",
     "ledger.pricing.parse_tariff: validate_json": "file of a tariff",
     "functions.publish._give_up: loads": OURS,
-    "usecases.agents._read_cursor: int": "cursor of agents",
     "api.requests.validated: model_validate": "payload of a direct task",
     "proof.replay._run: fromhex": FORM,
     "proof.replay._run: int": FORM,

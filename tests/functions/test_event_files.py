@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from local import issuer
 from quittance.api import identity
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest
 from quittance.usecases import agents
 from tests.e2e.test_events import FILES, HTTP, LOGGED, MESSAGES, NO_JSON, NOTHING_FAILED, OTHERS, UNREACHABLE
@@ -30,7 +31,9 @@ def platform(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
 
 def test_every_event_is_answered(platform: Cloud, context: Any) -> None:
     hired = platform.publish(wasm("wordcount"))
-    own = agents.register(platform, "alice", AgentRequest.model_validate({"name": "own", "tariff": FLAT})).agent_id
+    own = agents.register(
+        platform, Caller("alice"), AgentRequest.model_validate({"name": "own", "tariff": FLAT})
+    ).agent_id
     token = issuer.sign(ISSUER_KEY, issuer.claims("alice") | {"iss": platform.settings.issuer_url})
     real = {"agt_aaaaaaaaaaaaaaaa": hired, "agt_bbbbbbbbbbbbbbbb": own, "TOKEN": token}
     real["096fKKXTRTtl3on89fVO.nfljtsv6qko"] = platform.post(own, 1, wasm("echo"))

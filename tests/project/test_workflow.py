@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quittance import errors
+from quittance.api.identity import Caller
 from quittance.errors import PlatformUnavailableError, QuittanceError, RequestError, TaskInProgressError
 from quittance.limits import (
     ACCOUNT_ID_CHARS_MAX,
@@ -201,4 +202,6 @@ def test_the_same_failure_is_one_task(platform: Cloud, context: Any) -> None:
     """What Step Functions repeats is answered from the ledger: one receipt."""
     asked = task(platform.publish(wasm("failing"))) | {"user_id": "alice"}
     execute = load("execute").handler
-    assert {execute(asked, context)["receipt"] for _ in range(3)} == {result.read(platform, "alice", "t-1").receipt}  # type: ignore[union-attr]  # settled
+    assert {execute(asked, context)["receipt"] for _ in range(3)} == {
+        result.read(platform, Caller("alice"), "t-1").receipt
+    }  # type: ignore[union-attr]  # settled

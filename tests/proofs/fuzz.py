@@ -25,6 +25,7 @@ from random import Random
 from typing import Any
 from unittest import mock
 
+from quittance.api.identity import Caller
 from quittance.ledger import escrow as escrows
 from quittance.usecases import execute, result, settle
 
@@ -288,7 +289,7 @@ def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, 
 
 def _poll(world: World, task: Task) -> TaskResult | None:
     try:
-        answer = result.read(world, task.payer, task.sent[0].task_id)
+        answer = result.read(world, Caller(task.payer), task.sent[0].task_id)
     except (Crash, NotFoundError, PlatformUnavailableError):
         return None
     return answer if isinstance(answer, TaskResult) else None
@@ -301,7 +302,7 @@ def _stray_expiry(world: World, task: Task) -> None:
         if escrow is not None:
             bare = replace(escrow, settlement=None)
             settlement = escrows.expire(bare, now_ms=world.now_ms())
-            world.ledger.expire(bare, settle._signed(world, bare, settlement))
+            world.ledger.expire(bare, settle.signed_expiry(world, bare, settlement))
     except (Crash, PlatformUnavailableError):
         pass
 

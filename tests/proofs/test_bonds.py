@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quittance.api.identity import Caller
 from quittance.api.models import BondRequest
 from quittance.errors import BondInUseError, BondTooLowError, InsufficientFundsError, MovementConflictError
 from quittance.ledger import balances, earnings
@@ -323,19 +324,19 @@ def test_a_release_needs_that_nobody_may_need_the_bond(*, active: bool, retired_
             world.ledger.credit(names, now_ms=EXPIRY)
     before = dict(memory.items)
     free = not active and (retired_ms or 0) <= NOW - BOND_NOTICE_MS and work in {"", "swept"}
-    shown = accounts.bond(world, "oskar")
+    shown = accounts.bond(world, Caller("oskar"))
     assert shown.releasable_micro == (shown.available_micro if free else 0)
     if free:
-        accounts.move_bond(world, "oskar", out)
+        accounts.move_bond(world, Caller("oskar"), out)
         world.registry.owned = OwnedAgents(unretired=True, retired_ms=None)  # type: ignore[attr-defined]  # the stub's
         moved = dict(memory.items)
-        accounts.move_bond(world, "oskar", out)
+        accounts.move_bond(world, Caller("oskar"), out)
         assert memory.items == moved != before
     else:
         with pytest.raises(BondInUseError):
-            accounts.move_bond(world, "oskar", out)
+            accounts.move_bond(world, Caller("oskar"), out)
         assert memory.items == before
-    accounts.move_bond(world, "oskar", BondRequest.model_validate({"bond_id": "in", "amount": "0.000001"}))
+    accounts.move_bond(world, Caller("oskar"), BondRequest.model_validate({"bond_id": "in", "amount": "0.000001"}))
 
 
 @pytest.mark.parametrize("before_note", [0, 1])

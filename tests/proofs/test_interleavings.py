@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quittance.api.identity import PAYOUT_SCOPE, Caller
 from quittance.api.models import PayoutDecision
 from quittance.ledger import escrow as escrows
 from quittance.ledger.journal import Payout, PayoutState
@@ -75,7 +76,7 @@ def stray_expiry(world: World, escrow_id: str) -> Any:
         return None
     bare = replace(escrow, settlement=None)
     end = escrows.expire(bare, now_ms=world.now_ms())
-    return world.ledger.expire(bare, settle._signed(world, bare, end))
+    return world.ledger.expire(bare, settle.signed_expiry(world, bare, end))
 
 
 def withdraw(world: World) -> Payout:
@@ -117,7 +118,7 @@ def cast(task_id: str, budget: int) -> dict[str, Actor]:
         Actor("second expiry", expire_overdue),
         Actor("credit", credit),
         Actor("second credit", credit),
-        Actor("reader", lambda world: result.read(world, "alice", task_id)),
+        Actor("reader", lambda world: result.read(world, Caller("alice"), task_id)),
         Actor("stray expiry", lambda world: stray_expiry(world, escrow_id)),
         Actor("withdrawal", withdraw),
         Actor("release", release),
@@ -197,7 +198,9 @@ def decision(state: str) -> Actor:
     """An operator who decides the payout of alice's withdrawal."""
     payout_id = Payout("alice", "w-1", 2 * FLAT_MICRO, START_MS, PayoutState.REQUESTED).payout_id
     request = PayoutDecision.model_validate({"state": state})
-    return Actor(state, lambda world: accounts.decide_payout(world, payout_id, request, operator=state))
+    return Actor(
+        state, lambda world: accounts.decide_payout(world, Caller(state, frozenset({PAYOUT_SCOPE})), payout_id, request)
+    )
 
 
 @pytest.mark.parametrize("decisions", [("paid", "failed"), ("failed", "failed"), ("paid", "paid")], ids="+".join)

@@ -85,8 +85,7 @@ def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlem
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
     if settlement.outcome is Outcome.EXPIRED:
-        run = Run(settlement.outcome, settlement.message, Meter())
-        return settle._signed(case_world, settlement, settle._claims(case_world, escrow, settlement, run, None))
+        return settle.signed_expiry(case_world, escrow, settlement)
     claims = receipts.claims_of(
         escrow,
         settlement,

@@ -22,6 +22,7 @@ from urllib3.exceptions import ProtocolError, SSLError
 from wasmtime import wat2wasm
 
 from quittance.api import messages
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, TaskResult
 from quittance.errors import PlatformUnavailableError
 from quittance.proof import receipt
@@ -310,7 +311,7 @@ def test_a_message_whose_input_breaks_off_comes_again(
             work(rich, delivery)
     assert rich.ledger.available_micro("alice") == START
     work(rich, delivery)
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert (done.success, done.output) == (True, "a large one")
 
@@ -337,7 +338,7 @@ def test_an_upload_that_breaks_off_is_published_later(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-    agent_id = agents.register(cloud, "owner", request).agent_id
+    agent_id = agents.register(cloud, Caller("owner"), request).agent_id
     cloud.post(agent_id, 1, wasm("echo"))
     with monkeypatch.context() as patch:
         break_bodies(cloud, patch, failure)

@@ -9,6 +9,7 @@ from botocore.exceptions import ReadTimeoutError
 
 from quittance.acceptance.rules import NO_RULES
 from quittance.agent import Agent, AgentState, Terms, Upload, Version
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest
 from quittance.limits import PAGE_ITEMS_MAX, SCHEMA_BYTES_MAX
 from quittance.store import cache
@@ -20,7 +21,7 @@ from tests.support import FLAT, Cloud, wasm
 
 
 def register(cloud: Cloud, owner: str = "owner") -> str:
-    return agents.register(cloud, owner, AgentRequest.model_validate({"name": "test", "tariff": FLAT})).agent_id
+    return agents.register(cloud, Caller(owner), AgentRequest.model_validate({"name": "test", "tariff": FLAT})).agent_id
 
 
 def add_active(cloud: Cloud, agent_id: str, *, owner: str = "owner", created_ms: int = 1, rules: str = NO_RULES) -> str:
@@ -123,7 +124,7 @@ def test_agents_are_listed_from_activation_to_retirement(cloud: Cloud) -> None:
     assert listed(cloud) == []
     active = cloud.publish(wasm("echo"))
     assert all_pages(cloud) == listed(cloud) == [active]
-    agents.retire(cloud, "owner", active)
+    agents.retire(cloud, Caller("owner"), active)
     assert all_pages(cloud) == listed(cloud) == []
     assert {*all_pages(cloud, owner="owner")} == {agent_id, active}
 
@@ -152,7 +153,7 @@ def test_a_table_of_before_lists_its_active_agents_and_heals(cloud: Cloud) -> No
     """The code of before put every registration into the index: what is not active leaves it when it is met."""
     active = [add_active(cloud, f"agt_{number}", created_ms=number) for number in range(5)]
     retired = add_active(cloud, "agt_retired", created_ms=3)
-    agents.retire(cloud, "owner", retired)
+    agents.retire(cloud, Caller("owner"), retired)
     for _ in range(60):
         register(cloud, "attacker")
     list_as_before(cloud)
@@ -245,11 +246,11 @@ def test_agents_of_an_owner_that_are_not_retired_are_found(cloud: Cloud) -> None
     mine = [cloud.publish(wasm("echo")) for _ in range(2)]
     cloud.publish(wasm("echo"), owner="other")
     assert cloud.registry.agents_of("owner").unretired
-    agents.retire(cloud, "owner", mine[0])
+    agents.retire(cloud, Caller("owner"), mine[0])
     first_ms = cloud.registry.get(mine[0]).retired_ms
     assert cloud.registry.agents_of("owner") == OwnedAgents(unretired=True, retired_ms=first_ms)
     cloud.skew_ms = 60_000
-    agents.retire(cloud, "owner", mine[1])
+    agents.retire(cloud, Caller("owner"), mine[1])
     last_ms = cloud.registry.get(mine[1]).retired_ms
     assert last_ms != first_ms
     assert cloud.registry.agents_of("owner") == OwnedAgents(unretired=False, retired_ms=last_ms)
@@ -259,7 +260,7 @@ def test_agents_of_an_owner_that_are_not_retired_are_found(cloud: Cloud) -> None
 def test_agents_of_an_owner_are_read_up_to_a_limit(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registries, "OWNED_AGENTS_READ_MAX", 3)
     for _ in range(3):
-        agents.retire(cloud, "owner", register(cloud))
+        agents.retire(cloud, Caller("owner"), register(cloud))
     assert not cloud.registry.agents_of("owner").unretired
-    agents.retire(cloud, "owner", register(cloud))
+    agents.retire(cloud, Caller("owner"), register(cloud))
     assert cloud.registry.agents_of("owner").unretired, "what is not read is taken not to be retired"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quittance.acceptance.rules import Rules, rules_json, rules_sha256
+from quittance.api.identity import Caller
 from quittance.api.models import TaskRequest, TaskResult, VersionRequest
 from quittance.errors import TaskConflictError, TaskInProgressError
 from quittance.limits import VERDICT_MS_MAX
@@ -96,7 +97,11 @@ def test_an_output_that_does_not_is_refunded_and_not_shown(
         "rejected_by": f"{side}_rules",
     }
     assert given.encode() not in json.dumps(rich.items("ESC#"), default=str).encode(), "nor kept"
-    assert result.read(rich, "alice", "t-1") == run(rich, agent, input=given, acceptance=ask_rules(side, rules)) == done
+    assert (
+        result.read(rich, Caller("alice"), "t-1")
+        == run(rich, agent, input=given, acceptance=ask_rules(side, rules))
+        == done
+    )
     sweep(rich)
     assert rich.ledger.available_micro("owner") == 0
     assert rich.ledger.standing(agent).reference_tenths == 500 + BLAMED[side]
@@ -138,7 +143,7 @@ def test_an_agents_rules_are_shown_kept_replaced_and_taken_away(rich: Cloud) -> 
     number = 1
     for change, then in (({}, first), ({"acceptance": second}, second), ({"acceptance": {}}, {})):
         before = shown()
-        agents.open_version(rich, "owner", agent, VersionRequest.model_validate(change))
+        agents.open_version(rich, Caller("owner"), agent, VersionRequest.model_validate(change))
         assert shown() == before, "the active version keeps its rules until the new one is active"
         number += 1
         rich.post(agent, number, wasm("echo"))
@@ -221,7 +226,7 @@ def test_a_takeover_waits_for_the_verdict_and_comes_to_the_same(
 def test_a_task_is_not_run_by_rules_that_it_was_not_funded_for(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"), acceptance={"min_bytes": 1})
     crash(rich, agent, monkeypatch)
-    agents.open_version(rich, "owner", agent, VersionRequest.model_validate({"acceptance": {"min_bytes": 2}}))
+    agents.open_version(rich, Caller("owner"), agent, VersionRequest.model_validate({"acceptance": {"min_bytes": 2}}))
     rich.post(agent, 2, wasm("echo"))
     publish.publish(rich, f"uploads/{agent}/2")
     with pytest.raises(TaskInProgressError):

@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from quittance.api import messages
+from quittance.api.identity import Caller
 from quittance.api.models import TaskPending, TaskRequest, TaskResult, VersionRequest
 from quittance.errors import (
     AgentNotReadyError,
@@ -131,7 +132,7 @@ def test_a_submitted_task_is_funded_waits_and_is_worked_on(rich: Cloud, bench: B
     assert held.expires_ms == held.funded_ms + held.timeout_ms + ESCROW_GRACE_MS + QUEUE_WAIT_MS_MAX
     assert rich.ledger.available_micro("alice") == START - 50_000
     work(rich, bench.one())
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert (done.success, done.output) == (True, "hello")
     assert bench.hidden == [18], "as long as the lease: the agent's 10 s and what goes with them"
@@ -150,7 +151,7 @@ def test_every_refusal_is_told_at_once_and_sends_nothing(rich: Cloud, bench: Ben
             submit(rich, agent, **changes)
     with pytest.raises(NotFoundError):
         submit(rich, "agt_unknown")
-    retire(rich, "owner", agent)
+    retire(rich, Caller("owner"), agent)
     with pytest.raises(AgentNotReadyError):
         submit(rich, agent)
     assert (rich.items("ESC#"), bench.receive()) == ([], [])
@@ -200,7 +201,7 @@ def test_what_is_lost_on_the_way_to_the_queue_is_sent_by_a_repetition_or_refunde
     work(rich, bench.one())
     assert outcome(rich, "send_message") == "succeeded"
     rich.skew_ms = stands(rich, "put_object").expires_ms - rich.now_ms()
-    assert isinstance(result.read(rich, "alice", "put_object"), TaskResult)
+    assert isinstance(result.read(rich, Caller("alice"), "put_object"), TaskResult)
     assert rich.ledger.available_micro("alice") == START - 10_000
 
 
@@ -215,7 +216,7 @@ def test_an_input_too_large_for_a_message_goes_by_its_digest(rich: Cloud, bench:
     payload = json.loads(delivery.body)
     assert payload.get("input_sha256") == (sha256(data).hexdigest() if beyond else None)
     work(rich, delivery)
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.output == data.decode()
 
@@ -244,7 +245,7 @@ def test_a_short_task_that_waits_is_taken_by_whoever_asks_for_it(rich: Cloud, be
     submit(rich, agent)
     done = run(rich, agent)
     work(rich, bench.one())
-    assert result.read(rich, "alice", "t-1") == done
+    assert result.read(rich, Caller("alice"), "t-1") == done
 
 
 def test_the_worker_lives_long_enough_for_the_longest_run(template: dict[str, Any]) -> None:
@@ -329,17 +330,17 @@ def test_a_task_whose_agent_is_another_now_is_refunded(rich: Cloud, bench: Bench
     agent = rich.publish(wasm("echo"))
     submit(rich, agent, budget="0.02")
     if change == "retired":
-        retire(rich, "owner", agent)
+        retire(rich, Caller("owner"), agent)
     else:
         terms = {"tariff": {"type": "flat", "price": "1" if change == "dearer" else "0.01"}}
-        open_version(rich, "owner", agent, VersionRequest.model_validate(terms))
+        open_version(rich, Caller("owner"), agent, VersionRequest.model_validate(terms))
         rich.post(agent, 2, wasm("wordcount") if change == "version" else wasm("echo"))
         assert publish(rich, f"uploads/{agent}/2") == "active"
     if way == "queue":
         work(rich, bench.one())
     else:
         assert not run(rich, agent, budget="0.02").success
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.error is not None
     assert (done.error.code, done.escrow_status, done.reputation_delta) == ("superseded", "refunded", 0)
@@ -373,7 +374,7 @@ def test_whoever_paid_for_a_dead_letter_is_refunded_at_once(rich: Cloud, bench: 
     delivery = bench.one()
     for _ in range(2):
         deadletter.bury(rich, delivery)
-    done = result.read(rich, "alice", "t-1")
+    done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.error is not None
     assert (done.error.code, done.escrow_status, done.reputation_delta) == ("undelivered", "refunded", 0)

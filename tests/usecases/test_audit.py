@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from quittance.api.identity import Caller
 from quittance.api.models import TaskRequest
 from quittance.ledger import reputation
 from quittance.ledger.reputation import Standing
@@ -26,7 +27,7 @@ def busy(cloud: Cloud) -> Cloud:
     ask(cloud, failing, "refunded")
     ask(cloud, echo, "expired", dies=True)
     cloud.skew_ms = 150_000
-    tasks.read(cloud, "alice", "expired")
+    tasks.read(cloud, Caller("alice"), "expired")
     cloud.skew_ms = 0
     ask(cloud, echo, "held", dies=True)
     return cloud

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest
 from quittance.errors import AgentNotReadyError, PlatformUnavailableError
 from quittance.ledger.credits import MICRO_PER_CREDIT, format_credits
@@ -99,7 +100,7 @@ def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud,
     assert (read(call)["available"], read(call)["releasable"]) == ("3", "0")
     refused = move(call, "-1", "out")[1]
     assert (refused["code"], "Retire" in refused["detail"]) == ("bond_in_use", True)
-    agents.retire(bonded, "olga", agent)
+    agents.retire(bonded, Caller("olga"), agent)
     status, refused, headers = call("accounts", "POST", BOND, {"bond_id": "out", "amount": "-1"}, user="olga")
     assert (status, refused["code"]) == (409, "bond_in_use")
     assert 0 < int(headers["Retry-After"]) <= BOND_NOTICE_MS // 1_000
@@ -117,10 +118,10 @@ def test_a_bond_stands_while_an_agent_is_active_or_a_task_is_open(bonded: Cloud,
 def test_a_bond_stands_for_what_is_being_published(bonded: Cloud, call: Call) -> None:
     """Whoever could release the bond while a module is compiled would compile for nothing."""
     move(call, "2")
-    agent = agents.register(bonded, "olga", AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
+    agent = agents.register(bonded, Caller("olga"), AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
     assert read(call)["releasable"] == "0"
     assert move(call, "-1", "out")[1]["code"] == "bond_in_use"
-    agents.retire(bonded, "olga", agent)
+    agents.retire(bonded, Caller("olga"), agent)
     assert move(call, "-1", "out")[1]["code"] == "bond_in_use"
     bonded.skew_ms = BOND_NOTICE_MS + 1
     assert move(call, "-1", "out")[0] == 201

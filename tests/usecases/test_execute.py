@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from quittance.api.identity import Caller
 from quittance.api.models import TaskPending, TaskRequest, TaskResult
 from quittance.errors import (
     AgentNotReadyError,
@@ -111,7 +112,7 @@ def test_repeat_gives_the_same_answer_and_no_second_charge(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     first = run(rich, agent)
     assert run(rich, agent) == first
-    retire(rich, "owner", agent)
+    retire(rich, Caller("owner"), agent)
     assert run(rich, agent) == first, "an answered task stays answered when its agent is gone"
     assert rich.ledger.available_micro("alice") == START - 10_000
 
@@ -157,7 +158,7 @@ def test_output_comes_back_whole_whatever_its_size(rich: Cloud, size: int) -> No
     agent = rich.publish(wasm("echo"))
     encoded = base64.b64encode(data[:size]).decode()
     done = run(rich, agent, input=None, input_base64=encoded)
-    again = result.read(rich, "alice", "t-1")
+    again = result.read(rich, Caller("alice"), "t-1")
     for answer in (done, again):
         assert isinstance(answer, TaskResult)
         got = base64.b64decode(answer.output_base64) if answer.output_base64 else (answer.output or "").encode()
@@ -190,8 +191,8 @@ def test_refusals_move_no_money(rich: Cloud) -> None:
     with pytest.raises(NotFoundError):
         run(rich, "agt_unknown")
     with pytest.raises(NotFoundError):
-        result.read(rich, "alice", "t-1")
-    retire(rich, "owner", agent)
+        result.read(rich, Caller("alice"), "t-1")
+    retire(rich, Caller("owner"), agent)
     with pytest.raises(AgentNotReadyError):
         run(rich, agent)
     assert rich.items("ESC#") == []
@@ -201,13 +202,13 @@ def test_refusals_move_no_money(rich: Cloud) -> None:
 def test_result_is_whole_for_the_user_and_bare_for_the_owner(rich: Cloud) -> None:
     agent = rich.publish(wasm("echo"))
     done = run(rich, agent)
-    assert result.read(rich, "alice", "t-1") == done
-    seen = result.read(rich, "owner", "t-1", user="alice")
+    assert result.read(rich, Caller("alice"), "t-1") == done
+    seen = result.read(rich, Caller("owner"), "t-1", user="alice")
     assert isinstance(seen, TaskResult)
     assert (seen.output, seen.log, seen.receipt) == (None, None, done.receipt)
     for stranger, user in (("bob", None), ("bob", "alice"), ("owner", None)):
         with pytest.raises(NotFoundError):
-            result.read(rich, stranger, "t-1", user=user)
+            result.read(rich, Caller(stranger), "t-1", user=user)
 
 
 def test_two_writes_and_no_read_when_warm(rich: Cloud) -> None:
@@ -237,7 +238,7 @@ def test_crash_after_funding_is_taken_over_when_the_lease_lapses(rich: Cloud, mo
         with pytest.raises(_CrashedError):
             run(rich, agent)
     assert rich.ledger.available_micro("alice") == START - 50_000
-    assert isinstance(result.read(rich, "alice", "t-1"), TaskPending)
+    assert isinstance(result.read(rich, Caller("alice"), "t-1"), TaskPending)
     with pytest.raises(TaskInProgressError) as running:
         run(rich, agent)
     # The agent's 10 s, and what it takes beside them to load and settle, less what has passed.
@@ -256,7 +257,7 @@ def test_crash_after_funding_is_refunded_when_the_escrow_expires(rich: Cloud, mo
             with pytest.raises(_CrashedError):
                 run(rich, agent, task_id=task_id)
     rich.skew_ms = 200_000
-    looked = result.read(rich, "alice", "t-1")
+    looked = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(looked, TaskResult)
     assert (looked.escrow_status, looked.amount_refunded_micro, looked.reputation_delta) == ("expired", 50_000, 0)
     assert run(rich, agent, task_id="t-2").escrow_status == "expired"

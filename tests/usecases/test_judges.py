@@ -10,6 +10,7 @@ import pytest
 from wasmtime import wat2wasm
 
 from quittance.acceptance.rules import SCORE_RULES, judge_input, rules_json
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, TaskPending, TaskRequest, TaskResult
 from quittance.errors import (
     AgentNotReadyError,
@@ -101,7 +102,7 @@ def run(cloud: Cloud, agent_id: str, **changes: Any) -> TaskResult:
 
 
 def of_judge(cloud: Cloud, side: str = "task") -> TaskResult:
-    done = result.read(cloud, "alice", f"t-1:judge-{side}")
+    done = result.read(cloud, Caller("alice"), f"t-1:judge-{side}")
     assert isinstance(done, TaskResult)
     return done
 
@@ -140,7 +141,7 @@ def test_an_accepted_output_and_its_judge_are_paid(rich: Cloud) -> None:
     assert earned(rich) == (PRICE - FEE, PRICE - FEE, 2 * FEE)
     rules = stated(rich, done)["acceptance"]
     assert (rules["task_score"], rules["agent_score"], rules["accepted"]) == ("1", None, True)
-    assert run(rich, agent, acceptance=judged_by(coverage)) == done == result.read(rich, "alice", "t-1")
+    assert run(rich, agent, acceptance=judged_by(coverage)) == done == result.read(rich, Caller("alice"), "t-1")
     assert rich.ledger.available_micro("alice") == START - 2 * PRICE, "a repeat costs nothing"
 
 
@@ -246,7 +247,7 @@ def test_a_judges_seed_is_drawn_and_kept(rich: Cloud) -> None:
     agent, rule = rich.publish(wasm("echo")), judged_by(judge(rich, saying("1")))
     run(rich, agent, acceptance=rule)
     run(rich, agent, acceptance=rule, task_id="t-2")
-    seeds = [stated(rich, result.read(rich, "alice", f"{task}:judge-task"))["seed"] for task in ("t-1", "t-2")]  # type: ignore[arg-type]
+    seeds = [stated(rich, result.read(rich, Caller("alice"), f"{task}:judge-task"))["seed"] for task in ("t-1", "t-2")]  # type: ignore[arg-type]
     eid = of_judge(rich).escrow_id
     assert len({*seeds, escrows.task_seed(eid).hex()}) == 3
 
@@ -387,7 +388,7 @@ def test_a_statement_has_a_line_for_each_and_can_be_read_page_by_page(rich: Clou
     run(rich, rich.publish(wasm("echo")), acceptance=judged_by(judge(rich, saying("1"))))
     lines, after = [], None
     while True:
-        page = accounts.statement(rich, "alice", limit=1, after=after)
+        page = accounts.statement(rich, Caller("alice"), limit=1, after=after)
         lines += page.lines
         if (after := page.next) is None:
             break
@@ -400,13 +401,13 @@ def test_a_judges_result_is_read_by_whom_it_concerns(rich: Cloud) -> None:
     rule = judged_by(judge(rich, saying("1")))
     run(rich, rich.publish(wasm("echo"), acceptance=rule))
     for caller in ("owner", "judith"):
-        seen = result.read(rich, caller, "t-1:judge-agent", user="alice")
+        seen = result.read(rich, Caller(caller), "t-1:judge-agent", user="alice")
         assert isinstance(seen, TaskResult)
         assert (seen.success, seen.output) == (True, None)
     assert of_judge(rich, "agent").output == "1"
     for caller, task, user in (("mallory", "t-1:judge-agent", "alice"), ("alice", "t-1:judge-task", None)):
         with pytest.raises(NotFoundError):
-            result.read(rich, caller, task, user=user)
+            result.read(rich, Caller(caller), task, user=user)
 
 
 # Refusals: nothing is held.
@@ -444,7 +445,7 @@ def test_who_cannot_judge_is_refused(
     assert words in error["message"]
     agent = AgentRequest.model_validate({"name": "a", "tariff": FLAT, "acceptance": rule})
     with pytest.raises(InvalidRequestError) as unpublished:
-        agents.register(rich, "owner", agent)
+        agents.register(rich, Caller("owner"), agent)
     assert unpublished.value.members == refused.value.members
     assert not rich.items("ESC#")
     assert rich.ledger.available_micro("alice") == START
@@ -494,7 +495,7 @@ def test_an_agent_without_its_judge_takes_no_tasks(rich: Cloud) -> None:
     own = judge(rich, saying("1"))
     agent = rich.publish(wasm("echo"), acceptance=judged_by(own))
     assert run(rich, agent).success
-    agents.retire(rich, "judith", own)
+    agents.retire(rich, Caller("judith"), own)
     rich.registry._cache.clear()
     with pytest.raises(AgentNotReadyError):
         run(rich, agent, task_id="t-2")
@@ -596,7 +597,7 @@ def test_a_judge_of_a_new_version_cannot_take_the_old_ones_place(rich: Cloud, mo
     own = judge(rich, saying("0.9"))
     agent, rule = rich.publish(wasm("echo")), judged_by(own)
     crash(rich, monkeypatch, agent, rule, after=False)
-    agents.open_version(rich, "judith", own, publish.VersionRequest())
+    agents.open_version(rich, Caller("judith"), own, publish.VersionRequest())
     rich.post(own, 2, saying("0.8"))
     publish.publish(rich, f"uploads/{own}/2")
     rich.skew_ms = 60_000

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 
+from quittance.api.identity import Caller
 from quittance.api.models import TaskRequest
 from quittance.ledger.journal import PayoutState
 from quittance.limits import OUTPUT_INLINE_BYTES_MAX
@@ -165,7 +166,7 @@ def tasks_of_all_kinds(cloud: Cloud, name: str) -> None:
     execute(cloud, echo, f"{name}-expired", dies=True)
     now_ms = cloud.skew_ms
     cloud.skew_ms += 150_000
-    result.read(cloud, "alice", f"{name}-expired")
+    result.read(cloud, Caller("alice"), f"{name}-expired")
     cloud.skew_ms = now_ms
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, TaskPending
 from quittance.errors import AccountFrozenError, FundingPausedError
 from quittance.ledger.escrow import escrow_id
@@ -101,7 +102,7 @@ def test_a_deed_whose_answer_was_lost_is_journaled_once(
     platform: Cloud, call: Call, echo: str, retired_before: bool
 ) -> None:
     if retired_before:
-        agents.retire(platform, "owner", echo)
+        agents.retire(platform, Caller("owner"), echo)
     honest = platform.operations._client.transact_write_items
     done = 0
 
@@ -125,7 +126,7 @@ def test_a_deed_whose_answer_was_lost_is_journaled_once(
 
 def test_an_operator_retires_anybodys_agent_as_its_owner_would(platform: Cloud, call: Call, echo: str) -> None:
     other = platform.publish(wasm("echo"))
-    agents.retire(platform, "owner", other)
+    agents.retire(platform, Caller("owner"), other)
     assert operate(call, f"agents/{echo}/retire")[0] == 200
     assert operate(call, "agents/agt_unknown/retire")[0] == 404
     items = [
@@ -146,7 +147,9 @@ def test_an_operator_retires_anybodys_agent_as_its_owner_would(platform: Cloud, 
 def test_a_frozen_account_funds_withdraws_and_publishes_nothing(platform: Cloud, call: Call, echo: str) -> None:
     assert execute(call, echo, "before") == (200, "released")
     assert call("accounts", "POST", "/accounts/me/withdrawals", WITHDRAWAL)[0] == 201
-    own = agents.register(platform, "alice", AgentRequest.model_validate({"name": "own", "tariff": FLAT})).agent_id
+    own = agents.register(
+        platform, Caller("alice"), AgentRequest.model_validate({"name": "own", "tariff": FLAT})
+    ).agent_id
     assert operate(call, "accounts/alice/freeze")[0] == 200
     have = platform.ledger.available_micro("alice")
     assert execute(call, echo, "after") == (403, "account_frozen")

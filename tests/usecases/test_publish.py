@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, VersionRequest
 from quittance.errors import AgentNotReadyError, InvalidRequestError, NotFoundError
 from quittance.usecases import agents, publish
@@ -12,7 +13,7 @@ from tests.support import FLAT, Cloud, wasm
 
 def register(cloud: Cloud, owner: str = "owner") -> str:
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-    return agents.register(cloud, owner, request).agent_id
+    return agents.register(cloud, Caller(owner), request).agent_id
 
 
 def post_and_publish(cloud: Cloud, agent_id: str, number: int, module: bytes) -> str:
@@ -36,7 +37,7 @@ def test_a_bad_module_is_rejected_with_a_reason_and_can_be_mended(cloud: Cloud, 
     assert rejection is not None
     assert rejection.code
     assert rejection.message.endswith((".", ")"))
-    agents.open_version(cloud, "owner", agent_id, VersionRequest())
+    agents.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert post_and_publish(cloud, agent_id, 2, wasm("echo")) == "active"
     assert agents.describe(cloud, agent_id).rejection is None
 
@@ -46,12 +47,12 @@ def test_the_active_version_serves_until_the_next_one_is_active(cloud: Cloud) ->
     post_and_publish(cloud, agent_id, 1, wasm("echo"))
     before = agents.describe(cloud, agent_id)
     dearer = VersionRequest.model_validate({"tariff": {"type": "flat", "price": "0.02"}})
-    agents.open_version(cloud, "owner", agent_id, dearer)
+    agents.open_version(cloud, Caller("owner"), agent_id, dearer)
     assert agents.describe(cloud, agent_id) == before
     assert post_and_publish(cloud, agent_id, 2, b"broken") == "rejected"
     rejected = agents.describe(cloud, agent_id)
     assert (rejected.state, rejected.module_sha256, rejected.tariff) == ("active", before.module_sha256, before.tariff)
-    agents.open_version(cloud, "owner", agent_id, dearer)
+    agents.open_version(cloud, Caller("owner"), agent_id, dearer)
     assert post_and_publish(cloud, agent_id, 3, wasm("sieve")) == "active"
     after = agents.describe(cloud, agent_id)
     assert after.module_sha256 != before.module_sha256
@@ -66,12 +67,12 @@ def test_versions_opened_at_once_get_forms_of_their_own(cloud: Cloud, monkeypatc
 
     def overtaken(*arguments: Any) -> Any:
         monkeypatch.undo()
-        forms.append(agents.open_version(cloud, "owner", agent_id, others).upload.fields["key"])
+        forms.append(agents.open_version(cloud, Caller("owner"), agent_id, others).upload.fields["key"])
         assert post_and_publish(cloud, agent_id, 2, b"bad") == "rejected"
         return open_upload(*arguments)
 
     monkeypatch.setattr(cloud.registry, "open_upload", overtaken)
-    opened = agents.open_version(cloud, "owner", agent_id, ours)
+    opened = agents.open_version(cloud, Caller("owner"), agent_id, ours)
     forms.append(opened.upload.fields["key"])
     assert forms == [f"uploads/{agent_id}/{number}" for number in (2, 3)]
     assert opened.state == "awaiting_upload"
@@ -81,7 +82,7 @@ def test_versions_opened_at_once_get_forms_of_their_own(cloud: Cloud, monkeypatc
 
 def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
     agent_id = register(cloud)
-    agents.open_version(cloud, "owner", agent_id, VersionRequest())
+    agents.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "retired"
     assert agents.describe(cloud, agent_id).state == "awaiting_upload"
     post_and_publish(cloud, agent_id, 2, wasm("echo"))
@@ -92,12 +93,12 @@ def test_an_overtaken_or_spent_upload_changes_nothing(cloud: Cloud) -> None:
 
 def test_only_the_owner_changes_an_agent(cloud: Cloud) -> None:
     agent_id = register(cloud)
-    for change in (agents.retire, lambda *who: agents.open_version(*who, VersionRequest())):
+    for change in (agents.retire, lambda *who: agents.open_version(*who, Caller(VersionRequest()))):
         with pytest.raises(NotFoundError):
             change(cloud, "stranger", agent_id)
-    agents.retire(cloud, "owner", agent_id)
+    agents.retire(cloud, Caller("owner"), agent_id)
     with pytest.raises(AgentNotReadyError):
-        agents.open_version(cloud, "owner", agent_id, VersionRequest())
+        agents.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert post_and_publish(cloud, agent_id, 1, wasm("echo")) == "retired"
     assert publish.publish(cloud, "uploads/agt_unknown/1") == "retired"
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from quittance import sandbox
 from quittance.agent import Agent
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, VersionRequest
 from quittance.errors import AgentNotReadyError
 from quittance.sandbox import ModuleRejectedError
@@ -41,7 +42,7 @@ def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def agent_id(cloud: Cloud) -> str:
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-    return agents_.register(cloud, "owner", request).agent_id
+    return agents_.register(cloud, Caller("owner"), request).agent_id
 
 
 def publish(cloud: Cloud, agent_id: str, version: str, number: int = 1) -> str:
@@ -104,7 +105,7 @@ def test_a_post_after_a_rejection_is_refused_before_it_is_read(
     with nothing_read(cloud, monkeypatch):
         assert publish(cloud, agent_id, good) == "rejected"
         assert publish(cloud, agent_id, bad) == "rejected"
-    agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+    agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     mended = cloud.post(agent_id, 2, wasm("echo"))
     assert publish(cloud, agent_id, mended, 2) == "active", "a new form is how it is mended"
 
@@ -146,9 +147,9 @@ def test_a_post_that_nobody_awaits_is_refused_before_it_is_read(
 ) -> None:
     late = cloud.post(agent_id, 1, wasm("echo"))
     if overtaken_by == "retirement":
-        agents_.retire(cloud, "owner", agent_id)
+        agents_.retire(cloud, Caller("owner"), agent_id)
     else:
-        agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+        agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     before = agents_.describe(cloud, agent_id)
     with nothing_read(cloud, monkeypatch):
         assert publish(cloud, agent_id, late) == "retired"
@@ -162,7 +163,7 @@ def test_nothing_is_stored_for_an_upload_overtaken_meanwhile(
     posted = cloud.post(agent_id, 1, wasm("echo"))
 
     def meanwhile(module: bytes) -> sandbox.Artefact:
-        agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+        agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
         return compiled_once(module)
 
     monkeypatch.setattr(sandbox, "compile_module", meanwhile)
@@ -182,9 +183,9 @@ def test_an_upload_overtaken_at_the_last_moment_changes_nothing(
 
     def too_late(*arguments: Any) -> Agent:
         if overtaken_by == "retirement":
-            agents_.retire(cloud, "owner", agent_id)
+            agents_.retire(cloud, Caller("owner"), agent_id)
         else:
-            agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+            agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
         standing: Agent = write(*arguments)
         return standing
 
@@ -293,7 +294,7 @@ def test_an_upload_that_is_given_up_names_the_platform(
 def test_an_author_opens_another_version_after_a_failure(cloud: Cloud, agent_id: str) -> None:
     lost = cloud.post(agent_id, 1, wasm("echo"))
     give_up(cloud, agent_id, lost)
-    opened = agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+    opened = agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert opened.state == "awaiting_upload"
     assert agents_.describe(cloud, agent_id).rejection is None
     assert publish(cloud, agent_id, lost) == "retired"
@@ -310,7 +311,7 @@ def test_a_module_that_is_gone_from_its_bucket_ends_as_failed(cloud: Cloud, agen
 def test_a_failed_version_leaves_the_active_one_alone(cloud: Cloud) -> None:
     agent_id = cloud.publish(wasm("echo"))
     before = agents_.describe(cloud, agent_id)
-    agents_.open_version(cloud, "owner", agent_id, VersionRequest())
+    agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
     assert give_up(cloud, agent_id, cloud.post(agent_id, 2, wasm("sieve")), 2) == "failed"
     after = agents_.describe(cloud, agent_id)
     assert (after.state, after.module_sha256) == ("active", before.module_sha256)
@@ -365,7 +366,7 @@ def test_publishing_survives_a_crash_at_each_call(
     crashes = Crashes(cloud, monkeypatch)
     steps = 0
     for number in range(1, 20):
-        retried, given_up = (agents_.register(cloud, "owner", request).agent_id for _ in range(2))
+        retried, given_up = (agents_.register(cloud, Caller("owner"), request).agent_id for _ in range(2))
         posted = {agent_id: cloud.post(agent_id, 1, data) for agent_id in (retried, given_up)}
         crashed = [
             crashes.crash((number, when), lambda who=who, what=what: publish(cloud, who, what))
@@ -388,7 +389,7 @@ def test_giving_up_survives_a_crash_at_each_call(cloud: Cloud, monkeypatch: pyte
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
     crashes = Crashes(cloud, monkeypatch)
     for number in (1, 2):
-        agent_id = agents_.register(cloud, "owner", request).agent_id
+        agent_id = agents_.register(cloud, Caller("owner"), request).agent_id
         posted = cloud.post(agent_id, 1, wasm("echo"))
         assert crashes.crash((number, when), lambda who=agent_id, what=posted: give_up(cloud, who, what))
         assert give_up(cloud, agent_id, posted) == "failed"
@@ -404,7 +405,7 @@ class Uploads:
 
     def __init__(self, cloud: Cloud, patch: pytest.MonkeyPatch) -> None:
         request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-        self.cloud, self.agent_id = cloud, agents_.register(cloud, "owner", request).agent_id
+        self.cloud, self.agent_id = cloud, agents_.register(cloud, Caller("owner"), request).agent_id
         self.crashes, self.patch = Crashes(cloud, patch), patch
         self.posted: list[tuple[int, str, bytes]] = []
         self.compiled: Counter[int] = Counter()
@@ -415,13 +416,13 @@ class Uploads:
         """The author opens a version, posts a module for any upload, or retires the agent."""
         if kind == "open":
             with suppress(AgentNotReadyError):
-                agents_.open_version(self.cloud, "owner", self.agent_id, VersionRequest())
+                agents_.open_version(self.cloud, Caller("owner"), self.agent_id, VersionRequest())
         elif kind == "post":
             number = 1 + choice % self.cloud.registry.get(self.agent_id).upload.number
             module = wasm("echo") if choice % 3 else b"no module"
             self.posted.append((number, self.cloud.post(self.agent_id, number, module), module))
         elif choice == 0:
-            agents_.retire(self.cloud, "owner", self.agent_id)
+            agents_.retire(self.cloud, Caller("owner"), self.agent_id)
 
     def deliver(self, kind: str, choice: int) -> None:
         """The event of any object is handled, early or late, to its end or not; or it is given up."""
@@ -514,11 +515,11 @@ def given_up_message(payload: dict[str, Any]) -> dict[str, Any]:
 def test_the_function_publishes_and_gives_up(platform: Cloud, context: Any) -> None:
     handler = load("publish").handler
     request = AgentRequest.model_validate({"name": "test", "tariff": FLAT})
-    one, two = (agents_.register(platform, "owner", request).agent_id for _ in range(2))
+    one, two = (agents_.register(platform, Caller("owner"), request).agent_id for _ in range(2))
     event = s3_event((one, platform.post(one, 1, wasm("echo"))), (two, platform.post(two, 1, b"bad")))
     event["Records"].append({"eventSource": "aws:s3", "s3": {"object": {"key": "uploads/other", "versionId": "v"}}})
     assert handler(event, context) == ["active", "rejected", "retired"]
-    three = agents_.register(platform, "owner", request).agent_id
+    three = agents_.register(platform, Caller("owner"), request).agent_id
     lost = s3_event((one, "old"), (three, platform.post(three, 1, wasm("echo"))))
     assert handler({"Records": [given_up_message(lost)]}, context) == {"batchItemFailures": []}
     assert [state(platform, agent_id) for agent_id in (one, two, three)] == ["active", "rejected", "failed"]
@@ -669,7 +670,7 @@ def test_a_refused_recompilation_is_not_tried_at_each_request(cloud: Cloud, monk
 
 def test_a_retired_agent_is_not_recompiled(cloud: Cloud, compilations: list[int]) -> None:
     agent = outdated(cloud)
-    agents_.retire(cloud, "owner", agent.agent_id)
+    agents_.retire(cloud, Caller("owner"), agent.agent_id)
     publishing.recompile(cloud, agent.agent_id)
     assert not compilations
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from wasmtime import wat2wasm
 
+from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest, BondRequest, TaskRequest, TaskResult, VersionRequest
 from quittance.errors import AgentNotReadyError, BondRequiredError, BudgetTooLowError, TermsChangedError
 from quittance.ledger.balances import bond_account
@@ -219,7 +220,7 @@ def test_a_bond_that_is_used_up_ends_its_agents_tasks_until_a_top_up(dear: Cloud
         with pytest.raises(AgentNotReadyError, match="bond"):
             run(dear, stopped, task_id="t-2")
     dear.deposit(OWNER, 1_000_000)
-    accounts.move_bond(dear, OWNER, BondRequest.model_validate({"bond_id": "b-1", "amount": "1"}))
+    accounts.move_bond(dear, Caller(OWNER), BondRequest.model_validate({"bond_id": "b-1", "amount": "1"}))
     dear.registry._owners.clear()
     assert run(dear, other, task_id="t-3").success
 
@@ -243,7 +244,7 @@ def test_publishing_is_charged_to_the_bond_once(dear: Cloud) -> None:
     dear.registry.owe(dear.registry.get(agent), 999_999, now_ms=dear.now_ms())  # the publisher's event came again
     assert swept(dear) == (0, due.amount_micro, due.amount_micro)
     assert not [*dear.registry.dues()]
-    (line,) = accounts.statement(dear, bond_account(OWNER), limit=1, after=None).lines
+    (line,) = accounts.statement(dear, Caller(bond_account(OWNER)), limit=1, after=None).lines
     assert (line.kind, line.amount_micro, line.due_micro, line.tasks) == (
         "charge",
         -due.amount_micro,
@@ -256,22 +257,22 @@ def test_a_refused_module_is_charged_for_what_it_took(dear: Cloud) -> None:
     """Seen before: a module that compiles for 95 seconds cost nobody anything."""
     priced(dear)
     request = AgentRequest.model_validate({"name": "bad", "tariff": FLAT})
-    agent = agents.register(dear, OWNER, request).agent_id
+    agent = agents.register(dear, Caller(OWNER), request).agent_id
     dear.post(agent, 1, b"\0asm\1\0\0\0" + b"\xff" * 10**5)
     assert publish.publish(dear, f"uploads/{agent}/1") == "rejected"
     assert swept(dear)[1] >= 10**5 * 1_000_000 // 2**20
 
 
 def test_without_a_bond_nothing_is_registered_or_published(dear: Cloud) -> None:
-    agent = agents.register(dear, OWNER, AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
+    agent = agents.register(dear, Caller(OWNER), AgentRequest.model_validate({"name": "a", "tariff": FLAT})).agent_id
     with pytest.raises(BondRequiredError) as needed:
-        agents.register(dear, "poor", AgentRequest.model_validate({"name": "a", "tariff": FLAT}))
+        agents.register(dear, Caller("poor"), AgentRequest.model_validate({"name": "a", "tariff": FLAT}))
     assert needed.value.members == {"bond": "0", "required": "1"}
     dear.ledger.charge(OWNER, agent, "9", 1_500_000, now_ms=dear.now_ms())
     accounts.note_bond(dear, OWNER)
     dear.registry._owners.clear()
     with pytest.raises(BondRequiredError):
-        agents.open_version(dear, OWNER, agent, VersionRequest())
+        agents.open_version(dear, Caller(OWNER), agent, VersionRequest())
     dear.post(agent, 1, wasm("echo"))
     assert publish.publish(dear, f"uploads/{agent}/1") == "rejected"
     assert agents.describe(dear, agent).rejection.code == "bond_required"  # type: ignore[union-attr]
@@ -295,7 +296,9 @@ def test_a_task_pins_module_tariff_and_rules(dear: Cloud) -> None:
         with pytest.raises(TermsChangedError) as changed:
             run(dear, agent, task_id="t-3", **pins | {field: "00" * 32})
         assert changed.value.members["errors"] == [{"field": field, "message": f"must be {pinned}, or absent"}]
-    agents.open_version(dear, OWNER, agent, VersionRequest.model_validate({"tariff": {"type": "flat", "price": "0.9"}}))
+    agents.open_version(
+        dear, Caller(OWNER), agent, VersionRequest.model_validate({"tariff": {"type": "flat", "price": "0.9"}})
+    )
     dear.post(agent, 2, wasm("echo"))
     publish.publish(dear, f"uploads/{agent}/2")
     dear.registry._cache.clear()

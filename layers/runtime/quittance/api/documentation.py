@@ -15,10 +15,11 @@ _ROOTS_KEPT: Final = 4  # a stage's own address and some custom domains
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """A page and the headers that say what it may do in a browser."""
+class Document:
+    """What a route answers that is no JSON model of ours: the text, its media type, and headers beside it."""
 
-    html: str
+    text: str
+    media_type: str
     headers: Mapping[str, str]
 
 
@@ -33,7 +34,7 @@ def openapi_json(root: str = "") -> str:
 
 
 @lru_cache(maxsize=_ROOTS_KEPT)
-def page(root: str = "") -> Page:
+def page(root: str = "") -> Document:
     """A page that shows the description with Powertools' copy of Swagger UI; it loads nothing from elsewhere.
 
     The headers hold browsers to that (Content Security Policy Level 3): what stands in the page, and nothing else, may
@@ -49,7 +50,8 @@ def page(root: str = "") -> Page:
         swagger_base_url="",
         oauth2_config=None,
     )
-    return Page(html, {"Content-Security-Policy": _policy(html), "Referrer-Policy": "no-referrer"})
+    headers = {"Content-Security-Policy": _policy(html), "Referrer-Policy": "no-referrer"}
+    return Document(html, "text/html; charset=utf-8", headers)
 
 
 def _policy(html: str) -> str:

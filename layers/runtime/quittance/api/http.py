@@ -2,20 +2,21 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from re import Match
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
-from aws_lambda_powertools.event_handler.openapi.params import Query
 from pydantic import BaseModel
 
+from quittance.api.documentation import Document
 from quittance.api.identity import Caller, is_account_id
-from quittance.api.models import TaskPending, TaskResult
+from quittance.api.models import TaskPending, TaskQueued, TaskResult
 from quittance.api.requests import encoded_path, invalid, read_json, read_path
+from quittance.api.routes import UseCase, answers_of, needed, read_from_request
 from quittance.errors import (
     AnswerTooLargeError,
     InvalidRequestError,
@@ -26,12 +27,11 @@ from quittance.errors import (
     UnsupportedMediaTypeError,
     problem,
 )
-from quittance.limits import LAMBDA_SYNC_BYTES_MAX, PAGE_ITEMS_MAX
+from quittance.limits import LAMBDA_SYNC_BYTES_MAX
 from quittance.observability import logger
+from quittance.platform import platform, prepare
 
 PREFIX: Final = "/api/v1/economic"
-PageLimit = Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)]
-PageAfter = Annotated[str | None, Query(description="The `next` of an earlier page.")]
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
@@ -40,7 +40,67 @@ _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 class Api(APIGatewayRestResolver):
-    """The resolver that every HTTP function mounts its routes on: it takes JSON and nothing else."""
+    """The routes of one HTTP function, each served by one use case; it takes JSON and nothing else.
+
+    A use case names what it needs: `platform`, the verified `caller`, `root` (the path where the client finds the API).
+    Its other parameters are read from the request: from the path, the query, or the JSON body if it is a model.
+    """
+
+    def __init__(self, tag: str = "", *parts: str, anyone: bool = False) -> None:
+        """A resolver without routes yet.
+
+        `tag` groups its routes in the description, `parts` are those of the platform that they touch (see `prepare`),
+        and `anyone` may call them without a token.
+        """
+        super().__init__(enable_validation=True, json_body_deserializer=read_json)
+        prepare(*parts)
+        self._tag, self._anyone = tag, anyone
+        self.exception_handler(QuittanceError)(_refuse)
+        self.exception_handler(RequestValidationError)(_refuse_fields)
+        self.not_found(lambda _: _refuse(NotFoundError("There is nothing at this path.")))
+        self.exception_handler(Exception)(_fail)
+
+    def serve(
+        self,
+        route: str,
+        use_case: UseCase,
+        summary: str,
+        *,
+        name: str | None = None,
+        tag: str | None = None,
+        status: HTTPStatus = HTTPStatus.OK,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Serves a route, such as `GET /accounts/me`, by a use case; `headers` go with every answer.
+
+        `name` is for the operation's id, the use case's own by default; `tag` overrides the function's.
+        """
+        method, path = route.split(" ")
+
+        def handle(**read: object) -> Response[str]:
+            return _rendered(use_case(**self._given(use_case), **read), status, headers)
+
+        handle.__name__ = name or use_case.__name__
+        handle.__signature__ = read_from_request(use_case, path)  # type: ignore[attr-defined]  # Powertools reads it
+        mount = self.route(
+            f"{PREFIX}{path}",
+            method,
+            summary=summary,
+            tags=[tag or self._tag],
+            responses=responses(*answers_of(use_case, status)),
+            status_code=int(status),
+        )
+        mount(handle)
+
+    def _given(self, use_case: UseCase) -> dict[str, object]:
+        """What a use case gets beside the request. Raises UnauthenticatedError for a route that is not for anyone."""
+        verified = None if self._anyone else caller(self)
+        given: dict[str, Callable[[], object]] = {
+            "platform": lambda: platform(self.lambda_context),
+            "caller": lambda: verified,
+            "root": lambda: root(self.current_event.raw_event),
+        }
+        return {name: given[name]() for name in needed(use_case)}
 
     def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
         """The answer to a REST API proxy event; every refusal and failure is one.
@@ -63,16 +123,6 @@ class Api(APIGatewayRestResolver):
         Powertools hands parameters on as they are in `path`, and has no public hook between matching and validation.
         """
         return read_path(super()._convert_matches_into_route_keys(match))
-
-
-def api() -> Api:
-    """A resolver without routes yet."""
-    app = Api(enable_validation=True, json_body_deserializer=read_json)
-    app.exception_handler(QuittanceError)(_refuse)
-    app.exception_handler(RequestValidationError)(_refuse_fields)
-    app.not_found(lambda _: _refuse(NotFoundError("There is nothing at this path.")))
-    app.exception_handler(Exception)(_fail)
-    return app
 
 
 def root(event: Mapping[str, Any]) -> str:
@@ -109,10 +159,10 @@ def answer(
     )
 
 
-def task_answer(outcome: TaskResult | TaskPending, *, queued: bool = False) -> Response[str]:
+def task_answer(outcome: TaskResult | TaskPending) -> Response[str]:
     """200 with a settled task; 202 with the place to look again for one whose outcome is not known yet.
 
-    `queued` tells a client that preferred not to wait that it was not made to (RFC 7240 §3).
+    If it was queued because the client preferred not to wait, the answer says so (RFC 7240 §3).
     """
     if isinstance(outcome, TaskResult):
         return answer(outcome)
@@ -120,7 +170,7 @@ def task_answer(outcome: TaskResult | TaskPending, *, queued: bool = False) -> R
         "Location": f"{PREFIX}/tasks/{quote(outcome.task_id, safe='')}/result",
         "Retry-After": str(_RETRY_AFTER_S),
     }
-    if queued:
+    if isinstance(outcome, TaskQueued):
         headers["Preference-Applied"] = "respond-async"
     return answer(outcome, HTTPStatus.ACCEPTED, headers)
 
@@ -134,6 +184,14 @@ def direct_answer(outcome: TaskResult | TaskPending, *, inline_bytes_max: int | 
         raise TaskInProgressError(outcome.task_id, retry_after_s=_RETRY_AFTER_S)
     told = outcome if inline_bytes_max is None else outcome.within(inline_bytes_max)
     return told.model_dump(mode="json", by_alias=True)
+
+
+def _rendered(outcome: BaseModel | Document, status: HTTPStatus, headers: Mapping[str, str] | None) -> Response[str]:
+    if isinstance(outcome, Document):
+        return Response(int(status), outcome.media_type, outcome.text, headers={**outcome.headers, **(headers or {})})
+    if isinstance(outcome, TaskResult | TaskPending):
+        return task_answer(outcome)
+    return answer(outcome, status, headers)
 
 
 def responses(*models: tuple[HTTPStatus, type[BaseModel]]) -> Any:  # noqa: ANN401 - Powertools' nested TypedDicts

@@ -68,7 +68,7 @@ class Caller:
     """A verified identity: the account that it is, and what its token allows."""
 
     account: str
-    scopes: frozenset[str]
+    scopes: frozenset[str] = frozenset()
 
     def named(self, account_id: str) -> str:
         """The account that a path names: `me` is the caller's own."""

@@ -384,6 +384,10 @@ class TaskPending(_Answer):
 # Runs: many tasks under one budget, for the workflow of template.yaml.
 
 
+class TaskQueued(TaskPending):
+    """A task that is funded and in the queue, because the client preferred not to wait."""
+
+
 class RunStep(Sent):
     """One agent of a chain: each input goes through all of them, one's output being the next one's input."""
 

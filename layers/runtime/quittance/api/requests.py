@@ -6,15 +6,15 @@ Path parameters are decoded here, exactly once, and nowhere else.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from quittance import canonical_json
 from quittance.canonical_json import DuplicateNameError, JsonError, Numbers, TooDeepError
 from quittance.errors import InvalidRequestError
-from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX
+from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, PAGE_ITEMS_MAX
 
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
 _PATH_CHARS: Final = "/%:@!$&'()*+,;="  # stay as they are in a path, like letters, digits and "-._~" (RFC 3986 §3.3)
@@ -36,6 +36,8 @@ _SENTENCES: Final = {
     "union_tag_not_found": "must be an object with a type",
     "union_tag_invalid": "must have one of the types {expected_tags}",
 }
+PageLimit = Annotated[int, Field(ge=1, le=PAGE_ITEMS_MAX)]
+PageAfter = Annotated[str | None, Field(description="The `next` of an earlier page.")]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -100,12 +102,29 @@ def read_path(parameters: Mapping[str, str]) -> dict[str, str]:
     return decoded
 
 
-def read_cursor(form: re.Pattern[str], cursor: str) -> re.Match[str]:
-    """The parts of a page's cursor, `after`. Raises InvalidRequestError for one that is not of this form."""
-    match = form.fullmatch(cursor)
-    if match is None:
-        raise InvalidRequestError(NO_CURSOR)
-    return match
+class Cursor:
+    """The cursors of one list: a time in milliseconds, then what distinguishes items of the same time.
+
+    Clients get a cursor as `next` of a page and send it back as `after`; they must not look into it.
+    """
+
+    def __init__(self, *parts: str) -> None:
+        self._form = re.compile("~".join(f"({part})" for part in ("[0-9]{1,15}", *parts)))
+
+    def read(self, after: str | None) -> tuple[Any, ...] | None:
+        """The time and the parts, None without a cursor. Raises InvalidRequestError for another list's cursor."""
+        if after is None:
+            return None
+        match = self._form.fullmatch(after)
+        if match is None:
+            raise InvalidRequestError(NO_CURSOR)
+        at_ms, *parts = match.groups()
+        return int(at_ms), *parts
+
+    @staticmethod
+    def write(at_ms: int, *parts: str) -> str:
+        """The cursor behind an item."""
+        return "~".join([str(at_ms), *parts])
 
 
 def invalid(found: Sequence[Mapping[str, Any]]) -> InvalidRequestError:

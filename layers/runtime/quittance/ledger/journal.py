@@ -88,9 +88,14 @@ class Payout:
 
     @property
     def payout_id(self) -> str:
-        """Names the payout for the operator: ids of withdrawals are unique within their account only."""
-        named = f"{self.account}{_SEPARATOR}{self.withdrawal_id}".encode()
-        return base64.urlsafe_b64encode(named).decode().rstrip("=")
+        """Names the payout for the operator."""
+        return payout_id(self.account, self.withdrawal_id)
+
+
+def payout_id(account: str, withdrawal_id: str) -> str:
+    """The id of a withdrawal's payout: ids of withdrawals are unique within their account only."""
+    named = f"{account}{_SEPARATOR}{withdrawal_id}".encode()
+    return base64.urlsafe_b64encode(named).decode().rstrip("=")
 
 
 def parse_payout_id(payout_id: str) -> tuple[str, str]:

@@ -1,10 +1,11 @@
-"""Accounts: what one has, how that came, the ways in which credits enter and leave the platform, and the bond."""
+"""Accounts: balances and statements, deposits, withdrawals and their payouts, and the bond of an agent's owner."""
 
-import re
 from typing import Final
 
+from quittance.api.identity import DEPOSIT_SCOPE, PAYOUT_SCOPE, Caller
 from quittance.api.models import (
     AccountAnswer,
+    AccountInPath,
     BondAnswer,
     BondMoveAnswer,
     BondRequest,
@@ -12,27 +13,29 @@ from quittance.api.models import (
     DepositRequest,
     PayoutAnswer,
     PayoutDecision,
+    PayoutId,
     PayoutPage,
     StatementLine,
     StatementPage,
     WithdrawalAnswer,
     WithdrawalRequest,
 )
-from quittance.api.requests import NO_CURSOR, read_cursor
+from quittance.api.requests import NO_CURSOR, Cursor, PageAfter, PageLimit
 from quittance.errors import AccountFrozenError, BondInUseError, InvalidRequestError, NotFoundError, PayoutConflictError
+from quittance.ledger import journal
 from quittance.ledger.balances import bond_account
 from quittance.ledger.journal import Kind, Line, Payout, PayoutState, parse_payout_id
-from quittance.limits import BOND_NOTICE_MS, PAGE_ITEMS_MAX, PAYOUT_ID_CHARS_MAX, STATED_TASK_CHARS_MAX
+from quittance.limits import BOND_NOTICE_MS, PAYOUT_ID_CHARS_MAX, STATED_TASK_CHARS_MAX
 from quittance.observability import logger
 from quittance.platform import Platform
 
-_CURSOR: Final = re.compile(
-    rf"(?P<at_ms>[0-9]{{1,15}})~(?P<kind>{'|'.join(Kind)})~(?P<reference>[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}})"
-)
+_LINES: Final = Cursor("|".join(Kind), f"[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}}")
+_PAYOUTS: Final = Cursor(f"[A-Za-z0-9_-]{{1,{PAYOUT_ID_CHARS_MAX}}}")
 
 
-def balance(platform: Platform, account: str) -> AccountAnswer:
-    """What an account has. Raises PlatformUnavailableError."""
+def balance(platform: Platform, caller: Caller) -> AccountAnswer:
+    """What the caller has. Raises PlatformUnavailableError."""
+    account = caller.account
     return AccountAnswer(
         account_id=account,
         available_micro=platform.ledger.available_micro(account),
@@ -41,29 +44,42 @@ def balance(platform: Platform, account: str) -> AccountAnswer:
     )
 
 
-def statement(platform: Platform, account: str, *, limit: int, after: str | None) -> StatementPage:
-    """A page of what moved an account's credits, newest first.
+def statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> StatementPage:
+    """A page of what moved the caller's credits, newest first; the index behind it may lag by a second.
 
     Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
     """
+    return _statement(platform, caller.account, limit, after)
+
+
+def bond_statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> StatementPage:
+    """A page of what moved the caller's bond, newest first. Raises as `statement` does."""
+    return _statement(platform, bond_account(caller.account), limit, after)
+
+
+def _statement(platform: Platform, account: str, limit: int, after: str | None) -> StatementPage:
+    place = _LINES.read(after)
     lines, more = platform.ledger.statement(
-        account, limit=min(limit, PAGE_ITEMS_MAX), after=_read_cursor(after) if after else None
+        account, limit=limit, after=(place[0], Kind(place[1]), place[2]) if place else None
     )
     last = lines[-1] if more and lines else None
     return StatementPage(
         account_id=account,
         lines=[_line(line) for line in lines],
-        next=f"{last.at_ms}~{last.kind}~{last.reference}" if last else None,
+        next=_LINES.write(last.at_ms, last.kind, last.reference) if last else None,
     )
 
 
-def deposit(platform: Platform, account: str, request: DepositRequest, *, depositor: str) -> DepositAnswer:
-    """Adds credits to an account, once per id. Raises MovementConflictError, PlatformUnavailableError.
+def deposit(platform: Platform, caller: Caller, account_id: AccountInPath, request: DepositRequest) -> DepositAnswer:
+    """Adds credits to any account, once per id; needs the scope `ledger:deposit`. `me` is the caller's own account.
 
-    `depositor` is the account of who asks for it: another's deposit under the same id is a conflict, not a repeat.
+    A deposit of another depositor under the same id is a conflict, not a repeat. Raises MissingScopeError,
+    MovementConflictError, PlatformUnavailableError.
     """
+    caller.need(DEPOSIT_SCOPE)
+    account = caller.named(account_id)
     recorded_ms = platform.ledger.deposit(
-        account, request.deposit_id, request.amount_micro, now_ms=platform.now_ms(), depositor=depositor
+        account, request.deposit_id, request.amount_micro, now_ms=platform.now_ms(), depositor=caller.account
     )
     return DepositAnswer(
         account_id=account,
@@ -73,11 +89,18 @@ def deposit(platform: Platform, account: str, request: DepositRequest, *, deposi
     )
 
 
-def withdraw(platform: Platform, account: str, request: WithdrawalRequest) -> WithdrawalAnswer:
-    """Takes credits out, once per id; the operator then pays them out, or returns them (see payouts.py).
+def withdraw(
+    platform: Platform, caller: Caller, account_id: AccountInPath, request: WithdrawalRequest
+) -> WithdrawalAnswer:
+    """Takes credits out of the caller's own account, once per id; the operator then pays them out or returns them.
 
-    Raises AccountFrozenError, InsufficientFundsError, MovementConflictError, PlatformUnavailableError.
+    Raises NotFoundError for another account, AccountFrozenError, InsufficientFundsError, MovementConflictError,
+    PlatformUnavailableError.
     """
+    account = caller.account
+    if caller.named(account_id) != account:
+        msg = "You can withdraw from your own account only."
+        raise NotFoundError(msg)
     if platform.registry.owner(account).frozen and platform.ledger.payout(account, request.withdrawal_id) is None:
         raise AccountFrozenError
     payout = platform.ledger.withdraw(account, request.withdrawal_id, request.amount_micro, now_ms=platform.now_ms())
@@ -90,9 +113,39 @@ def withdraw(platform: Platform, account: str, request: WithdrawalRequest) -> Wi
     )
 
 
-def bond(platform: Platform, owner: str) -> BondAnswer:
-    """What an owner's bond has, and what of it can be released now. Raises PlatformUnavailableError."""
-    note_bond(platform, owner)  # whoever died before it did so may have left agents without tasks
+def payouts(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> PayoutPage:
+    """A page of withdrawals that wait to be paid out, the longest waiting first; needs the scope `ledger:payout`.
+
+    Raises MissingScopeError, InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    """
+    caller.need(PAYOUT_SCOPE)
+    waiting, last = platform.ledger.payouts(limit=limit, after=_read_payout_cursor(after))
+    cursor = _PAYOUTS.write(last[0], journal.payout_id(*last[1:])) if last else None
+    return PayoutPage(payouts=[_payout_answer(platform, payout) for payout in waiting], next=cursor)
+
+
+def decide_payout(platform: Platform, caller: Caller, payout_id: PayoutId, request: PayoutDecision) -> PayoutAnswer:
+    """Ends a payout once, as paid or failed; needs the scope `ledger:payout`. What failed is available again.
+
+    Raises MissingScopeError, NotFoundError, PayoutConflictError, PlatformUnavailableError.
+    """
+    caller.need(PAYOUT_SCOPE)
+    payout, state = _payout(platform, payout_id), PayoutState(request.state)
+    if payout.state is PayoutState.REQUESTED:
+        payout = platform.ledger.decide_payout(payout, state, by=caller.account, now_ms=platform.now_ms())
+    if payout.state is not state:
+        raise PayoutConflictError(payout.payout_id, state=payout.state)
+    logger.info("payout decided", payout_id=payout.payout_id, state=state, decided_by=payout.decided_by)
+    return _payout_answer(platform, payout)
+
+
+def bond(platform: Platform, caller: Caller) -> BondAnswer:
+    """What the caller has put up for failures of its agents, and what of it can be released now.
+
+    Raises PlatformUnavailableError.
+    """
+    owner = caller.account
+    note_bond(platform, owner)  # a crash before this step may have left the owner's agents without tasks
     has = platform.ledger.bond(owner)
     free = not has.available_micro or _why_in_use(platform, owner) is None
     return BondAnswer(
@@ -105,13 +158,13 @@ def bond(platform: Platform, owner: str) -> BondAnswer:
     )
 
 
-def move_bond(platform: Platform, owner: str, request: BondRequest) -> BondMoveAnswer:
-    """Moves credits into an owner's bond, or releases them, once per id.
+def move_bond(platform: Platform, caller: Caller, request: BondRequest) -> BondMoveAnswer:
+    """Moves credits into the caller's bond, or back if `amount` is negative, once per id.
 
     Raises AccountFrozenError and BondInUseError for a release, InsufficientFundsError, MovementConflictError,
     PlatformUnavailableError.
     """
-    amount_micro, ledger = request.amount_micro, platform.ledger
+    owner, amount_micro, ledger = caller.account, request.amount_micro, platform.ledger
     if amount_micro < 0 and ledger.bond_moved_ms(owner, request.bond_id, amount_micro) is None:
         if platform.registry.is_frozen(owner):
             raise AccountFrozenError
@@ -119,15 +172,15 @@ def move_bond(platform: Platform, owner: str, request: BondRequest) -> BondMoveA
         if in_use:
             raise in_use
     recorded_ms = ledger.move_bond(owner, request.bond_id, amount_micro, now_ms=platform.now_ms())
-    note_bond(platform, owner)  # of a repeated request too: the first one may not have come so far
+    note_bond(platform, owner)  # of a repeated request too: the first one may have crashed before this step
     return BondMoveAnswer(account_id=owner, bond_id=request.bond_id, amount_micro=amount_micro, recorded_at=recorded_ms)
 
 
 def note_bond(platform: Platform, owner: str) -> None:
     """Records in the registry whether an owner's bond is below the minimum: then its agents take no tasks.
 
-    Others may move the bond meanwhile, and record what they see. So whoever has written looks again, and the last one
-    to write has seen the bond as it is. Raises PlatformUnavailableError.
+    Other invocations may move the bond at the same time and record what they read. So this one reads again after each
+    write: whichever writes last has read the bond as it is. Raises PlatformUnavailableError.
     """
     noted = not platform.registry.owner(owner).bonded
     while (short := _is_short(platform, owner)) is not noted:
@@ -142,7 +195,7 @@ def _is_short(platform: Platform, owner: str) -> bool:
 def _why_in_use(platform: Platform, owner: str) -> BondInUseError | None:
     """Why an owner's bond cannot be released now, if it cannot.
 
-    Other environments may take tasks for a while after an agent was retired, and the index shows them a little later.
+    Other environments may take tasks for a while after an agent is retired, and the index lists those a little later.
     """
     owned = platform.registry.agents_of(owner)
     if owned.unretired:
@@ -171,38 +224,7 @@ def _line(line: Line) -> StatementLine:
     )
 
 
-def _read_cursor(cursor: str) -> tuple[int, Kind, str]:
-    match = read_cursor(_CURSOR, cursor)
-    return int(match["at_ms"]), Kind(match["kind"]), match["reference"]
-
-
-_PAYOUT_CURSOR: Final = re.compile(rf"(?P<at_ms>[0-9]{{1,15}})~(?P<payout_id>[A-Za-z0-9_-]{{1,{PAYOUT_ID_CHARS_MAX}}})")
-
-
-def payouts(platform: Platform, *, limit: int, after: str | None) -> PayoutPage:
-    """A page of payouts that wait, the longest waiting first.
-
-    Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
-    """
-    payouts, last = platform.ledger.payouts(
-        limit=min(limit, PAGE_ITEMS_MAX), after=_read_payout_cursor(after) if after else None
-    )
-    return PayoutPage(payouts=[_answer(platform, payout) for payout in payouts], next=_cursor(*last) if last else None)
-
-
-def decide_payout(platform: Platform, payout_id: str, decision: PayoutDecision, *, operator: str) -> PayoutAnswer:
-    """Ends a payout as paid or failed, once. Raises NotFoundError, PayoutConflictError, PlatformUnavailableError."""
-    payout = _find(platform, payout_id)
-    state = PayoutState(decision.state)
-    if payout.state is PayoutState.REQUESTED:
-        payout = platform.ledger.decide_payout(payout, state, by=operator, now_ms=platform.now_ms())
-    if payout.state is not state:
-        raise PayoutConflictError(payout.payout_id, state=payout.state)
-    logger.info("payout decided", payout_id=payout.payout_id, state=state, decided_by=payout.decided_by)
-    return _answer(platform, payout)
-
-
-def _find(platform: Platform, payout_id: str) -> Payout:
+def _payout(platform: Platform, payout_id: str) -> Payout:
     try:
         found = platform.ledger.payout(*parse_payout_id(payout_id))
     except ValueError:
@@ -213,7 +235,7 @@ def _find(platform: Platform, payout_id: str) -> Payout:
     return found
 
 
-def _answer(platform: Platform, payout: Payout) -> PayoutAnswer:
+def _payout_answer(platform: Platform, payout: Payout) -> PayoutAnswer:
     return PayoutAnswer(
         payout_id=payout.payout_id,
         account_id=payout.account,
@@ -227,13 +249,9 @@ def _answer(platform: Platform, payout: Payout) -> PayoutAnswer:
     )
 
 
-def _cursor(at_ms: int, account: str, withdrawal_id: str) -> str:
-    return f"{at_ms}~{Payout(account, withdrawal_id, 0, at_ms, PayoutState.REQUESTED).payout_id}"
-
-
-def _read_payout_cursor(cursor: str) -> tuple[int, str, str]:
-    match = read_cursor(_PAYOUT_CURSOR, cursor)
+def _read_payout_cursor(after: str | None) -> tuple[int, str, str] | None:
+    place = _PAYOUTS.read(after)
     try:
-        return int(match["at_ms"]), *parse_payout_id(match["payout_id"])
+        return (place[0], *parse_payout_id(place[1])) if place else None
     except ValueError as exc:
         raise InvalidRequestError(NO_CURSOR) from exc

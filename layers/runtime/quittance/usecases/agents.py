@@ -1,15 +1,19 @@
 """Agents: what their owners register, upload and retire, and what anyone may read of them."""
 
 import base64
-import re
 import secrets
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import Field
 
 from quittance.acceptance.rules import Rules, parse_rules, rules_json
 from quittance.agent import Agent, AgentState, Terms, Upload
+from quittance.api.identity import Caller
 from quittance.api.models import (
+    AccountId,
     AgentAnswer,
     AgentEstimate,
+    AgentId,
     AgentLimits,
     AgentPage,
     AgentRejection,
@@ -24,7 +28,7 @@ from quittance.api.models import (
     UploadForm,
     VersionRequest,
 )
-from quittance.api.requests import read_cursor
+from quittance.api.requests import Cursor, PageAfter, PageLimit
 from quittance.errors import (
     AccountFrozenError,
     AgentNotReadyError,
@@ -37,21 +41,22 @@ from quittance.ledger import pricing, reputation
 from quittance.ledger.balances import bond_account
 from quittance.ledger.pricing import Tariff
 from quittance.ledger.reputation import Standing
-from quittance.limits import MIB, PAGE_ITEMS_MAX, UPLOAD_SECONDS_MAX
+from quittance.limits import MIB, UPLOAD_SECONDS_MAX
 from quittance.platform import Platform
 from quittance.usecases import judges as judging
 
 _OPEN_TRIES: Final = 5  # each is lost only to another version of the same agent, opened at the same time
 _AGENT_ID_BYTES: Final = 10
-_CURSOR: Final = re.compile(r"(?P<created_ms>[0-9]{1,15})~(?P<agent_id>[A-Za-z0-9_-]{1,64})")
+_CURSOR: Final = Cursor("[A-Za-z0-9_-]{1,64}")
 
 
-def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUpload:
-    """Registers an agent, and answers with a form for its module.
+def register(platform: Platform, caller: Caller, request: AgentRequest) -> AgentUpload:
+    """Registers an agent of the caller's and answers with a form to post its module with.
 
     Raises AccountFrozenError, BondRequiredError, InvalidRequestError for a judge that cannot judge,
     PlatformUnavailableError.
     """
+    owner = caller.account
     _check_not_frozen(platform, owner)
     _check_bond(platform, owner)
     rules = request.acceptance or Rules()
@@ -70,12 +75,13 @@ def register(platform: Platform, owner: str, request: AgentRequest) -> AgentUplo
     return _upload_form(platform, agent)
 
 
-def open_version(platform: Platform, owner: str, agent_id: str, request: VersionRequest) -> AgentUpload:
-    """Opens the upload of a new version; the active one serves until the new one is active.
+def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request: VersionRequest) -> AgentUpload:
+    """Opens the upload of a new version, with new terms if there are any; the active version serves until then.
 
     Raises NotFoundError, AgentNotReadyError for a retired agent, InvalidRequestError for a judge that cannot judge,
     AccountFrozenError, BondRequiredError, PlatformUnavailableError.
     """
+    owner = caller.account
     _check_not_frozen(platform, owner)
     agent = _own(platform, owner, agent_id)
     _check_bond(platform, owner)
@@ -106,12 +112,16 @@ def _check_not_frozen(platform: Platform, owner: str) -> None:
         raise AccountFrozenError
 
 
-def retire(platform: Platform, owner: str, agent_id: str) -> None:
-    """Takes an agent out of service for good. Raises NotFoundError, PlatformUnavailableError."""
-    platform.registry.retire(_own(platform, owner, agent_id), now_ms=platform.now_ms())
+def retire(platform: Platform, caller: Caller, agent_id: AgentId) -> AgentAnswer:
+    """Takes an agent out of service for good; settled tasks stay answered.
+
+    Raises NotFoundError, PlatformUnavailableError.
+    """
+    platform.registry.retire(_own(platform, caller.account, agent_id), now_ms=platform.now_ms())
+    return describe(platform, agent_id)
 
 
-def describe(platform: Platform, agent_id: str) -> AgentAnswer:
+def describe(platform: Platform, agent_id: AgentId) -> AgentAnswer:
     """An agent with its reputation. Raises NotFoundError, PlatformUnavailableError."""
     agent = platform.registry.get(agent_id)
     standing = platform.ledger.standing(agent_id)
@@ -130,7 +140,7 @@ def describe(platform: Platform, agent_id: str) -> AgentAnswer:
     return _answer(agent).model_copy(update={"acceptance": parse_rules(agent.terms.rules), "reputation": shown})
 
 
-def estimate(platform: Platform, agent_id: str) -> PriceEstimate:
+def estimate(platform: Platform, agent_id: AgentId) -> PriceEstimate:
     """What a task of an agent may cost, by terms and history. Raises NotFoundError, PlatformUnavailableError."""
     agent = platform.registry.get(agent_id)
     tariff, judge = pricing.parse_tariff(agent.terms.tariff), parse_rules(agent.terms.rules).judge
@@ -149,15 +159,18 @@ def estimate(platform: Platform, agent_id: str) -> PriceEstimate:
     )
 
 
-def page(platform: Platform, *, owner: str | None, limit: int, after: str | None) -> AgentPage:
+def page(
+    platform: Platform,
+    owner: Annotated[AccountId | None, Field(description="All agents of this account, active or not.")] = None,
+    limit: PageLimit = 20,
+    after: PageAfter = None,
+) -> AgentPage:
     """A page of agents, newest first: those that take tasks, or all of one owner's.
 
     Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
     """
-    found = platform.registry.page(
-        owner=owner, limit=min(limit, PAGE_ITEMS_MAX), after=_read_cursor(after) if after else None
-    )
-    cursor = "{}~{}".format(*found.after) if found.after else None
+    found = platform.registry.page(owner=owner, limit=limit, after=_CURSOR.read(after))
+    cursor = _CURSOR.write(*found.after) if found.after else None
     return AgentPage(agents=[_answer(agent) for agent in found.agents], next=cursor)
 
 
@@ -240,8 +253,3 @@ def _recent(standing: Standing) -> AgentEstimate | None:
         ),
         execution_time_ms=TimeSpread(least=wall.least, p50=wall.p50, p95=wall.p95, greatest=wall.greatest),
     )
-
-
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    match = read_cursor(_CURSOR, cursor)
-    return int(match["created_ms"]), match["agent_id"]

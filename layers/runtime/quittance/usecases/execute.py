@@ -13,12 +13,16 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Annotated, Final, Self
+
+from pydantic import Field
 
 from quittance import observability, tracing
 from quittance.acceptance.rules import rules_sha256
 from quittance.api import messages, targets
-from quittance.api.models import TaskPending, TaskRequest, TaskResult
+from quittance.api.identity import Caller
+from quittance.api.models import TaskPending, TaskQueued, TaskRequest, TaskResult
+from quittance.api.requests import wants_async
 from quittance.errors import (
     AccountFrozenError,
     BudgetTooLowError,
@@ -52,6 +56,9 @@ from quittance.usecases.judges import NamedJudge
 from quittance.usecases.launch import ReadyAgent
 from quittance.usecases.result import answer
 
+Prefer = Annotated[
+    list[str] | None, Field(description="`respond-async`: 202 as soon as the task is funded (RFC 7240).")
+]
 _SUPERSEDED: Final = "The agent is no longer the one that the task was funded for; the budget was refunded."
 _REFUSED_NOW: Final = "The task would be refused if it were sent now; the budget was refunded."
 _FROZEN: Final = "The user's account, or the agent's owner's, was frozen before the task ran; the budget was refunded."
@@ -76,6 +83,19 @@ class _Attempt:
     def escrow_id(self) -> str:
         """The id of the task's escrow."""
         return escrows.escrow_id(self.user, self.request.task_id)
+
+
+def request(
+    platform: Platform, caller: Caller, request: TaskRequest, prefer: Prefer = None
+) -> TaskResult | TaskPending:
+    """Runs one task of the caller's. An agent that fails is an answered request: `success: false`, refunded in full.
+
+    With `Prefer: respond-async` the task is only checked, funded and queued, and may run for up to ten minutes. Raises
+    as `execute` and `submit` do.
+    """
+    if wants_async(prefer or []):
+        return submit(platform, caller.account, request)
+    return execute(platform, caller.account, request)
 
 
 def execute(
@@ -163,7 +183,8 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
     # Clocks differ: an escrow that no runner ever held is free even if its funding seems to lie in the future.
     if escrow.settlement is None and escrow.lease_ms <= max(platform.now_ms(), escrow.funded_ms):
         messages.send(platform, user, request)
-    return answer(platform, escrow)
+    stored = answer(platform, escrow)
+    return TaskQueued.model_validate(stored.model_dump()) if isinstance(stored, TaskPending) else stored
 
 
 @tracing.step("check")

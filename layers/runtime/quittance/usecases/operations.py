@@ -1,52 +1,77 @@
-"""What an operator can stop, and start again; each deed is journaled with who, when and why.
+"""Operations: what an operator can stop and start again; each is journaled with who did it, when and why.
 
     retire     an agent takes no tasks any more, for good
     freeze     an account funds no tasks, withdraws nothing and publishes nothing, and its agents take no tasks
     pause      nobody funds tasks
 
-What runs already settles normally, and earnings, refunds and deposits go on. All functions see a deed within ten
-seconds, and at once when it is undone.
+Tasks that run already settle normally, and earnings, refunds and deposits go on. All functions observe an operation
+within ten seconds, and its opposite at once. The caller needs the scope `platform:operate`.
 """
 
-import re
 from typing import Final
 
-from quittance.api.models import OperationAnswer, OperationPage, OperationRequest
-from quittance.api.requests import read_cursor
-from quittance.limits import PAGE_ITEMS_MAX
+from quittance.api.identity import OPERATE_SCOPE, Caller
+from quittance.api.models import AccountInPath, AgentId, OperationAnswer, OperationPage, OperationRequest
+from quittance.api.requests import Cursor, PageAfter, PageLimit
 from quittance.observability import logger
 from quittance.platform import Platform
 from quittance.store.operations import Action, Operation
 
 FUNDING: Final = "funding"
 """The target of a pause."""
-_CURSOR: Final = re.compile(r"(?P<at_ms>[0-9]{1,15})~(?P<operation_id>[0-9a-f-]{1,40})")
+_CURSOR: Final = Cursor("[0-9a-f-]{1,40}")
 
 
-def perform(
-    platform: Platform, action: Action, target: str, request: OperationRequest, *, operator: str
-) -> OperationAnswer:
-    """Does what an operator asks for; repeating changes nothing but the journal.
-
-    Raises NotFoundError for an agent that there is not, PlatformUnavailableError: repeat it.
-    """
-    asked = Operation(action, target, operator, request.reason, platform.now_ms())
-    done = platform.operations.perform(asked)
-    logger.warning("operation", action=action, target=target, operator=operator, operation_id=done.operation_id)
-    return _answer(done)
-
-
-def page(platform: Platform, *, limit: int, after: str | None) -> OperationPage:
+def journal(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> OperationPage:
     """A page of what operators did, newest first.
 
-    Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    Raises MissingScopeError, InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
     """
-    done, more = platform.operations.page(
-        limit=min(limit, PAGE_ITEMS_MAX), after=_read_cursor(after) if after else None
-    )
+    caller.need(OPERATE_SCOPE)
+    done, more = platform.operations.page(limit=limit, after=_CURSOR.read(after))
     last = done[-1] if more and done else None
-    cursor = f"{last.at_ms}~{last.operation_id}" if last else None
+    cursor = _CURSOR.write(last.at_ms, last.operation_id) if last else None
     return OperationPage(operations=[_answer(one) for one in done], next=cursor)
+
+
+def retire(platform: Platform, caller: Caller, agent_id: AgentId, request: OperationRequest) -> OperationAnswer:
+    """Takes an agent out of service for good, whoever its owner is."""
+    return _perform(platform, caller, Action.RETIRE, agent_id, request)
+
+
+def freeze(platform: Platform, caller: Caller, account_id: AccountInPath, request: OperationRequest) -> OperationAnswer:
+    """Freezes an account: it funds, withdraws and publishes nothing, and its agents take no tasks."""
+    return _perform(platform, caller, Action.FREEZE, caller.named(account_id), request)
+
+
+def unfreeze(
+    platform: Platform, caller: Caller, account_id: AccountInPath, request: OperationRequest
+) -> OperationAnswer:
+    """Ends a freeze."""
+    return _perform(platform, caller, Action.UNFREEZE, caller.named(account_id), request)
+
+
+def pause(platform: Platform, caller: Caller, request: OperationRequest) -> OperationAnswer:
+    """Pauses funding: no new tasks are funded; those that are funded go on."""
+    return _perform(platform, caller, Action.PAUSE, FUNDING, request)
+
+
+def resume(platform: Platform, caller: Caller, request: OperationRequest) -> OperationAnswer:
+    """Ends a pause."""
+    return _perform(platform, caller, Action.RESUME, FUNDING, request)
+
+
+def _perform(
+    platform: Platform, caller: Caller, action: Action, target: str, request: OperationRequest
+) -> OperationAnswer:
+    """Performs an operation; repeating it changes nothing but the journal.
+
+    Raises MissingScopeError, NotFoundError for an agent that does not exist, PlatformUnavailableError (repeat it).
+    """
+    caller.need(OPERATE_SCOPE)
+    done = platform.operations.perform(Operation(action, target, caller.account, request.reason, platform.now_ms()))
+    logger.warning("operation", action=action, target=target, operator=caller.account, operation_id=done.operation_id)
+    return _answer(done)
 
 
 def _answer(operation: Operation) -> OperationAnswer:
@@ -58,8 +83,3 @@ def _answer(operation: Operation) -> OperationAnswer:
         at=operation.at_ms,
         reason=operation.reason,
     )
-
-
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    match = read_cursor(_CURSOR, cursor)
-    return int(match["at_ms"]), match["operation_id"]

@@ -1,30 +1,75 @@
-"""Proofs: that a receipt is in the log, and that the log has only grown."""
+"""Public: what anyone may read: the root keys, the log of receipts, the OpenAPI description and its page."""
 
+import json
+from dataclasses import replace
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from quittance.api import documentation
+from quittance.api.documentation import Document
 from quittance.api.models import LogTile
 from quittance.errors import NotFoundError
+from quittance.limits import JWKS_AGE_S_MAX, LOG_SIZE_MAX
 from quittance.platform import Platform
 from quittance.proof import log, receipt
-from quittance.proof.log import HASH_BYTES, Tile
+from quittance.proof.log import HASH_BYTES, LOG_LEVEL_MAX, TILE_HASHES
 from quittance.store.blobs import BlobMissingError
 
+FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
+_SOME_TIME: Final = {"Cache-Control": f"public, max-age={JWKS_AGE_S_MAX}"}
+_A_MINUTE: Final = {"Cache-Control": "public, max-age=60"}  # the sweep publishes a checkpoint a minute
+_JSON: Final = "application/json"
 
-def checkpoint(platform: Platform, size: int | None) -> str:
-    """The newest checkpoint, or that of a size. Raises NotFoundError, PlatformUnavailableError."""
+LogSize = Annotated[int | None, Field(ge=0, le=LOG_SIZE_MAX, description="That of this size, if there was one.")]
+Level = Annotated[int, Field(ge=0, le=LOG_LEVEL_MAX)]
+Index = Annotated[int, Field(ge=0, le=LOG_SIZE_MAX)]
+Width = Annotated[int, Field(ge=1, le=TILE_HASHES)]
+
+
+def jwks(platform: Platform) -> Document:
+    """The root keys under which receipts, checkpoints and webhook signatures verify, for ever (RFC 7517)."""
+    return Document(json.dumps(platform.keys.jwks()), _JSON, _SOME_TIME)
+
+
+def checkpoint(platform: Platform, size: LogSize = None) -> Document:
+    """The signed size and root of the log of receipts (compact JWS): the newest, or that of a size.
+
+    Raises NotFoundError, PlatformUnavailableError.
+    """
+    return Document(_checkpoint(platform, size), "application/jose", _A_MINUTE if size is None else FOR_EVER)
+
+
+def tile(platform: Platform, level: Level, index: Index, width: Width) -> LogTile:
+    """The first `width` hashes of a tile of the log, for those who monitor it.
+
+    Raises NotFoundError, PlatformUnavailableError.
+    """
+    size = receipt.read_claims(_checkpoint(platform, None))["size"]
+    try:
+        hashes = platform.tiles.read(log.tile_at(level, index, size))
+    except BlobMissingError:
+        hashes = b""
+    if len(hashes) < width * HASH_BYTES:
+        msg = "The log has no such tile."
+        raise NotFoundError(msg)
+    return LogTile(hashes=[hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES].hex() for at in range(width)])
+
+
+def openapi(root: str) -> Document:
+    """The OpenAPI 3.1 description, for clients that find the API at the path `root`."""
+    return Document(documentation.openapi_json(root), _JSON, _SOME_TIME)
+
+
+def docs(root: str) -> Document:
+    """The description as a page."""
+    page = documentation.page(root)
+    return replace(page, headers={**_SOME_TIME, **page.headers})
+
+
+def _checkpoint(platform: Platform, size: int | None) -> str:
     try:
         return platform.tiles.checkpoint(size)
     except BlobMissingError as exc:
         msg = "The log has no such checkpoint."
         raise NotFoundError(msg) from exc
-
-
-def tile(platform: Platform, asked: Tile) -> LogTile:
-    """The first hashes of a tile, as many as are asked for. Raises NotFoundError, PlatformUnavailableError."""
-    size = receipt.read_claims(checkpoint(platform, None))["size"]
-    try:
-        hashes = platform.tiles.read(log.tile_at(asked.level, asked.index, size))
-    except BlobMissingError:
-        hashes = b""
-    if len(hashes) < asked.width * HASH_BYTES:
-        msg = "The log has no such tile."
-        raise NotFoundError(msg)
-    return LogTile(hashes=[hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES].hex() for at in range(asked.width)])

@@ -3,12 +3,17 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from quittance import observability
+from quittance.api.identity import Caller
 from quittance.api.models import (
+    AccountId,
     JudgeAnswer,
     ResourceUsage,
+    StatedTaskId,
     TaskError,
     TaskPending,
     TaskResult,
@@ -22,7 +27,7 @@ from quittance.errors import (
 from quittance.ledger import escrow as escrows
 from quittance.ledger.balances import is_bond, owner_of
 from quittance.ledger.escrow import Escrow, JudgeHold, Settlement, StoredBytes
-from quittance.limits import KIB, MIB
+from quittance.limits import KIB, LOG_SIZE_MAX, MIB
 from quittance.platform import Platform
 from quittance.proof import log, receipt
 from quittance.proof.log import ConsistencyProof, Proof
@@ -31,37 +36,42 @@ from quittance.run import Outcome, Side
 from quittance.store.blobs import BlobMissingError
 from quittance.usecases import settle
 
+Whose = Annotated[AccountId | None, Field(description="For the agent's owner: whose task it is.")]
+Since = Annotated[
+    int | None, Field(ge=0, le=LOG_SIZE_MAX, description="Also prove that the log of this size is its beginning.")
+]
 
-def read(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> TaskResult | TaskPending:
+
+def read(platform: Platform, caller: Caller, task_id: StatedTaskId, user: Whose = None) -> TaskResult | TaskPending:
     """The outcome of a task: whole for its user, without output and stderr for the agent's owner.
 
     The owner names the `user` whose task it is. Raises NotFoundError, PlatformUnavailableError.
     """
     escrow = settle.expire_if_overdue(platform, find(platform, caller, task_id, user=user))
-    if caller != (user or caller) and escrow.settlement:
+    if caller.account != (user or caller.account) and escrow.settlement:
         escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, log=None))
     return answer(platform, escrow)
 
 
-def find(platform: Platform, caller: str, task_id: str, *, user: str | None = None) -> Escrow:
+def find(platform: Platform, caller: Caller, task_id: str, *, user: str | None = None) -> Escrow:
     """The escrow of a task or of its judge, for the task's user, the owner of the agent, and who pays for it.
 
     Raises NotFoundError, PlatformUnavailableError.
     """
-    payer = user or caller
+    payer = user or caller.account
     named, _, side = task_id.partition(escrows.JUDGE_MARK)
     escrow = platform.ledger.find(escrows.escrow_id(payer, named))
     if escrow and side:
         hold = next((hold for hold in escrow.judges if hold.side == side), None)
         escrow = platform.ledger.find(hold.escrow_id) if hold else None
-    if escrow is None or caller not in {payer, escrow.owner} | _bond_owner(escrow.payer):
+    if escrow is None or caller.account not in {payer, escrow.owner} | _bond_owner(escrow.payer):
         msg = f"You have no task {task_id!r}."
         raise NotFoundError(msg)
     observability.about(escrow)
     return escrow
 
 
-def prove(platform: Platform, caller: str, task_id: str, *, user: str | None = None, since: int | None = None) -> Proof:
+def prove(platform: Platform, caller: Caller, task_id: StatedTaskId, user: Whose = None, since: Since = None) -> Proof:
     """That the receipt of a task is in the published log, and that the log of `since` entries is its beginning.
 
     Raises NotFoundError, NotLoggedError, InvalidRequestError if the log is not as long as `since`,

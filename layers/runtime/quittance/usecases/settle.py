@@ -57,20 +57,23 @@ def settled(platform: Platform, escrow: Escrow) -> Escrow:
 
 
 def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
-    """Refunds a funded escrow whose time is over; returns the stored escrow. Raises PlatformUnavailableError.
-
-    The receipt of an expiry is signed without a check of its claims: expiry is the last way out of escrow, and no claim
-    may keep money there.
-    """
+    """Refunds a funded escrow whose time is over; returns the stored escrow. Raises PlatformUnavailableError."""
     now_ms = platform.now_ms()
     if escrow.settlement or escrow.expires_ms > now_ms:
         return escrow
-    settlement = escrows.expire(escrow, now_ms=now_ms)
-    claims = _claims(platform, escrow, settlement, Run(settlement.outcome, settlement.message, Meter()), None)
-    signed = _signed(platform, settlement, claims)
+    signed = signed_expiry(platform, escrow, escrows.expire(escrow, now_ms=now_ms))
     stored = platform.ledger.expire(escrow, signed)
     observability.settled(stored, signed)
     return stored
+
+
+def signed_expiry(platform: Platform, escrow: Escrow, settlement: Settlement) -> Settlement:
+    """The settlement of an expiry with its receipt, signed without a check of the claims.
+
+    Expiry is the last way out of escrow: no claim may keep money there.
+    """
+    claims = _claims(platform, escrow, settlement, Run(settlement.outcome, settlement.message, Meter()), None)
+    return _signed(platform, settlement, claims)
 
 
 @tracing.step("settle")

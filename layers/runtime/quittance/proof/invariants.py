@@ -474,7 +474,7 @@ def _bond_counterpart(values: Values) -> str:
 
 
 def is_judge_escrow(values: Values) -> bool:
-    """Whether an escrow pays a judge, whose input is known only when it runs."""
+    """Whether an escrow pays a judge. The input of a judge is known only when it runs."""
     return _JUDGE_MARK in values["task_id"]
 
 

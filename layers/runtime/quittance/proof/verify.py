@@ -429,7 +429,7 @@ def _check_log(report: Report, claims: ReceiptClaims, evidence: Evidence, keys: 
         return f"it is entry {proof.leaf_index} of {proof.tree_size}, in the log as of {_when(checkpoint.at_ms)}"
 
     if not report.check("log", "", included):
-        report.skip("history", "the proof did not hold")
+        report.skip("history", "the proof is not valid")
     elif token is None:
         report.skip("history", "no --checkpoint was given")
     else:

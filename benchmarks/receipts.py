@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from scale import scaled, status
 
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
+from quittance.proof.receipt import ReceiptClaims
 from quittance.proof.statement import Purpose
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.store.keys import Keys
@@ -55,8 +56,8 @@ class Kms:
         return {"PublicKey": public}
 
 
-def statement(number: int) -> dict[str, Any]:
-    """Return the claims of one successful task."""
+def claims(number: int) -> ReceiptClaims:
+    """The claims of one success."""
     name, now_ms = f"task-{number}", (NOW_S + number) * 1_000
     escrow = Escrow(
         escrow_id=escrow_id("user", name), payer="user", task_id=name, request_sha256="", agent_id="agt_1",
@@ -67,11 +68,11 @@ def statement(number: int) -> dict[str, Any]:
     run = Run(Outcome.SUCCEEDED, "", METER, limits=Limits(10**9, 2**28, 10_000))
     settled = decide(escrow, run, now_ms=now_ms + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 56, b""), stderr=StoredBytes("ee" * 32, 0, b""))
-    return receipt.claims(
+    return ReceiptClaims.of(
         escrow,
         settled,
+        run,
         issuer="https://q.example",
-        run=run,
         engine="50.0.1",
         config_sha256="ff" * 32,
     )
@@ -90,12 +91,12 @@ def p50_ms(calls: list[Callable[[], object]]) -> float:
 def main() -> int:
     """Measure and print; return 1 if a goal is missed."""
     kms = Kms()
-    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: ["key/root"]})  # type: ignore[arg-type]  # only the two calls that are used
-    statements = [statement(number) for number in range(SETTLEMENTS)]
+    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: ["key/root"]})  # type: ignore[arg-type]  # the two calls that it needs
+    settlements = [claims(number) for number in range(SETTLEMENTS)]
     receipts: list[str] = []
 
     def settle(number: int) -> None:
-        receipts.append(receipt.sign(statements[number], keys.signing_key(now_s=NOW_S + number)))
+        receipts.append(receipt.sign(settlements[number], keys.signing_key(now_s=NOW_S + number)))
 
     sign_ms = p50_ms([partial(settle, number) for number in range(SETTLEMENTS)])
     calls = kms.calls

@@ -50,8 +50,7 @@ from quittance.ledger import pricing
 from quittance.ledger.credits import parse_credits
 from quittance.ledger.journal import parse_payout_id
 from quittance.limits import KIB, LOG_SIZE_MAX, PAGE_ITEMS_MAX, SCHEMA_BYTES_MAX, TOKEN_CHARS_MAX, WEBHOOK_URL_CHARS_MAX
-from quittance.proof import log, receipt, webhook
-from quittance.proof import statement as certified
+from quittance.proof import log, receipt, statement, webhook
 from quittance.proof.statement import ProofError
 from quittance.sandbox import wire
 from quittance.sandbox.validate import ModuleRejectedError, validate_module
@@ -195,7 +194,7 @@ def _tokens(text: str) -> None:
 
 
 def _key_set(text: bytes) -> None:
-    receipt.verify("a.a.a", certified.read_json(text, "key set"))
+    receipt.verify("a.a.a", statement.read_json(text, "key set"))
 
 
 def _report(data: bytes) -> None:
@@ -249,7 +248,7 @@ PARSERS: Final = {
     "tokens": Parser(_tokens, TOKEN_CHARS_MAX, hostile.TOKENS),
     "key set": Parser(_key_set, BODY, hostile.as_bytes(hostile.JSON | hostile.within(hostile.JSON, '{"keys":', "}"))),
     "proof": Parser(
-        lambda text: certified.read(log.Proof, certified.read_json(text, "proof"), "proof"),
+        lambda text: statement.read(log.Proof, statement.read_json(text, "proof"), "proof"),
         PART,
         hostile.as_bytes(hostile.JSON | hostile.within(hostile.JSON, '{"path":', "}")),
     ),
@@ -335,8 +334,8 @@ def _calls() -> Iterator[tuple[str, str, ast.Call]]:
     for path in SOURCES:
         parts = path.relative_to(ROOT).with_suffix("").parts
         module = ".".join(parts[3:] if parts[0] == "layers" else parts[:2])
-        for statement in ast.parse(path.read_text()).body:
-            yield from _calls_in(statement, module)
+        for node in ast.parse(path.read_text()).body:
+            yield from _calls_in(node, module)
 
 
 def _calls_in(node: ast.AST, place: str) -> Iterator[tuple[str, str, ast.Call]]:
@@ -408,7 +407,6 @@ READS: Final = {
     "proof.statement._decode: b64decode": "tokens",
     "proof.statement._root: from_jwk": "key set",
     "proof.statement.read: model_validate": "proof",
-    "proof.statement.read_json: loads": "key set",
     "config.settings: model_validate": OURS,
     "proof.invariants._check_receipt: int": FORM,
     "proof.invariants._judges: loads": OURS,
@@ -454,7 +452,6 @@ READS: Final = {
     "acceptance.regex._Parser._most: int": "pattern",
     "ledger.pricing.parse_tariff: validate_json": "file of a tariff",
     "usecases.publish.give_up_all: loads": OURS,
-    "api.requests.read_json: loads": "body of a task",
     "api.requests.validated: model_validate": "payload of a direct task",
     "proof.replay._run: fromhex": FORM,
     "proof.replay._run: int": FORM,

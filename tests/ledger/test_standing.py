@@ -36,8 +36,8 @@ from quittance.ledger.reputation import (
     serialise,
 )
 from quittance.limits import BUDGET_MICRO_MAX, TIMEOUT_S_ASYNC_MAX
-from quittance.proof.receipt import claims
 from quittance.run import Fault, Meter, Outcome, Run
+from tests.proof.receipts import claims_of
 
 NOW_MS = 700 * PERIOD_MS
 SUCCESS, FAILURE = Outcome.SUCCEEDED, Outcome.TRAP_UNREACHABLE
@@ -162,7 +162,7 @@ def test_a_rating_contains_the_claims_of_the_receipt(new_escrow: Callable[..., E
     escrow, meter = new_escrow(), Meter(wall_ms=7)
     done = decide(escrow, Run(SUCCESS, "ok", meter), now_ms=1_800_000_000_005)
     assert rating(
-        claims(
+        claims_of(
             escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", meter, limits=None), engine="e", config_sha256="c"
         )
     ) == Rating(
@@ -184,7 +184,7 @@ def test_expired_escrows_count_for_nobody(new_escrow: Callable[..., Escrow]) -> 
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
     one = rating(
-        claims(
+        claims_of(
             escrow,
             expired,
             issuer="i",
@@ -199,7 +199,7 @@ def test_expired_escrows_count_for_nobody(new_escrow: Callable[..., Escrow]) -> 
 def test_claims_of_no_receipt_are_rejected(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow()
     expired = expire(escrow, now_ms=1_800_000_100_001)
-    known = claims(
+    known = claims_of(
         escrow, expired, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="e", config_sha256="c"
     )
     with pytest.raises(ValueError, match="won"):

@@ -12,8 +12,8 @@ import pytest
 from local import venvs
 from local.paths import ROOT
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
-from quittance.proof.receipt import claims, sign
 from quittance.run import Limits, Meter, Outcome, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -31,7 +31,7 @@ def receipt() -> str:
     )  # fmt: skip
     done = decide(escrow, Run(Outcome.SUCCEEDED, "", Meter()), now_ms=NOW_S * 1_000 + 5)
     done = replace(done, output=StoredBytes("dd" * 32, 1, b""))
-    stated = claims(
+    stated = claims_of(
         escrow,
         done,
         issuer="i",

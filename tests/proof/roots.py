@@ -1,4 +1,4 @@
-"""A root key as KMS would hold it, and the parts of a compact JWS, to be changed one by one."""
+"""A root key like one in KMS, and the parts of a compact JWS, which tests change one by one."""
 
 import base64
 import json
@@ -8,13 +8,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from quittance.proof.statement import Purpose, SigningKey, certified_key
+from quittance.proof.statement import Purpose, SigningKey, new_signing_key
 
 NOW_S = 1_800_000_000
 
 
 class Root:
-    """A root key as KMS would hold it, by default for receipts: it signs bytes and shows its public half."""
+    """A root key like one in KMS, by default for receipts: it signs bytes and publishes its public half."""
 
     def __init__(self, key_id: str = "root-1", purpose: Purpose = Purpose.RECEIPT) -> None:
         self.key_id = key_id
@@ -33,7 +33,7 @@ class Root:
         return {"keys": [{**key, "purpose": self.purpose.value}]}
 
     def certify(self, now_s: int = NOW_S) -> SigningKey:
-        return certified_key(purpose=self.purpose, now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
+        return new_signing_key(purpose=self.purpose, now_s=now_s, root_key_id=self.key_id, root_sign=self.sign)
 
 
 def key_set(*roots: Root) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def key_set(*roots: Root) -> dict[str, Any]:
 
 
 class Token(NamedTuple):
-    """The parts of a compact JWS, to be changed one by one."""
+    """The parts of a compact JWS, which tests change one by one."""
 
     header: dict[str, Any]
     payload: dict[str, Any]
@@ -74,11 +74,11 @@ ADDED_CLAIMS = (
     "memory_refused",
 )
 ADDED_MEMBERS = {"limits": "output_bytes", "acceptance": "rejected_by"}
-"""What version 2 of receipts added: claims, and a member each of two claims."""
+"""What version 2 of receipts added: claims, and one member in each of two claims."""
 
 
 def as_version_1(claims: dict[str, Any]) -> dict[str, Any]:
-    """The claims of a receipt as version 1 stated them: without what version 2 added."""
+    """The claims of a receipt in version 1: without what version 2 added."""
     older = {name: value for name, value in claims.items() if name not in ADDED_CLAIMS} | {"v": 1}
     for name, member in ADDED_MEMBERS.items():
         if older[name] is not None:

@@ -1,7 +1,7 @@
 """A second checker of receipts, written from docs/receipts.md alone: it shares no code with the verifier.
 
 It knows the versions 1 and 2 of the claims. `check` takes a receipt and a key set and returns the claims, or raises
-RefusedError with the rule of the page that does not hold. Nothing here imports `quittance`.
+RefusedError with the violated rule of that page. Nothing here imports `quittance`.
 """
 
 import base64
@@ -144,7 +144,7 @@ def version_of(value: object) -> int:
 
 
 def as_version_2(claims: dict[str, Any]) -> dict[str, Any]:
-    """What claims of version 1 count as: but for `v`, nothing that a form would refuse is looked at."""
+    """Claims of version 1, completed with what version 2 added. Apart from `v`, their form is not checked here."""
     more: dict[str, Any] = {
         **dict.fromkeys(ADDED_AMOUNTS, "0"),
         "compute_prices": dict.fromkeys(PRICES, "0"),
@@ -210,7 +210,7 @@ def check_times(claims: dict[str, Any], iat: int, exp: int) -> None:
     need((settled < claims["expires_at"]) == (claims["state"] != "expired"), "expires_at")
 
 
-def is_judges(claims: dict[str, Any]) -> bool:
+def is_judge(claims: dict[str, Any]) -> bool:
     return ":judge-" in claims["task"]
 
 
@@ -220,7 +220,7 @@ def rejected_by(claims: dict[str, Any]) -> str | None:
 
 
 def computing_micro(claims: dict[str, Any], fuel: int) -> int:
-    """P(f) of the page."""
+    """P(f) as docs/receipts.md defines it."""
     run, per_billion = (int(claims["compute_prices"][name]) for name in PRICES)
     whole, rest = divmod(fuel * per_billion, 10**9)
     return run + whole + (1 if rest else 0)
@@ -232,7 +232,7 @@ def check_amounts(claims: dict[str, Any]) -> None:
     need(paid + fee + refunded == budget, "paid + fee + refunded = budget")
     released = claims["state"] == "released"
     fuel = claims["meter"]["fuel"]
-    if claims["v"] == 2 and released and is_judges(claims):
+    if claims["v"] == 2 and released and is_judge(claims):
         fuel = claims["limits"]["fuel"] if claims["limits"] else 0
     borne = released or claims["fault"] == "payer"
     compute = int(claims["compute"])
@@ -248,13 +248,13 @@ def check_amounts(claims: dict[str, Any]) -> None:
     for side, name in (("agent", "judging"), ("task", "task_judging")):
         if claims[name] != "0":
             need(claims["acceptance"] and claims["acceptance"][f"{side}_sha256"], "a judge by rules that are not named")
-            need(not is_judges(claims), "a judge has no judge")
+            need(not is_judge(claims), "a judge has no judge")
             asked = claims["outcome"] == "succeeded" or rejected_by(claims) in AFTER_JUDGE_OF[side]
             need(asked, "a judge that was not asked costs nothing")
 
 
 def fault_of(claims: dict[str, Any]) -> str:
-    """Whose fault the outcome is; in version 1, which has no `own_limits` and no `rejected_by`, never the payer's."""
+    """Who is at fault; never the payer in version 1, which has no `own_limits` and no `rejected_by`."""
     outcome, given, own = claims["outcome"], claims["limits"], claims["own_limits"]
     fault = FAULT_OF[claims["v"]][outcome]
     if outcome == "rejected" and rejected_by(claims) and REJECTIONS[rejected_by(claims)] == "task":
@@ -280,7 +280,7 @@ def check_outcome(claims: dict[str, Any]) -> None:
     user, task = claims["user"], claims["task"]
     hashed = hashlib.sha256(f"{len(user)}:{user}{len(task)}:{task}".encode()).digest()
     need(claims["eid"] == base64.b32encode(hashed).decode().lower()[:26], "eid")
-    if claims["v"] == 1 or not is_judges(claims):
+    if claims["v"] == 1 or not is_judge(claims):
         need(claims["seed"] == hashlib.sha256(f"quittance seed {claims['eid']}".encode()).hexdigest(), "seed")
     need(int(claims["epoch_ns"]) == claims["funded_at"] * 10**6, "epoch_ns")
     if outcome == "withheld":
@@ -288,7 +288,7 @@ def check_outcome(claims: dict[str, Any]) -> None:
 
 
 def check_withheld(claims: dict[str, Any]) -> None:
-    need(is_judges(claims), "only a judge's work is withheld")
+    need(is_judge(claims), "only a judge's work is withheld")
     need(not any(claims["meter"][name] for name in METER_NUMBERS), "what a withheld run used is not stated")
     need(claims["meter"]["fuel_exact"], "what a withheld run used is not stated")
     need(claims["input_sha256"] == hashlib.sha256(b"").hexdigest(), "what a withheld run read is not stated")
@@ -320,7 +320,7 @@ def check_run(claims: dict[str, Any]) -> None:
             need(meter[name] <= limits[name], name)
         need(own is None or all(limits[name] <= own[name] for name in LIMITS), "limits over the agent's own")
     if claims["memory_refused"]:
-        need(FAULT_OF[claims["v"]][outcome] == "agent", "memory_refused of a run that the guest did not fail")
+        need(FAULT_OF[claims["v"]][outcome] == "agent", "memory_refused although the agent did not fail")
         lower = own is None or limits is None or limits["memory_bytes"] < own["memory_bytes"]
         need(lower, "memory_refused by the agent's own limit")
     if outcome in NOTHING_RAN:
@@ -341,7 +341,7 @@ def check_run(claims: dict[str, Any]) -> None:
 
 
 def check_claims(value: object, iat: int, exp: int) -> dict[str, Any]:
-    """All that claims must hold, given the validity of their certificate."""
+    """Checks all rules of claims, given the validity period of their certificate."""
     version = version_of(value)
     stated = members(value, CLAIMS[version], "the claims")
     claims = as_version_2(stated) if version == 1 else stated
@@ -363,7 +363,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def unpack(text: object, what: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
-    """Header, payload, what is signed and the signature of a compact JWS in its one spelling."""
+    """Header, payload, signed bytes and signature of a compact JWS in its only spelling."""
     need(isinstance(text, str) and len(text) <= TOKEN_CHARS, f"{what} is a token")
     assert isinstance(text, str)
     parts = text.split(".")
@@ -408,7 +408,7 @@ def root_of(key_set: dict[str, Any], kid: object) -> tuple[ec.EllipticCurvePubli
 
 
 def check_certificate(text: object, key_set: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
-    """The certified key with its validity, for the purpose `receipt`."""
+    """The certified key with its validity period, for the purpose `receipt`."""
     header, payload, signed, signature = unpack(text, "the certificate")
     need(set(header) == {"typ", "alg", "kid"}, "header of the certificate")
     need((header["typ"], header["alg"]) == ("quittance-key+jwt", "ES256"), "type of the certificate")
@@ -436,7 +436,7 @@ def check_certificate(text: object, key_set: dict[str, Any]) -> tuple[dict[str, 
 
 
 def check(receipt: str, key_set: dict[str, Any]) -> dict[str, Any]:
-    """The claims of a receipt that holds. Raises RefusedError."""
+    """The claims of a valid receipt. Raises RefusedError."""
     header, payload, signed, signature = unpack(receipt, "the receipt")
     need(set(header) == {"typ", "alg", "kid", "cert"}, "header of the receipt")
     need((header["typ"], header["alg"]) == ("quittance-receipt+jwt", "EdDSA"), "type of the receipt")

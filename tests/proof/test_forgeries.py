@@ -1,4 +1,4 @@
-"""Forged receipts: every field changed, every other spelling, every wrong key. Each is refused with its sentence."""
+"""Forged receipts: changed fields, other spellings and wrong keys. Each is refused with the right reason."""
 
 import base64
 import hashlib
@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
 from quittance.limits import TOKEN_CHARS_MAX
-from quittance.proof import log
-from quittance.proof import statement as certified
-from quittance.proof.receipt import RECEIPT, claims, sign, verify
+from quittance.proof import log, statement
+from quittance.proof.receipt import RECEIPT, verify
 from quittance.proof.statement import CERTIFICATE_SECONDS, Flaw, ProofError, Purpose
 from quittance.run import Limits, Meter, Outcome, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, decode, encode, parse, part
 from tests.support import UNSCORED
 
@@ -41,11 +41,11 @@ OTHER_VALUES = (None, True, 0, 1, -1, 2**70, 1.5, "", "x", "0", "\ud800", [], [1
 
 
 @pytest.fixture(scope="session")
-def statement(new_escrow: NewEscrow) -> dict[str, Any]:
+def paid_claims(new_escrow: NewEscrow) -> dict[str, Any]:
     escrow = new_escrow()
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", METER), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b""), stderr=StoredBytes("ee" * 32, 11, None))
-    stated = claims(
+    stated = claims_of(
         escrow,
         settled,
         issuer="i",
@@ -57,12 +57,12 @@ def statement(new_escrow: NewEscrow) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def receipt(statement: dict[str, Any]) -> str:
-    return sign(statement, KEY)
+def receipt(paid_claims: dict[str, Any]) -> str:
+    return sign(paid_claims, KEY)
 
 
 def refused(token: str, *, flaw: Flaw | None = None, jwks: dict[str, Any] | None = None) -> str:
-    """The sentence with which a token is refused."""
+    """The error sentence for a refused token."""
     with pytest.raises(ProofError) as caught:
         verify(token, jwks or ROOT.jwks())
     assert flaw in {None, caught.value.flaw}
@@ -108,11 +108,11 @@ def test_no_member_of_the_header_can_be_changed(receipt: str) -> None:
 def test_no_claim_can_be_changed(receipt: str) -> None:
     whole = parse(receipt)
     for _, _, changed in variants(whole.payload):
-        assert refused(str(whole._replace(payload=changed))) == "the signature of the receipt does not fit"
+        assert refused(str(whole._replace(payload=changed))) == "the signature of the receipt is not valid"
 
 
 def test_no_member_of_the_certificate_can_be_changed(receipt: str) -> None:
-    """Even by the holder of the environment's key, who signs the receipt anew around the changed certificate."""
+    """Not even by the holder of the environment's key, who can sign the receipt again with a changed certificate."""
     inner = parse(parse(receipt).header["cert"])
     for name, deed, changed in variants(inner.header):
         sentence = refused(signed_with(statement_of(receipt), str(inner._replace(header=changed))))
@@ -123,17 +123,17 @@ def test_no_member_of_the_certificate_can_be_changed(receipt: str) -> None:
             assert said in sentence
     for _, _, changed in variants(inner.payload):
         sentence = refused(signed_with(statement_of(receipt), str(inner._replace(payload=changed))))
-        assert sentence == "the signature of the key certificate does not fit"
+        assert sentence == "the signature of the key certificate is not valid"
 
 
 def statement_of(receipt: str) -> dict[str, Any]:
     return parse(receipt).payload
 
 
-def signed_with(statement: object, certificate: str) -> str:
-    """A receipt of any content under the environment's own key."""
+def signed_with(paid_claims: object, certificate: str) -> str:
+    """A receipt with any payload, signed by the environment's key."""
     header = {"alg": "EdDSA", "typ": RECEIPT.typ, "kid": KEY.key_id, "cert": certificate}
-    content = f"{part(header)}.{part(statement)}"
+    content = f"{part(header)}.{part(paid_claims)}"
     return f"{content}.{encode(KEY.private.sign(content.encode()))}"
 
 
@@ -146,9 +146,9 @@ FREE = {
 }  # fmt: skip
 
 
-def test_a_signed_claim_of_another_form_is_refused(statement: dict[str, Any]) -> None:
-    """What the platform itself would have signed wrongly: only claims that nothing else fixes may take other values."""
-    for name, deed, changed in variants(statement):
+def test_a_signed_claim_of_a_wrong_form_is_refused(paid_claims: dict[str, Any]) -> None:
+    """Even if the platform signs them: only claims that do not follow from others may have other values."""
+    for name, deed, changed in variants(paid_claims):
         token = signed_with(changed, KEY.certificate)
         if deed == "change" and name in FREE:
             said = judged(token)
@@ -160,7 +160,7 @@ def test_a_signed_claim_of_another_form_is_refused(statement: dict[str, Any]) ->
 
 
 def judged(token: str) -> str | None:
-    """The sentence with which a token is refused, None if it is not."""
+    """The error sentence for a token, None if it is accepted."""
     try:
         verify(token, ROOT.jwks())
     except ProofError as error:
@@ -171,14 +171,14 @@ def judged(token: str) -> str | None:
 @pytest.mark.parametrize(
     ("change", "flaw", "sentence"),
     [
-        ({"eid": "a" * 26}, Flaw.CONTRADICTION, "eid is 'aaaaaaaaaaaaaaaaaaaaaaaaaa', but the other claims ask for"),
+        ({"eid": "a" * 26}, Flaw.CONTRADICTION, "eid is 'aaaaaaaaaaaaaaaaaaaaaaaaaa', but it must be 'pt7f"),
         ({"user": "user-2"}, Flaw.CONTRADICTION, "eid is"),
         ({"task": "task-2"}, Flaw.CONTRADICTION, "eid is"),
         ({"seed": "00" * 32}, Flaw.CONTRADICTION, "seed is"),
         ({"epoch_ns": "1"}, Flaw.CONTRADICTION, "epoch_ns is '1'"),
-        ({"outcome": "timeout"}, Flaw.CONTRADICTION, "state is 'released', but the other claims ask for 'refunded'"),
-        ({"fault": "agent"}, Flaw.CONTRADICTION, "fault is 'agent', but the other claims ask for 'none'"),
-        ({"reputation_tenths": 20}, Flaw.CONTRADICTION, "reputation_tenths is 20, but the other claims ask for 25"),
+        ({"outcome": "timeout"}, Flaw.CONTRADICTION, "state is 'released', but it must be 'refunded'"),
+        ({"fault": "agent"}, Flaw.CONTRADICTION, "fault is 'agent', but it must be 'none'"),
+        ({"reputation_tenths": 20}, Flaw.CONTRADICTION, "reputation_tenths is 20, but it must be 25"),
         ({"output_sha256": None}, Flaw.CONTRADICTION, "output_sha256 is None"),
         ({"meter": {**METER_JSON, "fuel": 51}}, Flaw.CONTRADICTION, "took 51 fuel, over its limit 50"),
         ({"meter": {**METER_JSON, "memory_bytes": 61}}, Flaw.CONTRADICTION, "61 bytes of memory, over its limit"),
@@ -189,7 +189,7 @@ def judged(token: str) -> str | None:
         ({"acceptance": {}}, Flaw.FORM, "wrong form: 'acceptance"),
         ({"acceptance": RULES | {"score": 1}}, Flaw.FORM, "wrong form: 'acceptance"),
         ({"v": 3}, Flaw.FORM, "of version 3; this verifier knows the versions 1 to 2"),
-        ({"v": 1}, Flaw.FORM, "charge is no claim of version 1"),
+        ({"v": 1}, Flaw.FORM, "charge is not a claim of version 1"),
         ({"v": True}, Flaw.FORM, "of version True"),
         ({"outcome": "fine"}, Flaw.FORM, "wrong form: 'outcome'"),
         ({"paid": 390_000}, Flaw.FORM, "wrong form: 'paid'"),
@@ -200,7 +200,7 @@ def judged(token: str) -> str | None:
         ({"task": "\ud800"}, Flaw.FORM, "wrong form: 'task'"),
         ({"settled_at": NOW_S * 1_000 - 1}, Flaw.TIMES, "is before funded_at"),
         ({"settled_at": 1_800_000_100_000}, Flaw.TIMES, "is released, but settled_at 1800000100000 is not before"),
-        ({"fee": "10001", "paid": "389999"}, Flaw.AMOUNTS, "the fee 10001 is not the compute 0 .* states, 10000"),
+        ({"fee": "10001", "paid": "389999"}, Flaw.AMOUNTS, "the fee 10001 is not the compute 0 plus .*, 10000"),
         ({"budget": "0", "paid": "0", "fee": "0", "refunded": "0"}, Flaw.AMOUNTS, "the budget 0 is not between"),
         (
             {"state": "refunded", "outcome": "timeout", "fault": "agent", "reputation_tenths": -50},
@@ -209,19 +209,19 @@ def judged(token: str) -> str | None:
         ),
     ],
 )  # fmt: skip
-def test_what_the_platform_signs_must_hold_together(
-    statement: dict[str, Any], change: dict[str, Any], flaw: Flaw, sentence: str
+def test_inconsistent_signed_claims_are_refused(
+    paid_claims: dict[str, Any], change: dict[str, Any], flaw: Flaw, sentence: str
 ) -> None:
     with pytest.raises(ProofError, match=sentence) as caught:
-        verify(signed_with({**statement, **change}, KEY.certificate), ROOT.jwks())
+        verify(signed_with({**paid_claims, **change}, KEY.certificate), ROOT.jwks())
     assert caught.value.flaw is flaw
 
 
-def test_an_expired_escrow_expires_not_before_its_time(new_escrow: NewEscrow) -> None:
+def test_an_escrow_expires_at_its_expiry_and_not_before(new_escrow: NewEscrow) -> None:
     escrow = new_escrow()
     for late_ms, held in ((0, True), (-1, False)):
         settled = expire(escrow, now_ms=escrow.expires_ms + late_ms)
-        stated = claims(
+        stated = claims_of(
             escrow,
             settled,
             issuer="i",
@@ -275,12 +275,12 @@ COMPACT = "the receipt is not a compact JWS"
         lambda text: f"{text[:8]}/{text[9:]}",
     ],
 )
-def test_only_one_alphabet_and_no_room_for_more(receipt: str, at: int, change: Callable[[str], str]) -> None:
+def test_base64url_has_one_alphabet_and_no_spare_bits(receipt: str, at: int, change: Callable[[str], str]) -> None:
     assert refused(respelt(receipt, at, change), flaw=Flaw.FORM).startswith(COMPACT)
 
 
 def test_a_signature_has_one_spelling(receipt: str) -> None:
-    """Its 64 bytes leave four spare bits: without this check fifteen other receipts would be as good."""
+    """Its 64 bytes leave four spare bits: without this check, fifteen other spellings would be accepted too."""
     assert refused(respelt(receipt, 2, loosened), flaw=Flaw.FORM) == "the receipt is not in canonical base64url"
     standard = base64.b64encode(decode(receipt.split(".")[2])).decode()
     assert refused(respelt(receipt, 2, lambda _: standard), flaw=Flaw.FORM).startswith(COMPACT)
@@ -294,26 +294,26 @@ def test_a_receipt_has_three_parts(receipt: str, tail: str) -> None:
     assert refused(torn, flaw=Flaw.FORM).startswith(COMPACT)
 
 
-def test_a_longer_token_than_any_is_not_even_read(receipt: str) -> None:
+def test_a_token_beyond_the_limit_is_not_parsed(receipt: str) -> None:
     long = receipt + "A" * TOKEN_CHARS_MAX
     assert refused(long, flaw=Flaw.FORM).startswith(COMPACT)
 
 
 def resigned(header: str, payload: str) -> str:
-    """Any bytes as header and payload, signed as they stand by the environment's key."""
+    """Any bytes as header and payload, signed by the environment's key."""
     content = f"{encode(header.encode())}.{encode(payload.encode())}"
     return f"{content}.{encode(KEY.private.sign(content.encode()))}"
 
 
-def test_other_spacing_breaks_the_signature_though_the_values_are_the_same(receipt: str) -> None:
+def test_other_white_space_in_the_json_breaks_the_signature(receipt: str) -> None:
     whole = parse(receipt)
     spaced = encode(json.dumps(whole.payload, indent=1).encode())
-    assert "the signature of the receipt does not fit" in refused(respelt(receipt, 1, lambda _: spaced))
+    assert "the signature of the receipt is not valid" in refused(respelt(receipt, 1, lambda _: spaced))
     header = encode(json.dumps(whole.header, indent=1).encode())
-    assert "the signature of the receipt does not fit" in refused(respelt(receipt, 0, lambda _: header))
+    assert "the signature of the receipt is not valid" in refused(respelt(receipt, 0, lambda _: header))
 
 
-def test_no_member_may_stand_twice_even_if_signed(receipt: str) -> None:
+def test_duplicate_members_are_refused_even_if_signed(receipt: str) -> None:
     whole = parse(receipt)
     header, payload = json.dumps(whole.header), json.dumps(whole.payload)
     verify(resigned(header, payload), ROOT.jwks())
@@ -323,7 +323,7 @@ def test_no_member_may_stand_twice_even_if_signed(receipt: str) -> None:
         resigned(header, payload.replace('"fuel":', '"fuel":1,"fuel":', 1)),
         resigned(header, '{"paid":"390000","p\\u0061id":"1"}'),
     ):
-        assert "each member once" in refused(forged, flaw=Flaw.FORM)
+        assert "unique member names" in refused(forged, flaw=Flaw.FORM)
 
 
 @pytest.mark.parametrize(
@@ -331,15 +331,15 @@ def test_no_member_may_stand_twice_even_if_signed(receipt: str) -> None:
     ["", "[]", "1", "null", "NaN", '{"v":NaN}', '{"v":Infinity}', "{", '{"v":1}x', "\ufeff{}", "[" * 9_000,
      '{"a":' * 3_000, '{"v":' + "9" * 9_000 + "}", '{"v":1e999}', '"\\ud800"'],
 )  # fmt: skip
-def test_signed_nonsense_is_refused_with_a_sentence(receipt: str, text: str) -> None:
+def test_signed_payloads_that_are_no_claims_are_refused(receipt: str, text: str) -> None:
     header = json.dumps(parse(receipt).header)
     refused(resigned(header, text), flaw=Flaw.FORM)
     refused(resigned(text, json.dumps(parse(receipt).payload)), flaw=Flaw.FORM)
 
 
 @pytest.mark.parametrize("extra", [{"crit": ["b64"], "b64": False}, {"b64": False}, {"b64": True}, {"crit": ["exp"]}])
-def test_no_extension_of_jws_is_understood(receipt: str, extra: dict[str, Any]) -> None:
-    """RFC 7515 §4.1.11 and RFC 7797: with them, other bytes than those shown could be what is signed."""
+def test_extensions_of_jws_are_refused(receipt: str, extra: dict[str, Any]) -> None:
+    """With them (RFC 7515 §4.1.11 and RFC 7797), the signed bytes could differ from those in the token."""
     whole = parse(receipt)
     header = {**whole.header, **extra}
     named = sorted(extra)[0]
@@ -356,7 +356,7 @@ def test_no_extension_of_jws_is_understood(receipt: str, extra: dict[str, Any]) 
 # Other keys and algorithms
 
 
-def test_a_header_that_carries_its_own_key_is_not_believed(receipt: str) -> None:
+def test_a_key_in_the_header_is_not_trusted(receipt: str) -> None:
     for extra in ({"jwk": {"kty": "OKP"}}, {"jku": "https://evil.example/jwks"}, {"x5c": ["AA"]}, {"x5u": "u"}):
         whole = parse(receipt)
         sentence = refused(resigned(json.dumps({**whole.header, **extra}), json.dumps(whole.payload)))
@@ -364,7 +364,7 @@ def test_a_header_that_carries_its_own_key_is_not_believed(receipt: str) -> None
 
 
 def test_an_elliptic_curve_key_signs_no_receipt(receipt: str) -> None:
-    """ES256, by a key that the root certified: only Ed25519 keys are certified, and only they sign."""
+    """ES256 with a certified key is refused: only Ed25519 keys are certified and may sign."""
     own = ec.generate_private_key(ec.SECP256R1())
 
     def es256(content: str) -> str:
@@ -384,14 +384,14 @@ def test_an_elliptic_curve_key_signs_no_receipt(receipt: str) -> None:
     assert "the key certificate has a wrong form: 'jwk" in refused(token, flaw=Flaw.FORM)
 
 
-def certificate_of(payload: dict[str, Any], *, root: Root = ROOT, typ: str = certified.CERTIFICATE_TYPE) -> str:
-    """A certificate of any content, signed by the root."""
+def certificate_of(payload: dict[str, Any], *, root: Root = ROOT, typ: str = statement.CERTIFICATE_TYPE) -> str:
+    """A certificate with any payload, signed by the root."""
     content = f"{part({'alg': 'ES256', 'kid': root.key_id, 'typ': typ})}.{part(payload)}"
     return f"{content}.{encode(root.sign(content.encode()))}"
 
 
 @pytest.mark.parametrize("alg", ["none", "HS256", "ES256K", "Ed25519", "eddsa"])
-def test_no_other_algorithm_is_taken(receipt: str, alg: str) -> None:
+def test_other_algorithms_are_refused(receipt: str, alg: str) -> None:
     whole = parse(receipt)
     content = f"{part({**whole.header, 'alg': alg})}.{part(whole.payload)}"
     public = KEY.private.public_key()
@@ -408,8 +408,8 @@ def test_no_other_algorithm_is_taken(receipt: str, alg: str) -> None:
         assert sentence == f"the receipt is signed by the algorithm '{alg}', not EdDSA"
 
 
-def test_the_other_half_of_an_ecdsa_signature_makes_no_second_receipt(receipt: str) -> None:
-    """(r, n - s) verifies as well as (r, s), but the certificate stands in the header that the receipt signs."""
+def test_a_malleated_certificate_breaks_the_receipt(receipt: str) -> None:
+    """(r, n - s) verifies like (r, s), but the certificate is part of the header that the receipt signs."""
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     whole = parse(receipt)
     content, _, signature = whole.header["cert"].rpartition(".")
@@ -417,10 +417,10 @@ def test_the_other_half_of_an_ecdsa_signature_makes_no_second_receipt(receipt: s
     twin = raw[:32] + (order - int.from_bytes(raw[32:])).to_bytes(32)
     assert verify(signed_with(whole.payload, f"{content}.{encode(twin)}"), ROOT.jwks())
     forged = whole._replace(header={**whole.header, "cert": f"{content}.{encode(twin)}"})
-    assert refused(str(forged)) == "the signature of the receipt does not fit"
+    assert refused(str(forged)) == "the signature of the receipt is not valid"
 
 
-def test_a_certificate_is_of_its_key_its_root_its_type_and_its_time(statement: dict[str, Any]) -> None:
+def test_a_certificate_binds_key_root_type_and_time(paid_claims: dict[str, Any]) -> None:
     validity = parse(KEY.certificate).payload
     unbegun = {name: validity[name] for name in ("exp", "purpose", "jwk")}
     for made, sentence, flaw in (
@@ -436,12 +436,14 @@ def test_a_certificate_is_of_its_key_its_root_its_type_and_its_time(statement: d
         (certificate_of({**validity, "sub": "x"}), "certificate has a wrong form: 'sub'", Flaw.FORM),
         (KEY.certificate.rpartition(".")[0] + ".", "signature of the key certificate", Flaw.SIGNATURE),
     ):  # fmt: skip
-        assert sentence in refused(signed_with(statement, made), flaw=flaw)
+        assert sentence in refused(signed_with(paid_claims, made), flaw=flaw)
 
 
-def test_a_checkpoint_is_no_receipt_and_a_receipt_no_checkpoint(receipt: str) -> None:
-    kind = replace(log.CHECKPOINT, purpose=Purpose.RECEIPT)  # the signer that a thief of the key would write
-    checkpoint = certified.sign({"v": 1}, KEY, kind)
+def test_receipts_and_checkpoints_are_not_interchangeable(receipt: str) -> None:
+    kind = replace(
+        log.CHECKPOINT, purpose=Purpose.RECEIPT
+    )  # a signer without our purpose check, as an attacker would write it
+    checkpoint = statement.sign({"v": 1}, KEY, kind)
     assert "the receipt is not of the type quittance-receipt+jwt" in refused(checkpoint, flaw=Flaw.FORM)
     with pytest.raises(ProofError, match="the checkpoint is not of the type quittance-checkpoint"):
         log.verify_checkpoint(receipt, ROOT.jwks())
@@ -460,13 +462,15 @@ def test_a_checkpoint_is_no_receipt_and_a_receipt_no_checkpoint(receipt: str) ->
         {"kty": "oct", "k": "AA"},
     ],
 )
-def test_a_root_key_that_is_none_proves_nothing(receipt: str, key: dict[str, Any]) -> None:
+def test_a_malformed_root_key_proves_nothing(receipt: str, key: dict[str, Any]) -> None:
     jwks = {"keys": [{**key, "kid": "root-1"}]}
-    assert refused(receipt, flaw=Flaw.FORM, jwks=jwks) == "the root key 'root-1' of the key set is no usable ES256 key"
+    assert (
+        refused(receipt, flaw=Flaw.FORM, jwks=jwks) == "the root key 'root-1' of the key set is not a usable ES256 key"
+    )
 
 
-def test_a_root_is_of_the_curve_of_its_algorithm(receipt: str) -> None:
-    """A certificate that a P-384 key has signed with SHA-256 is no ES256."""
+def test_a_root_key_must_have_the_curve_of_its_algorithm(receipt: str) -> None:
+    """A signature by a P-384 key with SHA-256 is not ES256."""
     own = ec.generate_private_key(ec.SECP384R1())
     numbers = own.public_key().public_numbers()
     x, y = (encode(number.to_bytes(48)) for number in (numbers.x, numbers.y))
@@ -474,20 +478,20 @@ def test_a_root_is_of_the_curve_of_its_algorithm(receipt: str) -> None:
     content = KEY.certificate.rpartition(".")[0]
     r, s = decode_dss_signature(own.sign(content.encode(), ec.ECDSA(SHA256())))
     token = signed_with(statement_of(receipt), f"{content}.{encode(r.to_bytes(48) + s.to_bytes(48))}")
-    assert "is no usable ES256 key" in refused(token, flaw=Flaw.FORM, jwks=jwks)
+    assert "is not a usable ES256 key" in refused(token, flaw=Flaw.FORM, jwks=jwks)
 
 
 @pytest.mark.parametrize("jwks", [{"keys": 5}, {"keys": {"a": 1}}, {"keys": [{}] * 1_001}, {"kids": []}])
-def test_a_key_set_is_a_list_of_some_keys(receipt: str, jwks: dict[str, Any]) -> None:
-    assert "the key set is no JWKS" in refused(receipt, flaw=Flaw.FORM, jwks=jwks)
+def test_a_key_set_is_a_list_of_limited_length(receipt: str, jwks: dict[str, Any]) -> None:
+    assert "the key set is not a JWKS" in refused(receipt, flaw=Flaw.FORM, jwks=jwks)
 
 
 @given(jwks=st.dictionaries(st.just("keys"), st.recursive(st.none() | st.integers() | st.text(), st.lists)))
-def test_whatever_the_key_set_is(receipt: str, jwks: dict[str, Any]) -> None:
+def test_any_key_set_is_used_or_refused_with_a_reason(receipt: str, jwks: dict[str, Any]) -> None:
     with pytest.raises(ProofError):
         verify(receipt, jwks)
 
 
-def test_the_bytes_of_a_receipt_are_its_only_name(receipt: str) -> None:
-    """So a leaf of the log is the leaf of one receipt, and no accepted spelling has another leaf."""
+def test_a_log_leaf_is_the_hash_of_the_receipts_bytes(receipt: str) -> None:
+    """So each leaf of the log stands for one receipt, because each receipt has one spelling."""
     assert log.leaf_hash(receipt.encode()) == hashlib.sha256(b"\0" + receipt.encode("ascii")).digest()

@@ -1,4 +1,4 @@
-"""The log against the definitions of RFC 9162 §2.1, written down here once more as they stand there."""
+"""The log, compared with the definitions of RFC 9162 §2.1, which are implemented here as the RFC states them."""
 
 import hashlib
 import json
@@ -98,14 +98,14 @@ class Store:
 
 @pytest.fixture(scope="module")
 def grown() -> Store:
-    """A log that grew entry by entry, so that all partial tiles of all sizes are there."""
+    """A log that grew entry by entry, so it has the partial tiles of every size."""
     store = Store()
     for size, leaf in enumerate(LEAVES[:600], start=1):
         assert store.add(leaf) == mth(0, size)
     return store
 
 
-# Certificate Transparency's reference vectors: the leaves and what every implementation of the RFC makes of them.
+# Certificate Transparency's reference vectors: the leaves, and the results of every correct implementation.
 CT_ENTRIES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
 CT_ROOTS = [
     "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
@@ -131,7 +131,7 @@ CT_CONSISTENCY_6_TO_8 = ["0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8deded
 CT_CONSISTENCY_2_TO_5 = [CT_INCLUSION_0_OF_8[1], CT_INCLUSION_5_OF_8[0]]
 
 
-def test_a_log_that_is_read_leaf_by_leaf_has_the_same_roots() -> None:
+def test_the_frontier_has_the_same_roots_leaf_by_leaf() -> None:
     frontier = Frontier()
     assert frontier.root() == EMPTY_ROOT
     for leaf in LEAVES:
@@ -141,7 +141,7 @@ def test_a_log_that_is_read_leaf_by_leaf_has_the_same_roots() -> None:
     assert (frontier.size, frontier.root()) == (len(LEAVES), mth(0, len(LEAVES)))
 
 
-def test_certificate_transparencys_reference_vectors_hold() -> None:
+def test_certificate_transparency_reference_vectors_pass() -> None:
     store = Store()
     for entry, root in zip(CT_ENTRIES, CT_ROOTS, strict=True):
         assert store.add(leaf_hash(bytes.fromhex(entry))).hex() == root
@@ -157,7 +157,7 @@ def test_certificate_transparencys_reference_vectors_hold() -> None:
     assert tree_root(0, store.read) == EMPTY_ROOT == hashlib.sha256().digest()
 
 
-def test_every_inclusion_proof_is_the_rfcs_and_proves_its_entry_alone(grown: Store) -> None:
+def test_inclusion_proofs_follow_the_rfc_and_prove_one_entry(grown: Store) -> None:
     for size in SIZES:
         root = mth(0, size)
         assert tree_root(size, grown.read) == root
@@ -171,7 +171,7 @@ def test_every_inclusion_proof_is_the_rfcs_and_proves_its_entry_alone(grown: Sto
                         check_inclusion(LEAVES[entry], other, size, proof, root)
 
 
-def test_every_consistency_proof_is_the_rfcs_and_proves_its_beginning(grown: Store) -> None:
+def test_consistency_proofs_follow_the_rfc_and_prove_a_prefix(grown: Store) -> None:
     for size in SIZES:
         for old in range(1, size + 1):
             proof = consistency_proof(old, size, grown.read)
@@ -204,7 +204,7 @@ def test_no_node_of_a_consistency_proof_can_be_changed(grown: Store, data: st.Da
 
 
 def forgeries(honest: list[bytes], data: st.DataObject) -> list[list[bytes]]:
-    """Each hash with one bit flipped; a hash less, a hash more, two hashes exchanged."""
+    """Each hash with one bit flipped; one hash removed, one added, two exchanged."""
     bit = data.draw(st.integers(0, 255))
     made = []
     for at, value in enumerate(honest):
@@ -221,7 +221,7 @@ def forgeries(honest: list[bytes], data: st.DataObject) -> list[list[bytes]]:
     return made
 
 
-def test_an_empty_log_is_the_beginning_of_all_and_none_is_longer_than_itself(grown: Store) -> None:
+def test_an_empty_log_begins_every_log(grown: Store) -> None:
     assert consistency_proof(0, 9, grown.read) == consistency_proof(9, 9, grown.read) == []
     check_consistency(0, EMPTY_ROOT, 9, mth(0, 9), [])
     check_consistency(9, mth(0, 9), 9, mth(0, 9), [])
@@ -241,7 +241,7 @@ def test_an_empty_log_is_the_beginning_of_all_and_none_is_longer_than_itself(gro
     size=st.integers(-2, LOG_SIZE_MAX + 2),
     nodes=st.lists(st.binary(min_size=32, max_size=32), max_size=70),
 )
-def test_whatever_is_claimed_the_checks_end_with_a_sentence(index: int, size: int, nodes: list[bytes]) -> None:
+def test_any_claimed_proof_passes_or_fails_with_a_reason(index: int, size: int, nodes: list[bytes]) -> None:
     with pytest.raises(ProofError):
         check_inclusion(LEAVES[0], index, size, nodes, LEAVES[1])
     with pytest.raises(ProofError):
@@ -250,7 +250,7 @@ def test_whatever_is_claimed_the_checks_end_with_a_sentence(index: int, size: in
 
 @given(st.lists(st.integers(0, 300), max_size=6))
 @settings(max_examples=40)
-def test_it_does_not_matter_in_what_batches_a_log_grows(batches: list[int]) -> None:
+def test_the_batches_in_which_a_log_grows_do_not_matter(batches: list[int]) -> None:
     store, size = Store(), 0
     for batch in batches:
         before, size = size, min(size + batch, len(LEAVES))
@@ -270,7 +270,7 @@ def edge(size: int) -> list[Tile]:
 
 
 @pytest.mark.parametrize("batch", [65_535, 65_536, 65_537])
-def test_over_the_edge_of_a_tile_of_tiles(batch: int) -> None:
+def test_a_log_grows_beyond_a_full_tile_of_full_tiles(batch: int) -> None:
     """256² leaves fill the first tile of level 1, whose root is the first hash of level 2."""
     leaves = [leaf_hash(number.to_bytes(4)) for number in range(65_540)]
     store = Store()
@@ -297,7 +297,7 @@ def test_over_the_edge_of_a_tile_of_tiles(batch: int) -> None:
 
 
 def balanced(hashes: list[bytes]) -> bytes:
-    """The same root, level by level: a node without a sibling rises as it is."""
+    """The same root, computed level by level: a node without a sibling moves up unchanged."""
     while len(hashes) > 1:
         pairs = [hashlib.sha256(b"\x01" + hashes[at] + hashes[at + 1]).digest() for at in range(0, len(hashes) - 1, 2)]
         hashes = pairs + hashes[len(pairs) * 2 :]
@@ -316,11 +316,11 @@ def balanced(hashes: list[bytes]) -> bytes:
         (Tile(2, 12_345_678_901, 7), "tile/2/x012/x345/x678/901.p/7"),
     ],
 )
-def test_tiles_have_the_names_of_tlog_tiles(tile: Tile, name: str) -> None:
+def test_tile_paths_follow_tlog_tiles(tile: Tile, name: str) -> None:
     assert tile.path == name
 
 
-def test_a_wider_tile_serves_and_a_torn_one_does_not(grown: Store) -> None:
+def test_a_wider_tile_is_accepted_and_a_truncated_one_is_not(grown: Store) -> None:
     def wider(tile: Tile) -> bytes:
         return grown.objects[replace(tile, width=256).path if tile.index == 0 else tile.path]
 
@@ -331,10 +331,10 @@ def test_a_wider_tile_serves_and_a_torn_one_does_not(grown: Store) -> None:
 
 
 @pytest.mark.parametrize("ask", [lambda r: inclusion_proof(5, 5, r), lambda r: inclusion_proof(-1, 5, r)])
-def test_what_is_not_there_cannot_be_proven(grown: Store, ask: Callable[[Any], Any]) -> None:
+def test_missing_entries_cannot_be_proven(grown: Store, ask: Callable[[Any], Any]) -> None:
     with pytest.raises(ValueError, match="no entry"):
         ask(grown.read)
-    with pytest.raises(ValueError, match="no beginning"):
+    with pytest.raises(ValueError, match="cannot be the beginning"):
         consistency_proof(6, 5, grown.read)
 
 
@@ -342,7 +342,7 @@ ROOT = Root(purpose=Purpose.CHECKPOINT)
 CHECKPOINT = Checkpoint("https://q.example", 600, mth(0, 600), NOW_S * 1_000)
 
 
-def test_a_checkpoint_comes_back_as_it_was_signed() -> None:
+def test_a_verified_checkpoint_is_the_one_that_was_signed() -> None:
     token = sign_checkpoint(CHECKPOINT, ROOT.certify())
     assert verify_checkpoint(token, ROOT.jwks()) == CHECKPOINT
     with pytest.raises(ProofError, match="unknown root key"):
@@ -352,7 +352,9 @@ def test_a_checkpoint_comes_back_as_it_was_signed() -> None:
 @pytest.mark.parametrize(
     "change", [{"v": 2}, {"size": -1}, {"size": "1"}, {"size": 2**53 + 1}, {"root": "AA" * 32}, {"at": None}, {"x": 1}]
 )
-def test_a_signed_checkpoint_without_sense_is_refused(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+def test_a_signed_checkpoint_of_a_wrong_form_is_refused(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
     from quittance.proof import statement
 
     key, sign = ROOT.certify(), statement.sign
@@ -362,7 +364,7 @@ def test_a_signed_checkpoint_without_sense_is_refused(monkeypatch: pytest.Monkey
         verify_checkpoint(token, ROOT.jwks())
 
 
-def test_a_checkpoint_is_of_its_keys_time() -> None:
+def test_a_checkpoint_must_be_dated_within_its_certificate() -> None:
     late = Checkpoint("i", 0, EMPTY_ROOT, (NOW_S + 12 * 60 * 60) * 1_000)
     with pytest.raises(ProofError, match="outside the validity"):
         verify_checkpoint(sign_checkpoint(late, ROOT.certify()), ROOT.jwks())

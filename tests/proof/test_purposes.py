@@ -1,7 +1,7 @@
-"""Keys have one purpose each: what one may sign, no other may, and what keys of before have signed stays valid.
+"""Each key has one purpose: no other key may sign its statements. Statements from before purposes stay valid.
 
-`before_purposes.json` was made with the code of before: one root of no stated purpose, one certificate, and a receipt,
-a checkpoint and a webhook's signature under it.
+`before_purposes.json` was made with the older code: one root without a purpose, one certificate, and a receipt,
+a checkpoint and a webhook signature under it.
 """
 
 import json
@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 
 from quittance.proof import log, receipt, statement, webhook
-from quittance.proof.statement import Flaw, Kind, ProofError, Purpose, SigningKey
+from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, StatementType
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
 
 BEFORE = json.loads((Path(__file__).parent / "before_purposes.json").read_text())
-KINDS = {Purpose.RECEIPT: receipt.RECEIPT, Purpose.CHECKPOINT: log.CHECKPOINT, Purpose.WEBHOOK: webhook.WEBHOOK}
+TYPES = {Purpose.RECEIPT: receipt.RECEIPT, Purpose.CHECKPOINT: log.CHECKPOINT, Purpose.WEBHOOK: webhook.WEBHOOK}
 ROOTS = {purpose: Root(f"root-{purpose}", purpose) for purpose in Purpose}
 KEYS = {purpose: root.certify() for purpose, root in ROOTS.items()}
 JWKS = key_set(*ROOTS.values())
 OTHERS = [(signer, claimed) for signer in Purpose for claimed in Purpose if signer is not claimed]
 
 
-def as_thief(kind: Kind, key: SigningKey) -> str:
-    """A statement of a kind, signed without our own check of the key's purpose."""
-    return statement.sign({}, key, replace(kind, purpose=key.purpose))
+def as_thief(statement_type: StatementType, key: SigningKey) -> str:
+    """A statement of a type, signed without our check of the key's purpose."""
+    return statement.sign({}, key, replace(statement_type, purpose=key.purpose))
 
 
 def certificate(root: Root, key: SigningKey, purpose: object) -> str:
@@ -37,52 +37,52 @@ def certificate(root: Root, key: SigningKey, purpose: object) -> str:
     return f"{content}.{encode(root.sign(content.encode()))}"
 
 
-def refused(token: str, kind: Kind, jwks: dict[str, Any] = JWKS) -> str:
+def refused(token: str, statement_type: StatementType, jwks: dict[str, Any] = JWKS) -> str:
     with pytest.raises(ProofError) as caught:
-        statement.verify(token, jwks, kind)
+        statement.verify(token, jwks, statement_type)
     assert caught.value.flaw is Flaw.SIGNATURE
     return str(caught.value)
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_key_signs_what_it_is_for(purpose: Purpose) -> None:
-    assert statement.verify(statement.sign({"a": 1}, KEYS[purpose], KINDS[purpose]), JWKS, KINDS[purpose]).claims
+def test_a_key_signs_statements_of_its_purpose(purpose: Purpose) -> None:
+    assert statement.verify(statement.sign({"a": 1}, KEYS[purpose], TYPES[purpose]), JWKS, TYPES[purpose]).claims
 
 
 @pytest.mark.parametrize(("signer", "claimed"), OTHERS)
-def test_a_key_signs_nothing_that_it_is_not_for(signer: Purpose, claimed: Purpose) -> None:
-    with pytest.raises(ValueError, match=f"a key for the purpose {signer} signs no"):
-        statement.sign({}, KEYS[signer], KINDS[claimed])
-    assert f"is for the purpose '{signer}'" in refused(as_thief(KINDS[claimed], KEYS[signer]), KINDS[claimed])
+def test_a_key_signs_no_statement_of_another_purpose(signer: Purpose, claimed: Purpose) -> None:
+    with pytest.raises(ValueError, match=f"a key for the purpose {signer} must not sign"):
+        statement.sign({}, KEYS[signer], TYPES[claimed])
+    assert f"is for the purpose '{signer}'" in refused(as_thief(TYPES[claimed], KEYS[signer]), TYPES[claimed])
 
 
 @pytest.mark.parametrize(("signer", "claimed"), OTHERS)
 def test_a_root_certifies_no_key_for_another_purpose(signer: Purpose, claimed: Purpose) -> None:
-    """Who may sign with one root, as `webhook` or `execute`, gains nothing by what it writes into a certificate."""
+    """A function that may sign with one root (`webhook`, `execute`) gains nothing by naming another purpose."""
     key = KEYS[signer]
     for stated in (claimed, None):
         forged = replace(key, certificate=certificate(ROOTS[signer], key, stated))
-        assert f"is for the purpose '{signer}'" in refused(as_thief(KINDS[claimed], forged), KINDS[claimed])
+        assert f"is for the purpose '{signer}'" in refused(as_thief(TYPES[claimed], forged), TYPES[claimed])
 
 
 @pytest.mark.parametrize("purpose", Purpose)
 @pytest.mark.parametrize("stated", [None, "", "other", 1, ["receipt", "checkpoint", "webhook"], {}])
-def test_a_certificate_states_the_purpose_of_its_root(purpose: Purpose, stated: object) -> None:
+def test_a_certificate_must_state_the_purpose_of_its_root(purpose: Purpose, stated: object) -> None:
     key = KEYS[purpose]
     forged = replace(key, certificate=certificate(ROOTS[purpose], key, stated))
-    assert "the key certificate states the purpose" in refused(as_thief(KINDS[purpose], forged), KINDS[purpose])
+    assert "the key certificate states the purpose" in refused(as_thief(TYPES[purpose], forged), TYPES[purpose])
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_key_set_that_lost_its_purposes_proves_nothing(purpose: Purpose) -> None:
-    """Otherwise a key set that was copied without them would let every root certify for everything."""
+def test_a_key_set_without_its_purposes_proves_nothing(purpose: Purpose) -> None:
+    """Otherwise every root of a key set that was copied without them could certify keys for every purpose."""
     bare = {"keys": [{name: key[name] for name in key if name != "purpose"} for key in JWKS["keys"]]}
-    token = statement.sign({}, KEYS[purpose], KINDS[purpose])
-    assert "the key set states no purpose of the root key" in refused(token, KINDS[purpose], bare)
+    token = statement.sign({}, KEYS[purpose], TYPES[purpose])
+    assert "the key set states no purpose of the root key" in refused(token, TYPES[purpose], bare)
 
 
 @pytest.mark.parametrize("jwks", [BEFORE["jwks"], {"keys": [*JWKS["keys"], *BEFORE["jwks"]["keys"]]}])
-def test_what_keys_of_before_signed_stays_valid(jwks: dict[str, Any]) -> None:
+def test_statements_from_before_purposes_stay_valid(jwks: dict[str, Any]) -> None:
     assert receipt.verify(BEFORE["receipt"], jwks)["task"] == "task-1"
     assert log.verify_checkpoint(BEFORE["checkpoint"], jwks).size == 0
     url, now_ms = "https://example.com/hook", NOW_S * 1_000
@@ -90,27 +90,27 @@ def test_what_keys_of_before_signed_stays_valid(jwks: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_root_that_got_a_purpose_signs_for_no_other_any_more(purpose: Purpose) -> None:
-    """An operator who lists the root of before for one purpose: no certificate of before counts under it."""
+def test_an_old_root_with_a_purpose_validates_nothing_old(purpose: Purpose) -> None:
+    """If an operator lists an old root key with a purpose, none of its old certificates is valid."""
     (root,) = BEFORE["jwks"]["keys"]
     jwks = {"keys": [{**root, "purpose": purpose}]}
-    for kind in Purpose:
-        assert "purpose" in refused(BEFORE[kind], KINDS[kind], jwks)
+    for old in Purpose:
+        assert "purpose" in refused(BEFORE[old], TYPES[old], jwks)
 
 
 @pytest.mark.parametrize("purpose", [None, "", 1, [], {}])
-def test_a_root_of_no_readable_purpose_is_unusable(purpose: object) -> None:
+def test_a_root_with_a_malformed_purpose_is_unusable(purpose: object) -> None:
     jwks = {"keys": [{**ROOTS[Purpose.RECEIPT].jwks()["keys"][0], "purpose": purpose}]}
     token = statement.sign({}, KEYS[Purpose.RECEIPT], receipt.RECEIPT)
-    with pytest.raises(ProofError, match="is no usable ES256 key"):
+    with pytest.raises(ProofError, match="is not a usable ES256 key"):
         statement.verify(token, jwks, receipt.RECEIPT)
 
 
-def test_a_root_that_is_named_twice_must_be_the_same_twice() -> None:
+def test_duplicate_roots_of_a_key_set_must_be_equal() -> None:
     token = statement.sign({}, KEYS[Purpose.RECEIPT], receipt.RECEIPT)
     (root,) = ROOTS[Purpose.RECEIPT].jwks()["keys"]
     assert statement.verify(token, {"keys": [root, root]}, receipt.RECEIPT)
     bare = {name: root[name] for name in root if name != "purpose"}
     for twice in ([root, bare], [bare, root], [root, {**root, "purpose": "webhook"}]):
-        with pytest.raises(ProofError, match="twice, and not alike"):
+        with pytest.raises(ProofError, match="twice, with different members"):
             statement.verify(token, {"keys": twice}, receipt.RECEIPT)

@@ -19,18 +19,19 @@ from joserfc.jwk import ECKey, OKPKey
 from quittance.ledger.escrow import Escrow, Settlement, StoredBytes, decide, expire
 from quittance.proof.receipt import (
     _NO_OUTCOMES_OF,
-    StatedAcceptance,
-    StatedLimits,
-    StatedMeter,
-    StatedPrices,
-    Statement,
-    claims,
+    AcceptanceClaims,
+    LimitClaims,
+    MeterClaims,
+    PriceClaims,
+    ReceiptClaims,
+    check_claims,
     read_claims,
-    sign,
 )
+from quittance.proof.receipt import sign as sign_receipt
 from quittance.proof.receipt import verify as verify_receipt
 from quittance.proof.statement import CERTIFICATE_SECONDS, ProofError
 from quittance.run import Limits, Meter, Outcome, RejectedBy, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import ADDED_CLAIMS, ADDED_MEMBERS, NOW_S, Root, decode, encode, parse, part
 from tests.support import UNSCORED
 
@@ -54,8 +55,8 @@ def paid(new_escrow: NewEscrow) -> tuple[Escrow, Settlement]:
 
 
 @pytest.fixture(scope="session")
-def statement(paid: tuple[Escrow, Settlement]) -> dict[str, Any]:
-    return claims(
+def paid_claims(paid: tuple[Escrow, Settlement]) -> dict[str, Any]:
+    return claims_of(
         *paid,
         issuer="https://q.example",
         run=Run(Outcome.SUCCEEDED, "", METER, limits=LIMITS),
@@ -65,13 +66,13 @@ def statement(paid: tuple[Escrow, Settlement]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def receipt(statement: dict[str, Any]) -> str:
-    return sign(statement, KEY)
+def receipt(paid_claims: dict[str, Any]) -> str:
+    return sign(paid_claims, KEY)
 
 
-def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any]) -> None:
-    """I12: field by field, and no field that this test does not know."""
-    assert json.loads(json.dumps(statement)) == {
+def test_the_claims_state_the_escrow_and_its_settlement(paid_claims: dict[str, Any]) -> None:
+    """I12: every field, and no field that this test does not know."""
+    assert json.loads(json.dumps(paid_claims)) == {
         "v": 2,
         "iss": "https://q.example",
         "eid": "pt7fxmrlpdhb4aqyxxot3tnqg5",
@@ -126,7 +127,7 @@ def test_the_claims_are_the_escrow_and_its_settlement(statement: dict[str, Any])
 
 @pytest.mark.parametrize(("agent", "task"), [("aa" * 32, None), (None, "bb" * 32), ("aa" * 32, "bb" * 32)])
 @pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.EXIT_CODE])
-def test_rules_are_stated_by_digest_and_whether_they_were_met(
+def test_acceptance_states_rules_by_digest_and_the_verdict(
     new_escrow: NewEscrow, agent: str | None, task: str | None, outcome: Outcome
 ) -> None:
     escrow = new_escrow(agent_rules_sha256=agent, task_rules_sha256=task)
@@ -135,7 +136,7 @@ def test_rules_are_stated_by_digest_and_whether_they_were_met(
     run = Run(outcome, "", METER, limits=LIMITS, rejected_by=by)
     settled = decide(escrow, run, now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes("dd" * 32, 10, b"") if accepted else None)
-    stated = claims(escrow, settled, issuer="i", run=run, engine="e", config_sha256="ff" * 32)
+    stated = claims_of(escrow, settled, issuer="i", run=run, engine="e", config_sha256="ff" * 32)
     named = {"agent_sha256": agent, "task_sha256": task, **UNSCORED, "accepted": accepted, "rejected_by": by}
     assert stated["acceptance"] == named
     assert verify_receipt(sign(stated, KEY), ROOT.jwks()) == stated
@@ -143,7 +144,7 @@ def test_rules_are_stated_by_digest_and_whether_they_were_met(
 
 def test_a_refund_states_that_nobody_was_paid(new_escrow: NewEscrow) -> None:
     escrow = new_escrow()
-    stated = claims(
+    stated = claims_of(
         escrow,
         expire(escrow, now_ms=1),
         issuer="i",
@@ -155,14 +156,27 @@ def test_a_refund_states_that_nobody_was_paid(new_escrow: NewEscrow) -> None:
     assert (stated["outcome"], stated["fault"], stated["output_sha256"]) == ("expired", "platform", None)
 
 
-def test_a_receipt_proves_its_claims(statement: dict[str, Any], receipt: str) -> None:
-    assert verify_receipt(receipt, ROOT.jwks()) == statement == read_claims(receipt)
-    assert verify_receipt(receipt, {"keys": Root("other").jwks()["keys"] + ROOT.jwks()["keys"]}) == statement
-    assert len(receipt) < 2_700  # it is stored in the escrow item, which is paid for by size
+def test_claims_that_no_verifier_accepts_can_still_be_signed(new_escrow: NewEscrow) -> None:
+    """An expiry is signed whatever its escrow says; any other settlement is checked before it is signed."""
+    escrow = new_escrow(payer="\ud800", module_sha256="none", fee_bps=-1, own_limits=Limits(-1, 2**70, -1, -1))
+    settlement = expire(escrow, now_ms=-1)
+    run = Run(settlement.outcome, "", Meter(fuel=-1))
+    stated = ReceiptClaims.of(escrow, settlement, run, issuer="i" * 2_000, engine="", config_sha256="")
+    with pytest.raises(ProofError):
+        check_claims(stated)
+    signed = read_claims(sign_receipt(stated, KEY))
+    assert signed == json.loads(json.dumps(stated.as_json()))
+    assert (signed["user"], signed["fee_bps"], signed["own_limits"]["memory_bytes"]) == ("\ud800", -1, 2**70)
 
 
-def test_an_independent_library_verifies_the_chain(statement: dict[str, Any], receipt: str) -> None:
-    """Nothing of ours, and not the library that signed, from the published JWKS to the claims."""
+def test_a_receipt_proves_its_claims(paid_claims: dict[str, Any], receipt: str) -> None:
+    assert verify_receipt(receipt, ROOT.jwks()) == paid_claims == read_claims(receipt)
+    assert verify_receipt(receipt, {"keys": Root("other").jwks()["keys"] + ROOT.jwks()["keys"]}) == paid_claims
+    assert len(receipt) < 2_700  # it is stored in the escrow item, whose size costs money
+
+
+def test_an_independent_library_verifies_the_chain(paid_claims: dict[str, Any], receipt: str) -> None:
+    """From the published JWKS to the claims, without our code and without the library that signed."""
     registry = jws.JWSRegistry(algorithms=["ES256", "EdDSA"], strict_check_header=False)
     registry.max_header_length = 2_048  # joserfc's own bound, 512 bytes, leaves no room for a certificate
     header = parse(receipt).header
@@ -177,7 +191,7 @@ def test_an_independent_library_verifies_the_chain(statement: dict[str, Any], re
     with pytest.warns(SecurityWarning, match="EdDSA"):  # joserfc wants the newer name Ed25519 (RFC 9864)
         signed = jws.deserialize_compact(receipt, key, registry=registry)
     assert (signed.headers()["alg"], signed.headers()["typ"]) == ("EdDSA", "quittance-receipt+jwt")
-    assert json.loads(signed.payload) == statement
+    assert json.loads(signed.payload) == paid_claims
 
 
 @given(data=st.data())
@@ -214,12 +228,12 @@ def test_no_bit_of_a_signature_can_be_changed(receipt: str, of: str, data: st.Da
     if of == "certificate":
         outer.header["cert"] = forged
         forged = str(outer)
-    with pytest.raises(ProofError, match="does not fit"):
+    with pytest.raises(ProofError, match="is not valid"):
         verify_receipt(forged, ROOT.jwks())
 
 
 @given(data=st.data())
-def test_half_a_receipt_is_none(receipt: str, data: st.DataObject) -> None:
+def test_a_truncated_receipt_is_refused(receipt: str, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(receipt) - 1))
     for torn in (receipt[:cut], receipt[cut + 1 :], receipt[:cut] + receipt[cut + 1 :]):
         with pytest.raises(ProofError):
@@ -227,7 +241,7 @@ def test_half_a_receipt_is_none(receipt: str, data: st.DataObject) -> None:
 
 
 @given(st.text() | st.text(st.sampled_from('ey.J{}"=-_ ')))
-def test_anything_else_is_no_receipt(text: str) -> None:
+def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(ProofError):
         verify_receipt(text, ROOT.jwks())
 
@@ -248,7 +262,7 @@ def _resigned(receipt: str, *, alg: str, of: str, secret: bytes | None) -> str:
 
 @pytest.mark.parametrize("of", ["receipt", "certificate"])
 @pytest.mark.parametrize("alg", ["none", "None", "HS256", "RS256", "ES512", ""])
-def test_the_algorithms_are_ours_to_choose(receipt: str, of: str, alg: str) -> None:
+def test_a_token_cannot_choose_its_algorithm(receipt: str, of: str, alg: str) -> None:
     raw = KEY.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     pem = ROOT.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     for secret in (None, b"", raw, pem):
@@ -256,23 +270,23 @@ def test_the_algorithms_are_ours_to_choose(receipt: str, of: str, alg: str) -> N
             verify_receipt(_resigned(receipt, alg=alg, of=of, secret=secret), ROOT.jwks())
 
 
-def test_a_key_that_the_root_did_not_certify_signs_nothing(statement: dict[str, Any]) -> None:
+def test_an_uncertified_key_proves_nothing(paid_claims: dict[str, Any]) -> None:
     forged = replace(KEY, private=Ed25519PrivateKey.generate())
     borrowed = replace(ROOT.certify(), certificate=KEY.certificate)
-    with pytest.raises(ProofError, match="signature of the receipt does not fit"):
-        verify_receipt(sign(statement, forged), ROOT.jwks())
+    with pytest.raises(ProofError, match="signature of the receipt is not valid"):
+        verify_receipt(sign(paid_claims, forged), ROOT.jwks())
     with pytest.raises(ProofError, match=f"names the key '{borrowed.key_id}', its certificate {KEY.key_id}"):
-        verify_receipt(sign(statement, borrowed), ROOT.jwks())
-    with pytest.raises(ProofError, match="signature of the receipt does not fit"):
-        verify_receipt(sign(statement, replace(borrowed, key_id=KEY.key_id)), ROOT.jwks())
+        verify_receipt(sign(paid_claims, borrowed), ROOT.jwks())
+    with pytest.raises(ProofError, match="signature of the receipt is not valid"):
+        verify_receipt(sign(paid_claims, replace(borrowed, key_id=KEY.key_id)), ROOT.jwks())
 
 
-def test_a_certificate_of_a_foreign_root_certifies_nothing(statement: dict[str, Any], receipt: str) -> None:
-    namesake = sign(statement, Root(ROOT.key_id).certify())
-    with pytest.raises(ProofError, match="signature of the key certificate does not fit"):
+def test_a_certificate_of_an_unknown_root_is_refused(paid_claims: dict[str, Any], receipt: str) -> None:
+    namesake = sign(paid_claims, Root(ROOT.key_id).certify())
+    with pytest.raises(ProofError, match="signature of the key certificate is not valid"):
         verify_receipt(namesake, ROOT.jwks())
     with pytest.raises(ProofError, match="unknown root key 'root-2'"):
-        verify_receipt(sign(statement, Root("root-2").certify()), ROOT.jwks())
+        verify_receipt(sign(paid_claims, Root("root-2").certify()), ROOT.jwks())
     with pytest.raises(ProofError, match="unknown root key 'root-1'"):
         verify_receipt(receipt, Root("root-2").jwks())
 
@@ -283,11 +297,11 @@ def test_without_a_usable_root_nothing_is_proven(receipt: str, jwks: dict[str, A
         verify_receipt(receipt, jwks)
 
 
-def test_a_receipt_is_no_certificate_and_a_certificate_no_receipt(statement: dict[str, Any], receipt: str) -> None:
+def test_receipts_and_certificates_are_not_interchangeable(paid_claims: dict[str, Any], receipt: str) -> None:
     with pytest.raises(ProofError, match="the receipt is not of the type quittance-receipt"):
         verify_receipt(KEY.certificate, ROOT.jwks())
     with pytest.raises(ProofError, match="the key certificate is not of the type quittance-key"):
-        verify_receipt(sign(statement, replace(KEY, certificate=receipt)), ROOT.jwks())
+        verify_receipt(sign(paid_claims, replace(KEY, certificate=receipt)), ROOT.jwks())
     bare = parse(receipt)
     del bare.header["cert"]
     with pytest.raises(ProofError, match="the receipt's header lacks 'cert'"):
@@ -304,10 +318,10 @@ def test_a_receipt_is_no_certificate_and_a_certificate_no_receipt(statement: dic
     ],
 )
 def test_a_key_signs_only_while_its_certificate_is_valid(
-    statement: dict[str, Any], settled_ms: int, covered: bool
+    paid_claims: dict[str, Any], settled_ms: int, covered: bool
 ) -> None:
     around = {"funded_at": settled_ms, "epoch_ns": f"{settled_ms}000000", "expires_at": settled_ms + 1}
-    receipt = sign({**statement, **around, "settled_at": settled_ms}, KEY)
+    receipt = sign({**paid_claims, **around, "settled_at": settled_ms}, KEY)
     if covered:
         assert verify_receipt(receipt, ROOT.jwks())["settled_at"] == settled_ms
     else:
@@ -317,14 +331,14 @@ def test_a_key_signs_only_while_its_certificate_is_valid(
 
 @pytest.mark.parametrize("name", ["budget", "paid", "fee", "refunded"])
 @pytest.mark.parametrize("change", [1, -1])
-def test_a_signed_sum_that_is_wrong_is_still_wrong(statement: dict[str, Any], name: str, change: int) -> None:
-    wrong = {**statement, name: str(int(statement[name]) + change)}
+def test_a_wrong_sum_is_refused_even_if_signed(paid_claims: dict[str, Any], name: str, change: int) -> None:
+    wrong = {**paid_claims, name: str(int(paid_claims[name]) + change)}
     with pytest.raises(ProofError, match="do not add up"):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
 
-def test_a_negative_part_cannot_make_the_sum_right(statement: dict[str, Any]) -> None:
-    wrong = {**statement, "paid": "-1", "fee": "0", "refunded": "1000001"}
+def test_negative_amounts_are_refused(paid_claims: dict[str, Any]) -> None:
+    wrong = {**paid_claims, "paid": "-1", "fee": "0", "refunded": "1000001"}
     with pytest.raises(ProofError):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
@@ -334,15 +348,13 @@ def test_a_negative_part_cannot_make_the_sum_right(statement: dict[str, Any]) ->
     [{"settled_at": None}, {"settled_at": "now"}, {"paid": None}, {"paid": "much"}, {"paid": [1]}, {"budget": None}],
     ids=str,
 )
-def test_a_signed_statement_without_sense_is_refused_with_a_sentence(
-    statement: dict[str, Any], change: dict[str, Any]
-) -> None:
-    wrong = {name: value for name, value in (statement | change).items() if value is not None}
+def test_signed_claims_without_sense_are_refused(paid_claims: dict[str, Any], change: dict[str, Any]) -> None:
+    wrong = {name: value for name, value in (paid_claims | change).items() if value is not None}
     with pytest.raises(ProofError):
         verify_receipt(sign(wrong, KEY), ROOT.jwks())
 
 
-def test_every_environment_has_a_key_of_its_own_for_half_a_day() -> None:
+def test_each_environment_gets_its_own_key_for_12_hours() -> None:
     one, other = ROOT.certify(), ROOT.certify()
     assert one.key_id != other.key_id
     assert one.expires_s == NOW_S + 12 * 60 * 60
@@ -353,19 +365,19 @@ def test_the_page_names_every_claim_and_no_other() -> None:
     page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
     rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0]
     first_cells = "".join(row.split("|")[1] for row in rows.splitlines()[2:])
-    assert re.findall("`([a-z0-9_]+)`", first_cells) == list(Statement.model_fields)
+    assert re.findall("`([a-z0-9_]+)`", first_cells) == list(ReceiptClaims.model_fields)
     for name, inner in (
-        ("acceptance", StatedAcceptance),
-        ("meter", StatedMeter),
-        ("limits", StatedLimits),
-        ("compute_prices", StatedPrices),
+        ("acceptance", AcceptanceClaims),
+        ("meter", MeterClaims),
+        ("limits", LimitClaims),
+        ("compute_prices", PriceClaims),
     ):
         (row,) = [row for row in rows.splitlines() if row.startswith(f"| `{name}`")]
         assert re.findall("`([a-z0-9_]+)`", row)[1:] == list(inner.model_fields)
 
 
 def test_the_page_marks_what_version_1_lacked() -> None:
-    """With the sign for version 2: each row of an added claim, and each added member in the row of its claim."""
+    """The sign for version 2 marks the row of each added claim, and each added member in the row of its claim."""
     page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
     rows = page.partition("| claim | meaning |")[2].partition("\n\n")[0].splitlines()[2:]
     for row in rows:
@@ -375,7 +387,7 @@ def test_the_page_marks_what_version_1_lacked() -> None:
             if name in ADDED_MEMBERS:
                 assert f"² `{ADDED_MEMBERS[name]}`" in meaning
     listed = page.partition("marks with ²: neither these claims (")[2].partition(")")[0]
-    assert re.findall("`([a-z_]+)`", listed) == sorted(ADDED_CLAIMS, key=list(Statement.model_fields).index)
+    assert re.findall("`([a-z_]+)`", listed) == sorted(ADDED_CLAIMS, key=list(ReceiptClaims.model_fields).index)
 
 
 def test_the_page_names_every_outcome_with_its_fault_and_version() -> None:

@@ -1,4 +1,4 @@
-"""What a receipt says of a run is what a run leaves behind: limits, engine and time, and nothing where nothing ran."""
+"""What a receipt states of a run: limits, engine and time if something ran, nothing if nothing ran."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
-from quittance.proof.receipt import claims, sign, verify
+from quittance.proof.receipt import verify
 from quittance.proof.statement import Flaw, ProofError
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, RejectedBy, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, as_version_1
 
 ROOT = Root()
@@ -17,7 +18,11 @@ KEY = ROOT.certify()
 LIMITS = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
 METER = Meter(fuel=5, cpu_ms=6, wall_ms=7, memory_bytes=8, input_bytes=9, output_bytes=10, stderr_bytes=11)
 NOTHING_RAN = {Outcome.NOT_NEEDED, Outcome.SUPERSEDED, Outcome.EXPIRED, Outcome.UNDELIVERED}
-NOT_OF_TASKS = {Outcome.WITHHELD, Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}  # of judges, or of version 1
+NOT_OF_TASKS = {
+    Outcome.WITHHELD,
+    Outcome.RULES_FAILED,
+    Outcome.JUDGE_FAILED,
+}  # only in judges' receipts or in version 1
 RAN = {outcome for outcome in Outcome if outcome.fault is not Fault.PLATFORM} - NOTHING_RAN - NOT_OF_TASKS
 DIGEST = "ab" * 32
 
@@ -26,7 +31,7 @@ State = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def stated(new_escrow: Callable[..., Escrow]) -> State:
-    """The claims of an outcome, as the code makes them for what ran (`limits`) or did not."""
+    """The claims of an outcome as the code makes them, for a run (`limits`) or without one."""
 
     def made(outcome: Outcome, *, limits: Limits | None, meter: Meter, engine: str = "e") -> dict[str, Any]:
         rules = {"agent_rules_sha256": DIGEST} if outcome in OF_THE_RULES else {}
@@ -38,7 +43,7 @@ def stated(new_escrow: Callable[..., Escrow]) -> State:
         if outcome is Outcome.SUCCEEDED:
             settled = replace(settled, output=StoredBytes(DIGEST, meter.output_bytes, None))
         config = "ff" * 32 if engine else ""
-        return claims(
+        return claims_of(
             escrow,
             settled,
             issuer="i",
@@ -55,10 +60,10 @@ def ended_by(outcome: Outcome, meter: Meter, limits: Limits | None) -> Run:
     return Run(outcome, "", meter, limits=limits, rejected_by=by)
 
 
-def sentence(statement: dict[str, Any]) -> str | None:
-    """Why a statement does not hold together, if so."""
+def sentence(claims: dict[str, Any]) -> str | None:
+    """The first reason that a verifier refuses the claims for, or None."""
     try:
-        verify(sign(statement, KEY), ROOT.jwks())
+        verify(sign(claims, KEY), ROOT.jwks())
     except ProofError as error:
         return str(error) if error.flaw is Flaw.CONTRADICTION else f"{error.flaw}: {error}"
     return None
@@ -88,7 +93,7 @@ def vars_of(meter: Meter) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("outcome", sorted(NOTHING_RAN))
-def test_where_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> None:
+def test_if_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> None:
     whole = stated(outcome, limits=None, meter=Meter(), engine="")
     assert sentence(whole) is None
     limits = {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70}
@@ -105,8 +110,8 @@ def test_where_nothing_ran_nothing_was_used(stated: State, outcome: Outcome) -> 
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in RAN | NOTHING_RAN | NOT_OF_TASKS])
-def test_a_platforms_fault_comes_before_a_run_or_in_it(stated: State, outcome: Outcome) -> None:
-    """Before it, the input's length is known and the version is chosen; both were always stated so."""
+def test_a_platform_fault_occurs_before_or_during_a_run(stated: State, outcome: Outcome) -> None:
+    """Before a run, the length of the input is known already, so it may be stated."""
     assert sentence(stated(outcome, limits=None, meter=Meter(input_bytes=9))) is None
     assert sentence(stated(outcome, limits=LIMITS, meter=replace(METER, wall_ms=71))) is None
     assert "states no engine" in (sentence(stated(outcome, limits=LIMITS, meter=METER, engine="")) or "")
@@ -114,7 +119,7 @@ def test_a_platforms_fault_comes_before_a_run_or_in_it(stated: State, outcome: O
 
 
 @pytest.mark.parametrize(("wall_ms", "holds"), [(69, False), (70, True), (71, False)])
-def test_a_timeout_took_its_time(stated: State, wall_ms: int, holds: bool) -> None:
+def test_a_timed_out_run_took_exactly_its_timeout(stated: State, wall_ms: int, holds: bool) -> None:
     found = sentence(stated(Outcome.TIMEOUT, limits=LIMITS, meter=replace(METER, wall_ms=wall_ms)))
     assert (found is None) == holds
 
@@ -131,12 +136,12 @@ def test_no_run_takes_longer_than_its_timeout(stated: State, outcome: Outcome, w
 
 @pytest.mark.parametrize("outcome", sorted(RAN - {Outcome.TIMEOUT, Outcome.BUDGET_EXHAUSTED}))
 def test_in_version_1_a_run_could_take_longer(stated: State, outcome: Outcome) -> None:
-    """Honestly: a supervisor that was stopped took an end that came late."""
+    """A supervisor that had been stopped accepted a late result."""
     whole = stated(outcome, limits=LIMITS, meter=replace(METER, wall_ms=71))
     assert sentence(as_version_1(whole)) is None
 
 
 @pytest.mark.parametrize("wall_ms", [69, 71])
-def test_in_version_1_a_timeout_took_its_time_too(stated: State, wall_ms: int) -> None:
+def test_in_version_1_a_timed_out_run_took_its_timeout_too(stated: State, wall_ms: int) -> None:
     whole = stated(Outcome.TIMEOUT, limits=LIMITS, meter=replace(METER, wall_ms=wall_ms))
     assert f"after {wall_ms} ms" in (sentence(as_version_1(whole)) or "it is accepted")

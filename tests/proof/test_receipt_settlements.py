@@ -1,4 +1,4 @@
-"""Whatever an escrow settles by, its receipt verifies, and no amount or fault in it can be changed alone."""
+"""The receipt of any settlement verifies, and no amount or fault in it can be changed alone."""
 
 import copy
 import json
@@ -22,11 +22,12 @@ from quittance.ledger.escrow import (
     held_to_budget,
 )
 from quittance.ledger.pricing import ComputePrices, parse_tariff, tariff_json
-from quittance.proof.receipt import checks, claims, read, sign
-from quittance.proof.statement import Certified, Flaw, ProofError
-from quittance.proof.verify import Given, examine
+from quittance.proof.receipt import checks, read
+from quittance.proof.statement import Flaw, ProofError, VerifiedStatement
+from quittance.proof.verify import Evidence, examine
 from quittance.run import Fault, Limits, Meter, Outcome, RejectedBy, Run, Side
 from tests.proof import second_checker
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root
 
 ROOT = Root()
@@ -46,17 +47,17 @@ NewEscrow = Callable[..., Escrow]
 Claims = dict[str, Any]
 
 
-def why_refused(statement: Claims) -> ProofError | None:
-    """Why claims are refused, None if they are not: by the verifier, and the second checker must agree."""
+def why_refused(claims: Claims) -> ProofError | None:
+    """Why the verifier refuses claims, None if it accepts them. The second checker must agree."""
     first: ProofError | None = None
     second: second_checker.RefusedError | None = None
     try:
-        for _, check in checks(read(statement), Certified(statement, IAT, EXP, "root-1")):
+        for _, check in checks(read(claims), VerifiedStatement(claims, IAT, EXP, "root-1")):
             check()
     except ProofError as error:
         first = error
     try:
-        second_checker.check_claims(statement, IAT, EXP)
+        second_checker.check_claims(claims, IAT, EXP)
     except second_checker.RefusedError as error:
         second = error
     assert (first is None) == (second is None), f"the verifier: {first}; the second checker: {second}"
@@ -64,16 +65,16 @@ def why_refused(statement: Claims) -> ProofError | None:
 
 
 def stated(escrow: Escrow, settlement: Settlement, run: Run) -> Claims:
-    """The claims as they are signed, of a run by this engine."""
+    """The claims of a settlement as they are signed."""
     if settlement.outcome is Outcome.SUCCEEDED:
         settlement = replace(settlement, output=StoredBytes("dd" * 32, run.meter.output_bytes, None))
     ran = run.limits is not None
     engine = {"engine": "e" if ran else "", "config_sha256": "ff" * 32 if ran else ""}
-    plain = claims(escrow, settlement, issuer="i", run=run, **engine)
+    plain = claims_of(escrow, settlement, issuer="i", run=run, **engine)
     return dict(json.loads(json.dumps(plain)))
 
 
-# What there is to settle.
+# Escrows, runs and settlements.
 
 
 PRICES = st.builds(ComputePrices, st.sampled_from([0, 1, 10**5]), st.sampled_from([0, 1, 40, 10**9, 10**15]))
@@ -82,7 +83,7 @@ LIMIT = st.integers(1, 100)
 
 @st.composite
 def limits(draw: st.DrawFn, under: Limits | None = None) -> Limits:
-    """Limits, each under the one given or the same."""
+    """Limits, each at most the given one."""
     given_ = asdict(under) if under else dict.fromkeys(Limits.__slots__, 100)
     return Limits(**{name: draw(st.sampled_from([most, draw(st.integers(1, most))])) for name, most in given_.items()})
 
@@ -107,7 +108,7 @@ def escrows(draw: st.DrawFn, new_escrow: NewEscrow, **terms: Any) -> Escrow:
 
 @st.composite
 def runs(draw: st.DrawFn, escrow: Escrow, outcomes: list[Outcome]) -> Run:
-    """A run as the sandbox and the rules end it: any outcome, within its limits."""
+    """A run with any outcome that the sandbox and the rules can give it, within its limits."""
     named = {Side.AGENT: escrow.agent_rules_sha256, Side.TASK: escrow.task_rules_sha256}
     able = [by for by in RejectedBy if named[by.side]]
     outcome = draw(st.sampled_from([end for end in outcomes if able or end is not Outcome.REJECTED]))
@@ -137,7 +138,7 @@ def runs(draw: st.DrawFn, escrow: Escrow, outcomes: list[Outcome]) -> Run:
 
 
 def asked(escrow: Escrow, run: Run) -> dict[Side, bool]:
-    """Whose judge was asked, at most: after all other rules, the task's own after the agent's."""
+    """The sides whose judges may have run: after all other rules, the task's own after the agent's."""
     succeeded, by = run.outcome is Outcome.SUCCEEDED, run.rejected_by
     last = by if run.outcome is Outcome.REJECTED else None
     return {
@@ -149,7 +150,7 @@ def asked(escrow: Escrow, run: Run) -> dict[Side, bool]:
 
 @st.composite
 def of_tasks(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlement, Run]:
-    """A task's end; of some, the platform failed after all else, when the output was to be stored."""
+    """The settlement of a task. For some, the platform failed at last, when it stored the output."""
     escrow = draw(escrows(new_escrow))
     run = draw(runs(escrow, OF_TASKS))
     if run.limits and draw(st.booleans()):
@@ -162,7 +163,7 @@ def of_tasks(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlement
 
 @st.composite
 def of_judges(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlement, Run]:
-    """A judge's end: asked or not, its task released or not, or given up because the platform failed."""
+    """The settlement of a judge: it ran or not, its task was released or not, or the platform failed."""
     escrow = draw(
         escrows(
             new_escrow,
@@ -194,26 +195,24 @@ def of_judges(draw: st.DrawFn, new_escrow: NewEscrow) -> tuple[Escrow, Settlemen
 
 @given(data=st.data())
 @pytest.mark.parametrize("kind", [of_tasks, of_judges])
-def test_what_is_settled_and_stated_verifies(new_escrow: NewEscrow, kind: Any, data: st.DataObject) -> None:
+def test_the_receipt_of_any_settlement_verifies(new_escrow: NewEscrow, kind: Any, data: st.DataObject) -> None:
     escrow, settlement, run = data.draw(kind(new_escrow))
-    statement = stated(escrow, settlement, run)
-    note(json.dumps(statement, indent=1))
-    assert why_refused(statement) is None
+    claims = stated(escrow, settlement, run)
+    note(json.dumps(claims, indent=1))
+    assert why_refused(claims) is None
 
 
 @given(data=st.data())
 @pytest.mark.parametrize("outcome", OF_TASKS)
-def test_every_outcome_is_settled_and_stated_so_that_it_verifies(
-    new_escrow: NewEscrow, outcome: Outcome, data: st.DataObject
-) -> None:
+def test_the_receipt_of_every_outcome_verifies(new_escrow: NewEscrow, outcome: Outcome, data: st.DataObject) -> None:
     escrow = data.draw(escrows(new_escrow, agent_rules_sha256=AGENTS_RULES, task_rules_sha256=TASKS_RULES))
     run = data.draw(runs(escrow, [outcome]))
     now_ms = escrow.expires_ms if outcome is Outcome.EXPIRED else NOW_MS
     expired = outcome is Outcome.EXPIRED
     settlement = expire(escrow, now_ms=now_ms) if expired else decide(escrow, run, now_ms=now_ms)
-    statement = stated(escrow, settlement, run)
-    assert why_refused(statement) is None
-    assert (statement["fault"], statement["charge"] != "0") == (
+    claims = stated(escrow, settlement, run)
+    assert why_refused(claims) is None
+    assert (claims["fault"], claims["charge"] != "0") == (
         fault(run, escrow.own_limits),
         settlement.fault is Fault.AGENT and escrow.compute.micro(run.meter.fuel) > 0,
     )
@@ -222,7 +221,7 @@ def test_every_outcome_is_settled_and_stated_so_that_it_verifies(
 def tariff_fault(escrow: Escrow, settlement: Settlement, run: Run) -> str:
     """Why `--tariff` refuses the receipt of a settlement; empty if it does not."""
     token = sign(stated(escrow, settlement, run), KEY)
-    report = examine(Given(token, KEYS, tariff=escrow.tariff.encode()))
+    report = examine(Evidence(token, KEYS, tariff=escrow.tariff.encode()))
     return "; ".join(check.sentence for check in report.checks if check.flaw)
 
 
@@ -248,25 +247,25 @@ def test_the_price_of_a_judge_follows_from_its_tariff(new_escrow: NewEscrow, dat
     assert tariff_fault(escrow, settlement, run) == ""
 
 
-# Whose cost stands in another receipt, the judge's own: of these, one receipt alone cannot say how much is right.
+# The costs that follow from another receipt, the judge's own: one receipt alone cannot prove these amounts.
 ELSEWHERE = {"judging": Side.AGENT, "task_judging": Side.TASK}
 
 
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["compute", "charge", "fault", "judging", "task_judging"])
 @pytest.mark.parametrize("kind", [of_tasks, of_judges])
-def test_no_amount_and_no_fault_can_be_changed_alone(
+def test_no_amount_or_fault_can_be_changed_alone(
     new_escrow: NewEscrow, kind: Any, name: str, data: st.DataObject
 ) -> None:
-    """But for what a judge cost that was asked: its own receipt states that, and `--task-judge` compares them."""
+    """Except the cost of a judge that ran: the judge's own receipt states it, and `--task-judge` compares them."""
     escrow, settlement, run = data.draw(kind(new_escrow))
-    statement = stated(escrow, settlement, run)
-    forged = copy.deepcopy(statement)
+    claims = stated(escrow, settlement, run)
+    forged = copy.deepcopy(claims)
     if name == "fault":
-        forged[name] = data.draw(st.sampled_from([other for other in Fault if other != statement[name]]))
+        forged[name] = data.draw(st.sampled_from([other for other in Fault if other != claims[name]]))
     else:
-        near = st.sampled_from([0, 1, int(statement[name]) + 1, max(0, int(statement[name]) - 1), 10**12])
-        forged[name] = str(data.draw(near.filter(lambda other: str(other) != statement[name])))
+        near = st.sampled_from([0, 1, int(claims[name]) + 1, max(0, int(claims[name]) - 1), 10**12])
+        forged[name] = str(data.draw(near.filter(lambda other: str(other) != claims[name])))
     error = why_refused(forged)
     is_judges = kind is of_judges
     if name in ELSEWHERE and not is_judges and asked(escrow, run)[ELSEWHERE[name]]:
@@ -277,8 +276,8 @@ def test_no_amount_and_no_fault_can_be_changed_alone(
 
 
 @pytest.mark.parametrize("by", RejectedBy)
-def test_the_platforms_fault_after_a_rejection_costs_nothing(new_escrow: NewEscrow, by: RejectedBy) -> None:
-    """Seen before: a payer paid the share of the price for a task that failed because an output could not be stored."""
+def test_a_platform_fault_after_a_rejection_costs_nothing(new_escrow: NewEscrow, by: RejectedBy) -> None:
+    """Regression: a payer paid the share of the price for a task whose output could not be stored."""
     escrow = new_escrow(
         task_judge_bps=5_000,
         agent_rules_sha256=AGENTS_RULES,
@@ -293,14 +292,14 @@ def test_the_platforms_fault_after_a_rejection_costs_nothing(new_escrow: NewEscr
     assert why_refused(stated(escrow, settlement, run)) is None
 
 
-def test_the_platforms_fault_after_refused_memory_states_no_refusal(new_escrow: NewEscrow) -> None:
-    """Seen before: such a receipt contradicted itself, and nothing could verify it."""
+def test_a_platform_fault_hides_refused_memory(new_escrow: NewEscrow) -> None:
+    """Regression: such a receipt contradicted itself and could not be verified."""
     given_ = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
     run = Run(Outcome.EXIT_CODE, "", Meter(fuel=5, wall_ms=7), limits=given_, memory_refused=True)
     failed = replace(run, outcome=Outcome.STORAGE_DOWN)
-    statement = stated(escrow := new_escrow(), decide(escrow, failed, now_ms=NOW_MS), failed)
-    assert statement["memory_refused"] is False
-    assert why_refused(statement) is None
+    claims = stated(escrow := new_escrow(), decide(escrow, failed, now_ms=NOW_MS), failed)
+    assert claims["memory_refused"] is False
+    assert why_refused(claims) is None
 
 
 @pytest.mark.parametrize(("share_bps", "more_micro", "holds"), [(2_500, 0, True), (2_500, 1, False), (0, 1, False)])
@@ -311,9 +310,9 @@ def test_a_rejected_agent_is_paid_at_most_its_share(
     escrow = new_escrow(tariff=whole, task_rules_sha256=TASKS_RULES, task_judge_bps=share_bps, fee_bps=0)
     limits_ = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
     run = Run(Outcome.REJECTED, "", Meter(wall_ms=7), limits=limits_, rejected_by=RejectedBy.TASK_JUDGE)
-    statement = stated(escrow, decide(escrow, run, now_ms=NOW_MS), run)
-    statement["paid"] = str(int(statement["paid"]) + more_micro)
-    statement["refunded"] = str(int(statement["refunded"]) - more_micro)
-    error = why_refused(statement)
+    claims = stated(escrow, decide(escrow, run, now_ms=NOW_MS), run)
+    claims["paid"] = str(int(claims["paid"]) + more_micro)
+    claims["refunded"] = str(int(claims["refunded"]) - more_micro)
+    error = why_refused(claims)
     assert (error is None) == holds
     assert error is None or error.flaw is Flaw.AMOUNTS

@@ -1,4 +1,4 @@
-"""Receipts of version 1 stay valid, and no version has what only the other has."""
+"""Receipts of version 1 stay valid, and no version may contain what only the other version has."""
 
 import json
 from collections.abc import Callable
@@ -11,10 +11,11 @@ import pytest
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
 from quittance.ledger.pricing import ComputePrices
 from quittance.limits import OUTPUT_BYTES_MAX
-from quittance.proof.receipt import Statement, claims, sign, verify
+from quittance.proof.receipt import ReceiptClaims, verify
 from quittance.proof.statement import Flaw, ProofError
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, RejectedBy, Run
 from tests.proof import second_checker
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import ADDED_CLAIMS, ADDED_MEMBERS, NOW_S, Root, as_version_1, parse
 
 TESTS = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ NewEscrow = Callable[..., Escrow]
 
 
 def stated(new_escrow: NewEscrow, outcome: Outcome, **terms: Any) -> dict[str, Any]:
-    """Claims of version 2 for an outcome; without terms, all that version 2 added is free, unknown or absent."""
+    """Claims of version 2 for an outcome; without terms, everything that version 2 added is free, unknown or absent."""
     rules = {"agent_rules_sha256": "ab" * 32} if outcome in OF_THE_RULES else {}
     escrow = new_escrow(**rules, **terms)
     ran = outcome not in NOTHING_RAN
@@ -46,15 +47,15 @@ def stated(new_escrow: NewEscrow, outcome: Outcome, **terms: Any) -> dict[str, A
     if outcome is Outcome.SUCCEEDED:
         settled = replace(settled, output=StoredBytes("dd" * 32, 10, None))
     engine = {"engine": "e", "config_sha256": "ff" * 32} if ran else {"engine": "", "config_sha256": ""}
-    plain = claims(escrow, settled, issuer="i", run=run, **engine)
+    plain = claims_of(escrow, settled, issuer="i", run=run, **engine)
     return dict(json.loads(json.dumps(plain)))
 
 
-def refusal(statement: dict[str, Any]) -> ProofError:
+def refusal(claims: dict[str, Any]) -> ProofError:
     with pytest.raises(ProofError) as caught:
-        verify(sign(statement, KEY), ROOT.jwks())
+        verify(sign(claims, KEY), ROOT.jwks())
     with pytest.raises(second_checker.RefusedError):
-        second_checker.check(sign(statement, KEY), ROOT.jwks())
+        second_checker.check(sign(claims, KEY), ROOT.jwks())
     return caught.value
 
 
@@ -68,8 +69,8 @@ def test_a_stored_receipt_of_version_1_verifies(folder: Path) -> None:
 
 def test_version_2_added_these_claims_and_no_others() -> None:
     older = parse(BEFORE["receipt"]).payload
-    assert Statement.model_fields.keys() - older.keys() == set(ADDED_CLAIMS)
-    assert not older.keys() - Statement.model_fields.keys()
+    assert ReceiptClaims.model_fields.keys() - older.keys() == set(ADDED_CLAIMS)
+    assert not older.keys() - ReceiptClaims.model_fields.keys()
     verified = verify(BEFORE["receipt"], BEFORE["jwks"])
     assert as_version_1(verified) == older
     assert {name: verified[name] for name in ADDED_CLAIMS} == {
@@ -97,12 +98,12 @@ def test_version_1_has_no_claim_of_version_2(new_escrow: NewEscrow, outcome: Out
     for name in ADDED_CLAIMS:
         for value in (newer[name], None):
             error = refusal({**older, name: value})
-            assert (error.flaw, f"{name} is no claim of version 1" in str(error)) == (Flaw.FORM, True)
+            assert (error.flaw, f"{name} is not a claim of version 1" in str(error)) == (Flaw.FORM, True)
     for name, member in ADDED_MEMBERS.items():
         if older[name] is not None:
             for value in (newer[name][member], None):
                 error = refusal({**older, name: {**older[name], member: value}})
-                assert f"{name}.{member} is no claim of version 1" in str(error)
+                assert f"{name}.{member} is not a claim of version 1" in str(error)
     refusal({**newer, "v": 1})
 
 
@@ -120,17 +121,17 @@ def test_version_2_has_every_claim_that_it_added(new_escrow: NewEscrow, outcome:
 
 @pytest.mark.parametrize("outcome", sorted(OF_VERSION_2))
 def test_version_1_has_no_outcome_of_version_2(new_escrow: NewEscrow, outcome: Outcome) -> None:
-    """Seen before: a receipt of version 1 that said `budget_exhausted` was accepted, by the fault of a payer."""
+    """Regression: a receipt of version 1 with `budget_exhausted` was accepted, with the payer at fault."""
     base = stated(new_escrow, Outcome.EXIT_CODE)
     state = "released" if outcome is Outcome.WITHHELD else "refunded"
     older = as_version_1(base) | {"outcome": outcome, "state": state, "fault": outcome.fault, "reputation_tenths": 0}
     error = refusal(older)
-    assert (error.flaw, f"{outcome} is no outcome of version 1" in str(error)) == (Flaw.FORM, True)
+    assert (error.flaw, f"{outcome} is not an outcome of version 1" in str(error)) == (Flaw.FORM, True)
 
 
 @pytest.mark.parametrize("outcome", sorted(OF_VERSION_1))
 def test_version_2_has_no_outcome_of_version_1(new_escrow: NewEscrow, outcome: Outcome) -> None:
-    assert f"{outcome} is no outcome of version 2" in str(refusal(stated(new_escrow, outcome)))
+    assert f"{outcome} is not an outcome of version 2" in str(refusal(stated(new_escrow, outcome)))
 
 
 @pytest.mark.parametrize("outcome", sorted(outcome for outcome in Outcome if outcome.fault is Fault.AGENT))

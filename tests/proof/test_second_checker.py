@@ -1,4 +1,4 @@
-"""Two checkers of receipts, written apart, must accept and refuse the same: claims, tokens and key sets are mutated.
+"""Two independent checkers must accept and refuse the same receipts: claims, tokens and key sets are mutated.
 
 The second one (second_checker.py) is written from docs/receipts.md. Where they differ, one of the three is wrong.
 """
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from quittance.ledger.escrow import escrow_id
 from quittance.proof import receipt
 from quittance.proof.receipt import checks, read
-from quittance.proof.statement import Certified, ProofError, Purpose
+from quittance.proof.statement import ProofError, Purpose, VerifiedStatement
 from tests.depth import LONG
 from tests.proof import second_checker
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
@@ -41,7 +41,7 @@ Claims = dict[str, Any]
 Place = tuple[str, ...]
 
 
-# Valid claims to begin with: one for each outcome, and some with rules, scores and borders.
+# Valid claims to mutate: one for each outcome, and some with rules, scores and limit values.
 
 
 def _nothing_ran(claims: Claims) -> None:
@@ -50,7 +50,7 @@ def _nothing_ran(claims: Claims) -> None:
 
 
 def claims_of(outcome: str, **changes: Any) -> Claims:
-    """Claims that hold, for an outcome: of the older version that has it, unless `v` is among the changes."""
+    """Valid claims for an outcome, of the oldest version that has it unless `changes` contains `v`."""
     claims: Claims = parse(BEFORE["receipt"]).payload
     version = changes.get("v", 1 if outcome in second_checker.FAULT_OF[1] else 2)
     if version == 2:
@@ -70,7 +70,7 @@ def claims_of(outcome: str, **changes: Any) -> Claims:
         claims.update(task="task-1:judge-task", stderr_sha256=None, input_sha256=hashlib.sha256(b"").hexdigest())
     for name, value in changes.items():
         claims[name] = claims[name] | value if isinstance(claims[name], dict) else value
-    if second_checker.is_judges(claims):
+    if second_checker.is_judge(claims):
         claims["eid"] = escrow_id(claims["user"], claims["task"])
     return repaired(claims)
 
@@ -90,7 +90,7 @@ def rules(version: int, **stated: Any) -> Claims:
 
 
 def repaired(claims: Claims) -> Claims:
-    """The claims with all that follows from others made to follow, as far as these are readable."""
+    """The claims after every claim that follows from others is recomputed, as far as those are readable."""
     with suppress(KeyError, TypeError, ValueError, AttributeError, second_checker.RefusedError):
         repair(claims)
     return claims
@@ -115,7 +115,7 @@ def repair(claims: Claims) -> None:
 
 
 def integer(value: object) -> int:
-    """The value, if it is an integer: a text times a price would be a very long text."""
+    """The value if it is an integer, because a string times a price would be a very long string."""
     if not isinstance(value, int):
         message = "no integer"
         raise TypeError(message)
@@ -128,7 +128,7 @@ def repair_amounts(claims: Claims, whole: Claims) -> None:
     fuel = integer(claims["meter"]["fuel"])
     compute = charge = 0
     if claims["v"] == 2:
-        computed = integer(claims["limits"]["fuel"]) if released and second_checker.is_judges(claims) else fuel
+        computed = integer(claims["limits"]["fuel"]) if released and second_checker.is_judge(claims) else fuel
         if released or claims["fault"] == "payer":
             compute = min(second_checker.computing_micro(claims, computed), budget)
         if claims["fault"] == "agent":
@@ -165,7 +165,7 @@ def bases_of_1() -> list[Claims]:
 
 
 def telling_bases_of_2() -> list[Claims]:
-    """Of version 2, one of each kind that its rules distinguish."""
+    """Claims of version 2, one for each case that its rules distinguish."""
     own = {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70, "output_bytes": 80}
     both = {"agent_sha256": DIGEST, "task_sha256": "cd" * 32}
     found = [
@@ -219,7 +219,7 @@ def at(claims: Claims, place: Place) -> Any:
 
 
 def put(claims: Claims, place: Place, value: object) -> Claims:
-    """A copy with another value in a place; unchanged if the way there is gone."""
+    """A copy with another value at a path; unchanged if the path does not exist."""
     changed = copy.deepcopy(claims)
     inner: Any = changed
     for name in place[:-1]:
@@ -244,7 +244,7 @@ ODD: list[Any] = [
 
 
 def near(value: Any) -> list[Any]:
-    """Values beside one: a step to each side, or its text changed at the end."""
+    """Neighbouring values: one step up or down, or a string changed at its end."""
     if isinstance(value, bool) or value is None:
         return [not value]
     if isinstance(value, int):
@@ -256,7 +256,7 @@ def near(value: Any) -> list[Any]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Claims:
-    """Claims that held before one to three of them were changed, dropped or added; often what follows is repaired."""
+    """Valid claims of which one to three were changed, dropped or added; often the others are recomputed."""
     claims = copy.deepcopy(draw(st.sampled_from(bases())))
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(PLACES))
@@ -282,8 +282,8 @@ def mutated(draw: st.DrawFn) -> Claims:
 
 
 def first_takes(claims: Claims) -> bool:
-    """Whether the verifier takes claims, given a certificate that was valid."""
-    chain = Certified(claims, IAT, EXP, "root-1")
+    """Whether the verifier accepts claims under a valid certificate."""
+    chain = VerifiedStatement(claims, IAT, EXP, "root-1")
     try:
         for _, check in checks(read(claims), chain):
             check()
@@ -301,7 +301,7 @@ def second_takes(claims: Claims) -> bool:
 
 
 def both_take(token: str, jwks: Claims) -> bool:
-    """Whether both checkers take a token; fails if only one does."""
+    """Whether both checkers accept a token; fails if only one does."""
     first = second = ""
     try:
         receipt.verify(token, jwks)
@@ -322,8 +322,8 @@ def signed(payload: object, *, header: Claims | None = None, certificate: str = 
 
 
 def kinds(claims: Claims) -> Iterator[object]:
-    """What distinguishes claims of version 2 by the rules of the page."""
-    judged = second_checker.is_judges(claims)
+    """The properties by which the rules of the page distinguish claims of version 2."""
+    judged = second_checker.is_judge(claims)
     by = claims["acceptance"]["rejected_by"] if claims["acceptance"] else None
     yield (claims["outcome"], claims["fault"])
     yield ("judge", claims["outcome"]) if judged else ("rejected by", by)
@@ -345,12 +345,12 @@ EVERY_KIND = {
 }
 
 
-def test_the_comparison_begins_from_every_kind_of_claims() -> None:
+def test_the_comparison_starts_from_every_outcome() -> None:
     assert {claims["outcome"] for claims in bases_of_1()} == set(second_checker.FAULT_OF[1])
     assert not EVERY_KIND - {kind for claims in bases_of_2() for kind in kinds(claims)}
 
 
-def test_both_take_what_holds() -> None:
+def test_both_accept_valid_claims() -> None:
     for claims in bases():
         assert both_take(signed(claims), JWKS), claims["outcome"]
     assert both_take(BEFORE["receipt"], BEFORE["jwks"])
@@ -398,9 +398,9 @@ def each_once(values: list[Any]) -> list[Any]:
 
 
 def test_both_agree_on_every_single_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each claim of each base, with each odd value, each value beside its own, and without it.
+    """Each claim of each base gets each odd value and each neighbouring value, and is removed once.
 
-    So each rule of the page has refused something that all rules before it let through.
+    So each rule of the page refuses something that all rules before it accept.
     """
     decided = set()
 
@@ -477,7 +477,7 @@ def changed(draw: st.DrawFn, value: Claims) -> Claims:
 
 
 def test_both_agree_on_mutated_chains_and_key_sets() -> None:
-    """Everything is signed anew after it was changed, by the root, by another root, and by the environment's key."""
+    """Everything is signed again after the change: by the root, by another root, and by the environment's key."""
     seen: Counter[bool] = Counter()
     of_key = parse(KEY.certificate)
     pieces = ["root", "payload", "certificate's header", "name", "header", "key set", "key set", "one key more"]
@@ -493,7 +493,7 @@ def test_both_agree_on_mutated_chains_and_key_sets() -> None:
         root = OTHER_ROOT if "root" in odd else ROOT
         inner = perhaps("payload", of_key.payload)
         name = data.draw(st.sampled_from([OTHER_KEY.key_id, "A" * 43])) if "name" in odd else KEY.key_id
-        if "name" in odd:  # a key that both its certificate and what it signed call otherwise
+        if "name" in odd:  # a key that certificate and receipt name by a wrong id
             inner = put(inner, ("jwk", "kid"), name)
         cert = certificate(inner, perhaps("certificate's header", {**of_key.header, "kid": root.key_id}), root)
         header = perhaps("header", {**parse(signed({})).header, "kid": name, "cert": cert})
@@ -534,7 +534,7 @@ def test_both_agree_on_mutated_text() -> None:
         "A" * 16_385,
     ],
 )
-def test_both_refuse_what_is_no_token(text: str) -> None:
+def test_both_refuse_text_that_is_no_token(text: str) -> None:
     assert not both_take(text, JWKS)
 
 

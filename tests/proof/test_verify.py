@@ -1,4 +1,4 @@
-"""The command that checks receipts: what it says of good ones, how it ends on bad ones, and that it ends at all."""
+"""The command that checks receipts: its reports, its exit status, and that it ends on any input."""
 
 import hashlib
 import json
@@ -31,10 +31,10 @@ from quittance.proof.log import (
     sign_checkpoint,
     tree_root,
 )
-from quittance.proof.receipt import claims, sign
 from quittance.proof.statement import Flaw, Purpose
-from quittance.proof.verify import EXITS, Given, Report, Verdict, examine, main
+from quittance.proof.verify import EXITS, CheckResult, Evidence, Report, examine, main
 from quittance.run import Limits, Meter, Outcome, Run
+from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
 from tests.support import UNSCORED
 
@@ -54,13 +54,13 @@ def sha256(data: bytes) -> str:
 
 
 @pytest.fixture(scope="session")
-def statement(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
+def paid_claims(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
     escrow = new_escrow(module_sha256=sha256(MODULE), input_sha256=sha256(INPUT), tariff=TARIFF.decode())
     meter = Meter(fuel=5, wall_ms=7, memory_bytes=8, input_bytes=len(INPUT), output_bytes=len(OUTPUT))
     settled = decide(escrow, Run(Outcome.SUCCEEDED, "ok", meter), now_ms=NOW_S * 1_000 + 5)
     settled = replace(settled, output=StoredBytes(sha256(OUTPUT), len(OUTPUT), OUTPUT))
     limits = Limits(fuel=50, memory_bytes=60, timeout_ms=70)
-    return claims(
+    return claims_of(
         escrow,
         settled,
         issuer=ISSUER,
@@ -71,12 +71,12 @@ def statement(new_escrow: Callable[..., Escrow]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def receipt(statement: dict[str, Any]) -> str:
-    return sign(statement, KEY)
+def receipt(paid_claims: dict[str, Any]) -> str:
+    return sign(paid_claims, KEY)
 
 
 class Log:
-    """A log of which one entry is the receipt."""
+    """A log that contains the receipt."""
 
     def __init__(self, receipt: str, *, salt: bytes = b"") -> None:
         self.tiles: dict[Tile, bytes] = {}
@@ -105,8 +105,8 @@ def logged(receipt: str) -> Log:
     return Log(receipt)
 
 
-def everything(receipt: str, logged: Log) -> Given:
-    return Given(
+def everything(receipt: str, logged: Log) -> Evidence:
+    return Evidence(
         receipt=receipt,
         keys=KEYS,
         module=MODULE,
@@ -118,17 +118,17 @@ def everything(receipt: str, logged: Log) -> Given:
     )
 
 
-def test_all_that_is_given_is_checked(receipt: str, logged: Log) -> None:
+def test_everything_that_is_given_is_checked(receipt: str, logged: Log) -> None:
     report = examine(everything(receipt, logged))
     names = ["signature", "times", "amounts", "claims", "module", "input", "output", "tariff", "log", "history"]
-    assert [(check.name, check.verdict) for check in report.checks] == [(name, Verdict.PASSED) for name in names]
+    assert [(check.name, check.result) for check in report.checks] == [(name, CheckResult.PASSED) for name in names]
     assert report.exit_status == 0
     assert all(check.sentence for check in report.checks)
 
 
-def test_what_is_not_given_is_said_not_to_be_checked(receipt: str) -> None:
-    report = examine(Given(receipt, KEYS))
-    assert [check.name for check in report.checks if check.verdict is Verdict.NOT_DONE] == [
+def test_missing_evidence_is_reported_as_not_checked(receipt: str) -> None:
+    report = examine(Evidence(receipt, KEYS))
+    assert [check.name for check in report.checks if check.result is CheckResult.NOT_DONE] == [
         "module", "input", "output", "tariff", "log", "history",
     ]  # fmt: skip
     assert report.exit_status == 0
@@ -138,43 +138,43 @@ def test_what_is_not_given_is_said_not_to_be_checked(receipt: str) -> None:
     ("change", "flaw", "sentence"),
     [
         ({"receipt": "x"}, Flaw.FORM, "not a compact JWS"),
-        ({"keys": b"{"}, Flaw.FORM, "the key set is not plain JSON"),
+        ({"keys": b"{"}, Flaw.FORM, "the key set is not JSON"),
         ({"keys": b"[]"}, Flaw.FORM, "the key set is not a JSON object"),
         ({"keys": b'{"keys":[]}'}, Flaw.SIGNATURE, "unknown root key 'root-1'"),
         ({"module": b"\0asm\1"}, Flaw.DIGEST, f"the module has the SHA-256 .*, the receipt names {sha256(MODULE)}"),
         ({"input": b""}, Flaw.DIGEST, f"the input has the SHA-256 {sha256(b'')}, the receipt names {sha256(INPUT)}"),
         ({"output": OUTPUT + b"\n"}, Flaw.DIGEST, "the output has the SHA-256"),
         ({"tariff": b'{"type":"flat","price":"0.5"}'}, Flaw.DIGEST, "the tariff has the SHA-256"),
-        ({"tariff": b'{"type":"free"}'}, Flaw.DIGEST, "holds no tariff"),
-        ({"tariff": b"\xff"}, Flaw.DIGEST, "holds no tariff"),
+        ({"tariff": b'{"type":"free"}'}, Flaw.DIGEST, "does not contain a tariff"),
+        ({"tariff": b"\xff"}, Flaw.DIGEST, "does not contain a tariff"),
         ({"proof": b"null"}, Flaw.FORM, "the proof is not a JSON object"),
         ({"older": "x"}, Flaw.FORM, "the checkpoint is not a compact JWS"),
     ],
 )
-def test_each_misfit_is_named(receipt: str, logged: Log, change: dict[str, Any], flaw: Flaw, sentence: str) -> None:
+def test_each_mismatch_is_named(receipt: str, logged: Log, change: dict[str, Any], flaw: Flaw, sentence: str) -> None:
     report = examine(replace(everything(receipt, logged), **change))
-    (failed,) = [check for check in report.checks if check.verdict is Verdict.FAILED]
+    (failed,) = [check for check in report.checks if check.result is CheckResult.FAILED]
     assert failed.flaw is flaw
     assert report.exit_status == EXITS[flaw][0]
     assert re.search(sentence, failed.sentence)
 
 
-def test_the_price_follows_from_the_tariff(statement: dict[str, Any]) -> None:
-    """The sums of this receipt are right; the price is not what the tariff says."""
-    dear = {**statement, "paid": "585000", "fee": "15000", "refunded": "400000"}
-    report = examine(Given(sign(dear, KEY), KEYS, tariff=TARIFF))
+def test_the_price_follows_from_the_tariff(paid_claims: dict[str, Any]) -> None:
+    """The amounts of this receipt add up, but the price does not follow from the tariff."""
+    dear = {**paid_claims, "paid": "585000", "fee": "15000", "refunded": "400000"}
+    report = examine(Evidence(sign(dear, KEY), KEYS, tariff=TARIFF))
     (failed,) = [check for check in report.checks if check.flaw]
     assert (failed.flaw, failed.sentence) == (
         Flaw.AMOUNTS, "paid and commission are 600000 together, by the tariff 400000 is due",
     )  # fmt: skip
     spaced = b' {"price": "0.40", "type": "flat"}'
-    assert examine(Given(sign(statement, KEY), KEYS, tariff=spaced)).exit_status == 0
+    assert examine(Evidence(sign(paid_claims, KEY), KEYS, tariff=spaced)).exit_status == 0
 
 
 def test_a_failed_task_has_no_output_and_no_price(new_escrow: Callable[..., Escrow]) -> None:
     escrow = new_escrow(tariff=TARIFF.decode())
     settled = expire(escrow, now_ms=escrow.expires_ms)
-    stated = claims(
+    stated = claims_of(
         escrow,
         settled,
         issuer=ISSUER,
@@ -182,18 +182,18 @@ def test_a_failed_task_has_no_output_and_no_price(new_escrow: Callable[..., Escr
         engine="",
         config_sha256="",
     )
-    report = examine(Given(sign(stated, KEY), KEYS, output=b"", tariff=TARIFF))
+    report = examine(Evidence(sign(stated, KEY), KEYS, output=b"", tariff=TARIFF))
     assert [(check.name, check.sentence) for check in report.checks if check.flaw] == [
         ("output", "the receipt names no output, but one is given")
     ]
 
 
 def failures(receipt: str, proof: dict[str, Any], older: str | None = None) -> list[tuple[str, Flaw | None, str]]:
-    report = examine(Given(receipt, KEYS, proof=json.dumps(proof).encode(), older=older))
+    report = examine(Evidence(receipt, KEYS, proof=json.dumps(proof).encode(), older=older))
     return [(check.name, check.flaw, check.sentence) for check in report.checks if check.flaw]
 
 
-def test_another_place_another_log_another_size_proves_nothing(receipt: str, logged: Log) -> None:
+def test_a_proof_of_another_place_log_or_size_fails(receipt: str, logged: Log) -> None:
     other = Log(receipt, salt=b"other")
     foreign = sign_checkpoint(Checkpoint("https://other.example", SIZE, EMPTY_ROOT, NOW_S * 1_000), LOG_KEY)
     for proof, said in (
@@ -210,12 +210,12 @@ def test_another_place_another_log_another_size_proves_nothing(receipt: str, log
         assert said in sentence
 
 
-def test_a_log_that_forgets_is_found_out(receipt: str, logged: Log) -> None:
+def test_a_log_with_changed_history_is_detected(receipt: str, logged: Log) -> None:
     other = Log(receipt, salt=b"other")
     for proof, older, said in (
         (logged.proof(), other.checkpoint(OLD), f"the newer log at {OLD} entries has the root"),
         (logged.proof(), other.checkpoint(SIZE), f"the newer log at {SIZE} entries has the root"),
-        (logged.proof(consistency=None), logged.checkpoint(OLD), "ask for it with that size"),
+        (logged.proof(consistency=None), logged.checkpoint(OLD), "get it with since=300"),
         (logged.proof(), logged.checkpoint(OLD, size=OLD + 1), f"the log at {OLD} entries, the older"),
         (logged.proof(consistency={"tree_size": OLD, "path": []}), logged.checkpoint(OLD), "is empty"),
         (logged.proof(), logged.checkpoint(SIZE, size=SIZE + 1), f"the older log has {SIZE + 1} entries, the newer"),
@@ -231,26 +231,26 @@ ABIDES, OFFENDS = b'{"min_bytes": 11}', b'{ "max_bytes": 10 }'
 
 
 @pytest.mark.parametrize(
-    ("agent", "task", "output", "verdict", "flaw"),
+    ("agent", "task", "output", "result", "flaw"),
     [
-        (ABIDES, b"{}", OUTPUT, Verdict.PASSED, None),
-        (ABIDES, ABIDES, OUTPUT, Verdict.PASSED, None),
-        (OFFENDS, ABIDES, OUTPUT, Verdict.FAILED, Flaw.RULES),
-        (ABIDES, OFFENDS, OUTPUT, Verdict.FAILED, Flaw.RULES),
-        (ABIDES, OFFENDS, None, Verdict.NOT_DONE, None),
+        (ABIDES, b"{}", OUTPUT, CheckResult.PASSED, None),
+        (ABIDES, ABIDES, OUTPUT, CheckResult.PASSED, None),
+        (OFFENDS, ABIDES, OUTPUT, CheckResult.FAILED, Flaw.RULES),
+        (ABIDES, OFFENDS, OUTPUT, CheckResult.FAILED, Flaw.RULES),
+        (ABIDES, OFFENDS, None, CheckResult.NOT_DONE, None),
     ],
 )
-def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
-    statement: dict[str, Any], agent: bytes, task: bytes, output: bytes | None, verdict: Verdict, flaw: Flaw | None
+def test_payment_for_an_output_that_breaks_rules_is_detected(
+    paid_claims: dict[str, Any], agent: bytes, task: bytes, output: bytes | None, result: CheckResult, flaw: Flaw | None
 ) -> None:
     named = [rules_sha256(rules_json(parse_rules(text.decode()))) for text in (agent, task)]
     acceptance = {"agent_sha256": named[0], "task_sha256": named[1], **UNSCORED, "accepted": True}
-    receipt = sign({**statement, "acceptance": acceptance}, KEY)
-    given = Given(receipt, KEYS, output=output, agent_rules=agent, task_rules=task if named[1] else None)
+    receipt = sign({**paid_claims, "acceptance": acceptance}, KEY)
+    given = Evidence(receipt, KEYS, output=output, agent_rules=agent, task_rules=task if named[1] else None)
     found = {check.name: check for check in examine(given).checks}["acceptance"]
-    assert (found.verdict, found.flaw) == (verdict, flaw)
+    assert (found.result, found.flaw) == (result, flaw)
     lacking = {check.name: check for check in examine(replace(given, agent_rules=None)).checks}
-    assert lacking["acceptance"].verdict is lacking["agent rules"].verdict is Verdict.NOT_DONE
+    assert lacking["acceptance"].result is lacking["agent rules"].result is CheckResult.NOT_DONE
 
 
 @pytest.mark.parametrize(
@@ -260,11 +260,11 @@ def test_the_platform_cannot_pay_for_what_does_not_meet_the_rules(
         ("cd" * 32, "  rules of the agent and task for the output: met"),
     ],
 )
-def test_a_person_is_told_of_rules(
-    statement: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str], task: str | None, line: str
+def test_the_text_report_names_rules(
+    paid_claims: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str], task: str | None, line: str
 ) -> None:
     acceptance = {"agent_sha256": "ab" * 32, "task_sha256": task, **UNSCORED, "accepted": True}
-    files["receipt"].write_text(sign({**statement, "acceptance": acceptance}, KEY))
+    files["receipt"].write_text(sign({**paid_claims, "acceptance": acceptance}, KEY))
     assert main(command(files)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert line in lines
@@ -274,11 +274,11 @@ def test_a_person_is_told_of_rules(
 @pytest.mark.parametrize(
     "rules", [b"{", b"\xff", b"[]", b'{"min_bytes": "1"}', OFFENDS, b'{"json_schema": {"$ref": "#"}}']
 )
-def test_other_rules_than_the_receipt_names_are_told(statement: dict[str, Any], rules: bytes) -> None:
+def test_rules_that_the_receipt_does_not_name_are_refused(paid_claims: dict[str, Any], rules: bytes) -> None:
     digest = rules_sha256('{"min_bytes":11}')
     acceptance = {"agent_sha256": None, "task_sha256": digest, **UNSCORED, "accepted": True}
-    for stated, side in (({**statement, "acceptance": acceptance}, "task_rules"), (statement, "agent_rules")):
-        report = examine(Given(sign(stated, KEY), KEYS, output=OUTPUT, **{side: rules}))
+    for stated, side in (({**paid_claims, "acceptance": acceptance}, "task_rules"), (paid_claims, "agent_rules")):
+        report = examine(Evidence(sign(stated, KEY), KEYS, output=OUTPUT, **{side: rules}))
         (failed,) = [check for check in report.checks if check.flaw]
         assert (failed.name, failed.flaw) == (side.replace("_", " "), Flaw.DIGEST)
 
@@ -300,7 +300,7 @@ def command(files: dict[str, Path], *names: str) -> list[str]:
     return [str(files["receipt"]), *options]
 
 
-def test_a_person_is_told_what_the_receipt_says(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_report_states_the_claims(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(files, "module", "input", "output", "proof", "checkpoint")) == 0
     assert capsys.readouterr().out.splitlines() == [
         "'https://q.example': escrow pt7fxmrlpdhb4aqyxxot3tnqg5",
@@ -325,7 +325,7 @@ def test_a_person_is_told_what_the_receipt_says(files: dict[str, Path], capsys: 
     ]
 
 
-def test_a_machine_is_told_the_same(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_report_states_the_same(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     files["output"].write_bytes(b"other")
     assert main([*command(files, "output"), "--json"]) == EXITS[Flaw.DIGEST][0]
     told = json.loads(capsys.readouterr().out)
@@ -341,7 +341,7 @@ def test_the_last_line_is_the_first_failure(files: dict[str, Path], capsys: pyte
     assert capsys.readouterr().out.splitlines()[-1].startswith("Not proven: the input has the SHA-256")
 
 
-def test_a_file_that_cannot_be_read_is_a_wrong_call(
+def test_an_unreadable_file_is_a_usage_error(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files["input"].write_bytes(bytes(STDIN_BYTES_MAX + 1))
@@ -365,10 +365,10 @@ def test_a_file_that_cannot_be_read_is_a_wrong_call(
 def test_a_bad_receipt_is_not_replayed(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     files["module"].write_bytes(b"other")
     assert main([*command(files, "module", "input"), "--replay"]) == 8
-    assert "not done  replay     what failed above comes first" in capsys.readouterr().out
+    assert "not done  replay     a check above failed" in capsys.readouterr().out
 
 
-def test_every_failure_has_a_status_of_its_own_and_help_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_flaw_has_its_own_documented_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     statuses = [status for status, _ in EXITS.values()]
     assert EXITS.keys() == set(Flaw)
     assert len({*statuses, 0, 1, 2}) == len(statuses) + 3
@@ -381,10 +381,10 @@ def test_every_failure_has_a_status_of_its_own_and_help_tells_it(capsys: pytest.
         assert f"| {status} | {meaning} |" in page
 
 
-def test_a_strangers_words_do_nothing_to_a_terminal(
-    statement: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+def test_untrusted_text_cannot_control_the_terminal(
+    paid_claims: dict[str, Any], files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files["receipt"].write_text(sign({**statement, "agent": "\x1b[2J\u202e\r\nok", "iss": "\u2028é"}, KEY))
+    files["receipt"].write_text(sign({**paid_claims, "agent": "\x1b[2J\u202e\r\nok", "iss": "\u2028é"}, KEY))
     assert main(command(files)) == 0
     out = capsys.readouterr().out
     assert out.isascii()
@@ -395,7 +395,7 @@ def test_a_strangers_words_do_nothing_to_a_terminal(
     assert r"the module imports \x1b[2J\n\xe9" in verify._as_text(report)
 
 
-# Hostile input: whatever it is, the verifier ends with a status and a report.
+# Hostile input: on any input the verifier ends with a status and a report.
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -405,8 +405,8 @@ JSON = st.recursive(
 HUGE = st.sampled_from([10**400, -(10**400), 2**63, 2**53 + 1, 1e308, float("nan"), float("inf"), "9" * 5_000])
 
 
-def judged(given: Given) -> int:
-    """The exit status; both reports can be written."""
+def judged(given: Evidence) -> int:
+    """The exit status, after both reports have been written."""
     report = examine(given)
     for write in (verify._as_json, verify._as_text):
         assert write(report).isascii()
@@ -415,19 +415,19 @@ def judged(given: Given) -> int:
 
 
 @given(text=st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
-def test_any_text_for_a_receipt(text: str) -> None:
-    assert judged(Given(text, KEYS)) == EXITS[Flaw.FORM][0]
+def test_any_text_as_a_receipt_gets_a_report(text: str) -> None:
+    assert judged(Evidence(text, KEYS)) == EXITS[Flaw.FORM][0]
 
 
 @given(keys=st.binary(max_size=200) | JSON.map(lambda value: json.dumps({"keys": value}).encode()))
-def test_any_key_set(receipt: str, keys: bytes) -> None:
-    assert judged(Given(receipt, keys)) in {3, 4}
+def test_any_key_set_gets_a_report(receipt: str, keys: bytes) -> None:
+    assert judged(Evidence(receipt, keys)) in {3, 4}
 
 
 @given(data=st.data())
-def test_any_signed_claims(statement: dict[str, Any], data: st.DataObject) -> None:
-    """Even what is rightly signed may be nonsense: huge, deep, of wrong types."""
-    forged = json.loads(json.dumps(statement))
+def test_any_signed_claims_get_a_report(paid_claims: dict[str, Any], data: st.DataObject) -> None:
+    """Even validly signed claims may be huge, deep or of wrong types."""
+    forged = json.loads(json.dumps(paid_claims))
     for _ in range(data.draw(st.integers(1, 3))):
         members = forged
         name = data.draw(st.sampled_from(sorted(members)))
@@ -437,12 +437,12 @@ def test_any_signed_claims(statement: dict[str, Any], data: st.DataObject) -> No
         members[name] = data.draw(JSON | HUGE)
     header = {"alg": "EdDSA", "typ": "quittance-receipt+jwt", "kid": KEY.key_id, "cert": KEY.certificate}
     content = f"{part(header)}.{part(forged)}"
-    judged(Given(f"{content}.{encode(KEY.private.sign(content.encode()))}", KEYS, MODULE, INPUT, OUTPUT, TARIFF))
+    judged(Evidence(f"{content}.{encode(KEY.private.sign(content.encode()))}", KEYS, MODULE, INPUT, OUTPUT, TARIFF))
 
 
 @given(data=st.data())
-def test_any_signed_certificate(receipt: str, data: st.DataObject) -> None:
-    """A root that signs nonsense."""
+def test_any_signed_certificate_gets_a_report(receipt: str, data: st.DataObject) -> None:
+    """A root key that signs any payload."""
     inner = parse(KEY.certificate)
     validity = {**inner.payload, data.draw(st.sampled_from(["iat", "exp", "jwk"])): data.draw(JSON | HUGE)}
     if data.draw(st.booleans()):
@@ -452,18 +452,20 @@ def test_any_signed_certificate(receipt: str, data: st.DataObject) -> None:
     whole = parse(receipt)
     whole.header["cert"] = f"{content}.{encode(ROOT.sign(content.encode()))}"
     content = f"{part(whole.header)}.{part(whole.payload)}"
-    judged(Given(f"{content}.{encode(KEY.private.sign(content.encode()))}", KEYS))
+    judged(Evidence(f"{content}.{encode(KEY.private.sign(content.encode()))}", KEYS))
 
 
 @given(data=st.data())
-def test_any_proof(receipt: str, logged: Log, data: st.DataObject) -> None:
+def test_any_proof_gets_a_report(receipt: str, logged: Log, data: st.DataObject) -> None:
     proof = logged.proof()
     for _ in range(data.draw(st.integers(1, 2))):
         inner = proof["consistency"]
         members = inner if inner and isinstance(inner, dict) and data.draw(st.booleans()) else proof
         members[data.draw(st.sampled_from(sorted(members)))] = data.draw(JSON | HUGE)
     document = json.dumps(proof).encode()
-    judged(Given(receipt, KEYS, proof=document, older=data.draw(st.sampled_from([None, logged.checkpoint(OLD), "x"]))))
+    judged(
+        Evidence(receipt, KEYS, proof=document, older=data.draw(st.sampled_from([None, logged.checkpoint(OLD), "x"])))
+    )
 
 
 @pytest.mark.parametrize(
@@ -475,14 +477,14 @@ def test_any_proof(receipt: str, logged: Log, data: st.DataObject) -> None:
         b'{"keys":[' + b"{}," * 100_000 + b"{}]}",
     ],
 )
-def test_deep_and_long_documents(receipt: str, logged: Log, text: bytes) -> None:
-    assert judged(Given(receipt, text)) == 3
-    assert judged(Given(receipt, KEYS, proof=text)) == 3
-    assert judged(Given(receipt, KEYS, tariff=text)) == 8
+def test_deep_and_long_documents_get_a_report(receipt: str, logged: Log, text: bytes) -> None:
+    assert judged(Evidence(receipt, text)) == 3
+    assert judged(Evidence(receipt, KEYS, proof=text)) == 3
+    assert judged(Evidence(receipt, KEYS, tariff=text)) == 8
 
 
 def test_the_command_needs_nothing_but_its_three_packages(files: dict[str, Path]) -> None:
-    """Nothing of AWS, of the engine or of the platform is even looked for."""
+    """It imports nothing of AWS, of the engine or of the platform."""
     script = (
         "import sys\n"
         "from quittance.proof import verify\n"

@@ -1,4 +1,4 @@
-"""Webhooks: which URLs and addresses are let through, and that a signature proves one body for one URL at one time."""
+"""Webhooks: which URLs and addresses are allowed, and that a signature proves one body for one URL at one time."""
 
 import ipaddress
 import json
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quittance.api import targets
 from quittance.limits import WEBHOOK_AGE_MS_MAX, WEBHOOK_URL_CHARS_MAX
 from quittance.proof import receipt, statement, verify, webhook
-from quittance.proof.statement import CERTIFICATE_SECONDS, Flaw, Kind, ProofError, Purpose
+from quittance.proof.statement import CERTIFICATE_SECONDS, Flaw, ProofError, Purpose, StatementType
 from tests.proof.roots import NOW_S, Root, parse, part
 
 URL = "https://example.com/hook?for=alice"
@@ -61,19 +61,19 @@ KEY = ROOT_KEY.certify()
         ("https://example.com/" + "a" * (WEBHOOK_URL_CHARS_MAX - 19), "at most 2000 characters"),
     ],
 )
-def test_a_url_that_could_be_read_in_two_ways_is_refused_with_the_reason(url: str, sentence: str) -> None:
+def test_an_ambiguous_url_is_refused_with_the_reason(url: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         targets.parse_url(url)
 
 
-def test_a_url_at_the_limit_is_taken() -> None:
+def test_a_url_at_the_limit_is_accepted() -> None:
     url = "https://example.com/" + "a" * (WEBHOOK_URL_CHARS_MAX - 20)
     assert len(url) == WEBHOOK_URL_CHARS_MAX
     assert targets.parse_url(url).hostname == "example.com"
 
 
 @pytest.mark.parametrize("host", ["example.com", "example.com.", "a", f"{'a' * 63}.com", "a." * 126 + "a", "a." * 127])
-def test_a_hosts_name_may_end_in_a_dot_which_tls_does_not_see(host: str) -> None:
+def test_the_final_dot_of_a_host_name_is_dropped_for_tls(host: str) -> None:
     parts = targets.parse_url(f"https://{host}:443/")
     assert parts.hostname == host
     assert targets.tls_name(parts) == host.rstrip(".")
@@ -97,7 +97,7 @@ def test_a_hosts_name_may_end_in_a_dot_which_tls_does_not_see(host: str) -> None
         ("https://[::ffff:10.0.0.1]/", "must not be a private address"),
     ],
 )
-def test_a_target_that_its_form_gives_away_is_refused_before_money_moves(url: str, sentence: str | None) -> None:
+def test_an_obviously_private_target_is_refused_before_funding(url: str, sentence: str | None) -> None:
     assert targets.why_refused(url) == sentence
 
 
@@ -119,7 +119,7 @@ def test_a_target_that_its_form_gives_away_is_refused_before_money_moves(url: st
         ("http://[fe80::1]/", "must not be a private address"),
     ],
 )
-def test_where_loopback_is_allowed_nothing_else_is(url: str, sentence: str | None) -> None:
+def test_allowing_loopback_allows_nothing_else(url: str, sentence: str | None) -> None:
     assert targets.why_refused(url, loopback=True) == sentence
 
 
@@ -138,7 +138,7 @@ def test_where_loopback_is_allowed_nothing_else_is(url: str, sentence: str | Non
         *("fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "ff02::1", "ff0e::1", "4000::1", "e000::1"),
     ],
 )
-def test_an_address_that_is_not_of_the_public_internet_is_none_of_ours_to_call(address: str) -> None:
+def test_webhooks_never_call_private_addresses(address: str) -> None:
     assert not targets.is_public(ipaddress.ip_address(address))
 
 
@@ -155,12 +155,12 @@ def test_an_address_that_is_not_of_the_public_internet_is_none_of_ours_to_call(a
         "2606:4700::1",
     ],
 )
-def test_public_addresses_are_let_through(address: str) -> None:
+def test_public_addresses_are_allowed(address: str) -> None:
     assert targets.is_public(ipaddress.ip_address(address))
 
 
 @given(st.ip_addresses())
-def test_loopback_is_127_8_and_the_one_of_ipv6(address: targets.Address) -> None:
+def test_loopback_is_127_8_and_its_ipv6_address(address: targets.Address) -> None:
     number = int(address)
     assert targets.is_loopback(address) == (number >> 24 == 127 if address.version == 4 else number == 1)
 
@@ -176,7 +176,7 @@ def test_loopback_has_no_other_spelling_in_ipv6(host: int) -> None:
 
 
 @given(st.ip_addresses(v=4))
-def test_no_ipv6_form_of_an_ipv4_address_is_more_public_than_it(inner: ipaddress.IPv4Address) -> None:
+def test_ipv6_forms_of_a_private_ipv4_address_are_private(inner: ipaddress.IPv4Address) -> None:
     public = targets.is_public(inner)
     for form in (f"::ffff:{inner}", f"64:ff9b::{inner}"):
         assert targets.is_public(ipaddress.ip_address(form)) == public
@@ -192,7 +192,7 @@ def signed(body: bytes = BODY, url: str = URL) -> str:
     return webhook.sign(body, url=url, event_id="task.a.released", issuer="urn:test", now_ms=NOW_MS, key=KEY)
 
 
-def check(body: bytes = BODY, signature: str | None = None, **changes: Any) -> webhook.Signed:
+def check(body: bytes = BODY, signature: str | None = None, **changes: Any) -> webhook.WebhookClaims:
     given: dict[str, Any] = {"url": URL, "jwks": ROOT_KEY.jwks(), "now_ms": NOW_MS} | changes
     return webhook.verify(body, signature or signed(), **given)
 
@@ -216,28 +216,28 @@ def test_a_signature_states_body_url_time_and_sender() -> None:
         (Flaw.FORM, {"signature": "nothing"}),
     ],
 )
-def test_whoever_was_not_meant_is_not_convinced(flaw: Flaw, changes: dict[str, Any]) -> None:
+def test_a_signature_proves_nothing_to_another_receiver(flaw: Flaw, changes: dict[str, Any]) -> None:
     with pytest.raises(ProofError) as refused:
         check(**changes)
     assert refused.value.flaw is flaw
 
 
 @pytest.mark.parametrize("now_ms", [NOW_MS + WEBHOOK_AGE_MS_MAX, NOW_MS - WEBHOOK_AGE_MS_MAX, None])
-def test_clocks_may_differ_by_the_limit_and_what_was_kept_is_of_any_age(now_ms: int | None) -> None:
+def test_clocks_may_differ_by_the_limit(now_ms: int | None) -> None:
     assert check(now_ms=now_ms)
 
 
-def test_a_signature_cannot_be_put_together_from_other_statements() -> None:
+def test_another_statement_is_no_webhook_signature() -> None:
     token = parse(signed())
     for payload in ({**token.payload, "url": "https://other.example/"}, {**token.payload, "at": NOW_MS + 1}):
         with pytest.raises(ProofError, match="signature"):
             check(signature=str(token._replace(payload=payload)), url=payload["url"])
-    as_receipt = statement.sign(token.payload, KEY, Kind(receipt.RECEIPT.typ, "", Purpose.WEBHOOK))
+    as_receipt = statement.sign(token.payload, KEY, StatementType(receipt.RECEIPT.typ, "", Purpose.WEBHOOK))
     with pytest.raises(ProofError, match="not of the type"):
         check(signature=as_receipt)
     with pytest.raises(ProofError, match="not of the type"):
         statement.verify(signed(), ROOT_KEY.jwks(), receipt.RECEIPT)
-    more = statement.sign({**token.payload, "sub": "x"}, KEY, Kind(webhook.WEBHOOK.typ, "", Purpose.WEBHOOK))
+    more = statement.sign({**token.payload, "sub": "x"}, KEY, StatementType(webhook.WEBHOOK.typ, "", Purpose.WEBHOOK))
     with pytest.raises(ProofError, match="wrong form"):
         check(signature=more)
     header = f"{part({**token.header, 'alg': 'none'})}.{part(token.payload)}."
@@ -254,7 +254,7 @@ def test_a_time_beyond_the_keys_certificate_is_refused() -> None:
 # The command.
 
 
-def test_the_verifier_reads_what_a_receiver_kept(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verifier_checks_a_stored_delivery(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     paths = {name: tmp_path / name for name in ("body", "signature", "keys")}
     paths["body"].write_bytes(BODY)
     paths["signature"].write_text(signed() + "\n")

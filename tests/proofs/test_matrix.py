@@ -17,11 +17,11 @@ from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import Escrow, Settlement, StoredBytes
 from quittance.ledger.journal import PayoutState
-from quittance.proof import receipt
 from quittance.proof.log import LogHead
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
 from quittance.usecases import audit, settle
+from tests.proof import receipts
 from tests.proofs.checks import violations
 from tests.proofs.memory import Memory
 from tests.proofs.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
@@ -86,7 +86,7 @@ def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlem
         settlement = replace(settlement, output=StoredBytes(hashlib.sha256(b"").hexdigest(), 0, b""))
     if settlement.outcome is Outcome.EXPIRED:
         return settle.signed_expiry(case_world, escrow, settlement)
-    claims = receipt.claims(
+    claims = receipts.claims_of(
         escrow,
         settlement,
         issuer=case_world.settings.receipt_issuer,
@@ -95,7 +95,7 @@ def signed(case_world: World, escrow: Escrow, settlement: Settlement) -> Settlem
         config_sha256=CONFIG_DIGEST,
     )
     key = case_world.keys.signing_key(now_s=settlement.settled_ms // 1_000)
-    return replace(settlement, receipt=receipt.sign(claims, key))
+    return replace(settlement, receipt=receipts.sign(claims, key))
 
 
 def done(world: World, escrow: Escrow, run: Run | None, now_ms: int) -> Escrow:

@@ -31,10 +31,10 @@ from quittance.ledger.balances import bond_account
 from quittance.ledger.escrow import Escrow, State
 from quittance.ledger.journal import PayoutState
 from quittance.ledger.pricing import ComputePrices
-from quittance.proof import receipt
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.usecases import audit
 from tests.depth import LONG
+from tests.proof import receipts
 from tests.proofs.memory import Memory
 from tests.proofs.world import START_MS, World
 
@@ -277,8 +277,8 @@ class LedgerMachine(RuleBasedStateMachine):
         ran = settlement.outcome is not Outcome.EXPIRED
         run = Run(settlement.outcome, settlement.message, Meter(), limits=LIMITS if ran else None)
         named = {"engine": "engine", "config_sha256": "c0" * 32} if ran else {"engine": "", "config_sha256": ""}
-        stated = receipt.claims(escrow, settlement, issuer="t", run=run, **named)
-        return replace(settlement, receipt=receipt.sign(stated, self.key))
+        stated = receipts.claims_of(escrow, settlement, issuer="t", run=run, **named)
+        return replace(settlement, receipt=receipts.sign(stated, self.key))
 
     def teardown(self) -> None:
         overdue = {found.at for found in audit.audit(self.world).differences if found.invariant == "I8"}

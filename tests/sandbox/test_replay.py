@@ -15,7 +15,7 @@ from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id, task
 from quittance.limits import MIB
 from quittance.proof import receipt, replay, verify
 from quittance.proof.statement import Flaw, ProofError
-from quittance.proof.verify import EXITS, Given, examine
+from quittance.proof.verify import EXITS, Evidence, examine
 from quittance.run import HOST_RULES, Limits, Outcome, Run
 from quittance.sandbox import (
     CONFIG_DIGEST,
@@ -26,6 +26,7 @@ from quittance.sandbox import (
     config_digest,
     host_rules_of,
 )
+from tests.proof import receipts
 from tests.proof.roots import NOW_S, Root
 from tests.support import ROOT as PROJECT
 from tests.support import wasm
@@ -83,7 +84,7 @@ def settled(make, sandbox):
         done = decide(escrow, run, now_ms=NOW_S * 1_000 + 9)
         done = replace(done, stderr=kept(run.stderr), output=kept(run.stdout) if done.state == "released" else None)
         engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
-        stated = receipt.claims(
+        stated = receipts.claims_of(
             escrow, done, issuer="i", run=Run(Outcome.SUCCEEDED, "", run.meter, limits=limits), **engine
         )
         return json.loads(json.dumps(stated)) | changes
@@ -93,7 +94,7 @@ def settled(make, sandbox):
 
 def replayed(claims, module: bytes, stdin: bytes = b""):
     """Replay; return the exit status, the sentence of the check, and the report."""
-    given = Given(receipt.sign(claims, KEY), json.dumps(ROOT.jwks()).encode(), module, stdin)
+    given = Evidence(receipts.sign(claims, KEY), json.dumps(ROOT.jwks()).encode(), module, stdin)
     report = examine(given)
     assert report.exit_status == 0
     verify._replay(report, given)
@@ -129,12 +130,12 @@ def test_replay_reproduces_the_run_to_the_unit_of_fuel(settled, module, stdin, l
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"output_sha256": "00" * 32}, "the output's SHA-256 of the replay is .*, the receipt says 0000"),
+        ({"output_sha256": "00" * 32}, "the output's SHA-256 of the replay is .*, the receipt states 0000"),
         ({"stderr_sha256": "00" * 32}, "the log's SHA-256 of the replay is"),
-        ({"meter": {"fuel": 7}}, "the fuel of the replay is [0-9]+, the receipt says 7"),
-        ({"meter": {"memory_bytes": 0}}, "the memory_bytes of the replay is 65536, the receipt says 0"),
-        ({"meter": {"output_bytes": 15}}, "the output_bytes of the replay is 16, the receipt says 15"),
-        ({"meter": {"fuel_exact": False}}, "the fuel_exact of the replay is True, the receipt says False"),
+        ({"meter": {"fuel": 7}}, "the fuel of the replay is [0-9]+, the receipt states 7"),
+        ({"meter": {"memory_bytes": 0}}, "the memory_bytes of the replay is 65536, the receipt states 0"),
+        ({"meter": {"output_bytes": 15}}, "the output_bytes of the replay is 16, the receipt states 15"),
+        ({"meter": {"fuel_exact": False}}, "the fuel_exact of the replay is True, the receipt states False"),
         ({"limits": {"fuel": 10}, "meter": {"fuel": 10}}, "the outcome of the replay is fuel_exhausted, the"),
     ],
     ids=str,
@@ -155,7 +156,7 @@ def test_replay_detects_a_success_reported_as_failure(settled):
     lie = settled(FAILS, module_sha256=honest["module_sha256"])
     status, sentence, _ = replayed(lie, DICE)
     assert status == EXITS[Flaw.REPLAY][0]
-    assert "the outcome of the replay is succeeded, the receipt says exit_code" in sentence
+    assert "the outcome of the replay is succeeded, the receipt states exit_code" in sentence
 
 
 def test_replay_on_another_engine_compares_output_but_not_counts(settled):
@@ -163,7 +164,7 @@ def test_replay_on_another_engine_compares_output_but_not_counts(settled):
     claims["meter"]["fuel"] = 7
     status, said, report = replayed(claims, DICE)
     assert (status, said.endswith("counts were not compared")) == (0, True)
-    assert [check.name for check in report.checks if check.verdict == "noted"] == ["engine"]
+    assert [check.name for check in report.checks if check.result == "noted"] == ["engine"]
     status, said, _ = replayed(claims | {"output_sha256": "00" * 32}, DICE)
     assert status == EXITS[Flaw.REPLAY][0]
     starved = settled(LOOPS, b"", replace(LIMITS, fuel=99), config_sha256="00" * 32)
@@ -187,7 +188,7 @@ def test_receipts_of_every_host_rules_version_replay(folder: Path):
     """
     jwks, text = (folder / "jwks.json").read_bytes(), (folder / "receipt.jws").read_text()
     module, stdin = (folder / "module.wasm").read_bytes(), (folder / "input").read_bytes()
-    report = examine(Given(text, jwks, module, stdin, output=(folder / "output").read_bytes()))
+    report = examine(Evidence(text, jwks, module, stdin, output=(folder / "output").read_bytes()))
     assert report.exit_status == 0
     claims = receipt.verify(text, json.loads(jwks))
     rules = host_rules_of(claims["config_sha256"])
@@ -239,7 +240,7 @@ def test_replay_without_a_usable_sandbox_is_inconclusive(settled, monkeypatch):
     junk = b"no module"
     claims = settled(DICE, module_sha256=hashlib.sha256(junk).hexdigest())
     status, said, _ = replayed(claims, junk)
-    assert (status, said.startswith("the sandbox does not take the module")) == (EXITS[Flaw.NO_SANDBOX][0], True)
+    assert (status, said.startswith("the sandbox rejects the module")) == (EXITS[Flaw.NO_SANDBOX][0], True)
     beyond = settled(DICE)
     beyond["limits"]["memory_bytes"] = 2**50
     status, said, _ = replayed(beyond, DICE)
@@ -252,7 +253,7 @@ def test_replay_without_a_usable_sandbox_is_inconclusive(settled, monkeypatch):
 
 def test_verify_command_replays_a_receipt(settled, tmp_path: Path):
     files = {"keys": json.dumps(ROOT.jwks()).encode(), "module": wasm("wordcount"), "input": WORDS}
-    (tmp_path / "receipt").write_text(receipt.sign(settled(wasm("wordcount"), WORDS), KEY))
+    (tmp_path / "receipt").write_text(receipts.sign(settled(wasm("wordcount"), WORDS), KEY))
     options = []
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)

@@ -390,13 +390,13 @@ def test_missing_or_altered_artefacts_are_the_platforms_fault(make, tmp_path):
 
 def test_receipts_can_state_every_count_of_a_meter(make, sandbox):
     """Every count that a guest can increase has a limit, and every limit is at most the maximum of a receipt."""
-    counts = receipt.StatedMeter.model_fields
+    counts = receipt.MeterClaims.model_fields
     assert set(counts) == {field.name for field in dataclasses.fields(Meter)}
     at_most = (limits.FUEL_MAX, limits.MEMORY_BYTES_MAX, limits.STDIN_BYTES_MAX, limits.OUTPUT_BYTES_MAX)
     assert max(at_most) <= limits.COUNT_MAX
     many = sandbox.run(make(writer(2, 19 * PAGE_BYTES, 2_000), memory_bytes=64 * limits.MIB))
     assert many.meter.stderr_bytes > limits.STDERR_BYTES_MAX
     most = dict.fromkeys(counts, limits.COUNT_MAX) | {"fuel_exact": True}
-    receipt.StatedMeter.model_validate(most)
+    receipt.MeterClaims.model_validate(most)
     with pytest.raises(ValueError, match="stderr_bytes"):
-        receipt.StatedMeter.model_validate(most | {"stderr_bytes": limits.COUNT_MAX + 1})
+        receipt.MeterClaims.model_validate(most | {"stderr_bytes": limits.COUNT_MAX + 1})

@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from quittance.errors import PlatformUnavailableError
 from quittance.ledger.escrow import Escrow, expire
 from quittance.limits import JWKS_AGE_S_MAX, JWKS_FAILURE_S_MAX
-from quittance.proof import receipt
-from quittance.proof import statement as certified
+from quittance.proof import receipt, statement
 from quittance.proof.statement import CERTIFICATE_SECONDS, ProofError, Purpose
 from quittance.run import Meter, Outcome, Run
 from quittance.store.keys import Keys
+from tests.proof import receipts
 from tests.proof.roots import NOW_S, parse
 
 OLD, NEW, LOG, HOOK = (f"arn:aws:kms:eu-central-1:111122223333:key/{name}" for name in ("old", "new", "log", "hook"))
@@ -43,32 +43,32 @@ class Kms:
 
 
 @pytest.fixture(scope="module")
-def statement(new_escrow: Any) -> dict[str, Any]:
+def expired_claims(new_escrow: Any) -> dict[str, Any]:
     escrow: Escrow = new_escrow()
     settled = expire(escrow, now_ms=escrow.expires_ms)
-    return receipt.claims(
+    return receipts.claims_of(
         escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", Meter(), limits=None), engine="", config_sha256=""
     )
 
 
-def test_receipts_under_a_former_root_still_verify(statement: dict[str, Any]) -> None:
+def test_receipts_under_a_former_root_still_verify(expired_claims: dict[str, Any]) -> None:
     kms = Kms()
-    before = receipt.sign(statement, Keys(kms, root_key_ids={Purpose.RECEIPT: [OLD]}).signing_key(now_s=NOW_S))
+    before = receipts.sign(expired_claims, Keys(kms, root_key_ids={Purpose.RECEIPT: [OLD]}).signing_key(now_s=NOW_S))
     rotated = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
-    after = receipt.sign(statement, rotated.signing_key(now_s=NOW_S))
+    after = receipts.sign(expired_claims, rotated.signing_key(now_s=NOW_S))
     assert [key["kid"] for key in rotated.jwks()["keys"]] == ["new", "old"]
     for token, root in ((before, "old"), (after, "new")):
         assert parse(parse(token).header["cert"]).header["kid"] == root
-        assert receipt.verify(token, rotated.jwks()) == statement
+        assert receipt.verify(token, rotated.jwks()) == expired_claims
     with pytest.raises(ProofError, match="unknown root key 'old'"):
         receipt.verify(before, Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW]}).jwks())
 
 
-def test_only_the_first_root_signs_one_certificate(statement: dict[str, Any]) -> None:
+def test_only_the_first_root_signs_one_certificate(expired_claims: dict[str, Any]) -> None:
     kms = Kms()
     keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW, OLD]})
     for settlement in range(1_000):
-        receipt.sign(statement, keys.signing_key(now_s=NOW_S + settlement))
+        receipts.sign(expired_claims, keys.signing_key(now_s=NOW_S + settlement))
     assert kms.signed == [NEW]
     keys.signing_key(now_s=NOW_S + CERTIFICATE_SECONDS)
     assert kms.signed == [NEW, NEW]
@@ -76,7 +76,7 @@ def test_only_the_first_root_signs_one_certificate(statement: dict[str, Any]) ->
 
 def test_signing_keys_use_the_kernels_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = bytes(range(32))
-    monkeypatch.setattr(certified.os, "urandom", lambda count: drawn[:count])
+    monkeypatch.setattr(statement.os, "urandom", lambda count: drawn[:count])
     key = Keys(Kms(), root_key_ids={Purpose.RECEIPT: [NEW]}).signing_key(now_s=NOW_S)
     assert key.private.private_bytes_raw() == drawn
 

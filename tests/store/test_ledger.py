@@ -13,10 +13,10 @@ from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import Escrow, Settlement, State
 from quittance.ledger.journal import Line, LineKind, Payout, PayoutState
 from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CALL_MS_MAX, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX
-from quittance.proof import receipt
 from quittance.proof.log import LogHead
 from quittance.run import Meter, Outcome, Run
 from quittance.store import dynamo
+from tests.proof import receipts
 from tests.support import Cloud
 
 BUDGET = 1_000_000
@@ -59,7 +59,7 @@ def settled(escrow: Escrow, run: Run = DONE, *, now_ms: int = 10) -> Escrow:
 def stated(escrow: Escrow, settlement: Settlement) -> Settlement:
     """The settlement with a readable receipt. The ledger does not verify it."""
     run = Run(settlement.outcome, settlement.message, Meter())
-    claims = receipt.claims(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
+    claims = receipts.claims_of(escrow, settlement, issuer="t", run=run, engine="", config_sha256="")
     return replace(settlement, receipt=jwt.encode(claims, "k" * 32))
 
 

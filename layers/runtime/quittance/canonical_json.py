@@ -6,18 +6,19 @@ multiple of 0.01 on every machine.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
+from enum import Enum
 from itertools import islice
 from json.encoder import encode_basestring
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from quittance.frames import in_one_chunk
 from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX
 
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
 _NUMBER_STEPS: Final = 3
 _WHOLE_DIGITS_MAX: Final = 30  # of an int that is made of a decimal: 1e999999 would be spelt out
 _ZEROS_SPELT_MAX: Final = 20  # beyond it a number is written with an exponent
@@ -44,34 +45,64 @@ class Sent(BaseModel):
 
 
 class JsonError(ValueError):
-    """The bytes are no JSON that every reader takes alike; the message says what they must be."""
+    """The text is no JSON that every reader understands alike; the message says what it must be."""
+
+
+class TooDeepError(JsonError):
+    """The value is nested too deep."""
+
+
+class DuplicateNameError(JsonError):
+    """An object has two members of the same name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("must not name a member of an object twice")
+        self.name = name
+
+
+class Numbers(Enum):
+    """How `read` reads numbers."""
+
+    BOUNDED = "exact numbers of a limited length, as int or Decimal"
+    EXACT = "exact numbers of any length, as int or Decimal"
+    DOUBLES = "int or float, as most readers do: NaN and infinity are accepted"
 
 
 @in_one_chunk
-def read(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """The value of a JSON text. Raises JsonError.
+def read(
+    text: str | bytes,
+    *,
+    numbers: Numbers = Numbers.BOUNDED,
+    depth_max: int | None = JSON_DEPTH_MAX,
+    lone_surrogates: bool = False,
+) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a JSON text (RFC 8259). Raises JsonError.
 
-    Beyond RFC 8259, names are unique in their object, nesting is at most `JSON_DEPTH_MAX` levels deep, a number has at
-    most `NUMBER_CHARS_MAX` characters and an exponent within ±`NUMBER_EXPONENT_MAX`, and no string holds half of a
-    surrogate pair. There is no byte order mark.
+    Names are always unique in their object, and there is no byte order mark. By default the text must mean the same to
+    every reader: nesting is at most `JSON_DEPTH_MAX` levels deep, a number has at most `NUMBER_CHARS_MAX` characters
+    and an exponent within ±`NUMBER_EXPONENT_MAX`, and no string contains half of a surrogate pair. Without `depth_max`,
+    the interpreter's stack limits the nesting.
     """
+    parse_int, parse_float, parse_constant = _PARSERS[numbers]
     try:
+        text = text.decode() if isinstance(text, bytes) else text
         value = json.loads(
-            data.decode(),
-            parse_int=_read_int,
-            parse_float=_read_decimal,
-            parse_constant=_refuse_constant,
+            text,
+            parse_int=parse_int,
+            parse_float=parse_float,
+            parse_constant=parse_constant,
             object_pairs_hook=_object,
         )
     except JsonError:
         raise
     except RecursionError as exc:
-        raise _too_deep() from exc
-    except ValueError as exc:
+        raise _too_deep(depth_max) from exc
+    except (ValueError, ArithmeticError) as exc:  # ArithmeticError: an exponent that Decimal cannot hold
         msg = "must be JSON in UTF-8 (RFC 8259)"
         raise JsonError(msg) from exc
-    check_depth(value)
-    if _SURROGATE.search(data):
+    if depth_max is not None:
+        _check_depth(value, depth_max)
+    if not lone_surrogates and _SURROGATE.search(text):
         _check_surrogates(value)
     return value
 
@@ -142,10 +173,9 @@ def is_surely_longer(value: object, chars_max: int) -> bool:
     return seen > chars_max
 
 
-def check_depth(value: object) -> None:
-    """Raises JsonError if a value is nested deeper than `JSON_DEPTH_MAX` levels."""
+def _check_depth(value: object, depth_max: int) -> None:
     level: list[Any] = [value]
-    for _ in range(JSON_DEPTH_MAX + 1):
+    for _ in range(depth_max + 1):
         level = [
             child
             for parent in level
@@ -154,7 +184,7 @@ def check_depth(value: object) -> None:
         ]
         if not level:
             return
-    raise _too_deep()
+    raise _too_deep(depth_max)
 
 
 def _number_text(number: float | Decimal) -> str:
@@ -203,16 +233,28 @@ def _read_decimal(text: str) -> Decimal:
     return number
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     msg = f"must not hold {name}, which is not JSON"
     raise JsonError(msg)
+
+
+_Parser = Callable[[str], Any]
+_PARSERS: Final[Mapping[Numbers, tuple[_Parser | None, _Parser | None, _Parser | None]]] = {
+    Numbers.BOUNDED: (_read_int, _read_decimal, _refuse_constant),
+    Numbers.EXACT: (None, Decimal, _refuse_constant),
+    Numbers.DOUBLES: (None, None, None),
+}
+"""What `json.loads` calls for integers, for other numbers and for NaN and infinity; None for its default."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        msg = "must not name a member of an object twice"
-        raise JsonError(msg)
+        members.clear()
+        for name, value in pairs:
+            if name in members:
+                raise DuplicateNameError(name)
+            members[name] = value
     return members
 
 
@@ -223,8 +265,8 @@ def _check_surrogates(value: object) -> None:
         raise _half_pair() from exc
 
 
-def _too_deep() -> JsonError:
-    return JsonError(f"must not be nested deeper than {JSON_DEPTH_MAX} levels")
+def _too_deep(depth_max: int | None = JSON_DEPTH_MAX) -> TooDeepError:
+    return TooDeepError(f"must not be nested {'so deep' if depth_max is None else f'deeper than {depth_max} levels'}")
 
 
 def _half_pair() -> JsonError:

@@ -17,9 +17,9 @@ import wasmtime
 
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id, task_seed
 from quittance.limits import MIB
-from quittance.proof import receipt
 from quittance.run import Job, Limits, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION, Sandbox, compile_module
+from tests.proof import receipts
 from tests.proof.roots import NOW_S, Root
 from tests.sandbox.wat import call, iovecs, memory, program
 
@@ -78,10 +78,10 @@ def main(folder: Path) -> None:
     output, log = (StoredBytes(_sha256(data), len(data), data) for data in (run.stdout, run.stderr))
     settled = replace(decide(escrow, run, now_ms=NOW_S * 1_000 + 9), output=output, stderr=log)
     engine = {"engine": ENGINE_VERSION, "config_sha256": CONFIG_DIGEST}
-    claims = receipt.claims(
+    claims = receipts.claims_of(
         escrow, settled, issuer="i", run=Run(Outcome.SUCCEEDED, "", run.meter, limits=LIMITS), **engine
     )
-    (folder / "receipt.jws").write_text(receipt.sign(json.loads(json.dumps(claims)), root.certify()))
+    (folder / "receipt.jws").write_text(receipts.sign(json.loads(json.dumps(claims)), root.certify()))
     (folder / "jwks.json").write_text(json.dumps(root.jwks()))
     for name, data in (("module.wasm", MODULE), ("input", STDIN), ("output", run.stdout)):
         (folder / name).write_bytes(data)

@@ -1,12 +1,12 @@
-r"""Regular expressions of strangers, matched in time that is proportional to the text.
+r"""Untrusted regular expressions, matched in time proportional to the length of the text.
 
-A pattern is written in ECMA-262 syntax with the flag `u`, as JSON Schema recommends, without what no automaton can do
-(back-references, look-around) and without `\p`, whose meaning changes with each version of Unicode. It is parsed here
-and spelt anew for the `regex` crate inside pydantic, which never backtracks: every character becomes a code point
-escape and every class a list of ranges, so nothing of the crate's own syntax shows through.
+A pattern has the syntax of ECMA-262 with the flag `u`, as JSON Schema recommends, without the features that an
+automaton cannot match (back-references, look-around) and without `\p`, whose meaning changes with each version of
+Unicode. It is parsed here and rewritten for the `regex` crate inside pydantic, which never backtracks. Every character
+becomes a code point escape and every class a list of ranges, so a pattern cannot use the crate's own syntax.
 
-The weight of a pattern counts the positions it can be in, its counted repetitions written out. Matching costs at most
-weight times the length of the text.
+The weight of a pattern is the number of its positions after counted repetitions are expanded. Matching costs at most
+the weight times the length of the text.
 """
 
 import re
@@ -46,7 +46,7 @@ _Term = tuple[str, int]
 
 
 class PatternError(ValueError):
-    """The pattern cannot be taken; the message says why."""
+    """The pattern is not supported; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,14 @@ class Pattern:
 
 
 def compile_pattern(source: str) -> Pattern:
-    """The pattern of its ECMA-262 source. Raises PatternError."""
+    """Compiles a pattern in ECMA-262 syntax. Raises PatternError."""
     text, weight = _Parser(source).parse()
     try:
         return Pattern(weight, SchemaValidator(core_schema.str_schema(pattern=text, regex_engine="rust-regex")))
-    except SchemaError as exc:  # a large class repeated often weighs little here, and is beyond the engine's own limit
-        msg = "is not a regular expression that can be taken: its classes written out are too large; repeat them less"
+    except SchemaError as exc:  # a large class that is often repeated has little weight but exceeds the crate's limit
+        msg = (
+            "is not a regular expression of the supported syntax: its expanded classes are too large; repeat them less"
+        )
         raise PatternError(msg) from exc
 
 
@@ -143,7 +145,7 @@ class _Parser:
             repeated = text + count[0], weight * self._most(count)
         else:
             return term
-        self._take("?")  # the lazy form finds the same texts
+        self._take("?")  # the lazy form matches the same texts
         return repeated[0], self._bounded(repeated[1])
 
     def _most(self, count: re.Match[str]) -> int:
@@ -177,7 +179,7 @@ class _Parser:
         return self._escape(in_class=True) if self._take("\\") else ord(self._next())
 
     def _escape(self, *, in_class: bool) -> int | str:
-        """A code point, or the letter of a class, behind a backslash."""
+        """The code point, or the letter of a class, after a backslash."""
         if found := _HEX.match(self._source, self._at):
             self._at = found.end()
             return self._code_point(found)
@@ -228,11 +230,11 @@ class _Parser:
 
     def _bounded(self, weight: int) -> int:
         if weight > PATTERN_WEIGHT_MAX:
-            self._refuse(f"its repetitions written out have more than {PATTERN_WEIGHT_MAX} positions")
+            self._refuse(f"with its repetitions expanded, it has more than {PATTERN_WEIGHT_MAX} positions")
         return weight
 
     def _refuse(self, reason: str) -> NoReturn:
-        msg = f"is not a regular expression that can be taken: {reason} (character {self._at})"
+        msg = f"is not a regular expression of the supported syntax: {reason} (character {self._at})"
         raise PatternError(msg)
 
 

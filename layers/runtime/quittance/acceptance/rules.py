@@ -1,10 +1,10 @@
-"""What an output must be for its agent to be paid: rules that an agent publishes, and rules that a task adds. Pure.
+"""Rules that an output must meet for its agent to be paid: those that the agent publishes and those of a task. Pure.
 
-The verdict depends on the rules and the bytes alone, and costs a bounded number of steps, not a bounded time: it is the
-same on every machine, so anybody who holds a receipt, the rules and the output can come to it again.
+A verdict depends only on the rules and on the bytes of the output. Its cost is limited in steps, not in time, so it is
+the same on every machine: anyone who has a receipt, the rules and the output can repeat it.
 
-A judge, another agent that scores the output, is run by the caller as a task of its own; here are what it reads, the
-rules that its own output must meet, and what follows from its score.
+A judge is another agent that scores the output. The caller runs it as a separate task. This module defines what a judge
+reads, which rules its output must meet, and what follows from its score.
 """
 
 import base64
@@ -45,7 +45,7 @@ NO_RULES: Final = "{}"
 _POINTER_CHARS_MAX: Final = 200
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; charset=utf-8"
-_SIGNATURES: Final = {  # of these the beginning is checked, not the whole
+_SIGNATURES: Final = {  # only the first bytes of these types are checked
     "application/pdf": b"%PDF-",
     "image/jpeg": b"\xff\xd8\xff",
     "image/png": b"\x89PNG\r\n\x1a\n",
@@ -61,7 +61,7 @@ Score = Annotated[
     PlainSerializer(format_credits),
     WithJsonSchema({"type": "string", "pattern": r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", "examples": ["0.9"]}),
 ]
-"""A score from 0 to 1: an `int` of millionths inside, a decimal string with up to six places in JSON."""
+"""A score from 0 to 1: an `int` of millionths in the code, a decimal string with up to six places in JSON."""
 
 
 class Judge(canonical_json.Sent):
@@ -121,10 +121,11 @@ SCORE_RULES: Final = Rules(max_bytes=SCORE_BYTES_MAX, json_schema={"type": "numb
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows for a run that ended well.
+    """Whether the output of a run that succeeded is accepted.
 
-    `rejected_by` names what did not accept the output, and `message` says why; both are empty for one that is accepted.
-    `outcome` is what a receipt of version 1 states; one of version 2 states REJECTED for all that is not accepted.
+    `rejected_by` names what did not accept the output, and `message` says why; both are empty for an accepted output.
+    `outcome` is what a receipt of version 1 states. A receipt of version 2 states REJECTED for every output that is not
+    accepted.
     """
 
     outcome: Outcome = Outcome.SUCCEEDED
@@ -138,28 +139,28 @@ class Verdict:
 
 
 def rules_json(rules: Rules) -> str:
-    """The canonical JSON of rules: equal rules have equal texts, however they were spelt."""
+    """The canonical JSON of rules: equal rules have equal texts, however they were written."""
     plain = rules.model_dump(by_alias=True, exclude={"json_schema"}, exclude_none=True)
     return canonical_json.canonical(plain if rules.json_schema is None else {**plain, "json_schema": rules.json_schema})
 
 
 @lru_cache(maxsize=32)
 def parse_rules(text: str) -> Rules:
-    """The rules of their canonical JSON. Their schema is compiled to check it, which takes milliseconds, so once."""
+    """Reads rules from their canonical JSON. Cached, because compiling a schema to check it takes milliseconds."""
     return Rules.model_validate(canonical_json.read(text.encode()))
 
 
 def rules_sha256(text: str) -> str | None:
-    """The digest by which a receipt names rules, from their canonical JSON; None if there are none."""
+    """The digest of rules from their canonical JSON, by which a receipt names them; None if there are no rules."""
     return None if text == NO_RULES else hashlib.sha256(text.encode()).hexdigest()
 
 
 def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdict:
-    """Whether an output meets the agent's rules and the task's, their judges left aside.
+    """Whether an output meets the agent's rules and then the task's. Judges are not part of this verdict.
 
-    The agent's come first. Each side bears the fault of rules of its own that take too many steps, and each has its
-    own budget of steps, so neither can use up the other's. Of a task's rules only the name of the one that failed is
-    said: its payer has not paid for the output, and must not learn it by asking.
+    Each side is at fault if its own rules take too many steps. Each side has its own budget of steps, so neither can
+    use up the other's. The message names only the failed rule of a task's rules: the payer has not paid for the output
+    and must not be able to infer it from the message.
     """
     read = cache(lambda: canonical_json.read(output))
     for side, rules in ((RejectedBy.AGENT_RULES, agent), (RejectedBy.TASK_RULES, task)):
@@ -180,7 +181,7 @@ def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdic
 
 
 def judged(judge: Judge, score_micro: int | None, *, side: Side) -> Verdict:
-    """What follows from a judge's score in millionths, None if it gave none. The message does not tell these apart."""
+    """The verdict by a judge's score in millionths; None if it gave no score. The message is the same for both."""
     if score_micro is not None and score_micro >= judge.threshold_micro:
         return Verdict()
     by = RejectedBy.AGENT_JUDGE if side is Side.AGENT else RejectedBy.TASK_JUDGE
@@ -189,15 +190,15 @@ def judged(judge: Judge, score_micro: int | None, *, side: Side) -> Verdict:
 
 
 def read_score(output: bytes) -> int:
-    """The score of an output that meets SCORE_RULES: in millionths, rounded down."""
+    """The score in an output that meets SCORE_RULES, in millionths, rounded down."""
     return int(Fraction(canonical_json.read(output)) * SCORE_MICRO_MAX)
 
 
 def judge_input(task_input: bytes, output: bytes) -> bytes:
-    """What a judge reads: compact JSON with `input` and `output`, each as text, or as `…_base64` if it is none.
+    """What a judge reads: compact JSON with `input` and `output`, each as text, or as `…_base64` if it is not text.
 
-    Text is UTF-8 without control characters other than white space, so no byte of it takes more than two bytes here,
-    and the whole always fits `JUDGE_INPUT_BYTES_MAX`.
+    Text is UTF-8 without control characters other than white space. So each byte of it takes at most two bytes here,
+    and the result never exceeds `JUDGE_INPUT_BYTES_MAX`.
     """
     members = dict([_as_member("input", task_input), _as_member("output", output)])
     return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
@@ -214,7 +215,7 @@ def _as_member(name: str, data: bytes) -> tuple[str, str]:
 
 
 def _mismatch(rules: Rules, output: bytes, read: Callable[[], Any]) -> tuple[str, str] | None:
-    """Which rule an output does not meet, and why; None if all. Cheap ones come first. Raises TooCostlyError."""
+    """The rule that an output fails, and why; None if it meets all. Cheap rules come first. Raises TooCostlyError."""
     return _size_mismatch(rules, len(output)) or _bytes_mismatch(rules, output) or _json_mismatch(rules, read)
 
 

@@ -6,15 +6,14 @@ Path parameters are decoded here, exactly once, and nowhere else.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 from pydantic import BaseModel, Field, ValidationError
 
-from quittance.canonical_json import JsonError, check_depth
+from quittance import canonical_json
+from quittance.canonical_json import DuplicateNameError, JsonError, Numbers, TooDeepError
 from quittance.errors import InvalidRequestError
-from quittance.frames import in_one_chunk
 from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, PAGE_ITEMS_MAX
 
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
@@ -61,22 +60,19 @@ def validated(model: type[_Model], payload: object) -> _Model:
         ) from None  # pydantic's text quotes the input, and Lambda logs what is raised
 
 
-@in_one_chunk
 def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
 
-    NaN and infinity, which are not JSON, names that stand twice in an object, and nesting beyond the limit are refused.
+    NaN and infinity, which are not JSON, duplicate names in an object, and nesting beyond the limit are refused.
     """
     try:
-        value = json.loads(
-            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names
-        )
-        check_depth(value)
-    except (RecursionError, JsonError) as exc:
+        return canonical_json.read(text, numbers=Numbers.EXACT, lone_surrogates=True)
+    except DuplicateNameError as exc:
+        raise InvalidRequestError((exc.name, "must not be given twice")) from exc
+    except TooDeepError as exc:
         raise _too_deep() from exc
-    except (ValueError, ArithmeticError) as exc:  # Decimal bounds the exponents that it reads
+    except JsonError as exc:
         raise InvalidRequestError(("body", "must be valid JSON (RFC 8259)")) from exc
-    return value
 
 
 def encoded_path(path: str) -> str:
@@ -149,20 +145,6 @@ def _decode(raw: str) -> str:
         msg = "must have no control characters"
         raise ValueError(msg)
     return text
-
-
-def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise InvalidRequestError((name, "must not be given twice"))
-        found[name] = value
-    return found
-
-
-def _refuse_constant(name: str) -> Decimal:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
 
 
 def _field(location: tuple[str | int, ...]) -> str:

@@ -1,14 +1,14 @@
-"""The auditor's rules: what must hold of an item of the ledger by itself, and with the items that it names. Pure.
+"""The rules of the audit: what must be true of a ledger item alone, and together with the items that it names. Pure.
 
 I1 conservation, I2 no debt, I3 split, I4 fee, I6 states, I8 ages, I9 identity, I10 and I11 balances, I12 receipts,
-I15 the log, I16 standings. `form` is what no invariant covers: an attribute that is missing, unknown or of a wrong
-type, or not as it was first written.
+I15 the log, I16 standings. `form` covers everything else: an attribute that is missing, unknown or of a wrong type, or
+that differs from its first write.
 
-An item is a mapping of its attributes to strings, integers and bytes. The attributes of every kind of item are declared
-here, so an attribute that the auditor does not know is a difference. With the writes that it audits the code shares
-the items, their names by digest (`escrow_id`, `tariff_sha256`), what checks a receipt, and `seal.py`; marks in names
-are spelt anew on purpose. `auditing.py` reads the items, and `tests/usecases/test_mutations.py` shows that no
-attribute is overlooked.
+An item is a mapping of attribute names to strings, integers and bytes. The attributes of every item type are declared
+here, so an attribute that the audit does not know is a difference. The audit shares with the code that it audits only
+the items, the names that are digests (`escrow_id`, `tariff_sha256`), the receipt checks and `seal.py`. Markers in names
+are repeated here on purpose. `usecases/audit.py` reads the items, and `tests/usecases/test_mutations.py` shows that the
+audit notices a change of every attribute.
 """
 
 import hashlib
@@ -38,28 +38,28 @@ from quittance.proof.statement import ProofError
 from quittance.run import Fault, Outcome, Side
 
 _JUDGE_MARK: Final = ":judge-"
-_BOND: Final = "bond "  # begins the account of an owner's bond
+_BOND: Final = "bond "  # the prefix of the account of an owner's bond
 _NOTHING_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 Values = Mapping[str, Any]
 """The attributes of an item."""
 
 
-# The attributes of each kind of item.
+# The attributes of each item type.
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """The attributes that a kind of item has, and those that it may have, with their types."""
+class ItemForm:
+    """The attributes that an item type has, and those that it may have, with their types."""
 
     required: Mapping[str, type] = field(default_factory=dict)
     optional: Mapping[str, type] = field(default_factory=dict)
 
-    def __or__(self, other: "Form") -> "Form":
-        return Form({**self.required, **other.required}, {**self.optional, **other.optional})
+    def __or__(self, other: "ItemForm") -> "ItemForm":
+        return ItemForm({**self.required, **other.required}, {**self.optional, **other.optional})
 
-    def flaw(self, values: Values) -> str | None:
-        """The first thing that is wrong with an item's attributes, or None."""
+    def error(self, values: Values) -> str | None:
+        """The first error in an item's attributes, or None."""
         known = {**self.optional, **self.required}
         for name in sorted(values.keys() | self.required.keys()):
             if name not in values:
@@ -67,18 +67,18 @@ class Form:
             if name not in known:
                 return f"{name} is unknown"
             if not isinstance(values[name], known[name]) or isinstance(values[name], bool):
-                return f"{name} is no {known[name].__name__}"
+                return f"{name} is not of the type {known[name].__name__}"
         return None
 
 
-def _form(required: str = "", optional: str = "") -> Form:
-    """A form in short: names in words; `:int` and `:bytes` mark what is no string."""
+def _form(required: str = "", optional: str = "") -> ItemForm:
+    """A form in short notation: names separated by spaces; `:int` and `:bytes` mark attributes that are no strings."""
 
     def parse(words: str) -> dict[str, type]:
         types = {"": str, "int": int, "bytes": bytes}
-        return {name: types[kind] for name, _, kind in (word.partition(":") for word in words.split())}
+        return {name: types[type_] for name, _, type_ in (word.partition(":") for word in words.split())}
 
-    return Form(parse(required), parse(optional))
+    return ItemForm(parse(required), parse(optional))
 
 
 _SEALED: Final = _form("pk", f"{SEAL}:bytes")
@@ -96,10 +96,10 @@ _QUEUED: Final = _form("work work_at:int")
 _CREDITED: Final = _form("swept_ms:int batch place:int")
 _BATCH: Final = _SEALED | _form("escrows", "at:int agent_id")
 _MOVEMENT: Final = _SEALED | _form("account at:int amount:int")
-_SHARE: Final = _MOVEMENT | _form("", "tasks:int agent_id")
+_BATCH_LINE: Final = _MOVEMENT | _form("", "tasks:int agent_id")
 _DECIDED: Final = _form("payout decided_ms:int decided_by")
-_SHARES: Final = frozenset({"EARN", "FEE", "JUDGING", "CHARGE"})  # the lines by which the sweep credits a batch
-_FORMS: Final[Mapping[tuple[str, str], Form]] = {
+_BATCH_LINES: Final = frozenset({"EARN", "FEE", "JUDGING", "CHARGE"})  # the lines with which the sweep credits a batch
+_FORMS: Final[Mapping[tuple[str, str], ItemForm]] = {
     ("ESC", "held"): _HELD | _QUEUED,
     ("ESC", "ended"): _ENDED | _QUEUED,
     ("ESC", "swept"): _ENDED | _CREDITED,
@@ -112,10 +112,10 @@ _FORMS: Final[Mapping[tuple[str, str], Form]] = {
     ("BACK", ""): _MOVEMENT,
     ("SLOT", ""): _form("pk", "holder lease_ms:int"),
     ("BOND", ""): _MOVEMENT,
-    ("EARN", ""): _SHARE,
-    ("FEE", ""): _SHARE,
-    ("JUDGING", ""): _SHARE,
-    ("CHARGE", ""): _SHARE | _form("due:int"),
+    ("EARN", ""): _BATCH_LINE,
+    ("FEE", ""): _BATCH_LINE,
+    ("JUDGING", ""): _BATCH_LINE,
+    ("CHARGE", ""): _BATCH_LINE | _form("due:int"),
     ("BATCH", "credited"): _BATCH | _QUEUED,
     ("BATCH", "logged"): _BATCH | _form("first:int"),
     ("LOG", ""): _form("pk size:int published:int"),
@@ -134,26 +134,26 @@ def is_swept(values: Values) -> bool:
     return "swept_ms" in values
 
 
-def kind(values: Values) -> str:
-    """The kind of an item: what its key begins with."""
+def item_type(values: Values) -> str:
+    """The type of an item: the prefix of its key."""
     prefix, _, rest = str(values.get("pk", "")).partition("#")
     return "LOG#" if prefix == "LOG" and rest else prefix
 
 
-def key(values: Values) -> str:
-    """The rest of an item's key."""
+def item_id(values: Values) -> str:
+    """An item's key without its type."""
     return str(values.get("pk", "")).partition("#")[2]
 
 
-def flaw(values: Values) -> str | None:
-    """What is wrong with the attributes of an item, or None."""
-    form = _FORMS.get((kind(values), _phase(values)))
-    return form.flaw(values) if form else f"no item is of the kind {kind(values)!r}"
+def form_error(values: Values) -> str | None:
+    """The first error in the attributes of an item, or None."""
+    form = _FORMS.get((item_type(values), _phase(values)))
+    return form.error(values) if form else f"there is no item type {item_type(values)!r}"
 
 
 def _phase(values: Values) -> str:
-    """The part of its life that an item is in, which says what attributes it has."""
-    match kind(values):
+    """The phase that an item is in, which decides which attributes it has."""
+    match item_type(values):
         case "ESC" if is_held(values):
             return "held"
         case "ESC":
@@ -170,7 +170,7 @@ def _phase(values: Values) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What does not hold: which invariant, at which item or account, and the two sides."""
+    """A violation: which invariant, at which item or account, what was expected and what was found."""
 
     invariant: str
     at: str
@@ -180,12 +180,13 @@ class Difference:
 
 @dataclass(slots=True)
 class Audit:
-    """The sums of the conservation equation, how many items there were, and the differences.
+    """The sums of the conservation equation, the numbers of items, and the differences.
 
-    At most AUDIT_DIFFERENCES_SHOWN_MAX of these are named; `unnamed` counts the others. `moved` counts the accounts
-    that moved while the table was read and were compared by themselves, `unsettled` those that never stood still.
-    What was returned because it could not be paid out is not counted as withdrawn; `waiting_micro` of it waits.
-    `standings` are folded from the agents' receipts in the log's order, as text.
+    At most AUDIT_DIFFERENCES_SHOWN_MAX differences are named; `unnamed` counts the others. `moved` counts the accounts
+    that changed while the table was read and were then compared one by one, `unsettled` those that kept changing.
+    Withdrawals that were returned because they could not be paid out are not counted as withdrawn. `waiting_micro` is
+    the part that still waits for its payout. `standings` are folded from the agents' receipts in the log's order, as
+    text.
     """
 
     escrows: int = 0
@@ -231,7 +232,7 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What an account has, and what of its bond was charged."""
+    """An account's available credits, and what was charged to it as a bond."""
 
     available_micro: int = 0
     charged_micro: int = 0
@@ -245,10 +246,10 @@ class Sums:
 
 @dataclass(slots=True)
 class Books:
-    """What each account should have, and what it has. Its size grows with accounts and open tasks, not with escrows.
+    """What each account should have, and what it has. The size grows with accounts and open tasks, not with escrows.
 
-    What is older than `recent_ms` and final never changes again. All else may change while the table is read, so it can
-    be summed again for one account: lines since `recent_ms` by the index, and older escrows that were `held`.
+    Items that are older than `recent_ms` and final never change again. All others may change while the table is read,
+    so they can be summed again for one account: lines since `recent_ms` by the index, and older escrows in `held`.
     """
 
     recent_ms: int
@@ -257,11 +258,11 @@ class Books:
     held: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def post(self, result: Audit, values: Values) -> None:
-        """Adds an item of a right form."""
-        match kind(values):
+        """Adds an item that has no form error."""
+        match item_type(values):
             case "ACCT" if is_balance_shard(values):
                 result.available_micro += values["available"]
-                self.gaps[account(values)] += lies_in(values)
+                self.gaps[account(values)] += shard_sums(values)
             case "ESC":
                 result.escrows += 1
                 self._move(values)
@@ -274,7 +275,7 @@ class Books:
                 result.withdrawn_micro -= values["amount"]
             case "BOND":
                 self._move(values)
-            case other if other in _SHARES:
+            case other if other in _BATCH_LINES:
                 self._move(values)
                 result.journalled_micro += values["amount"]
                 if other == "CHARGE":
@@ -282,41 +283,41 @@ class Books:
                     result.written_off_micro += values["due"] + values["amount"]
 
     def _move(self, values: Values) -> None:
-        self.gaps[values["account"]] -= moved(values)
+        self.gaps[values["account"]] -= net_change(values)
         if values["at"] >= self.recent_ms:
             return
-        if kind(values) == "ESC" and is_held(values):
+        if item_type(values) == "ESC" and is_held(values):
             self.held[values["account"]].add(values["pk"])
         else:
-            self.final[values["account"]] += moved(values)
+            self.final[values["account"]] += net_change(values)
 
 
-def lies_in(shard: Values) -> Sums:
-    """The balance of a well-formed balance shard, and the charges that it records."""
+def shard_sums(shard: Values) -> Sums:
+    """The available credits of a balance shard without form error, and what it records as charged."""
     return Sums(shard["available"], shard.get("charged", 0))
 
 
 def account(values: Values) -> str:
     """The account that an item's key names."""
-    return key(values).partition("#")[0]
+    return item_id(values).partition("#")[0]
 
 
 def is_balance_shard(values: Values) -> bool:
-    """Whether the ledger reads this item as a balance shard of its account."""
-    _, separator, shard = key(values).partition("#")
+    """Whether a balance is in one of the shards that the ledger reads."""
+    _, separator, shard = item_id(values).partition("#")
     return not separator or shard in {str(number) for number in range(1, BALANCE_SHARDS)}
 
 
-def is_share(values: Values) -> bool:
-    """Whether a line is one of those by which the sweep credits a batch."""
-    return kind(values) in _SHARES and not is_publication(values)
+def is_batch_line(values: Values) -> bool:
+    """Whether an item is one of the lines with which the sweep credits a batch."""
+    return item_type(values) in _BATCH_LINES and not is_publication(values)
 
 
-def moved(values: Values) -> Sums:
-    """By how much a movement, or an escrow, has changed what its account has."""
-    if kind(values) == "ESC":
+def net_change(values: Values) -> Sums:
+    """By how much a movement or an escrow has changed its account."""
+    if item_type(values) == "ESC":
         return Sums(values.get("refunded", 0) - values["budget"])
-    return Sums(values["amount"], -values["amount"] if kind(values) == "CHARGE" else 0)
+    return Sums(values["amount"], -values["amount"] if item_type(values) == "CHARGE" else 0)
 
 
 def _post_escrow(result: Audit, values: Values) -> None:
@@ -329,16 +330,16 @@ def _post_escrow(result: Audit, values: Values) -> None:
 
 
 def used_micro(values: Values) -> int:
-    """What of a settled escrow's budget does not go back to its payer."""
+    """The part of a settled escrow's budget that does not go back to its payer."""
     return int(values["paid"]) + int(values["fee"])
 
 
-# One item, with those that it names.
+# One item, with the items that it names.
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the rules need to know besides items."""
+    """What the rules need besides items."""
 
     jwks: Mapping[str, Any]
     platform_account: str
@@ -346,19 +347,19 @@ class Context:
     now_ms: int
 
 
-def named(values: Values, context: Context) -> list[str]:
-    """The keys of the items without which an item of a right form cannot be checked."""
+def referenced_keys(values: Values, context: Context) -> list[str]:
+    """The keys of the items that are needed to check an item without form error."""
     keys: list[str] = []
-    match kind(values):
+    match item_type(values):
         case "ESC":
             keys = [f"BATCH#{values['batch']}"] if is_swept(values) else []
             keys += [f"ESC#{judge.escrow_id}" for judge in _judges(values) or ()]
         case "BOND":
-            keys = [_other_side(values)]
+            keys = [_bond_counterpart(values)]
         case "OUT":
-            keys = ["BACK#" + key(values)]
+            keys = ["BACK#" + item_id(values)]
         case "BACK":
-            keys = ["OUT#" + key(values)]
+            keys = ["OUT#" + item_id(values)]
         case "CHARGE" if is_publication(values):
             keys = [f"FEE#{context.platform_account}#{reference(values)}"]
         case "BATCH" if "first" in values:
@@ -369,27 +370,27 @@ def named(values: Values, context: Context) -> list[str]:
 
 
 def check(values: Values, others: Mapping[str, Values], context: Context) -> list[Difference]:
-    """What does not hold of an item, given those that it names."""
+    """The differences of an item, given the items that it names."""
     at = str(values["pk"])
-    if wrong := flaw(values):
-        return [Difference("form", at, "the attributes of its kind", wrong)]
+    if wrong := form_error(values):
+        return [Difference("form", at, "the attributes of its type", wrong)]
     found = list(_check_seal(values))
-    match kind(values):
+    match item_type(values):
         case "ESC":
             found += _check_escrow(values, others, context)
         case "ACCT":
             found += _unless_equal("I2", at, expected=True, found=values["available"] >= 0)
-            found += _unless_equal("I2", at, expected="a balance shard of the account", found=_shard_name(values))
+            found += _unless_equal("I2", at, expected=_SHARD, found=_shard_name(values))
         case "IN" | "OUT" | "BACK" as sign:
             found += _check_movement(values)
             found += _unless_equal("I2", at, expected=True, found=(values["amount"] > 0) == (sign != "OUT"))
             found += _check_payout(values, others)
         case "BOND":
-            other = others.get(_other_side(values), {})
+            other = others.get(_bond_counterpart(values), {})
             due = (-values["amount"], values["at"])
             found += _unless_equal("I10", at, due, (other.get("amount"), other.get("at")))
             found += _check_movement(values)
-        case other if other in _SHARES:
+        case other if other in _BATCH_LINES:
             found += _check_movement(values)
             if is_publication(values):
                 found += _check_publication(values, others, context)
@@ -400,21 +401,26 @@ def check(values: Values, others: Mapping[str, Values], context: Context) -> lis
             found += _check_batch(values, others, context)
         case "LOG#":
             batch = others.get(f"BATCH#{values['batch']}", {})
-            found += _unless_equal("I15", at, key(values), str(batch.get("first")))
+            found += _unless_equal("I15", at, item_id(values), str(batch.get("first")))
     return found
 
 
 def _shard_name(values: Values) -> str:
-    return "a balance shard of the account" if is_balance_shard(values) else "credits that the ledger never reads"
+    return _SHARD if is_balance_shard(values) else "credits where the ledger never reads them"
+
+
+_SHARD: Final = "a balance shard of the account"
 
 
 def _check_seal(values: Values) -> Iterator[Difference]:
-    """What is written once stays as it was first written. Items of before there were seals have none."""
+    """Attributes that are written once stay as they were written. Items that are older than seals have none."""
     if SEAL in values:
-        first = {"ESC": _HELD, "BATCH": _BATCH, "OUT": _MOVEMENT}.get(kind(values), Form(dict.fromkeys(values, str)))
+        first = {"ESC": _HELD, "BATCH": _BATCH, "OUT": _MOVEMENT}.get(
+            item_type(values), ItemForm(dict.fromkeys(values, str))
+        )
         names = (first.required.keys() | first.optional.keys()) - UNSEALED
         sealed = {name: value for name, value in values.items() if name in names}
-        if kind(values) == "ESC" and is_judges(values):
+        if item_type(values) == "ESC" and is_judge_escrow(values):
             del sealed["input_sha256"]
         yield from _unless_equal("form", values["pk"], expected=True, found=is_sealed(sealed))
 
@@ -426,33 +432,33 @@ def _check_movement(values: Values) -> Iterator[Difference]:
 
 
 def _check_payout(values: Values, others: Mapping[str, Values]) -> Iterator[Difference]:
-    """What failed to be paid out was returned in full, and nothing else was; what waits is where the operator looks."""
+    """Only failed payouts were returned, and in full. Payouts that wait are in the queue that the operator reads."""
     at = values["pk"]
-    match kind(values), values.get("payout"):
+    match item_type(values), values.get("payout"):
         case "OUT", "requested":
             due = ("PAYOUT", values["at"])
             yield from _unless_equal("payouts", at, due, (values["work"], values["work_at"]))
-            yield from _unless_equal("payouts", at, {}, others.get("BACK#" + key(values), {}))
+            yield from _unless_equal("payouts", at, {}, others.get("BACK#" + item_id(values), {}))
         case "OUT", "failed":
-            returned = others.get("BACK#" + key(values), {})
-            stands = (returned.get("amount"), returned.get("at"))
-            yield from _unless_equal("payouts", at, (-values["amount"], values["decided_ms"]), stands)
+            returned = others.get("BACK#" + item_id(values), {})
+            stored = (returned.get("amount"), returned.get("at"))
+            yield from _unless_equal("payouts", at, (-values["amount"], values["decided_ms"]), stored)
         case "OUT", _:
-            yield from _unless_equal("payouts", at, {}, others.get("BACK#" + key(values), {}))
+            yield from _unless_equal("payouts", at, {}, others.get("BACK#" + item_id(values), {}))
         case "BACK", _:
-            yield from _unless_equal("payouts", at, "failed", others.get("OUT#" + key(values), {}).get("payout"))
+            yield from _unless_equal("payouts", at, "failed", others.get("OUT#" + item_id(values), {}).get("payout"))
 
 
 def is_publication(values: Values) -> bool:
-    """Whether a charge, or the fee that it pays, is for a publication: then it counts no tasks."""
-    return kind(values) in {"CHARGE", "FEE"} and "tasks" not in values
+    """Whether a charge, or the fee that it pays, is for a publication: such a line counts no tasks."""
+    return item_type(values) in {"CHARGE", "FEE"} and "tasks" not in values
 
 
 def _check_publication(values: Values, others: Mapping[str, Values], context: Context) -> Iterator[Difference]:
-    """What a publication took from a bond is the platform's; what is due for it, the registry alone knows."""
+    """What a publication took from a bond must go to the platform. What is due is known only to the registry."""
     at, agent = values["pk"], values.get("agent_id", "")
     yield from _unless_equal("I10", at, expected=True, found=bool(agent) and reference(values).startswith(f"{agent}."))
-    if kind(values) == "CHARGE":
+    if item_type(values) == "CHARGE":
         fee = others.get(f"FEE#{context.platform_account}#{reference(values)}", {})
         due = (-values["amount"], values["at"], None) if values["amount"] else (None, None, None)
         yield from _unless_equal("I10", at, due, (fee.get("amount"), fee.get("at"), fee.get("tasks")))
@@ -460,31 +466,31 @@ def _check_publication(values: Values, others: Mapping[str, Values], context: Co
         yield from _unless_equal("I10", at, context.platform_account, values["account"])
 
 
-def _other_side(values: Values) -> str:
-    """The key of the line by which credits left a bond's owner for the bond, or the other way round."""
+def _bond_counterpart(values: Values) -> str:
+    """The key of the opposite line of a transfer between an owner and the owner's bond."""
     mine = account(values)
     other = mine.removeprefix(_BOND) if mine.startswith(_BOND) else _BOND + mine
     return f"BOND#{other}#{reference(values)}"
 
 
-def is_judges(values: Values) -> bool:
-    """Whether an escrow pays a judge, which learns what it reads only when it is asked."""
+def is_judge_escrow(values: Values) -> bool:
+    """Whether an escrow pays a judge. The input of a judge is known only when it runs."""
     return _JUDGE_MARK in values["task_id"]
 
 
 def reference(values: Values) -> str:
-    """What a movement's key names besides its account."""
-    return key(values).partition("#")[2]
+    """The part of a movement's key after its account."""
+    return item_id(values).partition("#")[2]
 
 
 def _check_escrow(values: Values, others: Mapping[str, Values], context: Context) -> Iterator[Difference]:
-    at, eid = values["pk"], key(values)
+    at, eid = values["pk"], item_id(values)
     yield from _unless_equal("I9", at, escrows.escrow_id(values["account"], values["task_id"]), eid)
     yield from _check_judges(values, others)
     if values["fence"] < 1:
         yield Difference("form", at, "a fence from 1 on", values["fence"])
     if is_held(values):
-        if is_judges(values):
+        if is_judge_escrow(values):
             yield from _unless_equal("I12", at, _NOTHING_SHA256, values["input_sha256"])
         yield from _check_queue(values, "OPEN", values["expires_ms"], context)
         late_ms = context.now_ms - values["expires_ms"]
@@ -497,9 +503,9 @@ def _check_escrow(values: Values, others: Mapping[str, Values], context: Context
     yield from _check_receipt(values, context)
     if is_swept(values):
         batch = others.get(f"BATCH#{values['batch']}", {})
-        listed = _listed(batch)
-        stands = listed[values["place"]] if 0 <= values["place"] < len(listed) else None
-        yield from _unless_equal("I15", at, eid, stands)
+        listed = _escrow_ids(batch)
+        stored = listed[values["place"]] if 0 <= values["place"] < len(listed) else None
+        yield from _unless_equal("I15", at, eid, stored)
         yield from _unless_equal("I15", at, batch.get("at", values["swept_ms"]), values["swept_ms"])
     else:
         yield from _check_queue(values, "SETTLED", values["settled_ms"], context)
@@ -507,7 +513,7 @@ def _check_escrow(values: Values, others: Mapping[str, Values], context: Context
 
 
 def _check_queue(values: Values, queue: str, work_at: int, context: Context) -> Iterator[Difference]:
-    """The mark by which the sweep finds what it has to do."""
+    """The attributes by which the sweep finds its work."""
     shards = {f"{queue}#{shard}" for shard in range(context.work_shards)}
     if values["work"] not in shards or values["work_at"] != work_at:
         expected = f"work at {work_at} in a shard of {queue}"
@@ -532,7 +538,7 @@ def _check_split(values: Values) -> Iterator[Difference]:
 
 
 def _check_receipt(values: Values, context: Context) -> Iterator[Difference]:
-    """I12: a settled escrow has a valid receipt, and says what the receipt states."""
+    """I12: a settled escrow has a valid receipt, and its attributes are what the receipt states."""
     try:
         stated = dict(verify(values["receipt"], context.jwks))
     except ProofError as exc:
@@ -547,7 +553,7 @@ def _check_receipt(values: Values, context: Context) -> Iterator[Difference]:
         found = {name: due[name] for name in wrong}
         yield Difference("I12", values["pk"], {name: stated.get(name) for name in wrong}, found)
     yield from _check_stored(values, "output", meter["output_bytes"])
-    # Of a worker that was lost the meter is lost too, but not what it had written.
+    # If the worker was lost, its meter is lost too, but the stderr that it had written is kept.
     is_measured = values["outcome"] != Outcome.WORKER_LOST
     yield from _check_stored(values, "log", min(meter["stderr_bytes"], STDERR_BYTES_MAX) if is_measured else None)
     limits = stated["limits"]
@@ -556,9 +562,9 @@ def _check_receipt(values: Values, context: Context) -> Iterator[Difference]:
 
 
 def _due_claims(values: Values, stated: Mapping[str, Any]) -> dict[str, object]:
-    """What an escrow's receipt must state, by the names of its claims.
+    """What an escrow's receipt must state, by claim name.
 
-    What a receipt of version 1 does not state, escrows of that time do not have.
+    Escrows from the time of version 1 do not have the attributes that receipts of version 1 do not state.
     """
     return {
         "fault": values.get("fault", stated["fault"] if stated["v"] == 1 else None),
@@ -570,7 +576,7 @@ def _due_claims(values: Values, stated: Mapping[str, Any]) -> dict[str, object]:
         "prices": _numbers(values, "compute_prices", [0, 0]),
         "own": _numbers(values, "own_limits", None),
         "seed": values.get("seed", stated["seed"]),
-        "eid": key(values),
+        "eid": item_id(values),
         "task": values["task_id"],
         "user": values["account"],
         "agent": values["agent_id"],
@@ -596,7 +602,7 @@ def _due_claims(values: Values, stated: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _numbers(values: Values, name: str, absent: list[int] | None) -> object:
-    """What an attribute has as a JSON array; None if it cannot be read."""
+    """The value of an attribute that is a JSON array; None if it cannot be read."""
     try:
         return json.loads(values[name]) if name in values else absent
     except ValueError:
@@ -604,7 +610,7 @@ def _numbers(values: Values, name: str, absent: list[int] | None) -> object:
 
 
 def _check_stored(values: Values, name: str, size: int | None) -> Iterator[Difference]:
-    """Output and log: named by digest, with their size, and inline while they are small."""
+    """Output and stderr must be named by digest and size, and stored inline if they are small."""
     at, inline = values["pk"], values.get(name)
     if f"{name}_sha256" not in values:
         yield from _unless_equal("form", at, (None, None), (inline, values.get(f"{name}_bytes")))
@@ -619,7 +625,7 @@ def _check_stored(values: Values, name: str, size: int | None) -> Iterator[Diffe
 
 
 def _check_judges(values: Values, others: Mapping[str, Values]) -> Iterator[Difference]:
-    """The escrows of a task's judges are those that were funded with it."""
+    """The escrows of a task's judges must be those that were funded with it."""
     judges = _judges(values)
     if judges is None:
         yield Difference("form", values["pk"], "a list of judges", values["judges"])
@@ -638,93 +644,94 @@ class _Judge:
 
 
 def _judges(values: Values) -> list[_Judge] | None:
-    """The judges that an escrow names; None if it cannot be read."""
+    """The judges that an escrow names; None if the attribute cannot be read."""
     try:
         return [
-            _Judge(agent_id, budget_micro, next(iter(named), _judges_id(values, Side(side))))
+            _Judge(agent_id, budget_micro, next(iter(named), _judge_escrow_id(values, Side(side))))
             for side, agent_id, budget_micro, *named in json.loads(values.get("judges", "[]"))
         ]
     except (TypeError, ValueError):
         return None
 
 
-def _judges_id(values: Values, side: Side) -> str:
-    """The escrow of a judge that the payer of the task pays, too."""
+def _judge_escrow_id(values: Values, side: Side) -> str:
+    """The id of the escrow of a judge that the task's payer pays."""
     return escrows.escrow_id(values["account"], f"{values['task_id']}{_JUDGE_MARK}{side}")
 
 
 # Batches and the log.
 
 
-def _listed(batch: Values) -> list[str]:
+def _escrow_ids(batch: Values) -> list[str]:
     return str(batch["escrows"]).split(",") if "escrows" in batch else []
 
 
 def _check_batch(values: Values, others: Mapping[str, Values], context: Context) -> Iterator[Difference]:
-    at, listed = values["pk"], _listed(values)
-    yield from _unless_equal("I15", at, key(values), listed[0])
+    at, listed = values["pk"], _escrow_ids(values)
+    yield from _unless_equal("I15", at, item_id(values), listed[0])
     yield from _unless_equal("I15", at, len(set(listed)), len(listed))
     if "first" in values:
         pointer = others.get(f"LOG#{values['first']}", {})
-        yield from _unless_equal("I15", at, key(values), pointer.get("batch"))
+        yield from _unless_equal("I15", at, item_id(values), pointer.get("batch"))
     else:
         due = ("BATCH", values.get("at", values["work_at"]))
         yield from _unless_equal("I6", at, due, (values["work"], values["work_at"]))
         yield from _check_age(values, UNLOGGED_MS_MAX, "logged", context)
 
 
-def members(batch: Values) -> list[str]:
+def escrow_keys(batch: Values) -> list[str]:
     """The keys of a batch's escrows, in order."""
-    return [f"ESC#{escrow_id}" for escrow_id in _listed(batch)]
+    return [f"ESC#{escrow_id}" for escrow_id in _escrow_ids(batch)]
 
 
-def share_keys(batch: Values, escrows_: Mapping[str, Values], context: Context) -> list[str]:
-    """The keys of all lines by which a batch may have been credited."""
-    owners = dict.fromkeys(str(escrows_[pk]["owner"]) for pk in members(batch) if "owner" in escrows_.get(pk, {}))
-    of_owners = [(name, before + owner) for owner in owners for name, before in _SHARES_OF_OWNERS]
-    return [f"{name}#{of}#{key(batch)}" for name, of in [*of_owners, ("FEE", context.platform_account)]]
+def batch_line_keys(batch: Values, escrows_: Mapping[str, Values], context: Context) -> list[str]:
+    """The keys of all lines with which a batch may have been credited."""
+    owners = dict.fromkeys(str(escrows_[pk]["owner"]) for pk in escrow_keys(batch) if "owner" in escrows_.get(pk, {}))
+    of_owners = [(name, before + owner) for owner in owners for name, before in _LINES_OF_OWNERS]
+    return [f"{name}#{of}#{item_id(batch)}" for name, of in [*of_owners, ("FEE", context.platform_account)]]
 
 
-_SHARES_OF_OWNERS: Final = (("EARN", ""), ("JUDGING", _BOND), ("CHARGE", _BOND))
+_LINES_OF_OWNERS: Final = (("EARN", ""), ("JUDGING", _BOND), ("CHARGE", _BOND))
 
 
 def check_credited(
     batch: Values, escrows_: Mapping[str, Values], lines: Mapping[str, Values], context: Context
 ) -> list[Difference]:
-    """I10 and I15: each escrow of a batch has its place in it, and the batch's lines are what its escrows come to."""
+    """I10 and I15: each escrow of a batch has its place in it, and the batch's lines are the sums of its escrows."""
     found: list[Difference] = []
     credited = []
-    for place, pk in enumerate(members(batch)):
+    for place, pk in enumerate(escrow_keys(batch)):
         escrow = escrows_.get(pk, {})
-        due = (key(batch), place, batch.get("at", escrow.get("swept_ms")))
+        due = (item_id(batch), place, batch.get("at", escrow.get("swept_ms")))
         found += _unless_equal("I15", pk, due, (escrow.get("batch"), escrow.get("place"), escrow.get("swept_ms")))
         if "agent_id" in batch:
             found += _unless_equal("I15", pk, batch["agent_id"], escrow.get("agent_id"))
-        if escrow and flaw(escrow) is None and is_swept(escrow):
+        if escrow and form_error(escrow) is None and is_swept(escrow):
             credited.append(escrow)
-    shares = _shares(batch, credited, lines, context)
-    for pk in share_keys(batch, escrows_, context):
+    due_lines = _due_lines(batch, credited, lines, context)
+    for pk in batch_line_keys(batch, escrows_, context):
         line = {name: value for name, value in lines.get(pk, {}).items() if name != SEAL}
-        found += _unless_equal("I10", pk, shares.get(pk, {}), line)
+        found += _unless_equal("I10", pk, due_lines.get(pk, {}), line)
     return found
 
 
-def _shares(
+def _due_lines(
     batch: Values, credited: list[Values], lines: Mapping[str, Values], context: Context
 ) -> dict[str, dict[str, object]]:
-    """The lines that a batch's escrows come to, by their keys.
+    """The lines that follow from a batch's escrows, by their keys.
 
-    What a bond paid of a charge is no matter of the escrows: it is taken from the line itself, which `check` bounds.
+    How much of a charge the bond paid does not follow from the escrows: it is taken from the line itself, and `check`
+    limits it.
     """
-    shares: dict[str, dict[str, object]] = {}
+    due_lines: dict[str, dict[str, object]] = {}
 
     def note(name: str, of: str, part: list[Values], amount: int, due: int = 0) -> None:
         if part and (amount or due):
-            pk, agents = f"{name}#{of}#{key(batch)}", {escrow["agent_id"] for escrow in part}
+            pk, agents = f"{name}#{of}#{item_id(batch)}", {escrow["agent_id"] for escrow in part}
             values = {"pk": pk, "account": of, "at": part[0]["swept_ms"], "amount": amount, "tasks": len(part)}
             if len(agents) == 1:
                 values["agent_id"] = next(iter(agents))
-            shares[pk] = {**values, "due": due} if name == "CHARGE" else values
+            due_lines[pk] = {**values, "due": due} if name == "CHARGE" else values
 
     taken_micro = 0
     for owner in dict.fromkeys(escrow["owner"] for escrow in credited):
@@ -734,17 +741,17 @@ def _shares(
         returned_micro, bond = sum(map(_returned_micro, returned)), _BOND + owner
         note("EARN", owner, mine, sum(escrow["paid"] for escrow in mine) - returned_micro)
         note("JUDGING", bond, returned, returned_micro)
-        line = lines.get(f"CHARGE#{bond}#{key(batch)}", {})
-        paid_micro = line["amount"] if line and flaw(line) is None else 0
+        line = lines.get(f"CHARGE#{bond}#{item_id(batch)}", {})
+        paid_micro = line["amount"] if line and form_error(line) is None else 0
         note("CHARGE", bond, charged, paid_micro, sum(escrow["charge"] for escrow in charged))
         taken_micro -= paid_micro
     fees_micro = sum(escrow["fee"] for escrow in credited)
     note("FEE", context.platform_account, credited, fees_micro + taken_micro)
-    return shares
+    return due_lines
 
 
 def _returned_micro(escrow: Values) -> int:
-    """What of an owner's price goes back to the bond that has paid the agent's judge."""
+    """The part of an owner's price that goes back to the bond, because the bond paid the agent's judge."""
     return min(int(escrow.get("judging", 0)), int(escrow["paid"]))
 
 

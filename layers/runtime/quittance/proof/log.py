@@ -1,8 +1,8 @@
-"""The log of receipts: an append-only Merkle tree (RFC 9162 §2.1, SHA-256), stored as tiles. Pure: it is handed tiles.
+"""The log of receipts: an append-only Merkle tree (RFC 9162 §2.1, SHA-256), stored as tiles. Pure: callers read tiles.
 
-An entry is the ASCII of a receipt. Hashes are stored as tiles of 256 (c2sp.org/tlog-tiles): tile n of level l holds the
-roots of 256 subtrees of height 8·l. A full tile never changes; the last tile of a level is partial and is named with
-its width, so that it does not change either. Whatever was published stays, byte for byte.
+An entry is the ASCII of a receipt. Hashes are stored as tiles of 256 (c2sp.org/tlog-tiles): tile n of level l contains
+the roots of 256 subtrees of height 8·l. A full tile never changes. The last tile of a level is partial; its name
+includes its width, so it does not change either. Everything that was published stays, byte for byte.
 
     growth = grow(size, leaf_hashes, read_tile)             # a publisher: write growth.tiles, then the new checkpoint
     path = inclusion_proof(index, size, read_tile)          # a prover: reads O(log size) tiles
@@ -19,9 +19,9 @@ from pydantic import Field
 
 from quittance.limits import LOG_SIZE_MAX, TOKEN_CHARS_MAX
 from quittance.proof import statement
-from quittance.proof.statement import Flaw, Form, Kind, ProofError, Purpose, SigningKey
+from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, StatementType, StrictModel
 
-CHECKPOINT: Final = Kind("quittance-checkpoint+jwt", "checkpoint", Purpose.CHECKPOINT)
+CHECKPOINT: Final = StatementType("quittance-checkpoint+jwt", "checkpoint", Purpose.CHECKPOINT)
 HASH_BYTES: Final = 32
 TILE_HASHES: Final = 256
 LOG_LEVEL_MAX: Final = LOG_SIZE_MAX.bit_length() // 8  # of tiles
@@ -33,7 +33,7 @@ _PATH_HASHES_MAX: Final = 2 * LOG_SIZE_MAX.bit_length()
 
 @dataclass(frozen=True, slots=True)
 class LogHead:
-    """How many receipts the log has, and how many of them the newest checkpoint covers."""
+    """The number of receipts in the log, and how many of them the newest checkpoint covers."""
 
     size: int = 0
     published: int = 0
@@ -49,7 +49,7 @@ class Tile:
 
     @property
     def path(self) -> str:
-        """Where the tile is published: `tile/<level>/<index>[.p/<width>]`, three digits of the index an element."""
+        """Where the tile is published: `tile/<level>/<index>[.p/<width>]`, three digits of the index per element."""
         groups = f"{self.index:,d}".split(",")
         groups[0] = groups[0].zfill(3)
         number = "/".join([*(f"x{group}" for group in groups[:-1]), groups[-1]])
@@ -57,7 +57,7 @@ class Tile:
 
 
 ReadTile = Callable[[Tile], bytes]
-"""Reads a tile; a wider one of the same level and index serves as well, because it begins with the same hashes."""
+"""Reads a tile, or a wider one of the same level and index, because that begins with the same hashes."""
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Path = Annotated[list[Hash], Field(max_length=_PATH_HASHES_MAX)]
@@ -75,7 +75,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a log commits itself to: at `at_ms` it had `size` entries under `root`. `issuer` is that of its receipts."""
+    """The commitment of a log: at `at_ms` it had `size` entries under `root`. `issuer` is that of its receipts."""
 
     issuer: str
     size: int
@@ -83,14 +83,14 @@ class Checkpoint:
     at_ms: int
 
 
-class ConsistencyProof(Form):
+class ConsistencyProof(StrictModel):
     """That the log of `tree_size` entries is the beginning of the log that it comes with."""
 
     tree_size: _Size
     path: _Path
 
 
-class Proof(Form):
+class Proof(StrictModel):
     """The proof document of one receipt (`GET /tasks/{task_id}/proof`). Hashes are in hexadecimal.
 
     `consistency` is there if the caller named the size of an older checkpoint.
@@ -103,7 +103,7 @@ class Proof(Form):
     consistency: ConsistencyProof | None = None
 
 
-class _StatedCheckpoint(Form):
+class _CheckpointClaims(StrictModel):
     v: Annotated[int, Field(ge=_VERSION, le=_VERSION)]
     iss: Annotated[str, Field(max_length=1_000)]
     size: _Size
@@ -112,12 +112,12 @@ class _StatedCheckpoint(Form):
 
 
 class Frontier:
-    """A log from its beginning, leaf after leaf, in memory for one hash a level."""
+    """The root of a log that is built leaf by leaf, in memory for one hash per level."""
 
     def __init__(self) -> None:
         self.size = 0
         self._roots: list[bytes] = []
-        """Of the perfect subtrees that the entries make up, the largest first."""
+        """The roots of the perfect subtrees that cover the entries, the largest first."""
 
     def append(self, leaf: bytes) -> None:
         """Adds the hash of the next entry."""
@@ -128,7 +128,7 @@ class Frontier:
             self._roots.append(_node(self._roots.pop(), right))
 
     def root(self) -> bytes:
-        """The root of all entries until now."""
+        """The root of all entries so far."""
         if not self._roots:
             return EMPTY_ROOT
         *before, root = self._roots
@@ -138,7 +138,7 @@ class Frontier:
 
 
 def tile_at(level: int, index: int, size: int) -> Tile:
-    """A tile as it is in a log of `size` entries; of no width if that log does not reach so far."""
+    """A tile as it is in a log of `size` entries; its width is 0 if that log does not reach it."""
     width = (size >> (level * _TILE_HEIGHT)) - index * TILE_HASHES
     return Tile(level, index, max(0, min(width, TILE_HASHES)))
 
@@ -149,10 +149,10 @@ def leaf_hash(entry: bytes) -> bytes:
 
 
 def grow(size: int, leaf_hashes: Sequence[bytes], read_tile: ReadTile) -> Growth:
-    """The log of `size` entries after more of them.
+    """The log of `size` entries after more entries are appended.
 
-    Of what is stored it reads the partial tiles at the right edge. Every tile of the answer is to be written before a
-    checkpoint names the new size; to write one twice is harmless.
+    It reads only the stored partial tiles at the right edge. The caller must write all returned tiles before a
+    checkpoint names the new size; writing a tile twice is harmless.
     """
     tiles: dict[Tile, bytes] = {}
     level, before, hashes = 0, size, list(leaf_hashes)
@@ -177,7 +177,7 @@ def tree_root(size: int, read_tile: ReadTile) -> bytes:
 
 
 def inclusion_proof(index: int, size: int, read_tile: ReadTile) -> list[bytes]:
-    """PATH(index, D[size]) of RFC 9162 §2.1.3.1: that entry `index` is in the log of `size` entries."""
+    """PATH(index, D[size]) of RFC 9162 §2.1.3.1: proves that entry `index` is in the log of `size` entries."""
     if not 0 <= index < size:
         message = f"there is no entry {index} in a log of {size}"
         raise ValueError(message)
@@ -195,9 +195,9 @@ def inclusion_proof(index: int, size: int, read_tile: ReadTile) -> list[bytes]:
 
 
 def consistency_proof(old: int, size: int, read_tile: ReadTile) -> list[bytes]:
-    """PROOF(old, D[size]) of RFC 9162 §2.1.4.1: that the log of `old` entries is the beginning of that of `size`."""
+    """PROOF(old, D[size]) of RFC 9162 §2.1.4.1: proves that the log of `old` entries is the beginning of the other."""
     if not 0 <= old <= size:
-        message = f"a log of {old} is no beginning of a log of {size}"
+        message = f"a log of {old} entries cannot be the beginning of a log of {size}"
         raise ValueError(message)
     if old in {0, size}:
         return []
@@ -243,7 +243,9 @@ def check_consistency(old: int, old_root: bytes, size: int, root: bytes, path: S
         raise ProofError(Flaw.HISTORY, f"the older log has {old} entries, the newer one {size}")
     if old in {0, size}:
         if path:
-            raise ProofError(Flaw.HISTORY, f"from {old} to {size} entries nothing is to be proven, but a path is given")
+            raise ProofError(
+                Flaw.HISTORY, f"from {old} to {size} entries there is nothing to prove, but a path is given"
+            )
         _check_root(EMPTY_ROOT if old == 0 else root, old_root, f"the newer log at {old} entries")
         return
     if not path:
@@ -255,33 +257,33 @@ def check_consistency(old: int, old_root: bytes, size: int, root: bytes, path: S
 
 def sign_checkpoint(checkpoint: Checkpoint, key: SigningKey) -> str:
     """The checkpoint as a compact JWS under an environment's key."""
-    claims: dict[str, Any] = {
-        "v": _VERSION,
-        "iss": checkpoint.issuer,
-        "size": checkpoint.size,
-        "root": checkpoint.root.hex(),
-        "at": checkpoint.at_ms,
-    }
-    return statement.sign(claims, key, CHECKPOINT)
+    claims = _CheckpointClaims.model_construct(
+        v=_VERSION,
+        iss=checkpoint.issuer,
+        size=checkpoint.size,
+        root=checkpoint.root.hex(),
+        at=checkpoint.at_ms,
+    )
+    return statement.sign(claims.model_dump(), key, CHECKPOINT)
 
 
 def verify_checkpoint(token: str, jwks: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint of a token whose chain leads to a root key of `jwks`. Raises ProofError with the reason."""
-    chain = statement.verify(token, jwks, CHECKPOINT)
-    stated = statement.read(_StatedCheckpoint, chain.claims, CHECKPOINT.name)
-    chain.check_time(stated.at, "the checkpoint's at")
-    return Checkpoint(stated.iss, stated.size, bytes.fromhex(stated.root), stated.at)
+    """The checkpoint of a token whose certificate chain leads to a root key of `jwks`. Raises ProofError."""
+    signed = statement.verify(token, jwks, CHECKPOINT)
+    claims = statement.read(_CheckpointClaims, signed.claims, CHECKPOINT.name)
+    signed.check_time(claims.at, "the checkpoint's at")
+    return Checkpoint(claims.iss, claims.size, bytes.fromhex(claims.root), claims.at)
 
 
 class _Tree:
-    """The first `size` entries of a log, read from its tiles, each of them once."""
+    """The first `size` entries of a log, read from its tiles, each tile once."""
 
     def __init__(self, size: int, read_tile: ReadTile) -> None:
         self._size = size
         self._tile = lru_cache(maxsize=None)(lambda tile: _hashes(read_tile, tile))
 
     def root(self, low: int, high: int) -> bytes:
-        """The root of a subtree of the RFC: D[low:high], split as the RFC splits."""
+        """The root of D[low:high], a subtree as the RFC splits them."""
         count = high - low
         if count & (count - 1):
             middle = low + _split(count)
@@ -316,14 +318,14 @@ def _split(count: int) -> int:
 
 
 def _rise(place: int, last: int) -> tuple[int, int]:
-    """Passes over the levels on which a node at the right edge has no sibling."""
+    """Skips the levels at which a node at the right edge has no sibling."""
     while place and not place & 1:
         place, last = place >> 1, last >> 1
     return place, last
 
 
 def _old_and_new_root(old: int, size: int, hashes: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """The roots to which a consistency proof leads, the subtree from which both are built first."""
+    """The roots to which a consistency proof leads. Its first hash is that of the subtree which both roots contain."""
     place, last = old - 1, size - 1
     while place & 1:
         place, last = place >> 1, last >> 1

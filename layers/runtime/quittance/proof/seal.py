@@ -1,7 +1,7 @@
-"""The seal of an item: a digest of the attributes that never change after its first write. Pure.
+"""The seal of an item: a digest of the attributes that never change after the first write. Pure.
 
-It shows the audit an attribute that was changed by a bug, a repair or a damaged copy, even one that no receipt states.
-It is no signature: whoever can write the table can also write a seal. See docs/adr/0028.
+It lets the audit detect an attribute that a bug, a repair or a damaged copy changed, even one that no receipt states.
+It is not a signature: whoever can write to the table can also write a seal. See docs/adr/0028.
 """
 
 import hashlib
@@ -12,21 +12,21 @@ from typing import Any, Final
 SEAL: Final = "seal"
 UNSEALED: Final = frozenset({"state", "runner", "fence", "lease_ms", "work", "work_at", "payout"})
 """The attributes of a first write that change later."""
-_BYTES: Final = 16  # enough against accidents, and short in every item
+_BYTES: Final = 16  # enough to detect accidents, and little to store in every item
 
 
 def sealed(values: Mapping[str, Any], *, unsealed: Collection[str] = ()) -> dict[str, Any]:
-    """The attributes of a new item with its seal, which covers all of them but UNSEALED and `unsealed`.
+    """The attributes of a new item and its seal, which covers all of them except UNSEALED and `unsealed`.
 
-    What is None is not stored, so it is not covered.
+    Attributes that are None are not stored, so they are not covered.
     """
-    left_open = UNSEALED.union(unsealed)
-    covered = {name: value for name, value in values.items() if name not in left_open}
+    uncovered = UNSEALED.union(unsealed)
+    covered = {name: value for name, value in values.items() if name not in uncovered}
     return {**values, SEAL: _digest(covered)}
 
 
 def is_sealed(values: Mapping[str, Any]) -> bool:
-    """Whether the seal among these attributes is that of the others."""
+    """Whether the seal among these attributes matches the others."""
     return bool(values[SEAL] == _digest({name: value for name, value in values.items() if name != SEAL}))
 
 

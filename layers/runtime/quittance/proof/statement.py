@@ -1,15 +1,16 @@
-"""Certified statements: compact JWS (RFC 7515) under a key that a root key has certified. Pure: keys and times come in.
+"""Signed statements: compact JWS (RFC 7515) under a key that a root key has certified. Pure.
 
-The signing key is an Ed25519 key (RFC 8037) that one environment made for itself. The header of all that it signs
-carries its certificate: another compact JWS, signed by a root key (ECDSA P-256) whose public half is in the platform's
-JWKS for ever. So one root signature serves thousands of statements, and none of them needs a call to KMS.
+Each environment makes its own signing key, an Ed25519 key (RFC 8037). The header of every statement contains that key's
+certificate: another compact JWS, signed by a root key (ECDSA P-256) whose public half stays in the platform's JWKS for
+ever. So one root signature serves thousands of statements, and signing a statement needs no call to KMS.
 
-Every key has one purpose: the key set states it of a root, the certificate of the key that it certifies, and both must
-be the purpose of the statement. So whoever may use one root can issue statements of one kind only. Roots of before keys
-had purposes state none, nor do their certificates; what these signed stays valid, whatever its kind.
+Every key has one purpose. The key set states the purpose of a root key, the certificate that of a signing key, and both
+must be the purpose of the statement's type. So a caller who may use one root key can issue statements of one type only.
+Root keys that are older than purposes state none, and neither do their certificates. What those keys signed stays
+valid, whatever its type.
 
-Of each token there is exactly one spelling: base64url without padding or spare bits, no header member but ours, no
-member twice. What is verified here can therefore be named by the digest of its bytes.
+Each token has exactly one spelling: base64url without padding or spare bits, no additional header members, no duplicate
+members. So the digest of a token's bytes identifies it.
 """
 
 import base64
@@ -28,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quittance.frames import in_one_chunk
+from quittance import canonical_json
+from quittance.canonical_json import JsonError, Numbers
 from quittance.limits import JWKS_KEYS_MAX, TOKEN_CHARS_MAX
 
 CERTIFICATE_TYPE: Final = "quittance-key+jwt"
@@ -37,15 +39,15 @@ _ALGORITHM: Final = "EdDSA"
 _ROOT_ALGORITHM: Final = "ES256"
 _CERTIFICATE: Final = "key certificate"
 _ED25519_SEED_BYTES: Final = 32
-_BACKDATED_S: Final = 300  # a clock that is set back does not make statements older than their key
+_BACKDATED_S: Final = 300  # so that a clock that was set back does not date statements before their certificate
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
-_SHOWN_CHARS: Final = 60  # of a stranger's words in a sentence of ours
+_QUOTED_CHARS_MAX: Final = 60  # of a value from outside in an error sentence
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Flaw(StrEnum):
-    """Why something does not prove what it says, as a class of reasons."""
+    """The class of reasons why a document does not prove what it states."""
 
     FORM = "form"
     SIGNATURE = "signature"
@@ -62,7 +64,7 @@ class Flaw(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What a key signs, and nothing else. The values stand in certificates and key sets: never rename one."""
+    """What a key may sign. The values are part of certificates and key sets: never rename one."""
 
     RECEIPT = "receipt"
     CHECKPOINT = "checkpoint"
@@ -70,7 +72,7 @@ class Purpose(StrEnum):
 
 
 class ProofError(Exception):
-    """Something does not prove what it says: the class of the reason, and a sentence that tells it."""
+    """A document does not prove what it states: the class of the reason, and the reason in a sentence."""
 
     def __init__(self, flaw: Flaw, sentence: str) -> None:
         super().__init__(sentence)
@@ -79,7 +81,7 @@ class ProofError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """An environment's own key: made at first use, certified by a root for one purpose, good until `expires_s`."""
+    """An environment's own key: made at first use, certified by a root key for one purpose, valid until `expires_s`."""
 
     private: Ed25519PrivateKey
     key_id: str
@@ -89,8 +91,8 @@ class SigningKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of statement: the `typ` of its header, its name in sentences, and the purpose of keys that sign it."""
+class StatementType:
+    """A type of statement: the `typ` of its header, its name in sentences, and the purpose of the keys that sign it."""
 
     typ: str
     name: str
@@ -98,8 +100,8 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Certified:
-    """The claims of a statement whose chain of signatures holds, and when its key was certified to sign."""
+class VerifiedStatement:
+    """The claims of a statement whose signatures are valid, and the validity period of its signing key."""
 
     claims: dict[str, Any]
     valid_from_s: int
@@ -107,15 +109,15 @@ class Certified:
     root_key_id: str
 
     def check_time(self, moment_ms: int, name: str) -> None:
-        """Raises ProofError if a moment of the statement is outside the validity of its key certificate."""
+        """Raises ProofError if a time that the statement names is outside the validity of its key certificate."""
         if not self.valid_from_s * 1_000 <= moment_ms < self.valid_until_s * 1_000:
             span = f"{self.valid_from_s * 1_000} to {self.valid_until_s * 1_000} ms"
             sentence = f"{name} {moment_ms} is outside the validity of the key certificate, {span}"
             raise ProofError(Flaw.TIMES, sentence)
 
 
-class Form(BaseModel):
-    """A JSON object with exactly the members that are declared, each of exactly its type."""
+class StrictModel(BaseModel):
+    """A JSON object with exactly the declared members, each of exactly the declared type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -124,15 +126,15 @@ _KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
 _Seconds = Annotated[int, Field(ge=0, le=2**40)]
 
 
-class _PublicKey(Form):
+class _PublicKey(StrictModel):
     kty: Literal["OKP"]
     crv: Literal["Ed25519"]
     x: _KeyId
     kid: _KeyId
 
 
-class _Validity(Form):
-    """A certificate of before keys had purposes."""
+class _Validity(StrictModel):
+    """A certificate from before keys had purposes."""
 
     iat: _Seconds
     exp: _Seconds
@@ -145,7 +147,7 @@ class _ValidityForPurpose(_Validity):
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """A root key of a key set; `purpose` is None for one of before keys had purposes."""
+    """A root key of a key set; `purpose` is None for one from before keys had purposes."""
 
     key_id: object
     public: EllipticCurvePublicKey
@@ -160,12 +162,14 @@ class _Token:
     signature: bytes
 
 
-def certified_key(*, purpose: Purpose, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]) -> SigningKey:
-    """A new signing key for one purpose, certified by one signature of that purpose's root.
+def new_signing_key(
+    *, purpose: Purpose, now_s: int, root_key_id: str, root_sign: Callable[[bytes], bytes]
+) -> SigningKey:
+    """A new signing key for one purpose, certified by one signature of that purpose's root key.
 
-    `root_sign` returns the raw ES256 signature (r ‖ s, RFC 7518 §3.4) of the bytes that it is given.
+    `root_sign` returns the raw ES256 signature (r ‖ s, RFC 7518 §3.4) of its argument.
     """
-    # From the kernel: an OpenSSL that was restored with a snapshot would give each copy the same key.
+    # Random bytes from the kernel: OpenSSL's state is part of a snapshot, so each copy would generate the same key.
     private = Ed25519PrivateKey.from_private_bytes(os.urandom(_ED25519_SEED_BYTES))
     public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
     key_id = _thumbprint(public)
@@ -178,62 +182,65 @@ def certified_key(*, purpose: Purpose, now_s: int, root_key_id: str, root_sign: 
     return SigningKey(private, key_id, certificate, expires_s, purpose)
 
 
-def sign(claims: Mapping[str, Any], key: SigningKey, kind: Kind) -> str:
-    """The claims as a compact JWS under an environment's key, its certificate in the header.
+def sign(claims: Mapping[str, Any], key: SigningKey, statement_type: StatementType) -> str:
+    """The claims as a compact JWS under an environment's key, with the key's certificate in the header.
 
     Raises ValueError for a key of another purpose.
     """
-    if key.purpose is not kind.purpose:
-        msg = f"a key for the purpose {key.purpose} signs no {kind.name}"
+    if key.purpose is not statement_type.purpose:
+        msg = f"a key for the purpose {key.purpose} must not sign a {statement_type.name}"
         raise ValueError(msg)
-    headers = {"typ": kind.typ, "kid": key.key_id, "cert": key.certificate}
+    headers = {"typ": statement_type.typ, "kid": key.key_id, "cert": key.certificate}
     return jwt.encode(dict(claims), key.private, algorithm=_ALGORITHM, headers=headers)
 
 
-def verify(token: str, jwks: Mapping[str, Any], kind: Kind) -> Certified:
-    """The claims of a statement whose chain leads to a root key of `jwks`; their form is for the caller to read.
+def verify(token: str, jwks: Mapping[str, Any], statement_type: StatementType) -> VerifiedStatement:
+    """The claims of a statement whose certificate chain leads to a root key of `jwks`. The caller checks their form.
 
-    Raises ProofError: `Flaw.FORM` for what is not such a token at all, `Flaw.SIGNATURE` for a chain that does not hold.
+    Raises ProofError: `Flaw.FORM` if the text is no such token, `Flaw.SIGNATURE` if its chain is not valid.
     """
-    outer = _parse(token, kind.name, kind.typ, {"alg", "typ", "kid", "cert"})
+    outer = _parse(token, statement_type.name, statement_type.typ, {"alg", "typ", "kid", "cert"})
     inner = _parse(outer.header["cert"], _CERTIFICATE, CERTIFICATE_TYPE, {"alg", "typ", "kid"})
-    _check_algorithm(outer, _ALGORITHM, kind.name)
+    _check_algorithm(outer, _ALGORITHM, statement_type.name)
     _check_algorithm(inner, _ROOT_ALGORITHM, _CERTIFICATE)
     root = _root(jwks, inner.header["kid"])
     if not ECAlgorithm(ECAlgorithm.SHA256).verify(inner.signed, root.public, inner.signature):
         raise _unsigned(_CERTIFICATE)
-    _check_purpose(root, inner.payload.get("purpose"), kind)
+    _check_purpose(root, inner.payload.get("purpose"), statement_type)
     certificate = read(_ValidityForPurpose if root.purpose else _Validity, inner.payload, _CERTIFICATE)
     if outer.header["kid"] != certificate.jwk.kid:
-        sentence = f"the {kind.name} names the key {shown(outer.header['kid'])}, its certificate {certificate.jwk.kid}"
+        name = quoted(outer.header["kid"])
+        sentence = f"the {statement_type.name} names the key {name}, its certificate {certificate.jwk.kid}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     if certificate.jwk.kid != (name := _thumbprint(certificate.jwk.model_dump())):
         sentence = f"the key certificate names its key {certificate.jwk.kid}, but the key's thumbprint is {name}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     public = Ed25519PublicKey.from_public_bytes(_decode(certificate.jwk.x, _CERTIFICATE))
     if not OKPAlgorithm().verify(outer.signed, public, outer.signature):
-        raise _unsigned(kind.name)
-    return Certified(outer.payload, certificate.iat, certificate.exp, inner.header["kid"])
+        raise _unsigned(statement_type.name)
+    return VerifiedStatement(outer.payload, certificate.iat, certificate.exp, inner.header["kid"])
 
 
 def read(model: type[_Model], value: object, name: str) -> _Model:
-    """A JSON value as the model that describes it. Raises ProofError naming the first member that is wrong."""
+    """A JSON value as an instance of a model. Raises ProofError, which names the first member that is wrong."""
     try:
         return model.model_validate(value)
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = shown(".".join(map(str, error["loc"]))) if error["loc"] else "the whole"
+        place = quoted(".".join(map(str, error["loc"]))) if error["loc"] else "the whole"
         sentence = f"the {name} has a wrong form: {place}: {error['msg']}"
         raise ProofError(Flaw.FORM, sentence) from exc
 
 
-@in_one_chunk
 def read_json(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object in which no member stands twice. Raises ProofError. The caller bounds the length."""
+    """A JSON object whose members, at every level, have unique names. Raises ProofError. The caller limits the length.
+
+    Numbers are doubles and nothing else is limited, because members that no check uses may contain anything.
+    """
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_each_once)
-    except (ValueError, RecursionError) as exc:
-        sentence = f"the {name} is not plain JSON in UTF-8, each member once"
+        value = canonical_json.read(text, numbers=Numbers.DOUBLES, depth_max=None, lone_surrogates=True)
+    except JsonError as exc:
+        sentence = f"the {name} is not JSON in UTF-8 with unique member names"
         raise ProofError(Flaw.FORM, sentence) from exc
     if not isinstance(value, dict):
         sentence = f"the {name} is not a JSON object"
@@ -241,10 +248,10 @@ def read_json(text: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def shown(value: object) -> str:
-    """A stranger's value, fit to stand in a sentence: short, in quotes, and of printable ASCII."""
+def quoted(value: object) -> str:
+    """A value from outside, made safe for a sentence: short, quoted, in printable ASCII."""
     text = ascii(value)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    return text if len(text) <= _QUOTED_CHARS_MAX else f"{text[:_QUOTED_CHARS_MAX]}..."
 
 
 def _parse(token: object, name: str, typ: str, members: set[str]) -> _Token:
@@ -255,11 +262,11 @@ def _parse(token: object, name: str, typ: str, members: set[str]) -> _Token:
     header, payload, signature = (_decode(part, name) for part in match.groups())
     fields = read_json(header, f"{name}'s header")
     if fields.get("typ") != typ:
-        sentence = f"the {name} is not of the type {typ}, but {shown(fields.get('typ'))}"
+        sentence = f"the {name} is not of the type {typ}, but {quoted(fields.get('typ'))}"
         raise ProofError(Flaw.FORM, sentence)
     if odd := sorted(fields.keys() ^ members):
         what = "lacks" if odd[0] in members else "has the unknown member"
-        sentence = f"the {name}'s header {what} {shown(odd[0])}"
+        sentence = f"the {name}'s header {what} {quoted(odd[0])}"
         raise ProofError(Flaw.FORM, sentence)
     return _Token(fields, read_json(payload, f"{name}'s payload"), match[0].rpartition(".")[0].encode(), signature)
 
@@ -278,41 +285,42 @@ def _decode(text: str, name: str) -> bytes:
 
 def _check_algorithm(token: _Token, algorithm: str, name: str) -> None:
     if token.header["alg"] != algorithm:
-        sentence = f"the {name} is signed by the algorithm {shown(token.header['alg'])}, not {algorithm}"
+        sentence = f"the {name} is signed by the algorithm {quoted(token.header['alg'])}, not {algorithm}"
         raise ProofError(Flaw.SIGNATURE, sentence)
 
 
-def _check_purpose(root: _Root, stated: object, kind: Kind) -> None:
-    """Root, certificate and statement are of one purpose; a root of before has none, and nor have its certificates."""
-    name = shown(root.key_id)
+def _check_purpose(root: _Root, stated: object, statement_type: StatementType) -> None:
+    """Root key, certificate and statement have one purpose. An older root key has none, nor have its certificates."""
+    name = quoted(root.key_id)
     if root.purpose is None:
         if stated is not None:
-            sentence = f"the key set states no purpose of the root key {name}, its certificate {shown(stated)}"
-            raise ProofError(Flaw.SIGNATURE, f"{sentence}: get the key set anew")
+            sentence = f"the key set states no purpose of the root key {name}, its certificate {quoted(stated)}"
+            raise ProofError(Flaw.SIGNATURE, f"{sentence}: download the key set again")
         return
-    if root.purpose != kind.purpose:
-        sentence = f"the root key {name} is for the purpose {shown(root.purpose)}, which is not that of a {kind.name}"
+    if root.purpose != statement_type.purpose:
+        sentence = f"the root key {name} is for the purpose {quoted(root.purpose)}"
+        sentence += f", which is not that of a {statement_type.name}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     if stated != root.purpose:
-        sentence = f"the key certificate states the purpose {shown(stated)}, its root key {name} is for {root.purpose}"
+        sentence = f"the key certificate states the purpose {quoted(stated)}, its root key {name} is for {root.purpose}"
         raise ProofError(Flaw.SIGNATURE, sentence)
 
 
 def _root(jwks: Mapping[str, Any], key_id: object) -> _Root:
     keys = jwks.get("keys")
     if not isinstance(keys, list) or len(keys) > JWKS_KEYS_MAX:
-        sentence = f"the key set is no JWKS of at most {JWKS_KEYS_MAX} keys"
+        sentence = f"the key set is not a JWKS of at most {JWKS_KEYS_MAX} keys"
         raise ProofError(Flaw.FORM, sentence)
     named = [key for key in keys if isinstance(key, dict) and key.get("kid") == key_id]
     if not named:
-        sentence = f"the key certificate is signed by an unknown root key {shown(key_id)}"
+        sentence = f"the key certificate is signed by an unknown root key {quoted(key_id)}"
         raise ProofError(Flaw.SIGNATURE, sentence)
     members = {name: named[0].get(name) for name in ("kty", "crv", "x", "y")}
     purpose = named[0].get("purpose")
     if "purpose" in named[0] and not (isinstance(purpose, str) and purpose):
         raise _unusable(key_id)
     if any(key != named[0] for key in named):
-        sentence = f"the key set names the root key {shown(key_id)} twice, and not alike"
+        sentence = f"the key set names the root key {quoted(key_id)} twice, with different members"
         raise ProofError(Flaw.FORM, sentence)
     if not all(isinstance(member, str) for member in members.values()) or members["crv"] != "P-256":
         raise _unusable(key_id)
@@ -326,19 +334,11 @@ def _root(jwks: Mapping[str, Any], key_id: object) -> _Root:
 
 
 def _unusable(key_id: object) -> ProofError:
-    return ProofError(Flaw.FORM, f"the root key {shown(key_id)} of the key set is no usable ES256 key")
+    return ProofError(Flaw.FORM, f"the root key {quoted(key_id)} of the key set is not a usable ES256 key")
 
 
 def _unsigned(name: str) -> ProofError:
-    return ProofError(Flaw.SIGNATURE, f"the signature of the {name} does not fit")
-
-
-def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) != len(members):
-        message = "a member stands twice"
-        raise ValueError(message)
-    return found
+    return ProofError(Flaw.SIGNATURE, f"the signature of the {name} is not valid")
 
 
 def _thumbprint(public: Mapping[str, Any]) -> str:

@@ -1,9 +1,9 @@
-"""The verifier: whether a receipt proves what it says, checked by anyone, offline. See docs/receipts.md.
+"""The verifier: anyone can check offline whether a receipt proves what it states. See docs/receipts.md.
 
     quittance-verify receipt.jws --keys jwks.json [--module m.wasm --input in --output out] [--replay]
     quittance-verify --webhook body.json --signature s.jws --url https://... --keys jwks.json
 
-It needs nothing of AWS, and the engine only to replay. Whatever it is handed is bounded and may be hostile.
+It does not use AWS, and it needs the engine only for a replay. Its input may be hostile and is limited in size.
 """
 
 import argparse
@@ -27,34 +27,34 @@ from quittance.ledger.balances import bond_account
 from quittance.ledger.credits import format_credits, parse_credits
 from quittance.ledger.escrow import judge_task_id
 from quittance.proof import log, receipt, webhook
-from quittance.proof.receipt import Statement
-from quittance.proof.statement import Flaw, ProofError, read, read_json, shown
+from quittance.proof.receipt import ReceiptClaims
+from quittance.proof.statement import Flaw, ProofError, quoted, read, read_json
 from quittance.run import OF_THE_RULES, Meter, Outcome, RejectedBy, Side
 
 _USAGE: Final = 2
 _DOCUMENT_BYTES_MAX: Final = limits.MIB  # of a key set or a proof
-_PLAIN_PLACES_MAX: Final = 6  # of a judge's score that its digest alone shows: a million digests, about a second
+_PLAIN_PLACES_MAX: Final = 6  # of a judge's score that is found by its digest: a million digests, about a second
 
 
 EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
     Flaw.FORM: (3, "the receipt, the webhook, the key set, the checkpoint or the proof is malformed"),
-    Flaw.SIGNATURE: (4, "a signature does not fit, or its chain leads to no root of the key set for its purpose"),
-    Flaw.TIMES: (5, "a time does not fit the others or the validity of the key"),
+    Flaw.SIGNATURE: (4, "a signature is not valid, or its chain leads to no root key of the key set for its purpose"),
+    Flaw.TIMES: (5, "a time contradicts the other times or the validity of the key"),
     Flaw.AMOUNTS: (6, "the amounts do not add up, or do not follow from the tariff"),
-    Flaw.CONTRADICTION: (7, "the claims contradict one another, or what is given (a length, a score)"),
+    Flaw.CONTRADICTION: (7, "the claims contradict one another, or a given file (a length, a score)"),
     Flaw.DIGEST: (8, "a file is not the one that the receipt names"),
-    Flaw.REPLAY: (9, "the replay ended in another way than the receipt says"),
+    Flaw.REPLAY: (9, "the replay ended in another way than the receipt states"),
     Flaw.UNREPEATABLE: (10, "the run of this receipt cannot be repeated"),
     Flaw.LOG: (11, "the receipt is not proven to be in the log"),
     Flaw.HISTORY: (12, "the log is not proven to continue the older checkpoint: its history may have been changed"),
     Flaw.NO_SANDBOX: (13, "the replay could not be carried out on this machine"),
-    Flaw.RULES: (14, "the rules come to another verdict on the output than the receipt states"),
+    Flaw.RULES: (14, "the rules give another verdict on the output than the receipt states"),
 }
-"""The exit status of each class of failure. 0 is success, 2 is a wrong call or a file that cannot be read."""
+"""The exit status of each class of failure. 0 is success; 2 is a wrong call or a file that cannot be read."""
 
 
-class Verdict(StrEnum):
-    """How a check ended."""
+class CheckResult(StrEnum):
+    """The result of one check."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -64,17 +64,17 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: its name, how it ended, a sentence, and of what class a failure is."""
+    """One check: its name, its result, a sentence, and the class of a failure."""
 
     name: str
-    verdict: Verdict
+    result: CheckResult
     sentence: str
     flaw: Flaw | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """All that a verification is given. What is None is not checked."""
+class Evidence:
+    """Everything that a verification uses. Parts that are None are not checked."""
 
     receipt: str
     keys: bytes
@@ -94,9 +94,9 @@ class Given:
 
 @dataclass(slots=True)
 class Report:
-    """What a receipt states, and every check of it in order."""
+    """The claims of a receipt, and its checks in order."""
 
-    statement: Statement | None = None
+    claims: ReceiptClaims | None = None
     checks: list[Check] = field(default_factory=list)
 
     @property
@@ -105,43 +105,43 @@ class Report:
         return next((EXITS[check.flaw][0] for check in self.checks if check.flaw), 0)
 
     def check(self, name: str, passed: str, test: Callable[[], str | None]) -> bool:
-        """Runs a test and records how it ended; a test may return a better sentence than `passed`."""
+        """Runs a test and records its result; a test may return a more precise sentence than `passed`."""
         try:
-            self.checks.append(Check(name, Verdict.PASSED, test() or passed))
+            self.checks.append(Check(name, CheckResult.PASSED, test() or passed))
         except ProofError as error:
-            self.checks.append(Check(name, Verdict.FAILED, str(error), error.flaw))
+            self.checks.append(Check(name, CheckResult.FAILED, str(error), error.flaw))
         return not self.checks[-1].flaw
 
     def skip(self, name: str, sentence: str) -> None:
         """Records that a check was not done."""
-        self.checks.append(Check(name, Verdict.NOT_DONE, sentence))
+        self.checks.append(Check(name, CheckResult.NOT_DONE, sentence))
 
     def note(self, name: str, sentence: str) -> None:
-        """Records what a reader should know, although it is no failure."""
-        self.checks.append(Check(name, Verdict.NOTED, sentence))
+        """Records something that a reader should know although it is not a failure."""
+        self.checks.append(Check(name, CheckResult.NOTED, sentence))
 
 
-def examine(given: Given) -> Report:
-    """Checks a receipt against all that is given; only a receipt whose signatures hold is looked at further."""
+def examine(evidence: Evidence) -> Report:
+    """Checks a receipt against the evidence. If its signatures are not valid, nothing else is checked."""
     report = Report()
     keys: dict[str, Any] = {}
 
     def chain_holds() -> str:
-        keys.update(read_json(given.keys, "key set"))
-        report.statement, chain = receipt.authenticate(given.receipt, keys)
-        checks.extend(receipt.checks(report.statement, chain))
-        return f"the chain leads to the root key {shown(chain.root_key_id)}"
+        keys.update(read_json(evidence.keys, "key set"))
+        report.claims, signed = receipt.authenticate(evidence.receipt, keys)
+        checks.extend(receipt.checks(report.claims, signed))
+        return f"the chain leads to the root key {quoted(signed.root_key_id)}"
 
     checks: list[tuple[Flaw, Callable[[], None]]] = []
-    if not report.check("signature", "", chain_holds) or report.statement is None:
+    if not report.check("signature", "", chain_holds) or report.claims is None:
         return report
     for flaw, check in checks:
         name, sentence = _SELF_CHECKS[flaw]
         report.check(name, sentence, check)
-    _note_wall_time(report, report.statement)
-    _check_files(report, report.statement, given)
-    _check_judges(report, report.statement, given, keys)
-    _check_log(report, report.statement, given, keys)
+    _note_wall_time(report, report.claims)
+    _check_files(report, report.claims, evidence)
+    _check_judges(report, report.claims, evidence, keys)
+    _check_log(report, report.claims, evidence, keys)
     return report
 
 
@@ -152,38 +152,38 @@ _SELF_CHECKS: Final = {
 }
 
 
-def _note_wall_time(report: Report, stated: Statement) -> None:
-    """Says what a receipt of version 1 may state, although a run should not have taken so long."""
-    if stated.limits and stated.meter.wall_ms > stated.limits.timeout_ms and not report.exit_status:
-        sentence = f"the run took {stated.meter.wall_ms} ms, longer than its timeout of {stated.limits.timeout_ms} ms"
+def _note_wall_time(report: Report, claims: ReceiptClaims) -> None:
+    """Notes a run that took longer than its timeout, which a receipt of version 1 may state."""
+    if claims.limits and claims.meter.wall_ms > claims.limits.timeout_ms and not report.exit_status:
+        sentence = f"the run took {claims.meter.wall_ms} ms, longer than its timeout of {claims.limits.timeout_ms} ms"
         report.note("wall time", sentence)
 
 
-def _check_files(report: Report, stated: Statement, given: Given) -> None:
+def _check_files(report: Report, claims: ReceiptClaims, evidence: Evidence) -> None:
     for name, data, digest, size in (
-        ("module", given.module, stated.module_sha256, None),
-        ("input", given.input, stated.input_sha256, _input_bytes(stated)),
-        ("output", given.output, stated.output_sha256, stated.meter.output_bytes),
+        ("module", evidence.module, claims.module_sha256, None),
+        ("input", evidence.input, claims.input_sha256, _input_bytes(claims)),
+        ("output", evidence.output, claims.output_sha256, claims.meter.output_bytes),
     ):
         if data is None:
             report.skip(name, f"no --{name} was given")
         else:
             report.check(name, f"its SHA-256 is {digest}", partial(_check_file, name, data, digest, size))
-    if given.tariff is None:
+    if evidence.tariff is None:
         report.skip("tariff", "no --tariff was given, so the price was not computed")
     else:
-        tariff = given.tariff
-        report.check("tariff", "the price follows from the tariff and the meter", lambda: _check_price(stated, tariff))
-    _check_rules(report, stated, given)
+        tariff = evidence.tariff
+        report.check("tariff", "the price follows from the tariff and the meter", lambda: _check_price(claims, tariff))
+    _check_rules(report, claims, evidence)
 
 
-def _input_bytes(stated: Statement) -> int | None:
-    """How long the input is by the meter; None if nothing ran, so that nobody has measured it."""
-    return stated.meter.input_bytes if stated.limits or stated.meter.input_bytes else None
+def _input_bytes(claims: ReceiptClaims) -> int | None:
+    """The length of the input by the meter; None if nothing ran and so nothing was measured."""
+    return claims.meter.input_bytes if claims.limits or claims.meter.input_bytes else None
 
 
 def _check_file(name: str, data: bytes, digest: str | None, size: int | None) -> None:
-    """The file is the one that the receipt names, and as long as the receipt's meter says."""
+    """The file must have the digest and the length that the receipt states."""
     _check_digest(name, data, digest)
     if size is not None and len(data) != size:
         raise ProofError(Flaw.CONTRADICTION, f"the {name} has {len(data)} bytes, the receipt's meter says {size}")
@@ -197,60 +197,60 @@ def _check_digest(name: str, data: bytes, digest: str | None) -> None:
         raise ProofError(Flaw.DIGEST, f"the {name} has the SHA-256 {found}, the receipt names {digest}")
 
 
-def _check_price(stated: Statement, tariff: bytes) -> None:
-    """What a success costs by the tariff, which is given in its canonical JSON or in any other spelling of it."""
+def _check_price(claims: ReceiptClaims, tariff: bytes) -> None:
+    """The price must follow from the tariff, which may be canonical JSON or any other spelling of it."""
     try:
         terms = pricing.parse_tariff(tariff.decode())
     except (ValidationError, ValueError) as exc:
-        raise ProofError(Flaw.DIGEST, "the tariff file holds no tariff") from exc
-    _check_digest("tariff", pricing.tariff_json(terms).encode(), stated.tariff_sha256)
-    measured = Meter(**stated.meter.model_dump())
-    if stated.outcome is Outcome.WITHHELD:
-        measured = replace(measured, fuel=receipt.fuel_computed(stated))
+        raise ProofError(Flaw.DIGEST, "the tariff file does not contain a tariff") from exc
+    _check_digest("tariff", pricing.tariff_json(terms).encode(), claims.tariff_sha256)
+    measured = Meter(**claims.meter.model_dump())
+    if claims.outcome is Outcome.WITHHELD:
+        measured = replace(measured, fuel=receipt.fuel_computed(claims))
     price = pricing.price_micro(terms, measured)
-    # A run over its budget ends as budget_exhausted, but where no own limits were recorded, and for judges.
-    if stated.own_limits is None or receipt.is_judge(stated):
-        price = min(price, int(stated.budget) - int(stated.compute))
-    due = receipt.price_due(stated, price)
-    paid = int(stated.paid) + int(stated.fee) - int(stated.compute)
+    # A run over its budget ends as budget_exhausted, unless it is a judge's or no own limits were recorded.
+    if claims.own_limits is None or receipt.is_judge(claims):
+        price = min(price, int(claims.budget) - int(claims.compute))
+    due = receipt.price_due(claims, price)
+    paid = int(claims.paid) + int(claims.fee) - int(claims.compute)
     if paid != due:
         raise ProofError(Flaw.AMOUNTS, f"paid and commission are {paid} together, by the tariff {due} is due")
 
 
-def _check_rules(report: Report, stated: Statement, given: Given) -> None:
-    """The rules are those that the receipt names, and the output meets them."""
-    for side, data, digest in _rules_of(stated, given):
+def _check_rules(report: Report, claims: ReceiptClaims, evidence: Evidence) -> None:
+    """The rules must be those that the receipt names, and the output must meet them."""
+    for side, data, digest in _rules_of(claims, evidence):
         if data is not None:
             passed = f"their SHA-256 is {digest}"
             report.check(f"{side} rules", passed, partial(_check_rules_digest, side, data, digest))
         elif digest:
             report.skip(f"{side} rules", f"no --{side}-rules was given")
-    if stated.acceptance is None:
+    if claims.acceptance is None:
         return
-    untried = _why_untried(stated, given)
+    not_applied = _why_not_applied(claims, evidence)
     if report.exit_status:
-        report.skip("acceptance", "what failed above comes first")
-    elif untried or given.output is None:
-        report.skip("acceptance", untried or "no --output was given")
+        report.skip("acceptance", "a check above failed")
+    elif not_applied or evidence.output is None:
+        report.skip("acceptance", not_applied or "no --output was given")
     else:
-        report.check("acceptance", "", partial(_check_verdict, stated, given, given.output))
+        report.check("acceptance", "", partial(_check_verdict, claims, evidence, evidence.output))
 
 
-def _rules_of(stated: Statement, given: Given) -> Iterator[tuple[str, bytes | None, str | None]]:
+def _rules_of(claims: ReceiptClaims, evidence: Evidence) -> Iterator[tuple[str, bytes | None, str | None]]:
     """Each side, its rules as given, and the digest by which the receipt names them."""
-    named = stated.acceptance.digests if stated.acceptance else {}
-    yield "agent", given.agent_rules, named.get(Side.AGENT)
-    yield "task", given.task_rules, named.get(Side.TASK)
+    named = claims.acceptance.digests if claims.acceptance else {}
+    yield "agent", evidence.agent_rules, named.get(Side.AGENT)
+    yield "task", evidence.task_rules, named.get(Side.TASK)
 
 
-def _why_untried(stated: Statement, given: Given) -> str:
-    """What keeps the rules from being tried on any output; empty if nothing does."""
-    if stated.acceptance is None:
+def _why_not_applied(claims: ReceiptClaims, evidence: Evidence) -> str:
+    """Why the rules cannot be applied to any output; empty if they can."""
+    if claims.acceptance is None:
         return "the receipt names no rules"
-    if stated.outcome not in {Outcome.SUCCEEDED, *OF_THE_RULES}:
-        return f"the outcome {stated.outcome} does not come from the rules"
-    lacking = [f"--{side}-rules" for side, data, digest in _rules_of(stated, given) if digest and data is None]
-    return f"no {' and no '.join(lacking)} was given" if lacking else ""
+    if claims.outcome not in {Outcome.SUCCEEDED, *OF_THE_RULES}:
+        return f"the outcome {claims.outcome} does not come from the rules"
+    missing = [f"--{side}-rules" for side, data, digest in _rules_of(claims, evidence) if digest and data is None]
+    return f"no {' and no '.join(missing)} was given" if missing else ""
 
 
 def _check_rules_digest(side: str, data: bytes, digest: str | None) -> None:
@@ -262,79 +262,79 @@ def _read_rules(data: bytes) -> acceptance.Rules:
     try:
         return acceptance.parse_rules(data.decode())
     except ValueError as exc:
-        raise ProofError(Flaw.DIGEST, "a file of rules holds none that could be published") from exc
+        raise ProofError(Flaw.DIGEST, "a file of rules does not contain rules that could be published") from exc
 
 
-def _check_verdict(stated: Statement, given: Given, output: bytes) -> str:
-    agent, task = (_read_rules(data) if data else None for data in (given.agent_rules, given.task_rules))
+def _check_verdict(claims: ReceiptClaims, evidence: Evidence, output: bytes) -> str:
+    agent, task = (_read_rules(data) if data else None for data in (evidence.agent_rules, evidence.task_rules))
     found = acceptance.verdict(output, agent=agent, task=task)
     for side, rules in ((Side.AGENT, agent), (Side.TASK, task)):
-        score_micro = _score_micro(stated, side)
+        score_micro = _score_micro(claims, side)
         if found.accepted and rules and rules.judge:
-            if stated.v > 1 and stated.outcome is Outcome.REJECTED:
-                return _check_judges_word(stated, side, task)
+            if claims.v > 1 and claims.outcome is Outcome.REJECTED:
+                return _check_rejecting_judge(claims, side, task)
             found = acceptance.judged(rules.judge, score_micro, side=side)
         elif score_micro is not None:
-            raise ProofError(Flaw.RULES, f"the receipt states a score of the {side}'s judge, who was not to be asked")
-    if stated.v == 1:
-        ends: tuple[object, object] = (found.outcome, stated.outcome)
+            raise ProofError(Flaw.RULES, f"the receipt states a score of the {side}'s judge, which must not have run")
+    if claims.v == 1:
+        ends: tuple[object, object] = (found.outcome, claims.outcome)
     else:
-        ends = (found.rejected_by, stated.rejected_by)
+        ends = (found.rejected_by, claims.rejected_by)
     if ends[0] != ends[1]:
-        sentence = f"by the rules the end is {ends[0] or 'accepted'}, the receipt states {ends[1] or 'accepted'}. "
+        sentence = f"by the rules the result is {ends[0] or 'accepted'}, the receipt states {ends[1] or 'accepted'}. "
         raise ProofError(Flaw.RULES, (sentence + found.message).rstrip())
     return found.message or "the output meets the rules"
 
 
-def _check_judges_word(stated: Statement, side: Side, task: acceptance.Rules | None) -> str:
-    """A judge that did not accept is the platform's word: its score is not stated. It must be one that was asked."""
-    by = stated.rejected_by
+def _check_rejecting_judge(claims: ReceiptClaims, side: Side, task: acceptance.Rules | None) -> str:
+    """The judge that rejected the output must be one that ran. That it rejected is unproven: no score is stated."""
+    by = claims.rejected_by
     able = {RejectedBy.AGENT_JUDGE} if side is Side.AGENT else set()
     if task and task.judge:
         able.add(RejectedBy.TASK_JUDGE)
     if by not in able:
-        raise ProofError(Flaw.RULES, f"the receipt states the end {by}, but the output meets the rules")
+        raise ProofError(Flaw.RULES, f"the receipt states that {by} rejected it, but the output meets the rules")
     return f"the output meets the rules; that {by} rejected it is the platform's word"
 
 
-def _score_micro(stated: Statement, side: Side) -> int | None:
-    score = stated.acceptance.scores[side] if stated.acceptance else None
+def _score_micro(claims: ReceiptClaims, side: Side) -> int | None:
+    score = claims.acceptance.scores[side] if claims.acceptance else None
     return None if score is None else parse_credits(score)
 
 
-def _check_judges(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
-    """The scores are those of the judges' own receipts, which can be replayed as any other."""
+def _check_judges(report: Report, claims: ReceiptClaims, evidence: Evidence, keys: Mapping[str, Any]) -> None:
+    """The scores must be those of the judges' own receipts, which can be replayed like any other."""
     for side, token, rules, printed in (
-        (Side.AGENT, given.agent_judge, given.agent_rules, given.agent_judge_output),
-        (Side.TASK, given.task_judge, given.task_rules, given.task_judge_output),
+        (Side.AGENT, evidence.agent_judge, evidence.agent_rules, evidence.agent_judge_output),
+        (Side.TASK, evidence.task_judge, evidence.task_rules, evidence.task_judge_output),
     ):
-        judges: list[Statement] = []
+        judges: list[ReceiptClaims] = []
         if token is not None:
-            check = partial(_check_judge, stated, given, keys, side, token, rules, judges)
+            check = partial(_check_judge, claims, evidence, keys, side, token, rules, judges)
             if report.check(f"{side} judge", "", check):
-                _check_score(report, stated, side, judges[0], printed)
-        elif printed is not None or _score_micro(stated, side) is not None:
+                _check_score(report, claims, side, judges[0], printed)
+        elif printed is not None or _score_micro(claims, side) is not None:
             report.skip(f"{side} judge", f"no --{side}-judge was given, so the score is the platform's word")
 
 
 def _check_judge(
-    stated: Statement,
-    given: Given,
+    claims: ReceiptClaims,
+    evidence: Evidence,
     keys: Mapping[str, Any],
     side: Side,
     token: str,
     rules: bytes | None,
-    judges: list[Statement],
+    judges: list[ReceiptClaims],
 ) -> str:
-    """Checks the receipt of a side's judge, and adds to `judges` what it states."""
-    judge, chain = receipt.authenticate(token, keys)
-    for _, check in receipt.checks(judge, chain):
+    """Checks the receipt of a side's judge, and appends its claims to `judges`."""
+    judge, signed = receipt.authenticate(token, keys)
+    for _, check in receipt.checks(judge, signed):
         check()
-    user, task = stated.user, judge_task_id(stated.task, side)
-    if stated.v > 1 and side is Side.AGENT:
-        user, task = bond_account(stated.owner), judge_task_id(stated.eid, side)
+    user, task = claims.user, judge_task_id(claims.task, side)
+    if claims.v > 1 and side is Side.AGENT:
+        user, task = bond_account(claims.owner), judge_task_id(claims.eid, side)
     pairs = {
-        "iss": (judge.iss, stated.iss),
+        "iss": (judge.iss, claims.iss),
         "user": (judge.user, user),
         "task": (judge.task, task),
     }
@@ -342,37 +342,39 @@ def _check_judge(
         pairs["agent"] = (judge.agent, rule.agent_id)
     for name, (found, due) in pairs.items():
         if found != due:
-            sentence = f"{name} of the judge's receipt is {shown(found)}, but this receipt's judge has {shown(due)}"
+            sentence = f"{name} of the judge's receipt is {quoted(found)}, but this receipt's judge has {quoted(due)}"
             raise ProofError(Flaw.CONTRADICTION, sentence)
     cost_micro = int(judge.budget) - int(judge.refunded)
-    stated_micro = int(stated.judging if side is Side.AGENT else stated.task_judging)
-    if stated.v > 1 and cost_micro != stated_micro:
+    stated_micro = int(claims.judging if side is Side.AGENT else claims.task_judging)
+    if claims.v > 1 and cost_micro != stated_micro:
         sentence = f"the {side}'s judge cost {cost_micro} by its own receipt, this receipt states {stated_micro}"
         raise ProofError(Flaw.AMOUNTS, sentence)
-    score_micro = _score_micro(stated, side)
+    score_micro = _score_micro(claims, side)
     if judge.outcome is not Outcome.SUCCEEDED and score_micro is not None:
         raise ProofError(Flaw.CONTRADICTION, f"the judge ended as {judge.outcome}, yet the receipt states its score")
-    if score_micro is not None and given.input is not None and given.output is not None:
-        read_by_it = acceptance.judge_input(given.input, given.output)
+    if score_micro is not None and evidence.input is not None and evidence.output is not None:
+        read_by_it = acceptance.judge_input(evidence.input, evidence.output)
         _check_file(f"input of the {side}'s judge", read_by_it, judge.input_sha256, _input_bytes(judge))
     judges.append(judge)
-    return f"the agent {shown(judge.agent)} ended as {judge.outcome}"
+    return f"the agent {quoted(judge.agent)} ended as {judge.outcome}"
 
 
-def _check_score(report: Report, stated: Statement, side: Side, judge: Statement, printed: bytes | None) -> None:
-    """The score is what the judge printed, whose digest and length the judge's receipt names."""
-    score_micro, name = _score_micro(stated, side), f"{side} score"
+def _check_score(
+    report: Report, claims: ReceiptClaims, side: Side, judge: ReceiptClaims, printed: bytes | None
+) -> None:
+    """The score must be what the judge printed, whose digest and length its receipt states."""
+    score_micro, name = _score_micro(claims, side), f"{side} score"
     if score_micro is None or judge.output_sha256 is None:
         return
     plain = _plain_score(judge.output_sha256, judge.meter.output_bytes) if printed is None else printed
     if plain is None:
         wanted = f"give what it printed as --{side}-judge-output"
-        report.skip(name, f"the judge's output is no plain decimal, which its digest alone would show: {wanted}")
+        report.skip(name, f"the judge's output is not a plain decimal, which could be found by its digest: {wanted}")
     else:
         report.check(name, "", partial(_check_printed, side, score_micro, judge, plain))
 
 
-def _check_printed(side: Side, score_micro: int, judge: Statement, printed: bytes) -> str:
+def _check_printed(side: Side, score_micro: int, judge: ReceiptClaims, printed: bytes) -> str:
     _check_file(f"output of the {side}'s judge", printed, judge.output_sha256, judge.meter.output_bytes)
     if not acceptance.verdict(printed, agent=acceptance.SCORE_RULES, task=None).accepted:
         raise ProofError(Flaw.CONTRADICTION, f"what the {side}'s judge printed is no score, yet the receipt states one")
@@ -387,7 +389,7 @@ def _check_printed(side: Side, score_micro: int, judge: Statement, printed: byte
 def _plain_score(digest: str, size: int) -> bytes | None:
     """The output of a judge, found by its digest and length; None unless it is a decimal as most judges print it.
 
-    That is: without an exponent, with at most six places, with a line end or none. These are at most some two million.
+    Such a decimal has no exponent and at most six places; a line end may follow. There are about two million of them.
     """
     for end in (b"\n", b"", b"\r\n"):
         for number in _plain_decimals(size - len(end)):
@@ -397,7 +399,7 @@ def _plain_score(digest: str, size: int) -> bytes | None:
 
 
 def _plain_decimals(size: int) -> Iterator[bytes]:
-    """The decimals from 0 to 1 of so many characters, with at most six places."""
+    """The decimals from 0 to 1 with `size` characters and at most six places."""
     places = size - len("0.")
     if size == 1:
         yield from (b"0", b"1")
@@ -406,56 +408,56 @@ def _plain_decimals(size: int) -> Iterator[bytes]:
         yield from (b"0.%0*d" % (places, number) for number in range(10**places))
 
 
-def _check_log(report: Report, stated: Statement, given: Given, keys: Mapping[str, Any]) -> None:
-    if given.proof is None:
+def _check_log(report: Report, claims: ReceiptClaims, evidence: Evidence, keys: Mapping[str, Any]) -> None:
+    if evidence.proof is None:
         report.skip("log", "no --proof was given")
-        report.skip("history", "no --proof was given" if given.older else "no --checkpoint was given")
+        report.skip("history", "no --proof was given" if evidence.older else "no --checkpoint was given")
         return
     parts: list[tuple[log.Proof, log.Checkpoint]] = []
-    document, token = given.proof, given.older
+    document, token = evidence.proof, evidence.older
 
     def included() -> str:
         proof = read(log.Proof, read_json(document, "proof"), "proof")
         checkpoint = log.verify_checkpoint(proof.checkpoint, keys)
-        _check_issuer(checkpoint, stated)
+        _check_issuer(checkpoint, claims)
         if checkpoint.size != proof.tree_size:
             sentence = f"the proof is for {proof.tree_size} entries, its checkpoint for {checkpoint.size}"
             raise ProofError(Flaw.LOG, sentence)
-        leaf = log.leaf_hash(given.receipt.encode())
+        leaf = log.leaf_hash(evidence.receipt.encode())
         log.check_inclusion(leaf, proof.leaf_index, proof.tree_size, _hashes(proof.path), checkpoint.root)
         parts.append((proof, checkpoint))
         return f"it is entry {proof.leaf_index} of {proof.tree_size}, in the log as of {_when(checkpoint.at_ms)}"
 
     if not report.check("log", "", included):
-        report.skip("history", "the proof did not hold")
+        report.skip("history", "the proof is not valid")
     elif token is None:
         report.skip("history", "no --checkpoint was given")
     else:
-        report.check("history", "", lambda: _check_history(*parts[0], token, stated, keys))
+        report.check("history", "", lambda: _check_history(*parts[0], token, claims, keys))
 
 
 def _check_history(
-    proof: log.Proof, newer: log.Checkpoint, token: str, stated: Statement, keys: Mapping[str, Any]
+    proof: log.Proof, newer: log.Checkpoint, token: str, claims: ReceiptClaims, keys: Mapping[str, Any]
 ) -> str:
     older = log.verify_checkpoint(token, keys)
-    _check_issuer(older, stated)
+    _check_issuer(older, claims)
     path: list[bytes] = []
     if 0 < older.size < newer.size:
         if proof.consistency is None:
-            sentence = f"the proof says nothing of the log at {older.size} entries: ask for it with that size"
+            sentence = f"the proof does not cover the log at {older.size} entries: get it with since={older.size}"
             raise ProofError(Flaw.HISTORY, sentence)
         if proof.consistency.tree_size != older.size:
-            asked = proof.consistency.tree_size
-            sentence = f"the proof is of the log at {asked} entries, the older checkpoint is at {older.size}"
+            proven = proof.consistency.tree_size
+            sentence = f"the proof covers the log at {proven} entries, the older checkpoint is at {older.size}"
             raise ProofError(Flaw.HISTORY, sentence)
         path = _hashes(proof.consistency.path)
     log.check_consistency(older.size, older.root, newer.size, newer.root, path)
     return f"the log of {newer.size} entries continues the one of {older.size}"
 
 
-def _check_issuer(checkpoint: log.Checkpoint, stated: Statement) -> None:
-    if checkpoint.issuer != stated.iss:
-        sentence = f"the checkpoint is of {shown(checkpoint.issuer)}, the receipt of {shown(stated.iss)}"
+def _check_issuer(checkpoint: log.Checkpoint, claims: ReceiptClaims) -> None:
+    if checkpoint.issuer != claims.iss:
+        sentence = f"the checkpoint is of {quoted(checkpoint.issuer)}, the receipt of {quoted(claims.iss)}"
         raise ProofError(Flaw.LOG, sentence)
 
 
@@ -481,13 +483,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.webhook:
             return _verify_webhook(options)
-        given = _read_all(options)
+        evidence = _read_all(options)
     except _UnreadableError as error:
         print(f"quittance-verify: {error}", file=sys.stderr)
         return _USAGE
-    report = examine(given)
+    report = examine(evidence)
     if options.replay:
-        _replay(report, given)
+        _replay(report, evidence)
     else:
         report.skip("replay", "no --replay was given")
     print(_as_json(report) if options.json else _as_text(report))
@@ -495,57 +497,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verify_webhook(options: argparse.Namespace) -> int:
-    """Whether a body that came to a URL is the platform's, whenever that was: `webhook.verify` in the receiver knows
-    the time, this one is for what was kept.
+    """Checks that the platform sent a body to a URL, at any time.
+
+    A receiver calls `webhook.verify` instead, which also checks the age. This command is for stored deliveries.
     """
     body, signature = _read(options.webhook, _DOCUMENT_BYTES_MAX), _read_token(options.signature)
     keys = _read(options.keys, _DOCUMENT_BYTES_MAX)
     report = Report()
 
-    def signed() -> str:
+    def body_is_signed() -> str:
         jwks = read_json(keys, "key set")
-        stated = webhook.verify(body, signature, url=options.url, jwks=jwks, now_ms=None)
-        return f"{stated.iss!a} sent {shown(stated.event_id)} to this URL, {_when(stated.at)}"
+        claims = webhook.verify(body, signature, url=options.url, jwks=jwks, now_ms=None)
+        return f"{claims.iss!a} sent {quoted(claims.event_id)} to this URL, {_when(claims.at)}"
 
-    report.check("webhook", "", signed)
+    report.check("webhook", "", body_is_signed)
     print(_as_json(report) if options.json else _as_text(report))
     return report.exit_status
 
 
-def _replay(report: Report, given: Given) -> None:
-    if report.statement is None or report.exit_status:
-        report.skip("replay", "what failed above comes first")
+def _replay(report: Report, evidence: Evidence) -> None:
+    if report.claims is None or report.exit_status:
+        report.skip("replay", "a check above failed")
         return
-    if given.module is None or given.input is None:
+    if evidence.module is None or evidence.input is None:
         report.skip("replay", "a replay needs --module and --input")
         return
-    report.check("replay", "", partial(_replayed, report, report.statement, given, given.module, given.input))
+    report.check("replay", "", partial(_replayed, report, report.claims, evidence, evidence.module, evidence.input))
 
 
-def _replayed(report: Report, stated: Statement, given: Given, module: bytes, stdin: bytes) -> str:
+def _replayed(report: Report, claims: ReceiptClaims, evidence: Evidence, module: bytes, stdin: bytes) -> str:
     try:
         from quittance.proof import replay
     except ImportError as exc:
         raise ProofError(Flaw.NO_SANDBOX, f"the sandbox cannot be loaded: {exc}") from exc
-    done = replay.replay(stated, module, stdin)
-    if not _why_untried(stated, given):
-        report.note("verdict", _check_verdict(stated, given, done.run.stdout))
+    done = replay.replay(claims, module, stdin)
+    if not _why_not_applied(claims, evidence):
+        report.note("verdict", _check_verdict(claims, evidence, done.run.stdout))
     if done.same_engine:
-        fuel = f"{done.run.meter.fuel} fuel" if stated.meter.fuel_exact else "the fuel not compared, it is not exact"
+        fuel = f"{done.run.meter.fuel} fuel" if claims.meter.fuel_exact else "the fuel not compared, it is not exact"
         return f"the module ran again: {done.run.outcome}, the same output and log, {fuel}"
-    report.note("engine", f"the receipt is of engine {shown(stated.engine)} in another configuration than here")
+    report.note("engine", f"the receipt is of engine {quoted(claims.engine)} in another configuration than this one")
     return f"the module ran again: {done.run.outcome}, the same output and log; counts were not compared"
 
 
 class _UnreadableError(Exception):
-    """A file cannot be read, or is larger than what it should be can be."""
+    """A file cannot be read, or it is larger than any file of its type."""
 
 
-def _read_all(options: argparse.Namespace) -> Given:
+def _read_all(options: argparse.Namespace) -> Evidence:
     if options.replay and (options.module is None or options.input is None):
         message = "--replay needs --module and --input"
         raise _UnreadableError(message)
-    return Given(
+    return Evidence(
         receipt=_read_token(options.receipt),
         keys=_read(options.keys, _DOCUMENT_BYTES_MAX),
         module=options.module and _read(options.module, limits.MODULE_BYTES_MAX),
@@ -573,29 +576,34 @@ def _read(path: Path, bytes_max: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(bytes_max + 1)
     except (OSError, ValueError) as exc:
-        message = f"{shown(str(path))} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}"
+        message = f"{quoted(str(path))} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}"
         raise _UnreadableError(message) from exc
     if len(data) > bytes_max:
-        message = f"{shown(str(path))} has more than {bytes_max} bytes, more than any such file"
+        message = f"{quoted(str(path))} has more than {bytes_max} bytes, more than any such file"
         raise _UnreadableError(message)
     return data
 
 
 def _as_json(report: Report) -> str:
     checks = [
-        {"name": check.name, "verdict": check.verdict, "flaw": check.flaw, "sentence": check.sentence}
+        {"name": check.name, "verdict": check.result, "flaw": check.flaw, "sentence": check.sentence}
         for check in report.checks
     ]
-    claims = report.statement.model_dump(mode="json") if report.statement else None
+    claims = report.claims.model_dump(mode="json") if report.claims else None
     return json.dumps({"exit_status": report.exit_status, "claims": claims, "checks": checks}, indent=2)
 
 
-_MARKS: Final = {Verdict.PASSED: "ok", Verdict.FAILED: "FAILED", Verdict.NOTED: "note", Verdict.NOT_DONE: "not done"}
+_MARKS: Final = {
+    CheckResult.PASSED: "ok",
+    CheckResult.FAILED: "FAILED",
+    CheckResult.NOTED: "note",
+    CheckResult.NOT_DONE: "not done",
+}
 
 
 def _as_text(report: Report) -> str:
-    lines = _summary(report.statement) if report.statement else []
-    lines += [f"{_MARKS[check.verdict]:<9} {check.name:<10} {check.sentence}" for check in report.checks]
+    lines = _summary(report.claims) if report.claims else []
+    lines += [f"{_MARKS[check.result]:<9} {check.name:<10} {check.sentence}" for check in report.checks]
     failed = [check for check in report.checks if check.flaw]
     lines.append("")
     lines.append(f"Not proven: {failed[0].sentence}." if failed else "Proven, as far as it was checked.")
@@ -603,28 +611,28 @@ def _as_text(report: Report) -> str:
 
 
 def _printable(line: str) -> str:
-    """A line that does nothing to a terminal, whoever's words are in it."""
+    """A line that cannot control a terminal, whatever text it contains."""
     return "".join(character if " " <= character <= "~" else ascii(character)[1:-1] for character in line)
 
 
-def _summary(stated: Statement) -> list[str]:
+def _summary(claims: ReceiptClaims) -> list[str]:
     budget, paid, fee, refunded = (
-        format_credits(int(amount)) for amount in (stated.budget, stated.paid, stated.fee, stated.refunded)
+        format_credits(int(amount)) for amount in (claims.budget, claims.paid, claims.fee, claims.refunded)
     )
-    fault = "" if stated.fault == "none" else f", the fault of the {stated.fault}"
+    fault = "" if claims.fault == "none" else f", the fault of the {claims.fault}"
     return [
-        f"{stated.iss!a}: escrow {stated.eid}",
-        f"  task {stated.task!a} of {stated.user!a}, by agent {stated.agent!a} of {stated.owner!a}",
-        f"  {stated.state}: {stated.outcome}{fault}",
-        *_rules_line(stated),
+        f"{claims.iss!a}: escrow {claims.eid}",
+        f"  task {claims.task!a} of {claims.user!a}, by agent {claims.agent!a} of {claims.owner!a}",
+        f"  {claims.state}: {claims.outcome}{fault}",
+        *_rules_line(claims),
         f"  budget {budget} credits: {paid} to the owner, {fee} fee, {refunded} back",
-        f"  funded {_when(stated.funded_at)}, settled {_when(stated.settled_at)}",
+        f"  funded {_when(claims.funded_at)}, settled {_when(claims.settled_at)}",
         "",
     ]
 
 
-def _rules_line(stated: Statement) -> list[str]:
-    rules = stated.acceptance
+def _rules_line(claims: ReceiptClaims) -> list[str]:
+    rules = claims.acceptance
     if rules is None:
         return []
     sides = " and ".join(side for side, digest in rules.digests.items() if digest)
@@ -637,7 +645,7 @@ def _parser() -> argparse.ArgumentParser:
     statuses = "\n".join(f"  {status:>2}  {meaning}" for status, meaning in sorted(EXITS.values()))
     parser = argparse.ArgumentParser(
         prog="quittance-verify",
-        description="Checks a receipt offline: signatures, times, amounts, and whatever else is given.",
+        description="Checks a receipt offline: signatures, times, amounts, and every file that is given.",
         epilog=f"exit status:\n   0  nothing failed\n   2  wrong call, or a file cannot be read\n{statuses}\n\n"
         "If several checks fail, the status is that of the first. See docs/receipts.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -651,17 +659,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--tariff", type=Path, metavar="file", help="the agent's tariff as JSON: does the price follow from it?")
     add("--agent-rules", type=Path, metavar="file", help="the agent's rules as JSON: does the output meet them?")
     add("--task-rules", type=Path, metavar="file", help="the task's own rules as JSON, likewise")
-    add("--agent-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the agent's rules ask for")
-    add("--task-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the task's rules ask for")
+    add("--agent-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the agent's rules name")
+    add("--task-judge", type=Path, metavar="judge.jws", help="receipt of the judge that the task's rules name")
     add("--agent-judge-output", type=Path, metavar="file", help="what the agent's judge printed: is it the score?")
     add("--task-judge-output", type=Path, metavar="file", help="what the task's judge printed, likewise")
     add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
     add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
     add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")
-    add("--webhook", type=Path, metavar="body.json", help="instead of a receipt: the body that a webhook was sent")
+    add("--webhook", type=Path, metavar="body.json", help="instead of a receipt: the body of a webhook delivery")
     add("--signature", type=Path, metavar="file", help="the value of its header Quittance-Signature")
     add("--url", help="the URL that the task was given")
-    add("--json", action="store_true", help="report for machines")
+    add("--json", action="store_true", help="print the report as JSON")
     return parser
 
 

@@ -13,7 +13,7 @@ from jwt.algorithms import ECAlgorithm
 
 from quittance.errors import PlatformUnavailableError
 from quittance.limits import JWKS_AGE_S_MAX, JWKS_FAILURE_S_MAX
-from quittance.proof.statement import Purpose, SigningKey, certified_key
+from quittance.proof.statement import Purpose, SigningKey, new_signing_key
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
@@ -64,7 +64,7 @@ class Keys:
         key = self._signing_keys.get(purpose)
         if key is None or key.expires_s - now_s < _RENEW_S:
             root_key_id = self._first[purpose]
-            key = certified_key(
+            key = new_signing_key(
                 purpose=purpose,
                 now_s=now_s,
                 root_key_id=_kid(root_key_id),

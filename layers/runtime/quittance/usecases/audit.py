@@ -130,7 +130,7 @@ class _Auditor:
 
     def _log_head(self) -> LogHead:
         head = self._ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
-        if invariants.flaw(head) is None:
+        if invariants.form_error(head) is None:
             return LogHead(head["size"], head["published"])
         self._is_broken = True  # the scan reports what is wrong
         return LogHead()
@@ -142,7 +142,7 @@ class _Auditor:
             pointer = f"LOG#{first}"
             batch_id = self._ledger.read([pointer]).get(pointer, {}).get("batch")
             batch = self._ledger.read([f"BATCH#{batch_id}"]).get(f"BATCH#{batch_id}")
-            if batch is None or invariants.flaw(batch):
+            if batch is None or invariants.form_error(batch):
                 self._result.check("I15", pointer, "a batch", batch_id)
                 self._is_broken = True
                 return
@@ -153,7 +153,7 @@ class _Auditor:
     def _append(self, batch: Values) -> None:
         """Checks a batch that is in the log, and adds its receipts to the log's root and to their agents' standings."""
         escrows = self._check_batch(batch)
-        receipts = [str(escrows.get(pk, {}).get("receipt", "")) for pk in invariants.members(batch)]
+        receipts = [str(escrows.get(pk, {}).get("receipt", "")) for pk in invariants.escrow_keys(batch)]
         self._check_published(escrows.values())
         for receipt in receipts:
             self._frontier.append(log.leaf_hash(receipt.encode()))
@@ -178,8 +178,8 @@ class _Auditor:
         If something differs, reads it again: the first reads may have been before and after a concurrent transaction.
         """
         for _ in range(2):
-            escrows = self._ledger.read(invariants.members(batch))
-            lines = self._ledger.read(invariants.share_keys(batch, escrows, self._context))
+            escrows = self._ledger.read(invariants.escrow_keys(batch))
+            lines = self._ledger.read(invariants.batch_line_keys(batch, escrows, self._context))
             differences = invariants.check_credited(batch, escrows, lines, self._context)
             if not differences:
                 break
@@ -191,7 +191,9 @@ class _Auditor:
         """I8: the first batch that no checkpoint covers must not be old."""
         if self._frontier.size != self._result.log.published:
             return
-        swept_ms = min((escrow["swept_ms"] for escrow in escrows if invariants.flaw(escrow) is None), default=None)
+        swept_ms = min(
+            (escrow["swept_ms"] for escrow in escrows if invariants.form_error(escrow) is None), default=None
+        )
         if swept_ms is not None and (age_ms := self._context.now_ms - swept_ms) > UNPUBLISHED_MS_MAX:
             self._result.check("I8", "LOG", f"published within {UNPUBLISHED_MS_MAX} ms", f"not after {age_ms} ms")
 
@@ -200,36 +202,38 @@ class _Auditor:
     def _scan(self) -> None:
         everything = self._ledger.everything()
         while items := list(islice(everything, BATCH_GET_ITEMS_MAX)):
-            sound = [values for values in items if invariants.flaw(values) is None]
+            sound = [values for values in items if invariants.form_error(values) is None]
             for values in sound:
                 self._books.post(self._result, values)
                 self._note(values)
-            others = self._ledger.read(pk for values in sound for pk in invariants.named(values, self._context))
+            others = self._ledger.read(
+                pk for values in sound for pk in invariants.referenced_keys(values, self._context)
+            )
             for values in items:
                 if invariants.check(values, others, self._context):
                     self._suspect(values["pk"])
-                elif invariants.kind(values) == "BATCH" and "first" not in values:
+                elif invariants.item_type(values) == "BATCH" and "first" not in values:
                     self._check_batch(values)
-                elif invariants.is_share(values) and self._is_recent(values):
+                elif invariants.is_batch_line(values) and self._is_recent(values):
                     self._check_line(values)
 
     def _note(self, values: Values) -> None:
-        match invariants.kind(values):
+        match invariants.item_type(values):
             case "BATCH" if "first" in values:
                 self._note_first(values["first"])
-            case "LOG#" if invariants.key(values).isdecimal():
-                self._note_first(int(invariants.key(values)))
+            case "LOG#" if invariants.item_id(values).isdecimal():
+                self._note_first(int(invariants.item_id(values)))
             case "CHARGE" | "FEE" if invariants.is_publication(values) and not self._is_recent(values):
-                self._unpaired_publications += 1 if invariants.kind(values) == "FEE" else -bool(values["amount"])
+                self._unpaired_publications += 1 if invariants.item_type(values) == "FEE" else -bool(values["amount"])
             case "OUT" if values.get("payout", "requested") == "requested":
                 self._result.payouts_waiting += 1
                 self._result.waiting_micro -= values["amount"]
                 age_ms = self._context.now_ms - values["at"]
                 self._result.oldest_payout_age_ms = max(self._result.oldest_payout_age_ms, age_ms)
-            case _ if invariants.is_share(values):
+            case _ if invariants.is_batch_line(values):
                 self._old_lines_met += not self._is_recent(values)
-            case "REP" if invariants.key(values) not in self._result.standings:
-                self._kept_agents.add(invariants.key(values))
+            case "REP" if invariants.item_id(values) not in self._result.standings:
+                self._kept_agents.add(invariants.item_id(values))
 
     def _is_recent(self, values: Values) -> bool:
         at = values.get("at")
@@ -241,9 +245,9 @@ class _Auditor:
         keys: list[str] = []
         for _ in range(2):  # the reads may be before and after a concurrent transaction
             batch = self._ledger.read([batch_key]).get(batch_key)
-            if batch is None or invariants.flaw(batch):
+            if batch is None or invariants.form_error(batch):
                 continue
-            keys = invariants.share_keys(batch, self._ledger.read(invariants.members(batch)), self._context)
+            keys = invariants.batch_line_keys(batch, self._ledger.read(invariants.escrow_keys(batch)), self._context)
             if line["pk"] in keys:
                 return
         self._result.check("I10", line["pk"], f"a line of {batch_key}", "a line without an escrow in that batch")
@@ -255,7 +259,11 @@ class _Auditor:
             return
         self._result.check("I10", "lines", self._old_lines_due, self._old_lines_met)
         for values in self._ledger.everything():
-            if invariants.is_share(values) and invariants.flaw(values) is None and not self._is_recent(values):
+            if (
+                invariants.is_batch_line(values)
+                and invariants.form_error(values) is None
+                and not self._is_recent(values)
+            ):
                 self._check_line(values)
 
     def _note_first(self, first: int) -> None:
@@ -281,7 +289,9 @@ class _Auditor:
                 self._result.check("form", pk, "an item", "no item, but there was one a moment ago")
                 continue
             others = (
-                self._ledger.read(invariants.named(values, self._context)) if invariants.flaw(values) is None else {}
+                self._ledger.read(invariants.referenced_keys(values, self._context))
+                if invariants.form_error(values) is None
+                else {}
             )
             self._result.add(invariants.check(values, others, self._context))
 
@@ -290,7 +300,7 @@ class _Auditor:
         kept, checked = self._result.standings, set[str]()
         while agents := sorted((kept.keys() | self._kept_agents) - checked)[:AUDIT_STANDINGS_MAX]:
             head, found = self._ledger.standings(agents)
-            self._walk(head["size"] if invariants.flaw(head) is None else self._frontier.size)
+            self._walk(head["size"] if invariants.form_error(head) is None else self._frontier.size)
             checked.update(agents)
             if self._is_broken:
                 return
@@ -338,8 +348,8 @@ class _Auditor:
             before = self._ledger.balance_shards(account)
             expected = self._books.final[account] + self._recent(account)
             after = self._ledger.balance_shards(account)
-            sound = (shard for shard in after if shard and invariants.flaw(shard) is None)
-            found = sum(map(invariants.lies_in, sound), start=Sums())
+            sound = (purse for purse in after if purse and invariants.form_error(purse) is None)
+            found = sum(map(invariants.shard_sums, sound), start=Sums())
             if expected == found:
                 return []
             difference = [Difference("I10/I11", account, expected, found)] if before == after else []
@@ -352,8 +362,8 @@ class _Auditor:
         keys = (pk for pk in self._ledger.movements_since(account, self._books.recent_ms) if pk not in held)
         total = Sums()
         for pks in chain(_pages(held), _pages(keys)):
-            sound = (values for values in self._ledger.read(pks).values() if invariants.flaw(values) is None)
-            total = sum(map(invariants.moved, sound), start=total)
+            sound = (values for values in self._ledger.read(pks).values() if invariants.form_error(values) is None)
+            total = sum(map(invariants.net_change, sound), start=total)
         return total
 
     def _check_conservation(self) -> None:

@@ -31,6 +31,7 @@ from quittance.limits import KIB, LOG_SIZE_MAX, MIB
 from quittance.platform import Platform
 from quittance.proof import log, receipt
 from quittance.proof.log import ConsistencyProof, Proof
+from quittance.proof.receipt import ReceiptClaims
 from quittance.run import Outcome, Side
 from quittance.store.blobs import BlobMissingError
 from quittance.usecases import settle
@@ -100,7 +101,7 @@ def answer(
     platform: Platform,
     escrow: Escrow,
     *,
-    claims: Mapping[str, Any] | None = None,
+    claims: ReceiptClaims | None = None,
     at_hand: tuple[bytes, ...] = (),
 ) -> TaskResult | TaskPending:
     """What the ledger says of a task.
@@ -117,8 +118,7 @@ def answer(
             escrow_status=escrow.state,
             expires_at=escrow.expires_ms,
         )
-    if claims is None:
-        claims = receipt.read_claims(settlement.receipt)
+    stated = receipt.read_claims(settlement.receipt) if claims is None else claims.as_json()
     output = _load(platform, settlement.output, at_hand)
     stderr = _load(platform, settlement.stderr, at_hand)
     text, encoded = as_text(output)
@@ -131,8 +131,8 @@ def answer(
         output_base64=encoded,
         log=None if stderr is None else stderr.decode(errors="replace"),
         error=None if success else TaskError(code=settlement.outcome, message=settlement.message),
-        execution_time_ms=claims["meter"]["wall_ms"],
-        resource_usage=_resource_usage(claims["meter"]),
+        execution_time_ms=stated["meter"]["wall_ms"],
+        resource_usage=_resource_usage(stated["meter"]),
         escrow_id=escrow.escrow_id,
         escrow_status=settlement.state,
         amount_paid_micro=settlement.split.paid_micro,
@@ -141,7 +141,7 @@ def answer(
         compute_micro=settlement.compute_micro,
         judging_micro=settlement.task_judging_micro,
         fault=settlement.fault,
-        judges=[_judge_answer(escrow, settlement, hold, claims["acceptance"] or {}) for hold in escrow.judges],
+        judges=[_judge_answer(escrow, settlement, hold, stated["acceptance"] or {}) for hold in escrow.judges],
         reputation_delta=settlement.reputation_tenths,
         timestamp=settlement.settled_ms,
         receipt=settlement.receipt,

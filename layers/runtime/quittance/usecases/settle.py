@@ -6,9 +6,8 @@ Whoever finds an escrow overdue expires it here. Who pays what is decided in `le
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from quittance import observability, tracing
 from quittance.agent import Version
@@ -18,6 +17,7 @@ from quittance.ledger.escrow import Escrow, Settlement
 from quittance.observability import logger
 from quittance.platform import Platform
 from quittance.proof import receipt
+from quittance.proof.receipt import ReceiptClaims
 from quittance.proof.statement import ProofError
 from quittance.run import Fault, Meter, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
@@ -30,7 +30,7 @@ class Settled:
     """The stored escrow, and the claims of its receipt if it was signed just now."""
 
     escrow: Escrow
-    claims: Mapping[str, Any] | None = None
+    claims: ReceiptClaims | None = None
 
 
 def refund(platform: Platform, escrow: Escrow, outcome: Outcome, message: str) -> Escrow:
@@ -148,7 +148,7 @@ def _stored(platform: Platform, escrow: Escrow) -> Escrow:
 
 def _checked_claims(
     platform: Platform, escrow: Escrow, settlement: Settlement, run: Run, version: Version | None
-) -> dict[str, Any]:
+) -> ReceiptClaims:
     """The claims of a receipt. Raises ProofError if a verifier would refuse them: they must not be signed."""
     claims = _claims(platform, escrow, settlement, run, version)
     receipt.check_claims(claims)
@@ -157,17 +157,17 @@ def _checked_claims(
 
 def _claims(
     platform: Platform, escrow: Escrow, settlement: Settlement, run: Run, version: Version | None
-) -> dict[str, Any]:
-    return receipt.claims(
+) -> ReceiptClaims:
+    return ReceiptClaims.of(
         escrow,
         settlement,
+        run,
         issuer=platform.settings.receipt_issuer,
-        run=run,
         engine=ENGINE_VERSION if version else "",  # of this environment, which may be newer than the artefact
         config_sha256=CONFIG_DIGEST if version else "",
     )
 
 
-def _signed(platform: Platform, settlement: Settlement, claims: Mapping[str, Any]) -> Settlement:
+def _signed(platform: Platform, settlement: Settlement, claims: ReceiptClaims) -> Settlement:
     """The settlement with its receipt. If another attempt's settlement is stored first, nobody sees this receipt."""
     return replace(settlement, receipt=receipt.sign(claims, platform.signing_key(at_ms=settlement.settled_ms)))

@@ -85,7 +85,7 @@ def test_architecture_page_shows_every_room_and_file() -> None:
 
 def test_documents_state_the_limits_of_a_workflow_run() -> None:
     plan_kib = f"{limits.RUN_PLAN_BYTES_MAX / limits.KIB:g}"
-    assert f"| tasks in a run | {limits.RUN_TASKS_MAX} | a run's inputs | {plan_kib} KiB |" in text("README.md")
+    assert f"| tasks in a run | {limits.RUN_TASKS_MAX} | a run's inputs | {plan_kib} KiB |" in text("docs/using.md")
     page = text("docs/howto/step-functions.md")
     left = limits.WORKFLOW_STATE_BYTES_MAX - (1 + limits.RUN_TASKS_MAX) * limits.RUN_TASK_BYTES
     task_kib = f"{limits.RUN_TASK_BYTES / limits.KIB:g}"

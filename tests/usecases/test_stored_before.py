@@ -141,14 +141,14 @@ def micro(credits_: str) -> int:
 
 def test_every_call_is_answered_as_before(functions: Functions, cloud: Cloud) -> None:
     """Results, repeated tasks, deposits, withdrawals and bonds, statements, balances, agents, payouts, proofs."""
-    differ, purses = [], cloud.items("ACCT#")
+    differ, shards = [], cloud.items("ACCT#")
     for row in STORED.calls:
         expected = {name: row[name] for name in ("status", "answer", "found")}
         if (found := functions.http(row)) != expected:
             differ.append((row["method"], row["path"], expected, found))
     assert differ == []
     assert len(STORED.calls) > 90
-    assert cloud.items("ACCT#") == purses, "a repeated call moves nothing"
+    assert cloud.items("ACCT#") == shards, "a repeated call moves nothing"
 
 
 def test_the_audit_says_what_it_said_before(functions: Functions) -> None:

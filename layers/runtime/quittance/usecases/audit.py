@@ -348,7 +348,7 @@ class _Auditor:
             before = self._ledger.balance_shards(account)
             expected = self._books.final[account] + self._recent(account)
             after = self._ledger.balance_shards(account)
-            sound = (purse for purse in after if purse and invariants.form_error(purse) is None)
+            sound = (shard for shard in after if shard and invariants.form_error(shard) is None)
             found = sum(map(invariants.shard_sums, sound), start=Sums())
             if expected == found:
                 return []

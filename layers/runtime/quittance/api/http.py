@@ -1,8 +1,8 @@
-"""HTTP for all functions: routes by Powertools, exact JSON, the authorizer's identity, errors as problem+json."""
+"""HTTP for all functions: Powertools' routes, JSON with exact numbers, the verified caller, errors as problem+json."""
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from re import Match
 from typing import Any, Final
@@ -76,9 +76,10 @@ class Api(APIGatewayRestResolver):
         `name` is for the operation's id, the use case's own by default; `tag` overrides the function's.
         """
         method, path = route.split(" ")
+        names = needed(use_case)
 
         def handle(**read: object) -> Response[str]:
-            return _rendered(use_case(**self._given(use_case), **read), status, headers)
+            return _rendered(use_case(**self._given(names), **read), status, headers)
 
         handle.__name__ = name or use_case.__name__
         handle.__signature__ = read_from_request(use_case, path)  # type: ignore[attr-defined]  # Powertools reads it
@@ -92,29 +93,29 @@ class Api(APIGatewayRestResolver):
         )
         mount(handle)
 
-    def _given(self, use_case: UseCase) -> dict[str, object]:
-        """What a use case gets beside the request. Raises UnauthenticatedError for a route that is not for anyone."""
+    def _given(self, names: Sequence[str]) -> dict[str, object]:
+        """What a use case gets beside the request. Raises UnauthenticatedError without a verified caller."""
         verified = None if self._anyone else caller(self)
         given: dict[str, Callable[[], object]] = {
             "platform": lambda: platform(self.lambda_context),
             "caller": lambda: verified,
             "root": lambda: root(self.current_event.raw_event),
         }
-        return {name: given[name]() for name in needed(use_case)}
+        return {name: given[name]() for name in names}
 
     def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
-        """The answer to a REST API proxy event; every refusal and failure is one.
+        """The answer to a REST API proxy event. Refusals and failures are answers too.
 
-        Routes give `Location` from this API's root, as they know it; the client gets it from its own.
+        Use cases write `Location` from the API's root; the client gets it from the path at which it found the API.
         """
         try:
             answered = super().resolve(_plain(event), context)
-        except QuittanceError as error:  # of reading the request; what a route raises is answered inside
+        except QuittanceError as error:  # raised while reading the request; errors of a route are answered inside
             answered = _proxy(_refuse(error))
-        answered = _at_its_place(answered, event)
+        answered = _with_links(answered, event)
         if _sent_bytes(answered) > LAMBDA_SYNC_BYTES_MAX:
             logger.error("answer too large", status=answered["statusCode"])
-            answered = _at_its_place(_proxy(_refuse(AnswerTooLargeError())), event)
+            answered = _with_links(_proxy(_refuse(AnswerTooLargeError())), event)
         return answered
 
     def _convert_matches_into_route_keys(self, match: Match[str]) -> dict[str, str]:
@@ -128,17 +129,17 @@ class Api(APIGatewayRestResolver):
 def root(event: Mapping[str, Any]) -> str:
     """The path at which a client finds this API: `/{stage}`, the base path of a custom domain, or nothing.
 
-    `requestContext.path` is the path that the client sent. What stands there before the route's own segments is ours to
-    give back in links; so a link works wherever the request did.
+    `requestContext.path` is the path that the client sent. Links repeat the part before the route's own segments, so a
+    link works wherever the request worked.
     """
     context = event.get("requestContext") or {}
-    return _parted(context.get("path") or event["path"], event.get("resource") or "")[0]
+    return _split(context.get("path") or event["path"], event.get("resource") or "")[0]
 
 
 def caller(app: APIGatewayRestResolver) -> Caller:
     """The identity that the authorizer verified.
 
-    Raises UnauthenticatedError if there is none, or if its subject can be no account, whatever let it pass.
+    Raises UnauthenticatedError if there is none, or if its subject cannot be an account.
     """
     context = app.current_event.raw_event["requestContext"].get("authorizer") or {}
     account = context.get("sub")
@@ -150,7 +151,7 @@ def caller(app: APIGatewayRestResolver) -> Caller:
 def answer(
     model: BaseModel, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str | list[str]] | None = None
 ) -> Response[str]:
-    """A JSON answer that nobody caches."""
+    """A JSON answer that must not be cached."""
     return Response(
         status_code=status,
         content_type="application/json",
@@ -178,12 +179,12 @@ def task_answer(outcome: TaskResult | TaskPending) -> Response[str]:
 def direct_answer(outcome: TaskResult | TaskPending, *, inline_bytes_max: int | None) -> dict[str, Any]:
     """A settled task as plain JSON. Raises TaskInProgressError for one whose outcome is not known yet.
 
-    So a direct caller sees an outcome or an error by name, and never takes a task that hangs for one that is done.
+    So a direct caller gets an outcome or a named error, and never mistakes an unfinished task for a finished one.
     """
     if isinstance(outcome, TaskPending):
         raise TaskInProgressError(outcome.task_id, retry_after_s=_RETRY_AFTER_S)
-    told = outcome if inline_bytes_max is None else outcome.within(inline_bytes_max)
-    return told.model_dump(mode="json", by_alias=True)
+    result = outcome if inline_bytes_max is None else outcome.within(inline_bytes_max)
+    return result.model_dump(mode="json", by_alias=True)
 
 
 def _rendered(outcome: BaseModel | Document, status: HTTPStatus, headers: Mapping[str, str] | None) -> Response[str]:
@@ -216,8 +217,8 @@ def _refuse_fields(error: RequestValidationError) -> Response[str]:
     return _refuse(invalid(error.errors()))
 
 
-def _at_its_place(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer with links from the client's root, and a header that keeps browsers from guessing what it is."""
+def _with_links(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer with links from the client's root, and a header that stops browsers from guessing its media type."""
     headers = answered["multiValueHeaders"]
     if "Location" in headers:
         headers["Location"] = [root(event) + location for location in headers["Location"]]
@@ -226,7 +227,7 @@ def _at_its_place(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[st
 
 
 def _sent_bytes(answered: Mapping[str, Any]) -> int:
-    """The most bytes that an answer takes in JSON, whatever a runtime escapes; 0 if they cannot be many."""
+    """The most bytes that an answer takes in JSON, whatever a runtime escapes; 0 if it is surely small."""
     if len(answered["body"] or "") * _JSON_BYTES_PER_CHAR_MAX < LAMBDA_SYNC_BYTES_MAX // 2:
         return 0
     return len(json.dumps(answered))
@@ -247,16 +248,16 @@ def _plain(event: Mapping[str, Any]) -> dict[str, Any]:
             body = base64.b64decode(body, validate=True).decode()
         except ValueError as exc:
             raise InvalidRequestError(("body", "must be UTF-8")) from exc
-    _, path = _parted(encoded_path(event["path"]), event.get("resource") or "")
+    _, path = _split(encoded_path(event["path"]), event.get("resource") or "")
     plain = {"path": path, "headers": {**headers, "content-type": _JSON}}
     return {**event, **plain, "body": body, "isBase64Encoded": False}
 
 
-def _parted(path: str, resource: str) -> tuple[str, str]:
-    """A path in two: what is before the route that the gateway matched (`resource`), and the rest, without a slash at
-    its end. Not parted where it does not end like the route, or where the route is none of `template.yaml`.
+def _split(path: str, resource: str) -> tuple[str, str]:
+    """A path in two parts: what precedes the route that the gateway matched (`resource`), and the route's own path.
 
-    A REST API leaves the base path of a custom domain in `path`, and the stage if the mapping names none.
+    The first part is empty if the path does not end like the route. A REST API leaves the base path of a custom domain
+    in `path`, and the stage if the mapping names none. A slash at the end is dropped.
     """
     names, parts = resource.split("/")[1:], path.rstrip("/").split("/")
     before, own = parts[: -len(names)], parts[-len(names) :]
@@ -280,7 +281,7 @@ def _proxy(response: Response[str]) -> dict[str, Any]:
 
 
 def _fail(_: Exception) -> Response[str]:
-    # The exception is logged, never shown: its text may hold what is not the caller's.
+    # The exception is logged, never sent: its text may contain other users' data.
     logger.exception("unexpected failure")
     body = {
         "type": "about:blank",

@@ -1,4 +1,4 @@
-"""Requests as they come in, by HTTP, in an invocation or in a message: exact JSON, and each wrong field by its name.
+"""Request parsing for HTTP, direct invocations and messages: exact JSON, and errors that name each wrong field.
 
 Path parameters are decoded here, exactly once, and nowhere else.
 """
@@ -76,7 +76,7 @@ def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def encoded_path(path: str) -> str:
-    """A path in its percent-encoded form, in which routes are matched. Percent signs are left alone.
+    """A path in its percent-encoded form, in which routes are matched. Percent signs stay.
 
     A REST API on AWS sends `path` as the client encoded it: nothing changes. `sam local start-api` sends it decoded:
     it is encoded again, so that a quote or a space in an id reaches the same checks. There, ids with a percent sign
@@ -128,7 +128,7 @@ class Cursor:
 
 
 def invalid(found: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
-    """The refusal of what pydantic found wrong: it names the first FAULTS_NAMED_MAX faults."""
+    """The error for what pydantic found wrong: it names the first FAULTS_NAMED_MAX faults."""
     return InvalidRequestError(*((_field(error["loc"]), _sentence(error)) for error in found[: FAULTS_NAMED_MAX + 1]))
 
 
@@ -148,7 +148,7 @@ def _decode(raw: str) -> str:
 
 
 def _field(location: tuple[str | int, ...]) -> str:
-    """The path of a field as its sender wrote it: no word of where it was sent, nor of the tariff's union."""
+    """The path of a field as its sender wrote it, without the place (body, query…) and the tag of the tariff's union."""
     parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
     if "tariff" in parts:
         del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]
@@ -180,8 +180,8 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 def preferences(headers: Iterable[str]) -> dict[str, str]:
     """The preferences of all `Prefer` headers of a request: names in lower case, values without quotes.
 
-    The first of a name counts, and an empty value is none (RFC 7240 §2). What is malformed is passed over: a preference
-    may always be ignored.
+    The first of a name counts, and an empty value is none (RFC 7240 §2). Malformed preferences are
+    skipped: a server may ignore any.
     """
     found: dict[str, str] = {}
     for header in headers:
@@ -192,7 +192,7 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
 
 
 def wants_async(headers: Iterable[str]) -> bool:
-    """Whether the client prefers not to wait for the outcome (RFC 7240 §4.1). How long it would wait is not asked."""
+    """Whether the client prefers not to wait for the outcome (RFC 7240 §4.1). Its `wait` time is ignored."""
     return preferences(headers).get("respond-async") == ""
 
 

@@ -148,7 +148,7 @@ def _decode(raw: str) -> str:
 
 
 def _field(location: tuple[str | int, ...]) -> str:
-    """The path of a field as its sender wrote it, without the place (body, query…) and the tag of the tariff's union."""
+    """The path of a field as its sender wrote it, without the place (body, query…) and the tag of a tariff."""
     parts = [str(part) for part in location[1:]] if location and location[0] in _PLACES else [*map(str, location)]
     if "tariff" in parts:
         del parts[parts.index("tariff") + 1 : parts.index("tariff") + 2]

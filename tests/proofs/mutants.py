@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("layers/runtime/quittance", "tests/proofs", "tests/ledger", "local", "template.yaml", "pyproject.toml")
+COPIED = (
+    "layers/runtime/quittance",
+    "tests/proofs",
+    "tests/ledger",
+    "tests/proof",
+    "local",
+    "template.yaml",
+    "pyproject.toml",
+)
 SECONDS_MAX = 1_200  # a mutant may loop for ever
 LEDGER, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/dynamo.py", "store/slots.py"
 ESCROW, EARNINGS, BALANCES = "ledger/escrow.py", "ledger/earnings.py", "ledger/balances.py"

@@ -77,7 +77,7 @@ def test_architecture_page_names_functions_of_use_cases() -> None:
 
 
 def test_architecture_page_shows_every_room_and_file() -> None:
-    drawing = text("docs/architecture.md").split("## Rooms")[1].split("```")[1].split("quittance ──")[1]
+    drawing = text("docs/architecture.md").split("## Packages")[1].split("```")[1].split("quittance ──")[1]
     drawn = {name.rstrip("/") for line in drawing.splitlines()[1:] for name in line[:28].split()}
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert drawn == rooms | {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
@@ -85,7 +85,8 @@ def test_architecture_page_shows_every_room_and_file() -> None:
 
 def test_documents_state_the_limits_of_a_workflow_run() -> None:
     plan_kib = f"{limits.RUN_PLAN_BYTES_MAX / limits.KIB:g}"
-    assert f"| tasks in a run | {limits.RUN_TASKS_MAX} | a run's inputs | {plan_kib} KiB |" in text("docs/using.md")
+    row = f"| tasks in a workflow run | {limits.RUN_TASKS_MAX} | inputs of a workflow run | {plan_kib} KiB |"
+    assert row in text("docs/using.md")
     page = text("docs/howto/step-functions.md")
     left = limits.WORKFLOW_STATE_BYTES_MAX - (1 + limits.RUN_TASKS_MAX) * limits.RUN_TASK_BYTES
     task_kib = f"{limits.RUN_TASK_BYTES / limits.KIB:g}"

@@ -1,4 +1,4 @@
-"""Shows and moves an account's credits, and decides payouts: `/accounts`, `/payouts`."""
+"""Reads and moves an account's credits, and records how payouts ended: `/accounts`, `/payouts`."""
 
 from http import HTTPStatus
 

@@ -11,7 +11,7 @@ from quittance.usecases.audit import audit, report, standings
 
 @observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry: both sides of the equation, all differences, and with `{"standings": true}` all standings."""
+    """Lambda's entry: the report, the number of differences, and with `{"standings": true}` all standings."""
     result = audit(platform(context))
     measure(Metric.AUDIT_DIFFERENCES, result.count)
     measure(Metric.PAYOUTS_WAITING, result.payouts_waiting)

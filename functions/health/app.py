@@ -10,7 +10,7 @@ from quittance.observability import observed
 
 @observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Lambda's entry. Without a token it imports nothing heavy: load balancers call it often, and after cold starts."""
+    """Lambda's entry. Without a token it imports nothing heavy: load balancers call it often, and must not wait."""
     if not any(name.lower() == "authorization" for name in event.get("headers") or {}):
         return _answer(200, {"status": "ok"}, {})
     from quittance.platform import platform

@@ -1,4 +1,4 @@
-"""What operators can stop: retires agents, freezes accounts, pauses funding; and the journal of it: `/operations`."""
+"""For operators: retires agents, freezes accounts, pauses funding, and lists these operations: `/operations`."""
 
 from quittance.api.http import Api
 from quittance.observability import observed

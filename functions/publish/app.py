@@ -13,7 +13,7 @@ from quittance.usecases import publish
 
 @observed
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any] | list[str]:
-    """Lambda's entry. Lambda repeats an event whose handling raised; all are safe to repeat."""
+    """Lambda's entry. Lambda retries an event after an exception; handling it again is safe."""
     if "recompile" in event:
         publish.recompile(platform(context), event["recompile"])
         return []

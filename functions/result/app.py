@@ -1,4 +1,4 @@
-"""Shows the outcome of a task, and proves it: `GET /tasks/{task_id}/result`, `GET /tasks/{task_id}/proof`."""
+"""Outcomes of tasks, and proofs of their receipts: `GET /tasks/{task_id}/result`, `GET /tasks/{task_id}/proof`."""
 
 from quittance.api.http import Api
 from quittance.observability import observed

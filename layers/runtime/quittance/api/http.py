@@ -35,12 +35,12 @@ PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
-_JSON_BYTES_PER_CHAR_MAX: Final = 12  # \ud83d\ude00
+_JSON_BYTES_PER_CHAR_MAX: Final = 12  # a pair of escaped surrogates, such as \ud83d\ude00
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 class Api(APIGatewayRestResolver):
-    """The routes of one HTTP function, each served by one use case; it takes JSON and nothing else.
+    """The routes of one HTTP function, each served by one use case. Request bodies must be JSON.
 
     A use case names what it needs: `platform`, the verified `caller`, `root` (the path where the client finds the API).
     Its other parameters are read from the request: from the path, the query, or the JSON body if it is a model.
@@ -49,8 +49,8 @@ class Api(APIGatewayRestResolver):
     def __init__(self, tag: str = "", *parts: str, anyone: bool = False) -> None:
         """A resolver without routes yet.
 
-        `tag` groups its routes in the description, `parts` are those of the platform that they touch (see `prepare`),
-        and `anyone` may call them without a token.
+        `tag` groups its routes in the description, and `parts` are the parts of the platform that they use (see
+        `prepare`). With `anyone`, they need no token.
         """
         super().__init__(enable_validation=True, json_body_deserializer=read_json)
         prepare(*parts)
@@ -106,7 +106,7 @@ class Api(APIGatewayRestResolver):
     def resolve(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - as its base class
         """The answer to a REST API proxy event. Refusals and failures are answers too.
 
-        Use cases write `Location` from the API's root; the client gets it from the path at which it found the API.
+        Routes state `Location` relative to the API's root. This adds the path at which the client finds the API.
         """
         try:
             answered = super().resolve(_plain(event), context)
@@ -161,7 +161,7 @@ def answer(
 
 
 def task_answer(outcome: TaskResult | TaskPending) -> Response[str]:
-    """200 with a settled task; 202 with the place to look again for one whose outcome is not known yet.
+    """200 with a settled task; 202 with the result's URL for one whose outcome is not known yet.
 
     If it was queued because the client preferred not to wait, the answer says so (RFC 7240 §3).
     """
@@ -227,7 +227,7 @@ def _with_links(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[str,
 
 
 def _sent_bytes(answered: Mapping[str, Any]) -> int:
-    """The most bytes that an answer takes in JSON, whatever a runtime escapes; 0 if it is surely small."""
+    """The most bytes that an answer takes in JSON, with all escapes; 0 if it is certainly far below the limit."""
     if len(answered["body"] or "") * _JSON_BYTES_PER_CHAR_MAX < LAMBDA_SYNC_BYTES_MAX // 2:
         return 0
     return len(json.dumps(answered))

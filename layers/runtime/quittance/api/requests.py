@@ -1,4 +1,4 @@
-"""Request parsing for HTTP, direct invocations and messages: exact JSON, and errors that name each wrong field.
+"""Request parsing for HTTP, direct invocations and messages: exact numbers, and errors that name each wrong field.
 
 Path parameters are decoded here, exactly once, and nowhere else.
 """
@@ -123,7 +123,7 @@ class Cursor:
 
     @staticmethod
     def write(at_ms: int, *parts: str) -> str:
-        """The cursor behind an item."""
+        """The cursor of the page that begins after an item."""
         return "~".join([str(at_ms), *parts])
 
 
@@ -167,12 +167,12 @@ def _sentence(found: Mapping[str, Any]) -> str:
     return _SHOULD.sub("must", message.removeprefix("Value error, "))
 
 
-# Possessive throughout: what was matched is never given back, so the work is proportional to the header's length.
+# All quantifiers are possessive: without backtracking, the time is linear in the header's length.
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED: Final = r'"(?:[^"\\]++|\\.)*+"'
-# The members of a list: commas inside quotes part nothing, and a quote that never ends takes all the rest.
+# A member of a list: commas inside quotes do not end it, and an unclosed quote extends to the header's end.
 _MEMBER: Final = re.compile(rf'(?:[^,"]++|{_QUOTED}|".*+)++', re.DOTALL)
-# Parameters, which follow a semicolon, say more of a preference; none that is granted here has any.
+# Parameters follow a semicolon. They are skipped: the only preference that is honoured, `respond-async`, has none.
 _PREFERENCE: Final = re.compile(rf"[ \t]*+({_WORD})[ \t]*+(?:=[ \t]*+({_WORD}|{_QUOTED})?[ \t]*+)?(?:;.*+)?", re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
@@ -180,7 +180,7 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 def preferences(headers: Iterable[str]) -> dict[str, str]:
     """The preferences of all `Prefer` headers of a request: names in lower case, values without quotes.
 
-    The first of a name counts, and an empty value is none (RFC 7240 §2). Malformed preferences are
+    If a name is repeated, the first counts; an empty value counts as none (RFC 7240 §2). Malformed preferences are
     skipped: a server may ignore any.
     """
     found: dict[str, str] = {}

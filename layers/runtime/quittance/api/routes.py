@@ -1,11 +1,11 @@
-"""Routes: what a use case needs, read from its signature. So a function's file is a table of routes and use cases.
+"""Routes: reads from a use case's signature what it needs, so a function's file is a table of routes and use cases.
 
     def balance(platform, caller) -> AccountAnswer                           GET  /accounts/me
     def deposit(platform, caller, account_id: AccountInPath, request: DepositRequest) -> DepositAnswer
                                                                              POST /accounts/<account_id>/deposits
 
-`platform`, `caller` and `root` are given by `http.Api`. Every other parameter is read from the request by Powertools: a
-model from the body, one that the path names from the path, `prefer` from the header, any other from the query.
+`http.Api` passes `platform`, `caller` and `root`. Powertools reads every other parameter from the request: a model from
+the body, a parameter in the route from the path, `prefer` from the header, and any other from the query.
 """
 
 import inspect
@@ -52,7 +52,7 @@ def answers_of(use_case: UseCase, status: HTTPStatus) -> list[tuple[HTTPStatus, 
 
 
 def _placed(parameter: inspect.Parameter, path: str) -> inspect.Parameter:
-    """A parameter that pydantic's `Field` describes or bounds, with Powertools' own class in place of `Field`."""
+    """A parameter with Powertools' `Path`, `Header` or `Query` in place of pydantic's `Field`, if it has one."""
     if get_origin(parameter.annotation) is not Annotated:
         return parameter
     kind, *notes = get_args(parameter.annotation)

@@ -17,14 +17,15 @@
     LOG#<first>               the batch that begins at this position of the log
     REP#<agent>               standing: the fold of the agent's receipts in log order (see ledger/reputation.py)
 
-`seal` of an escrow, a movement or a batch is a digest of the attributes that never change after its creation (see
+The `seal` of an escrow, a movement or a batch is a digest of the attributes that never change after its creation (see
 proof/seal.py).
 
 The sparse index `work` lists the work of the sweep: `OPEN#<shard>` by expiry while an escrow is funded,
 `SETTLED#<shard>` by time until its owner and the platform are credited, and `BATCH` until a batch is in the log. It
-also lists the work of operators: `PAYOUT` until a withdrawal is paid out or returned. The escrows of a queue are spread
-over several *work shards*, by escrow id. The index `statement` orders the movements of an account by `account` and
-`at`. An index only finds candidates for a write: the items are read again, and the write tests its condition.
+also lists the work of operators: `PAYOUT` until a withdrawal is paid out or returned. The entries `OPEN` and
+`SETTLED` are spread over several *work shards*, by escrow id. The index `statement` orders the movements of an account
+by `account` and `at`. An index only finds candidates for a write: the items are read again, and the write tests its
+condition.
 
 The state machine is in the condition expressions. A rejected write returns the stored item, so a replay, a lost race
 and a lost response can be distinguished without a read. Each write makes its own condition false, so a retry after a

@@ -34,7 +34,7 @@ _PAYOUTS: Final = Cursor(f"[A-Za-z0-9_-]{{1,{PAYOUT_ID_CHARS_MAX}}}")
 
 
 def balance(platform: Platform, caller: Caller) -> AccountAnswer:
-    """What the caller has. Raises PlatformUnavailableError."""
+    """The caller's available, held and earned credits. Raises PlatformUnavailableError."""
     account = caller.account
     return AccountAnswer(
         account_id=account,
@@ -45,15 +45,15 @@ def balance(platform: Platform, caller: Caller) -> AccountAnswer:
 
 
 def statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> StatementPage:
-    """A page of what moved the caller's credits, newest first; the index behind it may lag by a second.
+    """A page of the movements of the caller's credits, newest first; the index may lag by a second.
 
-    Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    Raises InvalidRequestError for an invalid cursor, PlatformUnavailableError.
     """
     return _statement(platform, caller.account, limit, after)
 
 
 def bond_statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> StatementPage:
-    """A page of what moved the caller's bond, newest first. Raises as `statement` does."""
+    """A page of the movements of the caller's bond, newest first. Raises as `statement` does."""
     return _statement(platform, bond_account(caller.account), limit, after)
 
 
@@ -73,7 +73,7 @@ def _statement(platform: Platform, account: str, limit: int, after: str | None) 
 def deposit(platform: Platform, caller: Caller, account_id: AccountInPath, request: DepositRequest) -> DepositAnswer:
     """Adds credits to any account, once per id; needs the scope `ledger:deposit`. `me` is the caller's own account.
 
-    A deposit of another depositor under the same id is a conflict, not a repeat. Raises MissingScopeError,
+    If another depositor has used the id, the deposit is a conflict, not a repeat. Raises MissingScopeError,
     MovementConflictError, PlatformUnavailableError.
     """
     caller.need(DEPOSIT_SCOPE)
@@ -116,7 +116,7 @@ def withdraw(
 def payouts(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> PayoutPage:
     """A page of withdrawals that wait to be paid out, the longest waiting first; needs the scope `ledger:payout`.
 
-    Raises MissingScopeError, InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    Raises MissingScopeError, InvalidRequestError for an invalid cursor, PlatformUnavailableError.
     """
     caller.need(PAYOUT_SCOPE)
     waiting, last = platform.ledger.payouts(limit=limit, after=_read_payout_cursor(after))
@@ -125,7 +125,7 @@ def payouts(platform: Platform, caller: Caller, limit: PageLimit = 50, after: Pa
 
 
 def decide_payout(platform: Platform, caller: Caller, payout_id: PayoutId, request: PayoutDecision) -> PayoutAnswer:
-    """Ends a payout once, as paid or failed; needs the scope `ledger:payout`. What failed is available again.
+    """Records once that a payout was paid or failed; needs the scope `ledger:payout`. A failed one is credited back.
 
     Raises MissingScopeError, NotFoundError, PayoutConflictError, PlatformUnavailableError.
     """
@@ -140,12 +140,9 @@ def decide_payout(platform: Platform, caller: Caller, payout_id: PayoutId, reque
 
 
 def bond(platform: Platform, caller: Caller) -> BondAnswer:
-    """What the caller has put up for failures of its agents, and what of it can be released now.
-
-    Raises PlatformUnavailableError.
-    """
+    """The caller's bond, and how much of it can be released now. Raises PlatformUnavailableError."""
     owner = caller.account
-    note_bond(platform, owner)  # a crash before this step may have left the owner's agents without tasks
+    note_bond(platform, owner)  # an earlier request may have filled the bond and crashed before this step
     has = platform.ledger.bond(owner)
     free = not has.available_micro or _why_in_use(platform, owner) is None
     return BondAnswer(
@@ -172,15 +169,15 @@ def move_bond(platform: Platform, caller: Caller, request: BondRequest) -> BondM
         if in_use:
             raise in_use
     recorded_ms = ledger.move_bond(owner, request.bond_id, amount_micro, now_ms=platform.now_ms())
-    note_bond(platform, owner)  # of a repeated request too: the first one may have crashed before this step
+    note_bond(platform, owner)  # also for a repeated request: the first may have crashed before this step
     return BondMoveAnswer(account_id=owner, bond_id=request.bond_id, amount_micro=amount_micro, recorded_at=recorded_ms)
 
 
 def note_bond(platform: Platform, owner: str) -> None:
     """Records in the registry whether an owner's bond is below the minimum: then its agents take no tasks.
 
-    Other invocations may move the bond at the same time and record what they read. So this one reads again after each
-    write: whichever writes last has read the bond as it is. Raises PlatformUnavailableError.
+    Concurrent invocations may also move the bond and record what they read. So each one reads the bond again after its
+    write, and writes again if the bond has crossed the minimum. Raises PlatformUnavailableError.
     """
     noted = not platform.registry.owner(owner).bonded
     while (short := _is_short(platform, owner)) is not noted:
@@ -193,9 +190,10 @@ def _is_short(platform: Platform, owner: str) -> bool:
 
 
 def _why_in_use(platform: Platform, owner: str) -> BondInUseError | None:
-    """Why an owner's bond cannot be released now, if it cannot.
+    """Why an owner's bond cannot be released now; None if it can.
 
-    Other environments may take tasks for a while after an agent is retired, and the index lists those a little later.
+    Environments that have an agent in their cache take tasks for a while after it is retired, and the index lists those
+    tasks a little later. So a release must wait for BOND_NOTICE_MS.
     """
     owned = platform.registry.agents_of(owner)
     if owned.unretired:

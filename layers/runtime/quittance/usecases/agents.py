@@ -1,4 +1,4 @@
-"""Agents: what their owners register, upload and retire, and what anyone may read of them."""
+"""Agents: registration, uploads and retirement by their owners, and what anyone may read about them."""
 
 import base64
 import secrets
@@ -45,15 +45,15 @@ from quittance.limits import MIB, UPLOAD_SECONDS_MAX
 from quittance.platform import Platform
 from quittance.usecases import judges as judging
 
-_OPEN_TRIES: Final = 5  # each is lost only to another version of the same agent, opened at the same time
+_OPEN_TRIES: Final = 5  # one fails only if another version of the same agent is opened at the same time
 _AGENT_ID_BYTES: Final = 10
 _CURSOR: Final = Cursor("[A-Za-z0-9_-]{1,64}")
 
 
 def register(platform: Platform, caller: Caller, request: AgentRequest) -> AgentUpload:
-    """Registers an agent of the caller's and answers with a form to post its module with.
+    """Registers an agent of the caller, and returns the form for the upload of its module.
 
-    Raises AccountFrozenError, BondRequiredError, InvalidRequestError for a judge that cannot judge,
+    Raises AccountFrozenError, BondRequiredError, InvalidRequestError for an unsuitable judge,
     PlatformUnavailableError.
     """
     owner = caller.account
@@ -76,9 +76,9 @@ def register(platform: Platform, caller: Caller, request: AgentRequest) -> Agent
 
 
 def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request: VersionRequest) -> AgentUpload:
-    """Opens the upload of a new version, with new terms if there are any; the active version serves until then.
+    """Opens the upload of a new version, with new terms if there are any; until it is active, the old one takes tasks.
 
-    Raises NotFoundError, AgentNotReadyError for a retired agent, InvalidRequestError for a judge that cannot judge,
+    Raises NotFoundError, AgentNotReadyError for a retired agent, InvalidRequestError for an unsuitable judge,
     AccountFrozenError, BondRequiredError, PlatformUnavailableError.
     """
     owner = caller.account
@@ -113,7 +113,7 @@ def _check_not_frozen(platform: Platform, owner: str) -> None:
 
 
 def retire(platform: Platform, caller: Caller, agent_id: AgentId) -> AgentAnswer:
-    """Takes an agent out of service for good; settled tasks stay answered.
+    """Takes an agent out of service for good; the results of its tasks can still be read.
 
     Raises NotFoundError, PlatformUnavailableError.
     """
@@ -167,7 +167,7 @@ def page(
 ) -> AgentPage:
     """A page of agents, newest first: those that take tasks, or all of one owner's.
 
-    Raises InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    Raises InvalidRequestError for an invalid cursor, PlatformUnavailableError.
     """
     found = platform.registry.page(owner=owner, limit=limit, after=_CURSOR.read(after))
     cursor = _CURSOR.write(*found.after) if found.after else None

@@ -1,4 +1,4 @@
-"""The audit: reads every item of the ledger and recomputes every invariant, in memory that escrows do not increase.
+"""The audit: reads every item of the ledger and recomputes every invariant. Its memory does not grow with the escrows.
 
     walk the log by its pointers → scan the table → read again what differed → walk what was logged meanwhile
     → compare standings, the log's end, and accounts
@@ -89,7 +89,7 @@ def standings(result: Audit) -> list[str]:
 
 
 class _Auditor:
-    """One audit: what it has read so far, as far as later checks need it."""
+    """One audit. It keeps only what its later checks need."""
 
     def __init__(self, platform: Platform) -> None:
         now_ms = platform.now_ms()
@@ -107,8 +107,8 @@ class _Auditor:
         self._frontier = Frontier()
         self._published_root = self._frontier.root()
         self._firsts = array("Q")  # the first entry of each batch in the part of the log that was walked
-        self._late_firsts: list[int] = []  # the first entries of batches that the scan met and the walk had not
-        self._kept_agents: set[str] = set()  # agents with a stored standing but, when it was met, no logged receipt
+        self._late_firsts: list[int] = []  # the first entries of batches that the scan found but the walk had not
+        self._kept_agents: set[str] = set()  # agents whose stored standing was scanned before the walk found a receipt
         self._old_lines_met = self._old_lines_due = 0  # lines that credit batches, older than the recent past
         self._unpaired_publications = 0  # fees of publications minus charges, older than the recent past
         self._is_broken = False  # whether the log cannot be walked to its end
@@ -136,7 +136,7 @@ class _Auditor:
         return LogHead()
 
     def _walk(self, size: int) -> None:
-        """Walks the log by its pointers up to a size that it has had."""
+        """Walks the log by its pointers, up to a size that the log has reached."""
         while self._frontier.size < size and not self._is_broken:
             first = self._frontier.size
             pointer = f"LOG#{first}"
@@ -335,7 +335,7 @@ class _Auditor:
     # Accounts.
 
     def _check_accounts(self) -> None:
-        """I10 and I11: an account's credits are the sum of its movements. Compares separately each one that differs."""
+        """I10 and I11: an account's credits are the sum of its movements. Reads each account that differs again."""
         for account in sorted(account for account, gap in self._books.gaps.items() if gap != Sums()):
             self._result.moved += 1
             self._result.add(self._compare(account))
@@ -357,7 +357,7 @@ class _Auditor:
         return difference
 
     def _recent(self, account: str) -> Sums:
-        """The sum of an account's recent movements, and of its tasks that were open, as they are now."""
+        """The sum of an account's recent movements and of the tasks that the scan found open, read again now."""
         held = self._books.held.get(account, set())
         keys = (pk for pk in self._ledger.movements_since(account, self._books.recent_ms) if pk not in held)
         total = Sums()

@@ -1,4 +1,4 @@
-"""Authorizer: who may call the API, as the policy that API Gateway asks for."""
+"""Authorizer: verifies the token of a request, and returns the IAM policy that API Gateway expects."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,10 +1,10 @@
-"""Execute: the story of one task, from the request to the answer. Nothing else decides about money.
+"""Execute: one task, from the request to the answer.
 
     check → fund → run → accept → settle → answer
 
-A task that goes well makes two writes to the ledger and no read. Whatever crashes between them, the budget stays in
-escrow until another attempt takes the task over, or until the escrow expires and is refunded. Where the operator limits
-how many tasks of one account run at once, a run also takes one of its payer's slots and gives it back.
+A task without failures or repeats makes two writes to the ledger and no read. If the function crashes between them, the
+budget stays in escrow until another attempt takes the task over, or until the escrow expires and is refunded. If the
+operator limits how many tasks of one account run at once, a run also takes one of its payer's slots and gives it back.
 
 Who pays what is decided in `ledger/escrow.py`; docs/who-pays.md has the table.
 """
@@ -66,7 +66,7 @@ _FROZEN: Final = "The user's account, or the agent's owner's, was frozen before 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One invocation's attempt at a task: its runner, which may hold the escrow, and the longest run it waits for."""
+    """One invocation's attempt at a task: its runner, which may hold the escrow, and the longest run that may begin."""
 
     user: str
     request: TaskRequest
@@ -88,7 +88,7 @@ class _Attempt:
 def request(
     platform: Platform, caller: Caller, request: TaskRequest, prefer: Prefer = None
 ) -> TaskResult | TaskPending:
-    """Runs one task of the caller's. An agent that fails is an answered request: `success: false`, refunded in full.
+    """Runs one task of the caller. A failure of the agent is not an error: the answer has `success: false`.
 
     With `Prefer: respond-async` the task is only checked, funded and queued, and may run for up to ten minutes. Raises
     as `execute` and `submit` do.
@@ -106,7 +106,7 @@ def execute(
     timeout_s_max: int = TIMEOUT_S_SYNC_MAX,
     leased: Callable[[Escrow], None] = lambda _: None,
 ) -> TaskResult | TaskPending:
-    """Runs a task for a user and settles its escrow; the same request again gives the same answer.
+    """Runs a task for a user and settles its escrow; a repeated request gets the same answer.
 
     `timeout_s_max` is the longest run that the entry point can wait for. `leased` is called before the run, with the
     escrow that this attempt holds. A TaskPending means that the outcome is not known yet and can be read later. Raises
@@ -132,7 +132,7 @@ def _execute(
             escrow = platform.ledger.fund(hold, *judge_holds, reserve_ms=span_ms)
         observability.funded(escrow, by=attempt.runner)
     except RequestError as refusal:
-        # A task that is funded already is answered from its escrow, whatever has become of the agent or the balance.
+        # A funded task is answered from its escrow, even if its agent or its payer's balance would not allow it now.
         earlier = platform.ledger.find(attempt.escrow_id)
         if earlier is None:
             raise
@@ -153,17 +153,17 @@ def _execute(
 
 
 def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
-    """Funds a task and sends it to the queue; a task that is settled already is answered with its result.
+    """Funds a task and sends it to the queue; if it is settled already, returns its result.
 
-    Every refusal comes now, not from the queue. The same request again sends the task again, unless it runs: a second
-    worker finds it taken. Raises RequestError (no money moved), PlatformUnavailableError (repeat the request; if nobody
-    does, the escrow expires).
+    Every refusal is raised here, not by the queue. A repeated request sends the task again unless it is running; a
+    second worker finds that the first one holds it. Raises RequestError (no money moved), PlatformUnavailableError
+    (repeat the request; if nobody does, the escrow expires).
     """
     attempt = _Attempt.of(user, request, TIMEOUT_S_ASYNC_MAX)
     try:
         ready, named = _check(platform, attempt)
         hold, judge_holds = _holds(platform, attempt, ready, named)
-        # Leases that have lapsed: no runner holds the task, and the worker that gets the message takes it over.
+        # The leases end at once: no runner holds the task, so the worker that gets the message can take it over.
         hold, *judge_holds = (
             replace(each, lease_ms=each.funded_ms, expires_ms=each.expires_ms + QUEUE_WAIT_MS_MAX)
             for each in (hold, *judge_holds)
@@ -189,7 +189,7 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
 
 @tracing.step("check")
 def _check(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, list[NamedJudge]]:
-    """The agent and the judges, once nothing speaks against the task. Raises RequestError; no money has moved."""
+    """The agent and the judges, if every check passes. Raises RequestError; no money has moved."""
     request = attempt.request
     if platform.registry.is_frozen(attempt.user):
         raise AccountFrozenError
@@ -259,7 +259,7 @@ def _take_slot(platform: Platform, hold: Escrow, slot: ExitStack, *, reserve_ms:
 def _holds(
     platform: Platform, attempt: _Attempt, ready: ReadyAgent, named: list[NamedJudge]
 ) -> tuple[Escrow, list[Escrow]]:
-    """The escrows of a task and of its judges, as they are to be funded."""
+    """The escrows of a task and of its judges, to be funded."""
     agent, request, now_ms = ready.agent, attempt.request, platform.now_ms()
     judging_s = sum(judge.timeout_s for judge in named)
     timeout_s = min(request.timeout or agent.terms.timeout_s, agent.terms.timeout_s, attempt.timeout_s_max - judging_s)
@@ -300,7 +300,7 @@ def _holds(
 def _join(
     platform: Platform, escrow: Escrow, attempt: _Attempt, ready: ReadyAgent, named: list[NamedJudge]
 ) -> tuple[Escrow, list[Escrow]]:
-    """The stored escrow of an earlier attempt: settled, or held by this attempt with its judges' if its lease lapsed.
+    """The stored escrow of an earlier attempt: settled, or taken over with its judges' escrows if its lease has lapsed.
 
     A task keeps the versions and rules that it was funded for. If those are no longer the active ones, it is refunded.
     A task that may run for longer than this entry point can wait is left to the queue. Raises TaskConflictError,
@@ -320,7 +320,7 @@ def _join(
 
 
 def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal: RequestError) -> Escrow:
-    """The escrow of an earlier attempt, once it is settled, when the same request would be refused today.
+    """The settled escrow of an earlier attempt, if the same request would be refused now.
 
     Refunds it if no runner holds it, unless the refusal is temporary (`Retry-After`) or applies to this entry point
     only. Raises RequestError, PlatformUnavailableError.
@@ -336,7 +336,7 @@ def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal
 
 
 def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escrow:
-    """The escrow of an earlier attempt, once it is settled. Raises TaskConflictError, TaskInProgressError."""
+    """The settled escrow of an earlier attempt. Raises TaskConflictError, TaskInProgressError."""
     if escrow.request_sha256 != attempt.request_sha256:
         raise TaskConflictError(escrow.task_id)
     return settle.settled(platform, escrow)
@@ -349,5 +349,5 @@ def _can_take_over(platform: Platform, escrow: Escrow, attempt: _Attempt) -> boo
 
 
 def _lease_ms(platform: Platform, now_ms: int, escrow: Escrow, named: list[NamedJudge]) -> int:
-    """When the runner should have settled: afterwards another attempt may take the task over."""
+    """When the runner's lease ends: afterwards another attempt may take the task over."""
     return now_ms + min(platform.left_ms(), judges.span_ms(escrow, named))

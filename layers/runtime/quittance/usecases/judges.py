@@ -56,7 +56,7 @@ NOT_NEEDED: Final = Run(Outcome.NOT_NEEDED, "The judge was not asked.", Meter())
 
 @dataclass(frozen=True, slots=True)
 class NamedJudge:
-    """A judge that rules name: whose rules, what they say of the judge, and the agent that judges."""
+    """A judge that rules name: whose rules, the rule about the judge, and the agent."""
 
     side: Side
     rule: Judge
@@ -64,7 +64,7 @@ class NamedJudge:
 
     @property
     def payers_micro(self) -> int:
-        """The part of the offered budget that is held for this judge; none if a bond pays it."""
+        """The part of the offered budget that is held for this judge; 0 if a bond pays it."""
         return self.rule.budget_micro if self.side is Side.TASK else 0
 
     @property
@@ -75,7 +75,7 @@ class NamedJudge:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A judge's escrow, with its run and the version that ran; None if the judge was not asked."""
+    """A judge's escrow, with its run and the version that ran, or None if the judge did not run."""
 
     escrow: Escrow
     run: Run | None = None
@@ -83,9 +83,9 @@ class Judged:
 
 
 def named(platform: Platform, request: TaskRequest, ready: ReadyAgent) -> list[NamedJudge]:
-    """The judges that must accept the output, in the order in which they are asked.
+    """The judges that must accept the output, in the order in which they run.
 
-    Raises AgentNotReadyError if the agent's own judge cannot judge, InvalidRequestError if the task's cannot.
+    Raises AgentNotReadyError if the agent's own judge is unsuitable, InvalidRequestError if the task's judge is.
     """
     judges = []
     if ready.rules.judge:
@@ -110,7 +110,7 @@ def _named(platform: Platform, side: Side, rule: Judge) -> NamedJudge:
 
 
 def check_fit(agent: Agent, rule: Judge, compute: ComputePrices) -> None:
-    """Raises InvalidRequestError if an agent cannot judge by a rule: at one price, for its budget, in time, alone."""
+    """Raises InvalidRequestError unless a judge has a flat tariff, no judge itself, and its cost and timeout fit."""
     tariff = pricing.parse_tariff(agent.terms.tariff)
     if not isinstance(tariff, FlatTariff):
         flat = "must be an agent with a flat tariff: another price would tell what the judge read"
@@ -179,9 +179,9 @@ def span_ms(task: Escrow, judges: Sequence[NamedJudge]) -> int:
 def ask(
     platform: Platform, task: Escrow, stdin: bytes, judges: Sequence[tuple[NamedJudge, Escrow]], run: Run
 ) -> tuple[Run, list[Judged]]:
-    """The run with the judges' scores, or rejected by the first judge that does not accept it; no judge follows that.
+    """The run with the judges' scores, or rejected by the first judge that does not accept it; later judges do not run.
 
-    If the platform could not run a judge, the task ends by the platform's fault.
+    If the platform cannot run a judge, the task fails by the platform's fault.
     """
     judged = {judge.side: Judged(escrow) for judge, escrow in judges}
     read = b""
@@ -211,15 +211,15 @@ def ask(
 
 @tracing.step("judge")
 def _score(platform: Platform, escrow: Escrow, judge: NamedJudge, read: bytes, *, reserve_ms: int) -> Run:
-    """A judge's run on what it is to read, held to the judge's own rules and to those of a score."""
+    """Runs a judge. Its output must meet the judge agent's own rules, and must be a score."""
     run = launch.run(platform, escrow, judge.ready, read, reserve_ms=reserve_ms)
     return launch.held_to_rules(judge.ready.rules, SCORE_RULES, run)
 
 
 def settlement(judge: Escrow, run: Run | None, task: Run, *, now_ms: int) -> Settlement:
-    """How a judge's escrow settles with its task's: `run` is the judge's run, None if it was not asked.
+    """How a judge's escrow settles with its task's: `run` is the judge's run, None if it did not run.
 
-    A judge that was asked is paid, unless the platform failed, at its own run or at what came after it.
+    A judge is refunded if the platform failed, in the judge's own run or afterwards.
     """
     if run is None:
         return escrows.decide(judge, NOT_NEEDED, now_ms=now_ms)
@@ -232,7 +232,7 @@ def settlement(judge: Escrow, run: Run | None, task: Run, *, now_ms: int) -> Set
 def costs_micro(task: Escrow, judges: Sequence[Escrow]) -> dict[Side, int]:
     """What the agent's own judge cost the owner's bond, and the task's own its payer.
 
-    Of a task funded before bonds paid, the payer holds the agent's judge too: then no bond has paid for it.
+    In tasks from before bonds paid for judges, the payer also paid the agent's judge: then the bond's cost is left out.
     """
     sides = {hold.escrow_id: hold.side for hold in task.judges}
     return {

@@ -1,4 +1,4 @@
-"""Launch: which version of an agent a task runs, its run in the sandbox, and what the rules say of its output.
+"""Launch: which version of an agent a task runs, its run in the sandbox, and the check of its output.
 
 Once a budget is held, every failure is an outcome: nothing here raises after the escrow is funded.
 """
@@ -83,8 +83,8 @@ def run(platform: Platform, escrow: Escrow, ready: ReadyAgent, stdin: bytes, *, 
             return Run(Outcome.STORAGE_DOWN, "The platform's storage did not answer.", meter)
         held_ms = escrow.expires_ms - platform.now_ms() - reserve_ms
         left_ms = min(platform.left_ms() - reserve_ms, held_ms)
-        # A run that the escrow's expiry would cut short is paid by nobody, so it must not begin. A judge follows a run
-        # that is to be paid, so it gets the time that is left.
+        # Nobody pays for a run that the escrow's expiry cuts short, so do not begin it. A judge gets the time that is
+        # left, because the run that it judges is done.
         if left_ms <= 0 or (held_ms < escrow.timeout_ms and not escrows.is_judge(escrow)):
             return Run(Outcome.OUT_OF_TIME, "The platform had no time left to run the agent.", meter)
         return _run_artefact(platform, path, escrow, ready, stdin, left_ms=left_ms)
@@ -116,10 +116,11 @@ def _run_artefact(
 
 
 def with_memory_doubt(platform: Platform, escrow: Escrow, ready: ReadyAgent, stdin: bytes, run: Run) -> Run:
-    """The run; if its agent's rules rejected it and the budget bought less memory, with `memory_refused` found out.
+    """The run. If its agent's rules rejected it, `memory_refused` says whether the budget bought too little memory.
 
-    A guest that is refused memory may end normally and print something else. So it is run once more, within what is
-    left of its timeout. If that run cannot tell, memory counts as refused: the payer set the lower limit.
+    A guest that is refused memory may end normally, with another output. So run it once more with the agent's own
+    limit, within the rest of its timeout. If that run gives no answer, memory counts as
+    refused: the payer set the lower limit.
     """
     limits, own = run.limits, escrow.own_limits
     by_agents_rules = run.rejected_by is not None and run.rejected_by.side is Side.AGENT
@@ -172,11 +173,11 @@ def held_to_rules(agent: Rules, task: Rules | None, run: Run) -> Run:
 
 
 def rejected(run: Run, verdict: Verdict) -> Run:
-    """The run as a verdict that does not accept its output ends it."""
+    """The run, rejected by a verdict."""
     return replace(run, outcome=Outcome.REJECTED, message=verdict.message, rejected_by=verdict.rejected_by)
 
 
 def out_of_memory(run: Run) -> Run:
-    """The run as it ends when this machine has no memory to check its output: a fault of the platform."""
+    """The run, failed by the platform: this machine has no memory to check its output."""
     logger.exception("no memory to check the output")
     return replace(run, outcome=Outcome.WORKER_LOST, message="The platform had no memory left to read the output.")

@@ -1,11 +1,11 @@
-"""Operations: what an operator can stop and start again; each is journaled with who did it, when and why.
+"""Operations: what an operator can stop. A journal records who did each, when and why.
 
     retire     an agent takes no tasks any more, for good
     freeze     an account funds no tasks, withdraws nothing and publishes nothing, and its agents take no tasks
     pause      nobody funds tasks
 
-Tasks that run already settle normally, and earnings, refunds and deposits go on. All functions observe an operation
-within ten seconds, and its opposite at once. The caller needs the scope `platform:operate`.
+Running tasks settle normally, and earnings, refunds and deposits continue. All functions apply an operation within ten
+seconds, and its reversal at once. The caller needs the scope `platform:operate`.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ _CURSOR: Final = Cursor("[0-9a-f-]{1,40}")
 def journal(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> OperationPage:
     """A page of what operators did, newest first.
 
-    Raises MissingScopeError, InvalidRequestError for a cursor that is not ours, PlatformUnavailableError.
+    Raises MissingScopeError, InvalidRequestError for an invalid cursor, PlatformUnavailableError.
     """
     caller.need(OPERATE_SCOPE)
     done, more = platform.operations.page(limit=limit, after=_CURSOR.read(after))
@@ -52,7 +52,7 @@ def unfreeze(
 
 
 def pause(platform: Platform, caller: Caller, request: OperationRequest) -> OperationAnswer:
-    """Pauses funding: no new tasks are funded; those that are funded go on."""
+    """Pauses funding: no new tasks are funded; funded tasks continue."""
     return _perform(platform, caller, Action.PAUSE, FUNDING, request)
 
 

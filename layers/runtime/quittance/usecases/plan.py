@@ -1,7 +1,7 @@
 """The plan of a workflow run: many tasks under one budget. The workflow's first step; it moves no money and stores
 nothing.
 
-Every task gets its id and its budget here, so that a step that the workflow repeats is the same task again.
+Every task gets its id and its budget here, so that a step that the workflow repeats is a repeat of the same task.
 """
 
 from quittance.api.models import RunLine, RunPlan, RunRequest
@@ -38,7 +38,7 @@ def plan(request: RunRequest) -> RunPlan:
 
 
 def split(total_micro: int, shares: list[int], *, among: int) -> list[int]:
-    """Divides an amount equally `among` a number of inputs, and each part by shares. Returns one part by share.
+    """Divides an amount equally `among` a number of inputs, and each part by shares. Returns the amount of each share.
 
     Rounds down: equal shares get equal amounts, and the payer keeps the remainder.
     """

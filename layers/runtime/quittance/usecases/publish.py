@@ -46,7 +46,7 @@ def publish_all(platform: Platform, event: Mapping[str, Any]) -> list[str]:
 
 
 def give_up_all(platform: Platform, body: str) -> None:
-    """Gives up each object of an event that failed three times: the body is that of its dead letter."""
+    """Gives up each object of an event that failed three times; `body` is the event's dead letter."""
     for posted in _posted(json.loads(body)["requestPayload"]):
         give_up(platform, *posted)
 

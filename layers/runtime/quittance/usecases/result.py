@@ -1,4 +1,4 @@
-"""Result: what became of a task, and the proof that its receipt is in the log."""
+"""Result: the outcome of a task, and the proof that its receipt is in the log."""
 
 import hashlib
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ def read(platform: Platform, caller: Caller, task_id: StatedTaskId, user: Whose 
 
 
 def find(platform: Platform, caller: Caller, task_id: str, *, user: str | None = None) -> Escrow:
-    """The escrow of a task or of its judge, for the task's user, the owner of the agent, and who pays for it.
+    """The escrow of a task or of its judge, for the task's user, the owner of the agent, and the account that pays.
 
     Raises NotFoundError, PlatformUnavailableError.
     """
@@ -104,10 +104,10 @@ def answer(
     claims: ReceiptClaims | None = None,
     at_hand: tuple[bytes, ...] = (),
 ) -> TaskResult | TaskPending:
-    """What the ledger says of a task.
+    """The answer for a task, from its stored escrow.
 
-    `claims` are those of the escrow's receipt if it was signed just now, and `at_hand` are bytes that need not be read
-    again if the ledger names them.
+    `claims` are those of the receipt if it was signed just now. `at_hand` is outputs in memory: those with a stored
+    digest are not loaded again.
     """
     settlement = escrow.settlement
     if settlement is None:

@@ -2,7 +2,7 @@
 
     decide → keep output and stderr → sign → one conditional write
 
-Whoever finds an escrow overdue expires it here. Who pays what is decided in `ledger/escrow.py`.
+Every function that finds an overdue escrow expires it here. Who pays what is decided in `ledger/escrow.py`.
 """
 
 import uuid
@@ -70,7 +70,7 @@ def expire_if_overdue(platform: Platform, escrow: Escrow) -> Escrow:
 def signed_expiry(platform: Platform, escrow: Escrow, settlement: Settlement) -> Settlement:
     """The settlement of an expiry with its receipt, signed without a check of the claims.
 
-    Expiry is the last way out of escrow: no claim may keep money there.
+    Expiry is the last way to settle an escrow: an invalid claim must not keep money in it.
     """
     claims = _claims(platform, escrow, settlement, Run(settlement.outcome, settlement.message, Meter()), None)
     return _signed(platform, settlement, claims)
@@ -80,7 +80,7 @@ def signed_expiry(platform: Platform, escrow: Escrow, settlement: Settlement) ->
 def settle(
     platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[Judged] = ()
 ) -> Settled:
-    """Ends the escrow and its judges' by the run's outcome. Another attempt may have ended it first: see the result.
+    """Settles the escrow and its judges' by the run's outcome, or returns the settlement that another attempt stored.
 
     `version` is what ran, None if nothing did. A run that no receipt can state counts as a failure of the platform.
     """
@@ -101,7 +101,7 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | Non
             output = platform.outputs.keep(run.stdout)
     except (PlatformUnavailableError, *launch.HOST_FAILURES):
         message = "The platform's storage did not take the output."
-        # Whatever the run's end was before, the platform is at fault now.
+        # However the run ended, the platform is at fault now.
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message=message, rejected_by=None, memory_refused=False)
     now_ms = platform.now_ms()
     try:
@@ -169,5 +169,5 @@ def _claims(
 
 
 def _signed(platform: Platform, settlement: Settlement, claims: ReceiptClaims) -> Settlement:
-    """The settlement with its receipt. If another attempt's settlement is stored first, nobody sees this receipt."""
+    """The settlement with its receipt. If another attempt's is stored first, this receipt is discarded."""
     return replace(settlement, receipt=receipt.sign(claims, platform.signing_key(at_ms=settlement.settled_ms)))

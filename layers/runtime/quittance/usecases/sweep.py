@@ -25,7 +25,7 @@ from quittance.usecases import accounts
 from quittance.usecases.settle import expire_if_overdue
 
 _STOP_BEFORE_MS: Final = 5_000
-_PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: a checkpoint's growth must fit in memory and in the time left
+_PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds must fit in memory and in the time left
 
 
 @dataclass(slots=True)

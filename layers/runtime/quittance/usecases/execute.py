@@ -320,7 +320,7 @@ def _join(
 
 
 def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal: RequestError) -> Escrow:
-    """The settled escrow of an earlier attempt, if the same request would be refused now.
+    """The settled escrow of an earlier attempt whose request would be refused now.
 
     Refunds it if no runner holds it, unless the refusal is temporary (`Retry-After`) or applies to this entry point
     only. Raises RequestError, PlatformUnavailableError.

@@ -119,8 +119,8 @@ def with_memory_doubt(platform: Platform, escrow: Escrow, ready: ReadyAgent, std
     """The run. If its agent's rules rejected it, `memory_refused` says whether the budget bought too little memory.
 
     A guest that is refused memory may end normally, with another output. So run it once more with the agent's own
-    limit, within the rest of its timeout. If that run gives no answer, memory counts as
-    refused: the payer set the lower limit.
+    limit, within the rest of its timeout. If that run gives no answer, memory counts as refused: the
+    payer set the lower limit.
     """
     limits, own = run.limits, escrow.own_limits
     by_agents_rules = run.rejected_by is not None and run.rejected_by.side is Side.AGENT

@@ -200,7 +200,8 @@ def _why_in_use(platform: Platform, owner: str) -> BondInUseError | None:
         return BondInUseError("an agent of yours is not retired. Retire all of them first")
     wait_ms = (owned.retired_ms or 0) + BOND_NOTICE_MS - platform.now_ms()
     if wait_ms > 0:
-        reason = "an agent of yours was retired only now. Repeat the request later"
+        minutes = BOND_NOTICE_MS // 60_000
+        reason = f"an agent of yours was retired less than {minutes} minutes ago. Repeat the request later"
         return BondInUseError(reason, retry_after_s=-(-wait_ms // 1_000))
     if platform.ledger.has_open_work(owner):
         reason = "tasks of your agents are not settled and credited yet. Repeat the request later"

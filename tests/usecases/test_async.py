@@ -26,15 +26,17 @@ from quittance.errors import (
 from quittance.ledger.escrow import Escrow, escrow_id
 from quittance.limits import (
     ESCROW_GRACE_MS,
+    INPUT_BYTES_MAX,
     QUEUE_MESSAGE_BYTES_MAX,
     QUEUE_WAIT_MS_MAX,
+    STDIN_BYTES_MAX,
     TIMEOUT_S_ASYNC_MAX,
     VERDICT_MS_MAX,
     WORK_SECONDS_MAX,
 )
 from quittance.observability import logger
 from quittance.proof import receipt
-from quittance.run import Job, Outcome, Run
+from quittance.run import Input, Job, Outcome, Run
 from quittance.store.queue import Delivery, NotDoneError, Queue
 from quittance.usecases import deadletter, execute, launch, result
 from quittance.usecases.agents import open_version, retire
@@ -221,6 +223,19 @@ def test_input_too_large_for_a_message_is_sent_by_digest(rich: Cloud, bench: Ben
     done = result.read(rich, Caller("alice"), "t-1")
     assert isinstance(done, TaskResult)
     assert done.output == data.decode()
+
+
+@pytest.mark.parametrize("size", [INPUT_BYTES_MAX + 1, STDIN_BYTES_MAX + 1])
+def test_stored_input_beyond_the_limit_is_never_funded(rich: Cloud, size: int) -> None:
+    """Whoever may write to the queue and to the bucket is held to the limit of every other entry point."""
+    agent = rich.publish(wasm("echo"))
+    stdin, before_micro = Input.of(b"x" * size), rich.ledger.available_micro("alice")
+    rich.outputs.keep_input(stdin)
+    body = messages.write("alice", ask(agent), input_sha256=stdin.sha256)
+    with pytest.raises(NotDoneError):
+        work(rich, Delivery("m", body, "gone", 1))
+    assert rich.ledger.find(escrow_id("alice", "t-1")) is None
+    assert rich.ledger.available_micro("alice") == before_micro
 
 
 # Time limits.

@@ -237,8 +237,7 @@ class TaskRequest(Sent):
             data = _compact(self.input) if self.input_base64 is None else _decode_base64(self.input_base64)
         except ValueError as exc:
             raise InvalidRequestError((field, str(exc))) from exc
-        if len(data) > limits.INPUT_BYTES_MAX:
-            raise PayloadTooLargeError(field, bytes_max=limits.INPUT_BYTES_MAX)
+        _check_size(field, len(data))
         self._stdin = Input.of(data)
         return self
 
@@ -248,7 +247,8 @@ class TaskRequest(Sent):
         return self._stdin
 
     def with_stdin(self, stdin: Input) -> Self:
-        """The same task with another input."""
+        """The same task with another input. Raises PayloadTooLargeError."""
+        _check_size("input_base64", len(stdin.data))
         task = self.model_copy()
         task._stdin = stdin  # noqa: SLF001 - of this class
         return task
@@ -833,6 +833,11 @@ def _wire_bytes(text: str) -> int:
 def json_bytes(text: str | None) -> int:
     """The size of a text in UTF-8 JSON, as Step Functions counts it."""
     return len(json.dumps(text, ensure_ascii=False).encode())
+
+
+def _check_size(field: str, size: int) -> None:
+    if size > limits.INPUT_BYTES_MAX:
+        raise PayloadTooLargeError(field, bytes_max=limits.INPUT_BYTES_MAX)
 
 
 def _decode_base64(text: str) -> bytes:

@@ -112,8 +112,8 @@ class Cursor:
         self._form = re.compile("~".join(f"({part})" for part in ("[0-9]{1,15}", *parts)))
 
     def read(self, after: str | None) -> tuple[Any, ...] | None:
-        """The time and the parts, None without a cursor. Raises InvalidRequestError for another list's cursor."""
-        if after is None:
+        """The time and the parts, None for no cursor or an empty one. Raises InvalidRequestError for another list's."""
+        if not after:
             return None
         match = self._form.fullmatch(after)
         if match is None:

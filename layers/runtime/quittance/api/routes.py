@@ -52,7 +52,10 @@ def answers_of(use_case: UseCase, status: HTTPStatus) -> list[tuple[HTTPStatus, 
 
 
 def _placed(parameter: inspect.Parameter, path: str) -> inspect.Parameter:
-    """A parameter with Powertools' `Path`, `Header` or `Query` in place of pydantic's `Field`, if it has one."""
+    """A parameter with Powertools' `Path`, `Header` or `Query` in place of pydantic's `Field`, if it has one.
+
+    Raises TypeError for a check beside `ge` and `le`, which Powertools would not see.
+    """
     if get_origin(parameter.annotation) is not Annotated:
         return parameter
     kind, *notes = get_args(parameter.annotation)
@@ -62,6 +65,9 @@ def _placed(parameter: inspect.Parameter, path: str) -> inspect.Parameter:
     bounds: dict[str, Any] = {
         name: getattr(bound, name) for bound in field.metadata for name in _BOUNDS if hasattr(bound, name)
     }
+    if len(notes) > 1 or len(bounds) != len(field.metadata):
+        msg = f"{parameter.name}: beside Field's description, ge and le, a check belongs in a type of its own"
+        raise TypeError(msg)  # it would be lost
     in_path, in_header = f"<{parameter.name}>" in path, parameter.name in _HEADERS
     place = Path if in_path else Header if in_header else Query
     return parameter.replace(annotation=Annotated[kind, place(description=field.description, **bounds)])

@@ -20,6 +20,7 @@ from quittance.errors import (
     TaskInProgressError,
     TimeoutTooLongError,
 )
+from quittance.limits import OUTPUT_INLINE_BYTES_MAX
 from quittance.proof import receipt
 from quittance.run import Job, Run
 from quittance.usecases import execute, launch, result
@@ -386,3 +387,11 @@ def _raise(error: type[Exception]) -> Any:
         raise error
 
     return fail
+
+
+def test_answer_does_not_load_what_was_just_stored(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, text = rich.publish(wasm("echo")), "x" * (OUTPUT_INLINE_BYTES_MAX + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(rich.outputs, "load", lambda stored: pytest.fail(f"loaded {stored.sha256}"))
+        assert run(rich, agent, input=text).output == text
+    assert run(rich, agent, input=text).output == text, "a repeated request loads it"

@@ -4,6 +4,7 @@ import base64
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -253,7 +254,7 @@ class TaskRequest(Sent):
         task._stdin = stdin  # noqa: SLF001 - of this class
         return task
 
-    @property
+    @cached_property
     def own_rules_sha256(self) -> str | None:
         """The digest of the task's own rules; None if it has none."""
         return rules_sha256(rules_json(self.acceptance)) if self.acceptance else None

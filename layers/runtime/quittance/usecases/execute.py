@@ -149,7 +149,7 @@ def _execute(
     run, judged = judges.ask(platform, escrow, stdin, list(zip(named, judge_holds, strict=True)), run)
     run = launch.with_memory_doubt(platform, escrow, ready, stdin, run)
     settled = settle.settle(platform, escrow, run, ready.version, judged)
-    return answer(platform, settled.escrow, claims=settled.claims, at_hand=(run.stdout, run.stderr))
+    return answer(platform, settled.escrow, claims=settled.claims, written=settled.written)
 
 
 def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:

@@ -1,8 +1,8 @@
 """Result: the outcome of a task, and the proof that its receipt is in the log."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -102,12 +102,12 @@ def answer(
     escrow: Escrow,
     *,
     claims: ReceiptClaims | None = None,
-    at_hand: tuple[bytes, ...] = (),
+    written: Mapping[str, bytes] = MappingProxyType({}),
 ) -> TaskResult | TaskPending:
     """The answer for a task, from its stored escrow.
 
-    `claims` are those of the receipt if it was signed just now. `at_hand` is outputs in memory: those with a stored
-    digest are not loaded again.
+    `claims` are those of the receipt if it was signed just now. `written` has by digest what was
+    stored just now, which is not loaded again.
     """
     settlement = escrow.settlement
     if settlement is None:
@@ -119,8 +119,8 @@ def answer(
             expires_at=escrow.expires_ms,
         )
     stated = receipt.read_claims(settlement.receipt) if claims is None else claims.as_json()
-    output = _load(platform, settlement.output, at_hand)
-    stderr = _load(platform, settlement.stderr, at_hand)
+    output = _load(platform, settlement.output, written)
+    stderr = _load(platform, settlement.stderr, written)
     text, encoded = as_text(output)
     success = settlement.outcome is Outcome.SUCCEEDED
     return TaskResult(
@@ -172,12 +172,11 @@ def _judge_answer(task: Escrow, settlement: Settlement, hold: JudgeHold, accepta
     )
 
 
-def _load(platform: Platform, stored: StoredBytes | None, at_hand: tuple[bytes, ...]) -> bytes | None:
+def _load(platform: Platform, stored: StoredBytes | None, written: Mapping[str, bytes]) -> bytes | None:
     if stored is None:
         return None
-    for data in at_hand:
-        if hashlib.sha256(data).hexdigest() == stored.sha256:
-            return data
+    if stored.sha256 in written:
+        return written[stored.sha256]
     try:
         return platform.outputs.load(stored)
     except BlobMissingError:

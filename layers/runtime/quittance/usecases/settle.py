@@ -6,7 +6,7 @@ Every function that finds an overdue escrow expires it here. Who pays what is de
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quittance import observability, tracing
@@ -27,10 +27,11 @@ from quittance.usecases.judges import Judged
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The stored escrow, and the claims of its receipt if it was signed just now."""
+    """The stored escrow, the claims of its receipt if it was signed just now, and by digest what was written."""
 
     escrow: Escrow
-    claims: ReceiptClaims | None = None
+    claims: ReceiptClaims | None
+    written: Mapping[str, bytes]
 
 
 def refund(platform: Platform, escrow: Escrow, outcome: Outcome, message: str) -> Escrow:
@@ -93,22 +94,23 @@ def settle(
 
 
 def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[Judged]) -> Settled:
-    output = log = None
+    output = stderr = None
     try:
         if version:
-            log = platform.outputs.keep(run.stderr)
+            stderr = platform.outputs.keep(run.stderr)
         if run.outcome is Outcome.SUCCEEDED:
             output = platform.outputs.keep(run.stdout)
     except (PlatformUnavailableError, *launch.HOST_FAILURES):
         message = "The platform's storage did not take the output."
         # However the run ended, the platform is at fault now.
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message=message, rejected_by=None, memory_refused=False)
+    written = {kept.sha256: data for kept, data in ((output, run.stdout), (stderr, run.stderr)) if kept}
     now_ms = platform.now_ms()
     try:
         judge_escrows = [_settled_judge(platform, judge, run, now_ms) for judge in judged]
         judging_micro = judges.costs_micro(escrow, judge_escrows)
         settlement = escrows.decide(escrow, run, now_ms=now_ms, judging_micro=judging_micro)
-        settlement = replace(settlement, output=output, stderr=log)
+        settlement = replace(settlement, output=output, stderr=stderr)
         claims = _checked_claims(platform, escrow, settlement, run, version)
         signed = _signed(platform, settlement, claims)
         stored = platform.ledger.settle(replace(escrow, settlement=signed), *judge_escrows)
@@ -118,10 +120,10 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | Non
                 if judge.settlement:
                     observability.settled(judge, judge.settlement)
         observability.settled(stored, signed)
-        return Settled(expire_if_overdue(platform, stored), claims if ours else None)
+        return Settled(expire_if_overdue(platform, stored), claims if ours else None, written)
     except (PlatformUnavailableError, *launch.HOST_FAILURES):
         logger.warning("settlement unknown")
-        return Settled(_stored(platform, escrow))
+        return Settled(_stored(platform, escrow), None, written)
 
 
 def _settled_judge(platform: Platform, judged: Judged, task: Run, now_ms: int) -> Escrow:

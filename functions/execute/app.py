@@ -12,7 +12,7 @@ from quittance.platform import platform
 from quittance.usecases import execute
 
 app = Api("tasks", "ledger", "registry", "binaries", "outputs", "keys", "sandbox")
-app.serve("POST /tasks/execute", execute.request, "Run an agent and pay it if it succeeds", name="execute")
+app.serve("POST /tasks/execute", execute.request, "Run an agent and pay it if it succeeds", name="execute_task")
 
 
 @observed

@@ -5,10 +5,18 @@ from quittance.observability import observed
 from quittance.usecases import public
 
 app = Api("public", "tiles", "keys", anyone=True)
-app.serve("GET /.well-known/jwks.json", public.jwks, "Read the root keys of receipts, checkpoints and webhooks")
-app.serve("GET /log/checkpoint", public.checkpoint, "Read the log's newest checkpoint")
-app.serve("GET /log/tile/<level>/<index>/<width>", public.tile, "Read a tile of the log", headers=public.FOR_EVER)
-app.serve("GET /openapi.json", public.openapi, "Read the API description")
-app.serve("GET /docs", public.docs, "Read the API's page")
+app.serve("GET /.well-known/jwks.json", public.jwks, "Get the root keys", name="get_jwks")
+app.serve(
+    "GET /log/checkpoint", public.checkpoint, "Get a checkpoint of the log of receipts", name="get_log_checkpoint"
+)
+app.serve(
+    "GET /log/tile/<level>/<index>/<width>",
+    public.tile,
+    "Get a tile of the log",
+    name="get_log_tile",
+    headers=public.FOR_EVER,
+)
+app.serve("GET /openapi.json", public.openapi, "Get this description", name="get_openapi")
+app.serve("GET /docs", public.docs, "Get this description as a page", name="get_docs")
 
 handler = observed(app.resolve)

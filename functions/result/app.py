@@ -5,7 +5,9 @@ from quittance.observability import observed
 from quittance.usecases import result
 
 app = Api("tasks", "ledger", "outputs", "tiles", "keys")
-app.serve("GET /tasks/<task_id>/result", result.read, "Read the outcome of a task", name="result")
-app.serve("GET /tasks/<task_id>/proof", result.prove, "Prove that a task's receipt is in the log", name="proof")
+app.serve("GET /tasks/<task_id>/result", result.read, "Get the outcome of a task", name="get_task_result")
+app.serve(
+    "GET /tasks/<task_id>/proof", result.prove, "Prove that a task's receipt is in the log", name="get_task_proof"
+)
 
 handler = observed(app.resolve)

@@ -1,12 +1,38 @@
-"""The committed description is OpenAPI 3.1 by somebody else's reckoning, and no field in it speaks of micro-credits."""
+"""The committed description is OpenAPI 3.1 by somebody else's reckoning, and complete: nothing in it lacks a text."""
 
 import json
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from openapi_spec_validator import validate
 
+from local import openapi, openapi_texts
+from quittance import errors
 from quittance.api.documentation import openapi_json, page
+from quittance.errors import QuittanceError, RequestError, problem
+
+DOCUMENT: dict[str, Any] = json.loads(openapi.COMMITTED.read_text())
+VERBS = {
+    "activate", "cancel", "close", "decide", "deposit", "estimate", "execute", "freeze", "get", "list", "move", "open",
+    "pause", "register", "resume", "retire", "search", "unfreeze", "update", "upload", "withdraw",
+}  # fmt: skip
+
+
+def operations() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each operation with its route."""
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path.removeprefix('/api/v1/economic')}", operation
+
+
+def resolved(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of the description, or what it refers to."""
+    while "$ref" in part:
+        kind, name = part["$ref"].removeprefix("#/components/").split("/")
+        part = DOCUMENT["components"][kind][name]
+    return part
 
 
 def test_the_description_is_valid_openapi() -> None:
@@ -33,3 +59,78 @@ def test_the_server_is_where_the_client_found_us(root: str, server: str) -> None
     assert shown is not None
     assert json.loads(shown[1]) == document
     assert page(root).headers != page(root + "/other").headers, "the policy names the page's script by digest"
+
+
+def test_operation_ids_are_unique_and_begin_with_a_verb() -> None:
+    """Generators name functions by them."""
+    names = [operation["operationId"] for _, operation in operations()]
+    assert len({*names}) == len(names)
+    for name in names:
+        assert re.fullmatch("[a-z]+(_[a-z0-9]+)+", name), name
+        assert name.partition("_")[0] in VERBS, name
+
+
+def test_everything_in_the_description_has_a_text() -> None:
+    missing = [
+        f"{name}.{member}"
+        for name, schema in DOCUMENT["components"]["schemas"].items()
+        for member, described in {"": schema, **schema.get("properties", {})}.items()
+        if not described.get("description")
+    ]
+    for route, operation in operations():
+        missing += [f"{route} {name}" for name in ("summary", "description") if not operation.get(name)]
+        parameters = [(each["name"], each) for each in operation.get("parameters", [])]
+        answers = [(status, resolved(each)) for status, each in operation["responses"].items()]
+        headers = [header for _, each in answers for header in each.get("headers", {}).items()]
+        body = [("body", operation["requestBody"])] if "requestBody" in operation else []
+        missing += [
+            f"{route} {name}" for name, each in [*parameters, *answers, *headers, *body] if not each["description"]
+        ]
+    assert not missing
+
+
+def test_no_route_hides_answers_behind_a_default() -> None:
+    for route, operation in operations():
+        assert "default" not in operation["responses"], route
+        assert {"429", "500", "503"} <= {*operation["responses"]}, route
+
+
+def test_locked_routes_name_their_scheme_and_refusals() -> None:
+    for route, operation in operations():
+        locked = bool(operation["security"]) and {} not in operation["security"]
+        assert ("401" in operation["responses"]) is (locked or route == "GET /health"), route
+        assert operation["security"] or "403" not in operation["responses"], route
+
+
+def classes(error: type[QuittanceError]) -> Iterator[type[QuittanceError]]:
+    """A class of errors and all below it."""
+    yield error
+    for below in error.__subclasses__():
+        yield from classes(below)
+
+
+def test_every_problem_has_an_example_and_a_route() -> None:
+    """So no error of errors.py can be added without a word in the description."""
+    known = {each for each in classes(QuittanceError) if each not in {QuittanceError, RequestError}}
+    assert {code for code, _ in map(described, known)} == {problem(each)[1]["code"] for each in openapi_texts.SAMPLES}
+    documented = {
+        (code, int(status))
+        for _, operation in operations()
+        for status, answer in operation["responses"].items()
+        for code in resolved(answer)["content"].get("application/problem+json", {}).get("examples", {})
+    }
+    assert {described(each) for each in known} <= documented
+
+
+def described(error: type[QuittanceError]) -> tuple[str, int]:
+    """Code and status of a class of errors."""
+    status, code, _ = errors.classified(error)
+    return code, int(status)
+
+
+def test_use_cases_name_only_concrete_errors() -> None:
+    """A base class in a docstring would document nothing."""
+    for app in openapi.apps():
+        for operation in app.operations:
+            for error in openapi.errors_of(operation.use_case):
+                assert error not in {QuittanceError, RequestError}, operation.name

@@ -345,6 +345,11 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
 PROBLEM_TYPE_PREFIX: Final = "urn:quittance:problem:"
 
 
+def classified(error: type[QuittanceError]) -> tuple[HTTPStatus, str, str]:
+    """Status, code and title of a class of errors."""
+    return _PROBLEMS[error]
+
+
 def shortened(text: str, chars_max: int) -> str:
     """A text, or its first `chars_max` characters and an ellipsis if it is longer."""
     return text if len(text) <= chars_max else f"{text[:chars_max]}…"
@@ -352,7 +357,7 @@ def shortened(text: str, chars_max: int) -> str:
 
 def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, problem document (RFC 9457 §3) and extra headers for an error."""
-    status, code, title = _PROBLEMS[type(error)]
+    status, code, title = classified(type(error))
     body = {
         "type": PROBLEM_TYPE_PREFIX + code,
         "title": title,

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _OPENAPI: Final = "openapi.json"
 _ROOTS_KEPT: Final = 4  # the stage's own address and some custom domains
@@ -21,6 +24,18 @@ class Document:
     text: str
     media_type: str
     headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaType:
+    """What a use case states about the Document that it returns: `-> Annotated[Document, MediaType("text/csv")]`.
+
+    `model` describes JSON that the use case writes itself. `headers` are the answer's headers that clients use.
+    """
+
+    name: str
+    model: "type[BaseModel] | None" = None
+    headers: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=_ROOTS_KEPT)

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from re import Match
 from typing import Any, Final
@@ -39,6 +40,18 @@ _JSON_BYTES_PER_CHAR_MAX: Final = 12  # a pair of escaped surrogates, such as \u
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A served route, for the description of the API (`local/openapi.py`)."""
+
+    name: str
+    method: str
+    path: str
+    use_case: UseCase
+    status: HTTPStatus
+    anyone: bool
+
+
 class Api(APIGatewayRestResolver):
     """The routes of one HTTP function, each served by one use case. Request bodies must be JSON.
 
@@ -55,6 +68,7 @@ class Api(APIGatewayRestResolver):
         super().__init__(enable_validation=True, json_body_deserializer=read_json)
         prepare(*parts)
         self._tag, self._anyone = tag, anyone
+        self.operations: list[Operation] = []
         self.exception_handler(QuittanceError)(_refuse)
         self.exception_handler(RequestValidationError)(_refuse_fields)
         self.not_found(lambda _: _refuse(NotFoundError("There is nothing at this path.")))
@@ -68,20 +82,24 @@ class Api(APIGatewayRestResolver):
         *,
         name: str | None = None,
         tag: str | None = None,
-        status: HTTPStatus = HTTPStatus.OK,
+        status: int = HTTPStatus.OK,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Serves a route, such as `GET /accounts/me`, by a use case; `headers` go with every answer.
 
-        `name` is for the operation's id, the use case's own by default; `tag` overrides the function's.
+        `name` is the operation's id, such as `get_balance`, by default the use case's name; `tag` overrides the
+        function's. The description takes the rest from the use case: its docstring says what it does, which errors it
+        raises, and which scope it needs.
         """
         method, path = route.split(" ")
-        names = needed(use_case)
+        names, status = needed(use_case), HTTPStatus(status)
+        name = name or use_case.__name__
+        self.operations.append(Operation(name, method, path, use_case, status, self._anyone))
 
         def handle(**read: object) -> Response[str]:
             return _rendered(use_case(**self._given(names), **read), status, headers)
 
-        handle.__name__ = name or use_case.__name__
+        handle.__name__ = name
         handle.__signature__ = read_from_request(use_case, path)  # type: ignore[attr-defined]  # Powertools reads it
         mount = self.route(
             f"{PREFIX}{path}",

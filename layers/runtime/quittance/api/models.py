@@ -629,6 +629,27 @@ class LogTile(_Answer):
     hashes: list[str] = Field(description="SHA-256, in hexadecimal.")
 
 
+class Jwk(_Answer):
+    """A public key (RFC 7517)."""
+
+    kty: Literal["EC"] = Field(description="Type of the key: elliptic curve.")
+    crv: Literal["P-256"] = Field(description="Curve of the key.")
+    x: str = Field(description="First coordinate of the point, in base64url.")
+    y: str = Field(description="Second coordinate of the point, in base64url.")
+    kid: str = Field(description="Name of the key, which signatures state.")
+    alg: Literal["ES256"] = Field(description="Algorithm of the key's signatures.")
+    use: Literal["sig"] = Field(description="Use of the key: signatures.")
+    purpose: str | None = Field(
+        default=None, description="What the key signs, such as `checkpoint`; absent for the key of receipts."
+    )
+
+
+class JwkSet(_Answer):
+    """Public keys (RFC 7517)."""
+
+    keys: list[Jwk] = Field(description="All root keys; each signs for one purpose.")
+
+
 # Accounts.
 
 

@@ -19,7 +19,7 @@ from aws_lambda_powertools.event_handler.openapi.params import Header, Path, Que
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from quittance.api.documentation import Document
+from quittance.api.documentation import Document, MediaType
 from quittance.api.models import TaskPending
 
 UseCase = Callable[..., BaseModel | Document]
@@ -43,12 +43,20 @@ def read_from_request(use_case: UseCase, path: str) -> inspect.Signature:
 def answers_of(use_case: UseCase, status: HTTPStatus) -> list[tuple[HTTPStatus, type[BaseModel]]]:
     """The models that a use case answers with, each with its status, for the API's description."""
     answer = inspect.signature(use_case).return_annotation
+    if (media := media_type_of(use_case)) and media.model:
+        return [(status, media.model)]
     models = get_args(answer) if isinstance(answer, UnionType) else (answer,)
     return [
         (HTTPStatus.ACCEPTED if model is TaskPending else status, model)
         for model in models
-        if issubclass(model, BaseModel)
+        if isinstance(model, type) and issubclass(model, BaseModel)
     ]
+
+
+def media_type_of(use_case: UseCase) -> MediaType | None:
+    """What a use case states about the Document that it returns; None if it returns models."""
+    notes = getattr(inspect.signature(use_case).return_annotation, "__metadata__", ())
+    return next((note for note in notes if isinstance(note, MediaType)), None)
 
 
 def _placed(parameter: inspect.Parameter, path: str) -> inspect.Parameter:

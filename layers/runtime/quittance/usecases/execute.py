@@ -91,7 +91,10 @@ def request(
     """Runs one task of the caller. A failure of the agent is not an error: the answer has `success: false`.
 
     With `Prefer: respond-async` the task is only checked, funded and queued, and may run for up to ten minutes. Raises
-    as `execute` and `submit` do.
+    InvalidRequestError, PayloadTooLargeError, NotFoundError, AgentNotReadyError, AccountFrozenError,
+    InsufficientFundsError, FundingPausedError, TooManyRunningError, TaskConflictError, TaskInProgressError,
+    TermsChangedError, BudgetTooLowError, JudgingTooDearError, ReputationTooLowError, TimeoutTooLongError, and
+    PlatformUnavailableError (repeat the request).
     """
     if wants_async(prefer or []):
         return submit(platform, caller.account, request)

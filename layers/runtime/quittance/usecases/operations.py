@@ -23,7 +23,7 @@ _CURSOR: Final = Cursor("[0-9a-f-]{1,40}")
 
 
 def journal(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> OperationPage:
-    """A page of what operators did, newest first.
+    """A page of what operators did, newest first; needs the scope `platform:operate`.
 
     Raises MissingScopeError, InvalidRequestError for an invalid cursor, PlatformUnavailableError.
     """
@@ -35,29 +35,38 @@ def journal(platform: Platform, caller: Caller, limit: PageLimit = 50, after: Pa
 
 
 def retire(platform: Platform, caller: Caller, agent_id: AgentId, request: OperationRequest) -> OperationAnswer:
-    """Takes an agent out of service for good, whoever its owner is."""
+    """Takes an agent out of service for good, whoever its owner is; needs the scope `platform:operate`.
+
+    Raises MissingScopeError, NotFoundError for an agent that does not exist, PlatformUnavailableError (repeat it).
+    """
     return _perform(platform, caller, Action.RETIRE, agent_id, request)
 
 
 def freeze(platform: Platform, caller: Caller, account_id: AccountInPath, request: OperationRequest) -> OperationAnswer:
-    """Freezes an account: it funds, withdraws and publishes nothing, and its agents take no tasks."""
+    """Freezes an account: it funds, withdraws and publishes nothing, and its agents take no tasks.
+
+    Needs the scope `platform:operate`. Raises MissingScopeError, PlatformUnavailableError.
+    """
     return _perform(platform, caller, Action.FREEZE, caller.named(account_id), request)
 
 
 def unfreeze(
     platform: Platform, caller: Caller, account_id: AccountInPath, request: OperationRequest
 ) -> OperationAnswer:
-    """Ends a freeze."""
+    """Ends a freeze; needs the scope `platform:operate`. Raises MissingScopeError, PlatformUnavailableError."""
     return _perform(platform, caller, Action.UNFREEZE, caller.named(account_id), request)
 
 
 def pause(platform: Platform, caller: Caller, request: OperationRequest) -> OperationAnswer:
-    """Pauses funding: no new tasks are funded; funded tasks continue."""
+    """Pauses funding: no new tasks are funded; funded tasks continue. Needs the scope `platform:operate`.
+
+    Raises MissingScopeError, PlatformUnavailableError.
+    """
     return _perform(platform, caller, Action.PAUSE, FUNDING, request)
 
 
 def resume(platform: Platform, caller: Caller, request: OperationRequest) -> OperationAnswer:
-    """Ends a pause."""
+    """Ends a pause; needs the scope `platform:operate`. Raises MissingScopeError, PlatformUnavailableError."""
     return _perform(platform, caller, Action.RESUME, FUNDING, request)
 
 

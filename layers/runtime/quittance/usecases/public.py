@@ -7,8 +7,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from quittance.api import documentation
-from quittance.api.documentation import Document
-from quittance.api.models import LogTile
+from quittance.api.documentation import Document, MediaType
+from quittance.api.models import JwkSet, LogTile
 from quittance.errors import NotFoundError
 from quittance.limits import JWKS_AGE_S_MAX, LOG_SIZE_MAX
 from quittance.platform import Platform
@@ -20,6 +20,8 @@ FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 _SOME_TIME: Final = {"Cache-Control": f"public, max-age={JWKS_AGE_S_MAX}"}
 _A_MINUTE: Final = {"Cache-Control": "public, max-age=60"}  # the sweep publishes a checkpoint a minute
 _JSON: Final = "application/json"
+_JOSE: Final = "application/jose"
+_HTML: Final = "text/html; charset=utf-8"
 
 LogSize = Annotated[int | None, Field(ge=0, le=LOG_SIZE_MAX, description="That of this size, if there was one.")]
 Level = Annotated[int, Field(ge=0, le=LOG_LEVEL_MAX)]
@@ -27,17 +29,20 @@ Index = Annotated[int, Field(ge=0, le=LOG_SIZE_MAX)]
 Width = Annotated[int, Field(ge=1, le=TILE_HASHES)]
 
 
-def jwks(platform: Platform) -> Document:
-    """The root keys under which receipts, checkpoints and webhook signatures verify, for ever (RFC 7517)."""
+def jwks(platform: Platform) -> Annotated[Document, MediaType(_JSON, JwkSet)]:
+    """The root keys under which receipts, checkpoints and webhook signatures verify, for ever (RFC 7517).
+
+    Raises PlatformUnavailableError.
+    """
     return Document(json.dumps(platform.keys.jwks()), _JSON, _SOME_TIME)
 
 
-def checkpoint(platform: Platform, size: LogSize = None) -> Document:
+def checkpoint(platform: Platform, size: LogSize = None) -> Annotated[Document, MediaType(_JOSE)]:
     """The signed size and root of the log of receipts (compact JWS): the newest, or that of a size.
 
     Raises NotFoundError, PlatformUnavailableError.
     """
-    return Document(_checkpoint(platform, size), "application/jose", _A_MINUTE if size is None else FOR_EVER)
+    return Document(_checkpoint(platform, size), _JOSE, _A_MINUTE if size is None else FOR_EVER)
 
 
 def tile(platform: Platform, level: Level, index: Index, width: Width) -> LogTile:
@@ -56,12 +61,12 @@ def tile(platform: Platform, level: Level, index: Index, width: Width) -> LogTil
     return LogTile(hashes=[hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES].hex() for at in range(width)])
 
 
-def openapi(root: str) -> Document:
+def openapi(root: str) -> Annotated[Document, MediaType(_JSON)]:
     """The OpenAPI 3.1 description, for clients that find the API at the path `root`."""
     return Document(documentation.openapi_json(root), _JSON, _SOME_TIME)
 
 
-def docs(root: str) -> Document:
+def docs(root: str) -> Annotated[Document, MediaType(_HTML)]:
     """The description as a page."""
     page = documentation.page(root)
     return replace(page, headers={**_SOME_TIME, **page.headers})

@@ -40,6 +40,7 @@ _ERROR: Final = re.compile(r"\b[A-Z][A-Za-z]*Error\b")
 _AS_OTHERS: Final = re.compile(r"as (`[\w.]+`(?:(?:,| and|, and) `[\w.]+`)*) do")
 _SCOPE: Final = re.compile(r"\bscope `([a-z:]+)`")
 _RAISES: Final = re.compile(r"\s*\bRaises\b")
+_REFERENCE: Final = re.compile(r'"#/components/schemas/(\w+)"')
 _TOKEN: Final = {
     "type": "http",
     "scheme": "bearer",
@@ -168,6 +169,7 @@ def describe() -> str:
             own = _problems(described[method], operation)
             described[method] = _operation(described[method], operation, own)
             problems |= own
+    _require_what_is_always_answered(document)
     schemas["FieldError"] = _FIELD_ERROR
     schemas |= {_schema_name(code): _problem_schema(code) for _, code in problems}
     document["components"]["responses"] = {
@@ -415,6 +417,29 @@ def _complete_schema(schema: dict[str, Any]) -> None:
         member.pop("title", None)
         if not member.get("description"):
             member["description"] = texts.FIELDS[name]
+
+
+def _require_what_is_always_answered(document: Mapping[str, Any]) -> None:
+    """Make all properties of models that are only answered required: Pydantic writes them also if they are defaults."""
+    schemas: dict[str, Any] = document["components"]["schemas"]
+    operations = [each for methods in document["paths"].values() for each in methods.values()]
+    sent = _referred(schemas, [each.get("requestBody", {}) for each in operations])
+    written_by_hand = {"JwkSet", "Jwk", HealthAnswer.__name__}
+    for name in _referred(schemas, [each["responses"] for each in operations]) - sent - written_by_hand:
+        if "properties" in schemas[name]:
+            schemas[name]["required"] = [*schemas[name]["properties"]]
+
+
+def _referred(schemas: Mapping[str, Any], parts: Sequence[object]) -> set[str]:
+    """The names of all schemas that these parts refer to, directly or not."""
+    found: set[str] = set()
+    waiting = {*_REFERENCE.findall(json.dumps(parts))}
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in schemas:
+            found.add(name)
+            waiting |= {*_REFERENCE.findall(json.dumps(schemas[name]))}
+    return found
 
 
 @cache

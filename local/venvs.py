@@ -1,7 +1,8 @@
 """Virtual environments for the tools, created when needed from pinned requirement files.
 
-There are four, because their pins conflict: the local cloud (which must not contain packages that
-the functions bring), the SAM command line, the policy scan, and the tests with the linters.
+There are five, because their pins conflict: the local cloud (which must not contain packages that
+the functions bring), the SAM command line, the policy scan, the generators of clients and requests, and
+the tests with the linters.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _WHAT = {
     "cloud": "the local cloud's environment",
     "sam": "the SAM command line",
     "policy": "the policy scan",
+    "generators": "generators of clients and requests",
     "dev": "tests and linters",
 }
 _LOG = LOCAL / "logs" / "install.log"

@@ -11,7 +11,11 @@ pin dev.in -c ../layers/runtime/requirements.txt -o dev.txt
 pin cloud.in -o cloud.txt
 pin sam.in -o sam.txt
 pin policy.in -o policy.txt
-if grep -n '://' ./*.txt ../layers/runtime/requirements.txt; then
+pin generators.in -o generators.txt
+if command -v npm >/dev/null; then # versions and digests, but no addresses
+    (cd npm && npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit --no-fund --silent)
+fi
+if grep -n '://' ./*.txt ../layers/runtime/requirements.txt || grep -n '"resolved"' npm/package-lock.json; then
     echo "requirements: a pinned file names a host; remove it" >&2
     exit 1
 fi

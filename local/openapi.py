@@ -97,6 +97,11 @@ _EVERYWHERE: Final = (
 _LOCKED: Final = ((401, "unauthenticated"),)
 _WITH_BODY: Final = ((400, "invalid_request"), (413, "payload_too_large"), (415, "unsupported_media_type"))
 _WITH_PARAMETERS: Final = ((400, "invalid_request"),)
+_ONE_INPUT: Final = {  # a field that is null counts as absent, unless it is `input`
+    "if": {"required": ["input_base64"], "properties": {"input_base64": {"type": "string"}}},
+    "then": {"not": {"required": ["input"]}},
+    "else": {"required": ["input"]},
+}
 _NO_CLASS: Final[Sequence[tuple[Mapping[str, Any], Sequence[str], str]]] = (
     (_THROTTLED, ("Retry-After",), "The stage's request rate is exceeded."),
     (_INTERNAL, (), "An unexpected fault of the platform."),
@@ -169,6 +174,7 @@ def describe() -> str:
             own = _problems(described[method], operation)
             described[method] = _operation(described[method], operation, own)
             problems |= own
+    schemas["TaskRequest"] |= _ONE_INPUT
     _require_what_is_always_answered(document)
     schemas["FieldError"] = _FIELD_ERROR
     schemas |= {_schema_name(code): _problem_schema(code) for _, code in problems}

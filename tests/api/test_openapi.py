@@ -12,27 +12,18 @@ from local import openapi, openapi_texts
 from quittance import errors
 from quittance.api.documentation import openapi_json, page
 from quittance.errors import QuittanceError, RequestError, problem
+from tests.described import DOCUMENT, PROBLEM_JSON, flaws, operations, resolved
 
-DOCUMENT: dict[str, Any] = json.loads(openapi.COMMITTED.read_text())
 VERBS = {
     "activate", "cancel", "close", "decide", "deposit", "estimate", "execute", "freeze", "get", "list", "move", "open",
     "pause", "register", "resume", "retire", "search", "unfreeze", "update", "upload", "withdraw",
 }  # fmt: skip
 
 
-def operations() -> Iterator[tuple[str, dict[str, Any]]]:
+def routes() -> Iterator[tuple[str, dict[str, Any]]]:
     """Each operation with its route."""
-    for path, methods in DOCUMENT["paths"].items():
-        for method, operation in methods.items():
-            yield f"{method.upper()} {path.removeprefix('/api/v1/economic')}", operation
-
-
-def resolved(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of the description, or what it refers to."""
-    while "$ref" in part:
-        kind, name = part["$ref"].removeprefix("#/components/").split("/")
-        part = DOCUMENT["components"][kind][name]
-    return part
+    for method, path, operation in operations():
+        yield f"{method} {path}", operation
 
 
 def test_the_description_is_valid_openapi() -> None:
@@ -63,7 +54,7 @@ def test_the_server_is_where_the_client_found_us(root: str, server: str) -> None
 
 def test_operation_ids_are_unique_and_begin_with_a_verb() -> None:
     """Generators name functions by them."""
-    names = [operation["operationId"] for _, operation in operations()]
+    names = [operation["operationId"] for _, operation in routes()]
     assert len({*names}) == len(names)
     for name in names:
         assert re.fullmatch("[a-z]+(_[a-z0-9]+)+", name), name
@@ -77,7 +68,7 @@ def test_everything_in_the_description_has_a_text() -> None:
         for member, described in {"": schema, **schema.get("properties", {})}.items()
         if not described.get("description")
     ]
-    for route, operation in operations():
+    for route, operation in routes():
         missing += [f"{route} {name}" for name in ("summary", "description") if not operation.get(name)]
         parameters = [(each["name"], each) for each in operation.get("parameters", [])]
         answers = [(status, resolved(each)) for status, each in operation["responses"].items()]
@@ -90,13 +81,13 @@ def test_everything_in_the_description_has_a_text() -> None:
 
 
 def test_no_route_hides_answers_behind_a_default() -> None:
-    for route, operation in operations():
+    for route, operation in routes():
         assert "default" not in operation["responses"], route
         assert {"429", "500", "503"} <= {*operation["responses"]}, route
 
 
 def test_locked_routes_name_their_scheme_and_refusals() -> None:
-    for route, operation in operations():
+    for route, operation in routes():
         locked = bool(operation["security"]) and {} not in operation["security"]
         assert ("401" in operation["responses"]) is (locked or route == "GET /health"), route
         assert operation["security"] or "403" not in operation["responses"], route
@@ -115,9 +106,9 @@ def test_every_problem_has_an_example_and_a_route() -> None:
     assert {code for code, _ in map(described, known)} == {problem(each)[1]["code"] for each in openapi_texts.SAMPLES}
     documented = {
         (code, int(status))
-        for _, operation in operations()
+        for _, operation in routes()
         for status, answer in operation["responses"].items()
-        for code in resolved(answer)["content"].get("application/problem+json", {}).get("examples", {})
+        for code in resolved(answer)["content"].get(PROBLEM_JSON, {}).get("examples", {})
     }
     assert {described(each) for each in known} <= documented
 
@@ -134,3 +125,37 @@ def test_use_cases_name_only_concrete_errors() -> None:
         for operation in app.operations:
             for error in openapi.errors_of(operation.use_case):
                 assert error not in {QuittanceError, RequestError}, operation.name
+
+
+def contents() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Everything that is sent or answered: a schema with examples."""
+    for route, operation in routes():
+        if "requestBody" in operation:
+            yield f"{route} request", operation["requestBody"]["content"]["application/json"]
+        for status, answer in operation["responses"].items():
+            for media_type, content in resolved(answer)["content"].items():
+                yield f"{route} {status} {media_type}", content
+
+
+def test_every_body_has_an_example_that_meets_its_schema() -> None:
+    """Add the example of a new route to local/openapi_examples.json: what a running API was sent, and answered."""
+    for where, content in contents():
+        examples = [each["value"] for each in content.get("examples", {}).values()]
+        examples += [content["example"]] if "example" in content else []
+        assert examples, f"{where} has no example"
+        for example in examples:
+            assert not flaws(content["schema"], example), where
+
+
+def test_examples_are_those_of_operations() -> None:
+    names = {operation["operationId"] for _, operation in routes()}
+    assert {*json.loads(openapi.EXAMPLES.read_text())} == names
+
+
+@pytest.mark.parametrize("inputs", [{}, {"input": "a", "input_base64": "YQ=="}])
+def test_a_task_is_described_with_exactly_one_input(inputs: dict[str, str]) -> None:
+    task = {"task_id": "a", "agent_id": "agt_a", "budget": "1"}
+    schema = {"$ref": "#/components/schemas/TaskRequest"}
+    assert flaws(schema, task | inputs)
+    for one in ({"input": None}, {"input": "a", "input_base64": None}, {"input_base64": "YQ=="}):
+        assert not flaws(schema, task | one)

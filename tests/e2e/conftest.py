@@ -27,6 +27,7 @@ from local.deploy import STACK_NAME
 from local.paths import LOCAL, ROOT, Stack, State
 from quittance.limits import BALANCE_SHARDS
 from tests import clouds
+from tests.described import why_undescribed
 from tests.e2e.people import Ledger, User
 from tests.progress import add_cloud
 from tests.support import wasm
@@ -123,6 +124,15 @@ class Bearer(httpx.Auth):
         yield request
 
 
+def assert_described(response: httpx.Response) -> None:
+    """Every answer of these tests is one that the API's description promises."""
+    path = response.request.url.raw_path.decode()
+    if client.PREFIX in path:
+        response.read()
+        told = response.request.method, path.partition(client.PREFIX)[2], response.status_code
+        assert not (flaw := why_undescribed(*told, response.headers.get("content-type", ""), response.content)), flaw
+
+
 @pytest.fixture(scope="session")
 def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx.Client]]:
     """`api(subject, scope="")`: an HTTP client of the API; `api(None)` sends no token."""
@@ -131,7 +141,8 @@ def api(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., httpx
         def make(subject: str | None, scope: str = "") -> httpx.Client:
             bearer = Bearer(lambda: token(subject, scope)) if subject else None
             base = f"{stack.api_url}{client.PREFIX}"
-            made = httpx.Client(base_url=base, auth=bearer, timeout=GENEROUS_S, trust_env=False)
+            hooks = {"response": [assert_described]}
+            made = httpx.Client(base_url=base, auth=bearer, timeout=GENEROUS_S, trust_env=False, event_hooks=hooks)
             return clients.enter_context(made)
 
         yield make

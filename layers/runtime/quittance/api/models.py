@@ -113,7 +113,7 @@ Timestamp = Annotated[
 Points = Annotated[
     int,
     PlainSerializer(lambda tenths: tenths / 10, return_type=float),
-    WithJsonSchema({"type": "number", "multipleOf": 0.1}),
+    WithJsonSchema({"type": "number"}),  # not `multipleOf: 0.1`: validators that compute with doubles refuse 61.2
 ]
 """Internally tenths of a reputation point, a number with one decimal in JSON."""
 
@@ -137,7 +137,7 @@ Score = Annotated[
     int,
     BeforeValidator(_tenths),
     PlainSerializer(lambda tenths: tenths / 10, return_type=float),
-    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100, "multipleOf": 0.1}),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100}),
 ]
 """Internally tenths of a reputation point, in requests a JSON number with one decimal."""
 

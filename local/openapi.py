@@ -114,6 +114,19 @@ _SHARED: Final = {  # described once for all operations
     (404, "not_found"),
 }
 _GATEWAY_STATUSES: Final = (502, 504)
+# What API Gateway says by itself where it does not use the responses of the template. The schemas of both media types
+# are the same, because generators look at one of them only.
+_GATEWAY_MESSAGES: Final = {
+    413: "Request Too Long",
+    502: "Internal server error",
+    504: "Endpoint request timed out",
+}
+_GATEWAY_MESSAGE: Final = {
+    "type": "object",
+    "description": "An answer of the gateway that is not ours.",
+    "required": ["message"],
+    "properties": {"message": {"type": "string", "description": "What happened."}},
+}
 _HEALTH: Final = "get_health"
 _PENDING_HEADERS: Final = ("Location", "Retry-After", "Preference-Applied")
 _DONE: Final = {
@@ -176,7 +189,7 @@ def describe() -> str:
             problems |= own
     schemas["TaskRequest"] |= _ONE_INPUT
     _require_what_is_always_answered(document)
-    schemas["FieldError"] = _FIELD_ERROR
+    schemas |= {"FieldError": _FIELD_ERROR, "GatewayMessage": _GATEWAY_MESSAGE}
     schemas |= {_schema_name(code): _problem_schema(code) for _, code in problems}
     document["components"]["responses"] = {
         _response_name(status, code): _refusal(status, [code]) for status, code in problems & _SHARED
@@ -290,10 +303,10 @@ def _operation(described: Mapping[str, Any], operation: Operation, problems: set
             else _refusal(status, codes)
         )
     if operation.name == _HEALTH:  # 503 says which parts fail, unless the issuer's keys cannot be read
-        degraded = answers["200"]["content"][_JSON]["schema"]
         refusal = _refusal(HTTPStatus.SERVICE_UNAVAILABLE, ["platform_unavailable"])
-        content = {"schema": degraded} | ({"example": example["503"]} if "503" in example else {})
-        refusal["content"][_JSON] = content
+        kinds = [answers["200"]["content"][_JSON]["schema"], refusal["content"][_PROBLEM_JSON]["schema"]]
+        refusal["content"][_PROBLEM_JSON]["schema"] = {"oneOf": kinds}
+        refusal["content"][_JSON] = {"schema": {"oneOf": kinds}, "example": example["503"]}
         answers["503"] = refusal | {"description": "A part of the platform fails."}
     complete["responses"] = answers
     return complete
@@ -318,7 +331,9 @@ def _refusal(status: int, codes: Sequence[str]) -> dict[str, Any]:
     samples = {code: _known()[code] for code in codes}
     refs = {code: f"#/components/schemas/{_schema_name(code)}" for code in codes}
     schema: dict[str, Any] = {"$ref": refs[codes[0]]}
-    if len(codes) > 1:
+    if status in _GATEWAY_MESSAGES:
+        schema = {"oneOf": [*({"$ref": ref} for ref in refs.values()), {"$ref": "#/components/schemas/GatewayMessage"}]}
+    elif len(codes) > 1:
         schema = {
             "oneOf": [{"$ref": ref} for ref in refs.values()],
             "discriminator": {"propertyName": "code", "mapping": refs},
@@ -328,9 +343,12 @@ def _refusal(status: int, codes: Sequence[str]) -> dict[str, Any]:
         for code, sample in samples.items()
     }
     headers = {name for sample in samples.values() for name in sample.headers}
+    content = {_PROBLEM_JSON: {"schema": schema, "examples": examples}}
+    if status in _GATEWAY_MESSAGES:
+        content[_JSON] = {"schema": schema, "example": {"message": _GATEWAY_MESSAGES[status]}}
     return {
         "description": f"{samples[codes[0]].body['title']}." if len(codes) == 1 else _MEANINGS[status],
-        "content": {_PROBLEM_JSON: {"schema": schema, "examples": examples}},
+        "content": content,
     } | ({"headers": {name: texts.HEADERS[name] for name in sorted(headers)}} if headers else {})
 
 

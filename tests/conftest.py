@@ -16,13 +16,13 @@ from tests import clouds, progress
 PROCESSES_MAX = 2
 # The longest suites first, so that no process starts a long one at the end.
 SUITES = (
-    *("e2e", "sam_local", "proofs", "hostile", "usecases", "store", "functions", "sandbox", "fuzz", "local", "project"),
-    *("proof", "acceptance", "api", "ledger"),
+    *("e2e", "documents", "sam_local", "proofs", "hostile", "usecases", "store", "functions", "sandbox", "fuzz"),
+    *("local", "project", "proof", "acceptance", "api", "ledger"),
 )
 WITHOUT_SOCKETS = {"ledger", "acceptance", "proof", "api"}
 # One process runs all tests of a file, because they share its fixtures. A suite named here runs in one process as a
 # whole, because its files share one local cloud.
-ONE_PROCESS_SUITES = {"e2e", "sam_local"}
+ONE_PROCESS_SUITES = {"e2e", "documents", "sam_local"}
 
 
 # No deadline: a busy machine is not a bug. No database: a run leaves no files.

@@ -5,7 +5,6 @@ The local cloud has Cognito's clients, scopes, sign-in page and token endpoint, 
 """
 
 import json
-import re
 import shutil
 import subprocess
 import uuid
@@ -20,6 +19,7 @@ import pytest
 from local.client import PREFIX
 from local.paths import Stack
 from quittance.api import identity
+from tests.documents.blocks import blocks
 from tests.e2e.people import Ledger, changed_environment, command_environment
 from tests.support import ROOT
 from tests.template import template
@@ -27,7 +27,7 @@ from tests.waiting import GENEROUS_S, until
 
 NAME = "quittance-people"
 HOWTO = ROOT / "docs" / "howto" / "identity.md"
-BLOCKS = re.findall(r"```bash\n(.*?)```", HOWTO.read_text(), re.DOTALL)
+BLOCKS = [block.text for block in blocks(HOWTO) if block.not_run == "tests/e2e/test_identity.py runs it"]
 PASSWORD = "Correct-Horse-7-Battery"
 VARIABLES = ("API", "URL", "CALLBACK", "VERIFIER", "CODE", "TOKEN", "ACCOUNT", "SECRET", "BANK")
 CODE = 'CODE="the code from the address"\n'

@@ -85,11 +85,13 @@ _SEALED: Final = _form("pk", f"{SEAL}:bytes")
 _HELD: Final = _SEALED | _form(
     """state account at:int task_id request_sha256 agent_id owner module_sha256 input_sha256 tariff budget:int
     fee_bps:int timeout_ms:int runner fence:int lease_ms:int expires_ms:int""",
-    """agent_rules_sha256 task_rules_sha256 judges webhook compute_prices own_limits task_judge_bps:int seed""",
+    """agent_rules_sha256 task_rules_sha256 judges webhook compute_prices own_limits task_judge_bps:int seed
+    keep_input:int share""",
 )
 _ENDED: Final = _HELD | _form(
     "paid:int fee:int refunded:int outcome message reputation_tenths:int settled_ms:int receipt",
     """output:bytes output_sha256 output_bytes:int log:bytes log_sha256 log_bytes:int
+    stdin:bytes stdin_sha256 stdin_bytes:int
     fault compute:int charge:int judging:int task_judging:int""",
 )
 _QUEUED: Final = _form("work work_at:int")

@@ -76,7 +76,7 @@ class AsSent:
     """A JSON value, not a string, as its sender spelt it: the text of its tokens, without white space between them.
 
     Members are in the order sent, and numbers have the characters sent: 1e3 and 0.10 stay what they are. Only strings
-    are spelt anew, with the fewest escapes: `\\"`, `\\\\`, and those of control characters.
+    are spelt anew, with the fewest escapes: those of quotation marks, reverse solidi and control characters.
     """
 
     text: str
@@ -346,9 +346,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-_READ_EXACT: Final = JSONDecoder(
-    parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object
-)
+_READ_EXACT: Final = JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object)
 _SKIP: Final = JSONDecoder(
     parse_int=_no_number, parse_float=_no_number, parse_constant=_refuse_constant, object_pairs_hook=_object
 )

@@ -372,6 +372,9 @@ class TaskResult(_Answer):
     task_id: str
     agent_id: str
     success: bool
+    input_sha256: str = Field(
+        description="SHA-256 of the bytes that the agent read on stdin. Of a judge that reveals nothing: of no bytes."
+    )
     output: str | None = Field(description="What the agent wrote, if it is UTF-8; only of a task that was paid for.")
     output_base64: str | None = Field(
         default=None,
@@ -421,6 +424,15 @@ class TaskPending(_Answer):
     escrow_id: str
     escrow_status: State
     expires_at: Timestamp = Field(description="Settled or refunded by then.")
+
+
+class TaskInput(_Answer):
+    """What the agent read on stdin, to the byte."""
+
+    task_id: str
+    input_sha256: str = Field(description="SHA-256 of these bytes, as the receipt states it.")
+    input: str | None = Field(description="The input, if it is UTF-8 and not too long as JSON.")
+    input_base64: str | None = Field(default=None, description="The input, if `input` is null.")
 
 
 # Runs: many tasks under one budget, for the workflow of template.yaml.

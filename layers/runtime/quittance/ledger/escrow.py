@@ -110,9 +110,9 @@ class Escrow:
     amounts held for `judges` are not part of the task's own budget. `input_sha256` of a judge's escrow is set when the
     escrow is settled. `compute` are the platform's prices at funding. `own_limits` are the agent's limits, None in an
     escrow funded before limits were recorded. `task_judge_bps` is the share of the price that is due if the task's own
-    judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`. With `keep_input` the
-    input is stored with the settlement. `share_payer` and `share_log` say whether the agent's owner may see whose task
-    it is, and what the agent wrote to stderr.
+    judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`. With `keep_input`,
+    the input is stored with the settlement. `share_payer` and `share_log` say whether the agent's owner may see whose
+    task it is, and what the agent wrote to stderr.
     """
 
     escrow_id: str

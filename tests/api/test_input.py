@@ -232,6 +232,16 @@ def test_a_request_is_recognised_by_its_earlier_digest(sent: str, earlier: bytes
     assert request.as_funded("0" * 64, input_sha256=request.stdin.sha256) is None
 
 
+def test_the_digest_of_an_earlier_commit_is_the_one_it_stored() -> None:
+    """Computed by commit af3a34f for this body."""
+    sent = '{"b":[12345678901234567.25,1e3,1E+2,-0,0.10],"a":"\\u00e9"}'
+    request = TaskRequest.model_validate(read_json(f'{{"task_id":"t","agent_id":"a","budget":"1","input":{sent}}}'))
+    stored = "2ca61a6c88456e05774da17c7688229b1e5b229ae0ef2ce5742bbb551f1a704a"
+    repeated = request.as_funded(stored, input_sha256=request.stdin.sha256)
+    assert repeated is not None
+    assert repeated.stdin.data == '{"b":[1.2345678901234568e+16,1000.0,100.0,0,0.1],"a":"é"}'.encode()
+
+
 @pytest.mark.parametrize("sent", ['"1e3"', "[1e999]", "9" * 5_000, "1e99999999999999999999"], ids=lambda sent: sent[:9])
 def test_an_input_that_was_refused_has_no_earlier_digest(sent: str) -> None:
     request = DirectTaskRequest.model_validate(read_json(body(sent)))

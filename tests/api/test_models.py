@@ -386,6 +386,7 @@ def _result(**changed: Any) -> TaskResult:
         "task_id": "t",
         "agent_id": "a",
         "success": True,
+        "input_sha256": "ab" * 32,
         "output": "out",
         "error": None,
         "execution_time_ms": 2,

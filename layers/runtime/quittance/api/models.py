@@ -469,7 +469,14 @@ class RunRequest(Sent):
     )
     steps: Annotated[list[RunStep], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)]
     inputs: Annotated[list[Any], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)] = Field(
-        description="For the first step: strings, or any other JSON values, as the `input` of a task."
+        description="For the first step: strings, or any other JSON values, as the `input` of a task. Step Functions"
+        " reads their decimals as doubles: send a string where each character counts."
+    )
+    keep_input: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Keep what each task of the run reads, as `keep_input` of a task."
+    )
+    share: TaskShare | None = Field(
+        default=None, description="What the agents' owners may see of each task of the run, as `share` of a task."
     )
 
     @field_validator("inputs")

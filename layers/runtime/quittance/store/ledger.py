@@ -927,7 +927,7 @@ class Ledger:
             "judges": _judges_json(escrow.judges),
             "seed": escrow.seed,
             "webhook": escrow.webhook,
-            "keep_input": int(escrow.keep_input) or None,
+            "keep_input": 1 if escrow.keep_input else None,
             "share": _share(escrow),
             "work": f"OPEN#{self._work_shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,

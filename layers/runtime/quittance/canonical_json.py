@@ -32,7 +32,8 @@ _NUMBER_STEPS: Final = 3
 _WHOLE_DIGITS_MAX: Final = 30  # of an int that is made of a decimal: 1e999999 would be spelt out
 _ZEROS_SPELT_MAX: Final = 20  # beyond it a number is written with an exponent
 _SPACE: Final = re.compile(r"[ \t\n\r]*+")
-_STRING_OR_SPACE: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"|[ \t\n\r]++')
+_PIECE: Final = re.compile(r'(?:"[^"\\]*+"|[^" \t\n\r\\]++)++|"(?:[^"\\]++|\\.)*+"')
+"""Of a JSON text: tokens without an escape and without white space between them, or a string with an escape."""
 
 
 class Sent(BaseModel):
@@ -142,10 +143,10 @@ def read_members(text: str, *, as_sent: Collection[str]) -> Any:  # noqa: ANN401
             name, at = _READ_EXACT.raw_decode(text, _expected('"', text, at))
             start = _space(text, _expected(":", text, _space(text, at)) + 1)
             kept = name in as_sent and not text.startswith('"', start)
-            value, at = (_SKIP if kept else _READ_EXACT).raw_decode(text, start)
+            value, at = (_CHECK if kept else _READ_EXACT).raw_decode(text, start)
             if name in members:
                 raise DuplicateNameError(name)
-            members[name] = AsSent(_STRING_OR_SPACE.sub(_respelt, text[start:at])) if kept else value
+            members[name] = AsSent(_without_space(text[start:at])) if kept else value
             shapes.append(value)
             at = _space(text, at)
             more = text.startswith(",", at)
@@ -250,11 +251,12 @@ def _expected(char: str, text: str, at: int) -> int:
     raise JsonError(msg)
 
 
-def _respelt(token: re.Match[str]) -> str:
-    """A string with the fewest escapes; nothing for white space."""
-    if not token[0].startswith('"'):
-        return ""
-    return encode_basestring(json.loads(token[0])) if "\\" in token[0] else token[0]
+def _without_space(text: str) -> str:
+    """A JSON text without white space between its tokens, and strings with the fewest escapes."""
+    pieces = _PIECE.findall(text)
+    if "\\" in text:
+        pieces = [encode_basestring(_CHECK.raw_decode(piece)[0]) if "\\" in piece else piece for piece in pieces]
+    return "".join(pieces)
 
 
 def _check_depth(value: object, depth_max: int) -> None:
@@ -331,10 +333,6 @@ _PARSERS: Final[Mapping[Numbers, tuple[_Parser | None, _Parser | None, _Parser |
 """What `json.loads` calls for integers, for other numbers and for NaN and infinity; None for its default."""
 
 
-def _no_number(_: str) -> None:
-    """The value of a number that nobody computes with."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -347,9 +345,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _READ_EXACT: Final = JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object)
-_SKIP: Final = JSONDecoder(
-    parse_int=_no_number, parse_float=_no_number, parse_constant=_refuse_constant, object_pairs_hook=_object
-)
+_CHECK: Final = JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant, object_pairs_hook=_object)
+"""For a text that is only checked: its numbers are not computed, so they may have any length."""
 
 
 def _check_surrogates(value: object) -> None:

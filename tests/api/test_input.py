@@ -3,6 +3,7 @@
 The texts are generated together with what the rule makes of them, so no parser decides what is right.
 """
 
+import base64
 import json
 from itertools import product
 from typing import Any, Final, NamedTuple
@@ -19,6 +20,9 @@ from quittance.canonical_json import AsSent
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.limits import INPUT_BYTES_MAX, JSON_DEPTH_MAX, MEMBERS_READ_MAX
 from quittance.run import Input
+from tests.api.test_http import Call, call
+
+__all__ = ["call"]
 
 
 class Spelt(NamedTuple):
@@ -103,6 +107,14 @@ def test_stdin_gets_the_tokens_that_were_sent(text: Spelt) -> None:
     assert stdin(text.sent) == expected
     assert json.loads(expected) == json.loads(text.sent)
     assert stdin(text.read) == expected, "the rule changes nothing the second time"
+
+
+@given(TEXTS, st.booleans())
+def test_a_http_body_keeps_the_tokens(call: Call, text: Spelt, encoded: bool) -> None:
+    sent = body(text.sent).replace(', "user_id": "u"', "")
+    sent = base64.b64encode(sent.encode()).decode() if encoded else sent
+    status, _, answered = call("POST", "/tasks", sent, isBase64Encoded=encoded)
+    assert (status, answered) == (200, [text.read, 1_000_000])
 
 
 @given(TEXTS)

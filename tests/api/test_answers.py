@@ -76,6 +76,7 @@ def result(output: bytes, log: bytes = b"") -> TaskResult:
         task_id="t" * limits.STATED_TASK_CHARS_MAX,
         agent_id="a" * 64,
         success=True,
+        input_sha256="a" * 64,
         output=text,
         output_base64=encoded,
         log=log.decode(errors="replace"),

@@ -174,7 +174,7 @@ def test_any_text_is_json_or_refused(text: str) -> None:
 
 def test_a_good_request_is_answered(call: Call) -> None:
     status, headers, body = call("POST", "/tasks", '{"task_id":"t","agent_id":"a","input":[0.10],"budget":0.000001}')
-    assert (status, headers["Content-Type"], body) == (200, "application/json", ["[0.1]", 1])
+    assert (status, headers["Content-Type"], body) == (200, "application/json", ["[0.10]", 1])
     encoded = base64.b64encode(json.dumps(TASK | {"input": "é"}).encode()).decode()
     assert call("POST", "/tasks", encoded, isBase64Encoded=True)[2] == ["é", 1_000_000]
 

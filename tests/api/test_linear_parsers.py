@@ -323,7 +323,7 @@ def test_the_measure_finds_quadratic_work() -> None:
 SOURCES: Final = [*(ROOT / "layers/runtime/quittance").rglob("*.py"), *(ROOT / "functions").rglob("*.py")]
 READERS: Final = {
     *("int", "float", "Decimal", "Fraction", "fromhex", "from_bytes", "unpack", "unpack_from", "literal_eval"),
-    *("loads", "model_validate", "model_validate_json", "validate_json", "validate_python", "from_jwk"),
+    *("loads", "raw_decode", "model_validate", "model_validate_json", "validate_json", "validate_python", "from_jwk"),
     *("b64decode", "urlsafe_b64decode", "decode_complete", "get_unverified_header", "fromisoformat", "strptime"),
     *("unquote", "urlsplit", "urlparse", "parse_qs", "parse_qsl", "ip_address"),
 }
@@ -371,6 +371,8 @@ PATTERNS: Final = {
     "api.documentation._hashes: re.findall": OURS,
     "store.dynamo._NAMED": OURS,
     "canonical_json._SURROGATE": "output",
+    "canonical_json._SPACE": "body of a task",
+    "canonical_json._PIECE": "body of a task",
     "api.identity._ACCOUNT_ID": "Authorization",
     "api.identity._SCOPE": SIGNED,
     "api.messages._BEYOND_ASCII": OURS,
@@ -426,6 +428,8 @@ READS: Final = {
     "canonical_json._read_int: int": "output",
     "canonical_json._whole: int": "body of a task",
     "canonical_json.read: loads": "output",
+    "canonical_json._without_space: raw_decode": "body of a task",
+    "canonical_json.read_members: raw_decode": "body of a task",
     "usecases.health._IDLE_MODULE: fromhex": OURS,
     "api.http._plain: b64decode": "body in base64",
     "api.http._proxy: int": OURS,

@@ -42,6 +42,8 @@ REQUESTS = st.fixed_dictionaries(
         "timeout": st.integers(1, 600),
         "min_reputation": st.integers(0, 1_000).map(lambda tenths: Decimal(tenths) / 10),
         "acceptance": RULES,
+        "keep_input": st.booleans(),
+        "share": st.fixed_dictionaries({}, optional={"payer": st.booleans(), "log": st.booleans()}),
     },
 )
 TASK = {"user_id": "alice", "task_id": "t", "agent_id": "a", "input": "hello", "budget": "0.05"}
@@ -73,6 +75,7 @@ def test_every_field_of_a_request_is_carried() -> None:
         {key: value for key, value in TASK.items() if key != "user_id"}
         | {"timeout": 1, "min_reputation": 50, "acceptance": {"max_bytes": 1}, "webhook": "https://example.com/"}
         | {"module_sha256": "ab" * 32, "tariff_sha256": "ab" * 32, "rules_sha256": "ab" * 32, "max_judging": "1"}
+        | {"keep_input": True, "share": {"payer": True, "log": False}}
     )
     names = {field.alias or name for name, field in TaskRequest.model_fields.items()} - {"input"}
     assert json.loads(messages.write("alice", request, input_base64="")).keys() == names | {"user_id"}

@@ -150,8 +150,8 @@ def test_any_other_value_reaches_stdin_as_the_same_json(value: object) -> None:
         ("true", b"true"),
         ("0", b"0"),
         ('""', b""),
-        ('{ "b" : [1, 2.50, {}],\n"a" : "\\u00e9" }', '{"b":[1,2.5,{}],"a":"é"}'.encode()),
-        ("1e2", b"100.0"),
+        ('{ "b" : [1, 2.50, {}],\n"a" : "\\u00e9" }', '{"b":[1,2.50,{}],"a":"é"}'.encode()),
+        ("1e2", b"1e2"),
         ("12345678901234567890", b"12345678901234567890"),
     ],
 )
@@ -180,7 +180,7 @@ def test_exactly_one_input_is_sent(given_input: dict[str, Any]) -> None:
         TaskRequest.model_validate(PLAIN | given_input)
 
 
-@pytest.mark.parametrize("sent", ['"\\ud800"', '{"\\udfff":1}', "1e400", "[-1e999]"])
+@pytest.mark.parametrize("sent", ['"\\ud800"', '{"\\udfff":1}'])
 def test_an_input_that_no_stdin_can_hold_is_refused(sent: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"^input: must"):
         TaskRequest.model_validate(read_json(f'{{"task_id":"t","agent_id":"a","budget":1,"input":{sent}}}'))
@@ -386,6 +386,7 @@ def _result(**changed: Any) -> TaskResult:
         "task_id": "t",
         "agent_id": "a",
         "success": True,
+        "input_sha256": "ab" * 32,
         "output": "out",
         "error": None,
         "execution_time_ms": 2,

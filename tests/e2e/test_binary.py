@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
-from local.paths import LOCAL
+from local.paths import LOCAL, Stack
 from quittance.proof import receipt, statement
 from tests.e2e.people import Ledger, User, assert_claims_match
 from tests.support import AGENTS, ROOT, wasm
+from tests.waiting import until
 
 KIB, MIB = 2**10, 2**20
 
@@ -69,6 +71,58 @@ def test_text_and_json_reach_stdin_as_documented(alice: User, echo: str, given: 
     done = alice.run(echo, input=given)
     assert (done["output"], done["output_base64"]) == (stdin, None)
     assert receipt.read_claims(done["receipt"])["input_sha256"] == hashlib.sha256(stdin.encode()).hexdigest()
+
+
+NUMBERS = "[12345678901234567.25,1e3,1E+2,-0,0.10,1e999999999]"
+
+
+def test_numbers_reach_stdin_as_they_were_sent(
+    alice: User, echo: str, olga: User, api: Callable[..., httpx.Client], stack: Stack, aws: Callable[[str], Any]
+) -> None:
+    """Over HTTP at once and from the queue, and in a message; and the payer, nobody else, reads the input again."""
+
+    def body(task_id: str, **more: Any) -> str:
+        fields = {"task_id": task_id, "agent_id": echo, "budget": "0.05", "keep_input": True, **more}
+        return f'{json.dumps(fields)[:-1]},\n "input": {{ "n" : {NUMBERS.replace(",", " , ")} }} }}'
+
+    def result(task_id: str) -> httpx.Response:
+        return alice.http.get(f"/tasks/{task_id}/result")
+
+    headers, stdin = {"Content-Type": "application/json"}, f'{{"n":{NUMBERS}}}'
+    digest = hashlib.sha256(stdin.encode()).hexdigest()
+    assert alice.http.post("/tasks/execute", content=body("now"), headers=headers).status_code == 200
+    queued = alice.http.post("/tasks/execute", content=body("later"), headers=headers | {"Prefer": "respond-async"})
+    assert queued.status_code == 202
+    aws("sqs").send_message(QueueUrl=stack.queues["tasks"], MessageBody=body("message", user_id=alice.name))
+    for task_id in ("now", "later", "message"):
+        until(lambda task_id=task_id: result(task_id).status_code == 200, f"no result of {task_id}")
+        done = result(task_id).json()
+        assert (done["output"], done["input_sha256"]) == (stdin, digest)
+        kept = alice.http.get(f"/tasks/{task_id}/input").json()
+        assert kept == {"task_id": task_id, "input_sha256": digest, "input": stdin, "input_base64": None}
+        assert olga.http.get(f"/tasks/{task_id}/input").status_code == 404
+    assert alice.http.post("/tasks/execute", content=body("now"), headers=headers).json() == result("now").json()
+
+
+def test_a_large_kept_input_is_read_again(alice: User, publish: Callable[..., str]) -> None:
+    data = base64.b64encode(bytes(MIB)).decode()
+    done = alice.run(publish(wasm("failing")), task_id="large", input=None, input_base64=data, keep_input=True)
+    kept = alice.http.get("/tasks/large/input").json()
+    assert (done["success"], kept["input_base64"], kept["input"]) == (False, data, None)
+    alice.run(publish(wasm("echo")), task_id="not-kept")
+    assert alice.http.get("/tasks/not-kept/input").json()["code"] == "not_found"
+
+
+def test_an_owner_reads_the_log_that_a_task_shares(
+    alice: User, api: Callable[..., httpx.Client], publish: Callable[..., str]
+) -> None:
+    agent = publish(wasm("failing"))
+    owner = api(alice.http.get(f"/agents/{agent}").json()["owner"])
+    for task_id, share in (("shared", {"log": True}), ("private", {"payer": True})):
+        done = alice.run(agent, task_id=task_id, share=share)
+        seen = owner.get(f"/tasks/{task_id}/result", params={"user": alice.name}).json()
+        assert done["log"]
+        assert seen["log"] == (done["log"] if share.get("log") else None)
 
 
 def test_null_is_an_input(alice: User, echo: str) -> None:

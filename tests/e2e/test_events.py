@@ -28,6 +28,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "execute-async": (202, {"task_id": "task-3", "escrow_status": "funded"}),
     "result-http": (200, {"task_id": "task-1", "output": '{"words":6,"unique":4,"top":[["be",2]]}\n'}),
+    "result-input": (200, {"task_id": "task-1", "input": '{"text":"to be or not to be","top":1}'}),
     "health-http": (200, {"status": "ok"}),
     "agents-register": (201, {"state": "awaiting_upload"}),
     "agents-list": (200, {"next": None}),

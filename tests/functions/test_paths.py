@@ -26,6 +26,7 @@ TASK = {"task_id": "t-1", "agent_id": "agt_x", "input": "", "budget": "1"}
 ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/tasks/execute"): ("execute", TASK),
     ("GET", "/tasks/{task_id}/result"): ("result", None),
+    ("GET", "/tasks/{task_id}/input"): ("result", None),
     ("GET", "/tasks/{task_id}/proof"): ("result", None),
     ("POST", "/agents"): ("agents", {"name": "a", "tariff": FLAT}),
     ("GET", "/agents"): ("agents", None),

@@ -102,6 +102,7 @@ WORKS: Final[dict[str, Work]] = {
     "writing what is deep": lambda: canonical(DEEP),
     "exact numbers": lambda: exact(INTEGERS),
     "reading a request": lambda: read_json(f"[{many('{}')}]"),
+    "reading an input": lambda: read_json(f'{{"input":[{many("{}")}]}}'),
     "checking a module": refused_module,
     "reading a statement": lambda: read_statement(f'{{"a":[{many("{}")}]}}'.encode(), "statement"),
 }

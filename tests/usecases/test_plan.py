@@ -48,6 +48,15 @@ def test_parts_never_exceed_the_total_and_lose_only_rounding(total: int, shares:
         assert part * sum(shares) * among <= total * share < (part + 1) * sum(shares) * among
 
 
+def test_options_of_a_run_are_those_of_each_task() -> None:
+    options = {"keep_input": True, "share": {"payer": True, "log": False}}
+    steps = [{"agent_id": "a", "share": 2}, {"agent_id": "b"}]
+    for task in tasks(request(steps=steps, inputs=["x", "y"], **options)):
+        made = read_direct(DirectTaskRequest, task)
+        assert (made.keep_input, made.share and made.share.named) == (True, "payer")
+    assert not any({"keep_input", "share"} & task.keys() for task in tasks(request(steps=steps)))
+
+
 @pytest.mark.parametrize(("budget", "each"), [("0.480047", "0.01"), ("0.000048", "0.000001"), ("960000", "20000")])
 def test_equal_inputs_get_equal_budgets(budget: str, each: str) -> None:
     assert {task["budget"] for task in tasks(request(budget=budget, inputs=["x"] * 48))} == {each}

@@ -26,6 +26,7 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.kms.models import kms_backends
 from moto.s3.models import s3_backends
 
+from quittance.proof import receipt
 from quittance.proof import verify as verifier
 from tests.support import REGION, Cloud, wasm
 from tests.usecases.stored import form
@@ -145,11 +146,19 @@ def test_every_call_is_answered_as_before(functions: Functions, cloud: Cloud) ->
     differ, shards = [], cloud.items("ACCT#")
     for row in STORED.calls:
         expected = without_prose({name: row[name] for name in ("status", "answer", "found")})
-        if (found := without_prose(functions.http(row))) != expected:
+        if (found := without_prose(without_news(functions.http(row)))) != expected:
             differ.append((row["method"], row["path"], expected, found))
     assert differ == []
     assert len(STORED.calls) > 90
     assert cloud.items("ACCT#") == shards, "a repeated call moves nothing"
+
+
+def without_news(answered: Row) -> Row:
+    """An answer without the members that answers did not have then."""
+    answer = answered["answer"]
+    if isinstance(answer, dict) and "input_sha256" in answer:
+        assert answer.pop("input_sha256") == receipt.read_claims(answer["receipt"])["input_sha256"]
+    return answered
 
 
 def without_prose(answered: Row) -> Row:

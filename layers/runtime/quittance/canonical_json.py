@@ -6,22 +6,34 @@ multiple of 0.01 on every machine.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from itertools import islice
+from json import JSONDecoder
 from json.encoder import encode_basestring
 from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from quittance.frames import in_one_chunk
-from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, NUMBER_CHARS_MAX, NUMBER_EXPONENT_MAX
+from quittance.limits import (
+    FAULTS_NAMED_MAX,
+    JSON_DEPTH_MAX,
+    MEMBERS_READ_MAX,
+    NUMBER_CHARS_MAX,
+    NUMBER_EXPONENT_MAX,
+)
 
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
 _NUMBER_STEPS: Final = 3
 _WHOLE_DIGITS_MAX: Final = 30  # of an int that is made of a decimal: 1e999999 would be spelt out
 _ZEROS_SPELT_MAX: Final = 20  # beyond it a number is written with an exponent
+_SPACE: Final = re.compile(r"[ \t\n\r]*+")
+_PIECE: Final = re.compile(r'(?:"[^"\\]*+"|[^" \t\n\r\\]++)++|"(?:[^"\\]++|\\.)*+"')
+"""Of a JSON text: tokens without an escape and without white space between them, or a string with an escape."""
 
 
 class Sent(BaseModel):
@@ -60,6 +72,17 @@ class DuplicateNameError(JsonError):
         self.name = name
 
 
+@dataclass(frozen=True, slots=True)
+class AsSent:
+    """A JSON value, not a string, as its sender spelt it: the text of its tokens, without white space between them.
+
+    Members are in the order sent, and numbers have the characters sent: 1e3 and 0.10 stay what they are. Only strings
+    are spelt anew, with the fewest escapes: those of quotation marks, reverse solidi and control characters.
+    """
+
+    text: str
+
+
 class Numbers(Enum):
     """How `read` reads numbers."""
 
@@ -84,7 +107,7 @@ def read(
     the interpreter's stack limits the nesting.
     """
     parse_int, parse_float, parse_constant = _PARSERS[numbers]
-    try:
+    with _typed_errors(depth_max):
         text = text.decode() if isinstance(text, bytes) else text
         value = json.loads(
             text,
@@ -93,18 +116,45 @@ def read(
             parse_constant=parse_constant,
             object_pairs_hook=_object,
         )
-    except JsonError:
-        raise
-    except RecursionError as exc:
-        raise _too_deep(depth_max) from exc
-    except (ValueError, ArithmeticError) as exc:  # ArithmeticError: an exponent that Decimal cannot hold
-        msg = "must be JSON in UTF-8 (RFC 8259)"
-        raise JsonError(msg) from exc
     if depth_max is not None:
         _check_depth(value, depth_max)
     if not lone_surrogates and _SURROGATE.search(text):
         _check_surrogates(value)
     return value
+
+
+@in_one_chunk
+def read_members(text: str, *, as_sent: Collection[str]) -> Any:  # noqa: ANN401 - any JSON value
+    """As `read` with exact numbers and lone surrogates, but some members of an object keep their spelling.
+
+    If the text is an object, its members that `as_sent` names are `AsSent`, unless they are strings. Their numbers may
+    have any length, because nothing computes with them. In an object of more than MEMBERS_READ_MAX members nothing is
+    kept: whoever expects a member `AsSent` must refuse another value. Raises JsonError.
+    """
+    at = _space(text, 0)
+    members: dict[str, Any] = {}
+    shapes: list[Any] = []
+    with _typed_errors(JSON_DEPTH_MAX):
+        more = text.startswith("{", at)
+        while more and len(members) < MEMBERS_READ_MAX:
+            at = _space(text, at + 1)
+            if text.startswith("}", at) and not members:
+                break
+            name, at = _READ_EXACT.raw_decode(text, _expected('"', text, at))
+            start = _space(text, _expected(":", text, _space(text, at)) + 1)
+            kept = name in as_sent and not text.startswith('"', start)
+            value, at = (_CHECK if kept else _READ_EXACT).raw_decode(text, start)
+            if name in members:
+                raise DuplicateNameError(name)
+            members[name] = AsSent(_without_space(text[start:at])) if kept else value
+            shapes.append(value)
+            at = _space(text, at)
+            more = text.startswith(",", at)
+        if not more and text.startswith("}", at) and _space(text, at + 1) == len(text):
+            _check_depth(shapes, JSON_DEPTH_MAX)
+            return members
+    # No object, one with more members, or no JSON at all.
+    return read(text, numbers=Numbers.EXACT, lone_surrogates=True)
 
 
 @in_one_chunk
@@ -171,6 +221,42 @@ def is_surely_longer(value: object, chars_max: int) -> bool:
         if seen <= chars_max and isinstance(found, list | dict):
             waiting += found.values() if isinstance(found, dict) else found
     return seen > chars_max
+
+
+@contextmanager
+def _typed_errors(depth_max: int | None) -> Iterator[None]:
+    """Maps the errors of the parser to JsonError."""
+    try:
+        yield
+    except JsonError:
+        raise
+    except RecursionError as exc:
+        raise _too_deep(depth_max) from exc
+    except (ValueError, ArithmeticError) as exc:  # ArithmeticError: an exponent that Decimal cannot hold
+        msg = "must be JSON in UTF-8 (RFC 8259)"
+        raise JsonError(msg) from exc
+
+
+def _space(text: str, at: int) -> int:
+    """The index of what follows the white space at an index."""
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _expected(char: str, text: str, at: int) -> int:
+    """The index, if the character is there. Raises JsonError."""
+    if text.startswith(char, at):
+        return at
+    msg = f"must have {char} at character {at}"
+    raise JsonError(msg)
+
+
+def _without_space(text: str) -> str:
+    """A JSON text without white space between its tokens, and strings with the fewest escapes."""
+    pieces = _PIECE.findall(text)
+    if "\\" in text:
+        pieces = [encode_basestring(_CHECK.raw_decode(piece)[0]) if "\\" in piece else piece for piece in pieces]
+    return "".join(pieces)
 
 
 def _check_depth(value: object, depth_max: int) -> None:
@@ -256,6 +342,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise DuplicateNameError(name)
             members[name] = value
     return members
+
+
+_READ_EXACT: Final = JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_object)
+_CHECK: Final = JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant, object_pairs_hook=_object)
+"""For a text that is only checked: its numbers are not computed, so they may have any length."""
 
 
 def _check_surrogates(value: object) -> None:

@@ -11,6 +11,7 @@ MIB: Final = 1024 * KIB
 # Contents of a request.
 INPUT_BYTES_MAX: Final = MIB
 JSON_DEPTH_MAX: Final = 64
+MEMBERS_READ_MAX: Final = 1_000  # of a request's object, read one by one to keep its input as it was sent
 FAULTS_NAMED_MAX: Final = 100  # in the problem of one request; a last entry says that there are more
 FIELD_NAME_CHARS_MAX: Final = 200  # of a client's field name in a problem; the longest path of the API has some 60
 FAULT_CHARS_MAX: Final = 1_000  # of the sentence about one field

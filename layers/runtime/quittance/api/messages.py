@@ -15,6 +15,7 @@ from quittance.acceptance.rules import rules_json
 from quittance.api import events
 from quittance.api.models import DirectTaskRequest, TaskRequest
 from quittance.api.requests import read_json, validated
+from quittance.canonical_json import AsSent
 from quittance.errors import InvalidRequestError
 from quittance.ledger.credits import format_credits
 from quittance.limits import QUEUE_MESSAGE_BYTES_MAX
@@ -62,7 +63,8 @@ def read(body: str) -> Message:
             raise InvalidRequestError(
                 ("source", f"must not be {events.SOURCE!r}: send tasks under a source of your own")
             )
-        payload = payload.get("detail")
+        detail = payload.get("detail")
+        payload = read_json(detail.text) if isinstance(detail, AsSent) else None
     digest = payload.get("input_sha256") if isinstance(payload, dict) else None
     if digest is None:
         request = validated(DirectTaskRequest, payload)
@@ -90,6 +92,8 @@ def write(user: str, request: TaskRequest, **its_input: str) -> str:
         "rules_sha256": request.rules_sha256,
         "max_judging": None if request.max_judging_micro is None else format_credits(request.max_judging_micro),
         "webhook": request.webhook,
+        "keep_input": request.keep_input or None,
+        "share": None if request.share is None else request.share.model_dump(),
         "min_reputation": None if least_tenths is None else Decimal(least_tenths) / 10,
         **its_input,
     }

@@ -26,7 +26,7 @@ from quittance import canonical_json, limits
 from quittance.acceptance.rules import Rules, rules_json, rules_sha256
 from quittance.agent import AgentState
 from quittance.api.targets import WebhookUrl
-from quittance.canonical_json import Sent
+from quittance.canonical_json import AsSent, JsonError, Numbers, Sent
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
 from quittance.ledger.credits import (
     MICRO_PER_CREDIT,
@@ -181,6 +181,25 @@ class _Answer(BaseModel):
 # Tasks.
 
 
+class TaskShare(Sent):
+    """What the owner of a task's agent may see of the task, beside its receipt."""
+
+    payer: Annotated[bool, Field(strict=True)] = Field(default=False, description="Whose task it is.")
+    log: Annotated[bool, Field(strict=True)] = Field(default=False, description="What the agent wrote to stderr.")
+
+    @property
+    def named(self) -> str | None:
+        """The names of what is shared, in a fixed order; None if nothing is."""
+        return ",".join(name for name in ("payer", "log") if getattr(self, name)) or None
+
+
+_INPUT: Final = (
+    "A string: stdin gets its UTF-8 bytes. Or any other JSON value: stdin gets its own tokens in UTF-8, members in the"
+    " order sent, numbers with the characters sent (`1e3` stays `1e3`, `0.10` stays `0.10`), strings with the fewest"
+    " escapes, and no white space between tokens."
+)
+
+
 class TaskRequest(Sent):
     """One task: which agent, on what input, for at most how much."""
 
@@ -190,7 +209,7 @@ class TaskRequest(Sent):
     input: Any = Field(
         default_factory=lambda: _ABSENT,
         validate_default=True,
-        description="A string (stdin gets its UTF-8 bytes) or any other JSON value (stdin gets it as compact JSON).",
+        description=_INPUT,
     )
     budget_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(alias="budget")
     timeout: (
@@ -218,6 +237,14 @@ class TaskRequest(Sent):
     webhook: WebhookUrl | None = Field(
         default=None,
         description="Where to POST the event TaskSettled once the task is settled, signed. Public https only.",
+    )
+
+    keep_input: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="Keep the bytes that the agent reads, for `GET /tasks/{task_id}/input`. Only you can read them.",
+    )
+    share: TaskShare | None = Field(
+        default=None, description="What the agent's owner may see of this task; nothing of it if absent."
     )
 
     @field_validator("input")
@@ -274,8 +301,23 @@ class TaskRequest(Sent):
                 "tariff_sha256": self.tariff_sha256,
                 "rules_sha256": self.rules_sha256,
                 "max_judging": self.max_judging_micro,
+                "keep_input": self.keep_input or None,
+                "share": self.share and self.share.named,
             },
         )
+
+    def as_funded(self, request_sha256: str, *, input_sha256: str) -> Self | None:
+        """This request as an escrow with such a digest was funded for it; None if the escrow is of another request.
+
+        Earlier commits passed the numbers of an input through doubles: a task that they funded reads, and a repeat of
+        its request has, the bytes that they wrote.
+        """
+        if self.sha256(input_sha256) == request_sha256:
+            return self
+        earlier = _through_doubles(self.input)
+        if earlier is None or self.sha256(Input.of(earlier).sha256) != request_sha256:
+            return None
+        return self.with_stdin(Input.of(earlier))
 
 
 class DirectTaskRequest(TaskRequest):
@@ -330,6 +372,9 @@ class TaskResult(_Answer):
     task_id: str
     agent_id: str
     success: bool
+    input_sha256: str = Field(
+        description="SHA-256 of the bytes that the agent read on stdin. Of a judge that reveals nothing: of no bytes."
+    )
     output: str | None = Field(description="What the agent wrote, if it is UTF-8; only of a task that was paid for.")
     output_base64: str | None = Field(
         default=None,
@@ -381,6 +426,15 @@ class TaskPending(_Answer):
     expires_at: Timestamp = Field(description="Settled or refunded by then.")
 
 
+class TaskInput(_Answer):
+    """What the agent read on stdin, to the byte."""
+
+    task_id: str
+    input_sha256: str = Field(description="SHA-256 of these bytes, as the receipt states it.")
+    input: str | None = Field(description="The input, if it is UTF-8 and not too long as JSON.")
+    input_base64: str | None = Field(default=None, description="The input, if `input` is null.")
+
+
 # Runs: many tasks under one budget, for the workflow of template.yaml.
 
 
@@ -415,7 +469,14 @@ class RunRequest(Sent):
     )
     steps: Annotated[list[RunStep], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)]
     inputs: Annotated[list[Any], Field(min_length=1, max_length=limits.RUN_TASKS_MAX)] = Field(
-        description="For the first step: strings, or any other JSON values, as the `input` of a task."
+        description="For the first step: strings, or any other JSON values, as the `input` of a task. Step Functions"
+        " reads their decimals as doubles: send a string where each character counts."
+    )
+    keep_input: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Keep what each task of the run reads, as `keep_input` of a task."
+    )
+    share: TaskShare | None = Field(
+        default=None, description="What the agents' owners may see of each task of the run, as `share` of a task."
     )
 
     @field_validator("inputs")
@@ -871,10 +932,15 @@ def _decode_base64(text: str) -> bytes:
 
 
 def _compact(value: object) -> bytes:
-    """The bytes of a string, or the compact JSON of another value, with decimals as doubles (RFC 8259 §6)."""
+    """What stdin gets of an input: the bytes of a string, or JSON.
+
+    A value from Python code, which has no spelling of its own, is spelt by Python's JSON: decimals as doubles.
+    """
     try:
         text = (
-            value
+            value.text
+            if isinstance(value, AsSent)
+            else value
             if isinstance(value, str)
             else json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float)
         )
@@ -886,3 +952,13 @@ def _compact(value: object) -> bytes:
     except UnicodeEncodeError as exc:
         msg = "must not hold half of a surrogate pair, which UTF-8 cannot carry"
         raise ValueError(msg) from exc
+
+
+def _through_doubles(value: object) -> bytes | None:
+    """What earlier commits gave stdin of an input; None if they refused it, or if it has no spelling of its own."""
+    if not isinstance(value, AsSent):
+        return None
+    try:
+        return _compact(canonical_json.read(value.text, numbers=Numbers.EXACT, lone_surrogates=True))
+    except (JsonError, ValueError):
+        return None

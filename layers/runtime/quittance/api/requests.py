@@ -12,10 +12,11 @@ from urllib.parse import quote, unquote_to_bytes
 from pydantic import BaseModel, Field, ValidationError
 
 from quittance import canonical_json
-from quittance.canonical_json import DuplicateNameError, JsonError, Numbers, TooDeepError
+from quittance.canonical_json import DuplicateNameError, JsonError, TooDeepError
 from quittance.errors import InvalidRequestError
 from quittance.limits import FAULTS_NAMED_MAX, JSON_DEPTH_MAX, PAGE_ITEMS_MAX
 
+_AS_SENT: Final = frozenset({"input", "detail"})  # of a task; of an EventBridge event, whose detail is a task
 _PLACES: Final = frozenset({"body", "query", "path", "header"})
 _PATH_CHARS: Final = "/%:@!$&'()*+,;="  # stay as they are in a path, like letters, digits and "-._~" (RFC 3986 §3.3)
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -44,7 +45,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def read_direct(model: type[_Model], payload: object) -> _Model:
     """The request of a direct invocation. Raises InvalidRequestError, naming each field that is wrong."""
     try:
-        text = json.dumps(payload)  # Lambda has read the payload's decimals as floats
+        text = json.dumps(payload)  # Lambda has read the payload: its decimals are floats, and -0 is 0
     except RecursionError as exc:
         raise _too_deep() from exc
     return validated(model, read_json(text))
@@ -63,10 +64,11 @@ def validated(model: type[_Model], payload: object) -> _Model:
 def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON body with exact numbers: decimals stay Decimal. Raises InvalidRequestError.
 
-    NaN and infinity, which are not JSON, duplicate names in an object, and nesting beyond the limit are refused.
+    An `input` that is not a string is `AsSent`: the agent reads it as it was spelt. NaN and infinity, which are not
+    JSON, duplicate names in an object, and nesting beyond the limit are refused.
     """
     try:
-        return canonical_json.read(text, numbers=Numbers.EXACT, lone_surrogates=True)
+        return canonical_json.read_members(text, as_sent=_AS_SENT)
     except DuplicateNameError as exc:
         raise InvalidRequestError((exc.name, "must not be given twice")) from exc
     except TooDeepError as exc:

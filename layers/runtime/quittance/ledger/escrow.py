@@ -70,7 +70,7 @@ class Settlement:
     `compute_micro` is the part of the fee that is not commission. `charge_micro` is the amount that the sweep takes
     from the owner's bond for the platform. `judging_micro` is the cost of the agent's own judge: the bond paid it, and
     gets it back out of a price that is paid. `task_judging_micro` is the cost of the task's own judge: the payer paid
-    it in addition to this budget.
+    it in addition to this budget. `stdin` is the input, if the task asked to keep it.
     """
 
     state: State
@@ -87,6 +87,7 @@ class Settlement:
     receipt: str = ""
     output: StoredBytes | None = None
     stderr: StoredBytes | None = None
+    stdin: StoredBytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,9 @@ class Escrow:
     amounts held for `judges` are not part of the task's own budget. `input_sha256` of a judge's escrow is set when the
     escrow is settled. `compute` are the platform's prices at funding. `own_limits` are the agent's limits, None in an
     escrow funded before limits were recorded. `task_judge_bps` is the share of the price that is due if the task's own
-    judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`.
+    judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`. With `keep_input`,
+    the input is stored with the settlement. `share_payer` and `share_log` say whether the agent's owner may see whose
+    task it is, and what the agent wrote to stderr.
     """
 
     escrow_id: str
@@ -137,6 +140,9 @@ class Escrow:
     judges: tuple[JudgeHold, ...] = ()
     seed: str | None = None
     webhook: str | None = None
+    keep_input: bool = False
+    share_payer: bool = False
+    share_log: bool = False
     settlement: Settlement | None = None
 
     @property

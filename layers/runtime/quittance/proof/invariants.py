@@ -85,11 +85,13 @@ _SEALED: Final = _form("pk", f"{SEAL}:bytes")
 _HELD: Final = _SEALED | _form(
     """state account at:int task_id request_sha256 agent_id owner module_sha256 input_sha256 tariff budget:int
     fee_bps:int timeout_ms:int runner fence:int lease_ms:int expires_ms:int""",
-    """agent_rules_sha256 task_rules_sha256 judges webhook compute_prices own_limits task_judge_bps:int seed""",
+    """agent_rules_sha256 task_rules_sha256 judges webhook compute_prices own_limits task_judge_bps:int seed
+    keep_input:int share""",
 )
 _ENDED: Final = _HELD | _form(
     "paid:int fee:int refunded:int outcome message reputation_tenths:int settled_ms:int receipt",
     """output:bytes output_sha256 output_bytes:int log:bytes log_sha256 log_bytes:int
+    stdin:bytes stdin_sha256 stdin_bytes:int
     fault compute:int charge:int judging:int task_judging:int""",
 )
 _QUEUED: Final = _form("work work_at:int")
@@ -556,6 +558,10 @@ def _check_receipt(values: Values, context: Context) -> Iterator[Difference]:
     # If the worker was lost, its meter is lost too, but the stderr that it had written is kept.
     is_measured = values["outcome"] != Outcome.WORKER_LOST
     yield from _check_stored(values, "log", min(meter["stderr_bytes"], STDERR_BYTES_MAX) if is_measured else None)
+    yield from _check_stored(values, "stdin", None)
+    if "stdin_sha256" in values:  # kept because the task asked for it, and what the agent read
+        kept = values.get("keep_input"), values["stdin_sha256"]
+        yield from _unless_equal("I12", values["pk"], (1, values["input_sha256"]), kept)
     limits = stated["limits"]
     if limits and limits["timeout_ms"] > values["timeout_ms"]:
         yield Difference("I12", values["pk"], f"a timeout of at least {limits['timeout_ms']} ms", values["timeout_ms"])
@@ -610,7 +616,7 @@ def _numbers(values: Values, name: str, absent: list[int] | None) -> object:
 
 
 def _check_stored(values: Values, name: str, size: int | None) -> Iterator[Difference]:
-    """Output and stderr must be named by digest and size, and stored inline if they are small."""
+    """Output, stderr and a kept input must be named by digest and size, and stored inline if they are small."""
     at, inline = values["pk"], values.get(name)
     if f"{name}_sha256" not in values:
         yield from _unless_equal("form", at, (None, None), (inline, values.get(f"{name}_bytes")))

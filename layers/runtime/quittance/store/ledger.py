@@ -927,6 +927,8 @@ class Ledger:
             "judges": _judges_json(escrow.judges),
             "seed": escrow.seed,
             "webhook": escrow.webhook,
+            "keep_input": 1 if escrow.keep_input else None,
+            "share": _share(escrow),
             "work": f"OPEN#{self._work_shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
         }
@@ -1056,6 +1058,7 @@ def _settlement_values(settlement: Settlement) -> dict[str, Value | None]:
         "receipt": settlement.receipt,
         **_stored_bytes_values("output", settlement.output),
         **_stored_bytes_values("log", settlement.stderr),
+        **_stored_bytes_values("stdin", settlement.stdin),
     }
 
 
@@ -1093,8 +1096,17 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         judges=tuple(_judge_holds(values)),
         seed=values.get("seed"),
         webhook=values.get("webhook"),
+        keep_input="keep_input" in values,
+        share_payer="payer" in values.get("share", "").split(","),
+        share_log="log" in values.get("share", "").split(","),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
     )
+
+
+def _share(escrow: Escrow) -> str | None:
+    """The names of what the agent's owner may see of a task; None if there is nothing."""
+    shared = {"payer": escrow.share_payer, "log": escrow.share_log}
+    return ",".join(name for name, is_shared in shared.items() if is_shared) or None
 
 
 def _judges_json(judges: Sequence[JudgeHold]) -> str | None:
@@ -1128,6 +1140,7 @@ def _settlement(values: Mapping[str, Any]) -> Settlement:
         receipt=values["receipt"],
         output=_stored_bytes(values, "output"),
         stderr=_stored_bytes(values, "log"),
+        stdin=_stored_bytes(values, "stdin"),
     )
 
 

@@ -50,9 +50,10 @@ def handle(platform: Platform, delivery: Delivery) -> None:
 
 
 def _resolve(platform: Platform, message: Message, delivery: Delivery) -> None:
-    escrow = platform.ledger.find(escrows.escrow_id(message.request.user_id, message.request.task_id))
-    if escrow is None or escrow.request_sha256 != message.request.sha256(message.input_sha256):
-        _emit_refused(platform, message.request, delivery)
+    request = message.request
+    escrow = platform.ledger.find(escrows.escrow_id(request.user_id, request.task_id))
+    if escrow is None or not request.as_funded(escrow.request_sha256, input_sha256=message.input_sha256):
+        _emit_refused(platform, request, delivery)
         return
     observability.about(escrow)
     if escrow.settlement is None:

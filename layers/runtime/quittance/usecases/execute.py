@@ -84,6 +84,13 @@ class _Attempt:
         """The id of the task's escrow."""
         return escrows.escrow_id(self.user, self.request.task_id)
 
+    def as_funded(self, escrow: Escrow) -> Self:
+        """This attempt with the request as an earlier commit funded it; unchanged for any other escrow."""
+        if escrow.request_sha256 == self.request_sha256:
+            return self
+        funded = self.request.as_funded(escrow.request_sha256, input_sha256=self.request.stdin.sha256)
+        return replace(self, request=funded, request_sha256=escrow.request_sha256) if funded else self
+
 
 def request(
     platform: Platform, caller: Caller, request: TaskRequest, prefer: Prefer = None
@@ -123,7 +130,6 @@ def execute(
 def _execute(
     platform: Platform, attempt: _Attempt, leased: Callable[[Escrow], None], slot: ExitStack
 ) -> TaskResult | TaskPending:
-    request = attempt.request
     try:
         ready, named = _check(platform, attempt)
         hold, judge_holds = _holds(platform, attempt, ready, named)
@@ -139,19 +145,21 @@ def _execute(
         earlier = platform.ledger.find(attempt.escrow_id)
         if earlier is None:
             raise
-        return answer(platform, _join_refused(platform, earlier, attempt, refusal))
+        return answer(platform, _join_refused(platform, earlier, attempt.as_funded(earlier), refusal))
     if not escrow.held_by(attempt.runner):
+        attempt = attempt.as_funded(escrow)
         escrow, judge_holds = _join(platform, escrow, attempt, ready, named)
     if escrow.settlement:
         return answer(platform, escrow)
     leased(escrow)
+    request = attempt.request
     stdin, after_run_ms = request.stdin.data, judges.span_ms(escrow, named) - escrow.timeout_ms
     run = launch.run(platform, escrow, ready, stdin, reserve_ms=after_run_ms)
     run = escrows.held_to_budget(escrow, run)
     run = launch.held_to_rules(ready.rules, request.acceptance, run)
     run, judged = judges.ask(platform, escrow, stdin, list(zip(named, judge_holds, strict=True)), run)
     run = launch.with_memory_doubt(platform, escrow, ready, stdin, run)
-    settled = settle.settle(platform, escrow, run, ready.version, judged)
+    settled = settle.settle(platform, escrow, run, ready.version, judged, request.stdin)
     return answer(platform, settled.escrow, claims=settled.claims, written=settled.written)
 
 
@@ -180,12 +188,13 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
         if earlier is None:
             raise
         escrow = earlier
+    attempt = attempt.as_funded(escrow)
     if escrow.request_sha256 != attempt.request_sha256:
         raise TaskConflictError(escrow.task_id)
     escrow = settle.expire_if_overdue(platform, escrow)
     # Clocks differ: an escrow that no runner ever held is free even if its funding seems to lie in the future.
     if escrow.settlement is None and escrow.lease_ms <= max(platform.now_ms(), escrow.funded_ms):
-        messages.send(platform, user, request)
+        messages.send(platform, user, attempt.request)
     stored = answer(platform, escrow)
     return TaskQueued(**dict(stored)) if isinstance(stored, TaskPending) else stored
 
@@ -290,6 +299,9 @@ def _holds(
         own_limits=agent.terms.limits,
         task_judge_bps=agent.terms.task_judge_bps or 0,
         webhook=request.webhook,
+        keep_input=request.keep_input,
+        share_payer=bool(request.share and request.share.payer),
+        share_log=bool(request.share and request.share.log),
     )
     hold = replace(hold, lease_ms=_lease_ms(platform, now_ms, hold, named))
     judge_holds = [judges.escrow_of(judge, hold) for judge in named]

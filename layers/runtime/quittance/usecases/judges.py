@@ -150,6 +150,9 @@ def escrow_of(judge: NamedJudge, task: Escrow) -> Escrow:
         seed=secrets.token_bytes(_SEED_BYTES).hex(),
         settlement=None,
         webhook=None,  # only the task's outcome is delivered
+        keep_input=False,  # a judge reads what the task's input and output are
+        share_payer=False,
+        share_log=False,
     )
 
 

@@ -19,8 +19,10 @@ def plan(request: RunRequest) -> RunPlan:
     if not all(budgets_micro):
         tasks = len(request.inputs) * len(request.steps)
         raise InvalidRequestError(("budget", f"is too small to be divided among {tasks} tasks"))
+    options = request.model_dump(mode="json", include={"keep_input", "share"}, exclude_defaults=True)
     steps = [
         step.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"share"})
+        | options
         | {"user_id": request.user_id, "budget": format_credits(budget_micro), "inline_bytes_max": bytes_max}
         for step, budget_micro, bytes_max in zip(request.steps, budgets_micro, _inline_bytes_max(request), strict=True)
     ]

@@ -15,6 +15,7 @@ from quittance.api.models import (
     ResourceUsage,
     StatedTaskId,
     TaskError,
+    TaskInput,
     TaskPending,
     TaskResult,
     as_text,
@@ -43,14 +44,34 @@ Since = Annotated[
 
 
 def read(platform: Platform, caller: Caller, task_id: StatedTaskId, user: Whose = None) -> TaskResult | TaskPending:
-    """The outcome of a task: whole for its user, without output and stderr for the agent's owner.
+    """The outcome of a task: whole for its user, without output for the agent's owner.
 
-    The owner names the `user` whose task it is. Raises NotFoundError, PlatformUnavailableError.
+    The owner names the `user` whose task it is, and gets stderr only if the task shares it. Raises NotFoundError,
+    PlatformUnavailableError.
     """
     escrow = settle.expire_if_overdue(platform, find(platform, caller, task_id, user=user))
     if caller.account != (user or caller.account) and escrow.settlement:
-        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, stderr=None))
+        stderr = escrow.settlement.stderr if escrow.share_log else None
+        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, stderr=stderr))
     return answer(platform, escrow)
+
+
+def read_input(platform: Platform, caller: Caller, task_id: StatedTaskId) -> TaskInput:
+    """The bytes that the agent read, for the task's user alone, if the task asked to keep them.
+
+    Raises NotFoundError, TaskInProgressError before the task is settled, PlatformUnavailableError.
+    """
+    escrow = find(platform, caller, task_id)
+    if not escrow.keep_input:
+        msg = "The input of this task was not kept. Send `keep_input: true` with a task to read its input again."
+        raise NotFoundError(msg)
+    settlement = settle.settled(platform, escrow).settlement
+    data = _load(platform, settlement.stdin if settlement else None, {})
+    if data is None:
+        msg = "The input of this task is not stored: no run read it, or the time for which it is kept is over."
+        raise NotFoundError(msg)
+    text, encoded = as_text(data)
+    return TaskInput(task_id=escrow.task_id, input_sha256=escrow.input_sha256, input=text, input_base64=encoded)
 
 
 def find(platform: Platform, caller: Caller, task_id: str, *, user: str | None = None) -> Escrow:
@@ -127,6 +148,7 @@ def answer(
         task_id=escrow.task_id,
         agent_id=escrow.agent_id,
         success=success,
+        input_sha256=escrow.input_sha256,
         output=text,
         output_base64=encoded,
         log=None if stderr is None else stderr.decode(errors="replace"),

@@ -1,6 +1,6 @@
 """Settle: how a funded escrow ends, and the receipt that says so. Every write here is safe to repeat.
 
-    decide → keep output and stderr → sign → one conditional write
+    decide → keep output, stderr and, if asked, the input → sign → one conditional write
 
 Every function that finds an overdue escrow expires it here. Who pays what is decided in `ledger/escrow.py`.
 """
@@ -19,7 +19,7 @@ from quittance.platform import Platform
 from quittance.proof import receipt
 from quittance.proof.receipt import ReceiptClaims
 from quittance.proof.statement import ProofError
-from quittance.run import Fault, Meter, Outcome, Run
+from quittance.run import Fault, Input, Meter, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
 from quittance.usecases import judges, launch
 from quittance.usecases.judges import Judged
@@ -79,29 +79,44 @@ def signed_expiry(platform: Platform, escrow: Escrow, settlement: Settlement) ->
 
 @tracing.step("settle")
 def settle(
-    platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[Judged] = ()
+    platform: Platform,
+    escrow: Escrow,
+    run: Run,
+    version: Version | None,
+    judged: Sequence[Judged] = (),
+    stdin: Input | None = None,
 ) -> Settled:
     """Settles the escrow and its judges' by the run's outcome, or returns the settlement that another attempt stored.
 
-    `version` is what ran, None if nothing did. A run that no receipt can state counts as a failure of the platform.
+    `version` is what ran, None if nothing did. `stdin` is what it was to read; it is stored if the task asks to keep
+    it. A run that no receipt can state counts as a failure of the platform.
     """
     try:
-        return _settle(platform, escrow, run, version, judged)
+        return _settle(platform, escrow, run, version, judged, stdin)
     except ProofError:
         logger.exception("no receipt can state this run")
         lost = Run(Outcome.WORKER_LOST, "The platform cannot state how the run ended.", Meter())
-        return _settle(platform, escrow, lost, None, [Judged(judge.escrow) for judge in judged])
+        return _settle(platform, escrow, lost, None, [Judged(judge.escrow) for judge in judged], stdin)
 
 
-def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | None, judged: Sequence[Judged]) -> Settled:
-    output = stderr = None
+def _settle(
+    platform: Platform,
+    escrow: Escrow,
+    run: Run,
+    version: Version | None,
+    judged: Sequence[Judged],
+    stdin: Input | None,
+) -> Settled:
+    output = stderr = read = None
     try:
+        if stdin and escrow.keep_input:
+            read = platform.outputs.keep(stdin.data)
         if version:
             stderr = platform.outputs.keep(run.stderr)
         if run.outcome is Outcome.SUCCEEDED:
             output = platform.outputs.keep(run.stdout)
     except (PlatformUnavailableError, *launch.HOST_FAILURES):
-        message = "The platform's storage did not take the output."
+        message = "The platform's storage did not take the input or the output."
         # However the run ended, the platform is at fault now.
         run = replace(run, outcome=Outcome.STORAGE_DOWN, message=message, rejected_by=None, memory_refused=False)
     written = {kept.sha256: data for kept, data in ((output, run.stdout), (stderr, run.stderr)) if kept}
@@ -110,7 +125,7 @@ def _settle(platform: Platform, escrow: Escrow, run: Run, version: Version | Non
         judge_escrows = [_settled_judge(platform, judge, run, now_ms) for judge in judged]
         judging_micro = judges.costs_micro(escrow, judge_escrows)
         settlement = escrows.decide(escrow, run, now_ms=now_ms, judging_micro=judging_micro)
-        settlement = replace(settlement, output=output, stderr=stderr)
+        settlement = replace(settlement, output=output, stderr=stderr, stdin=read)
         claims = _checked_claims(platform, escrow, settlement, run, version)
         signed = _signed(platform, settlement, claims)
         stored = platform.ledger.settle(replace(escrow, settlement=signed), *judge_escrows)

@@ -51,7 +51,6 @@ from quittance.limits import MIB, UPLOAD_SECONDS_MAX, VERSION_NUMBER_MAX
 from quittance.platform import Platform
 from quittance.usecases import judges as judging
 
-_OPEN_TRIES: Final = 5  # one fails only if another version of the same agent is opened at the same time
 _REVISE_TRIES: Final = 20  # one fails only if another write to the same agent succeeds at the same time
 _AGENT_ID_BYTES: Final = 10
 _CURSOR: Final = Cursor("[A-Za-z0-9_-]{1,64}")
@@ -95,18 +94,15 @@ def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request:
     _check_not_frozen(platform, owner)
     agent = _own(platform, owner, agent_id)
     _check_bond(platform, owner)
-    tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
-    rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
-    _check_judge(platform, rules)
-    judges = _task_judges(agent.terms) if request.task_judges is None else request.task_judges
-    terms = _terms(tariff, request.limits or _limits(agent.terms), rules, None if judges == "refused" else judges)
-    for _ in range(_OPEN_TRIES):
+    for _ in range(_REVISE_TRIES):
+        terms = _version_terms(agent.terms, request)
+        _check_judge(platform, parse_rules(terms.rules))
         opened = platform.registry.open_upload(agent, terms)
         if opened.retired_ms is not None:
             raise AgentNotReadyError(agent_id, opened.state)
         if opened.upload == Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms):
             return _upload_form(platform, opened)
-        agent = opened  # another upload was opened at the same time: ours is the next one
+        agent = opened  # changed at the same time: absent terms are its terms now, and ours is the next upload
     raise PlatformUnavailableError
 
 
@@ -301,6 +297,14 @@ def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges
         rules=rules_json(rules),
         task_judge_bps=judges.rejected_share_bps if judges else None,
     )
+
+
+def _version_terms(terms: Terms, request: VersionRequest) -> Terms:
+    """The terms of a new version of an agent that has these terms."""
+    tariff = request.tariff or pricing.parse_tariff(terms.tariff)
+    rules = parse_rules(terms.rules) if request.acceptance is None else request.acceptance
+    judges = _task_judges(terms) if request.task_judges is None else request.task_judges
+    return _terms(tariff, request.limits or _limits(terms), rules, None if judges == "refused" else judges)
 
 
 def _changed_terms(terms: Terms, request: AgentChange) -> Terms:

@@ -1,4 +1,4 @@
-"""Registers, lists, describes and retires agents: `/agents`."""
+"""Registers, lists, describes, changes and retires agents and their versions: `/agents`."""
 
 from quittance.api.http import Api
 from quittance.observability import observed
@@ -12,6 +12,14 @@ app.serve("GET /agents/<agent_id>/estimate", agents.estimate, "Estimate the pric
 app.serve(
     "POST /agents/<agent_id>/versions", agents.open_version, "Upload a version", name="upload_version", status=201
 )
+app.serve("GET /agents/<agent_id>/versions", agents.versions, "List an agent's versions", name="list_agent_versions")
+app.serve(
+    "POST /agents/<agent_id>/versions/<number>/activate",
+    agents.activate,
+    "Activate an earlier or later version",
+    name="activate_agent_version",
+)
+app.serve("PATCH /agents/<agent_id>", agents.change, "Change an agent's name or terms", name="update_agent")
 app.serve("DELETE /agents/<agent_id>", agents.retire, "Retire your agent", name="retire_agent")
 
 handler = observed(app.resolve)

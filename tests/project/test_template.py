@@ -109,7 +109,8 @@ UNSCOPED = re.compile(
 )
 # Resources whose statements allow all actions or all resources, with the reason.
 OWN_POLICY = "a key's policy concerns only the key, and makes the account's IAM policies apply to it"
-BROAD_RESOURCES = {"ReceiptRoot": OWN_POLICY, "CheckpointRoot": OWN_POLICY, "WebhookRoot": OWN_POLICY}
+ROOT_KEYS = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "CardRoot"}
+BROAD_RESOURCES = dict.fromkeys(ROOT_KEYS, OWN_POLICY)
 
 
 def test_every_role_names_its_actions_and_resources(template: dict[str, Any]) -> None:
@@ -163,7 +164,8 @@ def test_only_functions_that_need_a_root_key_may_sign_with_it(template: dict[str
     assert functions_allowed(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
     assert functions_allowed(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
     roots = {name for name, found in template["Resources"].items() if found["Type"] == "AWS::KMS::Key"}
-    assert roots == {"ReceiptRoot", "CheckpointRoot", "WebhookRoot"}
+    assert functions_allowed(template, "CardRoot", "kms:Sign") == {"PublicFunction"}
+    assert roots == ROOT_KEYS
     for function, statement in statements(template):
         if "kms:Sign" in listed(statement["Action"]):
             named = {found["Fn::GetAtt"][0] for found in listed(statement["Resource"])}
@@ -171,7 +173,7 @@ def test_only_functions_that_need_a_root_key_may_sign_with_it(template: dict[str
 
 
 def test_every_root_key_is_published_even_former_ones(template: dict[str, Any]) -> None:
-    lists = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "KeysWithoutPurpose"}
+    lists = {*ROOT_KEYS, "KeysWithoutPurpose"}
     lists |= {f"Former{purpose.capitalize()}Keys" for purpose in Purpose}
     for name in lists:
         readers = functions_allowed(template, f"'{name}'", "kms:GetPublicKey")

@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 
-from quittance.proof import log, receipt, statement, webhook
+from quittance.proof import card, log, receipt, statement, webhook
 from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, StatementType
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
 
 BEFORE = json.loads((Path(__file__).parent / "before_purposes.json").read_text())
-TYPES = {Purpose.RECEIPT: receipt.RECEIPT, Purpose.CHECKPOINT: log.CHECKPOINT, Purpose.WEBHOOK: webhook.WEBHOOK}
+TYPES = {
+    Purpose.RECEIPT: receipt.RECEIPT,
+    Purpose.CHECKPOINT: log.CHECKPOINT,
+    Purpose.WEBHOOK: webhook.WEBHOOK,
+    Purpose.CARD: card.CARD,
+}
 ROOTS = {purpose: Root(f"root-{purpose}", purpose) for purpose in Purpose}
 KEYS = {purpose: root.certify() for purpose, root in ROOTS.items()}
 JWKS = key_set(*ROOTS.values())

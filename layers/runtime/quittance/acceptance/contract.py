@@ -9,6 +9,7 @@ because nobody pays for a task that is refused. `output_schema` is part of the a
 import base64
 import hashlib
 import json
+from functools import lru_cache
 from itertools import combinations
 from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
@@ -296,8 +297,12 @@ def stored_contract(text: str) -> Contract:
     return Contract.model_construct(**{**members, "examples": examples})
 
 
+@lru_cache(maxsize=32)
 def stored_input_schema(text: str) -> Schema | None:
-    """The compiled schema for inputs of a stored contract; None if the agent takes any bytes."""
+    """The compiled schema for inputs of a stored contract; None if the agent takes any bytes.
+
+    Cached, because compiling a schema takes milliseconds.
+    """
     return stored_contract(text).input_check
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from quittance.acceptance.contract import Contract, without_output_schema
 from quittance.acceptance.rules import Rules, parse_rules, rules_json
 from quittance.agent import Agent, AgentState, Terms, Upload
 from quittance.api.identity import Caller
@@ -43,6 +44,7 @@ from quittance.ledger.pricing import Tariff
 from quittance.ledger.reputation import Standing
 from quittance.limits import MIB, UPLOAD_SECONDS_MAX
 from quittance.platform import Platform
+from quittance.usecases import contracts
 from quittance.usecases import judges as judging
 
 _OPEN_TRIES: Final = 5  # one fails only if another version of the same agent is opened at the same time
@@ -59,9 +61,10 @@ def register(platform: Platform, caller: Caller, request: AgentRequest) -> Agent
     owner = caller.account
     _check_not_frozen(platform, owner)
     _check_bond(platform, owner)
-    rules = request.acceptance or Rules()
+    rules = contracts.rules_with(request.acceptance or Rules(), request.contract or Contract())
     _check_judge(platform, rules)
     terms = _terms(request.tariff, request.limits, rules, request.task_judges)
+    contract_sha256 = contracts.keep(platform, request.contract)
     agent = Agent(
         agent_id="agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(),
         owner=owner,
@@ -69,7 +72,8 @@ def register(platform: Platform, caller: Caller, request: AgentRequest) -> Agent
         description=request.description,
         created_ms=platform.now_ms(),
         terms=terms,
-        upload=Upload(1, AgentState.AWAITING_UPLOAD, terms),
+        upload=Upload(1, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256),
+        registered_contract_sha256=contract_sha256,
     )
     platform.registry.create(agent)
     return _upload_form(platform, agent)
@@ -86,18 +90,36 @@ def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request:
     agent = _own(platform, owner, agent_id)
     _check_bond(platform, owner)
     tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
-    rules = parse_rules(agent.terms.rules) if request.acceptance is None else request.acceptance
+    rules = _rules_of_version(platform, agent, request)
     _check_judge(platform, rules)
     judges = _task_judges(agent.terms) if request.task_judges is None else request.task_judges
     terms = _terms(tariff, request.limits or _limits(agent.terms), rules, None if judges == "refused" else judges)
+    contract_sha256 = _contract_of_version(platform, agent, request)
     for _ in range(_OPEN_TRIES):
-        opened = platform.registry.open_upload(agent, terms)
+        opened = platform.registry.open_upload(agent, terms, contract_sha256)
         if opened.retired_ms is not None:
             raise AgentNotReadyError(agent_id, opened.state)
-        if opened.upload == Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms):
+        awaited = Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256)
+        if opened.upload == awaited:
             return _upload_form(platform, opened)
         agent = opened  # another upload was opened at the same time: ours is the next one
     raise PlatformUnavailableError
+
+
+def _rules_of_version(platform: Platform, agent: Agent, request: VersionRequest) -> Rules:
+    """The rules of a new version: those that are sent or the present ones, with the output schema of its contract."""
+    present = contracts.stored(platform, agent.contract_sha256)
+    rules = request.acceptance
+    if rules is None:
+        rules = without_output_schema(parse_rules(agent.terms.rules), present)
+    return contracts.rules_with(rules, present if request.contract is None else request.contract)
+
+
+def _contract_of_version(platform: Platform, agent: Agent, request: VersionRequest) -> str | None:
+    """The digest of a new version's contract: the one that is sent, or the present one."""
+    if request.contract is None:
+        return agent.contract_sha256
+    return contracts.keep(platform, request.contract)
 
 
 def _check_bond(platform: Platform, owner: str) -> None:

@@ -51,7 +51,7 @@ from quittance.limits import (
 from quittance.platform import Platform
 from quittance.run import Outcome
 from quittance.store.slots import Busy
-from quittance.usecases import judges, launch, settle
+from quittance.usecases import contracts, judges, launch, settle
 from quittance.usecases.judges import NamedJudge
 from quittance.usecases.launch import ReadyAgent
 from quittance.usecases.result import answer
@@ -213,6 +213,7 @@ def _check(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, list[Name
         score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
         if score_tenths < request.min_reputation:
             raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
+    contracts.check_input(platform, ready.version.contract_sha256, request.stdin)
     platform.signing_key()  # without a key there is no receipt: find that out before money moves
     return ready, named
 

@@ -14,7 +14,8 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.openapi.merge import OpenAPIMerge
 
 from quittance.api import events
-from quittance.api.http import PREFIX, Api
+from quittance.api.http import Api
+from quittance.api.routes import PREFIX
 from quittance.errors import PROBLEM_TYPE_PREFIX
 
 ROOT: Final = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ _OPEN: Final = (  # as in template.yaml
     "/.well-known/jwks.json",
     "/log/checkpoint",
     "/log/tile/{level}/{index}/{width}",
+    "/agents/{agent_id}/.well-known/agent-card.json",
 )
 _SCHEMA_NAMES: Final = {"LineKind": "Kind"}  # names of classes whose schema has kept an older name
 _PROBLEM: Final[dict[str, Any]] = {

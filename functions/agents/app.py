@@ -11,6 +11,7 @@ app.serve("POST /agents", agents.register, "Register an agent", status=HTTPStatu
 app.serve("GET /agents", agents.page, "List agents")
 app.serve("GET /agents/<agent_id>", agents.describe, "Describe an agent")
 app.serve("GET /agents/<agent_id>/estimate", agents.estimate, "Estimate the price of a task")
+app.serve("GET /agents/<agent_id>/card", agents.card, "Read what an agent takes and gives", name="get_agent_card")
 app.serve("POST /agents/<agent_id>/versions", agents.open_version, "Upload a new version", status=HTTPStatus.CREATED)
 app.serve("DELETE /agents/<agent_id>", agents.retire, "Retire an agent")
 

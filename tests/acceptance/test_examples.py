@@ -97,12 +97,14 @@ def test_each_run_has_the_least_of_all_limits() -> None:
         return wrote(b"", fuel=limit.fuel)
 
     own = replace(OWN, fuel=EXAMPLES_FUEL_MAX - 1)
-    examples = [example(fuel_max=5), example(), example(), example()]
-    left_ms = iter([60_000, 999, 0, -5])
+    examples = [example(fuel_max=5), example(), example(), example(), example()]
+    left_ms = iter([60_000, 999, 1, 0, -5])
     results = list(run_all(examples, own=own, rules=Rules(), start=start, left_ms=lambda: next(left_ms)))
-    assert [limit.fuel for limit in limits] == [5, EXAMPLES_FUEL_MAX - 5, 1, 1]
-    assert [limit.timeout_ms for limit in limits] == [1_000, 999, 1, 1]
-    assert all(result.failure is None for result in results)
+    assert [limit.fuel for limit in limits] == [5, EXAMPLES_FUEL_MAX - 5, 1]
+    assert [limit.timeout_ms for limit in limits] == [1_000, 999, 1]
+    assert [result.run is None for result in results] == [False, False, False, True, True]
+    assert [result.failure is None for result in results] == [True, True, True, False, False]
+    assert "together take longer" in (results[3].failure or "")
 
 
 def test_a_failure_names_the_limit_that_was_hit() -> None:

@@ -23,6 +23,11 @@ from quittance.ledger.escrow import State
 from quittance.ledger.journal import PayoutState
 from quittance.limits import (
     CALL_MS_MAX,
+    COMPILE_WALL_SECONDS_MAX,
+    EXAMPLES_SECONDS_MAX,
+    KILL_MARGIN_MS,
+    LOAD_MS_MAX,
+    PUBLISH_SECONDS_MAX,
     SLOTS_MAX,
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
@@ -83,7 +88,7 @@ def test_only_public_routes_need_no_token(template: dict[str, Any]) -> None:
     }
     assert open_routes == {
         "/health", "/.well-known/jwks.json", "/openapi.json", "/docs", "/log/checkpoint",
-        "/log/tile/{level}/{index}/{width}",
+        "/log/tile/{level}/{index}/{width}", "/agents/{agent_id}/.well-known/agent-card.json",
     }  # fmt: skip
     described = json.loads(openapi_json())["paths"].items()
     assert {
@@ -275,6 +280,17 @@ def test_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None
     runs = 3
     longest_ms = TIMEOUT_S_SYNC_MAX * 1_000 + runs * (launch.RUN_RESERVE_MS + VERDICT_MS_MAX)
     assert template["Resources"]["ExecuteFunction"]["Properties"]["Timeout"] * 1_000 >= longest_ms + CALL_MS_MAX
+
+
+def test_longest_publication_fits_into_one_invocation(template: dict[str, Any]) -> None:
+    """Compilation, examples, the last one's loading and rules, and half a minute to read and to store."""
+    example_ms = LOAD_MS_MAX + KILL_MARGIN_MS + 2 * VERDICT_MS_MAX  # it may begin just before the time is up
+    longest_ms = (COMPILE_WALL_SECONDS_MAX + EXAMPLES_SECONDS_MAX + 30) * 1_000 + example_ms
+    timeout_s = template["Resources"]["PublishFunction"]["Properties"]["Timeout"]
+    assert timeout_s == PUBLISH_SECONDS_MAX
+    assert timeout_s * 1_000 >= longest_ms
+    queue = template["Resources"]["PublishFailures"]["Properties"]
+    assert queue["VisibilityTimeout"] >= 6 * timeout_s
 
 
 def test_every_setting_is_declared_in_the_template(template: dict[str, Any]) -> None:

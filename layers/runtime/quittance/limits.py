@@ -84,7 +84,8 @@ JUDGE_TIMEOUT_S_MAX: Final = 10  # with two judges, a synchronous task still has
 MODULE_BYTES_MAX: Final = 50 * 10**6
 ARTEFACT_BYTES_MAX: Final = 200 * 10**6
 COMPILE_SECONDS_MAX: Final = 120  # of processor time
-COMPILE_WALL_SECONDS_MAX: Final = 150  # the rest of the publish function's 180 s is for reading and storing
+COMPILE_WALL_SECONDS_MAX: Final = 150
+PUBLISH_SECONDS_MAX: Final = 225  # of one publication: compilation, examples, and 30 s to read and store
 COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
 UPLOAD_SECONDS_MAX: Final = 15 * 60
 CACHED_ARTEFACT_BYTES_MAX: Final = 400 * MIB  # of the 512 MiB of an environment's /tmp: the largest artefact, twice
@@ -112,7 +113,7 @@ OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: each write of a
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 LOGGED_AGENTS_MAX: Final = 60  # of one batch: their standings, up to 64 KiB each, must fit in one write of 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
-BOND_NOTICE_MS: Final = 4 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
+BOND_NOTICE_MS: Final = 5 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
 BALANCE_SHARDS: Final = 16  # items over which an account's credits are spread; see ledger/balances.py
 
 # The audit.

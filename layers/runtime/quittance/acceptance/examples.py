@@ -21,16 +21,17 @@ EPOCH_NS: Final = 1_767_225_600 * 10**9
 """The virtual clock at the beginning of each example: 2026-01-01 00:00 UTC."""
 SEED: Final = hashlib.sha256(b"quittance: example of a contract").digest()
 """The seed of the virtual randomness of each example."""
+_TOO_LONG: Final = f"all examples together take longer than {EXAMPLES_SECONDS_MAX} seconds, the most that they may take"
 _EXCERPT_CHARS_MAX: Final = 120
 _EXCERPT_BYTES_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One example that was run: why it failed, or None."""
+    """One example: why it failed, or None; and its run, None if there was no time left for it."""
 
     example: Example
-    run: Run
+    run: Run | None
     failure: str | None
 
 
@@ -49,9 +50,12 @@ def run_all(
     """
     fuel_left = EXAMPLES_FUEL_MAX
     for example in examples:
-        time_ms = max(left_ms(), 0)
+        time_ms = left_ms()
+        if time_ms <= 0:
+            yield Result(example, None, _sentence(example, _TOO_LONG))
+            continue
         fuel = max(min(own.fuel, example.fuel_max or own.fuel, fuel_left), 1)
-        limits = Limits(fuel, own.memory_bytes, max(min(own.timeout_ms, time_ms), 1), own.output_bytes)
+        limits = Limits(fuel, own.memory_bytes, min(own.timeout_ms, time_ms), own.output_bytes)
         run = start(example, limits)
         fuel_left = max(fuel_left - run.meter.fuel, 0)
         found = _bound(example, own, limits, run) or _mismatch(example, run) or _rejected(example, rules, run)
@@ -65,7 +69,7 @@ def _bound(example: Example, own: Limits, limits: Limits, run: Run) -> str | Non
             return f"it needs more than its fuel_max, {example.fuel_max}"
         return f"all examples together need more than {EXAMPLES_FUEL_MAX} fuel, the most that they may use"
     if run.outcome is Outcome.TIMEOUT and limits.timeout_ms < own.timeout_ms:
-        return f"all examples together take longer than {EXAMPLES_SECONDS_MAX} seconds, the most that they may take"
+        return _TOO_LONG
     return None
 
 

@@ -692,7 +692,7 @@ class BondAnswer(_Answer):
     charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
     releasable_micro: CreditsOut = Field(
         alias="releasable",
-        description="What can be released now: nothing before all agents are retired and for four minutes after the"
+        description="What can be released now: nothing before all agents are retired and for five minutes after the"
         " last was retired, or while one of their tasks is not settled and credited.",
     )
     minimum_micro: CreditsOut = Field(

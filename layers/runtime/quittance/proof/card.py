@@ -21,7 +21,9 @@ from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, Sta
 
 EXTENSION: Final = "urn:quittance:a2a:task:1"
 """The A2A extension that says how the agent is called and which version of it the card is about."""
-CARD: Final = StatementType("JOSE", "agent card", Purpose.CARD, chars_max=CARD_BYTES_MAX * 4 // 3 + TOKEN_CHARS_MAX)
+CARD: Final = StatementType(
+    "JOSE", "signed card", Purpose.CARD, chars_max=CARD_BYTES_MAX * 4 // 3 + TOKEN_CHARS_MAX, older=False
+)
 _SIGNATURES_MAX: Final = 8
 
 
@@ -76,11 +78,12 @@ def verify(text: str | bytes, jwks: Mapping[str, Any], *, now_ms: int | None) ->
         except ProofError as error:
             failures.append(error)
         else:
-            return _verified(card, signed, now_ms)
+            return _verified(signed, now_ms)
     raise failures[0]
 
 
-def _verified(card: dict[str, Any], signed: statement.VerifiedStatement, now_ms: int | None) -> VerifiedCard:
+def _verified(signed: statement.VerifiedStatement, now_ms: int | None) -> VerifiedCard:
+    card = signed.claims
     params = statement.read(_Params, _params(card), "agent card")
     signed.check_time(params.issued_at, "issuedAt")
     if now_ms is not None:

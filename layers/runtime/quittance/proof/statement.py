@@ -95,13 +95,15 @@ class SigningKey:
 class StatementType:
     """A type of statement: the `typ` of its header, its name in sentences, and the purpose of the keys that sign it.
 
-    `chars_max` is the most that a verifier reads of one.
+    `chars_max` is the most that a verifier reads of one. Root keys without a purpose sign only types that are `older`
+    than purposes.
     """
 
     typ: str
     name: str
     purpose: Purpose
     chars_max: int = TOKEN_CHARS_MAX
+    older: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +320,9 @@ def _check_purpose(root: _Root, stated: object, statement_type: StatementType) -
     """Root key, certificate and statement have one purpose. An older root key has none, nor have its certificates."""
     name = quoted(root.key_id)
     if root.purpose is None:
+        if not statement_type.older:
+            sentence = f"the root key {name} is older than a {statement_type.name}, and signs none"
+            raise ProofError(Flaw.SIGNATURE, sentence)
         if stated is not None:
             sentence = f"the key set states no purpose of the root key {name}, its certificate {quoted(stated)}"
             raise ProofError(Flaw.SIGNATURE, f"{sentence}: download the key set again")

@@ -13,6 +13,7 @@ from quittance.api.identity import Caller
 from quittance.api.models import (
     AccountId,
     AgentAnswer,
+    AgentCard,
     AgentEstimate,
     AgentId,
     AgentLimits,
@@ -160,6 +161,31 @@ def describe(platform: Platform, agent_id: AgentId) -> AgentAnswer:
         recent=_recent(standing),
     )
     return _answer(agent).model_copy(update={"acceptance": parse_rules(agent.terms.rules), "reputation": shown})
+
+
+def card(platform: Platform, agent_id: AgentId) -> AgentCard:
+    """What an agent takes, gives and costs now. Raises NotFoundError without an active version."""
+    agent = platform.registry.get(agent_id)
+    if agent.version is None or agent.retired_ms is not None:
+        msg = f"The agent {agent_id!r} is {agent.state.replace('_', ' ')} and has no card."
+        raise NotFoundError(msg)
+    sha256 = agent.version.contract_sha256
+    return AgentCard(
+        agent_id=agent_id,
+        owner=agent.owner,
+        name=agent.name,
+        description=agent.description,
+        version=agent.version.number,
+        module_sha256=agent.version.module_sha256,
+        contract_sha256=sha256,
+        contract=None if sha256 is None else contracts.stored(platform, sha256),
+        tariff=pricing.parse_tariff(agent.terms.tariff),
+        tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
+        limits=_limits(agent.terms),
+        rules_sha256=agent.terms.rules_sha256,
+        acceptance=parse_rules(agent.terms.rules),
+        task_judges=_task_judges(agent.terms),
+    )
 
 
 def estimate(platform: Platform, agent_id: AgentId) -> PriceEstimate:

@@ -271,7 +271,7 @@ def _run_examples(platform: Platform, agent: Agent, contract: Contract, artefact
                 start=start,
                 left_ms=lambda: round((until_s - time.monotonic()) * 1_000),
             ):
-                cost_micro += platform.settings.compute.micro(result.run.meter.fuel)
+                cost_micro += platform.settings.compute.micro(result.run.meter.fuel) if result.run else 0
                 if result.failure is not None:
                     return result.failure, cost_micro
         finally:

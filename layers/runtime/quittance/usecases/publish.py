@@ -259,7 +259,7 @@ def _run_examples(platform: Platform, agent: Agent, contract: Contract, artefact
             )
             run = platform.sandbox.run(job)
             if run.outcome.fault is Fault.PLATFORM:
-                logger.error("example not run", agent_id=agent.agent_id, outcome=run.outcome, message=run.message)
+                logger.error("example not run", agent_id=agent.agent_id, outcome=run.outcome, said=run.message)
                 raise PlatformUnavailableError
             return run
 

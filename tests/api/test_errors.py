@@ -35,6 +35,7 @@ from quittance.errors import (
     TooManyRunningError,
     UnauthenticatedError,
     UnsupportedMediaTypeError,
+    VersionNotPublishedError,
     problem,
 )
 
@@ -64,6 +65,11 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (TaskConflictError("t-1"), 409, {"code": "task_conflict"}),
     (TaskInProgressError("t-1", retry_after_s=3), 409, {"code": "task_in_progress"}),
     (AgentNotReadyError("agt_1", "awaiting_upload"), 409, {"code": "agent_not_ready", "state": "awaiting_upload"}),
+    (
+        VersionNotPublishedError("agt_1", 2, state="awaiting_upload"),
+        409,
+        {"code": "version_not_published", "state": "awaiting_upload"},
+    ),
     (BondTooLowError("agt_1"), 409, {"code": "agent_not_ready"}),
     (BondInUseError("why", retry_after_s=9), 409, {"code": "bond_in_use"}),
     (

@@ -15,6 +15,7 @@ from quittance.api import events
 from quittance.errors import InsufficientFundsError, problem
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
 from quittance.ledger.journal import Payout, PayoutState
+from quittance.ledger.pricing import tariff_sha256
 from quittance.run import Meter, Outcome, Run
 
 NOW_MS = 1_800_000_000_123
@@ -92,6 +93,17 @@ def test_uploads_are_told_once_they_have_ended() -> None:
     ]  # fmt: skip
     assert shown[0]["module_sha256"] == "ab" * 32
     assert (shown[1]["code"], shown[1]["message"]) == ("no_start", "It has no _start.")
+
+
+def test_a_changed_agent_states_version_and_terms() -> None:
+    published = Version("ab" * 32, "key", "cd" * 32, "engine", "config", number=2)
+    for version in (published, None):
+        changed = agent(AgentState.REJECTED, version=version, revision=7)
+        shown = checked(events.agent_changed(changed, at_ms=NOW_MS))
+        assert (shown["event_id"], shown["revision"]) == ("agent.agt_1.revision.7", 7)
+        assert (shown["version"], shown["module_sha256"]) == ((2, "ab" * 32) if version else (None, None))
+        assert shown["tariff_sha256"] == tariff_sha256(changed.terms.tariff)
+        assert shown["rules_sha256"] == changed.terms.rules_sha256
 
 
 @pytest.mark.parametrize("state", PayoutState)

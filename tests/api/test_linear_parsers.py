@@ -461,6 +461,7 @@ READS: Final = {
     "store.registry.Registry.set_bond_short: int": OURS,
     "store.registry.Registry.dues: int": OURS,
     "store.registry._terms: int": OURS,
+    "store.registry._version_record: int": OURS,
     "store.registry.Registry.page: int": OURS,
     "ledger.reputation.Standing.distinct_payers: int": OURS,
     "ledger.reputation.rating: int": OURS,

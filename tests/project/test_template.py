@@ -552,7 +552,9 @@ def test_stream_filters_pass_exactly_what_notify_handles(template: dict[str, Any
     ]  # fmt: skip
     assert settled["OldImage"]["state"]["S"] == [State.FUNDED]
     assert {*settled["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
-    for pattern, state in zip(registry, (AgentState.ACTIVE, AgentState.REJECTED, AgentState.FAILED), strict=True):
+    *ends, revised = registry
+    assert revised == {"NewImage": {"revision": {"N": [{"exists": True}]}}}
+    for pattern, state in zip(ends, (AgentState.ACTIVE, AgentState.REJECTED, AgentState.FAILED), strict=True):
         assert pattern["NewImage"]["upload_state"]["S"] == [state]
         assert pattern["OldImage"]["upload_state"]["S"] == [{"anything-but": [state]}]
     for name in ("NotifyOfLedger", "NotifyOfRegistry"):

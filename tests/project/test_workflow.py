@@ -42,6 +42,7 @@ NOT_RAISED_BY_TASKS = {
     "MissingScopeError",
     "MovementConflictError",
     "PayoutConflictError",
+    "VersionNotPublishedError",
     "UnsupportedMediaTypeError",
     "NotLoggedError",
     "AnswerTooLargeError",

@@ -14,6 +14,7 @@ QuittanceError
 │   ├── TaskInProgressError           409  the same task is running now
 │   ├── AgentNotReadyError            409  no active version
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
+│   ├── VersionNotPublishedError      409  the version cannot be activated
 │   ├── TermsChangedError             409  module, tariff or rules differ from those that the task names
 │   ├── BondInUseError                409  the bond cannot be released yet
 │   ├── MovementConflictError         409  the movement's id was used for another amount or by another depositor
@@ -141,6 +142,18 @@ class AgentNotReadyError(RequestError):
     def __init__(self, agent_id: str, state: str, *, retry_after_s: int | None = None) -> None:
         detail = f"The agent {agent_id!r} is {state.replace('_', ' ')} and takes no tasks."
         super().__init__(detail, retry_after_s=retry_after_s, state=state)
+
+
+class VersionNotPublishedError(RequestError):
+    """The version cannot be activated: its upload was not published, or a newer one replaced it before it was."""
+
+    def __init__(self, agent_id: str, number: int, *, state: str | None) -> None:
+        stands = f"is {state.replace('_', ' ')}" if state else "was replaced by a newer upload"
+        super().__init__(
+            f"Version {number} of the agent {agent_id!r} {stands}; only a published version can be activated. List them"
+            f" with GET /agents/{agent_id}/versions.",
+            state=state,
+        )
 
 
 class BondTooLowError(AgentNotReadyError):
@@ -339,6 +352,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     BondTooLowError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
+    VersionNotPublishedError: (HTTPStatus.CONFLICT, "version_not_published", "The version is not published"),
     BondRequiredError: (HTTPStatus.PAYMENT_REQUIRED, "bond_required", "A bond is needed"),
     BondInUseError: (HTTPStatus.CONFLICT, "bond_in_use", "The bond is in use"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),

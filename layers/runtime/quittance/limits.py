@@ -24,6 +24,7 @@ DOT_SEGMENTS: Final = frozenset({".", ".."})  # not ids: clients and gateways re
 ACCOUNT_IDS_RESERVED: Final = DOT_SEGMENTS | {OWN_ACCOUNT}
 AGENT_NAME_CHARS_MAX: Final = 100
 AGENT_DESCRIPTION_CHARS_MAX: Final = 2_000
+VERSION_NUMBER_MAX: Final = 10**9  # of an agent; each is an upload that its owner opened
 PAGE_ITEMS_MAX: Final = 100
 REASON_CHARS_MAX: Final = 500  # of an operator's reason
 PAYOUT_ID_CHARS_MAX: Final = (ACCOUNT_ID_CHARS_MAX + len("#") + TASK_ID_CHARS_MAX) * 4 // 3  # base64 of both names

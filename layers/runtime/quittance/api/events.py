@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from quittance.agent import Agent, AgentState
 from quittance.api.models import Timestamp
 from quittance.ledger import escrow as escrows
+from quittance.ledger import pricing
 from quittance.ledger.credits import CreditsOut
 from quittance.ledger.escrow import Escrow, Settlement, State
 from quittance.ledger.journal import Payout, PayoutState
@@ -112,6 +113,22 @@ class PublishingFailed(Event):
     message: str
 
 
+class AgentChanged(Event):
+    """An agent's owner activated another of its versions, or changed its name or terms: new tasks get these."""
+
+    event: Literal["AgentChanged"] = "AgentChanged"
+    agent_id: str
+    owner: str
+    name: str
+    revision: int = Field(
+        description="Rises with each publication, activation and change of the agent: a lower one is older."
+    )
+    version: int | None = Field(description="The number of the active version; null if there is none.")
+    module_sha256: str | None = Field(description="Names the module of the active version.")
+    tariff_sha256: str
+    rules_sha256: str
+
+
 class PayoutRequested(Event):
     """Credits were withdrawn: somebody has to pay them out, and to record how that ended."""
 
@@ -140,6 +157,7 @@ ALL: Final[tuple[type[Event], ...]] = (
     AgentPublished,
     AgentRejected,
     PublishingFailed,
+    AgentChanged,
     PayoutRequested,
     PayoutDecided,
 )
@@ -229,3 +247,19 @@ def upload_ended(agent: Agent, *, at_ms: int) -> AgentPublished | AgentRejected 
     if upload.state is AgentState.FAILED and upload.rejection:
         return PublishingFailed(**common, code=upload.rejection.code, message=upload.rejection.message)
     return None
+
+
+def agent_changed(agent: Agent, *, at_ms: int) -> AgentChanged:
+    """The event of an agent whose owner activated another version, or changed name or terms."""
+    return AgentChanged(
+        event_id=f"agent.{agent.agent_id}.revision.{agent.revision}",
+        at=at_ms,
+        agent_id=agent.agent_id,
+        owner=agent.owner,
+        name=agent.name,
+        revision=agent.revision,
+        version=agent.version.number if agent.version else None,
+        module_sha256=agent.version.module_sha256 if agent.version else None,
+        tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
+        rules_sha256=agent.terms.rules_sha256,
+    )

@@ -25,7 +25,7 @@ from pydantic import (
 from quittance import canonical_json, limits
 from quittance.acceptance.contract import PublishedContract
 from quittance.acceptance.rules import Rules, rules_json, rules_sha256
-from quittance.agent import AgentState
+from quittance.agent import AgentState, VersionState
 from quittance.api.targets import WebhookUrl
 from quittance.canonical_json import Sent
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
@@ -506,6 +506,57 @@ class VersionRequest(Sent):
     contract: PublishedContract | None = Field(default=None, description="The whole new contract; `{}` takes it away.")
 
 
+class LimitsChange(Sent):
+    """Limits of a run to change; those that are absent stay as they are."""
+
+    memory_mib: (
+        Annotated[int, Field(strict=True, ge=1, le=limits.MEMORY_BYTES_MAX // limits.MIB), canonical_json.WHOLE] | None
+    ) = Field(default=None, description="MiB of linear memory.")
+    timeout: (
+        Annotated[int, Field(strict=True, ge=limits.TIMEOUT_S_MIN, le=limits.TIMEOUT_S_ASYNC_MAX), canonical_json.WHOLE]
+        | None
+    ) = Field(default=None, description="Whole seconds.")
+    fuel: Annotated[int, Field(strict=True, ge=1, le=limits.FUEL_MAX), canonical_json.WHOLE] | None = Field(
+        default=None, description="Units of fuel."
+    )
+
+
+class AgentChange(Sent):
+    """A change of an agent without an upload; what is absent, or null, stays as it is.
+
+    Terms are those of the active version. An open upload keeps its own terms, and so do tasks that are funded already.
+    """
+
+    name: (
+        Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.AGENT_NAME_CHARS_MAX)]
+        | None
+    ) = Field(default=None, description="The agent's new name.", examples=["word count"])
+    description: Annotated[str, StringConstraints(max_length=limits.AGENT_DESCRIPTION_CHARS_MAX)] | None = Field(
+        default=None, description="The agent's new description."
+    )
+    tariff: Tariff | None = Field(default=None, description="The whole new tariff.")
+    limits: LimitsChange | None = Field(default=None, description="The limits to change.")
+    acceptance: PublishedRules | None = Field(
+        default=None, description="The new rules for outputs, instead of all present ones; `{}` removes them."
+    )
+    task_judges: TaskJudges | Literal["refused"] | None = Field(
+        default=None, description='Consent to tasks that bring a judge; `"refused"` takes it back.'
+    )
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether it changes terms, not only name or description."""
+        terms = (self.tariff, self.limits, self.acceptance, self.task_judges)
+        return any(value is not None for value in terms)
+
+    @model_validator(mode="after")
+    def _check_not_empty(self) -> Self:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            names = ", ".join(type(self).model_fields)
+            raise InvalidRequestError(("body", f"must have at least one of {names}"))
+        return self
+
+
 class UploadForm(_Answer):
     """Where to post the module, once, as `multipart/form-data`: the fields first, then the part `file`."""
 
@@ -607,7 +658,9 @@ class AgentAnswer(_Answer):
     name: str
     description: str
     state: AgentState
+    version: int | None = Field(default=None, description="The number of the active version; null if there is none.")
     module_sha256: str | None = Field(description="Names the version that tasks run now.")
+    contract_sha256: str | None = Field(default=None, description="Of the active version's contract; null without one.")
     rejection: AgentRejection | None = None
     tariff: Tariff
     tariff_sha256: str = Field(description="Pin it in a task, so that no other tariff counts.")
@@ -647,6 +700,38 @@ class AgentCard(_Answer):
     rules_sha256: str = Field(description="Of the rules for its outputs; that of `{}` if there are none.")
     acceptance: PublishedRules = Field(description="The rules that each output must meet for the agent to be paid.")
     task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
+
+
+class VersionAnswer(_Answer):
+    """One version of an agent, with the terms that it has or last had."""
+
+    number: int = Field(description="That of its upload, from 1.", examples=[3])
+    state: VersionState = Field(
+        description="`active`: tasks run it. `inactive`: it was published and can be activated again. In other states"
+        " it was not published."
+    )
+    module_sha256: str | None = Field(default=None, description="Names its module; null if it was not published.")
+    contract_sha256: str | None = Field(default=None, description="Of its contract; null without one.")
+    tariff: Tariff = Field(description="What a task costs.")
+    tariff_sha256: str = Field(description="By this the receipts name the tariff.")
+    rules_sha256: str = Field(description="Of the rules for its outputs; that of `{}` if there are none.")
+    limits: AgentLimits = Field(description="What one run may use.")
+    task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
+    rejection: AgentRejection | None = Field(
+        default=None, description="Why it was rejected, or that the platform failed to publish it."
+    )
+    published_at: Timestamp | None = Field(
+        default=None, description="Null if it was not published, or before this time was recorded."
+    )
+
+
+class VersionPage(_Answer):
+    """Some versions of an agent, newest first; a page may be shorter than `limit`, or empty, though more follow."""
+
+    versions: list[VersionAnswer] = Field(
+        description="Without uploads that a newer one replaced before they were decided."
+    )
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
 
 
 class LogTile(_Answer):

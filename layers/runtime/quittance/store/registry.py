@@ -494,8 +494,8 @@ class Registry:
             if kept is None:
                 retried(lambda: self._client.update_item(**write), self._patience())
             else:
-                puts = [self._put(written.agent_id, record) for record in kept if record]
-                actions: list[Any] = [{"Update": write}, *puts]
+                keeping = [self._keep(written.agent_id, record) for record in kept if record]
+                actions: list[Any] = [{"Update": write}, *keeping]
                 send = partial(
                     self._client.transact_write_items, TransactItems=actions, ClientRequestToken=str(uuid.uuid4())
                 )
@@ -507,10 +507,11 @@ class Registry:
             return _agent(refused.items[0])
         return written
 
-    def _put(self, agent_id: str, record: VersionRecord) -> dict[str, Any]:
-        """The action that writes the VERSION item of a record. What was stored of the same version is replaced."""
-        values = {"pk": _version_pk(agent_id, record.number), **_record_values(record)}
-        return {"Put": {"TableName": self._table, "Item": to_item(values)}}
+    def _keep(self, agent_id: str, record: VersionRecord) -> dict[str, Any]:
+        """The action that writes the VERSION item of a record, and replaces all that was stored of this version."""
+        values = _record_values(record)
+        absent = [name for name, value in values.items() if value is None]
+        return {"Update": update(self._table, _version_pk(agent_id, record.number), set_=values, remove=absent)}
 
     def _unlist(self, agents: Iterable[Agent]) -> None:
         """Removes agents that are not active from the listing, into which old code put every registration."""
@@ -624,6 +625,9 @@ def _version_values(version: Version) -> dict[str, Value | None]:
     }
 
 
+_VERSION_NAMES: Final = tuple(_version_values(Version("", "", "", "", "")))
+
+
 def _absent(version: Version | None) -> tuple[str, ...]:
     """The attributes of the active version that must be removed, because this one has none."""
     return tuple(name for name, value in _version_values(version).items() if value is None) if version else ()
@@ -672,11 +676,15 @@ def _version_pk(agent_id: str, number: int) -> str:
 
 
 def _record_values(record: VersionRecord) -> dict[str, Value | None]:
-    """The attributes of a VERSION item. None is the key of an index: only agents are listed."""
+    """All attributes of a VERSION item but its key, None for absent ones. None is the key of an index."""
+    version, rejection = record.version, record.rejection
+    published = dict.fromkeys(_VERSION_NAMES) if version is None else _version_values(version)
     return {
-        "version_state": _PUBLISHED if record.version else record.state,
-        **(_version_values(record.version) if record.version else {"contract_sha256": record.contract_sha256}),
-        **(_rejection_values(record.rejection) if record.rejection else {}),
+        "version_state": record.state if version is None else _PUBLISHED,
+        **published,
+        "contract_sha256": record.contract_sha256,
+        "rejection_code": rejection.code if rejection else None,
+        "rejection_message": rejection.message if rejection else None,
         **_terms_values("", record.terms),
     }
 
@@ -684,7 +692,7 @@ def _record_values(record: VersionRecord) -> dict[str, Value | None]:
 def _version_record(item: Mapping[str, Any]) -> VersionRecord:
     """The record in a VERSION item. A published version counts as inactive: the agent says which one is active."""
     values = from_item(item)
-    number, stated = int(values["pk"].rpartition("#")[2]), values["version_state"]
+    number, stated = int(values["pk"].rpartition("#")[2]), str(values["version_state"])
     return VersionRecord(
         number,
         VersionState.INACTIVE if stated == _PUBLISHED else VersionState(stated),
@@ -718,6 +726,16 @@ def upload_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Agent |
     upload = ("upload_number", "upload_state")
     moved = "upload_state" in after and any(before.get(name) != after[name] for name in upload)
     return _agent(after) if moved else None
+
+
+def revised(before: Mapping[str, Any], after: Mapping[str, Any]) -> Agent | None:
+    """The agent whose owner activated another version, or changed name or terms, in a change of the table; else None.
+
+    The images are those of a stream record. A publication is no such change: see `upload_moved`.
+    """
+    revision = after.get("revision")
+    changed = revision is not None and revision != before.get("revision")
+    return _agent(after) if changed and upload_moved(before, after) is None else None
 
 
 def _agent(item: Mapping[str, Any]) -> Agent:

@@ -1,19 +1,21 @@
-"""Agents: registration, uploads and retirement by their owners, and what anyone may read about them."""
+"""Agents: registration, versions, terms and retirement by their owners, and what anyone may read about them."""
 
 import base64
 import secrets
+from dataclasses import replace
 from typing import Annotated, Final
 
 from pydantic import Field
 
 from quittance.acceptance.contract import Contract, without_output_schema
 from quittance.acceptance.rules import Rules, parse_rules, rules_json
-from quittance.agent import Agent, AgentState, Terms, Upload
+from quittance.agent import Agent, AgentState, Rejection, Terms, Upload, VersionRecord
 from quittance.api.identity import Caller
 from quittance.api.models import (
     AccountId,
     AgentAnswer,
     AgentCard,
+    AgentChange,
     AgentEstimate,
     AgentId,
     AgentLimits,
@@ -24,10 +26,13 @@ from quittance.api.models import (
     AgentUpload,
     ComputeAnswer,
     CreditsSpread,
+    LimitsChange,
     PriceEstimate,
     TaskJudges,
     TimeSpread,
     UploadForm,
+    VersionAnswer,
+    VersionPage,
     VersionRequest,
 )
 from quittance.api.requests import Cursor, PageAfter, PageLimit
@@ -38,19 +43,24 @@ from quittance.errors import (
     InvalidRequestError,
     NotFoundError,
     PlatformUnavailableError,
+    VersionNotPublishedError,
 )
 from quittance.ledger import pricing, reputation
 from quittance.ledger.balances import bond_account
 from quittance.ledger.pricing import Tariff
 from quittance.ledger.reputation import Standing
-from quittance.limits import MIB, UPLOAD_SECONDS_MAX
+from quittance.limits import MIB, UPLOAD_SECONDS_MAX, VERSION_NUMBER_MAX
 from quittance.platform import Platform
 from quittance.usecases import contracts
 from quittance.usecases import judges as judging
 
 _OPEN_TRIES: Final = 5  # one fails only if another version of the same agent is opened at the same time
+_REVISE_TRIES: Final = 20  # one fails only if another write to the same agent succeeds at the same time
 _AGENT_ID_BYTES: Final = 10
 _CURSOR: Final = Cursor("[A-Za-z0-9_-]{1,64}")
+_VERSION_CURSOR: Final = Cursor()
+
+VersionNumber = Annotated[int, Field(ge=1, le=VERSION_NUMBER_MAX, description="The version's number.")]
 
 
 def register(platform: Platform, caller: Caller, request: AgentRequest) -> AgentUpload:
@@ -123,6 +133,68 @@ def _contract_of_version(platform: Platform, agent: Agent, request: VersionReque
     return contracts.keep(platform, request.contract)
 
 
+def activate(platform: Platform, caller: Caller, agent_id: AgentId, number: VersionNumber) -> AgentAnswer:
+    """Activates an earlier or later published version, with module, contract and the terms that it last had.
+
+    Tasks that are funded already keep the version and terms that they were funded for. Repeating changes nothing.
+    Raises NotFoundError, VersionNotPublishedError, AgentNotReadyError for a retired agent, InvalidRequestError if the
+    version's judge is unsuitable now, AccountFrozenError, BondRequiredError, PlatformUnavailableError.
+    """
+    owner = caller.account
+    _check_not_frozen(platform, owner)
+    agent = _own(platform, owner, agent_id)
+    _check_bond(platform, owner)
+    for _ in range(_REVISE_TRIES):
+        if agent.retired_ms is not None:
+            raise AgentNotReadyError(agent_id, agent.state)
+        if agent.version is not None and agent.version.number == number:
+            return _described(platform, agent)
+        record = _published(platform, agent, number)
+        _check_judge(platform, parse_rules(record.terms.rules))
+        agent = platform.registry.reactivate(agent, record)
+    raise PlatformUnavailableError
+
+
+def change(platform: Platform, caller: Caller, agent_id: AgentId, request: AgentChange) -> AgentAnswer:
+    """Changes an agent's name or description, or the terms of its active version, without an upload.
+
+    Changes by concurrent requests are combined: one that changes the tariff does not undo another one's limits. Tasks
+    that are funded already keep their terms. Repeating changes nothing. Raises NotFoundError, AgentNotReadyError for a
+    retired agent or for terms without an active version, InvalidRequestError for an unsuitable judge,
+    AccountFrozenError, BondRequiredError, PlatformUnavailableError.
+    """
+    owner = caller.account
+    _check_not_frozen(platform, owner)
+    agent = _own(platform, owner, agent_id)
+    _check_bond(platform, owner)
+    if request.acceptance is not None:
+        _check_judge(platform, request.acceptance)
+    for _ in range(_REVISE_TRIES):
+        changed = replace(
+            agent,
+            name=agent.name if request.name is None else request.name,
+            description=agent.description if request.description is None else request.description,
+            terms=_changed_terms(agent.terms, request),
+        )
+        if agent.retired_ms is not None or (agent.version is None and request.has_terms):
+            raise AgentNotReadyError(agent_id, agent.state)
+        if changed == agent:
+            return _described(platform, agent)
+        agent = platform.registry.change(agent, changed)
+    raise PlatformUnavailableError
+
+
+def _published(platform: Platform, agent: Agent, number: int) -> VersionRecord:
+    """A published version of an agent. Raises NotFoundError, VersionNotPublishedError."""
+    if number > agent.upload.number:
+        msg = f"The agent {agent.agent_id!r} has no version {number}; its newest is {agent.upload.number}."
+        raise NotFoundError(msg)
+    record = platform.registry.version(agent, number)
+    if record is None or record.version is None:
+        raise VersionNotPublishedError(agent.agent_id, number, state=record.state if record else None)
+    return record
+
+
 def _check_bond(platform: Platform, owner: str) -> None:
     """Raises BondRequiredError unless the owner's bond is large enough to publish."""
     minimum_micro = platform.settings.bond_minimum_micro
@@ -146,8 +218,11 @@ def retire(platform: Platform, caller: Caller, agent_id: AgentId) -> AgentAnswer
 
 def describe(platform: Platform, agent_id: AgentId) -> AgentAnswer:
     """An agent with its reputation. Raises NotFoundError, PlatformUnavailableError."""
-    agent = platform.registry.get(agent_id)
-    standing = platform.ledger.standing(agent_id)
+    return _described(platform, platform.registry.get(agent_id))
+
+
+def _described(platform: Platform, agent: Agent) -> AgentAnswer:
+    standing = platform.ledger.standing(agent.agent_id)
     scores = {name: reputation.score_tenths(standing, name) for name in reputation.ALGORITHMS}
     shown = AgentReputation(
         score=scores[platform.settings.reputation],
@@ -222,6 +297,22 @@ def page(
     return AgentPage(agents=[_answer(agent) for agent in found.agents], next=cursor)
 
 
+def versions(platform: Platform, agent_id: AgentId, limit: PageLimit = 20, after: PageAfter = None) -> VersionPage:
+    """A page of an agent's versions, newest first, with their states and terms.
+
+    Raises InvalidRequestError for an invalid cursor, NotFoundError, PlatformUnavailableError.
+    """
+    agent = platform.registry.get(agent_id)
+    before = _VERSION_CURSOR.read(after)
+    newest = agent.upload.number if before is None else min(before[0] - 1, agent.upload.number)
+    oldest = max(newest - limit + 1, 1)
+    found = platform.registry.versions(agent, range(oldest, newest + 1))
+    return VersionPage(
+        versions=[_version_answer(found[number]) for number in sorted(found, reverse=True)],
+        next=_VERSION_CURSOR.write(oldest) if 1 < oldest <= newest else None,
+    )
+
+
 def _own(platform: Platform, owner: str, agent_id: str) -> Agent:
     agent = platform.registry.get(agent_id)
     if agent.owner != owner:
@@ -260,6 +351,29 @@ def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges
     )
 
 
+def _changed_terms(terms: Terms, request: AgentChange) -> Terms:
+    """Terms with a change. What the request does not name stays as it is stored, to the byte."""
+    if request.tariff is not None:
+        terms = replace(terms, tariff=pricing.tariff_json(request.tariff))
+    if request.limits is not None:
+        terms = _changed_limits(terms, request.limits)
+    if request.acceptance is not None:
+        terms = replace(terms, rules=rules_json(request.acceptance))
+    if request.task_judges is not None:
+        judges = request.task_judges
+        terms = replace(terms, task_judge_bps=None if judges == "refused" else judges.rejected_share_bps)
+    return terms
+
+
+def _changed_limits(terms: Terms, changed: LimitsChange) -> Terms:
+    return replace(
+        terms,
+        memory_bytes=terms.memory_bytes if changed.memory_mib is None else changed.memory_mib * MIB,
+        timeout_s=terms.timeout_s if changed.timeout is None else changed.timeout,
+        fuel=terms.fuel if changed.fuel is None else changed.fuel,
+    )
+
+
 def _task_judges(terms: Terms) -> TaskJudges | None:
     if terms.task_judge_bps is None:
         return None
@@ -271,21 +385,43 @@ def _limits(terms: Terms) -> AgentLimits:
 
 
 def _answer(agent: Agent) -> AgentAnswer:
-    rejection = agent.upload.rejection
     return AgentAnswer(
         agent_id=agent.agent_id,
         owner=agent.owner,
         name=agent.name,
         description=agent.description,
         state=agent.state,
+        version=agent.version.number if agent.version else None,
         module_sha256=agent.version.module_sha256 if agent.version else None,
-        rejection=AgentRejection(code=rejection.code, message=rejection.message) if rejection else None,
+        contract_sha256=agent.version.contract_sha256 if agent.version else None,
+        rejection=_rejection(agent.upload.rejection),
         tariff=pricing.parse_tariff(agent.terms.tariff),
         tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
         rules_sha256=agent.terms.rules_sha256,
         limits=_limits(agent.terms),
         task_judges=_task_judges(agent.terms),
         created_at=agent.created_ms,
+    )
+
+
+def _rejection(rejection: Rejection | None) -> AgentRejection | None:
+    return AgentRejection(code=rejection.code, message=rejection.message) if rejection else None
+
+
+def _version_answer(record: VersionRecord) -> VersionAnswer:
+    terms, version = record.terms, record.version
+    return VersionAnswer(
+        number=record.number,
+        state=record.state,
+        module_sha256=version.module_sha256 if version else None,
+        contract_sha256=record.contract_sha256,
+        tariff=pricing.parse_tariff(terms.tariff),
+        tariff_sha256=pricing.tariff_sha256(terms.tariff),
+        rules_sha256=terms.rules_sha256,
+        limits=_limits(terms),
+        task_judges=_task_judges(terms),
+        rejection=_rejection(record.rejection),
+        published_at=version.published_ms if version else None,
     )
 
 

@@ -12,7 +12,7 @@ from quittance.api.events import Event
 from quittance.observability import Metric, count, logger
 from quittance.platform import Platform
 from quittance.store.ledger import left_funded, payout_moved
-from quittance.store.registry import upload_moved
+from quittance.store.registry import revised, upload_moved
 from quittance.usecases.webhook import Notice
 
 
@@ -35,11 +35,15 @@ def emit_change(platform: Platform, record: Mapping[str, Any]) -> Event | None:
         moved = events.payout_moved(payout)
         emit(platform, moved)
         return moved
-    agent = upload_moved(before, after)
-    ended = events.upload_ended(agent, at_ms=int(change["ApproximateCreationDateTime"] * 1_000)) if agent else None
-    if ended:
-        emit(platform, ended)
-    return ended
+    at_ms = int(change["ApproximateCreationDateTime"] * 1_000)
+    of_agent: Event | None = None
+    if agent := upload_moved(before, after):
+        of_agent = events.upload_ended(agent, at_ms=at_ms)
+    elif agent := revised(before, after):
+        of_agent = events.agent_changed(agent, at_ms=at_ms)
+    if of_agent:
+        emit(platform, of_agent)
+    return of_agent
 
 
 def emit(platform: Platform, event: Event) -> None:

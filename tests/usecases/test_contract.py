@@ -11,7 +11,7 @@ from quittance import sandbox
 from quittance.acceptance import examples as running
 from quittance.acceptance.contract import contract_json, contract_sha256
 from quittance.api.identity import Caller
-from quittance.api.models import AgentRequest, DirectTaskRequest, TaskPending, VersionRequest
+from quittance.api.models import AgentChange, AgentRequest, DirectTaskRequest, TaskPending, VersionRequest
 from quittance.errors import (
     InputNotAcceptedError,
     InvalidRequestError,
@@ -161,6 +161,27 @@ def test_rules_that_contradict_the_output_schema_are_refused(rich: Cloud) -> Non
     assert next_version(rich, agent_id, contract=CONTRACT, acceptance={"json_schema": CONTRACT["output_schema"]})
 
 
+def test_changed_rules_keep_the_output_schema_of_the_contract(rich: Cloud) -> None:
+    agent_id = published(rich)
+    change = lambda **members: agents.change(rich, OWNER, agent_id, AgentChange.model_validate(members))  # noqa: E731
+    change(acceptance={"max_bytes": 50})
+    card = agents.card(rich, agent_id)
+    assert (card.acceptance.max_bytes, card.acceptance.json_schema) == (50, CONTRACT["output_schema"])
+    with pytest.raises(InvalidRequestError, match="another schema"):
+        change(acceptance={"json_schema": True})
+    assert agents.card(rich, agent_id) == card
+
+
+def test_an_earlier_version_comes_back_with_its_contract(rich: Cloud) -> None:
+    agent_id = published(rich)
+    first = agents.card(rich, agent_id)
+    assert next_version(rich, agent_id, contract={"input_schema": False}) == "active"
+    refuse(rich, agent_id, input={"text": ""})
+    agents.activate(rich, OWNER, agent_id, 1)
+    assert agents.card(rich, agent_id) == first
+    assert run(rich, agent_id, input={"text": ""}).success
+
+
 def test_output_that_does_not_meet_the_contract_is_not_paid(rich: Cloud) -> None:
     agent_id = published(rich, {"output_schema": {"type": "array"}})
     done = run(rich, agent_id, input="{}")
@@ -254,7 +275,7 @@ def test_a_stricter_contract_changes_no_settled_task(rich: Cloud) -> None:
 
 
 def test_judges_read_what_they_judge_whatever_their_contract_says(rich: Cloud) -> None:
-    judge = published(rich, {"input_schema": False}, wasm("coverage"))
+    judge = published(rich, {"input_schema": False}, wasm("coverage"), limits={"fuel": 100_000_000})
     agent_id = published(rich, {}, task_judges=CONSENT)
     rules = {"judge": {"agent_id": judge, "threshold": "0", "budget": "0.02"}}
     done = run(rich, agent_id, input="words", acceptance=rules)

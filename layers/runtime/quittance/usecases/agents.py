@@ -160,8 +160,8 @@ def change(platform: Platform, caller: Caller, agent_id: AgentId, request: Agent
 
     Changes by concurrent requests are combined: one that changes the tariff does not undo another one's limits. Tasks
     that are funded already keep their terms. Repeating changes nothing. Raises NotFoundError, AgentNotReadyError for a
-    retired agent or for terms without an active version, InvalidRequestError for an unsuitable judge,
-    AccountFrozenError, BondRequiredError, PlatformUnavailableError.
+    retired agent or for terms without an active version, InvalidRequestError for an unsuitable judge or for rules that
+    contradict the contract, AccountFrozenError, BondRequiredError, PlatformUnavailableError.
     """
     owner = caller.account
     _check_not_frozen(platform, owner)
@@ -174,7 +174,7 @@ def change(platform: Platform, caller: Caller, agent_id: AgentId, request: Agent
             agent,
             name=agent.name if request.name is None else request.name,
             description=agent.description if request.description is None else request.description,
-            terms=_changed_terms(agent.terms, request),
+            terms=_changed_terms(agent.terms, request, _changed_rules(platform, agent, request)),
         )
         if agent.retired_ms is not None or (agent.version is None and request.has_terms):
             raise AgentNotReadyError(agent_id, agent.state)
@@ -351,14 +351,21 @@ def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges
     )
 
 
-def _changed_terms(terms: Terms, request: AgentChange) -> Terms:
+def _changed_rules(platform: Platform, agent: Agent, request: AgentChange) -> Rules | None:
+    """The new rules for outputs, with the output schema of the active version's contract; None if they stay."""
+    if request.acceptance is None:
+        return None
+    return contracts.rules_with(request.acceptance, contracts.stored(platform, agent.contract_sha256))
+
+
+def _changed_terms(terms: Terms, request: AgentChange, rules: Rules | None) -> Terms:
     """Terms with a change. What the request does not name stays as it is stored, to the byte."""
     if request.tariff is not None:
         terms = replace(terms, tariff=pricing.tariff_json(request.tariff))
     if request.limits is not None:
         terms = _changed_limits(terms, request.limits)
-    if request.acceptance is not None:
-        terms = replace(terms, rules=rules_json(request.acceptance))
+    if rules is not None:
+        terms = replace(terms, rules=rules_json(rules))
     if request.task_judges is not None:
         judges = request.task_judges
         terms = replace(terms, task_judge_bps=None if judges == "refused" else judges.rejected_share_bps)

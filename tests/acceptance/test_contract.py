@@ -211,14 +211,17 @@ def test_place_of_a_fault_is_short_and_printable() -> None:
 
 
 def test_steps_of_an_input_check_grow_with_the_input() -> None:
-    """29,998 steps of 29,999 are accepted, 30,001 of 30,000 refuse the input."""
-    schema = Schema({"items": {"allOf": [{"type": "integer"}] * 2}})  # a step for the array, three for each item
+    """10,000 steps and one for each three bytes; one step for the array and two for each item are taken."""
+    schema = Schema({"items": {"allOf": [{"type": "integer"}]}})
     stdin = lambda items: b"[" + b",".join([b"1"] * items) + b"]"  # noqa: E731
-    assert refused(schema, stdin(9_999)) is None
-    found = refused(schema, stdin(10_000))
+    taken, given = (lambda items: 1 + 2 * items), (lambda items: 10_000 + len(stdin(items)) // 3)
+    most = next(items for items in range(10_000) if taken(items) > given(items)) - 1
+    assert taken(most) == given(most)
+    assert refused(schema, stdin(most)) is None
+    found = refused(schema, stdin(most + 1))
     assert found
-    steps = limits.INPUT_STEPS_MIN + len(stdin(10_000)) // limits.INPUT_BYTES_PER_STEP
-    assert f"more than {steps} steps" in found[1]
+    assert f"more than {given(most + 1)} steps" in found[1]
+    assert (limits.INPUT_STEPS_MIN, limits.INPUT_BYTES_PER_STEP) == (10_000, 3)
 
 
 JSON = st.recursive(

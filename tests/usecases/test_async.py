@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from quittance.api import messages
 from quittance.api.identity import Caller
-from quittance.api.models import TaskPending, TaskRequest, TaskResult, VersionRequest
+from quittance.api.models import AgentChange, TaskPending, TaskRequest, TaskResult, VersionRequest
 from quittance.errors import (
     AgentNotReadyError,
     BudgetTooLowError,
@@ -21,6 +21,7 @@ from quittance.errors import (
     PlatformUnavailableError,
     TaskConflictError,
     TaskInProgressError,
+    TermsChangedError,
     TimeoutTooLongError,
 )
 from quittance.ledger.escrow import Escrow, escrow_id
@@ -39,7 +40,8 @@ from quittance.proof import receipt
 from quittance.run import Input, Job, Outcome, Run
 from quittance.store.queue import Delivery, NotDoneError, Queue
 from quittance.usecases import deadletter, execute, launch, result
-from quittance.usecases.agents import open_version, retire
+from quittance.usecases.agents import change as change_agent
+from quittance.usecases.agents import describe, open_version, retire
 from quittance.usecases.publish import publish
 from quittance.usecases.work import work
 from tests.functions.test_handlers import load
@@ -342,14 +344,14 @@ def test_unavailable_queue_fails_no_task(rich: Cloud, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("way", ["queue", "repetition"])
-@pytest.mark.parametrize("change", ["version", "retired", "dearer"])
+@pytest.mark.parametrize("change", ["version", "retired", "rules"])
 def test_task_whose_agent_changed_is_refunded(rich: Cloud, bench: Bench, way: str, change: str) -> None:
     agent = rich.publish(wasm("echo"))
     submit(rich, agent, budget="0.02")
     if change == "retired":
         retire(rich, Caller("owner"), agent)
     else:
-        terms = {"tariff": {"type": "flat", "price": "1" if change == "dearer" else "0.01"}}
+        terms = {"acceptance": {"max_bytes": 1_000}} if change == "rules" else {}
         open_version(rich, Caller("owner"), agent, VersionRequest.model_validate(terms))
         rich.post(agent, 2, wasm("wordcount") if change == "version" else wasm("echo"))
         assert publish(rich, f"uploads/{agent}/2") == "active"
@@ -364,6 +366,28 @@ def test_task_whose_agent_changed_is_refunded(rich: Cloud, bench: Bench, way: st
     claims = receipt.verify(done.receipt, rich.keys.jwks())
     assert (claims["fault"], claims["limits"], claims["engine"], claims["stderr_sha256"]) == ("none", None, "", None)
     assert rich.ledger.available_micro("alice") == START
+
+
+@pytest.mark.parametrize("way", ["queue", "repetition"])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_funded_task_keeps_its_price(rich: Cloud, bench: Bench, way: str, pinned: bool) -> None:
+    agent = rich.publish(wasm("echo"))
+    pins = {"tariff_sha256": describe(rich, agent).tariff_sha256} if pinned else {}
+    submit(rich, agent, budget="0.02", **pins)
+    dearer = AgentChange.model_validate({"tariff": {"type": "flat", "price": "1"}, "limits": {"timeout": 1}})
+    change_agent(rich, Caller("owner"), agent, dearer)
+    with pytest.raises(TermsChangedError if pinned else BudgetTooLowError):
+        run(rich, agent, task_id="new", budget="0.02", **pins)
+    if way == "queue":
+        work(rich, bench.one())
+    else:
+        assert run(rich, agent, budget="0.02", **pins).success
+    done = result.read(rich, Caller("alice"), "t-1")
+    assert isinstance(done, TaskResult)
+    claims = receipt.verify(done.receipt, rich.keys.jwks())
+    taken = [int(claims[name]) for name in ("paid", "fee", "compute")]
+    assert (done.success, taken[0] + taken[1] - taken[2]) == (True, 10_000)
+    assert execute.submit(rich, "alice", ask(agent, budget="0.02", **pins)) == done, "a repeat gets the same answer"
 
 
 def test_task_waits_while_its_agent_is_recompiled(rich: Cloud, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def _execute(
 ) -> TaskResult | TaskPending:
     request = attempt.request
     try:
-        ready, named = _check(platform, attempt)
+        ready, named = _check_or_join(platform, attempt)
         hold, judge_holds = _holds(platform, attempt, ready, named)
         observability.about(hold)
         _check_pause(platform, hold)
@@ -187,9 +187,23 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
     return TaskQueued(**dict(stored)) if isinstance(stored, TaskPending) else stored
 
 
+def _check_or_join(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, list[NamedJudge]]:
+    """As `_check`. A funded task keeps the terms that it was funded with, whatever the agent's terms are now."""
+    try:
+        return _check(platform, attempt)
+    except (BudgetTooLowError, TermsChangedError):
+        earlier = platform.ledger.find(attempt.escrow_id)
+        if earlier is None or earlier.request_sha256 != attempt.request_sha256:
+            raise
+        return _check(platform, attempt, funded=True)
+
+
 @tracing.step("check")
-def _check(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, list[NamedJudge]]:
-    """The agent and the judges, if every check passes. Raises RequestError; no money has moved."""
+def _check(platform: Platform, attempt: _Attempt, *, funded: bool = False) -> tuple[ReadyAgent, list[NamedJudge]]:
+    """The agent and the judges, if every check passes. Raises RequestError; no money has moved.
+
+    The agent's terms are not checked if the task is `funded`: those in its escrow count.
+    """
     request = attempt.request
     if platform.registry.is_frozen(attempt.user):
         raise AccountFrozenError
@@ -200,13 +214,14 @@ def _check(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, list[Name
     if (request.timeout or TIMEOUT_S_MIN) > most_s:
         reason = "the caller waits for the answer" + (", and for the judges" if named else "")
         raise TimeoutTooLongError(timeout_s_max=most_s, reason=reason)
-    _check_terms(request, ready)
+    if not funded:
+        _check_terms(request, ready)
     judging_micro = sum(judge.payers_micro for judge in named)
     if request.max_judging_micro is not None and judging_micro > request.max_judging_micro:
         raise JudgingTooDearError(judging_micro=judging_micro, most_micro=request.max_judging_micro)
     tariff = pricing.parse_tariff(ready.agent.terms.tariff)
     least_micro = judging_micro + max(pricing.least_budget_micro(tariff, platform.settings.compute), 1)
-    if request.budget_micro < least_micro:
+    if request.budget_micro < least_micro and not funded:
         raise BudgetTooLowError(budget_micro=request.budget_micro, least_micro=least_micro)
     if request.min_reputation is not None:
         standing = platform.ledger.standing(request.agent_id)

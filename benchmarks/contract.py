@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import acceptance
@@ -62,18 +63,17 @@ def main() -> None:
     for case in cases:
         source = exact(case.schema)
         schema = Schema(source)
-        compile_ms = least_ms(lambda source=source: Schema(source))
+        compile_ms = least_ms(partial(Schema, source))
         for size, stdin in (("1 MB", case.output), ("small", SMALL)):
-            check_ms = least_ms(lambda schema=schema, stdin=stdin: refused(schema, stdin))
-            found = refused(schema, stdin)
-            rows.append(
-                (size, case.name, request_ms(stdin), check_ms, compile_ms, found[1][:60] if found else "accepted")
-            )
+            check_ms = least_ms(partial(refused, schema, stdin))
+            verdict = refused(schema, stdin)
+            said = verdict[1][:60] if verdict else "accepted"
+            rows.append((size, case.name, request_ms(stdin), check_ms, compile_ms, said))
     print(f"{'input':6} {'schema':46} {'request':>8} {'check':>8} {'compile':>8}  ms")
     for size in ("1 MB", "small"):
         chosen = sorted((row for row in rows if row[0] == size), key=lambda row: -row[3])[:SHOWN]
-        for _, name, base_ms, check_ms, compile_ms, found in chosen:
-            print(f"{size:6} {name:46} {base_ms:8.1f} {check_ms:8.1f} {compile_ms:8.1f}  {found}")
+        for _, name, base_ms, check_ms, compile_ms, said in chosen:
+            print(f"{size:6} {name:46} {base_ms:8.1f} {check_ms:8.1f} {compile_ms:8.1f}  {said}")
 
 
 if __name__ == "__main__":

@@ -261,14 +261,17 @@ def test_accepted_input_in_any_spelling_runs(rich: Cloud) -> None:
         assert run(rich, agent_id, task_id=f"t-{number}", **task).success
 
 
-def test_a_stricter_contract_changes_no_settled_task(rich: Cloud) -> None:
+def test_a_funded_task_keeps_the_contract_that_accepted_it(rich: Cloud) -> None:
     agent_id = published(rich, {"input_schema": True})
     done = run(rich, agent_id, input={"a": 1})
-    queued = execute.submit(rich, "alice", ask(agent_id, task_id="t-2", input={"a": 1}))
-    assert isinstance(queued, TaskPending)
+    for task_id in ("t-2", "t-3"):
+        assert isinstance(execute.submit(rich, "alice", ask(agent_id, task_id=task_id, input={"a": 1})), TaskPending)
     assert next_version(rich, agent_id, contract={"input_schema": False}) == "active"
     assert run(rich, agent_id, input={"a": 1}) == done
-    later = run(rich, agent_id, task_id="t-2", input={"a": 1})
+    assert run(rich, agent_id, task_id="t-2", input={"a": 1}).success
+    refuse(rich, agent_id, task_id="t-4", input={"a": 1})
+    assert next_version(rich, agent_id, 3, module=wasm("wordcount")) == "active"
+    later = run(rich, agent_id, task_id="t-3", input={"a": 1})
     assert later.error
     assert (later.error.code, later.amount_refunded_micro) == (Outcome.SUPERSEDED, 50_000)
     assert agents.describe(rich, agent_id).reputation.failures == 0  # type: ignore[union-attr]  # it has one

@@ -27,6 +27,7 @@ from quittance.errors import (
     AccountFrozenError,
     BudgetTooLowError,
     FundingPausedError,
+    InputNotAcceptedError,
     InvalidRequestError,
     JudgingTooDearError,
     ReputationTooLowError,
@@ -191,7 +192,7 @@ def _check_or_join(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, l
     """As `_check`. A funded task keeps the terms that it was funded with, whatever the agent's terms are now."""
     try:
         return _check(platform, attempt)
-    except (BudgetTooLowError, TermsChangedError):
+    except (BudgetTooLowError, InputNotAcceptedError, TermsChangedError):
         earlier = platform.ledger.find(attempt.escrow_id)
         if earlier is None or earlier.request_sha256 != attempt.request_sha256:
             raise
@@ -228,7 +229,8 @@ def _check(platform: Platform, attempt: _Attempt, *, funded: bool = False) -> tu
         score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
         if score_tenths < request.min_reputation:
             raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
-    contracts.check_input(platform, ready.version.contract_sha256, request.stdin)
+    if not funded:
+        contracts.check_input(platform, ready.version.contract_sha256, request.stdin)
     platform.signing_key()  # without a key there is no receipt: find that out before money moves
     return ready, named
 

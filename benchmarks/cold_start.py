@@ -27,7 +27,7 @@ SETTINGS: Final = {
     "AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "l", "REGISTRY_TABLE": "r", "UPLOADS_BUCKET": "u",
     "BINARIES_BUCKET": "b", "OUTPUTS_BUCKET": "o", "LOG_BUCKET": "t", "LEDGER_SHARDS": "4", "FEE_BPS": "250",
     "PLATFORM_ACCOUNT": "quittance:platform", "RECEIPT_KEY_IDS": "k", "CHECKPOINT_KEY_IDS": "c",
-    "WEBHOOK_KEY_IDS": "w", "RECEIPT_ISSUER": "i", "ISSUER_URL": "i",
+    "WEBHOOK_KEY_IDS": "w", "CARD_KEY_IDS": "a", "RECEIPT_ISSUER": "i", "ISSUER_URL": "i",
     "JWKS_URL": "https://issuer.example/jwks.json", "AUDIENCE": "quittance",
 }  # fmt: skip
 

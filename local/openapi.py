@@ -25,8 +25,8 @@ from pydantic import BaseModel, Field
 from local import openapi_texts as texts
 from quittance import errors
 from quittance.api import events
-from quittance.api.http import PREFIX, Api, Operation
-from quittance.api.routes import UseCase, media_type_of
+from quittance.api.http import Api, Operation
+from quittance.api.routes import PREFIX, UseCase, media_type_of
 from quittance.errors import PROBLEM_TYPE_PREFIX, QuittanceError, classified, problem
 
 ROOT: Final = Path(__file__).parents[1]

@@ -56,7 +56,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
     session.client("events").create_event_bus(Name="bus")
     webhooks = session.client("sqs").create_queue(QueueName="webhooks")["QueueUrl"]
     kms = session.client("kms")
-    keys = [kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"] for _ in range(3)]
+    keys = [kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"] for _ in range(4)]
     sqs = session.client("sqs")
     cloud = Cloud(
         Settings(
@@ -74,6 +74,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
             receipt_key_ids=keys[0],
             checkpoint_key_ids=keys[1],
             webhook_key_ids=keys[2],
+            card_key_ids=keys[3],
             receipt_issuer="urn:quittance:test",
             issuer_url="https://issuer.test",
             jwks_url="https://issuer.test/jwks.json",

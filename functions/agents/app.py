@@ -9,6 +9,7 @@ app.serve("POST /agents", agents.register, "Register an agent", name="register_a
 app.serve("GET /agents", agents.page, "List agents", name="list_agents")
 app.serve("GET /agents/<agent_id>", agents.describe, "Get an agent", name="get_agent")
 app.serve("GET /agents/<agent_id>/estimate", agents.estimate, "Estimate the price of a task", name="estimate_price")
+app.serve("GET /agents/<agent_id>/card", agents.card, "Get an agent's card", name="get_agent_card")
 app.serve(
     "POST /agents/<agent_id>/versions", agents.open_version, "Upload a version", name="upload_version", status=201
 )

@@ -15,6 +15,7 @@ from quittance.errors import (
     BondTooLowError,
     BudgetTooLowError,
     FundingPausedError,
+    InputNotAcceptedError,
     InsufficientFundsError,
     InvalidRequestError,
     JudgingTooDearError,
@@ -83,6 +84,11 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (PayloadTooLargeError("input", bytes_max=5), 413, {"bytes_max": 5}),
     (UnsupportedMediaTypeError(), 415, {}),
     (BudgetTooLowError(budget_micro=1, least_micro=2), 422, {"least_price": "0.000002"}),
+    (
+        InputNotAcceptedError("input/a", "must be of type string", contract_sha256="0" * 64),
+        422,
+        {"errors": [{"field": "input/a", "message": "must be of type string"}], "contract_sha256": "0" * 64},
+    ),
     (NotLoggedError(), 404, {"code": "not_logged"}),
     (ReputationTooLowError(score_tenths=451, least_tenths=500), 422, {"reputation": 45.1}),
     (TimeoutTooLongError(timeout_s_max=25, reason="tasks over HTTP are synchronous"), 422, {}),
@@ -154,6 +160,7 @@ def test_a_field_that_is_over_a_limit_is_named() -> None:
         (BudgetTooLowError(budget_micro=1, least_micro=2), "budget"),
         (ReputationTooLowError(score_tenths=451, least_tenths=500), "min_reputation"),
         (TimeoutTooLongError(timeout_s_max=1, reason="so"), "timeout"),
+        (InputNotAcceptedError("input/a/0", "is wrong", contract_sha256=""), "input/a/0"),
     ):
         assert [wrong["field"] for wrong in problem(error)[1]["errors"]] == [field]
 

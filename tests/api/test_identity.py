@@ -43,6 +43,7 @@ SETTINGS = Settings(
     receipt_key_ids="k",
     checkpoint_key_ids="c",
     webhook_key_ids="w",
+    card_key_ids="a",
     receipt_issuer="i",
     issuer_url=ISSUER,
     jwks_url=JWKS_URL,

@@ -33,6 +33,7 @@ SIGNERS = {
     "ResultFunction": {"ReceiptRoot"},
     "SweepFunction": {"ReceiptRoot", "CheckpointRoot"},
     "WebhookFunction": {"WebhookRoot"},
+    "PublicFunction": {"CardRoot"},
 }
 OWN_EVENTS = {"NotifyFunction": "AgentRejected", "DeadletterFunction": "TaskRefused"}
 
@@ -160,7 +161,7 @@ def test_agents_and_health_read_no_accounts_or_escrows(
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_only_the_listed_functions_sign_with_each_root_key(function: str, as_role: AsRole, deployed: Deployed) -> None:
     kms, may_sign = as_role(function, "kms"), SIGNERS.get(function, set())
-    for root in ("ReceiptRoot", "CheckpointRoot", "WebhookRoot"):
+    for root in ("ReceiptRoot", "CheckpointRoot", "WebhookRoot", "CardRoot"):
         named = {"KeyId": deployed.ids[root], "MessageType": "RAW", "SigningAlgorithm": "ECDSA_SHA_256"}
         if root in may_sign:
             assert kms.sign(Message=b"x", **named)["Signature"], "the role works otherwise"

@@ -159,7 +159,7 @@ def test_restored_copy_fetches_the_root_keys_again(initialised: Cloud) -> None:
     with platform._platform().sandbox:
         keys = platform._platform().keys
     config = initialised.settings
-    published = {config.receipt_key_ids, config.checkpoint_key_ids, config.webhook_key_ids}
+    published = {config.receipt_key_ids, config.checkpoint_key_ids, config.webhook_key_ids, config.card_key_ids}
     assert (made._roots.keys(), keys._roots) == (published, {})
 
 

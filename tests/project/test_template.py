@@ -23,6 +23,11 @@ from quittance.ledger.escrow import State
 from quittance.ledger.journal import PayoutState
 from quittance.limits import (
     CALL_MS_MAX,
+    COMPILE_WALL_SECONDS_MAX,
+    EXAMPLES_SECONDS_MAX,
+    KILL_MARGIN_MS,
+    LOAD_MS_MAX,
+    PUBLISH_SECONDS_MAX,
     SLOTS_MAX,
     TIMEOUT_S_SYNC_MAX,
     VERDICT_MS_MAX,
@@ -83,7 +88,7 @@ def test_only_public_routes_need_no_token(template: dict[str, Any]) -> None:
     }
     assert open_routes == {
         "/health", "/.well-known/jwks.json", "/openapi.json", "/docs", "/log/checkpoint",
-        "/log/tile/{level}/{index}/{width}",
+        "/log/tile/{level}/{index}/{width}", "/agents/{agent_id}/.well-known/agent-card.json",
     }  # fmt: skip
     described = json.loads(openapi_json())["paths"].items()
     assert {
@@ -109,7 +114,8 @@ UNSCOPED = re.compile(
 )
 # Resources whose statements allow all actions or all resources, with the reason.
 OWN_POLICY = "a key's policy concerns only the key, and makes the account's IAM policies apply to it"
-BROAD_RESOURCES = {"ReceiptRoot": OWN_POLICY, "CheckpointRoot": OWN_POLICY, "WebhookRoot": OWN_POLICY}
+ROOT_KEYS = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "CardRoot"}
+BROAD_RESOURCES = dict.fromkeys(ROOT_KEYS, OWN_POLICY)
 
 
 def test_every_role_names_its_actions_and_resources(template: dict[str, Any]) -> None:
@@ -163,7 +169,8 @@ def test_only_functions_that_need_a_root_key_may_sign_with_it(template: dict[str
     assert functions_allowed(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
     assert functions_allowed(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
     roots = {name for name, found in template["Resources"].items() if found["Type"] == "AWS::KMS::Key"}
-    assert roots == {"ReceiptRoot", "CheckpointRoot", "WebhookRoot"}
+    assert functions_allowed(template, "CardRoot", "kms:Sign") == {"PublicFunction"}
+    assert roots == ROOT_KEYS
     for function, statement in statements(template):
         if "kms:Sign" in listed(statement["Action"]):
             named = {found["Fn::GetAtt"][0] for found in listed(statement["Resource"])}
@@ -171,7 +178,7 @@ def test_only_functions_that_need_a_root_key_may_sign_with_it(template: dict[str
 
 
 def test_every_root_key_is_published_even_former_ones(template: dict[str, Any]) -> None:
-    lists = {"ReceiptRoot", "CheckpointRoot", "WebhookRoot", "KeysWithoutPurpose"}
+    lists = {*ROOT_KEYS, "KeysWithoutPurpose"}
     lists |= {f"Former{purpose.capitalize()}Keys" for purpose in Purpose}
     for name in lists:
         readers = functions_allowed(template, f"'{name}'", "kms:GetPublicKey")
@@ -273,6 +280,17 @@ def test_longest_task_fits_into_one_invocation(template: dict[str, Any]) -> None
     runs = 3
     longest_ms = TIMEOUT_S_SYNC_MAX * 1_000 + runs * (launch.RUN_RESERVE_MS + VERDICT_MS_MAX)
     assert template["Resources"]["ExecuteFunction"]["Properties"]["Timeout"] * 1_000 >= longest_ms + CALL_MS_MAX
+
+
+def test_longest_publication_fits_into_one_invocation(template: dict[str, Any]) -> None:
+    """Compilation, examples, the last one's loading and rules, and half a minute to read and to store."""
+    example_ms = LOAD_MS_MAX + KILL_MARGIN_MS + 2 * VERDICT_MS_MAX  # it may begin just before the time is up
+    longest_ms = (COMPILE_WALL_SECONDS_MAX + EXAMPLES_SECONDS_MAX + 30) * 1_000 + example_ms
+    timeout_s = template["Resources"]["PublishFunction"]["Properties"]["Timeout"]
+    assert timeout_s == PUBLISH_SECONDS_MAX
+    assert timeout_s * 1_000 >= longest_ms
+    queue = template["Resources"]["PublishFailures"]["Properties"]
+    assert queue["VisibilityTimeout"] >= 6 * timeout_s
 
 
 def test_every_setting_is_declared_in_the_template(template: dict[str, Any]) -> None:

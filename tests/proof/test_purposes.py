@@ -11,15 +11,21 @@ from typing import Any
 
 import pytest
 
-from quittance.proof import log, receipt, statement, webhook
+from quittance.proof import card, log, receipt, statement, webhook
 from quittance.proof.statement import Flaw, ProofError, Purpose, SigningKey, StatementType
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
 
 BEFORE = json.loads((Path(__file__).parent / "before_purposes.json").read_text())
-TYPES = {Purpose.RECEIPT: receipt.RECEIPT, Purpose.CHECKPOINT: log.CHECKPOINT, Purpose.WEBHOOK: webhook.WEBHOOK}
+TYPES = {
+    Purpose.RECEIPT: receipt.RECEIPT,
+    Purpose.CHECKPOINT: log.CHECKPOINT,
+    Purpose.WEBHOOK: webhook.WEBHOOK,
+    Purpose.CARD: card.CARD,
+}
 ROOTS = {purpose: Root(f"root-{purpose}", purpose) for purpose in Purpose}
 KEYS = {purpose: root.certify() for purpose, root in ROOTS.items()}
 JWKS = key_set(*ROOTS.values())
+OLDER = [purpose for purpose in Purpose if TYPES[purpose].older]
 OTHERS = [(signer, claimed) for signer in Purpose for claimed in Purpose if signer is not claimed]
 
 
@@ -78,7 +84,8 @@ def test_a_key_set_without_its_purposes_proves_nothing(purpose: Purpose) -> None
     """Otherwise every root of a key set that was copied without them could certify keys for every purpose."""
     bare = {"keys": [{name: key[name] for name in key if name != "purpose"} for key in JWKS["keys"]]}
     token = statement.sign({}, KEYS[purpose], TYPES[purpose])
-    assert "the key set states no purpose of the root key" in refused(token, TYPES[purpose], bare)
+    sentence = "states no purpose of the root key" if purpose in OLDER else "is older than a signed card"
+    assert sentence in refused(token, TYPES[purpose], bare)
 
 
 @pytest.mark.parametrize("jwks", [BEFORE["jwks"], {"keys": [*JWKS["keys"], *BEFORE["jwks"]["keys"]]}])
@@ -94,8 +101,21 @@ def test_an_old_root_with_a_purpose_validates_nothing_old(purpose: Purpose) -> N
     """If an operator lists an old root key with a purpose, none of its old certificates is valid."""
     (root,) = BEFORE["jwks"]["keys"]
     jwks = {"keys": [{**root, "purpose": purpose}]}
-    for old in Purpose:
+    for old in OLDER:
         assert "purpose" in refused(BEFORE[old], TYPES[old], jwks)
+
+
+def test_a_root_without_purpose_signs_no_agent_card() -> None:
+    """Cards are newer than purposes, so an old root that was stolen makes none."""
+    root = Root("old-root")
+    made = root.certify()
+    key = replace(made, certificate=certificate(root, made, None))
+    (bare,) = root.jwks()["keys"]
+    del bare["purpose"]
+    token = as_thief(receipt.RECEIPT, key)
+    assert statement.verify(token, {"keys": [bare]}, receipt.RECEIPT).claims == {}
+    token = as_thief(card.CARD, key)
+    assert "is older than a signed card" in refused(token, card.CARD, {"keys": [bare]})
 
 
 @pytest.mark.parametrize("purpose", [None, "", 1, [], {}])

@@ -246,6 +246,7 @@ class World(Platform):
                 receipt_key_ids="alias/receipt",
                 checkpoint_key_ids="alias/checkpoint",
                 webhook_key_ids="alias/webhook",
+                card_key_ids="alias/card",
                 receipt_issuer="urn:quittance:test",
                 issuer_url="-",
                 jwks_url="-",

@@ -18,14 +18,16 @@ from quittance.store.keys import Keys
 from tests.proof import receipts
 from tests.proof.roots import NOW_S, parse
 
-OLD, NEW, LOG, HOOK = (f"arn:aws:kms:eu-central-1:111122223333:key/{name}" for name in ("old", "new", "log", "hook"))
+NAMES = ("old", "new", "log", "hook", "card")
+OLD, NEW, LOG, HOOK, CARD = (f"arn:aws:kms:eu-central-1:111122223333:key/{name}" for name in NAMES)
+ROOTS = {Purpose.RECEIPT: [NEW], Purpose.CHECKPOINT: [LOG], Purpose.WEBHOOK: [HOOK], Purpose.CARD: [CARD]}
 
 
 class Kms:
     """A fake KMS with a key for every name, which counts its calls."""
 
     def __init__(self) -> None:
-        self.keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in (OLD, NEW, LOG, HOOK)}
+        self.keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in (OLD, NEW, LOG, HOOK, CARD)}
         self.signed: list[str] = []
         self.shown: list[str] = []
         self.down: set[str] = set()
@@ -140,21 +142,20 @@ def test_check_calls_kms_for_each_root_despite_the_cache() -> None:
 
 def test_each_purpose_has_its_own_root_and_key() -> None:
     kms = Kms()
-    keys = Keys(kms, root_key_ids={Purpose.RECEIPT: [NEW], Purpose.CHECKPOINT: [LOG], Purpose.WEBHOOK: [HOOK]})
+    keys = Keys(kms, root_key_ids=ROOTS)
     made = {purpose: keys.signing_key(now_s=NOW_S, purpose=purpose) for purpose in Purpose}
-    assert kms.signed == [NEW, LOG, HOOK]
-    assert len({key.key_id for key in made.values()}) == 3
-    for purpose, root in zip(Purpose, ("new", "log", "hook"), strict=True):
+    assert kms.signed == [NEW, LOG, HOOK, CARD]
+    assert len({key.key_id for key in made.values()}) == 4
+    for purpose, root in zip(Purpose, ("new", "log", "hook", "card"), strict=True):
         certificate = parse(made[purpose].certificate)
         assert (certificate.header["kid"], certificate.payload["purpose"]) == (root, purpose)
         assert keys.signing_key(now_s=NOW_S, purpose=purpose) is made[purpose]
 
 
 def test_jwks_states_purposes_except_for_old_roots() -> None:
-    roots = {Purpose.RECEIPT: [NEW], Purpose.CHECKPOINT: [LOG], Purpose.WEBHOOK: [HOOK]}
-    published = Keys(Kms(), root_key_ids=roots, without_purpose=[OLD]).jwks()["keys"]
+    published = Keys(Kms(), root_key_ids=ROOTS, without_purpose=[OLD]).jwks()["keys"]
     assert [(key["kid"], key.get("purpose")) for key in published] == [
-        ("new", "receipt"), ("log", "checkpoint"), ("hook", "webhook"), ("old", None),
+        ("new", "receipt"), ("log", "checkpoint"), ("hook", "webhook"), ("card", "card"), ("old", None),
     ]  # fmt: skip
     assert "purpose" not in published[-1]
 

@@ -107,7 +107,8 @@ class Agent:
     """An agent as registered. New tasks use `terms` and `version`.
 
     `revision` counts the publications, activations and changes of terms or name: a write that depends on what was read
-    is conditional on it.
+    is conditional on it. `registered_contract_sha256` counts until a version is active, as `terms` then are those of
+    the registration.
     """
 
     agent_id: str
@@ -120,6 +121,12 @@ class Agent:
     version: Version | None = None
     retired_ms: int | None = None
     revision: int = 0
+    registered_contract_sha256: str | None = None
+
+    @property
+    def contract_sha256(self) -> str | None:
+        """Names the contract that belongs to `terms`; None without one."""
+        return self.version.contract_sha256 if self.version else self.registered_contract_sha256
 
     @property
     def state(self) -> AgentState:

@@ -39,6 +39,7 @@ class Settings(BaseModel):
     receipt_key_ids: str
     checkpoint_key_ids: str
     webhook_key_ids: str
+    card_key_ids: str
     keys_without_purpose: str = ""
     receipt_issuer: str
     issuer_url: str
@@ -53,7 +54,9 @@ class Settings(BaseModel):
         """The prices of computing for tasks funded from now on."""
         return ComputePrices(self.compute_run_micro, self.compute_per_billion_fuel_micro)
 
-    @field_validator("audience", "token_algorithms", "receipt_key_ids", "checkpoint_key_ids", "webhook_key_ids")
+    @field_validator(
+        "audience", "token_algorithms", "receipt_key_ids", "checkpoint_key_ids", "webhook_key_ids", "card_key_ids"
+    )
     @classmethod
     def _is_list(cls, text: str) -> str:
         if not split_list(text):

@@ -23,6 +23,7 @@ QuittanceError
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
 │   ├── BudgetTooLowError             422  below the agent's least price
+│   ├── InputNotAcceptedError         422  the input does not meet the schema of the agent's contract
 │   ├── JudgingTooDearError           422  the task's judge may cost more than the task allows
 │   ├── ReputationTooLowError         422  the agent's score is below the required one
 │   ├── TimeoutTooLongError           422  over the limit of synchronous tasks or of the agent
@@ -233,6 +234,20 @@ class BudgetTooLowError(RequestError):
         )
 
 
+class InputNotAcceptedError(RequestError):
+    """The input does not meet the schema of the agent's contract. `field` is the place in it, such as `input/items/3`.
+
+    `contract_sha256` names the contract.
+    """
+
+    def __init__(self, field: str, sentence: str, *, contract_sha256: str) -> None:
+        super().__init__(
+            f"The agent does not accept this input: {field} {sentence}.",
+            errors=[{"field": field, "message": sentence}],
+            contract_sha256=contract_sha256,
+        )
+
+
 class TermsChangedError(RequestError):
     """The agent's module, tariff or rules differ from those that the task names by digest."""
 
@@ -345,6 +360,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),
     BudgetTooLowError: (HTTPStatus.UNPROCESSABLE_ENTITY, "budget_too_low", "The budget is too low"),
+    InputNotAcceptedError: (HTTPStatus.UNPROCESSABLE_ENTITY, "input_not_accepted", "The input is not accepted"),
     NotLoggedError: (HTTPStatus.NOT_FOUND, "not_logged", "Not in the log yet"),
     TermsChangedError: (HTTPStatus.CONFLICT, "terms_changed", "The agent's terms have changed"),
     JudgingTooDearError: (HTTPStatus.UNPROCESSABLE_ENTITY, "judging_too_dear", "Judging costs too much"),

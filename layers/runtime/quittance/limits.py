@@ -86,7 +86,8 @@ JUDGE_TIMEOUT_S_MAX: Final = 10  # with two judges, a synchronous task still has
 MODULE_BYTES_MAX: Final = 50 * 10**6
 ARTEFACT_BYTES_MAX: Final = 200 * 10**6
 COMPILE_SECONDS_MAX: Final = 120  # of processor time
-COMPILE_WALL_SECONDS_MAX: Final = 150  # the rest of the publish function's 180 s is for reading and storing
+COMPILE_WALL_SECONDS_MAX: Final = 150
+PUBLISH_SECONDS_MAX: Final = 225  # of one publication: compilation, examples, and 30 s to read and store
 COMPILE_MEMORY_BYTES_MAX: Final = 3 * 1024 * MIB
 UPLOAD_SECONDS_MAX: Final = 15 * 60
 CACHED_ARTEFACT_BYTES_MAX: Final = 400 * MIB  # of the 512 MiB of an environment's /tmp: the largest artefact, twice
@@ -114,7 +115,7 @@ OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: each write of a
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 LOGGED_AGENTS_MAX: Final = 60  # of one batch: their standings, up to 64 KiB each, must fit in one write of 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
-BOND_NOTICE_MS: Final = 4 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
+BOND_NOTICE_MS: Final = 5 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
 BALANCE_SHARDS: Final = 16  # items over which an account's credits are spread; see ledger/balances.py
 
 # The audit.
@@ -166,6 +167,23 @@ NUMBER_EXPONENT_MAX: Final = 400  # in notation with one digit before the point;
 SCORE_BYTES_MAX: Final = 64  # of a judge's output
 JUDGE_INPUT_BYTES_MAX: Final = 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX) + 64  # JSON takes at most two bytes per byte
 STDIN_BYTES_MAX: Final = JUDGE_INPUT_BYTES_MAX  # of any run: a task's input is smaller
+
+# The contract of an agent: what it takes and gives, and the examples that its publication runs (docs/contract.md).
+CONTRACT_BYTES_MAX: Final = 64 * KIB  # in canonical JSON
+EXAMPLES_MAX: Final = 20
+EXAMPLE_NAME_CHARS_MAX: Final = 64
+TAGS_MAX: Final = 10
+TAG_CHARS_MAX: Final = 32
+LICENCE_CHARS_MAX: Final = 100
+SOURCE_URL_CHARS_MAX: Final = 1_000
+EXIT_CODE_MAX: Final = 2**32 - 1  # WASI's own limit
+INPUT_STEPS_MIN: Final = 10_000  # to check one input, however short it is (see docs/contract.md)
+INPUT_BYTES_PER_STEP: Final = 3  # a longer input may take more steps: reading it costs more too
+EXAMPLES_FUEL_MAX: Final = 10**11  # of all examples of one publication: some ten seconds of a processor
+EXAMPLES_SECONDS_MAX: Final = 30  # of all examples of one publication, loading included
+REJECTION_CHARS_MAX: Final = 1_000  # of the sentence that says why an example failed
+CARD_BYTES_MAX: Final = 128 * KIB  # of an A2A agent card that a verifier reads
+CARD_EXAMPLE_CHARS_MAX: Final = 1_000  # longer inputs are left out of the A2A card: the native card has them
 
 # Webhooks.
 WEBHOOK_URL_CHARS_MAX: Final = 2_000

@@ -149,7 +149,7 @@ class Platform:
 
     @cached_property
     def keys(self) -> "Keys":
-        """The keys that sign receipts, checkpoints and webhooks."""
+        """The keys that sign receipts, checkpoints, webhooks and agent cards."""
         from quittance.proof.statement import Purpose
         from quittance.store.keys import Keys
 
@@ -157,6 +157,7 @@ class Platform:
             Purpose.RECEIPT: self.settings.receipt_key_ids,
             Purpose.CHECKPOINT: self.settings.checkpoint_key_ids,
             Purpose.WEBHOOK: self.settings.webhook_key_ids,
+            Purpose.CARD: self.settings.card_key_ids,
         }
         roots = {purpose: split_list(key_ids) for purpose, key_ids in named.items()}
         return Keys(clients.kms(), root_key_ids=roots, without_purpose=split_list(self.settings.keys_without_purpose))

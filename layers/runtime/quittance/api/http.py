@@ -17,7 +17,7 @@ from quittance.api.documentation import Document
 from quittance.api.identity import Caller, is_account_id
 from quittance.api.models import TaskPending, TaskQueued, TaskResult
 from quittance.api.requests import encoded_path, invalid, read_json, read_path
-from quittance.api.routes import UseCase, answers_of, needed, read_from_request
+from quittance.api.routes import PREFIX, UseCase, answers_of, needed, read_from_request
 from quittance.errors import (
     AnswerTooLargeError,
     InvalidRequestError,
@@ -32,7 +32,6 @@ from quittance.limits import LAMBDA_SYNC_BYTES_MAX
 from quittance.observability import logger
 from quittance.platform import platform, prepare
 
-PREFIX: Final = "/api/v1/economic"
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from quittance import canonical_json, limits
+from quittance.acceptance.contract import PublishedContract
 from quittance.acceptance.rules import Rules, rules_json, rules_sha256
 from quittance.agent import AgentState, VersionState
 from quittance.api.targets import WebhookUrl
@@ -549,6 +550,9 @@ class AgentRequest(Sent):
     task_judges: TaskJudges | None = Field(
         default=None, description="Consent to tasks that bring a judge; without it they are refused."
     )
+    contract: PublishedContract | None = Field(
+        default=None, description="What the agent takes and gives, with examples that its publication runs."
+    )
 
 
 class VersionRequest(Sent):
@@ -560,6 +564,7 @@ class VersionRequest(Sent):
     task_judges: TaskJudges | Literal["refused"] | None = Field(
         default=None, description='`"refused"` takes the consent back.'
     )
+    contract: PublishedContract | None = Field(default=None, description="The whole new contract; `{}` takes it away.")
 
 
 class LimitsChange(Sent):
@@ -737,6 +742,27 @@ class AgentPage(_Answer):
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
 
 
+class AgentCard(_Answer):
+    """What an agent takes, gives and costs: all that a client needs to call it and to pin what it calls."""
+
+    agent_id: str = Field(description="Its id.", examples=[_EXAMPLE_AGENT])
+    owner: str = Field(description="The account that is paid.")
+    name: str = Field(description="Its name.")
+    description: str = Field(description="What it does, in its owner's words.")
+    version: int = Field(description="The number of the version that tasks run now.")
+    module_sha256: str = Field(description="Names that version's module; pin it in a task.")
+    contract_sha256: str | None = Field(
+        description="SHA-256 of the contract's canonical JSON; null if it has no contract."
+    )
+    contract: PublishedContract | None = Field(description="Null if it has none: then it may take any input.")
+    tariff: Tariff = Field(description="What a task costs, beside the platform's fee.")
+    tariff_sha256: str = Field(description="Pin it in a task, so that no other tariff counts.")
+    limits: AgentLimits = Field(description="What one run may use.")
+    rules_sha256: str = Field(description="Of the rules for its outputs; that of `{}` if there are none.")
+    acceptance: PublishedRules = Field(description="The rules that each output must meet for the agent to be paid.")
+    task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
+
+
 class VersionAnswer(_Answer):
     """One version of an agent, with the terms that it has or last had."""
 
@@ -833,7 +859,7 @@ class BondAnswer(_Answer):
     charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
     releasable_micro: CreditsOut = Field(
         alias="releasable",
-        description="What can be released now: nothing before all agents are retired and for four minutes after the"
+        description="What can be released now: nothing before all agents are retired and for five minutes after the"
         " last was retired, or while one of their tasks is not settled and credited.",
     )
     minimum_micro: CreditsOut = Field(

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from http import HTTPStatus
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Final, get_args, get_origin
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Header, Path, Query
@@ -22,6 +22,8 @@ from pydantic.fields import FieldInfo
 from quittance.api.documentation import Document, MediaType
 from quittance.api.models import TaskPending
 
+PREFIX: Final = "/api/v1/economic"
+"""The path of the API below the path at which a client finds it."""
 UseCase = Callable[..., BaseModel | Document]
 _GIVEN = ("platform", "caller", "root")
 _HEADERS = ("prefer",)

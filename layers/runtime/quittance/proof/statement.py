@@ -69,6 +69,7 @@ class Purpose(StrEnum):
     RECEIPT = "receipt"
     CHECKPOINT = "checkpoint"
     WEBHOOK = "webhook"
+    CARD = "card"
 
 
 class ProofError(Exception):
@@ -92,11 +93,17 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class StatementType:
-    """A type of statement: the `typ` of its header, its name in sentences, and the purpose of the keys that sign it."""
+    """A type of statement: the `typ` of its header, its name in sentences, and the purpose of the keys that sign it.
+
+    `chars_max` is the most that a verifier reads of one. Root keys without a purpose sign only types that are `older`
+    than purposes.
+    """
 
     typ: str
     name: str
     purpose: Purpose
+    chars_max: int = TOKEN_CHARS_MAX
+    older: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +194,30 @@ def sign(claims: Mapping[str, Any], key: SigningKey, statement_type: StatementTy
 
     Raises ValueError for a key of another purpose.
     """
+    headers = _headers(key, statement_type)
+    return jwt.encode(dict(claims), key.private, algorithm=_ALGORITHM, headers=headers)
+
+
+def sign_detached(payload: bytes, key: SigningKey, statement_type: StatementType) -> tuple[str, str]:
+    """The protected header and the signature of a JWS whose payload goes another way (RFC 7515 appendix F).
+
+    `payload` is JSON. Raises ValueError for a key of another purpose.
+    """
+    protected = _part({"alg": _ALGORITHM, **_headers(key, statement_type)})
+    signature = key.private.sign(protected + b"." + _base64url(payload))
+    return protected.decode(), _base64url(signature).decode()
+
+
+def attached(protected: str, payload: bytes, signature: str) -> str:
+    """The compact JWS of a detached signature and its payload, for `verify`."""
+    return f"{protected}.{_base64url(payload).decode()}.{signature}"
+
+
+def _headers(key: SigningKey, statement_type: StatementType) -> dict[str, str]:
     if key.purpose is not statement_type.purpose:
         msg = f"a key for the purpose {key.purpose} must not sign a {statement_type.name}"
         raise ValueError(msg)
-    headers = {"typ": statement_type.typ, "kid": key.key_id, "cert": key.certificate}
-    return jwt.encode(dict(claims), key.private, algorithm=_ALGORITHM, headers=headers)
+    return {"typ": statement_type.typ, "kid": key.key_id, "cert": key.certificate}
 
 
 def verify(token: str, jwks: Mapping[str, Any], statement_type: StatementType) -> VerifiedStatement:
@@ -199,7 +225,8 @@ def verify(token: str, jwks: Mapping[str, Any], statement_type: StatementType) -
 
     Raises ProofError: `Flaw.FORM` if the text is no such token, `Flaw.SIGNATURE` if its chain is not valid.
     """
-    outer = _parse(token, statement_type.name, statement_type.typ, {"alg", "typ", "kid", "cert"})
+    header = {"alg", "typ", "kid", "cert"}
+    outer = _parse(token, statement_type.name, statement_type.typ, header, statement_type.chars_max)
     inner = _parse(outer.header["cert"], _CERTIFICATE, CERTIFICATE_TYPE, {"alg", "typ", "kid"})
     _check_algorithm(outer, _ALGORITHM, statement_type.name)
     _check_algorithm(inner, _ROOT_ALGORITHM, _CERTIFICATE)
@@ -254,10 +281,10 @@ def quoted(value: object) -> str:
     return text if len(text) <= _QUOTED_CHARS_MAX else f"{text[:_QUOTED_CHARS_MAX]}..."
 
 
-def _parse(token: object, name: str, typ: str, members: set[str]) -> _Token:
-    match = _COMPACT.fullmatch(token) if isinstance(token, str) and len(token) <= TOKEN_CHARS_MAX else None
+def _parse(token: object, name: str, typ: str, members: set[str], chars_max: int = TOKEN_CHARS_MAX) -> _Token:
+    match = _COMPACT.fullmatch(token) if isinstance(token, str) and len(token) <= chars_max else None
     if match is None:
-        sentence = f"the {name} is not a compact JWS: three parts of base64url, at most {TOKEN_CHARS_MAX} characters"
+        sentence = f"the {name} is not a compact JWS: three parts of base64url, at most {chars_max} characters"
         raise ProofError(Flaw.FORM, sentence)
     header, payload, signature = (_decode(part, name) for part in match.groups())
     fields = read_json(header, f"{name}'s header")
@@ -293,6 +320,9 @@ def _check_purpose(root: _Root, stated: object, statement_type: StatementType) -
     """Root key, certificate and statement have one purpose. An older root key has none, nor have its certificates."""
     name = quoted(root.key_id)
     if root.purpose is None:
+        if not statement_type.older:
+            sentence = f"the root key {name} is older than a {statement_type.name}, and signs none"
+            raise ProofError(Flaw.SIGNATURE, sentence)
         if stated is not None:
             sentence = f"the key set states no purpose of the root key {name}, its certificate {quoted(stated)}"
             raise ProofError(Flaw.SIGNATURE, f"{sentence}: download the key set again")

@@ -12,8 +12,9 @@ _Entry = TypeVar("_Entry")
 class Cache(Generic[_Entry]):
     """A cache of the most recently read entries, each for a fixed number of seconds."""
 
-    def __init__(self, *, seconds: float) -> None:
+    def __init__(self, *, seconds: float, entries_max: int = ENTRIES_MAX) -> None:
         self._seconds = seconds
+        self._entries_max = entries_max
         self._entries: OrderedDict[str, tuple[float, _Entry]] = OrderedDict()
 
     def get(self, key: str, read: Callable[[str], _Entry]) -> _Entry:
@@ -25,7 +26,7 @@ class Cache(Generic[_Entry]):
         entry = read(key)
         self._entries[key] = (now + self._seconds, entry)
         self._entries.move_to_end(key)
-        if len(self._entries) > ENTRIES_MAX:
+        if len(self._entries) > self._entries_max:
             self._entries.popitem(last=False)
         return entry
 

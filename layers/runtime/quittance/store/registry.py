@@ -3,6 +3,7 @@
     pk                 attributes
     AGENT#<agent id>   owner, name, the active version and its terms, and the newest upload with its own terms
     VERSION#<agent>#<number>  a decided upload, with the terms that its version had when it was last active
+    CONTRACT#<sha256>  the contract of versions, in canonical JSON; written before them, and never changed
     ARTEFACT#<key>     holder, lease_ms: who recompiles an artefact and until when; its digest once it is stored
     DUE#<agent>#<upload>  what the publication of an upload costs the owner's bond, until the sweep has charged it
     OWNER#<owner id>   bond_short, frozen: whether the owner's agents may take tasks; without an item they may
@@ -66,6 +67,8 @@ FUNDING_PK: Final = "FUNDING"
 _LISTING: Final = "agents"
 _DUE: Final = "due"
 _CACHE_SECONDS: Final = 10.0
+_CONTRACT_SECONDS: Final = 3_600.0  # a contract never changes
+_CONTRACTS_CACHED_MAX: Final = 128  # of up to 64 KiB
 _REFUSED: Final = "refused"
 _PUBLISHED: Final = "published"  # of a VERSION item; whether it is the active one, the agent's item says
 _NUMBER_DIGITS: Final = 10
@@ -139,6 +142,7 @@ class Registry:
         self._cache = Cache[Agent](seconds=_CACHE_SECONDS)
         self._owners = Cache[OwnerState](seconds=_CACHE_SECONDS)
         self._funding = Cache[bool](seconds=_CACHE_SECONDS)
+        self._contracts = Cache[str](seconds=_CONTRACT_SECONDS, entries_max=_CONTRACTS_CACHED_MAX)
 
     def get(self, agent_id: str) -> Agent:
         """The stored agent (consistent read). Raises NotFoundError."""
@@ -226,6 +230,24 @@ class Registry:
             agents = [agent for agent in agents if agent.state is AgentState.ACTIVE]
         return Page(agents, places[-1] if more and places else None)
 
+    # Contracts. Each is named by its digest, so whoever writes it again writes the same.
+
+    def keep_contract(self, sha256: str, text: str) -> None:
+        """Stores a contract, unless it is stored already. Repeating changes nothing."""
+        values: dict[str, Value | None] = {"pk": f"CONTRACT#{sha256}", "contract": text}
+        with suppress(RefusedError):
+            retried(lambda: self._client.put_item(**put_new(self._table, values)), self._patience())
+
+    def contract(self, sha256: str) -> str:
+        """The canonical JSON of a contract that a version names. Raises PlatformUnavailableError if it is missing."""
+        return self._contracts.get(sha256, self._contract)
+
+    def _contract(self, sha256: str) -> str:
+        item = self._item(f"CONTRACT#{sha256}")
+        if item is None:
+            raise PlatformUnavailableError
+        return str(from_item(item)["contract"])
+
     # Costs of publications. The publisher has no access to money: it records here what the sweep must charge.
 
     def owe(self, agent: Agent, amount_micro: int, *, now_ms: int) -> None:
@@ -262,6 +284,7 @@ class Registry:
             "name": agent.name,
             "description": agent.description,
             "created_ms": agent.created_ms,
+            "contract_sha256": agent.registered_contract_sha256,
             **_terms_values("", agent.terms),
             **_upload_values(agent.upload),
         }
@@ -742,6 +765,7 @@ def _agent(item: Mapping[str, Any]) -> Agent:
         version=_active_version(values) if "module_sha256" in values else None,
         retired_ms=values.get("retired_ms"),
         revision=values.get("revision", 0),
+        registered_contract_sha256=None if "module_sha256" in values else values.get("contract_sha256"),
     )
 
 

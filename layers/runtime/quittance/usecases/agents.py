@@ -7,12 +7,14 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from quittance.acceptance.contract import Contract, without_output_schema
 from quittance.acceptance.rules import Rules, parse_rules, rules_json
 from quittance.agent import Agent, AgentState, Rejection, Terms, Upload, VersionRecord
 from quittance.api.identity import Caller
 from quittance.api.models import (
     AccountId,
     AgentAnswer,
+    AgentCard,
     AgentChange,
     AgentEstimate,
     AgentId,
@@ -49,6 +51,7 @@ from quittance.ledger.pricing import Tariff
 from quittance.ledger.reputation import Standing
 from quittance.limits import MIB, UPLOAD_SECONDS_MAX, VERSION_NUMBER_MAX
 from quittance.platform import Platform
+from quittance.usecases import contracts
 from quittance.usecases import judges as judging
 
 _REVISE_TRIES: Final = 20  # one fails only if another write to the same agent succeeds at the same time
@@ -68,9 +71,10 @@ def register(platform: Platform, caller: Caller, request: AgentRequest) -> Agent
     owner = caller.account
     _check_not_frozen(platform, owner)
     _check_bond(platform, owner)
-    rules = request.acceptance or Rules()
+    rules = contracts.rules_with(request.acceptance or Rules(), request.contract or Contract())
     _check_judge(platform, rules)
     terms = _terms(request.tariff, request.limits, rules, request.task_judges)
+    contract_sha256 = contracts.keep(platform, request.contract)
     agent = Agent(
         agent_id="agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(),
         owner=owner,
@@ -78,7 +82,8 @@ def register(platform: Platform, caller: Caller, request: AgentRequest) -> Agent
         description=request.description,
         created_ms=platform.now_ms(),
         terms=terms,
-        upload=Upload(1, AgentState.AWAITING_UPLOAD, terms),
+        upload=Upload(1, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256),
+        registered_contract_sha256=contract_sha256,
     )
     platform.registry.create(agent)
     return _upload_form(platform, agent)
@@ -95,15 +100,33 @@ def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request:
     agent = _own(platform, owner, agent_id)
     _check_bond(platform, owner)
     for _ in range(_REVISE_TRIES):
-        terms = _version_terms(agent.terms, request)
+        terms = _version_terms(agent.terms, request, _rules_of_version(platform, agent, request))
         _check_judge(platform, parse_rules(terms.rules))
-        opened = platform.registry.open_upload(agent, terms)
+        contract_sha256 = _contract_of_version(platform, agent, request)
+        opened = platform.registry.open_upload(agent, terms, contract_sha256)
         if opened.retired_ms is not None:
             raise AgentNotReadyError(agent_id, opened.state)
-        if opened.upload == Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms):
+        awaited = Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256)
+        if opened.upload == awaited:
             return _upload_form(platform, opened)
         agent = opened  # changed at the same time: absent terms are its terms now, and ours is the next upload
     raise PlatformUnavailableError
+
+
+def _rules_of_version(platform: Platform, agent: Agent, request: VersionRequest) -> Rules:
+    """The rules of a new version: those that are sent or the present ones, with the output schema of its contract."""
+    present = contracts.stored(platform, agent.contract_sha256)
+    rules = request.acceptance
+    if rules is None:
+        rules = without_output_schema(parse_rules(agent.terms.rules), present)
+    return contracts.rules_with(rules, present if request.contract is None else request.contract)
+
+
+def _contract_of_version(platform: Platform, agent: Agent, request: VersionRequest) -> str | None:
+    """The digest of a new version's contract: the one that is sent, or the present one."""
+    if request.contract is None:
+        return agent.contract_sha256
+    return contracts.keep(platform, request.contract)
 
 
 def activate(platform: Platform, caller: Caller, agent_id: AgentId, number: VersionNumber) -> AgentAnswer:
@@ -133,8 +156,8 @@ def change(platform: Platform, caller: Caller, agent_id: AgentId, request: Agent
 
     Changes by concurrent requests are combined: one that changes the tariff does not undo another one's limits. Tasks
     that are funded already keep their terms. Repeating changes nothing. Raises NotFoundError, AgentNotReadyError for a
-    retired agent or for terms without an active version, InvalidRequestError for an unsuitable judge,
-    AccountFrozenError, BondRequiredError, PlatformUnavailableError.
+    retired agent or for terms without an active version, InvalidRequestError for an unsuitable judge or for rules that
+    contradict the contract, AccountFrozenError, BondRequiredError, PlatformUnavailableError.
     """
     owner = caller.account
     _check_not_frozen(platform, owner)
@@ -147,7 +170,7 @@ def change(platform: Platform, caller: Caller, agent_id: AgentId, request: Agent
             agent,
             name=agent.name if request.name is None else request.name,
             description=agent.description if request.description is None else request.description,
-            terms=_changed_terms(agent.terms, request),
+            terms=_changed_terms(agent.terms, request, _changed_rules(platform, agent, request)),
         )
         if agent.retired_ms is not None or (agent.version is None and request.has_terms):
             raise AgentNotReadyError(agent_id, agent.state)
@@ -209,6 +232,31 @@ def _described(platform: Platform, agent: Agent) -> AgentAnswer:
         recent=_recent(standing),
     )
     return _answer(agent).model_copy(update={"acceptance": parse_rules(agent.terms.rules), "reputation": shown})
+
+
+def card(platform: Platform, agent_id: AgentId) -> AgentCard:
+    """What an agent takes, gives and costs now. Raises NotFoundError without an active version."""
+    agent = platform.registry.get(agent_id)
+    if agent.version is None or agent.retired_ms is not None:
+        msg = f"The agent {agent_id!r} is {agent.state.replace('_', ' ')} and has no card."
+        raise NotFoundError(msg)
+    sha256 = agent.version.contract_sha256
+    return AgentCard(
+        agent_id=agent_id,
+        owner=agent.owner,
+        name=agent.name,
+        description=agent.description,
+        version=agent.version.number,
+        module_sha256=agent.version.module_sha256,
+        contract_sha256=sha256,
+        contract=None if sha256 is None else contracts.stored(platform, sha256),
+        tariff=pricing.parse_tariff(agent.terms.tariff),
+        tariff_sha256=pricing.tariff_sha256(agent.terms.tariff),
+        limits=_limits(agent.terms),
+        rules_sha256=agent.terms.rules_sha256,
+        acceptance=parse_rules(agent.terms.rules),
+        task_judges=_task_judges(agent.terms),
+    )
 
 
 def estimate(platform: Platform, agent_id: AgentId) -> PriceEstimate:
@@ -299,22 +347,28 @@ def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges
     )
 
 
-def _version_terms(terms: Terms, request: VersionRequest) -> Terms:
+def _version_terms(terms: Terms, request: VersionRequest, rules: Rules) -> Terms:
     """The terms of a new version of an agent that has these terms."""
     tariff = request.tariff or pricing.parse_tariff(terms.tariff)
-    rules = parse_rules(terms.rules) if request.acceptance is None else request.acceptance
     judges = _task_judges(terms) if request.task_judges is None else request.task_judges
     return _terms(tariff, request.limits or _limits(terms), rules, None if judges == "refused" else judges)
 
 
-def _changed_terms(terms: Terms, request: AgentChange) -> Terms:
+def _changed_rules(platform: Platform, agent: Agent, request: AgentChange) -> Rules | None:
+    """The new rules for outputs, with the output schema of the active version's contract; None if they stay."""
+    if request.acceptance is None:
+        return None
+    return contracts.rules_with(request.acceptance, contracts.stored(platform, agent.contract_sha256))
+
+
+def _changed_terms(terms: Terms, request: AgentChange, rules: Rules | None) -> Terms:
     """Terms with a change. What the request does not name stays as it is stored, to the byte."""
     if request.tariff is not None:
         terms = replace(terms, tariff=pricing.tariff_json(request.tariff))
     if request.limits is not None:
         terms = _changed_limits(terms, request.limits)
-    if request.acceptance is not None:
-        terms = replace(terms, rules=rules_json(request.acceptance))
+    if rules is not None:
+        terms = replace(terms, rules=rules_json(rules))
     if request.task_judges is not None:
         judges = request.task_judges
         terms = replace(terms, task_judge_bps=None if judges == "refused" else judges.rejected_share_bps)

@@ -27,6 +27,7 @@ from quittance.errors import (
     AccountFrozenError,
     BudgetTooLowError,
     FundingPausedError,
+    InputNotAcceptedError,
     InvalidRequestError,
     JudgingTooDearError,
     ReputationTooLowError,
@@ -51,7 +52,7 @@ from quittance.limits import (
 from quittance.platform import Platform
 from quittance.run import Outcome
 from quittance.store.slots import Busy
-from quittance.usecases import judges, launch, settle
+from quittance.usecases import contracts, judges, launch, settle
 from quittance.usecases.judges import NamedJudge
 from quittance.usecases.launch import ReadyAgent
 from quittance.usecases.result import answer
@@ -203,7 +204,7 @@ def _check_or_join(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, l
     """As `_check`. A funded task keeps the terms that it was funded with, whatever the agent's terms are now."""
     try:
         return _check(platform, attempt)
-    except (BudgetTooLowError, TermsChangedError):
+    except (BudgetTooLowError, InputNotAcceptedError, TermsChangedError):
         earlier = platform.ledger.find(attempt.escrow_id)
         if earlier is None or earlier.request_sha256 != attempt.request_sha256:
             raise
@@ -240,6 +241,8 @@ def _check(platform: Platform, attempt: _Attempt, *, funded: bool = False) -> tu
         score_tenths = reputation.score_tenths(standing, platform.settings.reputation)
         if score_tenths < request.min_reputation:
             raise ReputationTooLowError(score_tenths=score_tenths, least_tenths=request.min_reputation)
+    if not funded:
+        contracts.check_input(platform, ready.version.contract_sha256, request.stdin)
     platform.signing_key()  # without a key there is no receipt: find that out before money moves
     return ready, named
 

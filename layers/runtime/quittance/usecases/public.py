@@ -1,4 +1,4 @@
-"""Public: what anyone may read: the root keys, the log of receipts, the OpenAPI description and its page."""
+"""Public: what anyone may read: root keys, the log of receipts, agents' signed cards, the OpenAPI description."""
 
 import json
 from dataclasses import replace
@@ -6,15 +6,17 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from quittance.api import documentation
+from quittance.api import a2a, documentation
 from quittance.api.documentation import Document, MediaType
-from quittance.api.models import JwkSet, LogTile
+from quittance.api.models import AgentId, JwkSet, LogTile
 from quittance.errors import NotFoundError
 from quittance.limits import JWKS_AGE_S_MAX, LOG_SIZE_MAX
 from quittance.platform import Platform
-from quittance.proof import log, receipt
+from quittance.proof import card, log, receipt
 from quittance.proof.log import HASH_BYTES, LOG_LEVEL_MAX, TILE_HASHES
+from quittance.proof.statement import Purpose
 from quittance.store.blobs import BlobMissingError
+from quittance.usecases import contracts
 
 FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 _SOME_TIME: Final = {"Cache-Control": f"public, max-age={JWKS_AGE_S_MAX}"}
@@ -30,7 +32,7 @@ Width = Annotated[int, Field(ge=1, le=TILE_HASHES)]
 
 
 def jwks(platform: Platform) -> Annotated[Document, MediaType(_JSON, JwkSet)]:
-    """The root keys under which receipts, checkpoints and webhook signatures verify, for ever (RFC 7517).
+    """The root keys under which receipts, checkpoints, webhook signatures and agent cards verify, for ever (RFC 7517).
 
     Raises PlatformUnavailableError.
     """
@@ -59,6 +61,29 @@ def tile(platform: Platform, level: Level, index: Index, width: Width) -> LogTil
         msg = "The log has no such tile."
         raise NotFoundError(msg)
     return LogTile(hashes=[hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES].hex() for at in range(width)])
+
+
+def a2a_card(platform: Platform, root: str, agent_id: AgentId) -> Annotated[Document, MediaType(_JSON)]:
+    """The agent's card for the Agent2Agent protocol, version 1.0, signed. It states truly that it is called otherwise.
+
+    Raises NotFoundError for an agent without an active version, PlatformUnavailableError.
+    """
+    agent = platform.registry.get_cached(agent_id)
+    if agent.version is None or agent.retired_ms is not None:
+        msg = f"The agent {agent_id!r} is {agent.state.replace('_', ' ')} and has no card."
+        raise NotFoundError(msg)
+    contract = contracts.stored(platform, agent.version.contract_sha256)
+    unsigned = a2a.agent_card(
+        agent,
+        agent.version,
+        contract,
+        root=root,
+        issuer=platform.settings.receipt_issuer,
+        token_issuer=platform.settings.issuer_url,
+        now_ms=platform.now_ms(),
+    )
+    signed = card.sign(unsigned, platform.signing_key(Purpose.CARD))
+    return Document(json.dumps(signed), _JSON, _A_MINUTE)
 
 
 def openapi(root: str) -> Annotated[Document, MediaType(_JSON)]:

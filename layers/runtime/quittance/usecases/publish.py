@@ -2,22 +2,29 @@
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
 from aws_lambda_powertools.utilities.data_classes import S3Event
 
 from quittance import tracing
+from quittance.acceptance import examples
+from quittance.acceptance.contract import Contract, Example
+from quittance.acceptance.rules import parse_rules
 from quittance.agent import Agent, AgentState, Rejection, Version
-from quittance.errors import NotFoundError
+from quittance.errors import NotFoundError, PlatformUnavailableError
 from quittance.ledger import pricing
-from quittance.limits import MIB
+from quittance.limits import EXAMPLES_SECONDS_MAX, MIB
 from quittance.observability import logger
 from quittance.platform import Platform
+from quittance.run import Fault, Job, Limits, Run
 from quittance.store.blobs import BlobMissingError, Posted
 from quittance.store.registry import Compilation
+from quittance.usecases import contracts
 
 if TYPE_CHECKING:
     from quittance.sandbox import Artefact
@@ -60,7 +67,7 @@ def _posted(event: Mapping[str, Any]) -> list[tuple[str, str]]:
 def publish(platform: Platform, key: str, version: str = "") -> AgentState:
     """Makes a posted module the active version of its agent, or records why it was rejected. Safe to repeat.
 
-        claim → read → compile → keep → decide
+        claim → read → compile → run the examples → keep → decide
 
     `key` and `version` name the object in the uploads bucket. The first object claimed for an upload is the upload; any
     other object, or one for which no upload is open, is refused before it is read. The result is stored only if the
@@ -86,8 +93,16 @@ def publish(platform: Platform, key: str, version: str = "") -> AgentState:
             module = platform.uploads.read(posted)
     except BlobMissingError:
         return give_up(platform, key, version)
+    contract = contracts.stored(platform, agent.upload.contract_sha256)
     artefact = _compile(module)
-    if cost_micro := _cost_micro(platform, module, artefact.cpu_ms):
+    cost_micro = _cost_micro(platform, agent, module, artefact.cpu_ms)
+    if not isinstance(artefact, _Refused):
+        failure, runs_micro = _run_examples(platform, agent, contract, artefact)
+        cost_micro += runs_micro
+        artefact = artefact if failure is None else _Refused(Rejection("example_failed", failure), artefact.cpu_ms)
+    # Recorded once, with all that the publication cost, because the sweep charges what it finds and nothing later. A
+    # repeat after a crash runs everything again and records it again, and only one record is charged.
+    if cost_micro:
         platform.registry.owe(agent, cost_micro, now_ms=platform.now_ms())
     if isinstance(artefact, _Refused):
         agent = platform.registry.reject(agent, artefact.rejection)
@@ -215,10 +230,60 @@ def _compile(module: bytes) -> "Artefact | _Refused":
         return _Refused(Rejection(rejected.code, rejected.message), rejected.cpu_ms)
 
 
-def _cost_micro(platform: Platform, module: bytes, cpu_ms: int) -> int:
-    """The cost of a publication to the owner's bond: for module size and processor time, each rounded up."""
-    settings = platform.settings
-    size_micro = pricing.divide_up(len(module) * settings.publish_per_mib_micro, MIB)
+@tracing.step("examples")
+def _run_examples(platform: Platform, agent: Agent, contract: Contract, artefact: "Artefact") -> tuple[str | None, int]:
+    """Why the first failing example of a contract failed, None if all pass; and the price of all runs.
+
+    Each run costs the compute of a task's run. The runs that follow a failing one are not done. Raises
+    PlatformUnavailableError if the platform fails during a run: nothing is known about the agent then.
+    """
+    if not contract.examples:
+        return None, 0
+    terms, cost_micro = agent.upload.terms, 0
+    until_s = time.monotonic() + EXAMPLES_SECONDS_MAX
+    with NamedTemporaryFile(dir=platform.settings.scratch_dir) as file:
+        file.write(artefact.data)
+        file.flush()
+
+        def start(example: Example, limits: Limits) -> Run:
+            job = Job(
+                artefact_path=file.name,
+                artefact_sha256=artefact.sha256,
+                stdin=example.stdin,
+                fuel=limits.fuel,
+                memory_bytes=limits.memory_bytes,
+                output_bytes=limits.output_bytes,
+                timeout_ms=limits.timeout_ms,
+                epoch_ns=examples.EPOCH_NS,
+                seed=examples.SEED,
+            )
+            run = platform.sandbox.run(job)
+            if run.outcome.fault is Fault.PLATFORM:
+                logger.error("example not run", agent_id=agent.agent_id, outcome=run.outcome, said=run.message)
+                raise PlatformUnavailableError
+            return run
+
+        try:
+            for result in examples.run_all(
+                contract.examples,
+                own=terms.limits,
+                rules=parse_rules(terms.rules),
+                start=start,
+                left_ms=lambda: round((until_s - time.monotonic()) * 1_000),
+            ):
+                cost_micro += platform.settings.compute.micro(result.run.meter.fuel) if result.run else 0
+                if result.failure is not None:
+                    return result.failure, cost_micro
+        finally:
+            platform.sandbox.close()  # the next compilation may need the memory
+    return None, cost_micro
+
+
+def _cost_micro(platform: Platform, agent: Agent, module: bytes, cpu_ms: int) -> int:
+    """The cost of a publication to the owner's bond: for what is stored and processor time, each rounded up."""
+    settings, named = platform.settings, agent.upload.contract_sha256
+    stored_bytes = len(module) + (len(platform.registry.contract(named).encode()) if named else 0)
+    size_micro = pricing.divide_up(stored_bytes * settings.publish_per_mib_micro, MIB)
     return size_micro + pricing.divide_up(cpu_ms * settings.publish_per_cpu_second_micro, 1_000)
 
 

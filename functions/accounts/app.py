@@ -9,6 +9,9 @@ from quittance.usecases import accounts
 app = Api("accounts", "ledger", "registry")
 app.serve("GET /accounts/me", accounts.balance, "Read one's balance", name="me")
 app.serve("GET /accounts/me/statement", accounts.statement, "Read what moved one's credits")
+app.serve(
+    "GET /accounts/me/statement.csv", accounts.statement_csv, "Read what moved one's credits", name="get_statement_csv"
+)
 app.serve("GET /accounts/me/bond", accounts.bond, "Read one's bond")
 app.serve("POST /accounts/me/bond", accounts.move_bond, "Fill or release one's bond", status=HTTPStatus.CREATED)
 app.serve("GET /accounts/me/bond/statement", accounts.bond_statement, "Read what moved one's bond")

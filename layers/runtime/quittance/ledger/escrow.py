@@ -109,7 +109,8 @@ class Escrow:
     amounts held for `judges` are not part of the task's own budget. `input_sha256` of a judge's escrow is set when the
     escrow is settled. `compute` are the platform's prices at funding. `own_limits` are the agent's limits, None in an
     escrow funded before limits were recorded. `task_judge_bps` is the share of the price that is due if the task's own
-    judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`.
+    judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`. `share_payer` and
+    `share_log` let the agent's owner see the payer, and the stderr of the run.
     """
 
     escrow_id: str
@@ -137,6 +138,8 @@ class Escrow:
     judges: tuple[JudgeHold, ...] = ()
     seed: str | None = None
     webhook: str | None = None
+    share_payer: bool = False
+    share_log: bool = False
     settlement: Settlement | None = None
 
     @property

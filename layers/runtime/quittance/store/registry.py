@@ -43,6 +43,7 @@ from quittance.store.dynamo import (
     put_new,
     read_items,
     retried,
+    scan_piece,
     to_item,
     update,
 )
@@ -184,6 +185,24 @@ class Registry:
             else:
                 unretired = True
         return OwnedAgents(unretired or read > OWNED_AGENTS_READ_MAX, retired_ms)
+
+    def described(self, agent_id: str) -> tuple[Agent, tuple[str, ...]]:
+        """The stored agent and the tags of its contract (consistent read). Raises NotFoundError."""
+        item = self._item(f"AGENT#{agent_id}")
+        if item is None:
+            msg = f"There is no agent {agent_id!r}."
+            raise NotFoundError(msg)
+        return _agent(item), _tags(item)
+
+    def find_all(self, agent_ids: Sequence[str]) -> dict[str, Agent]:
+        """Of up to 100 different agents, those that exist, by id (not consistent)."""
+        pks = [f"AGENT#{agent_id}" for agent_id in agent_ids]
+        found = read_items(self._client.batch_get_item, self._table, pks, self._patience(), consistent=False)
+        return {pk.removeprefix("AGENT#"): _agent(item) for pk, item in found.items()}
+
+    def piece(self, *, after: str | None, limit: int) -> tuple[list[Mapping[str, Any]], str | None]:
+        """Up to `limit` items of the table, and the key behind which the next piece begins; None at the end."""
+        return scan_piece(self._client.scan, self._table, after=after, limit=limit, patience=self._patience())
 
     def page(self, *, owner: str | None, limit: int, after: Place | None) -> Page:
         """Up to `limit` agents, newest first, behind the position `after`: active ones, or all of one owner's.
@@ -489,6 +508,21 @@ def upload_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Agent |
     upload = ("upload_number", "upload_state")
     moved = "upload_state" in after and any(before.get(name) != after[name] for name in upload)
     return _agent(after) if moved else None
+
+
+def changed_agent(after: Mapping[str, Any]) -> str | None:
+    """The id of the agent that a change of the table concerns; None for any other change.
+
+    The image is that of a stream record.
+    """
+    pk: str = after.get("pk", {}).get("S", "")
+    return pk.removeprefix("AGENT#") if pk.startswith("AGENT#") else None
+
+
+def _tags(item: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags of an agent's contract: a list or a set of strings. Agents without a contract have none."""
+    stored = item.get("tags", {})
+    return tuple(tag["S"] for tag in stored["L"]) if "L" in stored else tuple(sorted(stored.get("SS", ())))
 
 
 def _agent(item: Mapping[str, Any]) -> Agent:

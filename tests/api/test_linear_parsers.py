@@ -440,6 +440,7 @@ READS: Final = {
     "api.messages.write: Decimal": OURS,
     "api.models: loads": "body of an agent",
     "api.models._as_doubles: loads": "body of an agent",
+    "api.models._moment_ms: fromisoformat": FIXED,  # at most 40 characters
     "api.models._decode_base64: b64decode": "body of a task",
     "ledger.credits._plain: Decimal": "amount",
     "ledger.credits.parse_credits: int": "amount",
@@ -458,6 +459,10 @@ READS: Final = {
     "proof.receipt._check_amounts: int": FORM,
     "proof.receipt._compute_due: int": FORM,
     "proof.receipt._prices: int": FORM,
+    "store.listings.Listings.add_run: int": OURS,
+    "store.listings.Listings.search: int": OURS,
+    "store.listings._place: int": OURS,
+    "store.ledger.Ledger._escrow_values: int": OURS,
     "store.registry.Registry.set_bond_short: int": OURS,
     "store.registry.Registry.dues: int": OURS,
     "store.registry._terms: int": OURS,

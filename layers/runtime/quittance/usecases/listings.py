@@ -156,7 +156,7 @@ def listed_run(escrow: Escrow) -> ListedRun | None:
         memory_bytes=meter["memory_bytes"],
         paid_micro=settlement.split.paid_micro,
         fee_micro=settlement.split.fee_micro,
-        message=settlement.message,
+        message="" if settlement.outcome is Outcome.SUCCEEDED else settlement.message,
         payer=escrow.payer if escrow.share_payer else None,
         log_shared=escrow.share_log,
     )

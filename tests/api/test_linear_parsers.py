@@ -463,6 +463,7 @@ READS: Final = {
     "store.listings.Listings.search: int": OURS,
     "store.listings._place: int": OURS,
     "store.ledger.Ledger._escrow_values: int": OURS,
+    "store.registry.Registry._contract_tags: loads": OURS,
     "store.registry.Registry.set_bond_short: int": OURS,
     "store.registry.Registry.dues: int": OURS,
     "store.registry._terms: int": OURS,

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import random
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -21,6 +22,7 @@ from quittance.ledger.escrow import escrow_id
 from quittance.ledger.reputation import Standing
 from quittance.limits import AGENT_WORDS_MAX, LISTING_READ_MAX, LISTING_SHARDS, QUERY_WORDS_MAX, WORD_CHARS_MAX
 from quittance.run import Fault, Outcome
+from quittance.store.dynamo import to_item
 from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, Sort, TaskState, Wanted, words
 from quittance.usecases import agents, execute, listings, runs
 from tests.functions.test_handlers import load
@@ -122,18 +124,18 @@ def test_payer_and_log_are_hidden_unless_the_payer_shares_them(platform: Cloud, 
     assert (listed.payer, listed.log_shared) == (None, False)
     one = runs.read(platform, OWNER, agent_id, listed.run_id)
     assert (one.payer, one.log) == (None, None)
-    key = {"pk": {"S": f"ESC#{listed.run_id}"}}
-    platform._dynamodb.update_item(
-        TableName="LedgerTable", Key=key,
-        UpdateExpression="SET share_payer = :yes, share_log = :yes, #log = :log, log_bytes = :two",
-        ExpressionAttributeNames={"#log": "log"},
-        ExpressionAttributeValues={":yes": {"N": "1"}, ":log": {"B": b"hi"}, ":two": {"N": "2"}},
-    )  # fmt: skip
+    escrow = platform.ledger.find(listed.run_id)
+    assert escrow is not None
+    values = platform.ledger._escrow_values(replace(escrow, share_payer=True, share_log=True))
+    shared = to_item({name: value for name, value in values.items() if name.startswith("share")})
+    log = {"log": {"B": b"hi"}, "log_bytes": {"N": "2"}}
+    changed = {**item(platform, "secret-name"), **shared, **log}
+    platform._dynamodb.put_item(TableName="LedgerTable", Item=changed)
     wipe(platform)
     deliver(context, stream_record(9, {"state": {"S": "funded"}}, item(platform, "secret-name")))
-    (shared,) = runs.page(platform, OWNER, agent_id).runs
-    assert (shared.payer, shared.log_shared) == ("alice", True)
-    assert runs.read(platform, OWNER, agent_id, shared.run_id).log == "hi"
+    (listed,) = runs.page(platform, OWNER, agent_id).runs
+    assert (listed.payer, listed.log_shared) == ("alice", True)
+    assert runs.read(platform, OWNER, agent_id, listed.run_id).log == "hi"
 
 
 def test_only_the_owner_reads_runs_and_only_of_that_agent(platform: Cloud, context: Any) -> None:
@@ -330,6 +332,19 @@ def test_agents_are_found_by_words_tag_owner_price_and_standing(platform: Cloud)
     (best,) = agents.page(platform, tag="text").agents
     assert best.standing is not None
     assert (best.standing.score, best.standing.success_rate) == (725, 0.75)
+
+
+def test_tags_are_found_in_the_contract_that_an_agent_names(platform: Cloud) -> None:
+    agent_id = publish(platform, "Echo")
+    contract = {"pk": {"S": "CONTRACT#abc"}, "contract": {"S": json.dumps({"tags": ["text", "nlp"]})}}
+    platform._dynamodb.put_item(TableName="RegistryTable", Item=contract)
+    for sha256, tags in (("abc", ["Echo"]), ("missing", [])):
+        platform._dynamodb.update_item(
+            TableName="RegistryTable", Key={"pk": {"S": f"AGENT#{agent_id}"}},
+            UpdateExpression="SET contract_sha256 = :sha256", ExpressionAttributeValues={":sha256": {"S": sha256}},
+        )  # fmt: skip
+        listings.list_agent(platform, agent_id)
+        assert found(platform, tag="nlp") == found(platform, q="text") == tags
 
 
 def test_compute_counts_in_the_highest_price(platform: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +545,8 @@ def get(context: Any, function: str, path: str, query: dict[str, str] | None = N
         "queryStringParameters": query,
         "multiValueQueryStringParameters": {name: [value] for name, value in (query or {}).items()} or None,
         "requestContext": {
-            "requestId": "r", "httpMethod": "GET", "authorizer": {"sub": account}, "path": "/prod/api/v1/economic" + path,
+            "requestId": "r", "httpMethod": "GET", "authorizer": {"sub": account},
+            "path": "/prod/api/v1/economic" + path,
         },
         "body": None,
     }  # fmt: skip
@@ -582,8 +598,8 @@ def test_right_parameters_at_their_bounds_are_taken(platform: Cloud, context: An
     ):  # fmt: skip
         assert get(context, "agents", "/agents", query)["statusCode"] == 200, query
     for query in (
-        {"since": "1970-01-01T00:00:00Z", "until": "2286-11-20T17:46:39.999Z"}, {"since": "2026-11-30T12:00:00.5+02:00"},
-        {"state": "pending", "limit": "100"}, {"after": ""},
+        {"since": "1970-01-01T00:00:00Z", "until": "2286-11-20T17:46:39.999Z"},
+        {"since": "2026-11-30T12:00:00.5+02:00"}, {"state": "pending", "limit": "100"}, {"after": ""},
     ):  # fmt: skip
         assert get(context, "result", "/tasks", query)["statusCode"] == 200, query
 

@@ -20,6 +20,7 @@ others, so no item is read in vain. The index `owner` finds all agents of an own
 the listing; `page` removes such items when it reads them.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -192,7 +193,7 @@ class Registry:
         if item is None:
             msg = f"There is no agent {agent_id!r}."
             raise NotFoundError(msg)
-        return _agent(item), _tags(item)
+        return _agent(item), _tags(item) or self._contract_tags(item)
 
     def find_all(self, agent_ids: Sequence[str]) -> dict[str, Agent]:
         """Of up to 100 different agents, those that exist, by id (not consistent)."""
@@ -432,6 +433,12 @@ class Registry:
         )
         return answer.get("Item")
 
+    def _contract_tags(self, item: Mapping[str, Any]) -> tuple[str, ...]:
+        """The tags in the contract that an agent's item names by digest; none without a contract."""
+        named = item.get("contract_sha256")
+        contract = self._item(f"CONTRACT#{named['S']}") if named else None
+        return tuple(json.loads(contract["contract"]["S"]).get("tags", ())) if contract else ()
+
     def _paused(self, pk: str) -> bool:
         return bool(from_item(self._item(pk) or {}).get("paused"))
 
@@ -520,7 +527,7 @@ def changed_agent(after: Mapping[str, Any]) -> str | None:
 
 
 def _tags(item: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tags of an agent's contract: a list or a set of strings. Agents without a contract have none."""
+    """The tags that an agent's item repeats from its contract: a list or a set of strings; none if it has none."""
     stored = item.get("tags", {})
     return tuple(tag["S"] for tag in stored["L"]) if "L" in stored else tuple(sorted(stored.get("SS", ())))
 

@@ -24,7 +24,7 @@ from tests.template import template
 TABLE = "ListingsTable"
 WRITERS, INSERTS = 4, 400 if LONG else 80
 AGENTS = 10_000
-CHANGES = 200 if LONG else 25
+CHANGES = 200 if LONG else 12
 LETTERS = str.maketrans("0123456789", "abcdefghij")
 
 

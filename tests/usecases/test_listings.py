@@ -6,7 +6,8 @@ import json
 import random
 from dataclasses import replace
 from io import StringIO
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -23,7 +24,7 @@ from quittance.ledger.reputation import Standing
 from quittance.limits import AGENT_WORDS_MAX, LISTING_READ_MAX, LISTING_SHARDS, QUERY_WORDS_MAX, WORD_CHARS_MAX
 from quittance.run import Fault, Outcome
 from quittance.store.dynamo import to_item
-from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, Sort, TaskState, Wanted, words
+from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, Listings, Sort, TaskState, Wanted, words
 from quittance.usecases import agents, execute, listings, runs
 from tests.functions.test_handlers import load
 from tests.support import FLAT, Cloud, stream_record, wasm
@@ -219,11 +220,22 @@ def listed_run(number: int, settled_ms: int, ended: Ended = Ended.SUCCEEDED) -> 
     return ListedRun(run_id, "agt", settled_ms, ended, Outcome.SUCCEEDED, Fault.NONE, "m", 1, 1, 1, 1, 1, "")
 
 
+def cut_short(cloud: Cloud, rng: random.Random) -> Listings:
+    """The listings with a client whose queries may end early, as DynamoDB's end at 1 MB, but read two rows at least."""
+    client = cloud.listings._client
+
+    def query(**asked: Any) -> Any:
+        return client.query(**asked | {"Limit": min(asked["Limit"], rng.choice((2, 3, 5, 1_000)))})
+
+    return Listings(cast("Any", SimpleNamespace(query=query)), table="ListingsTable", left_ms=lambda: 60_000)
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**9), limit=st.integers(1, 9), number=st.integers(0, 40))
 def test_paging_under_inserts_loses_and_repeats_nothing(seed: int, limit: int, number: int, cloud: Cloud) -> None:
     rng = random.Random(seed)
     wipe(cloud)
+    store = cut_short(cloud, rng)
     times = [rng.randrange(1, 12) for _ in range(number)]
     first = [listed_run(each, at_ms, rng.choice([*Ended])) for each, at_ms in enumerate(times)]
     for each in first:
@@ -231,9 +243,9 @@ def test_paging_under_inserts_loses_and_repeats_nothing(seed: int, limit: int, n
     read: list[str] = []
     after, fresh = None, itertools.count(number)
     while True:
-        page, after = cloud.listings.runs("agt", ended=None, limit=limit, after=after)
+        page, after = store.runs("agt", ended=None, limit=limit, after=after)
         read += [each.run_id for each in page]
-        assert len(page) == limit or after is None
+        assert len(page) <= limit
         if after is None:
             break
         cloud.listings.add_run(listed_run(next(fresh), rng.randrange(1, 20)))
@@ -469,10 +481,11 @@ def test_search_pages_have_every_agent_once_in_order(
         for term in each.terms:
             cloud.listings.put_agent(each, term)
     wanted = Wanted(words=("echo", "n1"), price_micro_max=price)
+    store = cut_short(cloud, random.Random(limit))
     read: list[ListedAgent] = []
     after = None
     for fresh in itertools.count(number):
-        page = cloud.listings.search(wanted, sort=sort, limit=limit, after=after)
+        page = store.search(wanted, sort=sort, limit=limit, after=after)
         read += page.agents
         after = page.after
         if after is None:

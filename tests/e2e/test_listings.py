@@ -51,7 +51,10 @@ def listed(reader: User, path: str, name: str, number: int, **query: str) -> lis
                 return found
             after = {"after": page.json()["next"]}
 
-    return until(lambda: found if len(found := read()) == number else None, f"{path} {query} does not have {number}")
+    (entries,) = until(
+        lambda: (found,) if len(found := read()) == number else None, f"{path} {query} does not have {number}"
+    )
+    return entries
 
 
 def test_runs_and_tasks_are_listed_after_they_settle(
@@ -98,9 +101,8 @@ def test_search_follows_an_agent_from_publication_to_retirement(
     assert listed(owner, "/agents", "agents", 0, q=word, max_price="0.009999") == []
     assert listed(owner, "/agents", "agents", 0, q=word, tag="text") == []
     owner.run(agent_id)
-    owner_run = User(owner.name, owner.http)
     sweep()
-    score = owner_run.http.get(f"/agents/{agent_id}").json()["reputation"]["score"]
+    score = owner.http.get(f"/agents/{agent_id}").json()["reputation"]["score"]
     until(
         lambda: owner.http.get("/agents", params={"q": word, "min_score": str(score)}).json()["agents"],
         "the index does not have the agent's score",

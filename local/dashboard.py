@@ -168,6 +168,15 @@ WIDGETS: Final = [
         period_s=60,
     ),
     Widget(
+        "Listings: rows written, how late, and what failed",
+        [
+            ours(Metric.LISTED, stat="Sum"),
+            function("ListingsFunction", "IteratorAge", stat="Maximum", **_ON_THE_RIGHT),
+            queue("ListingsFailures", _VISIBLE, stat="Maximum"),
+        ],
+        stat="",
+    ),
+    Widget(
         "Payouts that wait, and for how long",
         [ours(Metric.PAYOUTS_WAITING), ours(Metric.OLDEST_PAYOUT, **_ON_THE_RIGHT)],
         stat="Maximum",

@@ -109,7 +109,7 @@ def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[by
         request = json.loads(body or b"{}")
         keys = [request["Key"]] if "Key" in request else []
         keys += [key for asked in request.get("RequestItems", {}).values() if "Keys" in asked for key in asked["Keys"]]
-        # All tables here have only a partition key, so the only attribute of a key is that one.
+        # The tables that have such a condition have only a partition key, so the only attribute of a key is that one.
         leading = [value for key in keys for typed in key.values() for value in typed.values()]
         return {**known(body), **({"dynamodb:LeadingKeys": leading} if leading else {})}
 

@@ -43,7 +43,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
     session = clients._session()
-    for name in ("LedgerTable", "RegistryTable"):
+    for name in ("LedgerTable", "RegistryTable", "ListingsTable"):
         properties = {
             key: value
             for key, value in template["Resources"][name]["Properties"].items()
@@ -62,6 +62,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
         Settings(
             ledger_table="LedgerTable",
             registry_table="RegistryTable",
+            listings_table="ListingsTable",
             uploads_bucket="uploads",
             binaries_bucket="binaries",
             outputs_bucket="outputs",

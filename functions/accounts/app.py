@@ -7,6 +7,7 @@ from quittance.usecases import accounts
 app = Api("accounts", "ledger", "registry")
 app.serve("GET /accounts/me", accounts.balance, "Get your balance", name="get_balance")
 app.serve("GET /accounts/me/statement", accounts.statement, "Get your statement", name="get_statement")
+app.serve("GET /accounts/me/statement.csv", accounts.statement_csv, "Get your CSV statement", name="get_statement_csv")
 app.serve("GET /accounts/me/bond", accounts.bond, "Get your bond", name="get_bond")
 app.serve("POST /accounts/me/bond", accounts.move_bond, "Add to your bond, or release it", name="move_bond", status=201)
 app.serve(

@@ -4,9 +4,9 @@ from quittance.api.http import Api
 from quittance.observability import observed
 from quittance.usecases import agents
 
-app = Api("agents", "ledger", "registry", "uploads")
+app = Api("agents", "ledger", "listings", "registry", "uploads")
 app.serve("POST /agents", agents.register, "Register an agent", name="register_agent", status=201)
-app.serve("GET /agents", agents.page, "List agents", name="list_agents")
+app.serve("GET /agents", agents.page, "List or search agents", name="list_agents")
 app.serve("GET /agents/<agent_id>", agents.describe, "Get an agent", name="get_agent")
 app.serve("GET /agents/<agent_id>/estimate", agents.estimate, "Estimate the price of a task", name="estimate_price")
 app.serve("GET /agents/<agent_id>/card", agents.card, "Get an agent's card", name="get_agent_card")

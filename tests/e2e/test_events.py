@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from local.paths import Stack
+from quittance.ledger.escrow import escrow_id
 from quittance.ledger.journal import Payout, PayoutState
 from tests.e2e.people import User, invoke
 from tests.support import ROOT, wasm
@@ -29,9 +30,13 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "execute-async": (202, {"task_id": "task-3", "escrow_status": "funded"}),
     "result-http": (200, {"task_id": "task-1", "output": '{"words":6,"unique":4,"top":[["be",2]]}\n'}),
     "result-input": (200, {"task_id": "task-1", "input": '{"text":"to be or not to be","top":1}'}),
+    "result-tasks": (200, {"next": None}),
+    "result-runs": (200, {"runs": [], "next": None}),
+    "result-run": (200, {"success": True, "outcome": "succeeded", "payer": None, "log_shared": False, "log": None}),
     "health-http": (200, {"status": "ok"}),
     "agents-register": (201, {"state": "awaiting_upload"}),
     "agents-list": (200, {"next": None}),
+    "agents-search": (200, {"agents": [], "next": None}),
     "agents-describe": (200, {"state": "active", "agent_id": "agt_aaaaaaaaaaaaaaaa"}),
     "agents-card": (200, {"agent_id": "agt_aaaaaaaaaaaaaaaa", "contract": None}),
     "agents-estimate": (200, {"agent_id": "agt_aaaaaaaaaaaaaaaa", "least_price": "0.01"}),
@@ -42,6 +47,7 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "agents-retire": (200, {"state": "retired", "agent_id": "agt_bbbbbbbbbbbbbbbb"}),
     "accounts-me": (200, {"account_id": "alice"}),
     "accounts-statement": (200, {"account_id": "alice"}),
+    "accounts-statement-csv": (200, {}),
     "accounts-bond": (200, {"account_id": "alice", "held": "0", "charged": "0"}),
     "accounts-move-bond": (201, {"account_id": "alice", "bond_id": "bond-1", "amount": "0.5"}),
     "accounts-bond-statement": (200, {"next": None}),
@@ -67,12 +73,12 @@ LOGGED: dict[str, tuple[int, dict[str, Any]]] = {
     "public-checkpoint": (200, {}),
     "public-tile": (200, {}),
 }
-NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey"}
+NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey", "accounts-statement-csv": "at,kind,id"}
 # No message may stay in its queue: the tasks are settled, the dead letter's task was refused before money moved, and
 # the upload is published.
 MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs", "publish-sqs")
 OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule", *MESSAGES}
-OTHERS |= {"notify-stream", "plan-run", "webhook-sqs"}
+OTHERS |= {"listings-backfill", "listings-stream", "notify-stream", "plan-run", "webhook-sqs"}
 NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
 # The receiver's host name never resolves (RFC 6761), so the message must stay in the queue.
 UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
@@ -81,6 +87,11 @@ UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88
 def payout_of(account: str) -> str:
     """The id of the payout that `accounts-withdraw` requests for this account."""
     return Payout(account, "withdrawal-1", 250_000, 1, PayoutState.REQUESTED).payout_id
+
+
+def run_of(account: str) -> str:
+    """The id of the run of `execute-http` for this account."""
+    return escrow_id(account, "task-1")
 
 
 def function_of(name: str) -> str:
@@ -100,6 +111,7 @@ class Scene:
             '\\"alice\\"': f'\\"{alice.name}\\"',
             "/alice/": f"/{alice.name}/",
             payout_of("alice"): payout_of(alice.name),
+            run_of("alice"): run_of(alice.name),
             "agt_aaaaaaaaaaaaaaaa": hired,
             "agt_bbbbbbbbbbbbbbbb": own,
             "quittance-uploads-123456789012-eu-central-1": bucket,
@@ -232,6 +244,16 @@ def test_audit_schedule(scene: Scene) -> None:
 
 def test_notify_stream(scene: Scene) -> None:
     assert scene.send("notify-stream", scene.fill_in(FILES["notify-stream"])) == NOTHING_FAILED
+
+
+def test_listings_stream(scene: Scene) -> None:
+    assert scene.send("listings-stream", scene.fill_in(FILES["listings-stream"])) == NOTHING_FAILED
+
+
+def test_listings_backfill(scene: Scene) -> None:
+    answer = scene.send("listings-backfill", scene.fill_in(FILES["listings-backfill"]))
+    assert (answer["backfill"], answer["failed"]) == (None, 0)
+    assert answer["listed"] > 0
 
 
 def test_webhook_sqs(scene: Scene) -> None:

@@ -42,6 +42,7 @@ NOT_LOADED = {
     "deadletter": ENGINE | SUPERVISOR | AUDIT | PUBLISH,
     "plan": ENGINE | CLIENTS | USE_CASES,
     "notify": ENGINE | POWERTOOLS_ROUTES | USE_CASES,
+    "listings": ENGINE | POWERTOOLS_ROUTES | USE_CASES,
     "webhook": ENGINE | POWERTOOLS_ROUTES | USE_CASES,
     "sweep": ENGINE | ROUTES | SUPERVISOR | AUDIT | EXECUTE | PUBLISH,
     "audit": ENGINE | ROUTES | EXECUTE | PUBLISH | {"quittance.sandbox", "quittance.api.models"},

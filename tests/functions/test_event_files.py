@@ -74,6 +74,9 @@ def test_every_event_file_is_handled(platform: Cloud, context: Any) -> None:
         check(name, *expected)
     assert answer("audit-schedule")["differences"] == 0
     assert answer("notify-stream") == NOTHING_FAILED
+    assert answer("listings-stream") == NOTHING_FAILED
+    filled = answer("listings-backfill")
+    assert (filled["backfill"], filled["failed"]) == (None, 0)
     assert answer("webhook-sqs") == UNREACHABLE
     assert answer("authorizer-request")["context"] == {"sub": "alice", "scope": ""}
     assert {*HTTP, *LOGGED, *OTHERS} == FILES.keys()

@@ -150,6 +150,8 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     load("sweep").handler({}, context)
     load("audit").handler({}, context)
     notify_and_deliver(platform, context, monkeypatch)
+    (paid,) = (item for item in platform.items("ESC#") if item["task_id"]["S"] == "paid")
+    load("listings").handler({"Records": [stream_record(1, {**paid, "state": {"S": "funded"}}, paid)]}, context)
     return emitted()
 
 
@@ -189,6 +191,7 @@ def test_metrics_have_the_values_of_what_happened(story: Emitted) -> None:
     assert sum(story.of(Metric.EVENTS_EMITTED)) == 2
     assert [sum(story.of(metric)) for metric in (Metric.WEBHOOKS_DELIVERED, Metric.WEBHOOKS_FAILED)] == [1, 2]
     assert sum(story.of(Metric.WEBHOOKS_GIVEN_UP)) == 1
+    assert sum(story.of(Metric.LISTED)) == 2, "the task and its run"
     assert story.settings["service"] == {SERVICE}
     assert sum(story.values[Series(Metric.COLD_STARTS, frozenset({"service", "function"}))]) == 1
 
@@ -212,7 +215,7 @@ def test_every_emitted_event_logs_one_line_with_its_ids(story: Emitted) -> None:
 def test_log_lines_have_only_the_ids_of_their_request(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
     assert [line.get("task_id") for line in answered] == [
-        *("paid", "paid", "late", "paid", None, None, "lost", *[None] * 8)
+        *("paid", "paid", "late", "paid", None, None, "lost", *[None] * 9)
     ]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 

@@ -153,11 +153,13 @@ def test_running_publishing_and_paying_have_separate_roles(template: dict[str, A
         "OperationsFunction",
         *BOND_FUNCTIONS,
     }
-    assert functions_allowed(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction"}
+    assert functions_allowed(template, "LedgerTable", "dynamodb:Scan") == {"AuditFunction", "ListingsFunction"}
+    assert functions_allowed(template, "ListingsTable", *writes) == {"ListingsFunction"}
     assert not functions_allowed(template, "LedgerTable", *writes) & {
         "AgentsFunction",
         "AuditFunction",
         "HealthFunction",
+        "ListingsFunction",
     }
     assert not functions_allowed(template, "LedgerTable") & {"PublicFunction", "PublishFunction", "OperationsFunction"}
     assert not functions_allowed(template, "") & {"AuthorizerFunction"}

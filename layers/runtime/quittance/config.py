@@ -16,6 +16,7 @@ class Settings(BaseModel):
 
     ledger_table: str
     registry_table: str
+    listings_table: str = ""
     uploads_bucket: str
     binaries_bucket: str
     outputs_bucket: str

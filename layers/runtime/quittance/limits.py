@@ -198,3 +198,15 @@ EVENT_BYTES_MAX: Final = MIB  # EventBridge's own limit for the entries of one c
 
 # Traces.
 TRACE_STEPS_MAX: Final = 100  # of one invocation: a long sweep must not flood its trace
+
+# Listings: runs of an agent, tasks of an account, and the index of agents (see store/listings.py).
+LISTING_SHARDS: Final = 4  # partitions over which the rows of one agent or account are spread; never lower it
+LISTING_READ_MAX: Final = 200  # rows that one page reads in each partition to find those that pass its filters
+LISTING_MS_MAX: Final = 10**13 - 1  # a time in a key has 13 digits: until the year 2286
+AGENT_WORDS_MAX: Final = 20  # of an agent's name, tags and description, in this order: each has a row in the index
+AGENT_TAGS_MAX: Final = 10  # of one agent in the index
+WORD_CHARS_MAX: Final = 32  # of a word in the index; the rest of a longer one is not compared
+QUERY_CHARS_MAX: Final = 200  # of the text of a search
+QUERY_WORDS_MAX: Final = 8
+BACKFILL_PIECES_MAX: Final = 1_000  # of one invocation, which ends earlier if its time does
+BACKFILL_PIECE_ITEMS: Final = 25  # read by one scan, and listed before the next

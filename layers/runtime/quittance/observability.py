@@ -68,6 +68,7 @@ class Metric(StrEnum):
     WEBHOOKS_DELIVERED = "WebhooksDelivered"
     WEBHOOKS_FAILED = "WebhooksFailed"
     WEBHOOKS_GIVEN_UP = "WebhooksGivenUp"
+    LISTED = "RowsListed"
 
     @property
     def unit(self) -> MetricUnit:

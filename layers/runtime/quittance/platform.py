@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from quittance.store.bus import Bus
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
+    from quittance.store.listings import Listings
     from quittance.store.operations import Operations
     from quittance.store.publisher import Publisher
     from quittance.store.queue import Queue
@@ -90,6 +91,13 @@ class Platform:
         from quittance.store.registry import Registry
 
         return Registry(self._dynamodb, table=self.settings.registry_table, left_ms=self.left_ms)
+
+    @cached_property
+    def listings(self) -> "Listings":
+        """The runs of agents, the tasks of accounts, and the index of agents."""
+        from quittance.store.listings import Listings
+
+        return Listings(self._dynamodb, table=self.settings.listings_table, left_ms=self.left_ms)
 
     @cached_property
     def operations(self) -> "Operations":

@@ -239,6 +239,8 @@ def _with_links(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[str,
     headers = answered["multiValueHeaders"]
     if "Location" in headers:
         headers["Location"] = [root(event) + location for location in headers["Location"]]
+    if "Link" in headers:  # routes state it relative to the API's prefix
+        headers["Link"] = [link.replace("</", f"<{root(event)}{PREFIX}/", 1) for link in headers["Link"]]
     headers["X-Content-Type-Options"] = ["nosniff"]
     return answered
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
@@ -43,11 +43,15 @@ from quittance.ledger.escrow import State, request_sha256
 from quittance.ledger.journal import LineKind, PayoutState
 from quittance.ledger.pricing import Tariff
 from quittance.run import Fault, Input, Outcome, Side
+from quittance.store.listings import TaskState
 from quittance.store.operations import Action
 
 _ABSENT: Final = object()
 _MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10
 _TENTHS_MAX: Final = 1_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MOMENT_CHARS_MAX: Final = 40
+_THOUSAND: Final = 1_000
 _MICRO_PER_BPS: Final = MICRO_PER_CREDIT // limits.BPS
 _TASK_ID: Final = "[A-Za-z0-9._~-]+"  # what URLs need not encode (RFC 3986 §2.3)
 _EXAMPLE_AGENT: Final = "agt_k5x2mfq7w3nzt4ab"
@@ -100,6 +104,10 @@ AccountInPath = Annotated[
 AccountId = Annotated[AccountInPath, AfterValidator(_no_own_account)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in hexadecimal."""
+RunId = Annotated[str, StringConstraints(pattern=r"^[a-z2-7]{26}$", min_length=26, max_length=26)]
+"""The id of a run: that of its escrow."""
+AgentTag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", min_length=1, max_length=32)]
+SearchText = Annotated[str, StringConstraints(max_length=limits.QUERY_CHARS_MAX)]
 Amount = Annotated[CreditsIn, between(1, limits.AMOUNT_MICRO_MAX)]
 Timestamp = Annotated[
     int,
@@ -110,6 +118,54 @@ Timestamp = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 """Internally milliseconds since the epoch, RFC 3339 in JSON."""
+
+
+def _moment_ms(text: object) -> int:
+    sentence = "must be a date and time with its zone (RFC 3339), such as 2026-11-30T12:00:00Z; write + as %2B in a URL"
+    if not isinstance(text, str) or len(text) > _MOMENT_CHARS_MAX:
+        raise ValueError(sentence)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ValueError(sentence) from exc
+    if moment.tzinfo is None:
+        raise ValueError(sentence)
+    ms = (moment - _EPOCH) // timedelta(milliseconds=1)
+    if not 0 <= ms <= limits.LISTING_MS_MAX:
+        msg = "must be from 1970 to 2286"
+        raise ValueError(msg)
+    return ms
+
+
+Moment = Annotated[int, BeforeValidator(_moment_ms), WithJsonSchema({"type": "string", "format": "date-time"})]
+"""In a query RFC 3339, internally milliseconds since the epoch, rounded down."""
+
+
+def _thousandths(text: object) -> int:
+    permille, rest = divmod(parse_credits(text), MICRO_PER_CREDIT // 1_000)
+    if rest or permille > _THOUSAND:
+        msg = "must be from 0 to 1, with at most three decimals, such as 0.95"
+        raise ValueError(msg)
+    return permille
+
+
+def _tenths_of_text(text: object) -> int:
+    tenths, rest = divmod(parse_credits(text), _MICRO_PER_TENTH)
+    if rest or tenths > _TENTHS_MAX:
+        msg = "must be from 0 to 100, with at most one decimal, such as 72.5"
+        raise ValueError(msg)
+    return tenths
+
+
+MaxPrice = Annotated[CreditsIn, between(0, limits.AMOUNT_MICRO_MAX)]
+MinScore = Annotated[
+    int, BeforeValidator(_tenths_of_text), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100})
+]
+"""In a query a number with at most one decimal, internally tenths of a reputation point."""
+MinSuccessRate = Annotated[
+    int, BeforeValidator(_thousandths), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})
+]
+"""In a query a number from 0 to 1, internally thousandths."""
 
 Points = Annotated[
     int,
@@ -711,6 +767,13 @@ class PriceEstimate(_Answer):
     recent: AgentEstimate | None = Field(description="Null if it has had no paid run of late.")
 
 
+class AgentStanding(_Answer):
+    """What a search is ordered by. The index may lag behind the receipts by some seconds."""
+
+    score: Points = Field(description="The reputation score that the platform uses, from 0 to 100.")
+    success_rate: float | None = Field(description="Successes among successes and failures; null before the first.")
+
+
 class AgentAnswer(_Answer):
     """An agent as anyone may see it."""
 
@@ -732,11 +795,14 @@ class AgentAnswer(_Answer):
         default=None, description="The rules for its outputs, `{}` if there are none; only when one agent is read."
     )
     reputation: AgentReputation | None = Field(default=None, description="Only when one agent is read.")
+    standing: AgentStanding | None = Field(default=None, description="Only in a search.")
     created_at: Timestamp
 
 
 class AgentPage(_Answer):
-    """Some agents, newest first; a page may be shorter than `limit`, or empty, though more follow."""
+    """Some agents, newest first or as a search orders them; a page may be shorter than `limit`, or empty, though more
+    follow.
+    """
 
     agents: list[AgentAnswer]
     next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
@@ -937,6 +1003,77 @@ class WithdrawalAnswer(_Answer):
     amount_micro: CreditsOut = Field(alias="amount")
     state: PayoutState = Field(description="`requested` until it is paid out; `failed` if it was returned instead.")
     recorded_at: Timestamp
+
+
+# Runs of an agent, and tasks of an account.
+
+
+class RunAnswer(_Answer):
+    """A settled run of an agent, for the agent's owner. The payer decides what else the owner sees (`share`)."""
+
+    run_id: str = Field(description="The id of the task's escrow.")
+    settled_at: Timestamp = Field(description="When the task was settled.")
+    module_sha256: str = Field(description="The version that ran.")
+    success: bool = Field(description="Whether the agent was paid.")
+    outcome: Outcome = Field(description="How the run ended.")
+    fault: Fault = Field(description="At whose fault it failed; `none` if it did not.")
+    fuel_used: int = Field(description="Units of fuel that the run used.")
+    execution_time_ms: int = Field(description="Time in the sandbox.")
+    memory_used_mb: float = Field(description="Peak linear memory, in MiB.")
+    amount_paid_micro: CreditsOut = Field(alias="amount_paid", description="To the agent's owner.")
+    fee_micro: CreditsOut = Field(alias="fee", description="To the platform.")
+    message: str | None = Field(default=None, description="Why it failed; null if it did not.")
+    payer: str | None = Field(default=None, description="Whose task it was, if the payer shares that; else null.")
+    log_shared: bool = Field(description="Whether the payer shares the log (stderr); read the run to get it.")
+
+
+class RunWithLog(RunAnswer):
+    """A settled run of an agent, with its log if the payer shares it."""
+
+    log: str | None = Field(
+        default=None, description="The run's stderr; null if it is not shared, or is older than its retention."
+    )
+
+
+class RunPage(_Answer):
+    """Some runs, newest first; a page may be shorter than `limit`, though more follow."""
+
+    runs: list[RunAnswer] = Field(description="The runs.")
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+class TaskLine(_Answer):
+    """A task in the list of its payer's tasks. Read its output with GET /tasks/{task_id}/result."""
+
+    task_id: str = Field(description="As the payer chose it.")
+    agent_id: str = Field(description="The agent that was asked.")
+    state: TaskState = Field(description="`pending` until it is settled; `succeeded` if the agent was paid.")
+    outcome: Outcome | None = Field(default=None, description="How it ended; null while it is pending.")
+    amount_paid_micro: CreditsOut | None = Field(
+        default=None, alias="amount_paid", description="To the agent's owner; null while it is pending."
+    )
+    amount_refunded_micro: CreditsOut | None = Field(
+        default=None, alias="amount_refunded", description="Back to the payer; null while it is pending."
+    )
+    fee_micro: CreditsOut | None = Field(
+        default=None, alias="fee", description="To the platform; null while it is pending."
+    )
+    funded_at: Timestamp = Field(description="When its budget was held.")
+    settled_at: Timestamp | None = Field(default=None, description="When it was settled; null while it is pending.")
+
+
+class TaskPage(_Answer):
+    """Some tasks, newest first; a page may be shorter than `limit`, or empty, though more follow."""
+
+    tasks: list[TaskLine] = Field(description="The tasks.")
+    next: str | None = Field(description="Pass it as `after` to read on; null at the end.")
+
+
+class BackfillRequest(Sent):
+    """Where the backfill of the listings begins: the whole of it with `{}`, else as an earlier answer says."""
+
+    of: Literal["ledger", "registry"] = Field(default="ledger", description="The table that is read.")
+    after: str | None = Field(default=None, description="The key behind which it is read.")
 
 
 # Payouts.

@@ -220,6 +220,15 @@ def read_items(
     return found
 
 
+def scan_piece(
+    scan: Callable[..., Mapping[str, Any]], table: str, *, after: str | None, limit: int, patience: Patience
+) -> tuple[list[Mapping[str, Any]], str | None]:
+    """Up to `limit` items of a table behind a key, and the key behind which the next piece begins, None at the end."""
+    start = {} if after is None else {"ExclusiveStartKey": to_item({"pk": after})}
+    answer = retried(partial(scan, TableName=table, Limit=limit, **start), patience)
+    return answer["Items"], answer["LastEvaluatedKey"]["pk"]["S"] if "LastEvaluatedKey" in answer else None
+
+
 def paged(
     read: Callable[..., Mapping[str, Any]], request: Mapping[str, Any], left_ms: Callable[[], int]
 ) -> Iterator[Any]:

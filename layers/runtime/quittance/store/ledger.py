@@ -82,6 +82,7 @@ from quittance.store.dynamo import (
     put_new,
     read_items,
     retried,
+    scan_piece,
     to_item,
     update,
 )
@@ -395,6 +396,13 @@ class Ledger:
         """An agent's standing (consistent read)."""
         item = self._get(f"REP#{agent_id}")
         return reputation.parse(item["standing"]["S"]) if item else Standing()
+
+    def piece(self, *, after: str | None, limit: int) -> tuple[list[Mapping[str, Any]], str | None]:
+        """A piece of the table: up to `limit` items, and the key behind which the next piece begins, None at the end.
+
+        The read is not consistent: whatever changes while it runs has a record in the table's stream.
+        """
+        return scan_piece(self._client.scan, self._table, after=after, limit=limit, patience=self._patience())
 
     # The sweep.
 
@@ -957,6 +965,29 @@ def payout_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Payout 
     """
     moved = "payout" in after and before.get("payout") != after["payout"]
     return _payout(after) if moved else None
+
+
+def listed_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow | None:
+    """The escrow that a change of the table funded or settled; None for any other change.
+
+    The images are those of a stream record. An escrow that was already funded before the change is not returned again.
+    """
+    if "state" not in after or before.get("state") == after["state"]:
+        return None
+    return _escrow({name: value for name, value in after.items() if "B" not in value})
+
+
+def standing_change(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[str, Standing | None, Standing] | None:
+    """The agent whose standing a change of the table moved, its standing before and after; None for any other change.
+
+    The images are those of a stream record.
+    """
+    if "standing" not in after:
+        return None
+    earlier = reputation.parse(before["standing"]["S"]) if "standing" in before else None
+    return after["pk"]["S"].removeprefix("REP#"), earlier, reputation.parse(after["standing"]["S"])
 
 
 def left_funded(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow | None:

@@ -29,6 +29,7 @@ others, so no item is read in vain. The index `owner` finds all agents of an own
 the listing; `page` removes such items when it reads them.
 """
 
+import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -53,6 +54,7 @@ from quittance.store.dynamo import (
     put_new,
     read_items,
     retried,
+    scan_piece,
     to_item,
     update,
 )
@@ -200,6 +202,22 @@ class Registry:
             else:
                 unretired = True
         return OwnedAgents(unretired or read > OWNED_AGENTS_READ_MAX, retired_ms)
+
+    def described(self, agent_id: str) -> tuple[Agent, tuple[str, ...]]:
+        """The stored agent and the tags of its contract (consistent read). Raises NotFoundError."""
+        agent = self.get(agent_id)
+        contract = json.loads(self.contract(agent.contract_sha256)) if agent.contract_sha256 else {}
+        return agent, tuple(contract.get("tags", ()))
+
+    def find_all(self, agent_ids: Sequence[str]) -> dict[str, Agent]:
+        """Of up to 100 different agents, those that exist, by id (not consistent)."""
+        pks = [f"AGENT#{agent_id}" for agent_id in agent_ids]
+        found = read_items(self._client.batch_get_item, self._table, pks, self._patience(), consistent=False)
+        return {pk.removeprefix("AGENT#"): _agent(item) for pk, item in found.items()}
+
+    def piece(self, *, after: str | None, limit: int) -> tuple[list[Mapping[str, Any]], str | None]:
+        """Up to `limit` items of the table, and the key behind which the next piece begins; None at the end."""
+        return scan_piece(self._client.scan, self._table, after=after, limit=limit, patience=self._patience())
 
     def page(self, *, owner: str | None, limit: int, after: Place | None) -> Page:
         """Up to `limit` agents, newest first, behind the position `after`: active ones, or all of one owner's.
@@ -743,6 +761,15 @@ def revised(before: Mapping[str, Any], after: Mapping[str, Any]) -> Agent | None
     revision = after.get("revision")
     changed = revision is not None and revision != before.get("revision")
     return _agent(after) if changed and upload_moved(before, after) is None else None
+
+
+def changed_agent(after: Mapping[str, Any]) -> str | None:
+    """The id of the agent that a change of the table concerns; None for any other change.
+
+    The image is that of a stream record.
+    """
+    pk: str = after.get("pk", {}).get("S", "")
+    return pk.removeprefix("AGENT#") if pk.startswith("AGENT#") else None
 
 
 def _agent(item: Mapping[str, Any]) -> Agent:

@@ -1,7 +1,11 @@
 """Accounts: balances and statements, deposits, withdrawals and their payouts, and the bond of an agent's owner."""
 
+import csv
+from io import StringIO
 from typing import Final
+from urllib.parse import urlencode
 
+from quittance.api.documentation import Document
 from quittance.api.identity import DEPOSIT_SCOPE, PAYOUT_SCOPE, Caller
 from quittance.api.models import (
     AccountAnswer,
@@ -50,6 +54,24 @@ def statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: 
     Raises InvalidRequestError for an invalid cursor, PlatformUnavailableError.
     """
     return _statement(platform, caller.account, limit, after)
+
+
+def statement_csv(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> Document:
+    """The same page as CSV (RFC 4180) with a line of names; the header `Link` leads to the next page.
+
+    No cell is a formula: ids have no character that begins one but `-`, and none that calls a function. So a program
+    reads each cell as it is. Raises as `statement` does.
+    """
+    found = statement(platform, caller, limit, after)
+    text = StringIO()
+    lines = csv.DictWriter(text, [field.alias or name for name, field in StatementLine.model_fields.items()])
+    lines.writeheader()
+    lines.writerows(line.model_dump(mode="json", by_alias=True) for line in found.lines)
+    headers = {"Cache-Control": "no-store"}
+    if found.next:
+        query = urlencode({"limit": limit, "after": found.next})
+        headers["Link"] = f'</accounts/me/statement.csv?{query}>; rel="next"'
+    return Document(text.getvalue(), "text/csv; charset=utf-8", headers)
 
 
 def bond_statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> StatementPage:

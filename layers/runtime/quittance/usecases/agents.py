@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Final
 
@@ -23,6 +24,7 @@ from quittance.api.models import (
     AgentRejection,
     AgentReputation,
     AgentRequest,
+    AgentStanding,
     AgentUpload,
     ComputeAnswer,
     CreditsSpread,
@@ -51,7 +53,8 @@ from quittance.ledger.pricing import Tariff
 from quittance.ledger.reputation import Standing
 from quittance.limits import MIB, UPLOAD_SECONDS_MAX, VERSION_NUMBER_MAX
 from quittance.platform import Platform
-from quittance.usecases import contracts
+from quittance.store.listings import ListedAgent, Wanted
+from quittance.usecases import contracts, search
 from quittance.usecases import judges as judging
 
 _REVISE_TRIES: Final = 20  # one fails only if another write to the same agent succeeds at the same time
@@ -278,16 +281,35 @@ def estimate(platform: Platform, agent_id: AgentId) -> PriceEstimate:
     )
 
 
-def page(
+def page(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     platform: Platform,
-    owner: Annotated[AccountId | None, Field(description="All agents of this account, active or not.")] = None,
+    owner: Annotated[
+        AccountId | None,
+        Field(description="All agents of this account, active or not; in a search only its active ones."),
+    ] = None,
+    q: search.Text = None,
+    tag: search.Tag = None,
+    max_price: search.Price = None,
+    min_score: search.Score = None,
+    min_success_rate: search.Rate = None,
+    sort: search.Order = None,
     limit: PageLimit = 20,
     after: PageAfter = None,
 ) -> AgentPage:
-    """A page of agents, newest first: those that take tasks, or all of one owner's.
+    """A page of agents, newest first: those that take tasks, or all of one owner's; or of a search, in its order.
 
-    Raises InvalidRequestError for an invalid cursor, PlatformUnavailableError.
+    Raises InvalidRequestError for an invalid text or cursor, PlatformUnavailableError.
     """
+    if q or any(given is not None for given in (tag, max_price, min_score, min_success_rate, sort)):
+        wanted = Wanted(
+            tag=tag,
+            owner=owner,
+            price_micro_max=max_price,
+            score_tenths_min=min_score,
+            success_rank_min=None if min_success_rate is None else min_success_rate + 1,
+        )
+        listed, following = search.find(platform, q, wanted, sort=sort, limit=limit, after=after)
+        return AgentPage(agents=_found(platform, listed), next=following)
     found = platform.registry.page(owner=owner, limit=limit, after=_CURSOR.read(after))
     cursor = _CURSOR.write(*found.after) if found.after else None
     return AgentPage(agents=[_answer(agent) for agent in found.agents], next=cursor)
@@ -307,6 +329,25 @@ def versions(platform: Platform, agent_id: AgentId, limit: PageLimit = 20, after
         versions=[_version_answer(found[number]) for number in sorted(found, reverse=True)],
         next=_VERSION_CURSOR.write(oldest) if 1 < oldest <= newest else None,
     )
+
+
+def _found(platform: Platform, listed: Sequence[ListedAgent]) -> list[AgentAnswer]:
+    """The agents of a search as the registry has them now, without those that were retired meanwhile."""
+    if not listed:
+        return []
+    stored = platform.registry.find_all([each.agent_id for each in listed])
+    return [
+        _answer(stored[each.agent_id]).model_copy(
+            update={
+                "standing": AgentStanding(
+                    score=each.score_tenths,
+                    success_rate=(each.success_rank - 1) / 1_000 if each.success_rank else None,
+                )
+            }
+        )
+        for each in listed
+        if each.agent_id in stored and stored[each.agent_id].state is AgentState.ACTIVE
+    ]
 
 
 def _own(platform: Platform, owner: str, agent_id: str) -> Agent:

@@ -18,6 +18,7 @@ from quittance.errors import InsufficientFundsError, InvalidRequestError, Platfo
 from quittance.proof.statement import Purpose
 from quittance.usecases import execute as tasks
 from quittance.usecases.sweep import sweep
+from tests.described import why_undescribed
 from tests.support import FLAT, ROOT, Cloud, wasm
 
 PREFIX = "/api/v1/economic"
@@ -62,6 +63,8 @@ def call(platform: Cloud, context: Any) -> Call:
         answer = load(function).handler(event, context)
         headers = {name: values[0] for name, values in answer["multiValueHeaders"].items()}
         assert headers["X-Content-Type-Options"] == "nosniff"
+        told = answer["statusCode"], headers["Content-Type"], answer["body"].encode()
+        assert not (flaw := why_undescribed(method, path, *told)), flaw
         plain = json.loads(answer["body"]) if headers["Content-Type"].endswith("json") else answer["body"]
         return answer["statusCode"], plain, headers
 
@@ -198,10 +201,12 @@ def test_answers_forbid_sniffing_and_errors_forbid_caching(
 ) -> None:
     monkeypatch.setattr(platform.ledger, "find", _raise(RuntimeError))
     for function, path in (("result", "/tasks/t/result"), ("agents", "/nowhere"), ("public", "/log/checkpoint")):
-        body = "x" if content_type == "text/plain" else None
+        body = "x" if content_type == "text/plain" else None  # without meaning in a GET, so it is no reason to refuse
         status, _, headers = call(function, "GET", path, body, content_type=content_type)
-        assert status == (415 if body else {"result": 500}.get(function, 404))
+        assert status == {"result": 500}.get(function, 404)
         assert headers["Cache-Control"] == "no-store"
+    status, _, headers = call("execute", "POST", "/tasks/execute", "x", content_type=content_type)
+    assert (status, headers["Cache-Control"]) == (400 if content_type == "application/json" else 415, "no-store")
 
 
 def test_root_keys_are_fetched_once_for_many_readers(platform: Cloud, call: Call) -> None:

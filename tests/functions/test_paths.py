@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from quittance.ledger.journal import Payout, PayoutState
+from tests.described import operations
 from tests.functions import test_handlers
 from tests.functions.test_handlers import PREFIX, Call, task
 from tests.support import FLAT, Cloud, wasm
@@ -260,3 +261,13 @@ def test_agent_and_tile_are_found_by_encoded_paths(platform: Cloud, call: Call) 
     encoded, plain = call("public", "GET", "/log/tile/%30/%30/%31"), call("public", "GET", "/log/tile/0/0/1")
     assert encoded == plain
     assert plain[0] == 404, "the log is empty"
+
+
+@pytest.mark.parametrize(("method", "path"), PRIVATE)
+def test_described_scopes_are_the_ones_that_routes_demand(call: Call, method: str, path: str) -> None:
+    function, body = ROUTES[method, path]
+    described = next(each for its, where, each in operations() if (its, where) == (method, path))
+    (scopes,) = (scopes for each in described["security"] for scopes in each.values())
+    status, answer, _ = call(function, method, re.sub(r"{\w+}", "agt_x", path), body)
+    assert (status == 403) is bool(scopes)
+    assert [answer["required_scope"]] == scopes if scopes else "required_scope" not in answer

@@ -36,6 +36,7 @@ _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
 _JSON_BYTES_PER_CHAR_MAX: Final = 12  # a pair of escaped surrogates, such as \ud83d\ude00
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE"})
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
@@ -255,10 +256,11 @@ def _sent_bytes(answered: Mapping[str, Any]) -> int:
 def _plain(event: Mapping[str, Any]) -> dict[str, Any]:
     """The event with an encoded path, its body as text and the media type in its plain form.
 
-    Raises UnsupportedMediaTypeError, and InvalidRequestError for a body that is not UTF-8.
+    A body of a GET or DELETE is dropped: it has no meaning (RFC 9110 §9.3). Raises UnsupportedMediaTypeError, and
+    InvalidRequestError for a body that is not UTF-8.
     """
     headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
-    body = event.get("body")
+    body = None if event["httpMethod"] in _BODILESS else event.get("body")
     media_type = headers.get("content-type", _JSON).partition(";")[0].strip().lower()
     if body and media_type != _JSON:
         raise UnsupportedMediaTypeError

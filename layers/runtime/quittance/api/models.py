@@ -260,7 +260,9 @@ _INPUT: Final = (
 class TaskRequest(Sent):
     """One task: which agent, on what input, for at most how much."""
 
-    task_id: TaskId = Field(description="Yours to choose; the same id and body never run or cost twice.")
+    task_id: TaskId = Field(
+        description="An id that you choose; a request with the same id and body never runs or costs twice."
+    )
     agent_id: AgentId = Field(examples=[_EXAMPLE_AGENT])
     input_base64: str | None = Field(default=None, description="Instead of `input`: the bytes for stdin.")
     input: Any = Field(
@@ -728,7 +730,7 @@ class AgentReputation(_Answer):
     """An agent's standing, a function of its receipts alone."""
 
     score: Points = Field(description="By the platform's algorithm.")
-    algorithm: str = Field(description="Which of `scores` the platform goes by.")
+    algorithm: str = Field(description="Which of `scores` the platform uses.")
     scores: dict[str, Points]
     outcomes: int
     successes: int
@@ -752,14 +754,14 @@ class PriceEstimate(_Answer):
 
     agent_id: str
     tariff: Tariff
-    tariff_sha256: str = Field(description="By this the receipts name the tariff.")
+    tariff_sha256: str = Field(description="Digest of the tariff, as receipts state it.")
     least_price_micro: CreditsOut = Field(
         alias="least_price",
         description="No task is taken with a smaller budget: the agent's price and the compute of the shortest run.",
     )
     compute: ComputeAnswer = Field(description="What the platform takes for computing, beside the agent's price.")
     module_sha256: str | None = Field(description="Pin it in a task, so that no other version runs.")
-    rules_sha256: str = Field(description="Of the rules for its outputs; pin it in a task likewise.")
+    rules_sha256: str = Field(description="Digest of the rules for its outputs; pin it in a task likewise.")
     judging_micro: CreditsOut = Field(
         alias="judging", description="Held for the agent's own judge out of its owner's bond: it costs a task nothing."
     )
@@ -787,8 +789,8 @@ class AgentAnswer(_Answer):
     contract_sha256: str | None = Field(default=None, description="Of the active version's contract; null without one.")
     rejection: AgentRejection | None = None
     tariff: Tariff
-    tariff_sha256: str = Field(description="Pin it in a task, so that no other tariff counts.")
-    rules_sha256: str = Field(description="Of the rules for its outputs; that of `{}` if there are none.")
+    tariff_sha256: str = Field(description="Digest of the tariff; pin it in a task, so that no other tariff counts.")
+    rules_sha256: str = Field(description="Digest of the rules for its outputs; that of `{}` if there are none.")
     limits: AgentLimits
     task_judges: TaskJudges | None = Field(description="Null if it takes no task that brings a judge.")
     acceptance: PublishedRules | None = Field(
@@ -894,42 +896,42 @@ class JwkSet(_Answer):
 class DepositRequest(Sent):
     """Credits for an account."""
 
-    deposit_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    deposit_id: TaskId = Field(description="An id that you choose; the same id never counts twice.")
     amount_micro: Amount = Field(alias="amount")
 
 
 class WithdrawalRequest(Sent):
-    """Credits out of one's own account."""
+    """Credits to withdraw from your account."""
 
-    withdrawal_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    withdrawal_id: TaskId = Field(description="An id that you choose; the same id never counts twice.")
     amount_micro: Amount = Field(alias="amount")
 
 
 class BondRequest(Sent):
-    """Credits from one's account into one's bond, or back."""
+    """Credits to move from your account into your bond, or back."""
 
-    bond_id: TaskId = Field(description="Yours to choose; the same id never counts twice.")
+    bond_id: TaskId = Field(description="An id that you choose; the same id never counts twice.")
     amount_micro: Annotated[ChangeIn, between(-limits.AMOUNT_MICRO_MAX, limits.AMOUNT_MICRO_MAX), _not_zero] = Field(
         alias="amount", description="Into the bond; with a minus, out of it: a release."
     )
 
 
 class BondAnswer(_Answer):
-    """What stands for the failures of one's agents. `available` and `charged` are exact; `held` may lag by a second."""
+    """Credits of an owner that pay for failures of its agents. `available` and `charged` are exact; `held` may lag by a second."""
 
     account_id: str
     available_micro: CreditsOut = Field(alias="available", description="What is in the bond now.")
     held_micro: CreditsOut = Field(
-        alias="held", description="Of the bond, in the funded escrows of judges that one's own agents have."
+        alias="held", description="The part of the bond that is held in funded escrows, for your agents' own judges."
     )
-    charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond, ever.")
+    charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond since it exists.")
     releasable_micro: CreditsOut = Field(
         alias="releasable",
         description="What can be released now: nothing before all agents are retired and for five minutes after the"
         " last was retired, or while one of their tasks is not settled and credited.",
     )
     minimum_micro: CreditsOut = Field(
-        alias="minimum", description="With less in the bond one's agents take no tasks, and none can be published."
+        alias="minimum", description="With less in the bond, your agents take no tasks, and none can be published."
     )
 
 

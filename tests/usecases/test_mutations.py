@@ -115,6 +115,7 @@ def busy(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     judge = cloud.publish(wasm("coverage"), owner="judith")
     judged = cloud.publish(wasm("echo"), acceptance=judged_by(judge))
     execute(cloud, judged, "held", crashes=True, webhook=HOOK, acceptance={"min_bytes": 1})
+    execute(cloud, judged, "kept", crashes=True, keep_input=True, share={"log": True})
     return cloud
 
 
@@ -163,7 +164,8 @@ def tasks_of_all_kinds(cloud: Cloud, name: str) -> None:
     execute(cloud, judged, f"{name}-judged", webhook=HOOK, acceptance={"min_bytes": 1})
     execute(cloud, strict, f"{name}-rejected", input="\n")
     execute(cloud, consenting, f"{name}-own-judge", acceptance=judged_by(judge))
-    execute(cloud, echo, f"{name}-long", input="x" * (OUTPUT_INLINE_BYTES_MAX + 1))
+    execute(cloud, echo, f"{name}-long", input="x" * (OUTPUT_INLINE_BYTES_MAX + 1), keep_input=True)
+    execute(cloud, echo, f"{name}-kept", keep_input=True, share={"payer": True, "log": True})
     execute(cloud, echo, f"{name}-refused", acceptance={"min_bytes": 1_000})
     execute(cloud, cloud.publish(wasm("failing")), f"{name}-failed")
     execute(cloud, cloud.publish(wasm("failing"), owner="poor"), f"{name}-failed-poor")

@@ -558,7 +558,7 @@ def _check_receipt(values: Values, context: Context) -> Iterator[Difference]:
     # If the worker was lost, its meter is lost too, but the stderr that it had written is kept.
     is_measured = values["outcome"] != Outcome.WORKER_LOST
     yield from _check_stored(values, "log", min(meter["stderr_bytes"], STDERR_BYTES_MAX) if is_measured else None)
-    yield from _check_stored(values, "stdin", None)
+    yield from _check_stored(values, "stdin", meter["input_bytes"] or None)  # 0 if the worker's meter is lost
     if "stdin_sha256" in values:  # kept because the task asked for it, and what the agent read
         kept = values.get("keep_input"), values["stdin_sha256"]
         yield from _unless_equal("I12", values["pk"], (1, values["input_sha256"]), kept)

@@ -292,10 +292,14 @@ class Registry:
             retried(lambda: self._client.put_item(**put_new(self._table, values)), self._patience())
 
     def open_upload(self, agent: Agent, terms: Terms, contract_sha256: str | None = None) -> Agent:
-        """Opens the next upload, which replaces the newest one; returns the stored agent."""
+        """Opens the next upload, which replaces the newest one; returns the stored agent.
+
+        Changes nothing if the agent has changed since it was read, because absent terms are those that were read.
+        """
         number = agent.upload.number + 1
         upload = Upload(number, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256)
         written = replace(agent, upload=upload)
+        unrevised, revision = _unrevised(agent)
         return self._write(
             written,
             set_=_upload_values(upload) | _numbering(written),
@@ -305,8 +309,8 @@ class Registry:
                 "upload_posted",
                 *(() if upload.contract_sha256 else ("upload_contract_sha256",)),
             ),
-            condition="#upload_number = :seen AND attribute_not_exists(#retired_ms)",
-            values={":seen": agent.upload.number},
+            condition=f"attribute_not_exists(#retired_ms) AND {unrevised}",
+            values=revision,
         )
 
     def claim_upload(self, agent: Agent, posted: str) -> Agent:
@@ -464,10 +468,8 @@ class Registry:
             written,
             set_={"name": written.name, "description": written.description, **_active_values(written)},
             remove=_absent(written.version),
-            # The upload too: old code publishes without a revision.
-            condition="attribute_not_exists(#retired_ms) AND #upload_number = :number AND #upload_state = :state"
-            f" AND {unrevised}",
-            values={":number": agent.upload.number, ":state": agent.upload.state, **revision},
+            condition=f"attribute_not_exists(#retired_ms) AND {unrevised}",
+            values=revision,
             kept=kept,
         )
 
@@ -579,10 +581,15 @@ def _upload_condition(agent: Agent, posted: str) -> dict[str, Value]:
 
 
 def _unrevised(agent: Agent) -> tuple[str, dict[str, Value]]:
-    """The condition that an agent has still the revision that was read, and its values. Old code stored none."""
+    """The condition that name, active version and terms are still those that were read, and its values.
+
+    Old code publishes without a revision: then the state of the newest upload has changed.
+    """
+    unrevised = "#upload_number = :seen AND #upload_state = :stood"
+    values: dict[str, Value] = {":seen": agent.upload.number, ":stood": agent.upload.state}
     if not agent.revision:
-        return "attribute_not_exists(#revision)", {}
-    return "#revision = :revision", {":revision": agent.revision}
+        return f"{unrevised} AND attribute_not_exists(#revision)", values
+    return f"{unrevised} AND #revision = :revision", values | {":revision": agent.revision}
 
 
 def _is_open(agent: Agent, number: int, posted: str) -> bool:

@@ -54,7 +54,6 @@ from quittance.platform import Platform
 from quittance.usecases import contracts
 from quittance.usecases import judges as judging
 
-_OPEN_TRIES: Final = 5  # one fails only if another version of the same agent is opened at the same time
 _REVISE_TRIES: Final = 20  # one fails only if another write to the same agent succeeds at the same time
 _AGENT_ID_BYTES: Final = 10
 _CURSOR: Final = Cursor("[A-Za-z0-9_-]{1,64}")
@@ -100,20 +99,17 @@ def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request:
     _check_not_frozen(platform, owner)
     agent = _own(platform, owner, agent_id)
     _check_bond(platform, owner)
-    tariff = request.tariff or pricing.parse_tariff(agent.terms.tariff)
-    rules = _rules_of_version(platform, agent, request)
-    _check_judge(platform, rules)
-    judges = _task_judges(agent.terms) if request.task_judges is None else request.task_judges
-    terms = _terms(tariff, request.limits or _limits(agent.terms), rules, None if judges == "refused" else judges)
-    contract_sha256 = _contract_of_version(platform, agent, request)
-    for _ in range(_OPEN_TRIES):
+    for _ in range(_REVISE_TRIES):
+        terms = _version_terms(agent.terms, request, _rules_of_version(platform, agent, request))
+        _check_judge(platform, parse_rules(terms.rules))
+        contract_sha256 = _contract_of_version(platform, agent, request)
         opened = platform.registry.open_upload(agent, terms, contract_sha256)
         if opened.retired_ms is not None:
             raise AgentNotReadyError(agent_id, opened.state)
         awaited = Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256)
         if opened.upload == awaited:
             return _upload_form(platform, opened)
-        agent = opened  # another upload was opened at the same time: ours is the next one
+        agent = opened  # changed at the same time: absent terms are its terms now, and ours is the next upload
     raise PlatformUnavailableError
 
 
@@ -356,6 +352,13 @@ def _changed_rules(platform: Platform, agent: Agent, request: AgentChange) -> Ru
     if request.acceptance is None:
         return None
     return contracts.rules_with(request.acceptance, contracts.stored(platform, agent.contract_sha256))
+
+
+def _version_terms(terms: Terms, request: VersionRequest, rules: Rules) -> Terms:
+    """The terms of a new version, with these rules, of an agent that has these terms."""
+    tariff = request.tariff or pricing.parse_tariff(terms.tariff)
+    judges = _task_judges(terms) if request.task_judges is None else request.task_judges
+    return _terms(tariff, request.limits or _limits(terms), rules, None if judges == "refused" else judges)
 
 
 def _changed_terms(terms: Terms, request: AgentChange, rules: Rules | None) -> Terms:

@@ -73,6 +73,7 @@ bench: ## measure cold starts, the sandbox, metering, a hot wallet, receipts, tr
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/receipts.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/tracing.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/acceptance.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/contract.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/attacks.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sweep.py

@@ -388,18 +388,18 @@ def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges
     )
 
 
-def _version_terms(terms: Terms, request: VersionRequest, rules: Rules) -> Terms:
-    """The terms of a new version of an agent that has these terms."""
-    tariff = request.tariff or pricing.parse_tariff(terms.tariff)
-    judges = _task_judges(terms) if request.task_judges is None else request.task_judges
-    return _terms(tariff, request.limits or _limits(terms), rules, None if judges == "refused" else judges)
-
-
 def _changed_rules(platform: Platform, agent: Agent, request: AgentChange) -> Rules | None:
     """The new rules for outputs, with the output schema of the active version's contract; None if they stay."""
     if request.acceptance is None:
         return None
     return contracts.rules_with(request.acceptance, contracts.stored(platform, agent.contract_sha256))
+
+
+def _version_terms(terms: Terms, request: VersionRequest, rules: Rules) -> Terms:
+    """The terms of a new version, with these rules, of an agent that has these terms."""
+    tariff = request.tariff or pricing.parse_tariff(terms.tariff)
+    judges = _task_judges(terms) if request.task_judges is None else request.task_judges
+    return _terms(tariff, request.limits or _limits(terms), rules, None if judges == "refused" else judges)
 
 
 def _changed_terms(terms: Terms, request: AgentChange, rules: Rules | None) -> Terms:

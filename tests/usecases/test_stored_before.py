@@ -597,3 +597,27 @@ def test_a_released_bond_has_the_rest(functions: Functions) -> None:
     assert functions.http({**release, "body": body})["status"] == 201
     assert balances(functions)["bond rolf"]["available"] == 0
     assert audit(functions)["differences"] == 0
+
+
+def test_backfill_lists_all_stored_tasks_runs_and_agents(functions: Functions) -> None:
+    answer = functions.invoke("listings", {"backfill": {}})
+    assert (answer["backfill"], answer["failed"]) == (None, 0)
+    escrows = [item for item in STORED.ledger if item["pk"]["S"].startswith("ESC#")]
+    own = [item for item in escrows if ":judge-" not in item["task_id"]["S"] and item["account"]["S"] == "alice"]
+    listed = get(functions, "result", "/tasks", limit="100")["tasks"]
+    assert sorted(task["task_id"] for task in listed) == sorted(item["task_id"]["S"] for item in own)
+    states = {"funded": "pending", "released": "succeeded", "refunded": "failed", "expired": "failed"}
+    assert {task["task_id"]: task["state"] for task in listed} == {
+        item["task_id"]["S"]: states[item["state"]["S"]] for item in own
+    }
+    ran = [item for item in escrows if "outcome" in item and item["outcome"]["S"] != "not_needed"]
+    for agent in (item for item in STORED.registry if item["pk"]["S"].startswith("AGENT#")):
+        agent_id, owner = agent["pk"]["S"].removeprefix("AGENT#"), agent["owner"]["S"]
+        runs = get(functions, "result", f"/agents/{agent_id}/runs", owner, limit="100")["runs"]
+        expected = sorted(item["pk"]["S"][4:] for item in ran if item["agent_id"]["S"] == agent_id)
+        assert sorted(run["run_id"] for run in runs) == expected
+        for run in runs:
+            assert get(functions, "result", f"/agents/{agent_id}/runs/{run['run_id']}", owner) == run | {"log": None}
+    active = {agent["agent_id"] for agent in get(functions, "agents", "/agents", limit="100")["agents"]}
+    found = get(functions, "agents", "/agents", sort="price", limit="100")["agents"]
+    assert {agent["agent_id"] for agent in found} == active

@@ -60,7 +60,7 @@ def statement_csv(platform: Platform, caller: Caller, limit: PageLimit = 50, aft
     """The same page as CSV (RFC 4180) with a line of names; the header `Link` leads to the next page.
 
     No cell is a formula: ids have no character that begins one but `-`, and none that calls a function. So a program
-    reads each cell as it is. Raises as `statement` does.
+    reads each cell as it is. Raises InvalidRequestError for an invalid cursor, PlatformUnavailableError.
     """
     found = statement(platform, caller, limit, after)
     text = StringIO()

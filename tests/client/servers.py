@@ -99,6 +99,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # one packet for head and body
 
             def _serve(self) -> None:
                 parts = urlsplit(self.path)
@@ -117,7 +118,7 @@ class Server:
                 data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 kind = "application/json" if reply.status < 400 else "application/problem+json"
                 headers = {"Content-Type": kind, "Content-Length": str(len(data)), **reply.headers}
-                self.send_response(reply.status)
+                self.send_response_only(reply.status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -125,11 +126,11 @@ class Server:
                 if reply.cut:
                     self.close_connection = True
 
-            do_GET = do_POST = do_DELETE = do_PATCH = _serve
-
             def log_message(self, *_: Any) -> None:
                 pass
 
+        for method in ("GET", "POST", "DELETE", "PATCH"):
+            setattr(Handler, f"do_{method}", Handler._serve)
         return Handler
 
 

@@ -43,8 +43,9 @@ RESULT = {
         "memory_used_mb": 1.5, "cpu_time_ms": 1, "execution_time_ms": 3, "storage_used_kb": 0.1, "fuel_used": 10,
         "fuel_exact": True, "input_bytes": 5, "output_bytes": 5,
     },
-    "escrow_id": "e", "escrow_status": "released", "amount_paid": "0.00975", "amount_refunded": "0.04", "fee": "0.00025",
-    "compute": "0", "judging": "0", "fault": "none", "judges": [], "payment_method": "escrow", "reputation_delta": 0.1,
+    "escrow_id": "e", "escrow_status": "released", "amount_paid": "0.00975", "amount_refunded": "0.04",
+    "fee": "0.00025", "compute": "0", "judging": "0", "fault": "none", "judges": [], "payment_method": "escrow",
+    "reputation_delta": 0.1,
     "timestamp": "2026-01-01T00:00:00.000Z", "receipt": "e30.e30.e30",
 }  # fmt: skip
 UNAVAILABLE = problem(503, "platform_unavailable")
@@ -80,7 +81,7 @@ def test_refusals_are_not_repeated(server: Server, client: Any, status: int) -> 
 
 def test_calls_give_up_after_the_last_try(server: Server, client: Any, clock: Any) -> None:
     server.api("GET /accounts/me", UNAVAILABLE)
-    with pytest.raises(PlatformError, match="No."):
+    with pytest.raises(PlatformError, match=r"^No\.$"):
         client.balance()
     assert len(server.seen) == 4
     assert clock.pauses == [0.5, 1.0, 2.0]

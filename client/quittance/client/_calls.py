@@ -1,6 +1,7 @@
 """One call of the API: the token, retries within a deadline, and the answer as a model."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -133,12 +134,12 @@ def json_text(value: object, depth: int = 0) -> str:
         return "{" + ",".join(members) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(json_text(item, depth + 1) for item in value) + "]"
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        msg = "must not hold NaN or infinity, which are not JSON"
+        raise ValueError(msg)
     if isinstance(value, Decimal):
-        if not value.is_finite():
-            msg = "must not hold NaN or infinity, which are not JSON"
-            raise ValueError(msg)
         return str(value)
     if value is None or isinstance(value, bool | int | float):
-        return json.dumps(value, allow_nan=False)
+        return json.dumps(value)
     msg = f"must be JSON, bytes or text, and not hold a {type(value).__name__}"
     raise ValueError(msg)

@@ -1,0 +1,214 @@
+"""The Python client on the deployed stack: paid tasks, publications, receipts, and every example of its docstrings."""
+
+import asyncio
+import contextlib
+import doctest
+import hashlib
+import inspect
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import quittance.client as package
+from local.paths import Stack
+from quittance.client import (
+    AsyncClient,
+    Client,
+    InsufficientFundsError,
+    MissingScopeError,
+    NotFoundError,
+    NotLoggedError,
+    NotProvenError,
+    PublishFailedError,
+    TokenExpiredError,
+    Verifier,
+)
+from quittance.client._binding import Listing, Operation
+from quittance.client._client import Agents
+from tests.client.issuers import Issuer
+from tests.client.servers import Server
+from tests.e2e.people import Ledger, sweep_until_credited
+from tests.proof.roots import Root
+from tests.support import wasm
+from tests.waiting import GENEROUS_S
+
+FLAT = {"type": "flat", "price": "0.01"}
+ECHO = wasm("echo")
+
+
+@pytest.fixture
+def connect(stack: Stack, token: Callable[..., str]) -> Iterator[Callable[..., Client]]:
+    """`connect(subject)`: a client of the stack that verifies each receipt."""
+    with contextlib.ExitStack() as clients:
+
+        def make(subject: str, scope: str = "", **arguments: Any) -> Client:
+            given = {"verify": True, "timeout": GENEROUS_S, **arguments}
+            return clients.enter_context(Client(stack.api_url, token=lambda: token(subject, scope), **given))
+
+        yield make
+
+
+@pytest.fixture
+def user(deposit: Callable[..., None]) -> str:
+    """A new user with five credits."""
+    name = f"user-{uuid.uuid4().hex[:12]}"
+    deposit(name, "5")
+    return name
+
+
+def test_a_task_is_paid_and_its_receipt_is_verified(connect: Callable[..., Client], user: str, echo: str) -> None:
+    client = connect(user)
+    value = {"text": "hellö", "number": 1.5}
+    done = client.execute(echo, value, budget="0.05", task_id="t")
+    assert json.loads(done.output or "") == value
+    assert (done.success, done.amount_paid_micro + done.fee_micro) == (True, 10_000)
+    assert client.execute(echo, value, budget="0.05", task_id="t") == done, "the same task, not another"
+    assert client.balance().available_micro == 4_990_000
+    assert [line.kind.value for line in client.statement(page_size=1)] == ["task", "deposit"]
+    assert client.verify(done, input=value).exit_status == 0
+
+
+def test_a_queued_task_is_waited_for(connect: Callable[..., Client], user: str, echo: str) -> None:
+    client = connect(user)
+    pending = client.submit(echo, b"\xff\x00", budget="0.05", timeout=30)
+    done = client.wait(pending.task_id, within=GENEROUS_S)
+    assert package.output_bytes(done) == b"\xff\x00"
+    assert client.execute(echo, "long", budget="0.05", timeout=60, within=GENEROUS_S).output == "long"
+
+
+def test_the_async_client_pays_many_tasks_at_once(
+    stack: Stack, token: Callable[..., str], user: str, echo: str
+) -> None:
+    async def main() -> list[str | None]:
+        given: dict[str, Any] = {"verify": True, "timeout": GENEROUS_S}
+        async with AsyncClient(stack.api_url, token=token(user), **given) as client:
+            tasks = [client.execute(echo, f"n{number}", budget="0.05") for number in range(4)]
+            done = await asyncio.gather(*tasks)
+            lines = [line async for line in client.statement(page_size=2)]
+            assert len(lines) == 5
+            return [result.output for result in done]
+
+    assert asyncio.run(main()) == ["n0", "n1", "n2", "n3"]
+
+
+def test_a_module_is_published_with_progress(
+    connect: Callable[..., Client], bond: Callable[..., None], user: str, tmp_path: Path
+) -> None:
+    bond(user)
+    client, heard = connect(user), []
+    file = tmp_path / "echo.wasm"
+    file.write_bytes(ECHO)
+    made = client.agents.publish(
+        file, name="mine", tariff=FLAT, within=GENEROUS_S, progress=lambda sent, size: heard.append((sent, size))
+    )
+    assert (made.state.value, made.module_sha256) == ("active", hashlib.sha256(ECHO).hexdigest())
+    assert heard[-1] == (len(ECHO), len(ECHO))
+    assert client.execute(made.agent_id, "x", budget="0.05").output == "x"
+    other = wasm("wordcount")
+    newer = client.agents.publish(other, agent_id=made.agent_id, tariff={**FLAT, "price": "0.02"}, within=GENEROUS_S)
+    assert newer.module_sha256 == hashlib.sha256(other).hexdigest()
+    assert [agent.agent_id for agent in client.agents.list(owner=user)] == [made.agent_id]
+    with pytest.raises(PublishFailedError, match="is rejected"):
+        client.agents.publish(b"\x00asm\x01\x00\x00\x00", agent_id=made.agent_id, within=GENEROUS_S)
+    assert client.agents.retire(made.agent_id).state.value == "retired"
+
+
+def test_receipts_under_other_root_keys_are_refused(connect: Callable[..., Client], user: str, echo: str) -> None:
+    client = connect(user, verify=Verifier(keys=Root().jwks()))
+    with pytest.raises(NotProvenError) as caught:
+        client.execute(echo, "x", budget="0.05")
+    assert caught.value.result.success
+    assert connect(user).wait(caught.value.call_id or "").output == "x"
+
+
+def test_a_receipt_is_proven_in_the_log(
+    connect: Callable[..., Client], user: str, echo: str, sweep: Callable[[], None], ledger: Ledger
+) -> None:
+    client = connect(user)
+    client.execute(echo, "x", budget="0.05", task_id="logged")
+    sweep_until_credited(sweep, ledger)
+    for _ in range(20):
+        with contextlib.suppress(NotLoggedError):
+            assert client.proof("logged").tree_size > 0
+            return
+        sweep()
+    pytest.fail("the receipt is not in the log")
+
+
+def test_refusals_of_the_platform_are_typed(
+    connect: Callable[..., Client], stack: Stack, token: Callable[..., str], user: str, echo: str
+) -> None:
+    client = connect(user)
+    with pytest.raises(InsufficientFundsError) as short:
+        client.execute(echo, "x", budget="100")
+    assert (short.value.available_micro, short.value.required_micro) == (5_000_000, 100_000_000)
+    with pytest.raises(NotFoundError):
+        client.agents.get("agt_none")
+    with pytest.raises(MissingScopeError) as scope:
+        client.deposit("1")
+    assert scope.value.required_scope == "ledger:deposit"
+    with pytest.raises(TokenExpiredError):
+        Client(stack.api_url, token=token(user, exp=1_000)).balance()
+
+
+# The examples of the docstrings.
+
+EXAMPLES = [
+    *[kind for kind in vars(package).values() if inspect.isclass(kind) and ">>> " in (kind.__doc__ or "")],
+    *[
+        method
+        for kind in (Client, Agents)
+        for name in dir(kind)
+        if isinstance(method := getattr(kind, name), Operation | Listing)
+    ],
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda found: getattr(found, "__wrapped__", found).__qualname__)
+def test_examples_of_docstrings_are_true(
+    stack: Stack, token: Callable[..., str], deposit: Callable[..., None], bond: Callable[..., None], example: Any,
+    sweep: Callable[[], None], ledger: Ledger, jwks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    name = getattr(example, "__wrapped__", example).__qualname__
+    names = example_names(stack, token, deposit, bond, f"user-{uuid.uuid4().hex[:8]}")
+    monkeypatch.chdir(tmp_path)
+    Path("echo.wasm").write_bytes(ECHO)
+    Path("jwks.json").write_text(json.dumps(jwks))
+    Path("token").write_text(names["token"])
+    names["token_file"] = "token"
+    client, agent = names["client"], names["agent"]
+    before = name.rpartition(".")[2]
+    if before in {"result", "wait", "proof", "verify"}:
+        client.execute(agent, "hello", budget="0.05", task_id="greeting-1")
+    if before in {"statement_page", "balance"}:
+        client.execute(agent, "hello", budget="0.05")
+    if before == "proof":
+        for _ in range(20):
+            sweep_until_credited(sweep, ledger)
+            with contextlib.suppress(NotLoggedError):
+                client.proof("greeting-1")
+                break
+    with contextlib.ExitStack() as servers:
+        if name in {"ClientCredentials", "DeviceFlow"}:
+            server = servers.enter_context(Server().running())
+            made = Issuer(server, make=lambda subject, _: token(subject))
+            made.device["interval"] = 1
+            names["issuer"] = made.url
+        flags = doctest.ELLIPSIS
+        test = doctest.DocTestParser().get_doctest(inspect.getdoc(example) or "", names, name, None, None)
+        assert test.examples
+        printed: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
+        result = runner.run(test, out=printed.append)
+    assert result.failed == 0, "".join(printed)
+
+
+def example_names(
+    stack: Stack, token: Callable[..., str], deposit: Callable[..., None], bond: Callable[..., None], owner: str
+) -> dict[str, Any]:
+    """What the examples use without saying so."""
+    return {}

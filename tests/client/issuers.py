@@ -22,6 +22,7 @@ class Issuer:
         self.server = server
         self.url = server.url
         self.life_s = life_s
+        self.secret = SECRET
         self.issued: list[str] = []
         self.refreshable: set[str] = set()
         self.polls: list[str | Reply] = []
@@ -45,7 +46,7 @@ class Issuer:
         match form["grant_type"]:
             case "client_credentials":
                 client, secret = _credentials(seen)
-                return self._grant(client) if secret == SECRET else refused("invalid_client", 401)
+                return self._grant(client) if secret == self.secret else refused("invalid_client", 401)
             case "refresh_token":
                 if form["refresh_token"] not in self.refreshable:
                     return refused("invalid_grant")

@@ -33,7 +33,8 @@ def answer() -> dict[str, Any]:
     )
     escrow = Escrow(
         escrow_id=escrow_id("alice", "t"), payer="alice", task_id="t", request_sha256="", agent_id="agt_a",
-        owner="owner", module_sha256="bb" * 32, input_sha256=hashlib.sha256(INPUT).hexdigest(), tariff='{"type":"flat","price":"0.4"}',
+        owner="owner", module_sha256="bb" * 32, input_sha256=hashlib.sha256(INPUT).hexdigest(),
+        tariff='{"type":"flat","price":"0.4"}',
         budget_micro=10**6, fee_bps=250, timeout_ms=1_000, runner="r", fence=1, funded_ms=NOW_S * 1_000,
         lease_ms=NOW_S * 1_000, expires_ms=NOW_S * 1_000 + 90_000,
     )  # fmt: skip

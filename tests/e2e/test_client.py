@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import quittance.client as package
@@ -29,6 +30,7 @@ from quittance.client import (
 )
 from quittance.client._binding import Listing, Operation
 from quittance.client._client import Agents
+from quittance.proof.verify import Evidence, examine
 from tests.client.issuers import Issuer
 from tests.client.servers import Server
 from tests.e2e.people import Ledger, sweep_until_credited
@@ -126,17 +128,15 @@ def test_receipts_under_other_root_keys_are_refused(connect: Callable[..., Clien
 
 
 def test_a_receipt_is_proven_in_the_log(
-    connect: Callable[..., Client], user: str, echo: str, sweep: Callable[[], None], ledger: Ledger
+    connect: Callable[..., Client], user: str, echo: str, logged: Callable[[Client, str], None]
 ) -> None:
     client = connect(user)
-    client.execute(echo, "x", budget="0.05", task_id="logged")
-    sweep_until_credited(sweep, ledger)
-    for _ in range(20):
-        with contextlib.suppress(NotLoggedError):
-            assert client.proof("logged").tree_size > 0
-            return
-        sweep()
-    pytest.fail("the receipt is not in the log")
+    done = client.execute(echo, "x", budget="0.05", task_id="logged")
+    logged(client, "logged")
+    proof = client.proof("logged")
+    keys = httpx.get(f"{client._core.root}/.well-known/jwks.json", trust_env=False).content
+    evidence = Evidence(receipt=done.receipt, keys=keys, proof=proof.model_dump_json().encode())
+    assert examine(evidence).exit_status == 0
 
 
 def test_refusals_of_the_platform_are_typed(
@@ -168,47 +168,96 @@ EXAMPLES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def shop(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> Client:
+    """A client of an owner of agents."""
+    bond("shop-owner")
+    return Client(stack.api_url, token=lambda: token("shop-owner"), timeout=GENEROUS_S)
+
+
+@pytest.fixture(scope="module")
+def published(shop: Client) -> str:
+    """An agent of that owner."""
+    return shop.agents.publish(ECHO, name="echo", tariff=FLAT, within=GENEROUS_S).agent_id
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda found: getattr(found, "__wrapped__", found).__qualname__)
 def test_examples_of_docstrings_are_true(
-    stack: Stack, token: Callable[..., str], deposit: Callable[..., None], bond: Callable[..., None], example: Any,
-    sweep: Callable[[], None], ledger: Ledger, jwks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    example: Any, stage: Callable[[str], contextlib.AbstractContextManager[dict[str, Any]]]
+) -> None:
     name = getattr(example, "__wrapped__", example).__qualname__
-    names = example_names(stack, token, deposit, bond, f"user-{uuid.uuid4().hex[:8]}")
-    monkeypatch.chdir(tmp_path)
-    Path("echo.wasm").write_bytes(ECHO)
-    Path("jwks.json").write_text(json.dumps(jwks))
-    Path("token").write_text(names["token"])
-    names["token_file"] = "token"
-    client, agent = names["client"], names["agent"]
-    before = name.rpartition(".")[2]
-    if before in {"result", "wait", "proof", "verify"}:
-        client.execute(agent, "hello", budget="0.05", task_id="greeting-1")
-    if before in {"statement_page", "balance"}:
-        client.execute(agent, "hello", budget="0.05")
-    if before == "proof":
-        for _ in range(20):
-            sweep_until_credited(sweep, ledger)
-            with contextlib.suppress(NotLoggedError):
-                client.proof("greeting-1")
-                break
-    with contextlib.ExitStack() as servers:
-        if name in {"ClientCredentials", "DeviceFlow"}:
-            server = servers.enter_context(Server().running())
-            made = Issuer(server, make=lambda subject, _: token(subject))
-            made.device["interval"] = 1
-            names["issuer"] = made.url
-        flags = doctest.ELLIPSIS
+    with stage(name) as names:
         test = doctest.DocTestParser().get_doctest(inspect.getdoc(example) or "", names, name, None, None)
         assert test.examples
         printed: list[str] = []
-        runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
-        result = runner.run(test, out=printed.append)
+        result = doctest.DocTestRunner(verbose=False).run(test, out=printed.append)
     assert result.failed == 0, "".join(printed)
 
 
-def example_names(
-    stack: Stack, token: Callable[..., str], deposit: Callable[..., None], bond: Callable[..., None], owner: str
-) -> dict[str, Any]:
-    """What the examples use without saying so."""
-    return {}
+@pytest.fixture
+def stage(
+    stack: Stack,
+    token: Callable[..., str],
+    shop: Client,
+    published: str,
+    logged: Callable[[Client, str], None],
+    jwks: dict[str, Any],
+    folder: Path,
+) -> Callable[[str], Any]:
+    """`stage(name)`: the names that the example of a method or class uses, and what must have happened before it."""
+
+    @contextlib.contextmanager
+    def prepare(name: str) -> Iterator[dict[str, Any]]:
+        group, _, method = name.rpartition(".")
+        me = "alice" if not group else f"user-{uuid.uuid4().hex[:8]}"
+        bank = Client(stack.api_url, token=token("bank", "ledger:deposit"), timeout=GENEROUS_S)
+        bank.deposit("5", account=me)
+        names: dict[str, Any] = {exported: getattr(package, exported) for exported in package.__all__}
+        names |= {"api": stack.api_url, "agent": published, "token": token(me), "me": me, "bank": bank, "module": ECHO}
+        client = Client(stack.api_url, token=names["token"], timeout=GENEROUS_S)
+        if group == "AgentMethods":
+            names |= {"client": shop, "me": "shop-owner"}
+            if method in {"page", "list", "retire", "publish"}:
+                client.move_bond("2")
+                names |= {"client": client, "me": me}
+                made = client.agents.publish(ECHO, name="echo", tariff=FLAT, within=GENEROUS_S)
+                names["agent"] = made.agent_id
+        else:
+            names["client"] = client
+        if method in {"result", "wait", "proof", "verify", "statement_page"}:
+            client.execute(published, "hello", budget="0.05", task_id="greeting-1")
+        if method == "proof":
+            logged(client, "greeting-1")
+        if method.startswith("bond_statement"):
+            client.move_bond("2")
+        (folder / "token").write_text(names["token"])
+        (folder / "jwks.json").write_text(json.dumps(jwks))
+        (folder / "echo.wasm").write_bytes(ECHO)
+        with Server().running() as server:
+            issuer = Issuer(server, make=lambda subject, _: token(subject))
+            issuer.secret, issuer.device["interval"] = "not shown", 1
+            yield names | {"issuer": issuer.url, "token_file": "token", "asyncio": asyncio, "hashlib": hashlib}
+
+    return prepare
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of an example."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def logged(sweep: Callable[[], None], ledger: Ledger) -> Callable[[Client, str], None]:
+    """`logged(client, task_id)` returns when the receipt of a task is in the log."""
+
+    def wait(client: Client, task_id: str) -> None:
+        for _ in range(20):
+            sweep_until_credited(sweep, ledger)
+            with contextlib.suppress(NotLoggedError):
+                client.proof(task_id)
+                return
+        pytest.fail("the receipt is not in the log")
+
+    return wait

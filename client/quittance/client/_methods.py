@@ -226,8 +226,8 @@ class TaskMethods(Bound):
             >>> done = client.execute(agent, {"text": "to be or not to be"}, budget="0.05")
             >>> done.success, done.output
             (True, '{"text":"to be or not to be"}')
-            >>> format_credits(done.amount_paid_micro)
-            '0.01'
+            >>> format_credits(done.amount_paid_micro), format_credits(done.fee_micro)
+            ('0.00975', '0.00025')
         """
         task = _task(agent_id, input, budget, task_id, terms)
         with about(task.task_id):
@@ -291,8 +291,9 @@ class TaskMethods(Bound):
         Raises NotLoggedError until the sweep has appended the receipt, usually within two minutes.
 
         Example:
-            >>> client.proof("greeting-1").leaf_index
-            0
+            >>> proof = client.proof("greeting-1")
+            >>> proof.leaf_index < proof.tree_size
+            True
         """
         path = f"/tasks/{segment(task_id, 'task_id')}/proof"
         with about(task_id):
@@ -367,7 +368,7 @@ class AccountMethods(Bound):
 
         Example:
             >>> format_credits(client.balance().available_micro)
-            '4.98'
+            '5'
         """
         return (yield from self._core.read(AccountAnswer, "/accounts/me"))
 
@@ -485,7 +486,7 @@ class AgentMethods(Bound):
         """A page of agents, newest first: those that take tasks, or all of an owner's.
 
         Example:
-            >>> client.agents.page(limit=1).agents[0].name
+            >>> client.agents.page(owner=me, limit=1).agents[0].name
             'echo'
         """
         return (yield from self._core.read(AgentPage, "/agents", owner=owner, limit=limit, after=after))
@@ -495,7 +496,7 @@ class AgentMethods(Bound):
         """All agents that take tasks, or all of an owner's, newest first.
 
         Example:
-            >>> [found.name for found in client.agents.list()]
+            >>> [found.name for found in client.agents.list(owner=me)]
             ['echo']
         """
 
@@ -520,8 +521,10 @@ class AgentMethods(Bound):
         """What a task of the agent may cost, and the digests of its terms, to pin them in a task.
 
         Example:
-            >>> format_credits(client.agents.estimate(agent).least_price_micro)
-            '0.010011'
+            >>> estimate = client.agents.estimate(agent)
+            >>> done = client.execute(agent, "hello", budget="0.05", tariff_sha256=estimate.tariff_sha256)
+            >>> done.success
+            True
         """
         return (yield from self._core.read(PriceEstimate, f"/agents/{segment(agent_id, 'agent_id')}/estimate"))
 

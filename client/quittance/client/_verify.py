@@ -42,7 +42,7 @@ class Verifier:
     Example:
         >>> client = Client(api, token=token, verify=Verifier(keys="jwks.json"))
         >>> client.execute(agent, "to be or not to be", budget="0.05").amount_paid_micro
-        10000
+        9750
     """
 
     def __init__(self, keys: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,7 +33,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server sends. `cut` bytes of the body are left out; with `hang` it waits until the test ends."""
+    """What the server sends. `cut` bytes of the body are left out; with `hang` it waits until the test ends,
+    and with `drip` it sends one byte after the other until then.
+    """
 
     status: int = 200
     body: Any = None
@@ -41,6 +43,7 @@ class Reply:
     cut: int = 0
     drop: bool = False
     hang: bool = False
+    drip: bool = False
 
 
 Answering = Reply | Callable[[Seen], Reply]
@@ -51,10 +54,11 @@ class Server:
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
+        self.slow = False  # reads bodies piece by piece
         self._replies: dict[tuple[str, str], list[Answering]] = {}
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
@@ -94,44 +98,65 @@ class Server:
             found = replies[0] if len(replies) == 1 else replies.pop(0)
         return found(seen) if callable(found) else found
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1  # one packet for head and body
+class _Handler(BaseHTTPRequestHandler):
+    owner: Server
 
-            def _serve(self) -> None:
-                parts = urlsplit(self.path)
-                query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                reply = server._reply(Seen(self.command, parts.path, query, headers, body))
-                if reply.hang:
-                    server._over.wait()
-                if reply.hang or reply.drop:
-                    self.close_connection = True
-                    return
-                self._send(reply)
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet for head and body
 
-            def _send(self, reply: Reply) -> None:
-                data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-                kind = "application/json" if reply.status < 400 else "application/problem+json"
-                headers = {"Content-Type": kind, "Content-Length": str(len(data)), **reply.headers}
-                self.send_response_only(reply.status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data[: len(data) - reply.cut])
-                if reply.cut:
-                    self.close_connection = True
+    def _serve(self) -> None:
+        parts = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        body = self._read()
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        reply = self.owner._reply(Seen(self.command, parts.path, query, headers, body))
+        if reply.hang:
+            self.owner._over.wait()
+        if reply.hang or reply.drop:
+            self.close_connection = True
+            return
+        self._send(reply)
 
-            def log_message(self, *_: Any) -> None:
-                pass
+    def _send(self, reply: Reply) -> None:
+        if reply.drip:
+            self._drip()
+            return
+        data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        kind = "application/json" if reply.status < 400 else "application/problem+json"
+        headers = {"Content-Type": kind, "Content-Length": str(len(data)), **reply.headers}
+        self.send_response_only(reply.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[: len(data) - reply.cut])
+        if reply.cut:
+            self.close_connection = True
 
-        for method in ("GET", "POST", "DELETE", "PATCH"):
-            setattr(Handler, f"do_{method}", Handler._serve)
-        return Handler
+    def _drip(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6000000\r\n\r\n")
+        with suppress(OSError):
+            while not self.owner._over.wait(0.01):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+        self.close_connection = True
+
+    def _read(self) -> bytes:
+        left, body = int(self.headers.get("Content-Length", 0)), bytearray()
+        while left:
+            piece = self.rfile.read(min(left, 16_384))
+            body += piece
+            left -= len(piece)
+            if self.owner.slow:
+                self.owner._over.wait(0.005)
+        return bytes(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+for _method in ("GET", "POST", "DELETE", "PATCH"):
+    setattr(_Handler, f"do_{_method}", _Handler._serve)
 
 
 class Clock:

@@ -22,6 +22,7 @@ from quittance.client import (
     Retries,
     StillRunningError,
     TaskConflictError,
+    Timing,
     TokenExpiredError,
     TooManyRequestsError,
     UnexpectedAnswerError,
@@ -113,6 +114,21 @@ def test_too_long_a_retry_after_is_an_error_that_names_it(server: Server, client
 def test_hanging_servers_do_not_hold_a_call(server: Server, make: Any) -> None:
     server.api("GET /accounts/me", Reply(hang=True), Reply(body=BALANCE))
     assert make(retries=Retries(tries=1_000, answer_s_max=0.5)).balance().account_id == "alice"
+
+
+def test_a_body_that_never_ends_does_not_hold_a_call(server: Server, make: Any) -> None:
+    server.api("GET /accounts/me", Reply(drip=True))
+    with pytest.raises(ConnectionFailedError, match="did not complete its answer in time"):
+        make(timeout=0.5, timing=Timing(), retries=Retries(tries=1)).balance()
+
+
+def test_a_closed_client_says_so(server: Server) -> None:
+    client = Client(server.url, token="t")
+    server.api("GET /accounts/me", Reply(body=BALANCE))
+    with client:
+        client.balance()
+    with pytest.raises(ConfigurationError, match="closed"):
+        client.balance()
 
 
 def test_server_that_is_down_is_a_sentence(make: Any, clock: Any) -> None:

@@ -107,6 +107,12 @@ def test_a_storage_that_hangs_does_not_hold_an_upload(storage: Server, make: Any
     assert made.agents.publish(MODULE, name="a", tariff=FLAT).state.value == "active"
 
 
+def test_a_slow_upload_is_completed(storage: Server, client: Any) -> None:
+    storage.slow = True
+    assert client.agents.publish(MODULE, name="a", tariff=FLAT).state.value == "active"
+    assert len(storage.calls("/bucket")) == 1
+
+
 def test_a_refusal_of_the_storage_names_its_code_alone(storage: Server, client: Any) -> None:
     error = b"<?xml version='1.0'?><Error><Code>EntityTooLarge</Code><Message>secret-policy</Message></Error>"
     storage.on("POST /bucket", Reply(400, error, {"Content-Type": "application/xml"}))

@@ -358,6 +358,20 @@ def test_hostile_intervals_neither_hammer_nor_hang(
     assert sum(clock.pauses) <= 3_610
 
 
+@pytest.mark.parametrize(
+    "page", ["javascript:alert(1)", "file:///etc/passwd", "http://issuer.example/go", "\x1b[31m", ""]
+)
+def test_pages_to_sign_in_at_are_web_pages(make: Any, issuer: Issuer, page: str) -> None:
+    """A program may open them in a browser."""
+    for name in ("verification_uri", "verification_uri_complete"):
+        issuer.device = {"interval": 5, "expires_in": 600, name: page}
+        flow = device(issuer)
+        if page or name == "verification_uri":
+            with pytest.raises(ConfigurationError, match="The page to sign in at must"):
+                make(token=flow).balance()
+            assert flow.__dict__["shown"] == []
+
+
 def test_issuers_without_a_device_flow_are_a_sentence(server: Server, make: Any, issuer: Issuer) -> None:
     server.on(f"GET {METADATA}", Reply(body=issuer.metadata(device_authorization_endpoint=None)))
     with pytest.raises(TokenError, match="has no device flow"):

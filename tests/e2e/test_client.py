@@ -151,8 +151,8 @@ def test_refusals_of_the_platform_are_typed(
     with pytest.raises(MissingScopeError) as scope:
         client.deposit("1")
     assert scope.value.required_scope == "ledger:deposit"
-    with pytest.raises(TokenExpiredError):
-        Client(stack.api_url, token=token(user, exp=1_000)).balance()
+    with Client(stack.api_url, token=token(user, exp=1_000)) as late, pytest.raises(TokenExpiredError):
+        late.balance()
 
 
 # The examples of the docstrings.
@@ -169,10 +169,11 @@ EXAMPLES = [
 
 
 @pytest.fixture(scope="module")
-def shop(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> Client:
+def shop(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> Iterator[Client]:
     """A client of an owner of agents."""
     bond("shop-owner")
-    return Client(stack.api_url, token=lambda: token("shop-owner"), timeout=GENEROUS_S)
+    with Client(stack.api_url, token=lambda: token("shop-owner"), timeout=GENEROUS_S) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -210,18 +211,24 @@ def stage(
     def prepare(name: str) -> Iterator[dict[str, Any]]:
         group, _, method = name.rpartition(".")
         me = "alice" if not group else f"user-{uuid.uuid4().hex[:8]}"
-        bank = Client(stack.api_url, token=token("bank", "ledger:deposit"), timeout=GENEROUS_S)
+        made = contextlib.ExitStack()
+
+        def tracked(*arguments: Any, **named: Any) -> Client:
+            return made.enter_context(Client(*arguments, **named))
+
+        bank = tracked(stack.api_url, token=token("bank", "ledger:deposit"), timeout=GENEROUS_S)
         bank.deposit("5", account=me)
         names: dict[str, Any] = {exported: getattr(package, exported) for exported in package.__all__}
         names |= {"api": stack.api_url, "agent": published, "token": token(me), "me": me, "bank": bank, "module": ECHO}
-        client = Client(stack.api_url, token=names["token"], timeout=GENEROUS_S)
+        names["Client"] = tracked
+        client = tracked(stack.api_url, token=names["token"], timeout=GENEROUS_S)
         if group == "AgentMethods":
             names |= {"client": shop, "me": "shop-owner"}
             if method in {"page", "list", "retire", "publish"}:
                 client.move_bond("2")
                 names |= {"client": client, "me": me}
-                made = client.agents.publish(ECHO, name="echo", tariff=FLAT, within=GENEROUS_S)
-                names["agent"] = made.agent_id
+                echo = client.agents.publish(ECHO, name="echo", tariff=FLAT, within=GENEROUS_S)
+                names["agent"] = echo.agent_id
         else:
             names["client"] = client
         if method in {"result", "wait", "proof", "verify", "statement_page"}:
@@ -233,7 +240,7 @@ def stage(
         (folder / "token").write_text(names["token"])
         (folder / "jwks.json").write_text(json.dumps(jwks))
         (folder / "echo.wasm").write_bytes(ECHO)
-        with Server().running() as server:
+        with made, Server().running() as server:
             issuer = Issuer(server, make=lambda subject, _: token(subject))
             issuer.secret, issuer.device["interval"] = "not shown", 1
             yield names | {"issuer": issuer.url, "token_file": "token", "asyncio": asyncio, "hashlib": hashlib}

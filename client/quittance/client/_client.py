@@ -1,4 +1,4 @@
-"""The two clients: `Client` for threads, `AsyncClient` for asyncio and trio."""
+"""The two clients: `Client` for threads, `AsyncClient` for asyncio."""
 
 from collections.abc import Callable
 from types import TracebackType

@@ -247,7 +247,7 @@ class _Issuer:
         self.known = True
 
     def _endpoint(self, url: str | None, kind: str) -> str | None:
-        return checked_url(url, f"The {kind} endpoint of the issuer") if url else None
+        return checked_url(url, f"The {kind} endpoint of the issuer", query=True) if url else None
 
 
 _SERVER_ERROR: Final = 500
@@ -281,7 +281,7 @@ class _OAuth(TokenSource):
             raise ConfigurationError(msg)
         for url, what in ((issuer, "The issuer"), (token_endpoint, "The token endpoint")):
             if url is not None:
-                checked_url(url, what)
+                checked_url(url, what, query=url == token_endpoint)
         self._issuer = _Issuer(issuer, token_endpoint, known=token_endpoint is not None and issuer is None)
         self._client_id = client_id
         self._secret = client_secret
@@ -650,12 +650,12 @@ class DeviceFlow(_OAuth):
         except ApiError as exc:
             raise TokenError(_refusal("The issuer refused to begin a sign-in", exc)) from None
         device = _read(_Device, body, url)
-        life_s = min(max(device.expires_in, 0.0), _DEVICE_S_MAX)
+        life_s, complete = min(max(device.expires_in, 0.0), _DEVICE_S_MAX), device.verification_uri_complete
         prompt(
             DevicePrompt(
-                uri=plain(device.verification_uri),
+                uri=checked_url(device.verification_uri, "The page to sign in at", query=True),
                 code=plain(device.user_code, 100),
-                uri_complete=device.verification_uri_complete and plain(device.verification_uri_complete),
+                uri_complete=complete and checked_url(complete, "The page to sign in at", query=True),
                 expires_in_s=life_s,
             )
         )

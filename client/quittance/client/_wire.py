@@ -1,8 +1,7 @@
 """What the client asks of the world, and the two drivers that do it: one blocks, one awaits.
 
 All logic of the client is in generators (`Flow`), which do no I/O: they yield a step, get its outcome, and return their
-result. `run` and `run_async` drive a flow with httpx. So each call is written once and works in threads, under asyncio
-and under trio.
+result. `Blocking` and `Awaiting` drive a flow with httpx. So each call is written once, for threads and for asyncio.
 """
 
 import ipaddress
@@ -29,7 +28,7 @@ _T = TypeVar("_T")
 ANSWER_BYTES_MAX: Final = LAMBDA_SYNC_BYTES_MAX  # no function can answer with more
 CONNECT_S_MAX: Final = 10.0
 _LEAST_S: Final = 0.001
-_NO_URL: Final = re.compile(r"[\s\x00-\x1f\x7f#?\\]")
+_NO_URL: Final = re.compile(r"[\s\x00-\x1f\x7f#\\]")
 _LOCK_POLL_S: Final = 0.01
 _USER_AGENT: Final = "quittance-client/0.1.0"
 
@@ -148,7 +147,7 @@ class Blocking:
 
     def close(self) -> None:
         """Close the connections that this driver opened."""
-        for client in self._clients.made():
+        for client in self._clients.closed():
             client.close()
 
     def _do(self, step: Step) -> Answer | None:
@@ -175,7 +174,7 @@ class Blocking:
 
 
 class Awaiting:
-    """Does the steps of flows in the running event loop, of asyncio or trio."""
+    """Does the steps of flows in the running event loop."""
 
     def __init__(self, http: httpx.AsyncClient | None, timing: Timing) -> None:
         self._clients = _Clients(http, lambda trust_env: httpx.AsyncClient(trust_env=trust_env))
@@ -199,7 +198,7 @@ class Awaiting:
 
     async def close(self) -> None:
         """Close the connections that this driver opened."""
-        for client in self._clients.made():
+        for client in self._clients.closed():
             await client.aclose()
 
     async def _do(self, step: Step) -> Answer | None:
@@ -242,6 +241,7 @@ class _Clients(Generic[_Http]):
         self._given = given
         self._make = make
         self._made: dict[bool, _Http] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def of(self, url: str) -> _Http:
@@ -250,15 +250,20 @@ class _Clients(Generic[_Http]):
             return self._given
         trust_env = not is_loopback(urlsplit(url).hostname or "")
         with self._lock:
+            if self._closed:
+                msg = "The client is closed."
+                raise ConfigurationError(msg)
             if trust_env not in self._made:
                 self._made[trust_env] = self._make(trust_env)
             return self._made[trust_env]
 
-    def made(self) -> Iterator[_Http]:
-        """The clients that were made here, which are thereby forgotten."""
+    def closed(self) -> list[_Http]:
+        """The clients that were made here, for the last time."""
         with self._lock:
-            while self._made:
-                yield self._made.popitem()[1]
+            self._closed = True
+            made = list(self._made.values())
+            self._made.clear()
+        return made
 
 
 class _Reader:
@@ -388,8 +393,8 @@ def is_loopback(host: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
-def checked_url(url: str, what: str) -> str:
-    """A URL that may get secrets: https, or http on this machine; without a user, query or fragment.
+def checked_url(url: str, what: str, *, query: bool = False) -> str:
+    """A URL that may get secrets: https, or http on this machine; without a user or fragment, and a query if allowed.
 
     Raises ConfigurationError.
     """
@@ -398,7 +403,7 @@ def checked_url(url: str, what: str) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         host, parts = "", SplitResult("", "", "", "", "")
-    if not host or parts.scheme not in {"https", "http"} or _NO_URL.search(url):
+    if not host or parts.scheme not in {"https", "http"} or _NO_URL.search(url) or ("?" in url and not query):
         msg = f"{what} must be a URL such as https://api.example.com."
         raise ConfigurationError(msg)
     if "@" in parts.netloc:

@@ -30,7 +30,7 @@ from quittance.client import (
 from quittance.client._calls import json_text
 from quittance.client._errors import _Table
 from quittance.client._wire import ANSWER_BYTES_MAX, checked_url
-from tests.client.servers import Reply, Server, problem
+from tests.client.servers import Reply, Seen, Server, problem
 
 BALANCE = {"account_id": "alice", "available": "4.98", "held": "0", "earned": "0.000001"}
 FLAT = {"type": "flat", "price": "0.01"}
@@ -240,8 +240,12 @@ def test_expired_tokens_have_an_error_of_their_own(server: Server, client: Any) 
 # Tasks.
 
 
+def answered(seen: Seen) -> Reply:
+    return Reply(body=RESULT | {"task_id": seen.json["task_id"]})
+
+
 def test_a_lost_answer_is_asked_for_again_with_the_same_id(server: Server, client: Any) -> None:
-    server.api("POST /tasks/execute", Reply(drop=True), Reply(body=RESULT, cut=3), UNAVAILABLE, Reply(body=RESULT))
+    server.api("POST /tasks/execute", Reply(drop=True), Reply(body=RESULT, cut=3), UNAVAILABLE, answered)
     done = client.execute("agt_a", "hello", budget="0.05")
     sent = [seen.json for seen in server.seen]
     assert done.output == "hello"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quittance.client import ConfigurationError, NotProvenError, Verifier
+from quittance.client import ConfigurationError, NotProvenError, UnexpectedAnswerError, Verifier
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
 from quittance.run import Limits, Meter, Outcome, Run
 from tests.client.servers import Reply, Server
@@ -113,8 +113,26 @@ def test_every_difference_between_answer_and_receipt_is_found(
     platform: Server, make: Any, answer: dict[str, Any], name: str, value: object
 ) -> None:
     platform.api("POST /tasks/execute", Reply(body=answer | {name: value}))
-    with pytest.raises(NotProvenError):
+    with pytest.raises((NotProvenError, UnexpectedAnswerError)):
         make(verify=True).execute("agt_a", "hello", budget="1", task_id="t")
+
+
+def test_the_result_of_another_task_is_refused(platform: Server, make: Any) -> None:
+    """Answer and receipt agree, but they are of a task that was not asked for."""
+    platform.api("GET /tasks/t2/result", Reply(body=platform_answer(platform)))
+    for client in (make(), make(verify=True)):
+        with pytest.raises(UnexpectedAnswerError, match="the result of the task 't' instead of 't2'"):
+            client.execute("agt_a", "hello", budget="1", task_id="t2")
+        with pytest.raises(UnexpectedAnswerError):
+            client.wait("t2")
+    with pytest.raises(NotProvenError, match="agent_id is agt_b"):
+        make(verify=True).execute("agt_b", "hello", budget="1", task_id="t")
+
+
+def platform_answer(server: Server) -> dict[str, Any]:
+    found = server._replies["GET", "/api/v1/economic/tasks/t/result"][0]
+    assert isinstance(found, Reply)
+    return dict(found.body)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from quittance.api import models
 from quittance.client import AsyncClient, Client
 from quittance.client._binding import Listing, Operation
 from quittance.client._client import Agents
-from quittance.client._errors import QuittanceError
+from quittance.client._errors import QuittanceError, api_error
 from tests.support import ROOT
 
 SOURCES = sorted((ROOT / "client/quittance/client").glob("*.py"))
@@ -70,6 +71,25 @@ def test_only_the_package_itself_has_a_public_name(source: Path) -> None:
     assert ast.get_docstring(ast.parse(source.read_text()))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        api_error(402, b'{"code": "insufficient_funds", "available": "1"}', retry_after_s=2.5),
+        package.ConnectionFailedError("No.", sent=True),
+        package.PublishFailedError("agt_a", state="rejected", code="c", reason="r"),
+        package.StillRunningError("t"),
+        package.InvalidRequestError.of("budget", "must be a decimal"),
+        package.UploadFailedError("No.", code="EntityTooLarge"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_the_way_between_processes(error: QuittanceError) -> None:
+    error.about("t-1")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
+
+
 MICRO = st.integers(0, 10**15)
 TIMES = st.integers(0, 4 * 10**12)
 TENTHS = st.integers(-1_000, 1_000)
@@ -110,7 +130,7 @@ def test_times_that_are_no_times_are_refused(text: str) -> None:
         models.StatementLine.model_validate_json(body)
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "null", "[]"])
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "1e308", "null", "[]"])
 def test_points_that_are_no_numbers_are_refused(text: str) -> None:
     body = f'{{"least": 1, "p50": 1, "p95": 1, "greatest": {text}}}'
     with pytest.raises(ValueError, match="greatest"):

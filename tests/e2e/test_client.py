@@ -224,6 +224,7 @@ def stage(
         client = tracked(stack.api_url, token=names["token"], timeout=GENEROUS_S)
         if group == "AgentMethods":
             names |= {"client": shop, "me": "shop-owner"}
+            bank.deposit("5", account="shop-owner")
             if method in {"page", "list", "retire", "publish"}:
                 client.move_bond("2")
                 names |= {"client": client, "me": me}

@@ -69,11 +69,21 @@ class QuittanceError(Exception):
 
     call_id: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
     def about(self, call_id: str) -> None:
         """Record which task or movement the call was about."""
         if self.call_id is None:
             self.call_id = call_id
             self.add_note(f"The id of the call is {call_id!r}: repeated with it, nothing is done twice.")
+
+
+def _restored(kind: type[QuittanceError], args: tuple[Any, ...], members: dict[str, Any]) -> QuittanceError:
+    """An error from its copy in another process, whatever its constructor takes."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(members)
+    return error
 
 
 class ConfigurationError(QuittanceError):

@@ -47,6 +47,7 @@ from quittance.client._errors import (
     TaskInProgressError,
     TimeoutTooLongError,
     TokenError,
+    UnexpectedAnswerError,
     UploadFailedError,
     plain,
 )
@@ -54,6 +55,7 @@ from quittance.client._retry import retry_after_s
 from quittance.client._verify import Expected, Verifier
 from quittance.client._wire import Answer, Flow, Pause, Request, Upload, checked_url, host_of, is_loopback
 from quittance.ledger.credits import format_credits, parse_change, parse_credits
+from quittance.ledger.escrow import JUDGE_MARK
 from quittance.ledger.pricing import FlatTariff, MeteredTariff
 from quittance.limits import (
     COMPILE_WALL_SECONDS_MAX,
@@ -138,6 +140,7 @@ def _task(agent_id: str, value: object, budget: Credits, task_id: str | None, te
         **wanted,
     }
     expected = Expected(
+        agent_id=agent_id,
         input=stdin,
         budget_micro=parse_credits(body["budget"]),
         module_sha256=wanted.get("module_sha256"),
@@ -234,7 +237,7 @@ class TaskMethods(Bound):
             deadline = self._core.sender.deadline(within)
             first = yield from self._executed(task, queued=(terms.get("timeout") or 0) > TIMEOUT_S_SYNC_MAX)
             result = first if isinstance(first, TaskResult) else (yield from self._settled(task.task_id, deadline))
-            return (yield from self._checked(result, task.expected))
+            return (yield from self._checked(result, task.task_id, task.expected))
 
     @Operation
     def submit(
@@ -258,7 +261,9 @@ class TaskMethods(Bound):
         task = _task(agent_id, input, budget, task_id, terms)
         with about(task.task_id):
             found = yield from self._executed(task, queued=True)
-            return found if isinstance(found, TaskPending) else (yield from self._checked(found, task.expected))
+            if isinstance(found, TaskPending):
+                return found
+            return (yield from self._checked(found, task.task_id, task.expected))
 
     @Operation
     def result(self, task_id: str, *, user: str | None = None) -> Flow[TaskResult | TaskPending]:
@@ -270,7 +275,9 @@ class TaskMethods(Bound):
         """
         with about(task_id):
             found, _ = yield from self._outcome(task_id, user)
-            return found if isinstance(found, TaskPending) else (yield from self._checked(found, Expected()))
+            if isinstance(found, TaskPending):
+                return found
+            return (yield from self._checked(found, task_id, Expected()))
 
     @Operation
     def wait(self, task_id: str, *, within: float = WAIT_S_MAX) -> Flow[TaskResult]:
@@ -282,7 +289,7 @@ class TaskMethods(Bound):
         """
         with about(task_id):
             result = yield from self._settled(task_id, self._core.sender.deadline(within))
-            return (yield from self._checked(result, Expected()))
+            return (yield from self._checked(result, task_id, Expected()))
 
     @Operation
     def proof(self, task_id: str, *, user: str | None = None, since: int | None = None) -> Flow[Proof]:
@@ -349,7 +356,13 @@ class TaskMethods(Bound):
             yield Pause(min(max(pause_s, min(after_s, _POLL_S_MAX)), left_s))
             pause_s = min(pause_s * _POLL_GROWTH, _POLL_S_MAX)
 
-    def _checked(self, result: TaskResult, expected: Expected) -> Flow[TaskResult]:
+    def _checked(self, result: TaskResult, task_id: str, expected: Expected) -> Flow[TaskResult]:
+        """The result, if it is of this task, and its receipt proves it if the client verifies receipts."""
+        if (
+            result.task_id != task_id and JUDGE_MARK not in task_id
+        ):  # a judge's task is named by the task that it judges
+            msg = f"The API answers with the result of the task {plain(result.task_id, 200)!r} instead of {task_id!r}."
+            raise UnexpectedAnswerError(msg)
         if self._verifier is not None:
             yield from self._verifier.check(self._core, result, expected)
         return result
@@ -609,8 +622,8 @@ class AgentMethods(Bound):
             answer = yield from self._core.call("POST", path, body=body)
         opened = parsed(answer, AgentUpload)
         with about(opened.agent_id):
-            yield from self._upload(opened.upload, source, progress)
-            return (yield from self._published(opened.agent_id, source.sha256, within))
+            module_sha256 = yield from self._upload(opened.upload, source, progress)
+            return (yield from self._published(opened.agent_id, module_sha256, within))
 
     @Operation
     def wait_published(self, agent_id: str, module_sha256: str, *, within: float = PUBLISH_S_MAX) -> Flow[AgentAnswer]:
@@ -633,7 +646,8 @@ class AgentMethods(Bound):
         path = f"/agents/{segment(agent_id, 'agent_id')}"
         return parsed((yield from self._core.call("DELETE", path)), AgentAnswer)
 
-    def _upload(self, form: UploadForm, source: "_Source", progress: Progress | None) -> Flow[None]:
+    def _upload(self, form: UploadForm, source: "_Source", progress: Progress | None) -> Flow[str]:
+        """Sends a module; returns the digest of what was sent."""
         url, host = checked_url(form.url, "The address of the upload"), host_of(form.url)
         local = is_loopback(host_of(self._core.root).partition(":")[0])
         if is_loopback(host.partition(":")[0]) and not local:
@@ -647,6 +661,7 @@ class AgentMethods(Bound):
             yield from self._core.sender.send(request, read_error=_storage_problem)
         except ApiError as exc:
             raise _upload_refused(host, exc) from None
+        return counted.sha256
 
     def _published(self, agent_id: str, module_sha256: str, within: float) -> Flow[AgentAnswer]:
         timing, deadline = self._core.sender.timing, self._core.sender.deadline(within)
@@ -671,10 +686,9 @@ class AgentMethods(Bound):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A module to upload: its size and digest, and how it is opened."""
+    """A module to upload: its size, and how it is opened."""
 
     size: int
-    sha256: str
     opened: Callable[[], BinaryIO]
 
 
@@ -682,16 +696,15 @@ def _source(module: Module) -> _Source:
     """Raises InvalidRequestError for a file that cannot be read, or is larger than any module."""
     if isinstance(module, bytes):
         _check_module_size(len(module))
-        return _Source(len(module), hashlib.sha256(module).hexdigest(), lambda: io.BytesIO(module))
+        return _Source(len(module), lambda: io.BytesIO(module))
     path = Path(module)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            _check_module_size(size)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
         raise InvalidRequestError.of(field="module", message=f"{path} cannot be read: {exc.strerror}") from None
-    return _Source(size, digest, lambda: path.open("rb"))
+    _check_module_size(size)
+    return _Source(size, lambda: path.open("rb"))
 
 
 def _check_module_size(size: int) -> None:
@@ -702,22 +715,30 @@ def _check_module_size(size: int) -> None:
 
 
 class _Counter:
-    """Tells a progress function how much of a file was sent in this attempt."""
+    """Hashes what is sent of a file in this attempt, and tells a progress function how much that is."""
 
     def __init__(self, size: int, progress: Progress | None) -> None:
         self._size = size
         self._progress = progress
         self._sent = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was sent. The file may have changed since it was opened first."""
+        return self._digest.hexdigest()
 
     def opened(self, source: _Source) -> BinaryIO:
         """The file, from its start."""
         self._sent = 0
+        self._digest = hashlib.sha256()
         return source.opened()
 
-    def add(self, count: int) -> None:
-        """Count bytes."""
-        self._sent += count
-        if self._progress is not None and count:
+    def add(self, piece: bytes) -> None:
+        """Count a piece."""
+        self._sent += len(piece)
+        self._digest.update(piece)
+        if self._progress is not None and piece:
             self._progress(min(self._sent, self._size), self._size)
 
 

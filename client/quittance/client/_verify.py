@@ -26,6 +26,7 @@ _KEYS_BYTES_MAX: Final = MIB
 class Expected:
     """What the caller knows of a task beside its answer. Parts that are None are not compared."""
 
+    agent_id: str | None = None
     input: bytes | None = None
     budget_micro: int | None = None
     module_sha256: str | None = None
@@ -117,6 +118,7 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
     pairs += [
         (name, value, stated)
         for name, value, stated in (
+            ("agent_id", expected.agent_id, claims.agent),
             ("module_sha256", expected.module_sha256, claims.module_sha256),
             ("tariff_sha256", expected.tariff_sha256, claims.tariff_sha256),
         )

@@ -45,11 +45,11 @@ class Lock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A form with one file. `opened` opens the file anew for each attempt; `sent` hears how many bytes were read."""
+    """A form with one file. `opened` opens the file anew for each attempt; `sent` gets each piece that was read."""
 
     fields: Mapping[str, str] = field(repr=False)
     opened: Callable[[], BinaryIO]
-    sent: Callable[[int], None]
+    sent: Callable[[bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,16 +294,16 @@ class _Reader:
 
 
 class _Counted:
-    """A file that reports how much of it was read. It has what httpx needs of a file to know its length."""
+    """A file that reports what was read. It has what httpx needs of a file to know its length."""
 
-    def __init__(self, file: BinaryIO, sent: Callable[[int], None]) -> None:
+    def __init__(self, file: BinaryIO, sent: Callable[[bytes], None]) -> None:
         self._file = file
         self._sent = sent
 
     def read(self, size: int = -1) -> bytes:
         """Bytes of the file."""
         data = self._file.read(size)
-        self._sent(len(data))
+        self._sent(data)
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:

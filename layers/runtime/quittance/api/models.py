@@ -130,10 +130,11 @@ def _read_points(value: object, info: ValidationInfo) -> object:
     """Points of a response: in JSON a number of points, in Python tenths."""
     if info.mode != "json" or not isinstance(value, int | float):
         return value
-    if not math.isfinite(value):
+    tenths = value * 10
+    if not math.isfinite(tenths):
         msg = "must be a finite number"
         raise ValueError(msg)
-    return round(value * 10)
+    return round(tenths)
 
 
 Points = Annotated[

@@ -19,12 +19,12 @@ from quittance.api.identity import Caller
 from quittance.api.models import AgentId, AgentRequest, StatedTaskId, TaskId, TaskRequest
 from quittance.errors import InvalidRequestError, NotFoundError, PlatformUnavailableError
 from quittance.ledger import reputation
-from quittance.ledger.escrow import escrow_id
+from quittance.ledger.escrow import TaskState, escrow_id
 from quittance.ledger.reputation import Standing
 from quittance.limits import AGENT_WORDS_MAX, LISTING_READ_MAX, LISTING_SHARDS, QUERY_WORDS_MAX, WORD_CHARS_MAX
 from quittance.run import Fault, Outcome
 from quittance.store.dynamo import to_item
-from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, Listings, Sort, TaskState, Wanted, words
+from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, Listings, Sort, Wanted, words
 from quittance.usecases import agents, execute, listings, runs
 from tests.functions.test_handlers import load
 from tests.support import FLAT, Cloud, stream_record, wasm

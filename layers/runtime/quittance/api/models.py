@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -39,12 +40,11 @@ from quittance.ledger.credits import (
     format_credits,
     parse_credits,
 )
-from quittance.ledger.escrow import State, request_sha256
+from quittance.ledger.escrow import State, TaskState, request_sha256
 from quittance.ledger.journal import LineKind, PayoutState
 from quittance.ledger.pricing import Tariff
+from quittance.operation import Action
 from quittance.run import Fault, Input, Outcome, Side
-from quittance.store.listings import TaskState
-from quittance.store.operations import Action
 
 _ABSENT: Final = object()
 _MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10
@@ -109,8 +109,22 @@ RunId = Annotated[str, StringConstraints(pattern=r"^[a-z2-7]{26}$", min_length=2
 AgentTag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", min_length=1, max_length=32)]
 SearchText = Annotated[str, StringConstraints(max_length=limits.QUERY_CHARS_MAX)]
 Amount = Annotated[CreditsIn, between(1, limits.AMOUNT_MICRO_MAX)]
+
+
+def _read_time(value: object) -> object:
+    """A time of a response: RFC 3339 as a client receives it, or milliseconds as the platform states it."""
+    if not isinstance(value, str):
+        return value
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        msg = "must be a time with its offset from UTC (RFC 3339)"
+        raise ValueError(msg)
+    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
 Timestamp = Annotated[
     int,
+    BeforeValidator(_read_time),
     PlainSerializer(
         lambda ms: datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         return_type=str,
@@ -167,8 +181,21 @@ MinSuccessRate = Annotated[
 ]
 """In a query a number from 0 to 1, internally thousandths."""
 
+
+def _read_points(value: object, info: ValidationInfo) -> object:
+    """Points of a response: in JSON a number of points, in Python tenths."""
+    if info.mode != "json" or not isinstance(value, int | float):
+        return value
+    tenths = value * 10
+    if not math.isfinite(tenths):
+        msg = "must be a finite number"
+        raise ValueError(msg)
+    return round(tenths)
+
+
 Points = Annotated[
     int,
+    BeforeValidator(_read_points),
     PlainSerializer(lambda tenths: tenths / 10, return_type=float),
     WithJsonSchema({"type": "number"}),  # not `multipleOf: 0.1`: validators that compute with doubles refuse 61.2
 ]
@@ -681,7 +708,7 @@ class UploadForm(_Answer):
 
     method: Literal["POST"] = "POST"
     url: str
-    fields: dict[str, str]
+    fields: dict[str, str] = Field(repr=False)
     expires_at: Timestamp
 
 
@@ -917,7 +944,7 @@ class BondRequest(Sent):
 
 
 class BondAnswer(_Answer):
-    """An owner's credits for failures of its agents. `available` and `charged` are exact; `held` may lag by a second."""
+    """Credits of an owner for its agents' failures. `available` and `charged` are exact; `held` may lag by a second."""
 
     account_id: str
     available_micro: CreditsOut = Field(alias="available", description="What is in the bond now.")

@@ -38,6 +38,14 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
+class TaskState(StrEnum):
+    """Where a task stands for its payer. The values are stored in listings and shown."""
+
+    PENDING = "pending"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredBytes:
     """Bytes that belong to an outcome, identified by digest: inline if small, otherwise in the outputs bucket."""

@@ -25,6 +25,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from quittance.ledger.escrow import TaskState
 from quittance.limits import LISTING_MS_MAX, LISTING_READ_MAX, LISTING_SHARDS, WORD_CHARS_MAX
 from quittance.run import Fault, Outcome
 from quittance.store.dynamo import Patience, RefusedError, Value, from_item, paged, retried, to_item
@@ -46,14 +47,6 @@ def words(*texts: str) -> tuple[str, ...]:
 class Ended(StrEnum):
     """Whether an agent was paid. The values are part of keys, and shown."""
 
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-
-
-class TaskState(StrEnum):
-    """Where a task stands. The values are stored and shown."""
-
-    PENDING = "pending"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
 

@@ -13,7 +13,7 @@ from quittance.api.models import BackfillRequest
 from quittance.api.requests import read_direct
 from quittance.errors import NotFoundError, PlatformUnavailableError
 from quittance.ledger import pricing, reputation
-from quittance.ledger.escrow import Escrow, State, is_judge
+from quittance.ledger.escrow import Escrow, State, TaskState, is_judge
 from quittance.ledger.reputation import Standing
 from quittance.limits import (
     AGENT_TAGS_MAX,
@@ -27,7 +27,7 @@ from quittance.platform import Platform
 from quittance.proof import receipt
 from quittance.run import Outcome
 from quittance.store.ledger import listed_change, standing_change
-from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, TaskState, words
+from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, words
 from quittance.store.registry import changed_agent
 
 _PASSES_MAX: Final = 10  # a pass is repeated only if the agent, its standing or its rows changed meanwhile

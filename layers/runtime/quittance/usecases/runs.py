@@ -18,11 +18,11 @@ from quittance.api.models import (
 )
 from quittance.api.requests import Cursor, PageAfter, PageLimit
 from quittance.errors import NotFoundError
-from quittance.ledger.escrow import StoredBytes
+from quittance.ledger.escrow import StoredBytes, TaskState
 from quittance.limits import MIB
 from quittance.platform import Platform
 from quittance.store.blobs import BlobMissingError
-from quittance.store.listings import NO_END, Ended, ListedRun, ListedTask, TaskState
+from quittance.store.listings import NO_END, Ended, ListedRun, ListedTask
 from quittance.usecases.listings import listed_run
 
 _CURSOR: Final = Cursor("[a-z2-7]{26}")

@@ -96,7 +96,7 @@ e2e: ## run the tests against the deployed template (QUITTANCE_STACK=.local/stac
 	$(DEV) pytest tests/e2e $(ARGS)
 
 check: lint types ## run all static checks: style, types, imports, template, policies
-	$(DEV) env PYTHONPATH=layers/runtime lint-imports
+	$(DEV) env PYTHONPATH=layers/runtime:client:cli lint-imports
 	$(DEV) cfn-lint -a cfn_lint_serverless.rules -- template.yaml
 	$(LOCAL) exec sam sam validate --lint --region us-east-1
 	$(LOCAL) exec policy python local/policies.py

@@ -17,7 +17,7 @@ PROCESSES_MAX = 2
 # The longest suites first, so that no process starts a long one at the end.
 SUITES = (
     *("e2e", "sam_local", "proofs", "hostile", "usecases", "store", "functions", "sandbox", "fuzz", "local", "project"),
-    *("proof", "acceptance", "api", "ledger"),
+    *("cli", "client", "proof", "acceptance", "api", "ledger"),
 )
 WITHOUT_SOCKETS = {"ledger", "acceptance", "proof", "api"}
 # One process runs all tests of a file, because they share its fixtures. A suite named here runs in one process as a

@@ -12,9 +12,9 @@ from quittance.agent import Agent, AgentState, Terms, Upload, Version
 from quittance.api.identity import Caller
 from quittance.api.models import AgentRequest
 from quittance.limits import PAGE_ITEMS_MAX, SCHEMA_BYTES_MAX
+from quittance.operation import Action, Operation
 from quittance.store import cache
 from quittance.store import registry as registries
-from quittance.store.operations import Action, Operation
 from quittance.store.registry import OwnedAgents, OwnerState
 from quittance.usecases import agents, health, publish
 from tests.support import FLAT, Cloud, wasm

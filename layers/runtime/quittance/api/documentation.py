@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
-_OPENAPI: Final = "openapi.json"
+_OPENAPI: Final = Path(__file__).parents[1] / "openapi.json"
 _ROOTS_KEPT: Final = 4  # the stage's own address and some custom domains
 
 
@@ -29,7 +30,7 @@ def openapi_json(root: str = "") -> str:
 
     The server's URL is relative to the host that served the description (OpenAPI 3.1.0 §4.8.5), so any host works.
     """
-    document = json.loads(files("quittance").joinpath(_OPENAPI).read_text())
+    document = json.loads(_OPENAPI.read_text())
     return json.dumps(document | {"servers": [{"url": root or "/"}]}, indent=2, sort_keys=True)
 
 

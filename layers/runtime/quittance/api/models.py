@@ -41,8 +41,8 @@ from quittance.ledger.credits import (
 from quittance.ledger.escrow import State, request_sha256
 from quittance.ledger.journal import LineKind, PayoutState
 from quittance.ledger.pricing import Tariff
+from quittance.operation import Action
 from quittance.run import Fault, Input, Outcome, Side
-from quittance.store.operations import Action
 
 _ABSENT: Final = object()
 _MICRO_PER_TENTH: Final = MICRO_PER_CREDIT // 10

@@ -10,12 +10,12 @@ nothing, because the target already has the requested state, is recorded too.
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import NotFoundError
+from quittance.operation import Action, Operation
 from quittance.store.dynamo import Patience, RefusedError, Value, from_item, listing, put_new, retried, update
 from quittance.store.registry import FUNDING_PK, LISTING_INDEX, retirement
 
@@ -26,28 +26,6 @@ if TYPE_CHECKING:
 
 _LISTING: Final = "operations"
 _SUFFIX_BYTES: Final = 5
-
-
-class Action(StrEnum):
-    """What an operator can do. The values are shown."""
-
-    RETIRE = "retire"
-    FREEZE = "freeze"
-    UNFREEZE = "unfreeze"
-    PAUSE = "pause"
-    RESUME = "resume"
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """The record of one operation. `target` is an agent, an account, or `funding`."""
-
-    action: Action
-    target: str
-    by: str
-    reason: str
-    at_ms: int
-    operation_id: str = ""
 
 
 class Operations:

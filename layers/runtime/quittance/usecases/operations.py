@@ -14,8 +14,8 @@ from quittance.api.identity import OPERATE_SCOPE, Caller
 from quittance.api.models import AccountInPath, AgentId, OperationAnswer, OperationPage, OperationRequest
 from quittance.api.requests import Cursor, PageAfter, PageLimit
 from quittance.observability import logger
+from quittance.operation import Action, Operation
 from quittance.platform import Platform
-from quittance.store.operations import Action, Operation
 
 FUNDING: Final = "funding"
 """The target of a pause."""

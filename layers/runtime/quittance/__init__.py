@@ -1,1 +1,0 @@
-"""Quittance: escrow-settled execution of WebAssembly agents (the layer that all functions share)."""

@@ -1,6 +1,6 @@
 """One run of an agent on this machine, and its price: the functions that the platform itself uses, in its order.
 
-    limits that the budget buys → run in the sandbox → held to the budget → held to the rules → settlement
+limits that the budget buys → run in the sandbox → held to the budget → held to the rules → settlement
 """
 
 from dataclasses import dataclass, replace

@@ -217,7 +217,9 @@ def _base64(field: str, text: str) -> str:
     try:
         base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UsageError(f"{field} in {FILE_NAME} is not base64: {error}.", "Encode the bytes with `base64`.") from error
+        raise UsageError(
+            f"{field} in {FILE_NAME} is not base64: {error}.", "Encode the bytes with `base64`."
+        ) from error
     return text
 
 

@@ -27,7 +27,7 @@ CLOCK_NS: Final = 1_767_225_600 * 10**9
 SEED: Final = bytes(32)
 """The fixed seed of the agent's randomness. A task's seed follows from its id."""
 
-NO_TARIFF: Final = pricing.tariff_json(pricing.FlatTariff(type="flat", price="0"))  # type: ignore[arg-type]
+NO_TARIFF: Final = pricing.tariff_json(pricing.FlatTariff(type="flat", price="0"))
 
 
 @dataclass(frozen=True, slots=True)

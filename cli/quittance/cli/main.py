@@ -52,7 +52,7 @@ def version() -> str:
 def _frame(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
-    ] = False,  # noqa: FBT002 - an option
+    ] = False,
 ) -> None:
     pass
 
@@ -62,19 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.begin()
     try:
         code = app(args=arguments, prog_name="quittance", standalone_mode=False)
-        return int(code or 0)
+        return int(code or Exit.DONE)
     except typer.TyperException as error:
         return _wrong_call(error)
     except CliError as error:
         output.failure(error)
-        return int(error.exit_code)
-    except typer.Abort:
-        return Exit.INTERRUPTED
-    except KeyboardInterrupt:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        output.leave_closed_pipe()
-        return Exit.CLOSED_PIPE
+        return output.leave_closed_pipe()
     except Exception as error:  # noqa: BLE001 - no user sees a traceback
         return _own_fault(error)
 

@@ -81,7 +81,7 @@ def terms_of(project: Project | None, given: Overrides) -> Terms:
     return terms
 
 
-def run(  # noqa: PLR0913 - each option is one
+def run(
     agent: Annotated[
         Path | None,
         typer.Argument(help=f"A module, or the folder of a project ({FILE_NAME}); by default the current project."),
@@ -120,9 +120,9 @@ def run(  # noqa: PLR0913 - each option is one
             help="Also write the fuel of each function to this file: .json for speedscope, else folded stacks."
         ),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Build and run the project again at each change.")] = False,  # noqa: FBT002
-    json: options.Json = False,  # noqa: A002, ARG001, FBT002 - its callback acts
-    quiet: options.Quiet = False,  # noqa: ARG001, FBT002 - its callback acts
+    watch: Annotated[bool, typer.Option("--watch", help="Build and run the project again at each change.")] = False,
+    json: options.Json = False,  # noqa: ARG001 - its callback acts
+    quiet: options.Quiet = False,  # noqa: ARG001 - its callback acts
 ) -> int:
     """Run an agent in the platform's sandbox on this machine: output, log, exact fuel and memory, exact price.
 

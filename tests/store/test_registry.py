@@ -36,7 +36,7 @@ def add_active(cloud: Cloud, agent_id: str, *, owner: str = "owner", created_ms:
 
 def activate(cloud: Cloud, agent: Agent) -> None:
     claimed = cloud.registry.claim_upload(agent, "posted")
-    cloud.registry.activate(claimed, Version("module", "key", "artefact", "engine", "config"))
+    cloud.registry.activate(claimed, Version("module", "key", "artefact", "engine", "config"), now_ms=1)
 
 
 def list_as_before(cloud: Cloud) -> None:

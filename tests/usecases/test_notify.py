@@ -169,7 +169,9 @@ def test_decided_uploads_emit_events(platform: Cloud, bus: Bus, context: Any) ->
     scan = platform._dynamodb.get_paginator("scan").paginate
 
     def agent() -> dict[str, Any]:
-        (found,) = (i for page in scan(TableName="RegistryTable") for i in page["Items"])
+        (found,) = (
+            i for page in scan(TableName="RegistryTable") for i in page["Items"] if i["pk"]["S"].startswith("AGENT#")
+        )
         return found
 
     agent_id = platform.publish(wasm("echo"))

@@ -1,6 +1,6 @@
 """One run of an agent on this machine, and its price: the functions that the platform itself uses, in its order.
 
-    limits that the budget buys → run in the sandbox → held to the budget → held to the rules → settlement
+limits that the budget buys → run in the sandbox → held to the budget → held to the rules → settlement
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ CLOCK_NS: Final = 1_767_225_600 * 10**9
 SEED: Final = bytes(32)
 """The fixed seed of the agent's randomness. A task's seed follows from its id."""
 
-NO_TARIFF: Final = pricing.tariff_json(pricing.FlatTariff(type="flat", price="0"))  # type: ignore[arg-type]
+NO_TARIFF: Final = pricing.tariff_json(pricing.FlatTariff(type="flat", price="0"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from quittance.cli import cloud, doctor, examples, output, proof, run
+from quittance.cli import output, run
 from quittance.cli.exits import CliError, Exit
 
 _DEBUG: Final = "QUITTANCE_DEBUG"
@@ -30,16 +30,8 @@ app: Final = typer.Typer(
 )
 
 _AGENT: Final = "Your agent, on this machine"
-_PROOF: Final = "Receipts"
-_MACHINE: Final = "This machine"
 
 app.command("run", rich_help_panel=_AGENT)(run.run)
-app.command("test", rich_help_panel=_AGENT)(examples.test)
-app.command("verify", rich_help_panel=_PROOF, context_settings=proof.PASSED_ON, add_help_option=False)(proof.verify)
-app.command("replay", rich_help_panel=_PROOF)(proof.replay)
-app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
-app.command("up", rich_help_panel=_MACHINE)(cloud.up)
-app.command("down", rich_help_panel=_MACHINE)(cloud.down)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
@@ -60,7 +52,7 @@ def version() -> str:
 def _frame(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
-    ] = False,  # noqa: FBT002 - an option
+    ] = False,
 ) -> None:
     pass
 
@@ -70,19 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.begin()
     try:
         code = app(args=arguments, prog_name="quittance", standalone_mode=False)
-        return int(code or 0)
+        return int(code or Exit.DONE)
     except typer.TyperException as error:
         return _wrong_call(error)
     except CliError as error:
         output.failure(error)
-        return int(error.exit_code)
-    except typer.Abort:
-        return Exit.INTERRUPTED
-    except KeyboardInterrupt:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        output.leave_closed_pipe()
-        return Exit.CLOSED_PIPE
+        return output.leave_closed_pipe()
     except Exception as error:  # noqa: BLE001 - no user sees a traceback
         return _own_fault(error)
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NoReturn
 
 from rich import box
 from rich.console import Console
@@ -55,8 +55,7 @@ def stderr() -> Console:
 def _console(file: IO[str]) -> Console:
     width = None if file.isatty() else _PIPED_COLUMNS
     console = Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=not file.isatty())
-    if console.width < _COLUMNS_MIN:
-        console.width = _COLUMNS_MIN
+    console.width = max(console.width, _COLUMNS_MIN)
     return console
 
 
@@ -136,7 +135,7 @@ def closed_pipe_ends() -> Iterator[None]:
         leave_closed_pipe()
 
 
-def leave_closed_pipe() -> None:
+def leave_closed_pipe() -> NoReturn:
     """Exit without a message: whatever would read it is gone. Python must not flush the pipe again at its exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

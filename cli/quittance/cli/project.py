@@ -6,14 +6,22 @@ Paths in the file are relative to the project's folder and stay within it: a pro
 
 import base64
 import binascii
-import json
 import tomllib
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from quittance import limits
 from quittance.api.models import AgentId, AgentLimits, PublishedRules, TaskJudges
@@ -26,6 +34,23 @@ FILE_NAME: Final = "quittance.toml"
 _FILE_BYTES_MAX: Final = limits.MIB
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _check_json(value: object) -> object:
+    """TOML has dates and infinity, which JSON has not."""
+    if isinstance(value, dict):
+        for member in value.values():
+            _check_json(member)
+    elif isinstance(value, list):
+        for member in value:
+            _check_json(member)
+    elif not isinstance(value, str | int | bool | Decimal | None):
+        msg = f"must be a value that JSON has: quote the {type(value).__name__} {value}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns ValueError, not TypeError, into a named field
+    return value
+
+
+_Json = Annotated[Any, AfterValidator(_check_json)]
 Command = Annotated[list[_Text], Field(min_length=1)]
 
 
@@ -63,10 +88,10 @@ class ExampleTable(_Table):
     """`[[contract.examples]]`: one input and what the agent must do with it."""
 
     name: _Text
-    input: Any = None
+    input: _Json = None
     input_file: _Text | None = None
     input_base64: str | None = None
-    output: Any = None
+    output: _Json = None
     output_file: _Text | None = None
     output_base64: str | None = None
     output_schema: dict[str, Any] | _Text | None = None
@@ -75,12 +100,12 @@ class ExampleTable(_Table):
 
     @model_validator(mode="after")
     def _check_one_each(self) -> Self:
-        named = [name for name in ("input", "input_file", "input_base64") if name in self.model_fields_set]
-        if len(named) != 1:
+        given = [name for name in ("input", "input_file", "input_base64") if name in self.model_fields_set]
+        if len(given) != 1:
             msg = "must have exactly one of input, input_file and input_base64"
             raise ValueError(msg)
-        named = [name for name in ("output", "output_file", "output_base64") if name in self.model_fields_set]
-        if len(named) > 1:
+        wanted = [name for name in ("output", "output_file", "output_base64") if name in self.model_fields_set]
+        if len(wanted) > 1:
             msg = "must have at most one of output, output_file and output_base64"
             raise ValueError(msg)
         return self
@@ -217,7 +242,9 @@ def _base64(field: str, text: str) -> str:
     try:
         base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UsageError(f"{field} in {FILE_NAME} is not base64: {error}.", "Encode the bytes with `base64`.") from error
+        raise UsageError(
+            f"{field} in {FILE_NAME} is not base64: {error}.", "Encode the bytes with `base64`."
+        ) from error
     return text
 
 
@@ -259,8 +286,3 @@ def faults(error: ValidationError) -> str:
 def _sentence(message: str) -> str:
     text = message.removeprefix("Value error, ").rstrip(".")
     return text if text.startswith("must") else f"is not valid: {text[:1].lower()}{text[1:]}"
-
-
-def as_json(value: object) -> str:
-    """A value of the file in JSON, with numbers as they were written."""
-    return json.dumps(value, default=str)

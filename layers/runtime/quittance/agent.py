@@ -1,4 +1,4 @@
-"""An agent as registered: its owner and terms, its active version and its newest upload."""
+"""An agent as registered: its owner and terms, its versions and its newest upload."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,6 +6,17 @@ from enum import StrEnum
 
 from quittance.acceptance.rules import NO_RULES
 from quittance.run import Limits
+
+
+class VersionState(StrEnum):
+    """Where one version of an agent stands. `INACTIVE` was published and can be activated again."""
+
+    AWAITING_UPLOAD = "awaiting_upload"
+    PUBLISHING = "publishing"
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+    REJECTED = "rejected"
+    FAILED = "failed"
 
 
 class AgentState(StrEnum):
@@ -47,13 +58,20 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A published module and the artefact compiled from it, each named by its digest."""
+    """A published module and the artefact compiled from it, each named by its digest, and the contract bound to it.
+
+    `number` is that of its upload, 0 until the registry publishes it. `published_ms` is None in a version that was
+    published before this time was recorded.
+    """
 
     module_sha256: str
     artefact_key: str
     artefact_sha256: str
     engine: str
     config_sha256: str
+    number: int = 0
+    contract_sha256: str | None = None
+    published_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +84,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The newest upload: its number, its state, and the terms that its version will have.
+    """The newest upload: its number, its state, and the terms and contract that its version will have.
 
     `posted` is the version of the object that was claimed as this upload.
     """
@@ -76,6 +94,7 @@ class Upload:
     terms: Terms
     rejection: Rejection | None = None
     posted: str | None = None
+    contract_sha256: str | None = None
 
     @property
     def decided(self) -> bool:
@@ -85,7 +104,11 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent as registered. New tasks use `terms` and `version`."""
+    """An agent as registered. New tasks use `terms` and `version`.
+
+    `revision` counts the publications, activations and changes of terms or name: a write that depends on what was read
+    is conditional on it.
+    """
 
     agent_id: str
     owner: str
@@ -96,6 +119,7 @@ class Agent:
     upload: Upload
     version: Version | None = None
     retired_ms: int | None = None
+    revision: int = 0
 
     @property
     def state(self) -> AgentState:
@@ -103,3 +127,18 @@ class Agent:
         if self.retired_ms is not None:
             return AgentState.RETIRED
         return AgentState.ACTIVE if self.version else self.upload.state
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One version of an agent: its state, the terms that it has or last had, and what was published.
+
+    `version` is None unless it was published, `rejection` unless it was rejected or the platform failed to publish it.
+    """
+
+    number: int
+    state: VersionState
+    terms: Terms
+    contract_sha256: str | None = None
+    version: Version | None = None
+    rejection: Rejection | None = None

@@ -165,6 +165,23 @@ SCORE_BYTES_MAX: Final = 64  # of a judge's output
 JUDGE_INPUT_BYTES_MAX: Final = 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX) + 64  # JSON takes at most two bytes per byte
 STDIN_BYTES_MAX: Final = JUDGE_INPUT_BYTES_MAX  # of any run: a task's input is smaller
 
+# The contract of an agent: what it takes and gives, and the examples that its publication runs (docs/contract.md).
+CONTRACT_BYTES_MAX: Final = 64 * KIB  # in canonical JSON
+EXAMPLES_MAX: Final = 20
+EXAMPLE_NAME_CHARS_MAX: Final = 64
+TAGS_MAX: Final = 10
+TAG_CHARS_MAX: Final = 32
+LICENCE_CHARS_MAX: Final = 100
+SOURCE_URL_CHARS_MAX: Final = 1_000
+EXIT_CODE_MAX: Final = 2**32 - 1  # WASI's own limit
+INPUT_STEPS_MIN: Final = 20_000  # to check one input, however short it is (see docs/contract.md)
+INPUT_BYTES_PER_STEP: Final = 2  # a longer input may take more steps: reading it costs more too
+EXAMPLES_FUEL_MAX: Final = 10**11  # of all examples of one publication: some ten seconds of a processor
+EXAMPLES_SECONDS_MAX: Final = 30  # of all examples of one publication, loading included
+REJECTION_CHARS_MAX: Final = 1_000  # of the sentence that says why an example failed
+CARD_BYTES_MAX: Final = 128 * KIB  # of an A2A agent card that a verifier reads
+CARD_EXAMPLE_CHARS_MAX: Final = 1_000  # longer inputs are left out of the A2A card: the native card has them
+
 # Webhooks.
 WEBHOOK_URL_CHARS_MAX: Final = 2_000
 WEBHOOK_CONNECT_MS_MAX: Final = 3_000

@@ -1,7 +1,8 @@
 """The registry: agents, their owners and terms, and the binaries that run them.
 
     pk                 attributes
-    AGENT#<agent id>   owner, name, terms, the active version's digests, and the newest upload with its own terms
+    AGENT#<agent id>   owner, name, the active version and its terms, and the newest upload with its own terms
+    VERSION#<agent>#<number>  a decided upload, with the terms that its version had when it was last active
     ARTEFACT#<key>     holder, lease_ms: who recompiles an artefact and until when; its digest once it is stored
     DUE#<agent>#<upload>  what the publication of an upload costs the owner's bond, until the sweep has charged it
     OWNER#<owner id>   bond_short, frozen: whether the owner's agents may take tasks; without an item they may
@@ -15,11 +16,19 @@ handled: `claim_upload` records its version, and no other version is read.
     awaiting_upload → publishing → active | rejected     final
                                  → failed                the platform's fault; the same object may be claimed again
 
+A version is module, contract and terms, and has the number of its upload. Those of the active version are in the
+agent's item alone, so one read of it never mixes two versions. The transaction that activates another version also
+writes the outgoing one to its VERSION item, as it was at that moment: `reactivate` brings all of it back. Each such
+write, and each change of terms, increments `revision` and is conditional on the `revision` that was read.
+
+Old code stored neither numbers nor VERSION items: see `_active_version`.
+
 The index `listing` serves `GET /agents`. It contains agents from their first activation until they are retired and no
 others, so no item is read in vain. The index `owner` finds all agents of an owner. Old code put every registration into
 the listing; `page` removes such items when it reads them.
 """
 
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -49,7 +58,7 @@ from quittance.store.dynamo import (
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-from quittance.agent import Agent, AgentState, Rejection, Terms, Upload, Version
+from quittance.agent import Agent, AgentState, Rejection, Terms, Upload, Version, VersionRecord, VersionState
 
 LISTING_INDEX: Final = "listing"
 OWNER_INDEX: Final = "owner"
@@ -58,6 +67,9 @@ _LISTING: Final = "agents"
 _DUE: Final = "due"
 _CACHE_SECONDS: Final = 10.0
 _REFUSED: Final = "refused"
+_PUBLISHED: Final = "published"  # of a VERSION item; whether it is the active one, the agent's item says
+_NUMBER_DIGITS: Final = 10
+_PUBLISH_TRIES: Final = 20  # one fails only if the owner activates a version or changes terms at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +268,20 @@ class Registry:
         with suppress(RefusedError):  # ids are random, so an existing item is our own write whose response was lost
             retried(lambda: self._client.put_item(**put_new(self._table, values)), self._patience())
 
-    def open_upload(self, agent: Agent, terms: Terms) -> Agent:
+    def open_upload(self, agent: Agent, terms: Terms, contract_sha256: str | None = None) -> Agent:
         """Opens the next upload, which replaces the newest one; returns the stored agent."""
-        upload = Upload(agent.upload.number + 1, AgentState.AWAITING_UPLOAD, terms)
+        number = agent.upload.number + 1
+        upload = Upload(number, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256)
+        written = replace(agent, upload=upload)
         return self._write(
-            replace(agent, upload=upload),
-            set_=_upload_values(upload),
-            remove=("rejection_code", "rejection_message", "upload_posted"),
+            written,
+            set_=_upload_values(upload) | _numbering(written),
+            remove=(
+                "rejection_code",
+                "rejection_message",
+                "upload_posted",
+                *(() if upload.contract_sha256 else ("upload_contract_sha256",)),
+            ),
             condition="#upload_number = :seen AND attribute_not_exists(#retired_ms)",
             values={":seen": agent.upload.number},
         )
@@ -284,35 +303,93 @@ class Registry:
     def fail_upload(self, agent: Agent, posted: str, rejection: Rejection) -> Agent:
         """Records that the platform could not publish the newest upload; returns the stored agent."""
         upload = replace(agent.upload, state=AgentState.FAILED, rejection=rejection, posted=posted)
+        written = replace(agent, upload=upload)
         return self._write(
-            replace(agent, upload=upload),
+            written,
             set_={"upload_state": upload.state, "upload_posted": posted, **_rejection_values(rejection)},
             condition=f"{_NEWEST} AND ({_AWAITED} OR {_CLAIMED})",
             values=_upload_condition(agent, posted) | {":awaiting": AgentState.AWAITING_UPLOAD},
+            kept=[newest_record(written)],
         )
 
-    def activate(self, agent: Agent, version: Version) -> Agent:
-        """Activates the claimed upload with its version and its terms; returns the stored agent."""
-        upload = replace(agent.upload, state=AgentState.ACTIVE, rejection=None)
-        return self._write_upload(
-            replace(agent, upload=upload, version=version, terms=upload.terms),
-            AgentState.ACTIVE,
-            {**_version_values(version), **_terms_values("", upload.terms), "listing": _LISTING},
-        )
+    def activate(self, agent: Agent, version: Version, *, now_ms: int) -> Agent:
+        """Activates the claimed upload with its version, terms and contract; returns the stored agent.
+
+        The version that was active stays as it was at that moment, to be activated again. Raises
+        PlatformUnavailableError.
+        """
+        posted = agent.upload.posted or ""
+        for _ in range(_PUBLISH_TRIES):
+            upload = replace(agent.upload, state=AgentState.ACTIVE, rejection=None)
+            published = replace(
+                version, number=upload.number, contract_sha256=upload.contract_sha256, published_ms=now_ms
+            )
+            written = replace(agent, upload=upload, version=published, terms=upload.terms, revision=agent.revision + 1)
+            unrevised, revision = _unrevised(agent)
+            stored = self._write(
+                written,
+                set_={"upload_state": upload.state, "listing": _LISTING, **_active_values(written)},
+                remove=_absent(published),
+                condition=f"{_NEWEST} AND {_CLAIMED} AND {unrevised}",
+                values=_upload_condition(agent, posted) | revision,
+                kept=[active_record(agent), active_record(written)],
+            )
+            if stored is written or not _is_open(stored, upload.number, posted):
+                return stored
+            agent = stored  # the owner activated another version, or changed terms, since the agent was read
+        raise PlatformUnavailableError
 
     def reject(self, agent: Agent, rejection: Rejection) -> Agent:
         """Records why the newest upload was rejected; an active version stays active."""
-        return self._write_upload(
-            replace(agent, upload=replace(agent.upload, rejection=rejection)),
-            AgentState.REJECTED,
-            _rejection_values(rejection),
+        upload = replace(agent.upload, state=AgentState.REJECTED, rejection=rejection)
+        written = replace(agent, upload=upload)
+        return self._write(
+            written,
+            set_={"upload_state": upload.state, **_rejection_values(rejection)},
+            condition=f"{_NEWEST} AND {_CLAIMED}",
+            values=_upload_condition(agent, upload.posted or ""),
+            kept=[newest_record(written)],
         )
+
+    def reactivate(self, agent: Agent, record: VersionRecord) -> Agent:
+        """Activates an earlier or later published version with the terms it last had; returns the stored agent.
+
+        `record` must have been read after `agent`. Changes nothing if the agent has changed since it was read.
+        """
+        if record.version is None:
+            msg = f"version {record.number} of {agent.agent_id} was not published"
+            raise ValueError(msg)
+        written = replace(agent, version=record.version, terms=record.terms, revision=agent.revision + 1)
+        return self._revise(agent, written, kept=[active_record(agent)])
+
+    def change(self, agent: Agent, changed: Agent) -> Agent:
+        """Changes an agent's name, description and the terms of its active version; returns the stored agent.
+
+        Changes nothing if the agent has changed since it was read.
+        """
+        return self._revise(agent, replace(changed, revision=agent.revision + 1))
+
+    def version(self, agent: Agent, number: int) -> VersionRecord | None:
+        """A version of an agent (consistent read); None if it has none of this number, or no record of it was kept."""
+        return self.versions(agent, [number]).get(number)
+
+    def versions(self, agent: Agent, numbers: Iterable[int]) -> dict[int, VersionRecord]:
+        """Of up to 100 versions of an agent, those that there is a record of, by number (consistent read)."""
+        wanted = set(numbers)
+        pks = [_version_pk(agent.agent_id, number) for number in wanted]
+        items = read_items(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
+        found = {record.number: record for record in map(_version_record, items.values())}
+        for record in (newest_record(agent), active_record(agent)):
+            if record and record.number in wanted:
+                found[record.number] = record
+        return found
 
     def replace_artefact(self, agent: Agent, version: Version) -> Agent:
         """Replaces the artefact of the active module; changes nothing if another module has become active."""
+        values = _artefact_values(version)
         return self._write(
-            replace(agent, version=version),
-            set_=_version_values(version),
+            replace(agent, version=replace(agent.version or version, **values)),  # type: ignore[arg-type]  # by name
+            set_=values,
             condition="#module_sha256 = :same AND attribute_not_exists(#retired_ms)",
             values={":same": version.module_sha256},
         )
@@ -357,13 +434,18 @@ class Registry:
         """Retires an agent permanently. Repeating changes nothing."""
         return self._write(replace(agent, retired_ms=now_ms), **retirement(now_ms), values={})
 
-    def _write_upload(self, agent: Agent, state: AgentState, set_: Mapping[str, Value | None]) -> Agent:
-        """Decides the claimed upload, unless it is decided already."""
+    def _revise(self, agent: Agent, written: Agent, kept: Sequence[VersionRecord | None] = ()) -> Agent:
+        """Writes name, description, active version and terms, unless the agent has changed since it was read."""
+        unrevised, revision = _unrevised(agent)
         return self._write(
-            replace(agent, upload=replace(agent.upload, state=state)),
-            set_={"upload_state": state, **set_},
-            condition=f"{_NEWEST} AND {_CLAIMED}",
-            values=_upload_condition(agent, agent.upload.posted or ""),
+            written,
+            set_={"name": written.name, "description": written.description, **_active_values(written)},
+            remove=_absent(written.version),
+            # The upload too: old code publishes without a revision.
+            condition="attribute_not_exists(#retired_ms) AND #upload_number = :number AND #upload_state = :state"
+            f" AND {unrevised}",
+            values={":number": agent.upload.number, ":state": agent.upload.state, **revision},
+            kept=kept,
         )
 
     def _write(
@@ -374,20 +456,38 @@ class Registry:
         condition: str,
         values: Mapping[str, Value],
         remove: tuple[str, ...] = (),
+        kept: Sequence[VersionRecord | None] | None = None,
     ) -> Agent:
-        """Sends one conditional update; returns the agent as written, or the stored one if the condition failed."""
+        """Sends one conditional update; returns the agent as written, or the stored one if the condition failed.
+
+        With `kept`, it is a transaction that also writes these records. DynamoDB recognises a repeated transaction by
+        its token: it takes effect once, even if a response is lost and others write before the repeat.
+        """
         write = update(
             self._table, f"AGENT#{written.agent_id}", set_=set_, remove=remove, condition=condition, values=values
         )
         self._cache.drop(written.agent_id)
         try:
-            retried(lambda: self._client.update_item(**write), self._patience())
+            if kept is None:
+                retried(lambda: self._client.update_item(**write), self._patience())
+            else:
+                puts = [self._put(written.agent_id, record) for record in kept if record]
+                actions: list[Any] = [{"Update": write}, *puts]
+                send = partial(
+                    self._client.transact_write_items, TransactItems=actions, ClientRequestToken=str(uuid.uuid4())
+                )
+                retried(send, self._patience())
         except RefusedError as refused:
             if refused.items[0] is None:
                 msg = f"There is no agent {written.agent_id!r}."
                 raise NotFoundError(msg) from refused
             return _agent(refused.items[0])
         return written
+
+    def _put(self, agent_id: str, record: VersionRecord) -> dict[str, Any]:
+        """The action that writes the VERSION item of a record. What was stored of the same version is replaced."""
+        values = {"pk": _version_pk(agent_id, record.number), **_record_values(record)}
+        return {"Put": {"TableName": self._table, "Item": to_item(values)}}
 
     def _unlist(self, agents: Iterable[Agent]) -> None:
         """Removes agents that are not active from the listing, into which old code put every registration."""
@@ -420,6 +520,23 @@ class Registry:
         return Patience(self._left_ms())
 
 
+def active_record(agent: Agent) -> VersionRecord | None:
+    """The active version of an agent, with its terms; None if it has none."""
+    version = agent.version
+    if version is None:
+        return None
+    return VersionRecord(version.number, VersionState.ACTIVE, agent.terms, version.contract_sha256, version)
+
+
+def newest_record(agent: Agent) -> VersionRecord | None:
+    """The newest upload of an agent as a version that is not published; None if it was published."""
+    upload = agent.upload
+    if upload.state is AgentState.ACTIVE:
+        return None
+    state = VersionState(upload.state)
+    return VersionRecord(upload.number, state, upload.terms, upload.contract_sha256, rejection=upload.rejection)
+
+
 # Conditions: the upload is still the newest; no object was claimed for it yet; this object was claimed for it.
 _NEWEST: Final = "#upload_number = :number AND attribute_not_exists(#retired_ms)"
 _AWAITED: Final = "#upload_state = :awaiting"
@@ -437,6 +554,20 @@ def _upload_condition(agent: Agent, posted: str) -> dict[str, Value]:
     }
 
 
+def _unrevised(agent: Agent) -> tuple[str, dict[str, Value]]:
+    """The condition that an agent has still the revision that was read, and its values. Old code stored none."""
+    if not agent.revision:
+        return "attribute_not_exists(#revision)", {}
+    return "#revision = :revision", {":revision": agent.revision}
+
+
+def _is_open(agent: Agent, number: int, posted: str) -> bool:
+    """Whether the upload with this number, claimed by this object, still waits to be decided."""
+    upload = agent.upload
+    claimed = upload.number == number and not upload.decided and (upload.posted or posted) == posted
+    return claimed and upload.state is not AgentState.AWAITING_UPLOAD and agent.retired_ms is None
+
+
 def _rejection_values(rejection: Rejection) -> dict[str, Value | None]:
     return {"rejection_code": rejection.code, "rejection_message": rejection.message}
 
@@ -452,7 +583,7 @@ def _terms_values(prefix: str, terms: Terms) -> dict[str, Value | None]:
     }
 
 
-def _version_values(version: Version) -> dict[str, Value | None]:
+def _artefact_values(version: Version) -> dict[str, str]:
     return {
         "module_sha256": version.module_sha256,
         "artefact_key": version.artefact_key,
@@ -462,12 +593,87 @@ def _version_values(version: Version) -> dict[str, Value | None]:
     }
 
 
+def _version_values(version: Version) -> dict[str, Value | None]:
+    return {
+        **_artefact_values(version),
+        "contract_sha256": version.contract_sha256,
+        "published_ms": version.published_ms,
+    }
+
+
+def _absent(version: Version | None) -> tuple[str, ...]:
+    """The attributes of the active version that must be removed, because this one has none."""
+    return tuple(name for name, value in _version_values(version).items() if value is None) if version else ()
+
+
+def _active_values(agent: Agent) -> dict[str, Value | None]:
+    """What a write that increments the revision stores of the active version."""
+    published = _version_values(agent.version) if agent.version else {}
+    return {**published, **_terms_values("", agent.terms), **_numbering(agent), "revision": agent.revision}
+
+
+def _numbering(agent: Agent) -> dict[str, Value | None]:
+    """The number of the active version, and that of the newest upload which was decided when it was written."""
+    if agent.version is None:
+        return {}
+    upload = agent.upload
+    return {
+        "version_number": agent.version.number,
+        "numbered_upload": upload.number if upload.decided else upload.number - 1,
+    }
+
+
+def _active_version(values: Mapping[str, Any]) -> Version:
+    """The active version in an agent's item, whose number is not known if old code activated it.
+
+    Old code stored no numbers. If the newest upload was published after a number was last stored, it is the active
+    version. Otherwise an earlier upload is: which one is not known, and it gets the number before the newest.
+    """
+    number = values["upload_number"]
+    if values["upload_state"] == AgentState.ACTIVE and number > values.get("numbered_upload", 0):
+        return replace(_version(values, number), contract_sha256=None, published_ms=None)  # those of an earlier one
+    return _version(values, values.get("version_number", number - 1))
+
+
 def _upload_values(upload: Upload) -> dict[str, Value | None]:
     return {
         "upload_number": upload.number,
         "upload_state": upload.state,
+        "upload_contract_sha256": upload.contract_sha256,
         **_terms_values("upload_", upload.terms),
     }
+
+
+def _version_pk(agent_id: str, number: int) -> str:
+    return f"VERSION#{agent_id}#{number:0{_NUMBER_DIGITS}}"
+
+
+def _record_values(record: VersionRecord) -> dict[str, Value | None]:
+    """The attributes of a VERSION item. None is the key of an index: only agents are listed."""
+    return {
+        "version_state": _PUBLISHED if record.version else record.state,
+        **(_version_values(record.version) if record.version else {"contract_sha256": record.contract_sha256}),
+        **(_rejection_values(record.rejection) if record.rejection else {}),
+        **_terms_values("", record.terms),
+    }
+
+
+def _version_record(item: Mapping[str, Any]) -> VersionRecord:
+    """The record in a VERSION item. A published version counts as inactive: the agent says which one is active."""
+    values = from_item(item)
+    number, stated = int(values["pk"].rpartition("#")[2]), values["version_state"]
+    return VersionRecord(
+        number,
+        VersionState.INACTIVE if stated == _PUBLISHED else VersionState(stated),
+        _terms(values, ""),
+        values.get("contract_sha256"),
+        version=_version(values, number) if stated == _PUBLISHED else None,
+        rejection=_rejection(values),
+    )
+
+
+def _rejection(values: Mapping[str, Any]) -> Rejection | None:
+    return Rejection(values["rejection_code"], values["rejection_message"]) if "rejection_code" in values else None
 
 
 def _terms(values: Mapping[str, Any], prefix: str) -> Terms:
@@ -493,7 +699,6 @@ def upload_moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Agent |
 
 def _agent(item: Mapping[str, Any]) -> Agent:
     values = from_item(item)
-    rejected = "rejection_code" in values
     return Agent(
         agent_id=values["pk"].removeprefix("AGENT#"),
         owner=values["owner"],
@@ -505,19 +710,24 @@ def _agent(item: Mapping[str, Any]) -> Agent:
             number=values["upload_number"],
             state=AgentState(values["upload_state"]),
             terms=_terms(values, "upload_"),
-            rejection=Rejection(values["rejection_code"], values["rejection_message"]) if rejected else None,
+            rejection=_rejection(values),
             posted=values.get("upload_posted"),
+            contract_sha256=values.get("upload_contract_sha256"),
         ),
-        version=_version(values) if "module_sha256" in values else None,
+        version=_active_version(values) if "module_sha256" in values else None,
         retired_ms=values.get("retired_ms"),
+        revision=values.get("revision", 0),
     )
 
 
-def _version(values: Mapping[str, Any]) -> Version:
+def _version(values: Mapping[str, Any], number: int) -> Version:
     return Version(
         module_sha256=values["module_sha256"],
         artefact_key=values["artefact_key"],
         artefact_sha256=values["artefact_sha256"],
         engine=values["engine"],
         config_sha256=values["config_sha256"],
+        number=number,
+        contract_sha256=values.get("contract_sha256"),
+        published_ms=values.get("published_ms"),
     )

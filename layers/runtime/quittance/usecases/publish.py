@@ -95,7 +95,7 @@ def publish(platform: Platform, key: str, version: str = "") -> AgentState:
         stored = platform.registry.get(agent.agent_id)
         if not _is_claimed(stored, posted):  # superseded, or published by another delivery of the same event
             return _state_of(stored, posted)
-        agent = platform.registry.activate(agent, _keep(platform, module, artefact))
+        agent = platform.registry.activate(stored, _keep(platform, module, artefact), now_ms=platform.now_ms())
     logger.info("published", agent_id=agent.agent_id, upload=posted.number, state=agent.upload.state)
     return _state_of(agent, posted)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from quittance.cli import output, run
+from quittance.cli import build, new, output, run
 from quittance.cli.exits import CliError, Exit
 
 _DEBUG: Final = "QUITTANCE_DEBUG"
@@ -31,6 +31,8 @@ app: Final = typer.Typer(
 
 _AGENT: Final = "Your agent, on this machine"
 
+app.command("new", rich_help_panel=_AGENT)(new.new)
+app.command("build", rich_help_panel=_AGENT)(build.command)
 app.command("run", rich_help_panel=_AGENT)(run.run)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from quittance import sandbox
+from quittance.acceptance import examples
 from quittance.acceptance import rules as acceptance
 from quittance.acceptance.rules import NO_RULES
 from quittance.cli.artefacts import Artefact
@@ -22,9 +23,9 @@ PLATFORM_FEE_BPS: Final = 250
 PLATFORM_COMPUTE: Final = ComputePrices(run_micro=10, per_billion_fuel_micro=40)
 """The platform's prices by default, as `template.yaml` has them."""
 
-CLOCK_NS: Final = 1_767_225_600 * 10**9
+CLOCK_NS: Final = examples.EPOCH_NS
 """The fixed start of the agent's clock: 2026-01-01T00:00:00Z. A task's clock starts when it is funded."""
-SEED: Final = bytes(32)
+SEED: Final = examples.SEED
 """The fixed seed of the agent's randomness. A task's seed follows from its id."""
 
 NO_TARIFF: Final = pricing.tariff_json(pricing.FlatTariff(type="flat", price="0"))
@@ -129,23 +130,28 @@ def execute(box: sandbox.Sandbox, artefact: Artefact, terms: Terms, request: Req
     tariff = pricing.parse_tariff(escrow.tariff)
     limits = pricing.limits_bought(tariff, terms.compute, budget_micro=budget_micro, own=terms.own)
     limits = replace(limits, timeout_ms=escrow.timeout_ms)
-    job = Job(
-        artefact_path=str(artefact.path),
-        artefact_sha256=artefact.sha256,
-        stdin=request.stdin,
-        fuel=limits.fuel,
-        memory_bytes=limits.memory_bytes,
-        memory_bytes_own=terms.own.memory_bytes,
-        output_bytes=limits.output_bytes,
-        timeout_ms=limits.timeout_ms,
-        epoch_ns=request.epoch_ns,
-        seed=request.seed,
-    )
+    job = job_of(artefact, request, limits=limits, own=terms.own)
     run = replace(box.run(job), limits=limits)
     run = _held_to_rules(terms.rules, escrows.held_to_budget(escrow, run))
     if run.rejected_by and run.rejected_by.side is Side.AGENT and limits.memory_bytes < terms.own.memory_bytes:
         run = replace(run, memory_refused=box.needs_more_memory(job, run))
     return Result(run, escrows.decide(escrow, run, now_ms=escrow.funded_ms), escrow, terms, request)
+
+
+def job_of(artefact: Artefact, request: Request, *, limits: Limits, own: Limits) -> Job:
+    """The sandbox's job of a request."""
+    return Job(
+        artefact_path=str(artefact.path),
+        artefact_sha256=artefact.sha256,
+        stdin=request.stdin,
+        fuel=limits.fuel,
+        memory_bytes=limits.memory_bytes,
+        memory_bytes_own=own.memory_bytes,
+        output_bytes=limits.output_bytes,
+        timeout_ms=limits.timeout_ms,
+        epoch_ns=request.epoch_ns,
+        seed=request.seed,
+    )
 
 
 def _held_to_rules(rules: str, run: Run) -> Run:

@@ -159,7 +159,7 @@ def _types(section: bytes) -> Iterator[int]:
     """The number of parameters of each type."""
     count, at = _read_leb(section, 0)
     for _ in range(count):
-        if section[at] != 0x60:  # noqa: PLR2004 - a function type
+        if section[at] != 0x60:
             raise IndexError
         parameters, at = _read_leb(section, at + 1)
         results, at = _read_leb(section, at + parameters)
@@ -206,10 +206,10 @@ def _read_leb(data: bytes, at: int) -> tuple[int, int]:
         byte = data[at]
         at += 1
         number |= (byte & 0x7F) << shift
-        if byte < 0x80:  # noqa: PLR2004 - the last byte
+        if byte < 0x80:
             return number, at
         shift += 7
-        if shift > 28:  # noqa: PLR2004 - a fifth byte is the last
+        if shift > 28:
             raise IndexError
 
 

@@ -140,9 +140,7 @@ def printable_name(name: str) -> str:
     return output.one_line(name)[:200]
 
 
-def _job(
-    copy: Instrumented, calls: list[str], result: Result, artefact: Artefact
-) -> dict[str, Any]:
+def _job(copy: Instrumented, calls: list[str], result: Result, artefact: Artefact) -> dict[str, Any]:
     limits = result.run.limits
     if limits is None:
         msg = "a run has limits"

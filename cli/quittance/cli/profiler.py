@@ -171,7 +171,8 @@ class Profiler:
     def _engine_fuel(self) -> int:
         """The fuel that the engine has counted, without that of the wrappers."""
         ffi.wasmtime_context_get_fuel(self._context, byref(self._fuel_left))
-        return self._given - self._fuel_left.value - self._overhead
+        left: int = self._fuel_left.value
+        return self._given - left - self._overhead
 
     def _now(self) -> int:
         return self._engine_fuel() + self._guest.fuel

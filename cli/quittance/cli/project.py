@@ -24,6 +24,8 @@ from pydantic import (
 )
 
 from quittance import limits
+from quittance.acceptance.contract import Contract, with_output_schema
+from quittance.acceptance.rules import Rules
 from quittance.api.models import AgentId, AgentLimits, PublishedRules, TaskJudges
 from quittance.canonical_json import JsonError, read
 from quittance.cli.exits import UsageError
@@ -141,6 +143,10 @@ class ProjectFile(_Table):
     """The agent's id on each platform, by the name of its profile; written by `quittance publish`."""
 
 
+NO_RULES_SET: Final = Rules()
+_CONTRACT_MEND: Final = "docs/contract.md says what a contract may have."
+
+
 class Project:
     """A project: its folder and the content of its file."""
 
@@ -186,7 +192,23 @@ class Project:
         return tariff_json(self.file.tariff)
 
     @cached_property
-    def contract(self) -> dict[str, Any]:
+    def contract(self) -> Contract:
+        """The contract, checked as the API checks it. Raises UsageError."""
+        try:
+            return Contract.model_validate(self.contract_body)
+        except ValidationError as error:
+            raise UsageError(f"contract in {self.folder / FILE_NAME}: {faults(error)}.", _CONTRACT_MEND) from error
+
+    @cached_property
+    def rules(self) -> Rules:
+        """The agent's rules for its outputs, with the contract's output_schema. Raises UsageError."""
+        try:
+            return with_output_schema(self.file.acceptance or NO_RULES_SET, self.contract)
+        except ValueError as error:
+            raise UsageError(f"acceptance in {self.folder / FILE_NAME} {error}.", _CONTRACT_MEND) from error
+
+    @cached_property
+    def contract_body(self) -> dict[str, Any]:
         """The contract as the API takes it, with the content of every file that the project's file names."""
         table = self.file.contract
         body = {

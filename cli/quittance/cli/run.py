@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from quittance import sandbox
+from quittance.acceptance.contract import refused
 from quittance.acceptance.rules import rules_json
 from quittance.api.models import AgentLimits
 from quittance.cli import execution, options, output
@@ -76,8 +77,8 @@ def terms_of(project: Project | None, given: Overrides) -> Terms:
     terms = Terms(own=own, tariff=tariff, compute=compute)
     if given.commission_bps is not None:
         terms = replace(terms, fee_bps=given.commission_bps)
-    if project and project.file.acceptance:
-        terms = replace(terms, rules=rules_json(project.file.acceptance))
+    if project:
+        terms = replace(terms, rules=rules_json(project.rules))
     return terms
 
 
@@ -103,7 +104,7 @@ def run(
         str | None, typer.Option(help="Start of the agent's clock: a time, or a receipt's epoch_ns.  [2026-01-01]")
     ] = None,
     seed: Annotated[
-        str | None, typer.Option(help="Seed of the agent's randomness, as a receipt has it.  [64 zeros]")
+        str | None, typer.Option(help="Seed of the agent's randomness, as a receipt has it.  [a fixed one]")
     ] = None,
     commission_bps: Annotated[
         int | None, typer.Option(min=0, max=FEE_BPS_MAX, help="The platform's commission in basis points.  [250]")
@@ -160,6 +161,12 @@ def _stdin(file: Path | None, text: str | None) -> bytes:
 
 def _once(target: Target, given: Overrides, request: Request, profile: Path | None) -> int:
     module, terms = target.read(), terms_of(target.project, given)
+    if target.project and (refusal := refused(target.project.contract.input_check, request.stdin)):
+        place, sentence = refusal
+        mend = (
+            "The platform refuses such a task before any money moves: the contract's input_schema does not accept it."
+        )
+        raise UsageError(f"{place} {sentence}.", mend, code="input_not_accepted")
     result = execute(module, terms, request)
     if profile is not None:
         from quittance.cli import profile as profiles

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from quittance.cli import toolchains
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -305,3 +307,51 @@ def _skip_vector_instruction(reader: _Reader) -> None:
 def _skip_numbers(reader: _Reader, count: int) -> None:
     for _ in range(count):
         reader.number()
+
+
+def arguments_of(interpreter: str, name: str, script: bytes) -> list[bytes]:
+    """The arguments with which an interpreter runs a script."""
+    shown = name.encode()
+    if interpreter == toolchains.CPYTHON:
+        run = b"import sys; exec(compile(sys.argv.pop(), sys.argv.pop(), 'exec'))"  # so that a traceback has the name
+        return [b"python", b"-I", b"-S", b"-X", b"utf8", b"-c", run, shown, script]
+    return [shown, script]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="embed", description="Put a script into an interpreter.")
+    parser.add_argument("--interpreter", required=True, choices=toolchains.INTERPRETERS)
+    parser.add_argument("script", type=Path)
+    parser.add_argument("module", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        module = _embedded(given.interpreter, given.script)
+        given.module.parent.mkdir(parents=True, exist_ok=True)
+        given.module.write_bytes(module)
+    except (EmbedError, toolchains.ToolchainError) as error:
+        sys.stderr.write(f"embed: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"embed: {error.filename}: {error.strerror}\n")
+        return 1
+    return 0
+
+
+def _embedded(interpreter: str, path: Path) -> bytes:
+    script = path.read_bytes()
+    if len(script) > SCRIPT_BYTES_MAX:
+        msg = f"{path} has more than {SCRIPT_BYTES_MAX} bytes."
+        raise EmbedError(msg)
+    try:
+        script.decode()
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8."
+        raise EmbedError(msg) from error
+    tools = toolchains.Toolchains(toolchains.user_home(), lambda line: sys.stderr.write(f"{line}\n"))
+    made = tools.interpreter(interpreter)
+    return embed(made, arguments_of(interpreter, path.name, script.removeprefix(b"\xef\xbb\xbf")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

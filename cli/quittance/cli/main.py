@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from quittance.cli import cloud, doctor, examples, output, proof, run
+from quittance.cli import build, cloud, doctor, examples, new, output, proof, run
 from quittance.cli.exits import CliError, Exit
 
 _DEBUG: Final = "QUITTANCE_DEBUG"
@@ -33,6 +33,8 @@ _PROOF: Final = "Receipts"
 _MACHINE: Final = "This machine"
 _AGENT: Final = "Your agent, on this machine"
 
+app.command("new", rich_help_panel=_AGENT)(new.new)
+app.command("build", rich_help_panel=_AGENT)(build.command)
 app.command("run", rich_help_panel=_AGENT)(run.run)
 app.command("test", rich_help_panel=_AGENT)(examples.run_tests)
 app.command("verify", rich_help_panel=_PROOF, context_settings=proof.PASSED_ON, add_help_option=False)(proof.verify)

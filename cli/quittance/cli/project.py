@@ -70,11 +70,16 @@ class AgentTable(_Table):
 
 
 class BuildTable(_Table):
-    """`[build]`: one command, or several; the module that they make; what `--watch` watches beside this file."""
+    """`[build]`: one command, or several; the module that they make; what `--watch` watches beside this file.
+
+    `tools` are compilers that `quittance build` installs for the user (toolchains.py), `env` is for the commands.
+    """
 
     command: Command | Annotated[list[Command], Field(min_length=1)] | None = None
     module: _Text
     watch: list[_Text] = ["."]
+    tools: list[_Text] = []
+    env: dict[_Text, str] = {}
 
     @property
     def commands(self) -> list[list[str]]:

@@ -51,6 +51,15 @@ _DEBIAN_RUST: Final = ("cargo", "rustc", "libstd-rust-*", "libstd-rust-dev-wasm3
 _INTERPRETERS_FOLDER: Final = Path(__file__).resolve().parent / "interpreters"
 
 
+def user_home() -> Path:
+    """The folder of this user's tools: `$QUITTANCE_TOOLS`, or one in the user's cache folder."""
+    named = os.environ.get("QUITTANCE_TOOLS", "")
+    if named.startswith("/"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "quittance"
+
+
 class ToolchainError(Exception):
     """A tool is missing or cannot be installed: what is wrong, and what to do."""
 
@@ -185,7 +194,7 @@ class Toolchains:
         folder = self._folder(tool)
         with self._installing(tool) as missing:
             if missing is not None:
-                self._pip("install", "--no-deps", "--target", str(missing), tool)
+                self._pip("install", "--no-warn-script-location", "--no-deps", "--target", str(missing), tool)
         return Tools(path=(folder / "bin",), python_path=(folder,))
 
     def _folder(self, name: str) -> Path:
@@ -229,7 +238,7 @@ class Toolchains:
         python = sys.executable
         if importlib.util.find_spec("pip") is None:
             python = self._python_with_pip()
-        quiet = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-warn-script-location")
+        quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
         environment = {"PIP_CACHE_DIR": str(self.cache / "pip"), "PIP_ROOT_USER_ACTION": "ignore"}
         _run([python, "-m", "pip", arguments[0], *quiet, *arguments[1:]], self.home, environment, _NETWORK)
 

@@ -99,9 +99,7 @@ def conditions(charged: TaskResult) -> list[str]:
 
 
 @pytest.mark.parametrize("tariff", [FLAT, METERED], ids=["flat", "metered"])
-def test_run_states_what_the_platform_charges(
-    paid: Cloud, capsys: Any, tmp_path: Path, tariff: dict[str, Any]
-) -> None:
+def test_run_states_what_the_platform_charges(paid: Cloud, capsys: Any, tmp_path: Path, tariff: dict[str, Any]) -> None:
     words = ["--tariff", json.dumps(tariff), "--memory-mib", "16", "--fuel", "500000000", "--budget", "100"]
     names = dict.fromkeys(name for name, _ in RUNS)
     agents = {name: paid.publish(wasm(name), tariff=tariff, memory_mib=16, fuel=500_000_000) for name in names}

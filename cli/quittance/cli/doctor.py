@@ -26,7 +26,6 @@ from quittance.cli.profiles import Platform
 _DISK_BYTES_MIN: Final = 2 * 1024**3
 _SKEW_S_MAX: Final = 60
 _WAIT_S: Final = 5
-_NODE_MIN: Final = 20
 # (module (memory (export "memory") 1) (func (export "_start")))
 _LEAST_MODULE: Final = bytes.fromhex(
     "0061736d01000000010401600000030201000503010001071302066d656d6f72790200065f737461727400000a040102000b"
@@ -141,33 +140,20 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", Verdict.FINE, str(folder))
 
 
-def _node() -> Iterator[Finding]:
-    name, mend = "Node.js", f"For JavaScript and AssemblyScript agents: install Node.js {_NODE_MIN} or newer, with npm."
-    version = _version_of("node", "--version")
-    number = version.lstrip("v").partition(".")[0]
-    if not version:
-        yield Finding(name, Verdict.OPTIONAL, "not found", mend)
-    elif not number.isdigit() or int(number) < _NODE_MIN:
-        yield Finding(name, Verdict.OPTIONAL, version, mend)
-    elif not shutil.which("npm"):
-        yield Finding(name, Verdict.OPTIONAL, f"{version}, without npm", mend)
-    else:
-        yield Finding(name, Verdict.FINE, version)
+def _languages() -> Iterator[Finding]:
+    """Whether each language's tools are there; most are installed by the first build."""
+    from quittance.cli.build import toolchains
+    from quittance.cli.toolchains import LANGUAGES
 
-
-def _version_of(program: str, *words: str) -> str:
-    import subprocess
-
-    path = shutil.which(program)
-    if path is None:
-        return ""
-    try:
-        done = subprocess.run(  # noqa: S603 - the user's own program
-            [path, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WAIT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip().partition("\n")[0]
+    tools = toolchains()
+    for language in LANGUAGES.values():
+        found = tools.check(language)
+        if found.ready:
+            yield Finding(language.title, Verdict.FINE, f"{found.what} is ready")
+        elif found.mend:
+            yield Finding(language.title, Verdict.OPTIONAL, f"{found.what} is missing", found.mend)
+        else:
+            yield Finding(language.title, Verdict.FINE, f"the first build installs {found.what}")
 
 
 def _local_cloud() -> Iterator[Finding]:
@@ -288,7 +274,7 @@ CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _sandbox,
     _cache,
     _disk,
-    _node,
+    _languages,
     _local_cloud,
     _profile,
 )

@@ -1,7 +1,6 @@
 """Reading files that users name: bounded, and every failure is a sentence."""
 
 import os
-import stat
 import sys
 from pathlib import Path
 
@@ -15,11 +14,10 @@ def read_file(path: Path, *, bytes_max: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
-            kind = os.fstat(descriptor).st_mode
-            if stat.S_ISDIR(kind):
-                raise UsageError(f"{path} is a folder.", "Name a file.")
             os.set_blocking(descriptor, True)
             data = file.read(bytes_max + 1)
+    except IsADirectoryError as error:
+        raise UsageError(f"{path} is a folder.", "Name a file.") from error
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist.", "Check its name and the current folder.") from error
     except PermissionError as error:

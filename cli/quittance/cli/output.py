@@ -23,6 +23,7 @@ from quittance.cli.exits import CliError, Exit
 
 _PIPED_COLUMNS: Final = 1_000  # no terminal: a line is never folded
 _COLUMNS_MIN: Final = 20
+_TABLE_COLUMNS_MIN: Final = 60  # a narrower terminal gets a list
 
 
 @dataclass(slots=True)
@@ -149,12 +150,26 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *, to_st
     if mode.quiet if to_stderr else mode.json:
         return
     console = stderr() if to_stderr else stdout()
+    if console.width < _TABLE_COLUMNS_MIN:
+        _write(console, _listed(columns, rows))
+        return
     made = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
     _write(console, made)
+
+
+def _listed(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Text:
+    """A table for a narrow terminal: one line for each cell."""
+    lines = Text()
+    for row in rows:
+        for column, cell in zip(columns, row, strict=True):
+            lines.append(f"{column or '•'} ", style="bold")
+            lines.append_text(cell if isinstance(cell, Text) else Text(printable(cell)))
+            lines.append("\n")
+    return lines
 
 
 def facts(pairs: Sequence[tuple[str, str]], *, to_stderr: bool = False) -> None:

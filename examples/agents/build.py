@@ -153,7 +153,9 @@ def build(agent: Agent, out: Path, *, force: bool = False) -> Path:
     """Build one agent into the directory and return its module's path."""
     module = out / f"{agent.name}.wasm"
     stamp = out / f".{agent.name}.stamp"
-    inputs = digest_of(Path(__file__), Path(toolchains.__file__), *(agent.source_dir / source for source in agent.sources))
+    inputs = digest_of(
+        Path(__file__), Path(toolchains.__file__), *(agent.source_dir / source for source in agent.sources)
+    )
     if not force and module.is_file() and stamp.is_file() and stamp.read_text() == f"{inputs} {digest_of(module)}":
         say(f"{agent.name}: unchanged, {shown(module)}")
         return module

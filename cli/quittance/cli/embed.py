@@ -237,10 +237,9 @@ def _redirected(content: bytes, instead: Mapping[int, int]) -> bytes:
 def _encodings(function: int) -> bytes:
     """A pattern for `call` of a function: linkers pad the number with up to four bytes."""
     shortest = _leb(function)
-    padded = [shortest]
-    for zeros in range(1, 6 - len(shortest)):
-        padded.append(shortest[:-1] + bytes([shortest[-1] | 0x80]) + b"\x80" * (zeros - 1) + b"\x00")
-    return b"|".join(re.escape(bytes([_CALL]) + number) for number in padded)
+    going_on = shortest[:-1] + bytes([shortest[-1] | 0x80])
+    padded = [going_on + b"\x80" * (zeros - 1) + b"\x00" for zeros in range(1, 6 - len(shortest))]
+    return b"|".join(re.escape(bytes([_CALL]) + number) for number in [shortest, *padded])
 
 
 def _body_redirected(body: bytes, instead: Mapping[int, int], called: set[int]) -> bytes:
@@ -348,9 +347,12 @@ def _embedded(interpreter: str, path: Path) -> bytes:
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8."
         raise EmbedError(msg) from error
-    tools = toolchains.Toolchains(toolchains.user_home(), lambda line: sys.stderr.write(f"{line}\n"))
-    made = tools.interpreter(interpreter)
+    made = toolchains.Toolchains(toolchains.user_home(), _say).interpreter(interpreter)
     return embed(made, arguments_of(interpreter, path.name, script.removeprefix(b"\xef\xbb\xbf")))
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -66,14 +66,13 @@ class _Reader:
 
     def number(self) -> int:
         """An unsigned LEB128 number; also skips a signed one, whose value is then meaningless."""
-        value = shift = 0
-        while shift < 70:
+        value = 0
+        for shift in range(0, 70, 7):
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
-            shift += 7
-        _damaged("a number has too many bytes")
+        return _damaged("a number has too many bytes")
 
     def sized(self) -> bytes:
         return self.take(self.number())
@@ -99,6 +98,8 @@ def embed(module: bytes, arguments: Sequence[bytes]) -> bytes:
     if b"args_get" not in types or b"args_sizes_get" not in types:
         msg = "The interpreter does not read arguments, so it cannot get a script from them."
         raise EmbedError(msg)
+    if not {_FUNCTION, _CODE} <= content.keys():
+        _damaged("it has no functions")
     index = {name: at for at, ((space, name), _) in enumerate(imports) if space == _WASI}
     first_new = len(imports) + _Reader(content.get(_FUNCTION, b"\0")).number()
     segment = _Reader(content.get(_DATA, b"\0")).number()

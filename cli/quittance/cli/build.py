@@ -133,7 +133,9 @@ def _run(project: Project, command: list[str], tools: Tools) -> None:
     if done.returncode > 0:
         raise BuildError(f"`{shown}` ended with code {done.returncode}.", "Correct what it reports above.")
     if done.returncode < 0:
-        raise BuildError(f"`{shown}` was ended by signal {-done.returncode}.", "Perhaps the machine has no memory left.")
+        raise BuildError(
+            f"`{shown}` was ended by signal {-done.returncode}.", "Perhaps the machine has no memory left."
+        )
 
 
 def _show(printed: str) -> None:

@@ -178,7 +178,9 @@ class Toolchains:
                     self._compile_quickjs(folder)
         made = self._kept_interpreter(name)
         if made is None:
-            raise ToolchainError(f"The interpreter {name} was not made.", f"Delete {self._folder(name)}, and try again.")
+            raise ToolchainError(
+                f"The interpreter {name} was not made.", f"Delete {self._folder(name)}, and try again."
+            )
         return made
 
     def _tool(self, tool: str) -> Tools:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,12 @@ def test_the_profile_of_an_example_has_the_fuel_of_its_run(agent: str, data: byt
 
 def test_generated_modules_are_counted_exactly() -> None:
     chance, compared = random.Random(14), 0
-    for _ in range(40):
+    for _ in range(12):
         run, profile = profiled(generated(chance), b"input", own=Limits(2_000_000, 16 * MIB, 60_000))
         if run.meter.fuel_exact and run.outcome not in UNEQUAL:
             assert profile.total == run.meter.fuel
             compared += 1
-    assert compared > 10
+    assert compared > 3
 
 
 def test_a_profile_is_the_same_each_time() -> None:
@@ -172,10 +173,8 @@ def test_damaged_modules_are_refused_by_a_sentence() -> None:
         data = bytearray(module)
         for _ in range(chance.randint(1, 4)):
             data[chance.randrange(8, len(data))] = chance.randrange(256)
-        try:
+        with suppress(MalformedError):
             instrument(bytes(data[: chance.randint(8, len(data))]))
-        except MalformedError:
-            pass
 
 
 def test_a_profile_that_cannot_be_written_gets_a_sentence(tmp_path: Path, capsys: Any) -> None:

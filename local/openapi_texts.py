@@ -57,6 +57,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "owner": "The account of the agent's owner.",
     "p50": "Half of the values are at most this.",
     "p95": "19 of 20 values are at most this.",
+    "run_id": "The id of the run.",
     "path": "Hashes of the proof, in the order in which a verifier uses them.",
     "payment_method": "How the task was paid.",
     "payout_id": "The payout's id.",
@@ -107,6 +108,7 @@ MEMBERS: Final[Mapping[str, str]] = {
     "available": "The credits that are available.",
     "bond": "The credits in the bond.",
     "bytes_max": "The most bytes.",
+    "contract_sha256": "SHA-256 of the agent's contract.",
     "errors": "Each field that is wrong.",
     "judging": "The most that judging may cost.",
     "least_price": "The least budget.",
@@ -132,6 +134,7 @@ SAMPLES: Final[Sequence[QuittanceError]] = (
     errors.TaskInProgressError("invoice-7", retry_after_s=2),
     errors.AgentNotReadyError("agt_k5x2mfq7w3nzt4ab", "publishing", retry_after_s=2),
     errors.TermsChangedError("module_sha256", now="6e34" * 16),
+    errors.VersionNotPublishedError("agt_k5x2mfq7w3nzt4ab", 3, state="rejected"),
     errors.BondInUseError(
         "tasks of your agents are not settled and credited yet. Repeat the request later", retry_after_s=240
     ),
@@ -141,6 +144,7 @@ SAMPLES: Final[Sequence[QuittanceError]] = (
     errors.UnsupportedMediaTypeError(),
     errors.BudgetTooLowError(budget_micro=1_000, least_micro=10_000),
     errors.JudgingTooDearError(judging_micro=20_000, most_micro=10_000),
+    errors.InputNotAcceptedError("input/items/3/price", "must be of type number", contract_sha256="6e34" * 16),
     errors.ReputationTooLowError(score_tenths=612, least_tenths=800),
     errors.TimeoutTooLongError(timeout_s_max=25, reason="the caller waits for the answer"),
     errors.TooManyRunningError(running_max=10, retry_after_s=5),

@@ -679,7 +679,7 @@ class BondRequest(Sent):
 
 
 class BondAnswer(_Answer):
-    """An owner's credits for failures of its agents. `available` and `charged` are exact; `held` may lag by a second."""
+    """An owner's credits for its agents' failures. `available` and `charged` are exact; `held` may lag by a second."""
 
     account_id: str
     available_micro: CreditsOut = Field(alias="available", description="What is in the bond now.")

@@ -328,7 +328,7 @@ def _answer(status: int, answer: Mapping[str, Any], operation: Operation, exampl
 
 def _refusal(status: int, codes: Sequence[str]) -> dict[str, Any]:
     """A response with one of these problems."""
-    samples = {code: _known()[code] for code in codes}
+    samples = {code: _problem(code) for code in codes}
     refs = {code: f"#/components/schemas/{_schema_name(code)}" for code in codes}
     schema: dict[str, Any] = {"$ref": refs[codes[0]]}
     if status in _GATEWAY_MESSAGES:
@@ -384,8 +384,15 @@ def _known() -> dict[str, _Known]:
     return found
 
 
+def _problem(code: str) -> _Known:
+    if code not in _known():
+        msg = f"there is no example of the problem {code!r}: add an error to SAMPLES in local/openapi_texts.py"
+        raise LookupError(msg)
+    return _known()[code]
+
+
 def _problem_schema(code: str) -> dict[str, Any]:
-    known = _known()[code]
+    known = _problem(code)
     own = {name: value for name, value in known.body.items() if name not in _PROBLEM_MEMBERS}
     return {
         "type": "object",
@@ -404,6 +411,9 @@ def _problem_schema(code: str) -> dict[str, Any]:
 
 def _member(name: str, sample: object) -> dict[str, Any]:
     """The schema of a member that a problem has beside the usual ones, by an example of it."""
+    if name not in texts.MEMBERS:
+        msg = f"the member {name!r} of a problem has no description: add one to MEMBERS in local/openapi_texts.py"
+        raise LookupError(msg)
     description = {"description": texts.MEMBERS[name]}
     if isinstance(sample, list):
         return {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}} | description
@@ -425,7 +435,7 @@ def _parameter(described: Mapping[str, Any]) -> dict[str, Any]:
     schema = dict(described["schema"])
     kinds = [each for each in schema.pop("anyOf", []) if each != {"type": "null"}]  # absent, but never null
     schema |= kinds[0] if kinds else {}
-    text = described.get("description") or schema.get("description") or texts.FIELDS[described["name"]]
+    text = described.get("description") or _text(described["name"], schema)
     for name in ("title", "description"):
         schema.pop(name, None)
     if described["in"] != "header":
@@ -434,13 +444,20 @@ def _parameter(described: Mapping[str, Any]) -> dict[str, Any]:
     return {**described, "name": described["name"].title(), "schema": {"type": "string"}, "description": text}
 
 
+def _text(name: str, schema: Mapping[str, Any]) -> str:
+    text = schema.get("description") or texts.FIELDS.get(name)
+    if not text:
+        msg = f"{name!r} has no description: add one to its Field, or to FIELDS in local/openapi_texts.py"
+        raise LookupError(msg)
+    return str(text)
+
+
 def _complete_schema(schema: dict[str, Any]) -> None:
     """Describe each property of a model, and drop titles: pydantic's only repeat names."""
     schema.pop("title", None)
     for name, member in schema.get("properties", {}).items():
         member.pop("title", None)
-        if not member.get("description"):
-            member["description"] = texts.FIELDS[name]
+        member["description"] = _text(name, member)
 
 
 def _require_what_is_always_answered(document: Mapping[str, Any]) -> None:

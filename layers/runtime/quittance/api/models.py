@@ -944,7 +944,7 @@ class BondRequest(Sent):
 
 
 class BondAnswer(_Answer):
-    """Credits of an owner for its agents' failures. `available` and `charged` are exact; `held` may lag by a second."""
+    """An owner's credits for its agents' failures. `available` and `charged` are exact; `held` may lag by a second."""
 
     account_id: str
     available_micro: CreditsOut = Field(alias="available", description="What is in the bond now.")

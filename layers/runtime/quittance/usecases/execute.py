@@ -101,8 +101,8 @@ def request(
     With `Prefer: respond-async` the task is only checked, funded and queued, and may run for up to ten minutes. Raises
     InvalidRequestError, PayloadTooLargeError, NotFoundError, AgentNotReadyError, AccountFrozenError,
     InsufficientFundsError, FundingPausedError, TooManyRunningError, TaskConflictError, TaskInProgressError,
-    TermsChangedError, InputNotAcceptedError, BudgetTooLowError, JudgingTooDearError, ReputationTooLowError, TimeoutTooLongError, and
-    PlatformUnavailableError (repeat the request).
+    TermsChangedError, InputNotAcceptedError, BudgetTooLowError, JudgingTooDearError, ReputationTooLowError,
+    TimeoutTooLongError, and PlatformUnavailableError (repeat the request).
     """
     if wants_async(prefer or []):
         return submit(platform, caller.account, request)

@@ -171,14 +171,21 @@ def test_a_task_that_the_sweep_refunds_emits_an_event(
     ledger.total()
 
 
-def test_published_and_rejected_agents_emit_events(
-    stack: Stack, token: Callable[..., str], bond: Callable[..., None], find_events: FindEvents
+def test_published_changed_and_rejected_agents_emit_events(
+    stack: Stack,
+    token: Callable[..., str],
+    api: Callable[..., httpx.Client],
+    bond: Callable[..., None],
+    find_events: FindEvents,
 ) -> None:
     caller, owner = client.Api(stack.api_url, token("notify-owner")), "notify-owner"
     bond(owner)
     active = client.publish(caller, "published", wasm("echo"), {"tariff": FLAT})
     (event,) = find_events(agent_id=active)
     assert (event["detail-type"], event["detail"]["owner"]) == ("AgentPublished", owner)
+    assert api(owner).patch(f"/agents/{active}", json={"name": "renamed"}).json()["name"] == "renamed"
+    (event,) = find_events(event="AgentChanged", agent_id=active)
+    assert (event["detail"]["name"], event["detail"]["version"], event["detail"]["revision"]) == ("renamed", 1, 2)
     with pytest.raises(Exception, match="rejected"):
         client.publish(caller, "refused", b"\0asm\1\0\0\0", {"tariff": FLAT})
     (event,) = find_events(event="AgentRejected", owner=owner)

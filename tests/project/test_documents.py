@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from local.demo import _TARIFF
-from quittance import limits
+from quittance import canonical_json, limits
+from quittance.api.models import AgentRequest
 from quittance.errors import _PROBLEMS
 from quittance.ledger import escrow as escrows
 from quittance.ledger import pricing
@@ -92,6 +93,24 @@ def test_documents_state_the_limits_of_a_workflow_run() -> None:
     task_kib = f"{limits.RUN_TASK_BYTES / limits.KIB:g}"
     assert f"({plan_kib} KiB \N{MINUS SIGN} {task_kib} KiB for each task of the run) / inputs" in page
     assert f"{left // limits.RUN_TASKS_MAX} bytes with {limits.RUN_TASKS_MAX} inputs" in page
+
+
+def test_contract_page_has_a_valid_example_and_the_limits() -> None:
+    page = text("docs/contract.md")
+    example = canonical_json.read(page.partition("```json\n")[2].partition("```")[0])
+    assert AgentRequest.model_validate(example).contract
+    for row in (
+        f"| inputs, each with what the agent must do | {limits.EXAMPLES_MAX} |",
+        f"| {limits.TAGS_MAX} of {limits.TAG_CHARS_MAX} characters |",
+        f"| {limits.LICENCE_CHARS_MAX} characters |",
+        f"| {limits.SOURCE_URL_CHARS_MAX:,} characters |",
+        f"| canonical JSON | {limits.CONTRACT_BYTES_MAX // limits.KIB} KiB |",
+        f"| {limits.SCHEMA_BYTES_MAX // limits.KIB} KiB |",
+    ):
+        assert row in page, row
+    assert f"10¹¹ fuel and {limits.EXAMPLES_SECONDS_MAX} seconds" in page
+    assert limits.EXAMPLES_FUEL_MAX == 10**11
+    assert f"{limits.INPUT_STEPS_MIN:,} and one for each three\nbytes" in page
 
 
 def test_errors_page_lists_every_refusal() -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from quittance.agent import Agent, AgentState, Terms, Upload, Version
 from quittance.api.a2a import agent_card
 from quittance.limits import CARD_BYTES_MAX, CARD_EXAMPLE_CHARS_MAX, COUNT_MAX
 from quittance.proof import card, statement
+from quittance.proof import verify as verify_command
 from quittance.proof.statement import CERTIFICATE_SECONDS, Flaw, ProofError, Purpose
 from tests.proof.roots import NOW_S, Root, decode, key_set, part
 
@@ -271,3 +273,20 @@ def test_signature_is_a_plain_jws_of_the_canonical_card() -> None:
     payload = json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     signed = f"{signature['protected']}.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}".encode()
     KEY.private.public_key().verify(decode(signature["signature"]), signed)
+
+
+def test_command_verifies_a_stored_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, keys = tmp_path / "card.json", tmp_path / "jwks.json"
+    keys.write_text(json.dumps(JWKS))
+    words = ["--card", str(file), "--keys", str(keys)]
+    file.write_text(json.dumps(SIGNED))
+    assert verify_command.main(words) == 0
+    assert "signed it for the agent 'agt_x'" in capsys.readouterr().out
+    file.write_text(json.dumps(SIGNED).replace("Word count", "Word\x1b count"))
+    assert verify_command.main(words) == verify_command.EXITS[Flaw.FORM][0]
+    file.write_text(json.dumps(SIGNED).replace("Word count", "Other"))
+    assert verify_command.main(words) == verify_command.EXITS[Flaw.SIGNATURE][0]
+    file.write_bytes(b" " * (CARD_BYTES_MAX + 1))
+    assert verify_command.main(words) == 2
+    with pytest.raises(SystemExit):
+        verify_command.main([*words, "receipt.jws"])

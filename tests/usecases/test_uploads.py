@@ -177,12 +177,12 @@ def test_upload_superseded_just_before_the_write_changes_nothing(
     name = {"claim": "claim_upload", "activate": "activate", "give up": "fail_upload"}[step]
     write = getattr(cloud.registry, name)
 
-    def too_late(*arguments: Any) -> Agent:
+    def too_late(*arguments: Any, **named: Any) -> Agent:
         if superseded_by == "retirement":
             agents_.retire(cloud, Caller("owner"), agent_id)
         else:
             agents_.open_version(cloud, Caller("owner"), agent_id, VersionRequest())
-        stored: Agent = write(*arguments)
+        stored: Agent = write(*arguments, **named)
         return stored
 
     monkeypatch.setattr(cloud.registry, name, too_late)

@@ -26,7 +26,7 @@ from quittance.ledger import pricing
 from quittance.ledger.balances import bond_account
 from quittance.ledger.credits import format_credits, parse_credits
 from quittance.ledger.escrow import judge_task_id
-from quittance.proof import log, receipt, webhook
+from quittance.proof import card, log, receipt, webhook
 from quittance.proof.receipt import ReceiptClaims
 from quittance.proof.statement import Flaw, ProofError, quoted, read, read_json
 from quittance.run import OF_THE_RULES, Meter, Outcome, RejectedBy, Side
@@ -476,13 +476,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command `quittance-verify`; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if (options.receipt is None) == (options.webhook is None):
-        parser.error("give a receipt or --webhook")
+    if [options.receipt, options.webhook, options.card].count(None) != 2:
+        parser.error("give a receipt, --webhook or --card")
     if options.webhook and not (options.signature and options.url):
         parser.error("--webhook needs --signature and --url")
     try:
         if options.webhook:
             return _verify_webhook(options)
+        if options.card:
+            return _verify_card(options)
         evidence = _read_all(options)
     except _UnreadableError as error:
         print(f"quittance-verify: {error}", file=sys.stderr)
@@ -511,6 +513,24 @@ def _verify_webhook(options: argparse.Namespace) -> int:
         return f"{claims.iss!a} sent {quoted(claims.event_id)} to this URL, {_when(claims.at)}"
 
     report.check("webhook", "", body_is_signed)
+    print(_as_json(report) if options.json else _as_text(report))
+    return report.exit_status
+
+
+def _verify_card(options: argparse.Namespace) -> int:
+    """Checks that the platform signed an agent's card, at any time.
+
+    A client calls `card.verify` instead, which also checks that the card is still valid.
+    """
+    text, keys = _read(options.card, limits.CARD_BYTES_MAX), _read(options.keys, _DOCUMENT_BYTES_MAX)
+    report = Report()
+
+    def card_is_signed() -> str:
+        found = card.verify(text, read_json(keys, "key set"), now_ms=None)
+        signed = f"{quoted(found.issuer)} signed it for the agent {quoted(found.agent_id)}, {_when(found.issued_ms)}"
+        return f"{signed}; its key is valid until {_when(found.valid_until_ms)}"
+
+    report.check("card", "", card_is_signed)
     print(_as_json(report) if options.json else _as_text(report))
     return report.exit_status
 
@@ -669,6 +689,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--webhook", type=Path, metavar="body.json", help="instead of a receipt: the body of a webhook delivery")
     add("--signature", type=Path, metavar="file", help="the value of its header Quittance-Signature")
     add("--url", help="the URL that the task was given")
+    add("--card", type=Path, metavar="card.json", help="instead of a receipt: an agent's signed A2A card")
     add("--json", action="store_true", help="print the report as JSON")
     return parser
 

@@ -37,24 +37,27 @@ def agent_id(stack: Stack, token: Callable[..., str], owner: User, word: str) ->
     return client.publish(client.Api(stack.api_url, token(owner.name)), "Echo", wasm("echo"), terms)
 
 
+def entries(reader: User, path: str, name: str, **query: str) -> list[dict[str, Any]]:
+    """All entries of a list, read page by page, two at a time."""
+    found: list[dict[str, Any]] = []
+    after: dict[str, str] = {}
+    while True:
+        page = reader.http.get(path, params={"limit": "2", **query, **after})
+        assert page.status_code == 200, page.text
+        found += page.json()[name]
+        if page.json()["next"] is None:
+            return found
+        after = {"after": page.json()["next"]}
+
+
 def listed(reader: User, path: str, name: str, number: int, **query: str) -> list[dict[str, Any]]:
-    """The entries of a list, once there are `number` of them; read page by page, two at a time."""
+    """The entries of a list, once there are `number` of them."""
 
-    def read() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        after: dict[str, str] = {}
-        while True:
-            page = reader.http.get(path, params={"limit": "2", **query, **after})
-            assert page.status_code == 200, page.text
-            found += page.json()[name]
-            if page.json()["next"] is None:
-                return found
-            after = {"after": page.json()["next"]}
+    def look() -> tuple[list[dict[str, Any]]] | None:
+        found = entries(reader, path, name, **query)
+        return (found,) if len(found) == number else None
 
-    (entries,) = until(
-        lambda: (found,) if len(found := read()) == number else None, f"{path} {query} does not have {number}"
-    )
-    return entries
+    return until(look, f"{path} {query} does not have {number}")[0]
 
 
 def test_runs_and_tasks_are_listed_after_they_settle(
@@ -139,13 +142,17 @@ def test_csv_equals_the_json_statement(agent_id: str, api: Callable[..., httpx.C
 
 
 def test_backfill_may_run_beside_the_streams(
-    stack: Stack, aws: Callable[[str], Any], owner: User, agent_id: str
+    stack: Stack, aws: Callable[[str], Any], api: Callable[..., httpx.Client], deposit: Any, owner: User, agent_id: str
 ) -> None:
-    before = listed(owner, f"/agents/{agent_id}/runs", "runs", 5)
+    alice = User.new(api, deposit)
+    last = alice.run(agent_id)["escrow_id"]
+    path = f"/agents/{agent_id}/runs"
+    until(lambda: last in {run["run_id"] for run in entries(owner, path, "runs")}, "the run is not listed")
+    before = entries(owner, path, "runs"), listed(alice, "/tasks", "tasks", 1, state="succeeded")
     payload: dict[str, Any] = {"backfill": {}}
     while payload["backfill"] is not None:
         answer, failed = invoke(aws("lambda"), stack.functions["ListingsFunction"], {"backfill": payload["backfill"]})
         assert not failed, answer
         assert answer["failed"] == 0
         payload = answer
-    assert listed(owner, f"/agents/{agent_id}/runs", "runs", 5) == before
+    assert (entries(owner, path, "runs"), entries(alice, "/tasks", "tasks")) == before

@@ -438,6 +438,7 @@ READS: Final = {
     "store.ledger._judge_holds: loads": OURS,
     "proof.log.verify_checkpoint: fromhex": FORM,
     "api.messages.write: Decimal": OURS,
+    "api.models._read_time: fromisoformat": OURS,
     "api.models: loads": "body of an agent",
     "api.models._as_doubles: loads": "body of an agent",
     "api.models._decode_base64: b64decode": "body of a task",

@@ -442,6 +442,7 @@ READS: Final = {
     "store.ledger._judge_holds: loads": OURS,
     "proof.log.verify_checkpoint: fromhex": FORM,
     "api.messages.write: Decimal": OURS,
+    "api.models._read_time: fromisoformat": OURS,
     "api.models: loads": "body of an agent",
     "api.models._as_doubles: loads": "body of an agent",
     "api.models._moment_ms: fromisoformat": FIXED,  # at most 40 characters

@@ -26,6 +26,8 @@ COST_CALL: Final = 1
 """Fuel of a wrapper between `enter` and its function: the call, and one for each argument."""
 COST_BEFORE_LEAVE: Final = 3
 """Fuel of a wrapper between the end of its function and `leave`."""
+COST_START: Final = 2
+"""Fuel that the engine itself uses to call a start function, beside that function's own."""
 
 _PREAMBLE: Final = b"\0asm\1\0\0\0"
 _CUSTOM, _TYPE, _IMPORT, _FUNCTION, _TABLE, _EXPORT, _START, _CODE = 0, 1, 2, 3, 4, 7, 8, 10

@@ -1,47 +1,107 @@
 """The command `quittance`: the frame of all commands.
 
-A command is a function in a module of its own, registered below. It raises `CliError` for everything that a user can
-mend, and returns its exit code. No user ever sees a traceback; `QUITTANCE_DEBUG=1` shows them.
+A command is a function in a module of its own, named in `COMMANDS` and loaded when it is called. It raises `CliError`
+for everything that a user can mend, and returns its exit code. No user ever sees a traceback; `QUITTANCE_DEBUG=1` shows
+them.
 """
 
+import importlib
 import importlib.metadata
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated, Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
-from quittance.cli import build, cloud, doctor, examples, new, output, proof, run
+from quittance.cli import output
 from quittance.cli.exits import CliError, Exit
 
 _DEBUG: Final = "QUITTANCE_DEBUG"
 
+_AGENT: Final = "Your agent, on this machine"
+_PROOF: Final = "Receipts"
+_MACHINE: Final = "This machine"
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A command: its panel in the help, its module and function, and settings for typer."""
+
+    panel: str
+    module: str
+    function: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The options of `verify` are those of `quittance-verify`, which parses them itself.
+_PASSED_ON: Final = {
+    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    "add_help_option": False,
+}
+
+COMMANDS: Final[Mapping[str, _Command]] = {
+    "new": _Command(_AGENT, "new", "new"),
+    "build": _Command(_AGENT, "build", "command"),
+    "run": _Command(_AGENT, "run", "run"),
+    "test": _Command(_AGENT, "examples", "run_tests"),
+    "verify": _Command(_PROOF, "proof", "verify", _PASSED_ON),
+    "replay": _Command(_PROOF, "proof", "replay"),
+    "doctor": _Command(_MACHINE, "doctor", "doctor"),
+    "up": _Command(_MACHINE, "cloud", "up"),
+    "down": _Command(_MACHINE, "cloud", "down"),
+}
+"""All commands, in the order of the help. A function may also be a `typer.Typer` with commands of its own."""
+
+
+@cache
+def _load(name: str) -> Any:  # noqa: ANN401 - a command as typer makes it, of a private type
+    command = COMMANDS[name]
+    made = getattr(importlib.import_module(f"quittance.cli.{command.module}"), command.function)
+    if not isinstance(made, typer.Typer):
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        settings = {"context_settings": _HELP, **command.settings}
+        alone.command(name, rich_help_panel=command.panel, **settings)(made)
+        made = alone
+    return typer.main.get_command(made)
+
+
+class _Loaded(Mapping[str, Any]):
+    """The commands by name, each loaded at its first use: a run must not wait for what another command needs."""
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - as above
+        return _load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Commands(TyperGroup):
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - passed on
+        super().__init__(**settings)
+        self.commands = _Loaded()  # type: ignore[assignment]  # nothing writes to it
+
+
+_HELP: Final = {"help_option_names": ["-h", "--help"]}
+
 app: Final = typer.Typer(
     name="quittance",
+    cls=_Commands,
     help="Build, run, publish and call agents that are paid only for work that they did.",
     epilog="Exit codes: 0 done, 1 the agent or task failed, 2 wrong use, 3 refused by the platform, "
     "4 network or platform failure, 5 not proven.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
 )
-
-_PROOF: Final = "Receipts"
-_MACHINE: Final = "This machine"
-_AGENT: Final = "Your agent, on this machine"
-
-app.command("new", rich_help_panel=_AGENT)(new.new)
-app.command("build", rich_help_panel=_AGENT)(build.command)
-app.command("run", rich_help_panel=_AGENT)(run.run)
-app.command("test", rich_help_panel=_AGENT)(examples.run_tests)
-app.command("verify", rich_help_panel=_PROOF, context_settings=proof.PASSED_ON, add_help_option=False)(proof.verify)
-app.command("replay", rich_help_panel=_PROOF)(proof.replay)
-app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
-app.command("up", rich_help_panel=_MACHINE)(cloud.up)
-app.command("down", rich_help_panel=_MACHINE)(cloud.down)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so

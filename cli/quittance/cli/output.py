@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from quittance.cli.exits import CliError, Exit
+from quittance.cli.exits import CliError, Exit, PlatformError
 
 _PIPED_COLUMNS: Final = 1_000  # no terminal: a line is never folded
 _COLUMNS_MIN: Final = 20
@@ -129,20 +129,30 @@ def data(content: bytes) -> None:
 
 @contextlib.contextmanager
 def closed_pipe_ends() -> Iterator[None]:
-    """End the process quietly if the reader of a pipe has gone away, as `head` does."""
+    """End the process quietly if the reader of a pipe has gone away, as `head` does. Raises PlatformError."""
     try:
         yield
     except BrokenPipeError:
         leave_closed_pipe()
+    except OSError as error:
+        _silence()
+        raise PlatformError(f"The output cannot be written: {error.strerror}.", "Is the disk full?") from error
 
 
 def leave_closed_pipe() -> NoReturn:
     """Exit without a message: whatever would read it is gone. Python must not flush the pipe again at its exit."""
+    _silence()
+    with contextlib.suppress(OSError):
+        os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
+    raise SystemExit(int(Exit.CLOSED_PIPE))
+
+
+def _silence() -> None:
+    """Send what is still in the buffer of stdout nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(null, stream.fileno())
-    raise SystemExit(Exit.CLOSED_PIPE)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *, to_stderr: bool = False) -> None:

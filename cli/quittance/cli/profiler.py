@@ -20,7 +20,7 @@ from wasmtime import _ffi as ffi
 from wasmtime._func import Func
 
 from quittance import limits
-from quittance.cli.instrument import COST_BEFORE_ENTER, COST_BEFORE_LEAVE, COST_CALL, START, TABLE
+from quittance.cli.instrument import COST_BEFORE_ENTER, COST_BEFORE_LEAVE, COST_CALL, COST_START, START, TABLE
 from quittance.sandbox import process, seccomp
 from quittance.sandbox.engine import Host, exported
 from quittance.sandbox.target import CONFIG, CPU_FLAGS, TARGET_TRIPLE
@@ -102,7 +102,7 @@ class Profiler:
         self._context = self._store._context()  # noqa: SLF001 - the binding has no public name
         self._fuel_left = c_uint64()
         self._given = job["fuel"] + 1 + _SLACK
-        self._overhead = 0
+        self._overhead = -COST_START if job["has_start"] else 0
         self._guest = Guest(
             stdin=stdin,
             epoch_ns=job["epoch_ns"],
@@ -171,7 +171,7 @@ class Profiler:
     def _engine_fuel(self) -> int:
         """The fuel that the engine has counted, without that of the wrappers."""
         ffi.wasmtime_context_get_fuel(self._context, byref(self._fuel_left))
-        left: int = self._fuel_left.value
+        left = int(self._fuel_left.value)
         return self._given - left - self._overhead
 
     def _now(self) -> int:

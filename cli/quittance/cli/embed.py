@@ -66,14 +66,13 @@ class _Reader:
 
     def number(self) -> int:
         """An unsigned LEB128 number; also skips a signed one, whose value is then meaningless."""
-        value = shift = 0
-        while shift < 70:
+        value = 0
+        for shift in range(0, 70, 7):
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
-            shift += 7
-        _damaged("a number has too many bytes")
+        return _damaged("a number has too many bytes")
 
     def sized(self) -> bytes:
         return self.take(self.number())
@@ -99,6 +98,8 @@ def embed(module: bytes, arguments: Sequence[bytes]) -> bytes:
     if b"args_get" not in types or b"args_sizes_get" not in types:
         msg = "The interpreter does not read arguments, so it cannot get a script from them."
         raise EmbedError(msg)
+    if not {_FUNCTION, _CODE} <= content.keys():
+        _damaged("it has no functions")
     index = {name: at for at, ((space, name), _) in enumerate(imports) if space == _WASI}
     first_new = len(imports) + _Reader(content.get(_FUNCTION, b"\0")).number()
     segment = _Reader(content.get(_DATA, b"\0")).number()
@@ -237,10 +238,9 @@ def _redirected(content: bytes, instead: Mapping[int, int]) -> bytes:
 def _encodings(function: int) -> bytes:
     """A pattern for `call` of a function: linkers pad the number with up to four bytes."""
     shortest = _leb(function)
-    padded = [shortest]
-    for zeros in range(1, 6 - len(shortest)):
-        padded.append(shortest[:-1] + bytes([shortest[-1] | 0x80]) + b"\x80" * (zeros - 1) + b"\x00")
-    return b"|".join(re.escape(bytes([_CALL]) + number) for number in padded)
+    going_on = shortest[:-1] + bytes([shortest[-1] | 0x80])
+    padded = [going_on + b"\x80" * (zeros - 1) + b"\x00" for zeros in range(1, 6 - len(shortest))]
+    return b"|".join(re.escape(bytes([_CALL]) + number) for number in [shortest, *padded])
 
 
 def _body_redirected(body: bytes, instead: Mapping[int, int], called: set[int]) -> bytes:
@@ -348,9 +348,12 @@ def _embedded(interpreter: str, path: Path) -> bytes:
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8."
         raise EmbedError(msg) from error
-    tools = toolchains.Toolchains(toolchains.user_home(), lambda line: sys.stderr.write(f"{line}\n"))
-    made = tools.interpreter(interpreter)
+    made = toolchains.Toolchains(toolchains.user_home(), _say).interpreter(interpreter)
     return embed(made, arguments_of(interpreter, path.name, script.removeprefix(b"\xef\xbb\xbf")))
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

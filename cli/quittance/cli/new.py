@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import tomllib
-from enum import StrEnum
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,8 +20,7 @@ NAME_CHARS_MAX: Final = 64
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _ABOUT: Final = "template.toml"
 _NAMES_HERE: Final = {"gitignore": ".gitignore"}  # a file of that name would act on this repository
-
-Language = StrEnum("Language", [(name, name) for name in LANGUAGES])
+_SHORT: Final = {"as": "assemblyscript", "golang": "go", "js": "javascript", "py": "python", "rs": "rust"}
 
 
 def files_of(language: str, name: str) -> dict[str, bytes]:
@@ -92,9 +90,21 @@ def checked_name(name: str) -> str:
     return name
 
 
+def _language(named: str) -> str:
+    language = _SHORT.get(named.lower(), named.lower())
+    if language not in LANGUAGES:
+        raise UsageError(f"There is no template for the language {named!r}.", f"Use one of {', '.join(LANGUAGES)}.")
+    return language
+
+
 def new(
     name: Annotated[str, typer.Argument(help="The name of the agent, and of its folder.")],
-    lang: Annotated[Language, typer.Option("--lang", "-l", help="The language of the agent.")],
+    lang: Annotated[
+        str,
+        typer.Option(
+            "--lang", "-l", help=f"Its language: {', '.join(LANGUAGES)}.", autocompletion=lambda: list(LANGUAGES)
+        ),
+    ],
     folder: Annotated[
         Path | None, typer.Option(help="Where to make it, by default a folder of that name here.")
     ] = None,
@@ -102,11 +112,12 @@ def new(
     quiet: options.Quiet = False,  # noqa: ARG001 - its callback acts
 ) -> int:
     """Make a project: a working agent with its build command, its contract, its tests and a README."""
-    target = folder or Path(checked_name(name))
-    files = files_of(lang, checked_name(name))
+    language = _language(lang)
+    files = files_of(language, checked_name(name))
+    target = folder or Path(name)
     write(target, files)
     if output.mode.json:
-        output.document({"folder": str(target), "language": str(lang), "files": sorted(files)})
+        output.document({"folder": str(target), "language": language, "files": sorted(files)})
         return Exit.DONE
     output.result(f"Made {name} in {target}: {len(files)} files.")
     output.result("Next:")

@@ -20,7 +20,7 @@ import tarfile
 import venv
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,7 +200,7 @@ class Toolchains:
         return Tools(path=(folder / "bin",), python_path=(folder,))
 
     def _folder(self, name: str) -> Path:
-        return self.toolchains / name.replace("==", "-")
+        return self.toolchains / name.replace("==", "@")
 
     def _caches(self) -> dict[str, str]:
         """Where tools keep what they can make again: not in the project, and shared by all projects."""
@@ -219,13 +219,7 @@ class Toolchains:
         if (folder / ".ready").is_file():
             yield None
             return
-        try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.toolchains.mkdir(exist_ok=True)
-            lock = (self.toolchains / f"{folder.name}.lock").open("w")
-        except OSError as error:
-            raise ToolchainError(f"{self.toolchains} cannot be written: {error.strerror}.", "Make it yours.") from error
-        with lock:
+        with self._own_folder(folder.name) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (folder / ".ready").is_file():
                 yield None
@@ -235,6 +229,22 @@ class Toolchains:
             folder.mkdir()
             yield folder
             (folder / ".ready").touch()
+
+    def _own_folder(self, name: str) -> TextIO:
+        """The open lock of a tool. Nobody else may write beside it: what is there is run as this user."""
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.toolchains.mkdir(mode=0o700, exist_ok=True)
+            found = self.toolchains.stat()
+            if found.st_uid != os.geteuid():
+                mend = "Set QUITTANCE_TOOLS to a folder of your own."
+                raise ToolchainError(f"{self.toolchains} belongs to another user.", mend)
+            if found.st_mode & 0o022:
+                self.toolchains.chmod(found.st_mode & 0o755)
+            return (self.toolchains / f"{name}.lock").open("w")
+        except OSError as error:
+            mend = "Check who owns it, or set QUITTANCE_TOOLS to another folder."
+            raise ToolchainError(f"{self.toolchains} cannot be written: {error.strerror}.", mend) from error
 
     def _pip(self, *arguments: str) -> None:
         python = sys.executable

@@ -1118,6 +1118,8 @@ def _source(module: Module) -> _Source:
         return _Source(len(module), lambda: io.BytesIO(module))
     path = Path(module)
     try:
+        if not path.is_file() and path.exists():
+            raise InvalidRequestError.of(field="module", message=f"{path} is not a file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
     except OSError as exc:

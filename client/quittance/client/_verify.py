@@ -58,7 +58,7 @@ class Verifier:
     def __init__(self, keys: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> None:
         self._pinned = None if keys is None else _read_keys(keys)
         self._lock = threading.Lock()
-        self._fetched: tuple[float, bytes] | None = None
+        self._fetched: dict[str, tuple[float, bytes]] = {}
 
     def __repr__(self) -> str:
         return f"Verifier({'pinned keys' if self._pinned else 'keys of the API'})"
@@ -69,12 +69,12 @@ class Verifier:
             return self._pinned
         now = core.sender.timing.monotonic()
         with self._lock:
-            fetched = self._fetched
+            fetched = self._fetched.get(core.root)
         if fetched is None or now - fetched[0] > JWKS_AGE_S_MAX:
             answer = yield from core.call("GET", "/.well-known/jwks.json", signed=False)
             fetched = (now, answer.body)
             with self._lock:
-                self._fetched = fetched
+                self._fetched[core.root] = fetched
         return fetched[1]
 
     def check(self, core: Core, result: TaskResult, expected: Expected) -> Flow[Report]:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, BinaryIO, Final, Generic, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -27,6 +28,7 @@ from quittance.limits import LAMBDA_SYNC_BYTES_MAX
 _T = TypeVar("_T")
 ANSWER_BYTES_MAX: Final = LAMBDA_SYNC_BYTES_MAX  # no function can answer with more
 CONNECT_S_MAX: Final = 10.0
+_HOST_CHARS_MAX: Final = 255  # in messages; a name of the DNS has 253 and a port
 _LEAST_S: Final = 0.001
 _NO_URL: Final = re.compile(r"[\s\x00-\x1f\x7f#\\]")
 _LOCK_POLL_S: Final = 0.01
@@ -126,7 +128,7 @@ class Blocking:
     """Does the steps of flows in the calling thread."""
 
     def __init__(self, http: httpx.Client | None, timing: Timing) -> None:
-        self._clients = _Clients(http, lambda trust_env: httpx.Client(trust_env=trust_env))
+        self._clients = _Clients(http, lambda trust_env: httpx.Client(trust_env=trust_env, cookies=_no_cookies()))
         self._timing = timing
 
     def run(self, flow: Flow[_T]) -> _T:
@@ -177,7 +179,7 @@ class Awaiting:
     """Does the steps of flows in the running event loop."""
 
     def __init__(self, http: httpx.AsyncClient | None, timing: Timing) -> None:
-        self._clients = _Clients(http, lambda trust_env: httpx.AsyncClient(trust_env=trust_env))
+        self._clients = _Clients(http, lambda trust_env: httpx.AsyncClient(trust_env=trust_env, cookies=_no_cookies()))
         self._timing = timing
 
     async def run(self, flow: Flow[_T]) -> _T:
@@ -225,6 +227,11 @@ class Awaiting:
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
         return reader.answer()
+
+
+def _no_cookies() -> CookieJar:
+    """A jar that takes none: a cookie would tie together callers that share a client."""
+    return CookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
 
 
 _SENDING: Final[Mapping[str, Any]] = {"stream": True, "auth": None, "follow_redirects": False}
@@ -332,6 +339,9 @@ def _built(
     left_s = max(request.deadline - timing.monotonic(), _LEAST_S)
     timeout = httpx.Timeout(min(request.answer_s_max, left_s), connect=min(CONNECT_S_MAX, left_s))
     headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **request.headers}
+    if request.upload is not None:  # to a host that the API names: the caller's own headers and cookies are not for it
+        bare = {"timeout": timeout.as_dict()}
+        return httpx.Request(request.method, request.url, headers=headers, extensions=bare, **content)
     return http.build_request(request.method, request.url, headers=headers, timeout=timeout, **content)
 
 
@@ -381,7 +391,7 @@ def host_of(url: str) -> str:
         port = parts.port
     except ValueError:
         return "?"
-    return f"{parts.hostname or '?'}{f':{port}' if port else ''}"
+    return f"{plain(parts.hostname or '?', _HOST_CHARS_MAX)}{f':{port}' if port else ''}"
 
 
 def is_loopback(host: str) -> bool:

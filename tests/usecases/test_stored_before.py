@@ -145,11 +145,21 @@ def test_every_call_is_answered_as_before(functions: Functions, cloud: Cloud) ->
     differ, shards = [], cloud.items("ACCT#")
     for row in STORED.calls:
         expected = without_prose({name: row[name] for name in ("status", "answer", "found")})
-        if (found := without_prose(functions.http(row))) != expected:
+        if (found := without_prose(without_news(functions.http(row)))) != expected:
             differ.append((row["method"], row["path"], expected, found))
     assert differ == []
     assert len(STORED.calls) > 90
     assert cloud.items("ACCT#") == shards, "a repeated call moves nothing"
+
+
+def without_news(answered: Row) -> Row:
+    """An answer without the members that answers did not have then."""
+    answer = answered["answer"]
+    for agent in answer.get("agents", [answer]) if isinstance(answer, dict) else []:
+        if "tariff" in agent and "owner" in agent:
+            assert (agent.pop("version") is None) == (agent["module_sha256"] is None)
+            assert agent.pop("contract_sha256") is None
+    return answered
 
 
 def without_prose(answered: Row) -> Row:
@@ -502,6 +512,25 @@ def test_an_awaited_upload_is_published(resumed: Functions, cloud: Cloud, agent:
     version = cloud.post(AGENTS[agent], number, wasm("failing"))
     assert resumed.publish(AGENTS[agent], number, version) == ["active"]
     assert ask(resumed, agent, "")["answer"]["error"]["code"] == "exit_code"
+
+
+def test_a_stored_version_is_activated_again(resumed: Functions, cloud: Cloud) -> None:
+    agent_id, before = AGENTS["sieve"], stored_agent("sieve")
+
+    def listed() -> list[tuple[int, str]]:
+        page = get(resumed, "agents", f"/agents/{agent_id}/versions", "olga")
+        return [(one["number"], one["state"]) for one in page["versions"]]
+
+    assert listed() == [(2, "awaiting_upload"), (1, "active")]
+    assert resumed.publish(agent_id, 2, cloud.post(agent_id, 2, wasm("failing"))) == ["active"]
+    assert listed() == [(2, "active"), (1, "inactive")]
+    call = {"function": "agents", "method": "POST", "user": "olga", "path": f"/agents/{agent_id}/versions/1/activate"}
+    assert resumed.http(call)["status"] == 200
+    again = registered(cloud, agent_id)
+    names = {"tariff", "rules", "memory_bytes", "timeout_s", "fuel", "task_judges", "module_sha256", "artefact_key"}
+    assert {name: again.get(name) for name in names} == {name: before.get(name) for name in names}
+    assert ask(resumed, "sieve", "100")["answer"]["output"] == '{"limit":100,"primes":25,"largest":97}\n'
+    assert listed() == [(2, "inactive"), (1, "active")]
 
 
 def test_an_upload_whose_publisher_was_killed_is_published(resumed: Functions, cloud: Cloud) -> None:

@@ -9,7 +9,6 @@ import pytest
 from quittance.api.models import TaskResult
 from quittance.cli.exits import Exit
 from quittance.cli.main import main
-from quittance.usecases import public
 from tests.cli.test_price import FLAT, on_platform
 from tests.support import Cloud, wasm
 
@@ -23,7 +22,7 @@ def task(cloud: Cloud, tmp_path: Path) -> TaskResult:
     (tmp_path / "receipt.jws").write_text(done.receipt + "\n")
     (tmp_path / "m.wasm").write_bytes(wasm("wordcount"))
     (tmp_path / "in.json").write_bytes(b'"a b a"')
-    (tmp_path / "jwks.json").write_text(json.dumps(public.jwks(cloud)))
+    (tmp_path / "jwks.json").write_text(json.dumps(cloud.keys.jwks()))
     return done
 
 

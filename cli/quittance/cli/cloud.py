@@ -20,7 +20,6 @@ SUBJECT: Final = "alice"
 
 _SCOPES: Final = "ledger:deposit"
 _TOKEN_DAYS: Final = 30
-_PREFIX: Final = "/api/v1/economic"
 _MARKS: Final = ("local/__main__.py", "template.yaml")
 
 
@@ -42,7 +41,7 @@ def up(
     """Start the local cloud of this checkout, and write the profile `local` that calls it."""
     folder = checkout()
     _local(folder, "up", quiet=quiet)
-    api = _api(folder) + _PREFIX
+    api = _api(folder)
     ttl = _TOKEN_DAYS * 24 * 3_600
     token = _local(folder, "token", "--scope", _SCOPES, "--ttl", str(ttl), "--", user, quiet=True).strip()
     token_file = profiles.path().parent / f"{PROFILE}.token"

@@ -26,6 +26,7 @@ from quittance.cli.profiles import Platform
 _DISK_BYTES_MIN: Final = 2 * 1024**3
 _SKEW_S_MAX: Final = 60
 _WAIT_S: Final = 5
+_PREFIX: Final = "/api/v1/economic"
 # (module (memory (export "memory") 1) (func (export "_start")))
 _LEAST_MODULE: Final = bytes.fromhex(
     "0061736d01000000010401600000030201000503010001071302066d656d6f72790200065f737461727400000a040102000b"
@@ -242,7 +243,8 @@ def _when(moment: float) -> str:
 def _reach(found: Platform) -> Iterator[Finding]:
     import httpx
 
-    url = f"{found.profile.api.rstrip('/')}/health"
+    root = found.profile.api.rstrip("/")
+    url = f"{root if root.endswith(_PREFIX) else root + _PREFIX}/health"
     try:
         answer = httpx.get(url, timeout=_WAIT_S, follow_redirects=False)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:

@@ -101,7 +101,7 @@ class Profiler:
         self._store = wasmtime.Store(self._engine)
         self._context = self._store._context()  # noqa: SLF001 - the binding has no public name
         self._fuel_left = c_uint64()
-        self._given = job["fuel"] + 1 + _SLACK
+        self._given: int = job["fuel"] + 1 + _SLACK
         self._overhead = -COST_START if job["has_start"] else 0
         self._guest = Guest(
             stdin=stdin,
@@ -171,8 +171,9 @@ class Profiler:
     def _engine_fuel(self) -> int:
         """The fuel that the engine has counted, without that of the wrappers."""
         ffi.wasmtime_context_get_fuel(self._context, byref(self._fuel_left))
-        left = int(self._fuel_left.value)
-        return self._given - left - self._overhead
+        left: int = self._fuel_left.value
+        counted: int = self._given - left - self._overhead
+        return counted
 
     def _now(self) -> int:
         return self._engine_fuel() + self._guest.fuel

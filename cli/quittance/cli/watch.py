@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from watchfiles import Change, DefaultFilter
 from watchfiles import watch as changes
@@ -12,6 +13,8 @@ from quittance.cli.build import build
 from quittance.cli.exits import CliError, Exit, UsageError
 from quittance.cli.project import FILE_NAME, Project
 
+_LOOK_MS: Final = 200
+
 
 def watch(agent: Path | None, once: Callable[[], int]) -> int:
     """Run once, and again at each change, until Ctrl-C. A failure is shown and does not end it."""
@@ -20,10 +23,14 @@ def watch(agent: Path | None, once: Callable[[], int]) -> int:
     logging.getLogger("watchfiles").setLevel(logging.ERROR)
     folder = None if agent is None or agent.is_dir() else agent
     paths, keep = ([folder.parent], _Only({folder.resolve()})) if folder else _sources(Project.find(agent))
+    # The watcher begins before the first run, so a change during a run is not missed: it is there at the next look.
+    looks = changes(*paths, watch_filter=keep, debounce=300, rust_timeout=_LOOK_MS, yield_on_timeout=True)
     try:
+        next(looks)
         _attempt(agent, once)
-        for _ in changes(*paths, watch_filter=keep, debounce=300, raise_interrupt=True):
-            _attempt(agent, once)
+        for changed in looks:
+            if changed:
+                _attempt(agent, once)
     except KeyboardInterrupt:
         output.say("stopped")
     return Exit.DONE

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from datetime import UTC, datetime
+import math
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
@@ -100,8 +101,22 @@ AccountId = Annotated[AccountInPath, AfterValidator(_no_own_account)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in hexadecimal."""
 Amount = Annotated[CreditsIn, between(1, limits.AMOUNT_MICRO_MAX)]
+
+
+def _read_time(value: object) -> object:
+    """A time of a response: RFC 3339 as a client receives it, or milliseconds as the platform states it."""
+    if not isinstance(value, str):
+        return value
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        msg = "must be a time with its offset from UTC (RFC 3339)"
+        raise ValueError(msg)
+    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
 Timestamp = Annotated[
     int,
+    BeforeValidator(_read_time),
     PlainSerializer(
         lambda ms: datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         return_type=str,
@@ -110,8 +125,21 @@ Timestamp = Annotated[
 ]
 """Internally milliseconds since the epoch, RFC 3339 in JSON."""
 
+
+def _read_points(value: object, info: ValidationInfo) -> object:
+    """Points of a response: in JSON a number of points, in Python tenths."""
+    if info.mode != "json" or not isinstance(value, int | float):
+        return value
+    tenths = value * 10
+    if not math.isfinite(tenths):
+        msg = "must be a finite number"
+        raise ValueError(msg)
+    return round(tenths)
+
+
 Points = Annotated[
     int,
+    BeforeValidator(_read_points),
     PlainSerializer(lambda tenths: tenths / 10, return_type=float),
     WithJsonSchema({"type": "number", "multipleOf": 0.1}),
 ]
@@ -506,7 +534,7 @@ class UploadForm(_Answer):
 
     method: Literal["POST"] = "POST"
     url: str
-    fields: dict[str, str]
+    fields: dict[str, str] = Field(repr=False)
     expires_at: Timestamp
 
 

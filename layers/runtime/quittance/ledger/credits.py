@@ -85,11 +85,21 @@ _JSON_SCHEMA: Final = WithJsonSchema(
 CreditsIn = Annotated[int, BeforeValidator(parse_credits), PlainSerializer(format_credits), _JSON_SCHEMA]
 """An amount that a client sends, parsed to micro-credits. Python code, too, constructs it from credits only."""
 
-CreditsOut = Annotated[int, PlainSerializer(format_credits), _JSON_SCHEMA]
+
+def _amount_read(value: object) -> object:
+    """An amount of a response: a decimal string as a client receives it, or micro-credits as the platform states it."""
+    return parse_credits(value) if isinstance(value, str) else value
+
+
+def _change_read(value: object) -> object:
+    return parse_change(value) if isinstance(value, str) else value
+
+
+CreditsOut = Annotated[int, BeforeValidator(_amount_read), PlainSerializer(format_credits), _JSON_SCHEMA]
 """An amount in a response: micro-credits, written as a decimal string."""
 
 ChangeIn = Annotated[int, BeforeValidator(parse_change), PlainSerializer(format_credits), _CHANGE_SCHEMA]
 """A change that a client requests: micro-credits, negative to take away."""
 
-CreditsChange = Annotated[int, PlainSerializer(format_credits), _CHANGE_SCHEMA]
+CreditsChange = Annotated[int, BeforeValidator(_change_read), PlainSerializer(format_credits), _CHANGE_SCHEMA]
 """A change in a response: micro-credits, negative if credits were taken, written as a decimal string."""

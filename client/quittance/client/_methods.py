@@ -1,0 +1,755 @@
+"""Every call of a user or an owner, each defined once."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, TypedDict, Unpack
+
+from pydantic import BaseModel
+
+from quittance import canonical_json
+from quittance.acceptance.rules import Rules, rules_json
+from quittance.agent import AgentState
+from quittance.api.models import (
+    AccountAnswer,
+    AgentAnswer,
+    AgentLimits,
+    AgentPage,
+    AgentUpload,
+    BondAnswer,
+    BondMoveAnswer,
+    DepositAnswer,
+    PriceEstimate,
+    StatementLine,
+    StatementPage,
+    TaskJudges,
+    TaskPending,
+    TaskResult,
+    UploadForm,
+    WithdrawalAnswer,
+)
+from quittance.client._binding import Bound, Listing, Operation, Pages
+from quittance.client._calls import about, json_text, parsed, segment
+from quittance.client._errors import (
+    ApiError,
+    InvalidRequestError,
+    PublishFailedError,
+    StillRunningError,
+    TaskInProgressError,
+    TimeoutTooLongError,
+    TokenError,
+    UnexpectedAnswerError,
+    UploadFailedError,
+    plain,
+)
+from quittance.client._retry import retry_after_s
+from quittance.client._verify import Expected, Verifier
+from quittance.client._wire import Answer, Flow, Pause, Request, Upload, checked_url, host_of, is_loopback
+from quittance.ledger.credits import format_credits, parse_change, parse_credits
+from quittance.ledger.escrow import JUDGE_MARK
+from quittance.ledger.pricing import FlatTariff, MeteredTariff
+from quittance.limits import (
+    COMPILE_WALL_SECONDS_MAX,
+    MODULE_BYTES_MAX,
+    QUEUE_WAIT_MS_MAX,
+    TIMEOUT_S_ASYNC_MAX,
+    TIMEOUT_S_SYNC_MAX,
+    UPLOAD_SECONDS_MAX,
+)
+from quittance.proof.log import Proof
+from quittance.proof.verify import Report
+
+Credits = str | int | Decimal
+"""An amount of credits, such as "0.05". Floats are refused: they are not exact."""
+Progress = Callable[[int, int], None]
+"""Hears how many bytes of how many were sent. After a failed attempt it starts again from 0."""
+Module = bytes | str | os.PathLike[str]
+"""A module's bytes, or the path of its file."""
+
+
+class TaskTerms(TypedDict, total=False):
+    """What a task may ask for beside its agent, input and budget; see docs/using.md.
+
+    `timeout` is the agent's, in whole seconds: over 25, the task is queued. A task with `module_sha256`,
+    `tariff_sha256` or `rules_sha256` is refused if the agent's are others by now.
+    """
+
+    timeout: int | None
+    acceptance: Rules | Mapping[str, Any] | None
+    min_reputation: float | Decimal | None
+    module_sha256: str | None
+    tariff_sha256: str | None
+    rules_sha256: str | None
+    max_judging: Credits | None
+    webhook: str | None
+
+
+class AgentTerms(TypedDict, total=False):
+    """An agent's terms. A new agent needs a tariff; a new version keeps those that are absent."""
+
+    tariff: FlatTariff | MeteredTariff | Mapping[str, Any] | None
+    limits: AgentLimits | Mapping[str, Any] | None
+    acceptance: Rules | Mapping[str, Any] | None
+    task_judges: TaskJudges | Mapping[str, Any] | Literal["refused"] | None
+
+
+WAIT_S_MAX: Final = TIMEOUT_S_ASYNC_MAX + QUEUE_WAIT_MS_MAX / 1_000 + 300.0
+"""Every task is settled or refunded before: the longest run, the time in the queue, and what the sweep needs."""
+PUBLISH_S_MAX: Final = 4 * COMPILE_WALL_SECONDS_MAX
+_POLL_S_MIN: Final = 0.5
+_POLL_S_MAX: Final = 10.0
+_POLL_GROWTH: Final = 1.5
+_S3_ERROR_BYTES_MAX: Final = 4_096
+_S3_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,100})</Code>")
+_ASYNC: Final = {"Prefer": "respond-async"}
+
+
+def new_id() -> str:
+    """An id for a task or a movement that nobody else has."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A task as it is sent, and what is expected of its receipt."""
+
+    task_id: str
+    body: Mapping[str, Any] = field(repr=False)
+    expected: Expected = field(repr=False)
+
+
+def _task(agent_id: str, value: object, budget: Credits, task_id: str | None, terms: TaskTerms) -> _Task:
+    stdin = input_bytes(value)
+    wanted = _members(terms)
+    if "max_judging" in wanted:
+        wanted["max_judging"] = _credits("max_judging", wanted["max_judging"])
+    body: dict[str, Any] = {
+        "task_id": task_id or new_id(),
+        "agent_id": agent_id,
+        "budget": _credits("budget", budget),
+        **_stdin_field(stdin),
+        **wanted,
+    }
+    expected = Expected(
+        agent_id=agent_id,
+        input=stdin,
+        budget_micro=parse_credits(body["budget"]),
+        module_sha256=wanted.get("module_sha256"),
+        tariff_sha256=wanted.get("tariff_sha256"),
+    )
+    return _Task(body["task_id"], body, expected)
+
+
+def input_bytes(value: object) -> bytes:
+    """What an agent reads for an input: bytes as they are, text in UTF-8, any other value as compact JSON.
+
+    Raises InvalidRequestError.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    try:
+        return (value if isinstance(value, str) else json_text(value)).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError.of(field="input", message="must not hold half of a surrogate pair") from None
+    except ValueError as exc:
+        raise InvalidRequestError.of(field="input", message=str(exc)) from None
+
+
+def _stdin_field(stdin: bytes) -> dict[str, str]:
+    """The input as text, or as base64 if it is not UTF-8 or shorter so."""
+    try:
+        text = stdin.decode()
+    except UnicodeDecodeError:
+        return {"input_base64": base64.b64encode(stdin).decode()}
+    if _spelt_bytes(text) > len(stdin) * 4 // 3 + 4:
+        return {"input_base64": base64.b64encode(stdin).decode()}
+    return {"input": text}
+
+
+def _spelt_bytes(text: str) -> int:
+    """About how many bytes the JSON of a text takes: an escape takes six, a quotation mark two."""
+    return len(text.encode("ascii", errors="backslashreplace")) + 5 * sum(map(text.count, map(chr, range(32))))
+
+
+def _members(terms: TaskTerms | AgentTerms) -> dict[str, Any]:
+    """The terms that are given, as members of a request: models as JSON, numbers with their digits."""
+    return {name: _member(value) for name, value in terms.items() if value is not None}
+
+
+def _member(value: object) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, Rules):
+        return canonical_json.read(rules_json(value))
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return value
+
+
+def _credits(name: str, amount: object, *, change: bool = False) -> str:
+    """An amount as it is sent. Raises InvalidRequestError."""
+    try:
+        return format_credits(parse_change(amount) if change else parse_credits(amount))
+    except ValueError as exc:
+        raise InvalidRequestError.of(field=name, message=str(exc)) from None
+
+
+class TaskMethods(Bound):
+    """Tasks and their receipts."""
+
+    _verifier: Verifier | None
+
+    @Operation
+    def execute(
+        self,
+        agent_id: str,
+        input: object,  # noqa: A002 - the API's name
+        *,
+        budget: Credits,
+        task_id: str | None = None,
+        within: float = WAIT_S_MAX,
+        **terms: Unpack[TaskTerms],
+    ) -> Flow[TaskResult]:
+        """Run an agent, pay it if it succeeds, and return the settled task, however long that takes.
+
+        `input` is bytes, text, or any JSON value. A task that fails is an answer too: look at `success`. The same
+        `task_id` and arguments never run or cost twice; the client chooses an id if there is none. `within` is how
+        many seconds you wait for the outcome: then StillRunningError names the task. See TaskTerms for the rest.
+
+        Raises an ApiError if the task is refused, ConnectionFailedError, TokenError, NotProvenError.
+
+        Example:
+            >>> done = client.execute(agent, {"text": "to be or not to be"}, budget="0.05")
+            >>> done.success, done.output
+            (True, '{"text":"to be or not to be"}')
+            >>> format_credits(done.amount_paid_micro), format_credits(done.fee_micro)
+            ('0.00975', '0.00025')
+        """
+        task = _task(agent_id, input, budget, task_id, terms)
+        with about(task.task_id):
+            deadline = self._core.sender.deadline(within)
+            first = yield from self._executed(task, queued=(terms.get("timeout") or 0) > TIMEOUT_S_SYNC_MAX)
+            result = first if isinstance(first, TaskResult) else (yield from self._settled(task.task_id, deadline))
+            return (yield from self._checked(result, task.task_id, task.expected))
+
+    @Operation
+    def submit(
+        self,
+        agent_id: str,
+        input: object,  # noqa: A002 - the API's name
+        *,
+        budget: Credits,
+        task_id: str | None = None,
+        **terms: Unpack[TaskTerms],
+    ) -> Flow[TaskPending | TaskResult]:
+        """Fund a task and queue it: the answer comes at once. If the task is settled already, it is the result.
+
+        The arguments and errors are those of `execute`.
+
+        Example:
+            >>> pending = client.submit(agent, "hello", budget="0.05", task_id="greeting-1")
+            >>> client.wait(pending.task_id).output
+            'hello'
+        """
+        task = _task(agent_id, input, budget, task_id, terms)
+        with about(task.task_id):
+            found = yield from self._executed(task, queued=True)
+            if isinstance(found, TaskPending):
+                return found
+            return (yield from self._checked(found, task.task_id, task.expected))
+
+    @Operation
+    def result(self, task_id: str, *, user: str | None = None) -> Flow[TaskResult | TaskPending]:
+        """The outcome of a task as it is now: settled, or pending. An agent's owner names the `user` whose task it is.
+
+        Example:
+            >>> client.result("greeting-1").success
+            True
+        """
+        with about(task_id):
+            found, _ = yield from self._outcome(task_id, user)
+            if isinstance(found, TaskPending):
+                return found
+            return (yield from self._checked(found, task_id, Expected()))
+
+    @Operation
+    def wait(self, task_id: str, *, within: float = WAIT_S_MAX) -> Flow[TaskResult]:
+        """Wait until a task is settled. Raises StillRunningError after `within` seconds.
+
+        Example:
+            >>> client.wait("greeting-1", within=60).escrow_status.value
+            'released'
+        """
+        with about(task_id):
+            result = yield from self._settled(task_id, self._core.sender.deadline(within))
+            return (yield from self._checked(result, task_id, Expected()))
+
+    @Operation
+    def proof(self, task_id: str, *, user: str | None = None, since: int | None = None) -> Flow[Proof]:
+        """The proof that a task's receipt is in the log, and with `since` that the log of that size is its beginning.
+
+        Raises NotLoggedError until the sweep has appended the receipt, usually within two minutes.
+
+        Example:
+            >>> proof = client.proof("greeting-1")
+            >>> proof.leaf_index < proof.tree_size
+            True
+        """
+        path = f"/tasks/{segment(task_id, 'task_id')}/proof"
+        with about(task_id):
+            return (yield from self._core.read(Proof, path, user=user, since=since))
+
+    @Operation
+    def verify(
+        self,
+        result: TaskResult,
+        *,
+        input: object = None,  # noqa: A002 - the API's name
+    ) -> Flow[Report]:
+        """Check a result's receipt now, with the client's verifier or else with the API's keys. Raises NotProvenError.
+
+        With `input`, also that the agent read it.
+
+        Example:
+            >>> client.verify(client.wait("greeting-1"), input="hello").exit_status
+            0
+        """
+        stdin = None if input is None else input_bytes(input)
+        return (yield from (self._verifier or Verifier()).check(self._core, result, Expected(input=stdin)))
+
+    def _executed(self, task: _Task, *, queued: bool) -> Flow[TaskResult | TaskPending]:
+        """What the API answers to a task; one that would take too long to wait for is queued instead."""
+        headers = _ASYNC if queued else {}
+        try:
+            answer = yield from self._core.call("POST", "/tasks/execute", body=task.body, headers=headers)
+        except TimeoutTooLongError:
+            if queued:
+                raise
+            return (yield from self._executed(task, queued=True))
+        except TaskInProgressError:  # an attempt of ours, whose answer was lost, or somebody with our id and request
+            found, _ = yield from self._outcome(task.task_id, None)
+            return found
+        return _task_answer(answer)
+
+    def _outcome(self, task_id: str, user: str | None) -> Flow[tuple[TaskResult | TaskPending, float]]:
+        """A task's outcome, and in how many seconds to ask again if it is pending."""
+        path = f"/tasks/{segment(task_id, 'task_id')}/result"
+        answer = yield from self._core.call("GET", path, query={"user": user})
+        return _task_answer(answer), retry_after_s(answer.headers, now=self._core.sender.timing.now()) or 0.0
+
+    def _settled(self, task_id: str, deadline: float) -> Flow[TaskResult]:
+        timing, pause_s = self._core.sender.timing, _POLL_S_MIN
+        while True:
+            found, after_s = yield from self._outcome(task_id, None)
+            if isinstance(found, TaskResult):
+                return found
+            left_s = deadline - timing.monotonic()
+            if left_s <= 0:
+                raise StillRunningError(task_id)
+            yield Pause(min(max(pause_s, min(after_s, _POLL_S_MAX)), left_s))
+            pause_s = min(pause_s * _POLL_GROWTH, _POLL_S_MAX)
+
+    def _checked(self, result: TaskResult, task_id: str, expected: Expected) -> Flow[TaskResult]:
+        """The result, if it is of this task, and its receipt proves it if the client verifies receipts."""
+        if (
+            result.task_id != task_id and JUDGE_MARK not in task_id
+        ):  # a judge's task is named by the task that it judges
+            msg = f"The API answers with the result of the task {plain(result.task_id, 200)!r} instead of {task_id!r}."
+            raise UnexpectedAnswerError(msg)
+        if self._verifier is not None:
+            yield from self._verifier.check(self._core, result, expected)
+        return result
+
+
+def _task_answer(answer: Answer) -> TaskResult | TaskPending:
+    return parsed(answer, TaskPending) if answer.status == HTTPStatus.ACCEPTED else parsed(answer, TaskResult)
+
+
+class AccountMethods(Bound):
+    """The caller's account, and its bond."""
+
+    @Operation
+    def balance(self) -> Flow[AccountAnswer]:
+        """What the account has: available, held and earned credits.
+
+        Example:
+            >>> format_credits(client.balance().available_micro)
+            '5'
+        """
+        return (yield from self._core.read(AccountAnswer, "/accounts/me"))
+
+    @Operation
+    def statement_page(self, *, limit: int | None = None, after: str | None = None) -> Flow[StatementPage]:
+        """A page of the account's movements, newest first; `next` of a page is `after` of the following one.
+
+        Example:
+            >>> client.statement_page(limit=2).lines[0].kind.value
+            'task'
+        """
+        return (yield from self._core.read(StatementPage, "/accounts/me/statement", limit=limit, after=after))
+
+    @Listing
+    def statement(self, *, page_size: int | None = None) -> Pages[StatementLine]:
+        """All movements of the account, newest first; further pages are read when they are needed.
+
+        Example:
+            >>> sum(line.amount_micro for line in client.statement()) == client.balance().available_micro
+            True
+        """
+        return lambda after: self._lines("/accounts/me/statement", page_size, after)
+
+    @Operation
+    def deposit(self, amount: Credits, *, account: str = "me", deposit_id: str | None = None) -> Flow[DepositAnswer]:
+        """Add credits to an account; needs the scope `ledger:deposit`. The same id never counts twice.
+
+        Example:
+            >>> bank.deposit("5", account="alice", deposit_id="invoice-7").account_id
+            'alice'
+        """
+        body = {"deposit_id": deposit_id or new_id(), "amount": _credits("amount", amount)}
+        path = f"/accounts/{segment(account, 'account')}/deposits"
+        with about(body["deposit_id"]):
+            return parsed((yield from self._core.call("POST", path, body=body)), DepositAnswer)
+
+    @Operation
+    def withdraw(self, amount: Credits, *, withdrawal_id: str | None = None) -> Flow[WithdrawalAnswer]:
+        """Take credits out of the account; the operator pays them out. The same id never counts twice.
+
+        Example:
+            >>> client.withdraw("0.5", withdrawal_id="june").state.value
+            'requested'
+        """
+        body = {"withdrawal_id": withdrawal_id or new_id(), "amount": _credits("amount", amount)}
+        with about(body["withdrawal_id"]):
+            return parsed((yield from self._core.call("POST", "/accounts/me/withdrawals", body=body)), WithdrawalAnswer)
+
+    @Operation
+    def bond(self) -> Flow[BondAnswer]:
+        """What stands for the failures of one's agents.
+
+        Example:
+            >>> format_credits(client.bond().minimum_micro)
+            '1'
+        """
+        return (yield from self._core.read(BondAnswer, "/accounts/me/bond"))
+
+    @Operation
+    def move_bond(self, amount: Credits, *, bond_id: str | None = None) -> Flow[BondMoveAnswer]:
+        """Move credits from the account into the bond; a negative amount releases them. The same id never counts twice.
+
+        Example:
+            >>> client.move_bond("2", bond_id="first").bond_id
+            'first'
+        """
+        body = {"bond_id": bond_id or new_id(), "amount": _credits("amount", amount, change=True)}
+        with about(body["bond_id"]):
+            return parsed((yield from self._core.call("POST", "/accounts/me/bond", body=body)), BondMoveAnswer)
+
+    @Operation
+    def bond_statement_page(self, *, limit: int | None = None, after: str | None = None) -> Flow[StatementPage]:
+        """A page of the bond's movements, newest first.
+
+        Example:
+            >>> client.bond_statement_page(limit=1).lines[0].kind.value
+            'bond'
+        """
+        return (yield from self._core.read(StatementPage, "/accounts/me/bond/statement", limit=limit, after=after))
+
+    @Listing
+    def bond_statement(self, *, page_size: int | None = None) -> Pages[StatementLine]:
+        """All movements of the bond, newest first.
+
+        Example:
+            >>> [format_credits(line.amount_micro) for line in client.bond_statement()]
+            ['2']
+        """
+        return lambda after: self._lines("/accounts/me/bond/statement", page_size, after)
+
+    @Operation
+    def access_token(self) -> Flow[str]:
+        """A token that is valid now. With a device flow, this signs in. Raises TokenError.
+
+        Example:
+            >>> client.access_token() == token
+            True
+        """
+        found = yield from self._core.tokens.token(self._core.sender, self._core.sender.deadline())
+        if found is None:
+            msg = "The client has no source of tokens."
+            raise TokenError(msg)
+        return found
+
+    def _lines(self, path: str, limit: int | None, after: str | None) -> Flow[tuple[list[StatementLine], str | None]]:
+        page = yield from self._core.read(StatementPage, path, limit=limit, after=after)
+        return page.lines, page.next
+
+
+class AgentMethods(Bound):
+    """Agents: what anyone may read, and what their owners do."""
+
+    @Operation
+    def page(self, *, owner: str | None = None, limit: int | None = None, after: str | None = None) -> Flow[AgentPage]:
+        """A page of agents, newest first: those that take tasks, or all of an owner's.
+
+        Example:
+            >>> client.agents.page(owner=me, limit=1).agents[0].name
+            'echo'
+        """
+        return (yield from self._core.read(AgentPage, "/agents", owner=owner, limit=limit, after=after))
+
+    @Listing
+    def list(self, *, owner: str | None = None, page_size: int | None = None) -> Pages[AgentAnswer]:
+        """All agents that take tasks, or all of an owner's, newest first.
+
+        Example:
+            >>> [found.name for found in client.agents.list(owner=me)]
+            ['echo']
+        """
+
+        def page(after: str | None) -> Flow[tuple[list[AgentAnswer], str | None]]:
+            found = yield from self._core.read(AgentPage, "/agents", owner=owner, limit=page_size, after=after)
+            return found.agents, found.next
+
+        return page
+
+    @Operation
+    def get(self, agent_id: str) -> Flow[AgentAnswer]:
+        """An agent: its terms, its state, its reputation.
+
+        Example:
+            >>> client.agents.get(agent).state.value
+            'active'
+        """
+        return (yield from self._core.read(AgentAnswer, f"/agents/{segment(agent_id, 'agent_id')}"))
+
+    @Operation
+    def estimate(self, agent_id: str) -> Flow[PriceEstimate]:
+        """What a task of the agent may cost, and the digests of its terms, to pin them in a task.
+
+        Example:
+            >>> estimate = client.agents.estimate(agent)
+            >>> done = client.execute(agent, "hello", budget="0.05", tariff_sha256=estimate.tariff_sha256)
+            >>> done.success
+            True
+        """
+        return (yield from self._core.read(PriceEstimate, f"/agents/{segment(agent_id, 'agent_id')}/estimate"))
+
+    @Operation
+    def register(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        **terms: Unpack[AgentTerms],
+    ) -> Flow[AgentUpload]:
+        """Register an agent; the answer has the form for its module. `publish` does all of it.
+
+        The API has no id of the caller's for this call, so it is not repeated if it may have been carried out.
+
+        Example:
+            >>> opened = client.agents.register("echo", tariff={"type": "flat", "price": "0.01"})
+            >>> opened.state.value
+            'awaiting_upload'
+        """
+        body = {"name": name, "description": description, **_members(terms)}
+        return parsed((yield from self._core.call("POST", "/agents", body=body, repeatable=False)), AgentUpload)
+
+    @Operation
+    def open_version(
+        self,
+        agent_id: str,
+        **terms: Unpack[AgentTerms],
+    ) -> Flow[AgentUpload]:
+        """Open the upload of a new version; terms that are absent stay as they are.
+
+        Example:
+            >>> client.agents.open_version(agent, limits={"timeout": 5}).agent_id == agent
+            True
+        """
+        body = _members(terms)
+        path = f"/agents/{segment(agent_id, 'agent_id')}/versions"
+        return parsed((yield from self._core.call("POST", path, body=body)), AgentUpload)
+
+    @Operation
+    def upload(self, form: UploadForm, module: Module, *, progress: Progress | None = None) -> Flow[None]:
+        """Send a module with the form of `register` or `open_version`. A file is read piece by piece.
+
+        Raises UploadFailedError if the storage refuses it, ConnectionFailedError.
+
+        Example:
+            >>> opened = client.agents.open_version(agent)
+            >>> client.agents.upload(opened.upload, "echo.wasm", progress=lambda sent, size: None)
+        """
+        yield from self._upload(form, _source(module), progress)
+
+    @Operation
+    def publish(
+        self,
+        module: Module,
+        *,
+        agent_id: str | None = None,
+        name: str | None = None,
+        description: str = "",
+        progress: Progress | None = None,
+        within: float = PUBLISH_S_MAX,
+        **terms: Unpack[AgentTerms],
+    ) -> Flow[AgentAnswer]:
+        """Publish a module, as a new agent or with `agent_id` as its next version, and wait until it takes tasks.
+
+        A new agent needs `name` and `tariff`. Raises PublishFailedError if the platform rejects the module.
+
+        Example:
+            >>> made = client.agents.publish("echo.wasm", name="echo", tariff={"type": "flat", "price": "0.01"})
+            >>> made.state.value
+            'active'
+        """
+        source = _source(module)
+        if agent_id is None:
+            if name is None:
+                raise InvalidRequestError.of(field="name", message="is required for a new agent")
+            body = {"name": name, "description": description, **_members(terms)}
+            answer = yield from self._core.call("POST", "/agents", body=body, repeatable=False)
+        else:
+            body = _members(terms)
+            path = f"/agents/{segment(agent_id, 'agent_id')}/versions"
+            answer = yield from self._core.call("POST", path, body=body)
+        opened = parsed(answer, AgentUpload)
+        with about(opened.agent_id):
+            module_sha256 = yield from self._upload(opened.upload, source, progress)
+            return (yield from self._published(opened.agent_id, module_sha256, within))
+
+    @Operation
+    def wait_published(self, agent_id: str, module_sha256: str, *, within: float = PUBLISH_S_MAX) -> Flow[AgentAnswer]:
+        """Wait until an uploaded module is the agent's active version. Raises PublishFailedError, StillRunningError.
+
+        Example:
+            >>> client.agents.wait_published(agent, hashlib.sha256(module).hexdigest()).name
+            'echo'
+        """
+        return (yield from self._published(agent_id, module_sha256, within))
+
+    @Operation
+    def retire(self, agent_id: str) -> Flow[AgentAnswer]:
+        """Take an agent out of service for good.
+
+        Example:
+            >>> client.agents.retire(agent).state.value
+            'retired'
+        """
+        path = f"/agents/{segment(agent_id, 'agent_id')}"
+        return parsed((yield from self._core.call("DELETE", path)), AgentAnswer)
+
+    def _upload(self, form: UploadForm, source: "_Source", progress: Progress | None) -> Flow[str]:
+        """Sends a module; returns the digest of what was sent."""
+        url, host = checked_url(form.url, "The address of the upload"), host_of(form.url)
+        local = is_loopback(host_of(self._core.root).partition(":")[0])
+        if is_loopback(host.partition(":")[0]) and not local:
+            msg = f"The API wants the module to be sent to {host}, which is this machine."
+            raise UploadFailedError(msg)
+        counted = _Counter(source.size, progress)
+        upload = Upload(form.fields, lambda: counted.opened(source), counted.add)
+        deadline = self._core.sender.deadline(UPLOAD_SECONDS_MAX)
+        try:
+            request = Request("POST", url, upload=upload, deadline=deadline)
+            yield from self._core.sender.send(request, read_error=_storage_problem)
+        except ApiError as exc:
+            raise _upload_refused(host, exc) from None
+        return counted.sha256
+
+    def _published(self, agent_id: str, module_sha256: str, within: float) -> Flow[AgentAnswer]:
+        timing, deadline = self._core.sender.timing, self._core.sender.deadline(within)
+        pause_s = _POLL_S_MIN
+        while True:
+            agent = yield from self._core.read(AgentAnswer, f"/agents/{segment(agent_id, 'agent_id')}")
+            if agent.rejection is not None:
+                state = AgentState.REJECTED if agent.state is AgentState.ACTIVE else agent.state
+                code, reason = agent.rejection.code, agent.rejection.message
+                raise PublishFailedError(agent_id, state=state, code=code, reason=reason)
+            if agent.state is AgentState.RETIRED:
+                reason = "the agent was retired meanwhile"
+                raise PublishFailedError(agent_id, state=agent.state, code="retired", reason=reason)
+            if agent.state is AgentState.ACTIVE and agent.module_sha256 == module_sha256:
+                return agent
+            left_s = deadline - timing.monotonic()
+            if left_s <= 0:
+                raise StillRunningError(agent_id)
+            yield Pause(min(pause_s, left_s))
+            pause_s = min(pause_s * _POLL_GROWTH, _POLL_S_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A module to upload: its size, and how it is opened."""
+
+    size: int
+    opened: Callable[[], BinaryIO]
+
+
+def _source(module: Module) -> _Source:
+    """Raises InvalidRequestError for a file that cannot be read, or is larger than any module."""
+    if isinstance(module, bytes):
+        _check_module_size(len(module))
+        return _Source(len(module), lambda: io.BytesIO(module))
+    path = Path(module)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as exc:
+        raise InvalidRequestError.of(field="module", message=f"{path} cannot be read: {exc.strerror}") from None
+    _check_module_size(size)
+    return _Source(size, lambda: path.open("rb"))
+
+
+def _check_module_size(size: int) -> None:
+    if size > MODULE_BYTES_MAX:
+        raise InvalidRequestError.of(
+            field="module", message=f"has {size} bytes; a module has at most {MODULE_BYTES_MAX}"
+        )
+
+
+class _Counter:
+    """Hashes what is sent of a file in this attempt, and tells a progress function how much that is."""
+
+    def __init__(self, size: int, progress: Progress | None) -> None:
+        self._size = size
+        self._progress = progress
+        self._sent = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was sent. The file may have changed since it was opened first."""
+        return self._digest.hexdigest()
+
+    def opened(self, source: _Source) -> BinaryIO:
+        """The file, from its start."""
+        self._sent = 0
+        self._digest = hashlib.sha256()
+        return source.opened()
+
+    def add(self, piece: bytes) -> None:
+        """Count a piece."""
+        self._sent += len(piece)
+        self._digest.update(piece)
+        if self._progress is not None and piece:
+            self._progress(min(self._sent, self._size), self._size)
+
+
+def _storage_problem(body: bytes) -> bytes:
+    """The code of S3's XML error as a problem document. A pattern is enough: no entity of an error needs to be read."""
+    found = _S3_CODE.search(body[:_S3_ERROR_BYTES_MAX])
+    return json.dumps({"code": found[1].decode()}).encode() if found else b""
+
+
+def _upload_refused(host: str, error: ApiError) -> UploadFailedError:
+    code = plain(error.code or "", 100)
+    return UploadFailedError(
+        f"The storage at {host} refused the module: {code or f'status {error.status}'}.", code=code
+    )

@@ -1,0 +1,150 @@
+"""Receipts are verified where they arrive: the signature's chain, the arithmetic, and that they prove the answer."""
+
+import base64
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from quittance.api.models import TaskResult
+from quittance.client._calls import Core
+from quittance.client._errors import ConfigurationError, NotProvenError
+from quittance.client._wire import Flow
+from quittance.limits import JWKS_AGE_S_MAX, MIB
+from quittance.proof.receipt import ReceiptClaims
+from quittance.proof.verify import Evidence, Report, examine
+from quittance.run import Outcome
+
+_KEYS_BYTES_MAX: Final = MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the caller knows of a task beside its answer. Parts that are None are not compared."""
+
+    agent_id: str | None = None
+    input: bytes | None = None
+    budget_micro: int | None = None
+    module_sha256: str | None = None
+    tariff_sha256: str | None = None
+
+
+class Verifier:
+    """Checks each receipt as it arrives.
+
+    With `keys`, the platform's root keys are pinned: a key set (RFC 7517) as a mapping or the path of a file, which you
+    got when you began to trust the platform. Without it, the keys are read from the API itself, and again after five
+    minutes: then a receipt proves what the API says now, but not that it has always said so.
+
+    Example:
+        >>> client = Client(api, token=token, verify=Verifier(keys="jwks.json"))
+        >>> client.execute(agent, "to be or not to be", budget="0.05").amount_paid_micro
+        9750
+    """
+
+    def __init__(self, keys: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> None:
+        self._pinned = None if keys is None else _read_keys(keys)
+        self._lock = threading.Lock()
+        self._fetched: tuple[float, bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"Verifier({'pinned keys' if self._pinned else 'keys of the API'})"
+
+    def keys(self, core: Core) -> Flow[bytes]:
+        """The key set to verify with."""
+        if self._pinned is not None:
+            return self._pinned
+        now = core.sender.timing.monotonic()
+        with self._lock:
+            fetched = self._fetched
+        if fetched is None or now - fetched[0] > JWKS_AGE_S_MAX:
+            answer = yield from core.call("GET", "/.well-known/jwks.json", signed=False)
+            fetched = (now, answer.body)
+            with self._lock:
+                self._fetched = fetched
+        return fetched[1]
+
+    def check(self, core: Core, result: TaskResult, expected: Expected) -> Flow[Report]:
+        """The checks of a result's receipt. Raises NotProvenError."""
+        keys = yield from self.keys(core)
+        return proven(result, keys, expected)
+
+
+def proven(result: TaskResult, keys: bytes, expected: Expected) -> Report:
+    """The checks of a receipt that proves a result. Raises NotProvenError."""
+    evidence = Evidence(receipt=result.receipt, keys=keys, input=expected.input, output=output_bytes(result))
+    report = examine(evidence)
+    failed = next((check.sentence for check in report.checks if check.flaw), None)
+    if failed is None and report.claims is not None:
+        failed = next(_differences(result, report.claims, expected), None)
+    if failed is not None or report.claims is None:
+        raise NotProvenError(failed or "it could not be read", result=result, report=report)
+    return report
+
+
+def output_bytes(result: TaskResult) -> bytes | None:
+    """What the agent wrote, as bytes; None if the answer has no output."""
+    if result.output_base64 is not None:
+        return base64.b64decode(result.output_base64)
+    return None if result.output is None else result.output.encode()
+
+
+def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) -> Iterator[str]:
+    """Where the receipt states something else than the answer, or than the caller expects."""
+    pairs: list[tuple[str, object, object]] = [
+        ("task_id", result.task_id, claims.task),
+        ("agent_id", result.agent_id, claims.agent),
+        ("escrow_id", result.escrow_id, claims.eid),
+        ("escrow_status", result.escrow_status, claims.state),
+        ("success", result.success, claims.outcome is Outcome.SUCCEEDED),
+        ("error.code", result.error.code if result.error else Outcome.SUCCEEDED, claims.outcome),
+        ("amount_paid", result.amount_paid_micro, int(claims.paid)),
+        ("amount_refunded", result.amount_refunded_micro, int(claims.refunded)),
+        ("fee", result.fee_micro, int(claims.fee)),
+        ("reputation_delta", result.reputation_delta, claims.reputation_tenths),
+        ("timestamp", result.timestamp, claims.settled_at),
+        ("fuel_used", result.resource_usage.fuel_used, claims.meter.fuel),
+    ]
+    if claims.v > 1:
+        pairs += [
+            ("fault", result.fault, claims.fault),
+            ("compute", result.compute_micro, int(claims.compute)),
+            ("judging", result.judging_micro, int(claims.task_judging)),
+        ]
+    pairs += [
+        (name, value, stated)
+        for name, value, stated in (
+            ("agent_id", expected.agent_id, claims.agent),
+            ("module_sha256", expected.module_sha256, claims.module_sha256),
+            ("tariff_sha256", expected.tariff_sha256, claims.tariff_sha256),
+        )
+        if value is not None
+    ]
+    for name, stated, proved in pairs:
+        if stated != proved:
+            yield f"{name} is {stated} in the answer or the request, and {proved} in the receipt"
+    if expected.budget_micro is not None and int(claims.budget) > expected.budget_micro:
+        yield f"it is for a budget of {claims.budget}, which is more than {expected.budget_micro} micro-credits"
+    if result.log is not None and "\ufffd" not in result.log:
+        found = hashlib.sha256(result.log.encode()).hexdigest()
+        if found != claims.stderr_sha256:
+            yield "the log is not the one that the receipt names"
+
+
+def _read_keys(keys: Mapping[str, Any] | str | os.PathLike[str]) -> bytes:
+    if isinstance(keys, Mapping):
+        return json.dumps(keys).encode()
+    try:
+        with Path(keys).open("rb") as file:
+            data = file.read(_KEYS_BYTES_MAX + 1)
+    except OSError as exc:
+        msg = f"The key set {keys} cannot be read: {exc.strerror}."
+        raise ConfigurationError(msg) from exc
+    if len(data) > _KEYS_BYTES_MAX:
+        msg = f"The key set {keys} has more than {_KEYS_BYTES_MAX} bytes."
+        raise ConfigurationError(msg)
+    return data

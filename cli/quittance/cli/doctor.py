@@ -148,7 +148,11 @@ def _languages() -> Iterator[Finding]:
 
     tools = toolchains()
     for language in LANGUAGES.values():
-        found = tools.check(language)
+        try:
+            found = tools.check(language)
+        except RuntimeError as error:  # a user without a home, where some tools are looked for
+            yield Finding(language.title, Verdict.OPTIONAL, str(error), "Set HOME.")
+            continue
         if found.ready:
             yield Finding(language.title, Verdict.FINE, f"{found.what} is ready")
         elif found.mend:

@@ -146,13 +146,13 @@ def _languages() -> Iterator[Finding]:
     from quittance.cli.build import toolchains
     from quittance.cli.toolchains import LANGUAGES
 
-    tools = toolchains()
+    try:
+        tools = toolchains()
+    except RuntimeError as error:  # a user without a home, where tools are installed
+        yield Finding("compilers", Verdict.OPTIONAL, str(error), "Set HOME, or QUITTANCE_TOOLS to a folder.")
+        return
     for language in LANGUAGES.values():
-        try:
-            found = tools.check(language)
-        except RuntimeError as error:  # a user without a home, where some tools are looked for
-            yield Finding(language.title, Verdict.OPTIONAL, str(error), "Set HOME.")
-            continue
+        found = tools.check(language)
         if found.ready:
             yield Finding(language.title, Verdict.FINE, f"{found.what} is ready")
         elif found.mend:

@@ -146,7 +146,11 @@ def _languages() -> Iterator[Finding]:
     from quittance.cli.build import toolchains
     from quittance.cli.toolchains import LANGUAGES
 
-    tools = toolchains()
+    try:
+        tools = toolchains()
+    except RuntimeError as error:  # a user without a home, where tools are installed
+        yield Finding("compilers", Verdict.OPTIONAL, str(error), "Set HOME, or QUITTANCE_TOOLS to a folder.")
+        return
     for language in LANGUAGES.values():
         found = tools.check(language)
         if found.ready:

@@ -6,6 +6,7 @@ piped stay as they are.
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -39,8 +40,11 @@ mode: Final = _Mode()
 
 
 def begin() -> None:
-    """Reset the mode, at the start of each command."""
+    """Reset the mode, at the start of each command. What a stream cannot encode is then written as an escape."""
     mode.json = mode.quiet = mode.printed = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of half a surrogate pair it is also JSON's own escape
 
 
 def stdout() -> Console:

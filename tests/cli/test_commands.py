@@ -204,6 +204,44 @@ def _wait_for(condition: Any) -> None:
         select.select([], [], [], 0.02)
 
 
+def test_names_that_are_not_utf8_are_escaped(quittance: Command, tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\x1b[2J.wasm")
+    done = quittance("run", name, "--json")
+    assert done.returncode == Exit.USAGE
+    assert json.loads(done.stdout)["error"]["message"] == f"{name} does not exist."
+    assert b"\\udcff\\x1b[2J.wasm does not exist" in done.stderr
+
+
+def test_a_terminal_without_utf8_gets_escapes(quittance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = quittance("run", ECHO, "--input-text", "grüße 🦀", "--json")
+    assert json.loads(done.stdout.decode("ascii"))["output"] == "grüße 🦀"
+    assert b"gr\\xfc.wasm does not exist" in quittance("run", "grü.wasm").stderr
+    assert quittance("--help").returncode == Exit.DONE
+
+
+def test_a_user_without_a_home_can_run_agents(quittance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name)
+    program = (
+        "import pathlib, sys; pathlib.Path.home = classmethod(lambda _: (_ for _ in ()).throw(RuntimeError('none')));"
+        "from quittance.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for words, code in ((["run", str(ECHO), "--json"], Exit.DONE), (["doctor", "--json"], Exit.FAILED)):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_deleted_folder_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    shell = f"cd gone && rmdir ../gone && {sys.executable} -m quittance.cli test"
+    done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, check=False, cwd=tmp_path)
+    assert done.returncode == Exit.PLATFORM
+    assert b"No such file or directory" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 # Wrong calls.
 
 

@@ -108,7 +108,7 @@ RUNNER = "const Script = (async () => {}).constructor; await new Script(agent.in
         ("try { await Promise.reject(new Error('x')) } catch (e) { console.log(e.message) }", 0, b"x\n", b""),
         ("function f() { return f() + 1 }\nf()", 1, b"", b"Maximum call stack size exceeded"),
         ("await import('./y.js')", 1, b"", b"could not load module"),
-        ("agent.write(new Uint8Array([0, 255])); console.log(agent.inputBytes().length, 1)", 0, b"\0\xff79 1\n", b""),
+        ("agent.write(new Uint8Array([0, 255])); console.log(agent.inputBytes().length, 1)", 0, b"\0\xff80 1\n", b""),
         ("console.log([3, 1, 2].toSorted(), 2n ** 70n, 'é')", 0, "1,2,3 1180591620717411303424 é\n".encode(), b""),
     ],
 )

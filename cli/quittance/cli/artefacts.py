@@ -80,7 +80,12 @@ def compiled(module: bytes) -> sandbox.Artefact:
 def cache_folder() -> Path:
     """The folder for everything that can be made again."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "quittance"
+    if base.startswith("/"):
+        return Path(base) / "quittance"
+    try:
+        return Path.home() / ".cache" / "quittance"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"quittance-{os.geteuid()}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from quittance.cli.exits import Exit, PlatformError, UsageError
 from quittance.cli.project import FILE_NAME, Project
 from quittance.cli.run import Target
 from quittance.limits import EXAMPLES_SECONDS_MAX, MIB
-from quittance.run import Fault, Limits, Run
+from quittance.run import Fault, Limits, Meter, Run
 
 _DIFF_LINES_MAX: Final = 40
 
@@ -81,13 +81,14 @@ def _run(box: sandbox.Sandbox, artefact: Artefact, example: Example, limits: Lim
 
 
 def _as_json(result: Result) -> dict[str, Any]:
-    meter = result.run.meter
+    run = result.run
+    meter = run.meter if run else Meter()
     return {
         "name": result.example.name,
         "passed": result.failure is None,
         "failure": result.failure,
-        "outcome": result.run.outcome,
-        "exit_code": result.run.exit_code,
+        "outcome": run.outcome if run else None,
+        "exit_code": run.exit_code if run else None,
         "fuel_used": meter.fuel,
         "fuel_max": result.example.fuel_max,
         "memory_bytes": meter.memory_bytes,
@@ -101,7 +102,8 @@ def _print(results: list[Result]) -> None:
         failed = result.failure is not None
         mark = Text("FAILED", style="bold red") if failed else Text("ok", style="green")
         bound = "" if result.example.fuel_max is None else f"{result.example.fuel_max:,}"
-        rows.append([mark, result.example.name, str(result.run.outcome), f"{result.run.meter.fuel:,}", bound])
+        ended, fuel = (str(result.run.outcome), f"{result.run.meter.fuel:,}") if result.run else ("not run", "")
+        rows.append([mark, result.example.name, ended, fuel, bound])
     output.table(["", "example", "outcome", "fuel", "fuel_max"], rows)
     for result in results:
         if result.failure is not None:
@@ -114,7 +116,7 @@ def _print(results: list[Result]) -> None:
 def _difference(result: Result) -> list[str]:
     """The lines in which the output differs from the one that the example states; none if it states no output."""
     expected = _expected(result.example)
-    if expected is None or result.run.exit_code != 0:
+    if expected is None or result.run is None or result.run.exit_code != 0:
         return []
     written = result.run.stdout.decode(errors="backslashreplace")
     lines = difflib.unified_diff(expected.splitlines(), written.splitlines(), "expected", "written", lineterm="", n=2)

@@ -157,6 +157,10 @@ def _wrong_call(error: typer.TyperException) -> int:
 
 
 def _own_fault(error: Exception) -> int:
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        output.failure(CliError(f"{where}{error.strerror or error}.", "quittance doctor checks this machine."))
+        return Exit.PLATFORM
     if os.environ.get(_DEBUG):
         traceback.print_exception(error)
     kind = type(error).__name__

@@ -76,7 +76,10 @@ def path() -> Path:
     if given := os.environ.get(CONFIG):
         return Path(given).expanduser().absolute()
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".config") / "quittance" / "config.toml"
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".config") / "quittance" / "config.toml"
+    except RuntimeError as error:
+        raise UsageError("This user has no home folder, so there is no configuration.", f"Set {CONFIG}.") from error
 
 
 def read() -> _File:

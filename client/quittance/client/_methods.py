@@ -232,6 +232,7 @@ def _task(agent_id: str, value: object, budget: Credits, task_id: str | None, te
         budget_micro=parse_credits(body["budget"]),
         module_sha256=wanted.get("module_sha256"),
         tariff_sha256=wanted.get("tariff_sha256"),
+        rules_sha256=wanted.get("rules_sha256"),
     )
     return _Task(body["task_id"], body, expected)
 

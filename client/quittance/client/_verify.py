@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from quittance.acceptance.rules import NO_RULES
 from quittance.api.models import TaskResult
 from quittance.client._calls import Core
 from quittance.client._errors import (
@@ -29,6 +30,7 @@ from quittance.proof.verify import Evidence, Report, examine
 from quittance.run import Outcome
 
 _KEYS_BYTES_MAX: Final = MIB
+_NO_RULES_SHA256: Final = hashlib.sha256(NO_RULES.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Expected:
     budget_micro: int | None = None
     module_sha256: str | None = None
     tariff_sha256: str | None = None
+    rules_sha256: str | None = None
 
 
 class Verifier:
@@ -162,6 +165,7 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
             ("agent_id", expected.agent_id, claims.agent),
             ("module_sha256", expected.module_sha256, claims.module_sha256),
             ("tariff_sha256", expected.tariff_sha256, claims.tariff_sha256),
+            ("rules_sha256", expected.rules_sha256, _agent_rules_sha256(claims)),
         )
         if value is not None
     ]
@@ -174,6 +178,11 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
         found = hashlib.sha256(result.log.encode()).hexdigest()
         if found != claims.stderr_sha256:
             yield "the log is not the one that the receipt names"
+
+
+def _agent_rules_sha256(claims: ReceiptClaims) -> str:
+    """The digest of the agent's rules, by which a task pins them; that of `{}` if it has none."""
+    return (claims.acceptance and claims.acceptance.agent_sha256) or _NO_RULES_SHA256
 
 
 def _read_keys(keys: Mapping[str, Any] | str | os.PathLike[str]) -> bytes:

@@ -216,6 +216,12 @@ class Awaiting:
         return None
 
     async def _send(self, request: Request) -> Answer:
+        left_s = max(request.deadline - self._timing.monotonic(), _LEAST_S)
+        with anyio.move_on_after(left_s):
+            return await self._exchange(request)
+        raise _late(request)
+
+    async def _exchange(self, request: Request) -> Answer:
         http = self._clients.of(request.url)
         with _translated(request), _opened(request) as content:
             response = await http.send(_built(http, request, content, self._timing), **_SENDING)
@@ -273,6 +279,10 @@ class _Clients(Generic[_Http]):
         return made
 
 
+def _late(request: Request) -> ConnectionFailedError:
+    return ConnectionFailedError(f"{host_of(request.url)} did not complete its answer in time.", sent=True)
+
+
 class _Reader:
     """Reads a response of a limited size in a limited time."""
 
@@ -292,8 +302,7 @@ class _Reader:
             raise UnexpectedAnswerError(msg)
         self._body += chunk
         if self._timing.monotonic() > self._request.deadline:
-            msg = f"{host_of(self._request.url)} did not complete its answer in time."
-            raise ConnectionFailedError(msg, sent=True)
+            raise _late(self._request)
 
     def answer(self) -> Answer:
         """The complete response."""

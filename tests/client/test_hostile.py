@@ -1,5 +1,6 @@
 """What hostile answers can do to the client: nothing but an error of its own, in bounded time and memory."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quittance.client import (
+    AgentPage,
     ApiError,
     Client,
     InvalidRequestError,
@@ -20,10 +22,12 @@ from quittance.client import (
     UnexpectedAnswerError,
     Verifier,
 )
+from quittance.client._calls import parsed
 from quittance.client._errors import api_error
-from quittance.client._wire import ANSWER_BYTES_MAX, host_of
+from quittance.client._wire import ANSWER_BYTES_MAX, Answer, host_of
 from tests.client.servers import Reply, Server
 from tests.client.test_calls import BALANCE, RESULT
+from tests.client.test_desk import CARD
 from tests.client.test_publishing import FLAT, MODULE, upload
 from tests.proof.roots import Root
 from tests.support import ROOT
@@ -187,6 +191,51 @@ def test_answers_cost_a_bounded_amount_of_memory(kind: str, status: int) -> None
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()[-2_000:]
     assert int(done.stdout) < 200, "MiB"
+
+
+def readable(body: bytes) -> bool:
+    try:
+        return parsed(Answer(200, httpx.Headers(), body), AgentPage).agents == []
+    except UnexpectedAnswerError:
+        return False
+
+
+def test_members_of_an_answer_are_counted_to_the_limit() -> None:
+    for name in ("more", "agents"):
+        body = {"agents": [], "next": None}
+        assert readable(json.dumps(body | {"more": [0] * 1_000}).encode())
+        assert not readable(json.dumps(body | {name: [0] * 1_001}).encode())
+        assert not readable(json.dumps(body | {name: dict.fromkeys(map(str, range(1_001)))}).encode())
+    assert not readable(json.dumps(body | {"more": [[[0] * 1_001]]}).encode())
+
+
+def test_values_of_an_answer_are_counted_to_the_limit() -> None:
+    def page(zeros: int) -> bytes:
+        """Values are counted by commas and opening brackets outside of texts."""
+        lists = ",".join(["[" + ",".join("0" * 500) + "]"] * (zeros // 501))
+        body = '{"agents":[],"next":",,[{","more":[' + lists + "," + ",".join("0" * (zeros % 501)) + "]}"
+        return body.encode()
+
+    def count(body: bytes) -> int:
+        outside = body.replace(b'",,[{"', b'""')
+        return sum(map(outside.count, (b",", b"{", b"[")))
+
+    at = 99_000
+    while count(page(at)) < 100_000:
+        at += 1
+    assert count(page(at)) == 100_000
+    assert readable(page(at))
+    assert not readable(page(at + 1))
+
+
+@pytest.mark.parametrize("value", [[0] * 32_000, [[]] * 21_000, {"a": ',"\\\\[{' * 7_000}])
+def test_the_largest_contracts_are_read(server: Server, client: Any, value: Any) -> None:
+    contract = {"examples": [{"input": value, "name": "a"}]}
+    text = json.dumps(contract, separators=(",", ":"), sort_keys=True)
+    assert len(text) > 60_000
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    server.api("GET /agents/agt_a/card", Reply(body=CARD | {"contract": contract, "contract_sha256": digest}))
+    assert client.agents.card("agt_a").contract_sha256 == digest
 
 
 @given(

@@ -30,6 +30,7 @@ ANSWER_BYTES_MAX: Final = LAMBDA_SYNC_BYTES_MAX  # no function can answer with m
 CONNECT_S_MAX: Final = 10.0
 _HOST_CHARS_MAX: Final = 255  # in messages; a name of the DNS has 253 and a port
 _LEAST_S: Final = 0.001
+_GRACE_S: Final = 1.0  # for the timeout of connecting to end a call first, because its error says that nothing was sent
 _NO_URL: Final = re.compile(r"[\s\x00-\x1f\x7f#\\]")
 _LOCK_POLL_S: Final = 0.01
 _USER_AGENT: Final = "quittance-client/0.1.0"
@@ -217,7 +218,7 @@ class Awaiting:
 
     async def _send(self, request: Request) -> Answer:
         left_s = max(request.deadline - self._timing.monotonic(), _LEAST_S)
-        with anyio.move_on_after(left_s):
+        with anyio.move_on_after(left_s + _GRACE_S):
             return await self._exchange(request)
         raise _late(request)
 

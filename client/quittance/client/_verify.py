@@ -12,10 +12,19 @@ from typing import Any, Final
 
 from quittance.api.models import TaskResult
 from quittance.client._calls import Core
-from quittance.client._errors import ConfigurationError, NotProvenError
+from quittance.client._errors import (
+    CardNotProvenError,
+    ConfigurationError,
+    NotProvenError,
+    UnexpectedAnswerError,
+    plain,
+)
 from quittance.client._wire import Flow
 from quittance.limits import JWKS_AGE_S_MAX, MIB
+from quittance.proof import card
+from quittance.proof.card import VerifiedCard
 from quittance.proof.receipt import ReceiptClaims
+from quittance.proof.statement import ProofError
 from quittance.proof.verify import Evidence, Report, examine
 from quittance.run import Outcome
 
@@ -73,6 +82,28 @@ class Verifier:
         keys = yield from self.keys(core)
         return proven(result, keys, expected)
 
+    def check_card(self, core: Core, text: bytes, agent_id: str) -> Flow[VerifiedCard]:
+        """An agent's signed card. Raises CardNotProvenError."""
+        keys = yield from self.keys(core)
+        try:
+            found = card.verify(text, _key_set(keys), now_ms=int(core.sender.timing.now() * 1_000))
+        except ProofError as exc:
+            msg = f"The card of the agent {agent_id!r} is not proven: {plain(exc)}."
+            raise CardNotProvenError(msg) from None
+        if found.agent_id != agent_id:
+            msg = f"The card is of the agent {plain(found.agent_id, 200)!r} instead of {agent_id!r}."
+            raise CardNotProvenError(msg)
+        return found
+
+
+def _key_set(keys: bytes) -> Mapping[str, Any]:
+    """A key set as a mapping. One that is no JSON object has no keys."""
+    try:
+        found = json.loads(keys)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
+
 
 def proven(result: TaskResult, keys: bytes, expected: Expected) -> Report:
     """The checks of a receipt that proves a result. Raises NotProvenError."""
@@ -88,9 +119,18 @@ def proven(result: TaskResult, keys: bytes, expected: Expected) -> Report:
 
 def output_bytes(result: TaskResult) -> bytes | None:
     """What the agent wrote, as bytes; None if the answer has no output."""
-    if result.output_base64 is not None:
-        return base64.b64decode(result.output_base64)
-    return None if result.output is None else result.output.encode()
+    return decoded(result.output, result.output_base64, "output")
+
+
+def decoded(text: str | None, encoded: str | None, name: str) -> bytes | None:
+    """The bytes that an answer states as text or in base64. Raises UnexpectedAnswerError."""
+    try:
+        if encoded is not None:
+            return base64.b64decode(encoded, validate=True)
+        return None if text is None else text.encode()
+    except ValueError:
+        msg = f"The answer has an {name} that is no base64, or no text."
+    raise UnexpectedAnswerError(msg)
 
 
 def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) -> Iterator[str]:
@@ -98,6 +138,7 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
     pairs: list[tuple[str, object, object]] = [
         ("task_id", result.task_id, claims.task),
         ("agent_id", result.agent_id, claims.agent),
+        ("input_sha256", result.input_sha256, claims.input_sha256),
         ("escrow_id", result.escrow_id, claims.eid),
         ("escrow_status", result.escrow_status, claims.state),
         ("success", result.success, claims.outcome is Outcome.SUCCEEDED),

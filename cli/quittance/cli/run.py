@@ -197,7 +197,9 @@ def report(result: Result) -> None:
     """Print the output to stdout and the report to stderr, or all of it as JSON."""
     run = result.run
     if output.mode.json:
-        output.document({**result.as_json(), **_bytes("output", run.stdout), **_bytes("log", run.stderr)})
+        output.document(
+            {**result.as_json(), **as_text_or_base64("output", run.stdout), **as_text_or_base64("log", run.stderr)}
+        )
         return
     output.data(run.stdout)
     if run.stderr:
@@ -250,7 +252,7 @@ def _refund(result: Result) -> list[tuple[str, str]]:
     return [("refund", f"{format_credits(split.refunded_micro)} of the budget of {format_credits(split.budget_micro)}")]
 
 
-def _bytes(name: str, content: bytes) -> dict[str, Any]:
+def as_text_or_base64(name: str, content: bytes) -> dict[str, Any]:
     """Bytes as the API's answers have them: text if they are UTF-8, else base64."""
     try:
         return {name: content.decode()}

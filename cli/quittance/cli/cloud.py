@@ -75,8 +75,8 @@ def _give(user: str) -> None:
     from quittance.cli import remote
 
     with remote.connected(PROFILE) as found, output.progress(f"a bond and credits for {user}"):
-        credits = _BOND if user == SUBJECT else _CREDITS + _BOND  # the cloud's own start has given alice credits
-        found.client.deposit(credits, deposit_id=_ONCE)
+        amount = _BOND if user == SUBJECT else _CREDITS + _BOND  # the cloud's own start has given alice credits
+        found.client.deposit(amount, deposit_id=_ONCE)
         found.client.move_bond(_BOND, bond_id=_ONCE)
 
 

@@ -145,8 +145,9 @@ def _publish(
         _remember(found, project, opened.agent_id)
     else:
         with output.progress("opening a version"):
-            judges = terms.get("task_judges") or "refused"
-            opened = agents.open_version(known.agent_id, **{**terms, "task_judges": judges})
+            stated = terms.copy()
+            stated["task_judges"] = terms.get("task_judges") or "refused"  # absent would keep what the agent has
+            opened = agents.open_version(known.agent_id, **stated)
     with output.progress("uploading the module") as step:
         agents.upload(opened.upload, module, progress=lambda sent, size: step.update(done=sent, total=size))
     with output.progress("the platform checks and compiles it, and runs its examples"):

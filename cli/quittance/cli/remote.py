@@ -129,7 +129,9 @@ def _timeout_s() -> float:
 
 
 def _of(platform: Platform) -> str:
-    return f" --profile {platform.name}" if platform.name else ""
+    """The option that a command needs to use this profile again; nothing for the default one."""
+    usual = platform.name is None or platform.name == (profiles.from_environment() or profiles.read().default)
+    return "" if usual else f" --profile {platform.name}"
 
 
 # Agents.

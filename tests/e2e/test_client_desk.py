@@ -72,7 +72,7 @@ def test_versions_are_published_rolled_back_and_changed(owner: Client, payer: Cl
     second = publish(owner, agent_id=agent_id, tariff={**FLAT, "price": "0.02"}, contract={})
     assert (second.number, second.contract_sha256) == (2, None)
     wrong = {"examples": [{"name": "wrong", "input": "a", "output": "b"}]}
-    with pytest.raises(PublishFailedError, match=r'Version 3 .* is rejected: example_failed') as no:
+    with pytest.raises(PublishFailedError, match=r"Version 3 .* is rejected: example_failed") as no:
         publish(owner, agent_id=agent_id, contract=wrong)
     assert (no.value.number, no.value.code) == (3, "example_failed")
     assert payer.agents.get(agent_id).version == 2, "the older version goes on to take tasks"

@@ -15,6 +15,7 @@ QuittanceError
 │   │   ├── TaskConflictError                 the task id was used for another request
 │   │   ├── TaskInProgressError               the same task is running
 │   │   ├── MovementConflictError             the id of a movement was used with another amount
+│   │   ├── RegistrationConflictError         the registration id was used for another agent
 │   │   ├── AgentNotReadyError                the agent takes no tasks
 │   │   ├── TermsChangedError                 the agent's terms are not those that the task pins
 │   │   ├── VersionNotPublishedError          the version was never published
@@ -263,6 +264,10 @@ class MovementConflictError(ConflictError):
     """The id of a movement was used with another amount."""
 
 
+class RegistrationConflictError(ConflictError):
+    """The registration id was used for another agent."""
+
+
 class AgentNotReadyError(ConflictError):
     """The agent takes no tasks; `state` says why."""
 
@@ -344,6 +349,7 @@ class _Table:
         "task_conflict": TaskConflictError,
         "task_in_progress": TaskInProgressError,
         "movement_conflict": MovementConflictError,
+        "registration_conflict": RegistrationConflictError,
         "agent_not_ready": AgentNotReadyError,
         "terms_changed": TermsChangedError,
         "version_not_published": VersionNotPublishedError,

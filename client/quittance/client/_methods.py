@@ -273,6 +273,11 @@ def _members(terms: TaskTerms | VersionTerms | AgentTerms) -> dict[str, Any]:
     return {name: _member(value) for name, value in terms.items() if value is not None}
 
 
+def _registration(name: str, description: str, terms: AgentTerms) -> dict[str, Any]:
+    """The request that registers an agent, with a new id: every repeat of it returns the same agent."""
+    return {"registration_id": f"reg-{uuid.uuid4().hex}", "name": name, "description": description, **_members(terms)}
+
+
 def _member(value: object) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, Rules):
         return canonical_json.read(rules_json(value))
@@ -925,15 +930,15 @@ class AgentMethods(Bound):
     ) -> Flow[AgentUpload]:
         """Register an agent; the answer has the form for its module. `publish` does all of it.
 
-        The API has no id of the caller's for this call, so it is not repeated if it may have been carried out.
+        An id of its own makes each call safe to repeat: a lost answer leaves no second agent.
 
         Example:
             >>> opened = client.agents.register("echo", tariff={"type": "flat", "price": "0.01"})
             >>> opened.state.value
             'awaiting_upload'
         """
-        body = {"name": name, "description": description, **_members(terms)}
-        return parsed((yield from self._core.call("POST", "/agents", body=body, repeatable=False)), AgentUpload)
+        body = _registration(name, description, terms)
+        return parsed((yield from self._core.call("POST", "/agents", body=body)), AgentUpload)
 
     @Operation
     def open_version(
@@ -990,8 +995,8 @@ class AgentMethods(Bound):
         if agent_id is None:
             if name is None:
                 raise InvalidRequestError.of(field="name", message="is required for a new agent")
-            body = {"name": name, "description": description, **_members(terms)}
-            answer = yield from self._core.call("POST", "/agents", body=body, repeatable=False)
+            body = _registration(name, description, terms)
+            answer = yield from self._core.call("POST", "/agents", body=body)
         else:
             body = _members(terms)
             path = f"/agents/{segment(agent_id, 'agent_id')}/versions"

@@ -29,7 +29,7 @@ from quittance.client._methods import _contract_sha256, _next_of
 from quittance.client._wire import Answer
 from quittance.proof import card
 from quittance.proof.statement import CERTIFICATE_SECONDS, Purpose
-from tests.client.servers import Clock, Reply, Server, problem
+from tests.client.servers import Clock, Reply, Seen, Server, problem
 from tests.client.test_calls import RESULT
 from tests.client.test_publishing import FLAT, agent, version, versions
 from tests.proof.roots import NOW_S, Root
@@ -77,6 +77,18 @@ def test_the_same_page_again_ends_a_list(server: Server, client: Any) -> None:
     server.api("GET /agents/agt_a/versions", versions(version(), after="c1"))
     with pytest.raises(UnexpectedAnswerError, match="same page again"):
         list(client.agents.versions("agt_a"))
+
+
+@pytest.mark.parametrize("length", [2, 3, 7])
+def test_pages_that_lead_back_end_a_list(server: Server, client: Any, length: int) -> None:
+    def page(seen: Seen) -> Reply:
+        number = int(seen.query.get("after", "0"))
+        return versions(version(number=99), after=str(number % length + 1))
+
+    server.api("GET /agents/agt_a/versions", page)
+    with pytest.raises(UnexpectedAnswerError, match="same page again"):
+        list(client.agents.versions("agt_a"))
+    assert len(server.seen) <= 5 * length
 
 
 def test_an_activation_is_repeated_until_it_is_answered(server: Server, client: Any) -> None:

@@ -20,6 +20,8 @@ from quittance.client import (
     QuittanceError,
     TokenError,
     UnexpectedAnswerError,
+    UploadFailedError,
+    UploadForm,
     Verifier,
 )
 from quittance.client._calls import parsed
@@ -64,6 +66,16 @@ def test_headers_of_a_given_client_do_not_reach_the_storage(server: Server) -> N
     (sent,) = server.calls("/bucket")
     assert "secret" not in json.dumps([*sent.headers.items(), *sent.query.items()])
     assert MODULE in sent.body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "[::1]:1", "localhost", "a.localhost:1"])
+def test_a_remote_api_cannot_have_modules_sent_to_this_machine(server: Server, host: str) -> None:
+    form = UploadForm.model_validate(upload(server).body["upload"] | {"url": f"http://{host}/x"})
+    with (
+        Client("https://api.example.com", token="t") as client,
+        pytest.raises(UploadFailedError, match="this machine"),
+    ):
+        client.agents.upload(form, MODULE)
 
 
 def test_a_shared_verifier_keeps_the_keys_of_each_api_apart(server: Server, make: Any) -> None:

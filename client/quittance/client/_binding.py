@@ -123,15 +123,23 @@ class Listing(Generic[_P, _T]):
 
 
 class _Cursor:
-    """The place in a list."""
+    """The place in a list, and an earlier place: a list that comes back to it would never end."""
 
     def __init__(self) -> None:
         self.at: str | None = None
         self.more = True
+        self._earlier: str | None = None
+        self._moves = 0
 
     def move(self, cursor: str | None) -> None:
-        """To the next page. Raises UnexpectedAnswerError if that is the same again, which would never end."""
-        if cursor is not None and cursor == self.at:
+        """To the next page. Raises UnexpectedAnswerError if the list leads back.
+
+        The earlier place is renewed after 1, 2, 4, 8, … moves, so it is in any circle before long (Brent's algorithm).
+        """
+        if cursor is not None and cursor in {self.at, self._earlier}:
             msg = "The API answers with the same page again. Nothing more can be read."
             raise UnexpectedAnswerError(msg)
+        self._moves += 1
+        if not self._moves & (self._moves - 1):
+            self._earlier = cursor
         self.at, self.more = cursor, cursor is not None

@@ -1036,8 +1036,8 @@ class AgentMethods(Bound):
     def _upload(self, form: UploadForm, source: "_Source", progress: Progress | None) -> Flow[str]:
         """Sends a module; returns the digest of what was sent."""
         url, host = checked_url(form.url, "The address of the upload"), host_of(form.url)
-        local = is_loopback(host_of(self._core.root).partition(":")[0])
-        if is_loopback(host.partition(":")[0]) and not local:
+        local = is_loopback(urlsplit(self._core.root).hostname or "")
+        if is_loopback(urlsplit(url).hostname or "") and not local:
             msg = f"The API wants the module to be sent to {host}, which is this machine."
             raise UploadFailedError(msg)
         counted = _Counter(source.size, progress)

@@ -731,7 +731,7 @@ class AgentRegistration(_Answer):
 
     agent_id: str
     state: AgentState
-    version: int = Field(description="The number of its newest version, 1 unless others were opened since.")
+    version: int = Field(description="The number of the newest upload, and of the version it becomes.", examples=[1])
     upload: UploadForm | None = Field(
         description="The form for the newest upload; null if the agent does not wait for a module now."
     )

@@ -123,8 +123,10 @@ def _registered(platform: Platform, agent: Agent, request: AgentRequest, sha256:
     if agent.registration_sha256 != sha256:
         raise RegistrationConflictError(request.registration_id or "")
     if agent.retired_ms is not None or agent.upload.state is not AgentState.AWAITING_UPLOAD:
-        return AgentRegistration(agent_id=agent.agent_id, state=agent.state, version=agent.upload.number, upload=None)
-    return AgentRegistration(**dict(_upload_form(platform, agent)))
+        number = agent.upload.number
+        return AgentRegistration(agent_id=agent.agent_id, state=agent.state, version=number, upload=None)
+    opened = _upload_form(platform, agent)
+    return AgentRegistration(**dict(opened))
 
 
 def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request: VersionRequest) -> AgentUpload:

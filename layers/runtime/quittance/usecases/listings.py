@@ -27,7 +27,7 @@ from quittance.platform import Platform
 from quittance.proof import receipt
 from quittance.run import Outcome
 from quittance.store.ledger import listed_change, standing_change
-from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, words
+from quittance.store.listings import AGENT_SLOTS, Ended, IndexRow, ListedAgent, ListedRun, ListedTask, words
 from quittance.store.registry import changed_agent
 
 _PASSES_MAX: Final = 10  # a pass is repeated only if the agent, its standing or its rows changed meanwhile
@@ -74,19 +74,30 @@ def list_agent(platform: Platform, agent_id: str) -> None:
     """
     for _ in range(_PASSES_MAX):
         listed = _agent(platform, agent_id)
-        rows = platform.listings.terms_of(agent_id)
-        terms = listed.terms if listed else ()
-        missing = [term for term in terms if rows.get(term) != listed]
-        stale = rows.keys() - set(terms)
-        if listed:
-            for term in missing:
-                platform.listings.put_agent(listed, term)
-        for term in stale:
-            platform.listings.hide_agent(agent_id, term)
+        rows = platform.listings.rows_of(agent_id)
+        wanted = _placed(listed, rows) if listed else {}
+        missing = [slot for slot, row in wanted.items() if rows.get(slot) != row]
+        stale = rows.keys() - wanted.keys()
+        for slot in missing:
+            platform.listings.put_agent(wanted[slot].agent, wanted[slot].term, slot)
+        for slot in stale:
+            platform.listings.hide_agent(agent_id, slot)
         count(Metric.LISTED, len(missing) + len(stale))
         if not missing and not stale:
             return
     raise PlatformUnavailableError
+
+
+def _placed(listed: ListedAgent, rows: Mapping[str, IndexRow]) -> dict[str, IndexRow]:
+    """The rows that an agent must have, by slot: a term that has a slot keeps it, the others get free ones."""
+    taken: dict[str, str] = {}
+    for slot in AGENT_SLOTS:
+        if slot in rows and rows[slot].term in listed.terms:
+            taken.setdefault(rows[slot].term, slot)
+    free = [slot for slot in AGENT_SLOTS if slot not in taken.values()]
+    new = [term for term in dict.fromkeys(listed.terms) if term not in taken]
+    taken |= zip(new, free, strict=False)
+    return {slot: IndexRow(term, listed) for term, slot in taken.items()}
 
 
 def backfill(platform: Platform, request: object) -> dict[str, Any]:

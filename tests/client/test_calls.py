@@ -1,5 +1,6 @@
 """Calls against a server that misbehaves: what is repeated, what is not, and what the errors say."""
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -41,6 +42,7 @@ PENDING = {
 }  # fmt: skip
 RESULT = {
     "task_id": "t", "agent_id": "agt_a", "success": True, "output": "hello", "error": None, "execution_time_ms": 3,
+    "input_sha256": hashlib.sha256(b"hello").hexdigest(),
     "resource_usage": {
         "memory_used_mb": 1.5, "cpu_time_ms": 1, "execution_time_ms": 3, "storage_used_kb": 0.1, "fuel_used": 10,
         "fuel_exact": True, "input_bytes": 5, "output_bytes": 5,

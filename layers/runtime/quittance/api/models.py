@@ -722,6 +722,7 @@ class AgentUpload(_Answer):
 
     agent_id: str
     state: AgentState
+    version: int = Field(description="The number of the version that the upload becomes.", examples=[3])
     upload: UploadForm
 
 

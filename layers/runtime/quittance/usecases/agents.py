@@ -410,7 +410,8 @@ def _upload_form(platform: Platform, agent: Agent) -> AgentUpload:
     url, fields = platform.uploads.presigned_post(agent.agent_id, agent.upload.number)
     expires_ms = platform.now_ms() + UPLOAD_SECONDS_MAX * 1_000
     form = UploadForm(url=url, fields=fields, expires_at=expires_ms)
-    return AgentUpload(agent_id=agent.agent_id, state=agent.upload.state, upload=form)
+    upload = agent.upload
+    return AgentUpload(agent_id=agent.agent_id, state=upload.state, version=upload.number, upload=form)
 
 
 def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges | None) -> Terms:

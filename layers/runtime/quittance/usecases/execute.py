@@ -206,9 +206,9 @@ def _check_or_join(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, l
         return _check(platform, attempt)
     except (BudgetTooLowError, InputNotAcceptedError, TermsChangedError):
         earlier = platform.ledger.find(attempt.escrow_id)
-        if earlier is None or earlier.request_sha256 != attempt.request_sha256:
+        if earlier is None or earlier.request_sha256 != attempt.as_funded(earlier).request_sha256:
             raise
-        return _check(platform, attempt, funded=True)
+        return _check(platform, attempt.as_funded(earlier), funded=True)
 
 
 @tracing.step("check")

@@ -402,6 +402,45 @@ def test_changed_and_retired_agents_leave_no_old_rows(platform: Cloud, context: 
     assert indexed(platform) == []
 
 
+def test_agent_is_listed_once_for_all_its_changes_in_a_batch(
+    platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes are free, so an owner who makes very many must not hold up the listing of other agents."""
+    busy, other = publish(platform, "Busy"), publish(platform, "Other")
+    listed: list[str] = []
+    list_agent = listings.list_agent
+
+    def counted(of: Any, agent_id: str) -> None:
+        listed.append(agent_id)
+        list_agent(of, agent_id)
+
+    monkeypatch.setattr(listings, "list_agent", counted)
+    records = [agent_record(platform, busy, number) for number in range(9)]
+    records.append(set_standing(platform, busy, Standing(outcomes=2, successes=2)))
+    assert deliver(context, *records, agent_record(platform, other, 9)) == []
+    assert listed == [busy, other]
+    assert sorted(found(platform)) == ["Busy", "Other"]
+    assert deliver(context, agent_record(platform, busy)) == []
+    assert listed == [busy, other, busy], "another batch may have newer changes"
+
+
+def test_failed_listing_is_tried_for_the_next_record(
+    platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent_id = publish(platform, "Echo")
+    fails = iter([True])
+    list_agent = listings.list_agent
+
+    def failing(of: Any, listed: str) -> None:
+        if next(fails, False):
+            raise PlatformUnavailableError
+        list_agent(of, listed)
+
+    monkeypatch.setattr(listings, "list_agent", failing)
+    assert deliver(context, agent_record(platform, agent_id, 1), agent_record(platform, agent_id, 2)) == ["1"]
+    assert found(platform, q="echo") == ["Echo"]
+
+
 def test_changing_words_leaves_as_many_rows_as_an_agent_may_have(platform: Cloud) -> None:
     """No function deletes a row, and every listing of an agent reads all of them: each row must be used again."""
     agent_id = publish(platform, "Echo")

@@ -34,10 +34,12 @@ _PASSES_MAX: Final = 10  # a pass is repeated only if the agent, its standing or
 _PIECE_MS_MAX: Final = 15_000  # of one piece of a backfill: no piece is begun with less time left
 
 
-def list_change(platform: Platform, record: Mapping[str, Any]) -> None:
+def list_change(platform: Platform, record: Mapping[str, Any], listed: set[str]) -> None:
     """Lists what one record of a table's stream changed, if anything listed. Safe to repeat, in any order.
 
-    Raises PlatformUnavailableError: Lambda must deliver the record again.
+    `listed` are the agents that were listed for earlier records of the same batch: it gets this one. They are not
+    listed again, because what was read for them is at least as new as the whole batch. So an owner who changes an agent
+    again and again does not delay the others. Raises PlatformUnavailableError: Lambda must deliver the record again.
     """
     change = record["dynamodb"]
     before, after = change.get("OldImage", {}), change.get("NewImage", {})
@@ -47,9 +49,15 @@ def list_change(platform: Platform, record: Mapping[str, Any]) -> None:
     elif moved := standing_change(before, after):
         agent_id, earlier, standing = moved
         if earlier is None or _shown(platform, earlier) != _shown(platform, standing):
-            list_agent(platform, agent_id)
+            _list_once(platform, agent_id, listed)
     elif changed := changed_agent(after):
-        list_agent(platform, changed)
+        _list_once(platform, changed, listed)
+
+
+def _list_once(platform: Platform, agent_id: str, listed: set[str]) -> None:
+    if agent_id not in listed:
+        list_agent(platform, agent_id)
+        listed.add(agent_id)
 
 
 def list_escrow(platform: Platform, escrow: Escrow) -> None:

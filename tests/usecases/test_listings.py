@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from quittance.api.identity import Caller
-from quittance.api.models import AgentChange, AgentId, AgentRequest, StatedTaskId, TaskId, TaskRequest
+from quittance.api.models import AgentChange, AgentId, AgentRequest, StatedTaskId, TaskId, TaskRequest, TaskResult
 from quittance.errors import InvalidRequestError, NotFoundError, PlatformUnavailableError
 from quittance.ledger import reputation
 from quittance.ledger.escrow import TaskState, escrow_id
@@ -35,7 +35,7 @@ from quittance.store.listings import (
     Wanted,
     words,
 )
-from quittance.usecases import agents, execute, listings, runs
+from quittance.usecases import agents, execute, listings, result, runs
 from tests.functions.test_handlers import load
 from tests.support import FLAT, Cloud, stream_record, wasm
 from tests.usecases.test_notify import item, run
@@ -400,6 +400,31 @@ def test_changed_and_retired_agents_leave_no_old_rows(platform: Cloud, context: 
     assert found(platform, q="new") == [], "the registry knows already"
     deliver(context, agent_record(platform, agent_id))
     assert indexed(platform) == []
+
+
+def test_messages_to_an_owner_contain_nothing_of_the_output(platform: Cloud) -> None:
+    """The agent writes what it read as a name, which its own rules refuse: the message must not pass it on."""
+    platform.deposit("alice", 10_000_000)
+    agent_id = platform.publish(wasm("echo"), acceptance={"json_schema": {"additionalProperties": False}})
+    for number, secret in enumerate(['{"SECRET": 1}', '{"SECRET (max_bytes).": 1}', '{"SECRET": 1, "SECRET": 2}']):
+        task = {"task_id": f"t{number}", "agent_id": agent_id, "input": secret, "budget": "0.5"}
+        answer = execute.execute(platform, "alice", TaskRequest.model_validate(task))
+        assert isinstance(answer, TaskResult)
+        assert answer.error
+        assert answer.error.code == "rejected"
+        assert number == 2 or "SECRET" in answer.error.message, "the payer reads where"
+        escrow = platform.ledger.find(escrow_id("alice", f"t{number}"))
+        assert escrow
+        listings.list_escrow(platform, escrow)
+        owners = result.read(platform, OWNER, f"t{number}", user="alice")
+        assert isinstance(owners, TaskResult)
+        assert owners.error
+        run_page = runs.page(platform, OWNER, agent_id)
+        one = runs.read(platform, OWNER, agent_id, escrow.escrow_id)
+        for message in (owners.error.message, one.message, *(each.message for each in run_page.runs)):
+            assert message == "The output does not meet the agent's rules: see json_schema." or (
+                number == 2 and "SECRET" not in str(message)
+            )
 
 
 def test_agent_is_listed_once_for_all_its_changes_in_a_batch(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from quittance.acceptance.rules import without_output
 from quittance.agent import AgentState
 from quittance.api.models import BackfillRequest
 from quittance.api.requests import read_direct
@@ -175,7 +176,7 @@ def listed_run(escrow: Escrow) -> ListedRun | None:
         memory_bytes=meter["memory_bytes"],
         paid_micro=settlement.split.paid_micro,
         fee_micro=settlement.split.fee_micro,
-        message="" if settlement.outcome is Outcome.SUCCEEDED else settlement.message,
+        message="" if settlement.outcome is Outcome.SUCCEEDED else without_output(settlement.message),
         payer=escrow.payer if escrow.share_payer else None,
         log_shared=escrow.share_log,
     )

@@ -391,7 +391,7 @@ def test_lists_end_if_a_page_comes_again(server: Server, client: Any) -> None:
 
 def test_registrations_are_repeated_with_their_id(server: Server, client: Any) -> None:
     form = {"url": f"{server.url}/bucket", "fields": {}, "expires_at": "2026-01-01T00:00:00.000Z"}
-    done = Reply(201, {"agent_id": "agt_a", "state": "awaiting_upload", "upload": form})
+    done = Reply(201, {"agent_id": "agt_a", "state": "awaiting_upload", "version": 1, "upload": form})
     for failure in (Reply(drop=True), UNAVAILABLE, Reply(500, b""), problem(429, "throttled")):
         server.api("POST /agents", failure, done)
         server.seen.clear()

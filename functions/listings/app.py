@@ -15,4 +15,5 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Lambda's entry. Returns the records that Lambda is to deliver again, or where the backfill continues."""
     if "backfill" in event:
         return backfill(platform(context), event["backfill"])
-    return each_record(event, context, lambda record: list_change(platform(context), record))
+    listed: set[str] = set()
+    return each_record(event, context, lambda record: list_change(platform(context), record, listed))

@@ -14,7 +14,7 @@ from quittance.ledger.reputation import Standing
 from quittance.limits import LISTING_READ_MAX, LISTING_SHARDS
 from quittance.platform import Platform
 from quittance.run import Fault, Outcome
-from quittance.store.listings import Ended, ListedAgent, ListedRun, Listings, Sort, Wanted
+from quittance.store.listings import AGENT_SLOTS, Ended, ListedAgent, ListedRun, Listings, Sort, Wanted
 from quittance.usecases import listings
 from tests.depth import LONG, SEED
 from tests.proofs.engines import client_of, engine, new_table
@@ -125,7 +125,9 @@ class State:
 
 
 def rows_of(url: str, agent_id: str) -> dict[str, ListedAgent]:
-    return store(url).terms_of(agent_id)
+    rows = list(store(url).rows_of(agent_id).values())
+    assert len({row.term for row in rows}) == len(rows)
+    return {row.term: row.agent for row in rows}
 
 
 @pytest.mark.parametrize("retires", [False, True])
@@ -195,7 +197,7 @@ def test_ten_thousand_agents_cost_what_a_page_costs(url: str) -> None:
     def fill(numbers: range, term: str) -> None:
         listed = store(url)
         for number in numbers:
-            listed.put_agent(agent(number, "some", f"n{number % 10}"), term)
+            listed.put_agent(agent(number, "some", f"n{number % 10}"), term, AGENT_SLOTS[term == "word:few"])
 
     fill(range(100), "word:few")
     parts = [range(start, AGENTS, 4) for start in range(4)]

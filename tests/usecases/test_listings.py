@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from quittance.api.identity import Caller
-from quittance.api.models import AgentId, AgentRequest, StatedTaskId, TaskId, TaskRequest
+from quittance.api.models import AgentChange, AgentId, AgentRequest, StatedTaskId, TaskId, TaskRequest, TaskResult
 from quittance.errors import InvalidRequestError, NotFoundError, PlatformUnavailableError
 from quittance.ledger import reputation
 from quittance.ledger.escrow import TaskState, escrow_id
@@ -24,8 +24,18 @@ from quittance.ledger.reputation import Standing
 from quittance.limits import AGENT_WORDS_MAX, LISTING_READ_MAX, LISTING_SHARDS, QUERY_WORDS_MAX, WORD_CHARS_MAX
 from quittance.run import Fault, Outcome
 from quittance.store.dynamo import to_item
-from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, Listings, Sort, Wanted, words
-from quittance.usecases import agents, execute, listings, runs
+from quittance.store.listings import (
+    AGENT_SLOTS,
+    Ended,
+    ListedAgent,
+    ListedRun,
+    ListedTask,
+    Listings,
+    Sort,
+    Wanted,
+    words,
+)
+from quittance.usecases import agents, execute, listings, result, runs
 from tests.functions.test_handlers import load
 from tests.support import FLAT, Cloud, stream_record, wasm
 from tests.usecases.test_notify import item, run
@@ -392,6 +402,107 @@ def test_changed_and_retired_agents_leave_no_old_rows(platform: Cloud, context: 
     assert indexed(platform) == []
 
 
+def test_messages_to_an_owner_contain_nothing_of_the_output(platform: Cloud) -> None:
+    """The agent writes what it read as a name, which its own rules refuse: the message must not pass it on."""
+    platform.deposit("alice", 10_000_000)
+    agent_id = platform.publish(wasm("echo"), acceptance={"json_schema": {"additionalProperties": False}})
+    for number, secret in enumerate(['{"SECRET": 1}', '{"SECRET (max_bytes).": 1}', '{"SECRET": 1, "SECRET": 2}']):
+        task = {"task_id": f"t{number}", "agent_id": agent_id, "input": secret, "budget": "0.5"}
+        answer = execute.execute(platform, "alice", TaskRequest.model_validate(task))
+        assert isinstance(answer, TaskResult)
+        assert answer.error
+        assert answer.error.code == "rejected"
+        assert number == 2 or "SECRET" in answer.error.message, "the payer reads where"
+        escrow = platform.ledger.find(escrow_id("alice", f"t{number}"))
+        assert escrow
+        listings.list_escrow(platform, escrow)
+        owners = result.read(platform, OWNER, f"t{number}", user="alice")
+        assert isinstance(owners, TaskResult)
+        assert owners.error
+        run_page = runs.page(platform, OWNER, agent_id)
+        one = runs.read(platform, OWNER, agent_id, escrow.escrow_id)
+        for message in (owners.error.message, one.message, *(each.message for each in run_page.runs)):
+            assert message == "The output does not meet the agent's rules: see json_schema." or (
+                number == 2 and "SECRET" not in str(message)
+            )
+
+
+def test_agent_is_listed_once_for_all_its_changes_in_a_batch(
+    platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes are free, so an owner who makes very many must not hold up the listing of other agents."""
+    busy, other = publish(platform, "Busy"), publish(platform, "Other")
+    listed: list[str] = []
+    list_agent = listings.list_agent
+
+    def counted(of: Any, agent_id: str) -> None:
+        listed.append(agent_id)
+        list_agent(of, agent_id)
+
+    monkeypatch.setattr(listings, "list_agent", counted)
+    records = [agent_record(platform, busy, number) for number in range(9)]
+    records.append(set_standing(platform, busy, Standing(outcomes=2, successes=2)))
+    assert deliver(context, *records, agent_record(platform, other, 9)) == []
+    assert listed == [busy, other]
+    assert sorted(found(platform)) == ["Busy", "Other"]
+    assert deliver(context, agent_record(platform, busy)) == []
+    assert listed == [busy, other, busy], "another batch may have newer changes"
+
+
+def test_failed_listing_is_tried_for_the_next_record(
+    platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent_id = publish(platform, "Echo")
+    fails = iter([True])
+    list_agent = listings.list_agent
+
+    def failing(of: Any, listed: str) -> None:
+        if next(fails, False):
+            raise PlatformUnavailableError
+        list_agent(of, listed)
+
+    monkeypatch.setattr(listings, "list_agent", failing)
+    assert deliver(context, agent_record(platform, agent_id, 1), agent_record(platform, agent_id, 2)) == ["1"]
+    assert found(platform, q="echo") == ["Echo"]
+
+
+def test_changing_words_leaves_as_many_rows_as_an_agent_may_have(platform: Cloud) -> None:
+    """No function deletes a row, and every listing of an agent reads all of them: each row must be used again."""
+    agent_id = publish(platform, "Echo")
+    for number in range(8):
+        wanted = " ".join(f"w{number}x{each}" for each in range(AGENT_WORDS_MAX + 5))
+        agents.change(platform, OWNER, agent_id, AgentChange(description=wanted))
+        listings.list_agent(platform, agent_id)
+        assert len(rows(platform, "AGENT#")) <= len(AGENT_SLOTS)
+        assert found(platform, q=f"w{number}x0") == ["Echo"]
+        assert number == 0 or found(platform, q=f"w{number - 1}x0") == []
+    assert len(indexed(platform)) == len({row["term"]["S"] for row in indexed(platform)})
+
+
+def test_terms_keep_their_rows_when_others_change(platform: Cloud) -> None:
+    """A search that pages by a term does not lose or repeat an agent whose other words change."""
+    agent_id = publish(platform, "Echo")
+    agents.change(platform, OWNER, agent_id, AgentChange(description="zeta beta"))
+    listings.list_agent(platform, agent_id)
+    before = {row["term"]["S"]: row["sk"]["S"] for row in indexed(platform)}
+    agents.change(platform, OWNER, agent_id, AgentChange(description="alpha beta gamma"))
+    listings.list_agent(platform, agent_id)
+    now = {row["term"]["S"]: row["sk"]["S"] for row in indexed(platform)}
+    assert {term: now[term] for term in ("*", "owner:owner", "word:echo", "word:beta")}.items() <= before.items()
+    assert set(now) == {"*", "owner:owner", "word:echo", "word:alpha", "word:beta", "word:gamma"}
+
+
+def test_term_in_two_slots_is_taken_out_of_one(platform: Cloud) -> None:
+    """Two invocations at once may give one term two slots, or rows of an earlier commit have other keys."""
+    agent_id = publish(platform, "Echo")
+    listings.list_agent(platform, agent_id)
+    (row,) = (row for row in platform.listings.rows_of(agent_id).values() if row.term == "word:echo")
+    platform.listings.put_agent(row.agent, row.term, AGENT_SLOTS[-1])
+    platform.listings.put_agent(row.agent, row.term, "word:echo")
+    listings.list_agent(platform, agent_id)
+    assert sorted(each["term"]["S"] for each in indexed(platform)) == ["*", "owner:owner", "word:echo"]
+
+
 def test_unactivated_and_unknown_agents_are_in_no_index(platform: Cloud, context: Any) -> None:
     body = AgentRequest.model_validate({"name": "own", "tariff": FLAT})
     agent_id = agents.register(platform, OWNER, body).agent_id
@@ -418,7 +529,7 @@ def test_late_writer_does_not_bring_back_an_old_state(platform: Cloud, monkeypat
     """One invocation has read the agent, stalls, and writes after another one has listed the agent's new state."""
     agent_id = publish(platform, "Echo")
     wipe(platform)
-    read_rows = platform.listings.terms_of
+    read_rows = platform.listings.rows_of
     stalls = iter([True])
 
     def stalling(listed: str) -> Any:
@@ -427,7 +538,7 @@ def test_late_writer_does_not_bring_back_an_old_state(platform: Cloud, monkeypat
             listings.list_agent(platform, agent_id)
         return read_rows(listed)
 
-    monkeypatch.setattr(platform.listings, "terms_of", stalling)
+    monkeypatch.setattr(platform.listings, "rows_of", stalling)
     listings.list_agent(platform, agent_id)
     assert {row["score_tenths"]["N"] for row in indexed(platform)} == {"900"}
 
@@ -479,8 +590,8 @@ def test_search_pages_have_every_agent_once_in_order(
     wipe(cloud)
     listed = [listed_agent(each) for each in range(number)]
     for each in listed:
-        for term in each.terms:
-            cloud.listings.put_agent(each, term)
+        for slot, term in zip(AGENT_SLOTS, each.terms, strict=False):
+            cloud.listings.put_agent(each, term, slot)
     wanted = Wanted(words=("echo", "n1"), price_micro_max=price)
     store = cut_short(cloud, random.Random(limit))
     read: list[ListedAgent] = []
@@ -492,7 +603,7 @@ def test_search_pages_have_every_agent_once_in_order(
         if after is None:
             break
         if sort is Sort.NEWEST:
-            cloud.listings.put_agent(listed_agent(fresh), "word:echo")
+            cloud.listings.put_agent(listed_agent(fresh), "word:echo", AGENT_SLOTS[fresh % 5])
     expected = [each for each in listed if "n1" in each.words and each.price_micro <= price]
     assert len({each.agent_id for each in read}) == len(read)
     assert {each.agent_id for each in expected} == {each.agent_id for each in read}

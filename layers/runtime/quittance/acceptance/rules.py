@@ -43,6 +43,7 @@ from quittance.run import Outcome, RejectedBy, Side
 SCORE_MICRO_MAX: Final = 1_000_000
 NO_RULES: Final = "{}"
 _POINTER_CHARS_MAX: Final = 200
+_NOT_MET: Final = "The output does not meet the agent's rules: "
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; charset=utf-8"
 _SIGNATURES: Final = {  # only the first bytes of these types are checked
@@ -155,6 +156,17 @@ def rules_sha256(text: str) -> str | None:
     return None if text == NO_RULES else hashlib.sha256(text.encode()).hexdigest()
 
 
+def without_output(message: str) -> str:
+    """A message of a verdict for the agent's owner: it names the rule, without the place in the output.
+
+    A place contains names from the output. An agent could write there what it read, and its owner is not to learn that.
+    """
+    if not message.startswith(_NOT_MET):
+        return message
+    rule = message.rpartition(" (")[2].removesuffix(").")
+    return f"{_NOT_MET}see {rule if rule in Rules.model_fields else 'json_schema'}."
+
+
 def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdict:
     """Whether an output meets the agent's rules and then the task's. Judges are not part of this verdict.
 
@@ -174,7 +186,7 @@ def verdict(output: bytes, *, agent: Rules | None, task: Rules | None) -> Verdic
             return Verdict(Outcome.REJECTED if by_agent else Outcome.RULES_FAILED, side, message)
         if found:
             rule, reason = found
-            message = f"The output does not meet the {side.side}'s rules: "
+            message = _NOT_MET if by_agent else f"The output does not meet the {side.side}'s rules: "
             message += f"{reason} ({rule})." if by_agent else f"see {rule}."
             return Verdict(Outcome.REJECTED, side, message[:MESSAGE_CHARS_MAX])
     return Verdict()

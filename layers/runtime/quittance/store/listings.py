@@ -3,14 +3,15 @@
     pk                                          sk
     RUNS#<agent>#<succeeded|failed>#<shard>     <settled_ms>#<escrow id>   a settled run of an agent
     TASKS#<payer>#<shard>                       <funded_ms>#<escrow id>    a task of an account, with its state
-    AGENT#<agent id>                            <term>                     an agent under one of its search terms
+    AGENT#<agent id>                            <slot>                     an agent under one of its search terms
 
 Times in keys have 13 digits, so that their order as text is their order in time. The rows of one agent or account are
 spread over LISTING_SHARDS partitions, so that a hot one is not limited by one partition; a page merges them.
 
 A search term is `*`, `tag:<tag>`, `word:<word>` or `owner:<account>`. The rows of active agents have the attributes of
 the indexes `newest`, `price`, `score` and `success_rate`, which list the agents of a term. A row without these
-attributes is in no index: so a term is taken back, because no function may delete an item.
+attributes is in no index: so a term is taken back, because no function may delete an item. An agent has as many slots
+as it may have terms, and a slot is used again: so its rows stay few, however often its words change.
 
 Nothing here decides about money. All rows can be written again from the ledger and the registry (see
 `usecases/listings.py`).
@@ -26,7 +27,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance.ledger.escrow import TaskState
-from quittance.limits import LISTING_MS_MAX, LISTING_READ_MAX, LISTING_SHARDS, WORD_CHARS_MAX
+from quittance.limits import (
+    AGENT_TAGS_MAX,
+    AGENT_WORDS_MAX,
+    LISTING_MS_MAX,
+    LISTING_READ_MAX,
+    LISTING_SHARDS,
+    WORD_CHARS_MAX,
+)
 from quittance.run import Fault, Outcome
 from quittance.store.dynamo import Patience, RefusedError, Value, from_item, paged, retried, to_item
 
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 NO_END: Final = LISTING_MS_MAX
+AGENT_SLOTS: Final = tuple(f"{slot:02}" for slot in range(2 + AGENT_TAGS_MAX + AGENT_WORDS_MAX))
+"""The keys of an agent's rows: enough for all, its owner, its tags and its words."""
 _AFTER_ALL: Final = "~"  # greater than every character of an escrow id
 
 
@@ -176,12 +186,24 @@ class Wanted:
         return " AND ".join(parts), values
 
 
+SearchPlace = tuple[int, str, str]
+"""The position at which a page of a search ends: value, agent id and slot of its last row."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """A row of the index: an agent under one of its terms."""
+
+    term: str
+    agent: ListedAgent
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Some agents of the index in order, and the position (value, agent id) at which the next page begins."""
+    """Some agents of the index in order, and the position at which the next page begins."""
 
     agents: list[ListedAgent]
-    after: tuple[int, str] | None
+    after: SearchPlace | None
 
 
 class Listings:
@@ -270,8 +292,8 @@ class Listings:
 
     # The index of agents.
 
-    def terms_of(self, agent_id: str) -> dict[str, ListedAgent]:
-        """The rows of an agent that are in the index, by term (consistent read)."""
+    def rows_of(self, agent_id: str) -> dict[str, IndexRow]:
+        """The rows of an agent that are in the index, by slot (consistent read)."""
         query = {
             "TableName": self._table,
             "KeyConditionExpression": "pk = :pk",
@@ -279,14 +301,14 @@ class Listings:
             "ConsistentRead": True,
         }
         rows = paged(self._client.query, query, self._left_ms)
-        return {row["sk"]["S"]: _listed(row) for row in rows if "term" in row}
+        return {row["sk"]["S"]: IndexRow(row["term"]["S"], _listed(row)) for row in rows if "term" in row}
 
-    def put_agent(self, agent: ListedAgent, term: str) -> None:
-        """Writes the row of an agent under one of its terms."""
+    def put_agent(self, agent: ListedAgent, term: str, slot: str) -> None:
+        """Writes the row of an agent under one of its terms into a slot."""
         self._put(
             {
                 "pk": _agent_pk(agent.agent_id),
-                "sk": term,
+                "sk": slot,
                 "term": term,
                 "owner": agent.owner,
                 "created_ms": agent.created_ms,
@@ -298,11 +320,11 @@ class Listings:
             }
         )
 
-    def hide_agent(self, agent_id: str, term: str) -> None:
-        """Takes an agent's row of a term out of the index."""
-        self._put({"pk": _agent_pk(agent_id), "sk": term})
+    def hide_agent(self, agent_id: str, slot: str) -> None:
+        """Takes the row in a slot of an agent out of the index."""
+        self._put({"pk": _agent_pk(agent_id), "sk": slot})
 
-    def search(self, wanted: Wanted, *, sort: Sort, limit: int, after: tuple[int, str] | None) -> Found:
+    def search(self, wanted: Wanted, *, sort: Sort, limit: int, after: SearchPlace | None) -> Found:
         """Up to `limit` active agents in order, behind the position `after`.
 
         One read of at most LISTING_READ_MAX rows of one term. With filters a page may therefore have fewer agents, or
@@ -322,18 +344,17 @@ class Listings:
         if condition:
             query["FilterExpression"] = condition
         if after is not None:
-            value, agent_id = after
-            key: dict[str, Value] = {"pk": _agent_pk(agent_id), "sk": wanted.term, "term": wanted.term, ordered: value}
+            value, agent_id, slot = after
+            key: dict[str, Value] = {"pk": _agent_pk(agent_id), "sk": slot, "term": wanted.term, ordered: value}
             query["ExclusiveStartKey"] = to_item(key)
         answer = retried(partial(self._client.query, **query), self._patience())
         agents = [_listed(item) for item in answer["Items"]]
-        last = agents[limit - 1] if len(agents) > limit else None
-        if last is not None:
-            return Found(agents[:limit], (getattr(last, ordered), last.agent_id))
+        if len(agents) > limit:
+            return Found(agents[:limit], _search_place(answer["Items"][limit - 1], ordered))
         end = answer.get("LastEvaluatedKey")
         if end is None or _is_past(wanted, sort, int(end[ordered]["N"])):
             return Found(agents, None)
-        return Found(agents, (int(end[ordered]["N"]), end["pk"]["S"].removeprefix("AGENT#")))
+        return Found(agents, _search_place(end, ordered))
 
     # Parts.
 
@@ -399,6 +420,10 @@ class Listings:
 
     def _patience(self) -> Patience:
         return Patience(self._left_ms())
+
+
+def _search_place(key: Mapping[str, Any], ordered: str) -> SearchPlace:
+    return int(key[ordered]["N"]), key["pk"]["S"].removeprefix("AGENT#"), key["sk"]["S"]
 
 
 def _is_past(wanted: Wanted, sort: Sort, value: int) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from quittance.acceptance.rules import without_output
 from quittance.agent import AgentState
 from quittance.api.models import BackfillRequest
 from quittance.api.requests import read_direct
@@ -27,17 +28,19 @@ from quittance.platform import Platform
 from quittance.proof import receipt
 from quittance.run import Outcome
 from quittance.store.ledger import listed_change, standing_change
-from quittance.store.listings import Ended, ListedAgent, ListedRun, ListedTask, words
+from quittance.store.listings import AGENT_SLOTS, Ended, IndexRow, ListedAgent, ListedRun, ListedTask, words
 from quittance.store.registry import changed_agent
 
 _PASSES_MAX: Final = 10  # a pass is repeated only if the agent, its standing or its rows changed meanwhile
 _PIECE_MS_MAX: Final = 15_000  # of one piece of a backfill: no piece is begun with less time left
 
 
-def list_change(platform: Platform, record: Mapping[str, Any]) -> None:
+def list_change(platform: Platform, record: Mapping[str, Any], listed: set[str]) -> None:
     """Lists what one record of a table's stream changed, if anything listed. Safe to repeat, in any order.
 
-    Raises PlatformUnavailableError: Lambda must deliver the record again.
+    `listed` are the agents that were listed for earlier records of the same batch: it gets this one. They are not
+    listed again, because what was read for them is at least as new as the whole batch. So an owner who changes an agent
+    again and again does not delay the others. Raises PlatformUnavailableError: Lambda must deliver the record again.
     """
     change = record["dynamodb"]
     before, after = change.get("OldImage", {}), change.get("NewImage", {})
@@ -47,9 +50,15 @@ def list_change(platform: Platform, record: Mapping[str, Any]) -> None:
     elif moved := standing_change(before, after):
         agent_id, earlier, standing = moved
         if earlier is None or _shown(platform, earlier) != _shown(platform, standing):
-            list_agent(platform, agent_id)
+            _list_once(platform, agent_id, listed)
     elif changed := changed_agent(after):
-        list_agent(platform, changed)
+        _list_once(platform, changed, listed)
+
+
+def _list_once(platform: Platform, agent_id: str, listed: set[str]) -> None:
+    if agent_id not in listed:
+        list_agent(platform, agent_id)
+        listed.add(agent_id)
 
 
 def list_escrow(platform: Platform, escrow: Escrow) -> None:
@@ -74,19 +83,30 @@ def list_agent(platform: Platform, agent_id: str) -> None:
     """
     for _ in range(_PASSES_MAX):
         listed = _agent(platform, agent_id)
-        rows = platform.listings.terms_of(agent_id)
-        terms = listed.terms if listed else ()
-        missing = [term for term in terms if rows.get(term) != listed]
-        stale = rows.keys() - set(terms)
-        if listed:
-            for term in missing:
-                platform.listings.put_agent(listed, term)
-        for term in stale:
-            platform.listings.hide_agent(agent_id, term)
+        rows = platform.listings.rows_of(agent_id)
+        wanted = _placed(listed, rows) if listed else {}
+        missing = [slot for slot, row in wanted.items() if rows.get(slot) != row]
+        stale = rows.keys() - wanted.keys()
+        for slot in missing:
+            platform.listings.put_agent(wanted[slot].agent, wanted[slot].term, slot)
+        for slot in stale:
+            platform.listings.hide_agent(agent_id, slot)
         count(Metric.LISTED, len(missing) + len(stale))
         if not missing and not stale:
             return
     raise PlatformUnavailableError
+
+
+def _placed(listed: ListedAgent, rows: Mapping[str, IndexRow]) -> dict[str, IndexRow]:
+    """The rows that an agent must have, by slot: a term that has a slot keeps it, the others get free ones."""
+    taken: dict[str, str] = {}
+    for slot in AGENT_SLOTS:
+        if slot in rows and rows[slot].term in listed.terms:
+            taken.setdefault(rows[slot].term, slot)
+    free = [slot for slot in AGENT_SLOTS if slot not in taken.values()]
+    new = [term for term in dict.fromkeys(listed.terms) if term not in taken]
+    taken |= zip(new, free, strict=False)
+    return {slot: IndexRow(term, listed) for term, slot in taken.items()}
 
 
 def backfill(platform: Platform, request: object) -> dict[str, Any]:
@@ -156,7 +176,7 @@ def listed_run(escrow: Escrow) -> ListedRun | None:
         memory_bytes=meter["memory_bytes"],
         paid_micro=settlement.split.paid_micro,
         fee_micro=settlement.split.fee_micro,
-        message="" if settlement.outcome is Outcome.SUCCEEDED else settlement.message,
+        message="" if settlement.outcome is Outcome.SUCCEEDED else without_output(settlement.message),
         payer=escrow.payer if escrow.share_payer else None,
         log_shared=escrow.share_log,
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quittance import observability
+from quittance.acceptance.rules import without_output
 from quittance.api.identity import Caller
 from quittance.api.models import (
     AccountId,
@@ -52,7 +53,8 @@ def read(platform: Platform, caller: Caller, task_id: StatedTaskId, user: Whose 
     escrow = settle.expire_if_overdue(platform, find(platform, caller, task_id, user=user))
     if caller.account != (user or caller.account) and escrow.settlement:
         stderr = escrow.settlement.stderr if escrow.share_log else None
-        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, stderr=stderr))
+        message = without_output(escrow.settlement.message)
+        escrow = replace(escrow, settlement=replace(escrow.settlement, output=None, stderr=stderr, message=message))
     return answer(platform, escrow)
 
 

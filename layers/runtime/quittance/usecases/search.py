@@ -12,7 +12,7 @@ from quittance.limits import QUERY_WORDS_MAX
 from quittance.platform import Platform
 from quittance.store.listings import ListedAgent, Sort, Wanted, words
 
-_CURSOR: Final = Cursor("|".join(Sort), "[A-Za-z0-9_-]{1,64}")
+_CURSOR: Final = Cursor("|".join(Sort), "[A-Za-z0-9_-]{1,64}", "[0-9]{2}")
 Text = Annotated[
     SearchText | None,
     Field(description="Active agents whose name, description and tags have all these words, in any order."),
@@ -55,7 +55,7 @@ def find(
         own_micro = wanted.price_micro_max - platform.settings.compute.micro(1)
         wanted = replace(wanted, price_micro_max=own_micro)
     found = platform.listings.search(
-        replace(wanted, words=named), sort=order, limit=limit, after=(place[0], place[2]) if place else None
+        replace(wanted, words=named), sort=order, limit=limit, after=(place[0], *place[2:]) if place else None
     )
-    cursor = _CURSOR.write(found.after[0], order, found.after[1]) if found.after else None
+    cursor = _CURSOR.write(found.after[0], order, *found.after[1:]) if found.after else None
     return found.agents, cursor

@@ -23,6 +23,7 @@ from quittance.cli.exits import Exit, UsageError
 from quittance.cli.main import main
 from quittance.cli.profiles import Profile
 from tests.cli.conftest import Command
+from tests.client.servers import Reply, Server
 from tests.support import wasm
 from tests.waiting import GENEROUS_S
 
@@ -34,7 +35,7 @@ if words[0] == "up":
     print("  starting the local cloud", file=sys.stderr)
     path = pathlib.Path(".local/stack.json")
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"api_url": "http://127.0.0.1:1/v1"}))
+    path.write_text(json.dumps({"api_url": pathlib.Path("url").read_text()}))
 elif words[0] == "token":
     print("token-of-" + words[-1])
 elif words[0] == "down":
@@ -256,11 +257,23 @@ def test_doctor_says_what_is_wrong_with_a_profile(capsys: Any) -> None:
 def test_up_writes_a_profile_that_calls_the_local_cloud(
     checkout: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with Server().running() as server:
+        (checkout / "url").write_text(server.url)
+        moved = {"account_id": "alice", "recorded_at": "2026-01-01T00:00:00Z", "amount": "2"}
+        server.api("POST /accounts/me/deposits", Reply(201, {**moved, "deposit_id": "quittance-up"}))
+        server.api("POST /accounts/me/bond", Reply(201, {**moved, "bond_id": "quittance-up"}))
+        _up_and_down(checkout, server.url, capsys, monkeypatch)
+        assert {(seen.headers["authorization"], seen.json["amount"]) for seen in server.seen} == {
+            ("Bearer token-of-alice", "2")
+        }
+
+
+def _up_and_down(checkout: Path, url: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (checkout / "below").mkdir()
     monkeypatch.chdir(checkout / "below")
     assert main(["up", "--json"]) == Exit.DONE
     answer = json.loads(capsys.readouterr().out)
-    assert answer["api"].startswith("http://127.0.0.1:1/v1")
+    assert answer["api"] == url
     found = profiles.chosen()
     assert found is not None
     assert found.token_path is not None

@@ -353,7 +353,7 @@ def publishing(server: Server) -> Server:
         return Reply(body={"versions": [version | {"number": number, "module_sha256": digest}], "next": None})
 
     server.api(f"GET /agents/{AGENT}/versions", versions)
-    agent = example("GET /agents/{agent_id}") | {"name": "echo", "description": ""}
+    agent = example("GET /agents/{agent_id}") | {"agent_id": AGENT, "name": "echo", "description": ""}
     server.api(f"GET /agents/{AGENT}", Reply(body=agent))
     return server
 
@@ -369,7 +369,7 @@ def test_publish_writes_the_id_and_then_the_next_version(publishing: Server, cap
     assert text.startswith(TOML)
     assert f'p = "{AGENT}"' in text
     code, document = answer(capsys, "publish", project)
-    assert (code, document.get("number")) == (Exit.DONE, 2), document
+    assert (code, document["number"]) == (Exit.DONE, 2)
     sent = [seen.json for seen in publishing.seen if seen.method == "POST" and seen.path.endswith("/versions")]
     assert sent[0]["contract"]["examples"][0]["name"] == "text"
     assert sent[0]["task_judges"] == "refused", "what the file does not have is taken away"

@@ -185,3 +185,11 @@ def test_a_kept_interpreter_that_was_changed_is_refused(tmp_path: Path) -> None:
     (folder / ".ready").touch()
     with pytest.raises(ToolchainError, match="is damaged"):
         Toolchains(tmp_path, lambda _line: None).interpreter(CPYTHON)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", lambda _uid: {}["unknown"])
+    with pytest.raises(ToolchainError, match="Set QUITTANCE_TOOLS"):
+        toolchains.user_home()

@@ -144,12 +144,12 @@ def _cache() -> Iterator[Finding]:
 def _languages() -> Iterator[Finding]:
     """Whether each language's tools are there; most are installed by the first build."""
     from quittance.cli.build import toolchains
-    from quittance.cli.toolchains import LANGUAGES
+    from quittance.cli.toolchains import LANGUAGES, ToolchainError
 
     try:
         tools = toolchains()
-    except RuntimeError as error:  # a user without a home, where tools are installed
-        yield Finding("compilers", Verdict.OPTIONAL, str(error), "Set HOME, or QUITTANCE_TOOLS to a folder.")
+    except ToolchainError as error:  # a user without a home, where tools are installed
+        yield Finding("compilers", Verdict.OPTIONAL, error.problem, error.mend)
         return
     for language in LANGUAGES.values():
         found = tools.check(language)

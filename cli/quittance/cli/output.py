@@ -29,11 +29,12 @@ _TABLE_COLUMNS_MIN: Final = 60  # a narrower terminal gets a list
 
 @dataclass(slots=True)
 class _Mode:
-    """Whether this command prints JSON, and whether it has printed it."""
+    """Whether this command prints JSON, and has printed it; whether it shows progress, and is showing it."""
 
     json: bool = False
     quiet: bool = False
     printed: bool = False
+    busy: bool = False
 
 
 mode: Final = _Mode()
@@ -41,7 +42,7 @@ mode: Final = _Mode()
 
 def begin() -> None:
     """Reset the mode, at the start of each command. What a stream cannot encode is then written as an escape."""
-    mode.json = mode.quiet = mode.printed = False
+    mode.json = mode.quiet = mode.printed = mode.busy = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of half a surrogate pair it is also JSON's own escape
@@ -202,12 +203,16 @@ def facts(pairs: Sequence[tuple[str, str]], *, to_stderr: bool = False) -> None:
 def progress(what: str) -> Iterator["Step"]:
     """Show on stderr that something takes its time; nothing if stderr is no terminal."""
     console = stderr()
-    if mode.quiet or not console.is_terminal:
+    if mode.quiet or mode.busy or not console.is_terminal:  # one bar at a time
         yield Step(None)
         return
+    mode.busy = True
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield Step(bar, bar.add_task(one_line(what), total=None))
+    try:
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield Step(bar, bar.add_task(one_line(what), total=None))
+    finally:
+        mode.busy = False
 
 
 class Step:

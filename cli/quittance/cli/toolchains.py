@@ -52,15 +52,6 @@ _DEBIAN_RUST: Final = ("cargo", "rustc", "libstd-rust-*", "libstd-rust-dev-wasm3
 _INTERPRETERS_FOLDER: Final = Path(__file__).resolve().parent / "interpreters"
 
 
-def user_home() -> Path:
-    """The folder of this user's tools: `$QUITTANCE_TOOLS`, or one in the user's cache folder."""
-    named = os.environ.get("QUITTANCE_TOOLS", "")
-    if named.startswith("/"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "quittance"
-
-
 class ToolchainError(Exception):
     """A tool is missing or cannot be installed: what is wrong, and what to do."""
 
@@ -68,6 +59,18 @@ class ToolchainError(Exception):
         super().__init__(f"{problem} {mend}")
         self.problem = problem
         self.mend = mend
+
+
+def user_home() -> Path:
+    """The folder of this user's tools: `$QUITTANCE_TOOLS`, or one in the user's cache folder. Raises ToolchainError."""
+    named = os.environ.get("QUITTANCE_TOOLS", "")
+    if named.startswith("/"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "quittance"
+    except RuntimeError as error:  # as in some containers
+        raise ToolchainError("This user has no home folder.", "Set QUITTANCE_TOOLS to a folder for tools.") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,6 @@ if __name__ == "__main__":
                 "PATH": f"{home}:{os.environ['PATH']}",
                 "PYTHONPATH": paths,
                 "HOME": home,
-                "QUITTANCE_TOOLS": str(LOCAL / "toolchains"),
+                "QUITTANCE_TOOLS": str(LOCAL),
             }
         )

@@ -458,6 +458,9 @@ def _complete_schema(schema: dict[str, Any]) -> None:
     for name, member in schema.get("properties", {}).items():
         member.pop("title", None)
         member["description"] = _text(name, member)
+        if member.get("default") is not None and name not in schema.get("required", ()):
+            # Generators of TypeScript make members with a default required, also in requests.
+            member["description"] += f" By default `{json.dumps(member.pop('default'))}`."
 
 
 def _require_what_is_always_answered(document: Mapping[str, Any]) -> None:

@@ -139,6 +139,7 @@ SAMPLES: Final[Sequence[QuittanceError]] = (
         "tasks of your agents are not settled and credited yet. Repeat the request later", retry_after_s=240
     ),
     errors.MovementConflictError("deposit-7", recorded_micro=5_000_000),
+    errors.RegistrationConflictError("wordcount-1"),
     errors.PayoutConflictError("YWxpY2UjdzE", state="paid"),
     errors.PayloadTooLargeError("input", bytes_max=1_048_576),
     errors.UnsupportedMediaTypeError(),

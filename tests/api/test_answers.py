@@ -54,6 +54,7 @@ from quittance.usecases.audit import report, standings
 from tests.api.test_http import TASK, _app, event
 from tests.api.test_models import JSON_VALUES
 
+EXAMPLE = {"contract": {"examples": [{"name": "e", "input": 1}]}}
 AGENT = {"name": "n", "tariff": {"type": "flat", "price": "1"}}
 RUN = {"run_id": "r", "user_id": "u", "budget": "1", "steps": [{"agent_id": "a"}], "inputs": ["x"]}
 DIRECT = TASK | {"user_id": "u"}
@@ -315,12 +316,12 @@ WHOLE: dict[Any, tuple[dict[str, Any], dict[str, int]]] = {
     RunRequest: (RUN, {"steps.0.share": 2, "steps.0.timeout": 5} | {
         f"steps.0.acceptance.{name}": 3 for name in ("min_bytes", "max_bytes")
     }),
-    AgentRequest: (AGENT, {"limits.memory_mib": 64, "limits.timeout": 5, "limits.fuel": 10**12} | {
+    AgentRequest: (AGENT | EXAMPLE, {"limits.memory_mib": 64, "limits.timeout": 5, "limits.fuel": 10**12} | {
         f"acceptance.{name}": 3 for name in ("min_bytes", "max_bytes")
-    }),
-    VersionRequest: ({}, {"limits.memory_mib": 64, "limits.timeout": 5, "limits.fuel": 10**12} | {
+    } | {f"contract.examples.0.{name}": 3 for name in ("fuel_max", "exit_code")}),
+    VersionRequest: (EXAMPLE, {"limits.memory_mib": 64, "limits.timeout": 5, "limits.fuel": 10**12} | {
         f"acceptance.{name}": 3 for name in ("min_bytes", "max_bytes")
-    }),
+    } | {f"contract.examples.0.{name}": 3 for name in ("fuel_max", "exit_code")}),
 }  # fmt: skip
 SPELT = ["{}", "{}.0", "{}.000", "{}e0", "{}0e-1", "{}.0E+0", "0.{}e{digits}"]
 

@@ -95,7 +95,9 @@ class Reader:
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id in ERRORS:
                 found.raised.add((node.func.id, caught))
-            found.called |= {(name, caught) for name in self._callees(node.func, owner)}
+            # A method that is passed on is called there: `self._cache.get(agent_id, self.get)`.
+            passed = [each for each in node.args if isinstance(each, ast.Attribute)]
+            found.called |= {(name, caught) for each in (node.func, *passed) for name in self._callees(each, owner)}
         for each in ast.iter_child_nodes(node):
             self._read(each, owner, found, caught)
 

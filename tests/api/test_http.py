@@ -9,7 +9,7 @@ from urllib.parse import quote, quote_from_bytes, urljoin, urlsplit
 
 import pytest
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quittance.api.http import PREFIX, Api, answer, caller, root, task_answer
@@ -160,6 +160,8 @@ def test_no_nesting_exhausts_the_stack(opened: str, depth: int, closed: bool) ->
         read_json(text)
 
 
+@example("}")
+@example(" } ")
 @given(st.text() | st.text(st.sampled_from('[]{}",:0-9.eE+tfn \\u')))
 def test_any_text_is_json_or_refused(text: str) -> None:
     try:

@@ -208,6 +208,13 @@ def _receiver(data: bytes) -> None:
 
 
 TASK_SHAPES: Final = hostile.JSON | hostile.TASKS
+_IN_CONTRACT = '{"name":"a","tariff":{"type":"flat","price":"1"},"contract":'
+CONTRACTS = (
+    hostile.within(hostile.JSON, _IN_CONTRACT + '{"examples":[{"name":"a","input":', "}]}}")
+    | hostile.within(hostile.JSON, _IN_CONTRACT + '{"examples":[', "]}}")
+    | hostile.within(hostile.JSON, _IN_CONTRACT + '{"source":', "}}")
+    | hostile.within(hostile.JSON, _IN_CONTRACT + '{"examples":[{"name":"a","input_base64":', "}]}}")
+)
 PARSERS: Final = {
     "body of a task": Parser(lambda text: _answer(event("POST", "/tasks", text)), BODY, TASK_SHAPES),
     "body in base64": Parser(
@@ -218,6 +225,7 @@ PARSERS: Final = {
         messages.read, PART, TASK_SHAPES | hostile.within(TASK_SHAPES, '{"detail-type":"a","detail":', "}")
     ),
     "body of an agent": Parser(_body_of(AgentRequest, VersionRequest), PART, hostile.AGENTS),
+    "body with a contract": Parser(_body_of(AgentRequest, VersionRequest), PART, CONTRACTS),
     "body of a movement": Parser(_body_of(DepositRequest, WithdrawalRequest), PART, hostile.JSON),
     "payload of a run": Parser(_body_of(RunRequest), PART, hostile.RUNS),
     "notice of an event": Parser(Notice.model_validate_json, PART, hostile.JSON),
@@ -467,8 +475,14 @@ READS: Final = {
     "store.listings.Listings.add_run: int": OURS,
     "store.listings.Listings.search: int": OURS,
     "store.listings._place: int": OURS,
-    "store.ledger.Ledger._escrow_values: int": OURS,
-    "store.registry.Registry._contract_tags: loads": OURS,
+    "acceptance.contract: loads": "body with a contract",
+    "acceptance.contract.Contract._check_whole: loads": "body with a contract",
+    "acceptance.contract._decoded: b64decode": "body with a contract",
+    "acceptance.contract._source: urlsplit": "body with a contract",
+    "acceptance.contract.with_output_schema: model_validate": "schema",
+    "acceptance.contract.without_output_schema: model_validate": OURS,
+    "proof.card.jcs: int": FORM,
+    "store.registry.Registry.described: loads": OURS,
     "store.registry.Registry.set_bond_short: int": OURS,
     "store.registry.Registry.dues: int": OURS,
     "store.registry._terms: int": OURS,

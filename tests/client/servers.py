@@ -34,7 +34,7 @@ class Seen:
 @dataclass(frozen=True)
 class Reply:
     """What the server sends. `cut` bytes of the body are left out; with `hang` it waits until the test ends,
-    and with `drip` it sends one byte after the other until then.
+    and with `drip` it sends one byte after the other until then, of the body or of the `head`.
     """
 
     status: int = 200
@@ -43,7 +43,7 @@ class Reply:
     cut: int = 0
     drop: bool = False
     hang: bool = False
-    drip: bool = False
+    drip: bool | str = False
 
 
 Answering = Reply | Callable[[Seen], Reply]
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply) -> None:
         if reply.drip:
-            self._drip()
+            self._drip(head=reply.drip == "head")
             return
         data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         kind = "application/json" if reply.status < 400 else "application/problem+json"
@@ -133,8 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.cut:
             self.close_connection = True
 
-    def _drip(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6000000\r\n\r\n")
+    def _drip(self, *, head: bool) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6000000\r\n" + (b"X: " if head else b"\r\n"))
         with suppress(OSError):
             while not self.owner._over.wait(0.01):
                 self.wfile.write(b" ")

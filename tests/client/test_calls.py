@@ -1,5 +1,6 @@
 """Calls against a server that misbehaves: what is repeated, what is not, and what the errors say."""
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -19,6 +20,7 @@ from quittance.client import (
     InsufficientFundsError,
     InvalidRequestError,
     PlatformError,
+    RegistrationConflictError,
     Retries,
     StillRunningError,
     TaskConflictError,
@@ -40,6 +42,7 @@ PENDING = {
 }  # fmt: skip
 RESULT = {
     "task_id": "t", "agent_id": "agt_a", "success": True, "output": "hello", "error": None, "execution_time_ms": 3,
+    "input_sha256": hashlib.sha256(b"hello").hexdigest(),
     "resource_usage": {
         "memory_used_mb": 1.5, "cpu_time_ms": 1, "execution_time_ms": 3, "storage_used_kb": 0.1, "fuel_used": 10,
         "fuel_exact": True, "input_bytes": 5, "output_bytes": 5,
@@ -386,18 +389,25 @@ def test_lists_end_if_a_page_comes_again(server: Server, client: Any) -> None:
 # Registration.
 
 
-def test_registration_is_not_repeated_if_it_may_have_been_done(server: Server, client: Any) -> None:
-    for failure in (Reply(drop=True), UNAVAILABLE, Reply(500, b"")):
-        server.api("POST /agents", failure)
+def test_registrations_are_repeated_with_their_id(server: Server, client: Any) -> None:
+    form = {"url": f"{server.url}/bucket", "fields": {}, "expires_at": "2026-01-01T00:00:00.000Z"}
+    done = Reply(201, {"agent_id": "agt_a", "state": "awaiting_upload", "version": 1, "upload": form})
+    for failure in (Reply(drop=True), UNAVAILABLE, Reply(500, b""), problem(429, "throttled")):
+        server.api("POST /agents", failure, done)
         server.seen.clear()
-        with pytest.raises((ConnectionFailedError, PlatformError)):
+        assert client.agents.register("a", tariff=FLAT).agent_id == "agt_a"
+        lost, repeated = (seen.json for seen in server.seen)
+        assert lost == repeated
+        assert len(lost["registration_id"]) >= 32
+
+
+def test_each_registration_has_an_id_of_its_own(server: Server, client: Any) -> None:
+    server.api("POST /agents", problem(409, "registration_conflict"))
+    for _ in range(2):
+        with pytest.raises(RegistrationConflictError):
             client.agents.register("a", tariff=FLAT)
-        assert len(server.seen) == 1
-    server.api("POST /agents", problem(429, "throttled"))
-    server.seen.clear()
-    with pytest.raises(TooManyRequestsError):
-        client.agents.register("a", tariff=FLAT)
-    assert len(server.seen) == 4, "throttled calls were not done"
+    first, second = (seen.json["registration_id"] for seen in server.seen)
+    assert first != second
 
 
 # Secrets and addresses.

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from quittance.client import (
-    ConnectionFailedError,
     InvalidRequestError,
     PublishFailedError,
     Retries,
@@ -40,9 +39,23 @@ def agent(state: str = "active", **changes: Any) -> Reply:
     )  # fmt: skip
 
 
+def version(state: str = "active", number: int = 1, **changes: Any) -> dict[str, Any]:
+    published = state in {"active", "inactive"}
+    return {
+        "number": number, "state": state, "module_sha256": DIGEST if published else None, "contract_sha256": None,
+        "tariff": FLAT, "tariff_sha256": "aa" * 32, "rules_sha256": "bb" * 32,
+        "limits": {"memory_mib": 64, "timeout": 5, "fuel": 1000}, "task_judges": None, "rejection": None,
+        "published_at": "2026-01-01T00:00:00.000Z" if published else None, **changes,
+    }  # fmt: skip
+
+
+def versions(*found: dict[str, Any], after: str | None = None) -> Reply:
+    return Reply(body={"versions": list(found), "next": after})
+
+
 def upload(server: Server) -> Reply:
     form = {"method": "POST", "url": f"{server.url}/bucket", "fields": FIELDS, "expires_at": "2026-01-01T00:00:00.000Z"}
-    return Reply(201, {"agent_id": "agt_a", "state": "awaiting_upload", "upload": form})
+    return Reply(201, {"agent_id": "agt_a", "state": "awaiting_upload", "version": 1, "upload": form})
 
 
 def parts(seen: Seen) -> list[tuple[str, bytes]]:
@@ -60,7 +73,8 @@ def parts(seen: Seen) -> list[tuple[str, bytes]]:
 def storage(server: Server) -> Server:
     server.api("POST /agents", upload(server))
     server.api("POST /agents/agt_a/versions", upload(server))
-    server.api("GET /agents/agt_a", agent(module_sha256=DIGEST))
+    server.api("GET /agents/agt_a", agent())
+    server.api("GET /agents/agt_a/versions", versions(version()))
     server.on("POST /bucket", Reply(204, b""))
     return server
 
@@ -71,12 +85,17 @@ def test_a_module_is_published_with_its_progress(storage: Server, client: Any, t
     file.write_bytes(MODULE)
     module = {"bytes": MODULE, "path": file, "text": str(file)}[source]
     heard: list[tuple[int, int]] = []
-    storage.api("GET /agents/agt_a", agent("publishing"), agent("publishing"), agent(module_sha256=DIGEST))
+    storage.api(
+        "GET /agents/agt_a/versions",
+        versions(version("awaiting_upload")), versions(version("publishing")), versions(version()),
+    )  # fmt: skip
     done = client.agents.publish(
         module, name="echo", tariff=FLAT, limits={"timeout": 5}, progress=lambda sent, size: heard.append((sent, size))
     )
-    assert (done.state.value, done.module_sha256) == ("active", DIGEST)
-    assert storage.calls("/agents")[0].json == {
+    assert (done.agent_id, done.number, done.state.value, done.module_sha256) == ("agt_a", 1, "active", DIGEST)
+    sent_terms = storage.calls("/agents")[0].json
+    assert sent_terms.pop("registration_id")
+    assert sent_terms == {
         "name": "echo", "description": "", "tariff": FLAT, "limits": {"timeout": 5},
     }  # fmt: skip
     (sent,) = storage.calls("/bucket")
@@ -146,17 +165,73 @@ def test_a_module_that_is_too_large_is_not_sent(storage: Server, client: Any, tm
 
 def test_a_rejected_module_is_an_error_with_its_reason(storage: Server, client: Any) -> None:
     reason = {"code": "no_start", "message": "it does not export _start"}
-    storage.api("GET /agents/agt_a", agent("publishing"), agent("rejected", rejection=reason))
-    with pytest.raises(PublishFailedError, match="agt_a is rejected: no_start: it does not export _start") as caught:
+    storage.api(
+        "GET /agents/agt_a/versions",
+        versions(version("publishing")), versions(version("rejected", rejection=reason)),
+    )  # fmt: skip
+    with pytest.raises(PublishFailedError, match="Version 1 of agt_a is rejected: no_start: it does not") as caught:
         client.agents.publish(MODULE, name="a", tariff=FLAT)
-    assert (caught.value.state, caught.value.code) == ("rejected", "no_start")
-    storage.api("GET /agents/agt_a", agent(module_sha256="cc" * 32, rejection=reason))
-    with pytest.raises(PublishFailedError, match="is rejected"):
+    assert (caught.value.number, caught.value.state, caught.value.code) == (1, "rejected", "no_start")
+    assert caught.value.reason == reason["message"]
+
+
+def test_a_rejected_version_of_an_active_agent_is_an_error(storage: Server, client: Any) -> None:
+    reason = {"code": "example_failed", "message": 'The example "a" failed:\x1b[2J no.'}
+    opened = upload(storage)
+    opened.body["version"] = 3
+    storage.api("POST /agents/agt_a/versions", opened)
+    storage.api("GET /agents/agt_a", agent(version=2, module_sha256=DIGEST))
+    pages = {None: (version("awaiting_upload", 5), "c5"), "c5": (version("rejected", 3, rejection=reason), "c3")}
+
+    def page(seen: Seen) -> Reply:
+        found, after = pages[seen.query.get("after")]
+        return versions(found, after=after)
+
+    storage.api("GET /agents/agt_a/versions", page)
+    with pytest.raises(PublishFailedError, match="Version 3 of agt_a is rejected: example_failed") as caught:
+        client.agents.publish(MODULE, agent_id="agt_a", contract={"examples": [{"name": "a", "input": 1}]})
+    assert (caught.value.number, caught.value.code) == (3, "example_failed")
+    assert "\x1b" not in caught.value.reason
+
+
+def test_a_version_that_another_upload_replaced_is_an_error(storage: Server, client: Any) -> None:
+    storage.api("GET /agents/agt_a/versions", versions(version("publishing", 2)))
+    with pytest.raises(PublishFailedError, match="Version 1 of agt_a is superseded"):
         client.agents.publish(MODULE, agent_id="agt_a")
 
 
+def test_a_version_that_is_inactive_by_now_was_published(storage: Server, client: Any) -> None:
+    storage.api("GET /agents/agt_a/versions", versions(version("inactive")))
+    done = client.agents.publish(MODULE, agent_id="agt_a")
+    assert (done.number, done.state.value) == (1, "inactive")
+
+
+def test_an_agent_that_is_retired_meanwhile_is_an_error(storage: Server, client: Any) -> None:
+    storage.api("GET /agents/agt_a/versions", versions(version("awaiting_upload")))
+    storage.api("GET /agents/agt_a", agent("retired"))
+    with pytest.raises(PublishFailedError, match="is retired: retired: the agent was retired"):
+        client.agents.publish(MODULE, agent_id="agt_a")
+
+
+def test_a_version_with_another_module_is_an_error(storage: Server, client: Any) -> None:
+    storage.api("GET /agents/agt_a/versions", versions(version(module_sha256="cc" * 32)))
+    with pytest.raises(PublishFailedError, match="other_module"):
+        client.agents.publish(MODULE, agent_id="agt_a")
+
+
+def test_versions_without_an_end_do_not_hold_a_publication(storage: Server, client: Any, clock: Any) -> None:
+    def page(seen: Seen) -> Reply:
+        clock.sleep(1)
+        return versions(after=str(clock.at))
+
+    storage.api("GET /agents/agt_a/versions", page)
+    with pytest.raises(PublishFailedError):
+        client.agents.publish(MODULE, agent_id="agt_a", within=20)
+    assert len(storage.calls("/versions")) < 30
+
+
 def test_waiting_for_a_publication_is_bounded(storage: Server, client: Any, clock: Any) -> None:
-    storage.api("GET /agents/agt_a", agent("publishing"))
+    storage.api("GET /agents/agt_a/versions", versions(version("publishing")))
     with pytest.raises(StillRunningError):
         client.agents.publish(MODULE, name="a", tariff=FLAT, within=20)
     assert sum(clock.pauses) == 20
@@ -171,11 +246,11 @@ def test_an_upload_without_https_is_refused(storage: Server, client: Any) -> Non
     assert storage.calls("/bucket") == []
 
 
-def test_a_lost_registration_is_not_repeated_by_publish(storage: Server, client: Any) -> None:
-    storage.api("POST /agents", Reply(drop=True))
-    with pytest.raises(ConnectionFailedError):
-        client.agents.publish(MODULE, name="a", tariff=FLAT)
-    assert len(storage.seen) == 1
+def test_a_lost_registration_is_repeated_by_publish(storage: Server, client: Any) -> None:
+    storage.api("POST /agents", Reply(drop=True), upload(storage))
+    assert client.agents.publish(MODULE, name="a", tariff=FLAT).state.value == "active"
+    lost, repeated = [seen.json for seen in storage.calls("/agents") if seen.method == "POST"][:2]
+    assert lost == repeated
 
 
 def test_rules_of_agents_keep_exact_numbers(storage: Server, client: Any) -> None:

@@ -106,6 +106,7 @@ def test_another_platforms_key_is_refused(platform: Server, make: Any) -> None:
         ("success", False), ("error", {"code": "exit_code", "message": ""}), ("amount_paid", "0.4"),
         ("amount_refunded", "0.7"), ("fee", "0"),
         ("compute", "0.1"), ("judging", "0.1"), ("fault", "agent"), ("reputation_delta", -3),
+        ("input_sha256", "cc" * 32),
         ("timestamp", "2020-01-01T00:00:00.000Z"), ("output", "HELL0"), ("log", "none"), ("receipt", "e30.e30.e30"),
     ],
 )  # fmt: skip
@@ -136,7 +137,14 @@ def platform_answer(server: Server) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"input": "hello!"}, {"budget": "0.999999"}, {"module_sha256": "cc" * 32}, {"tariff_sha256": "cc" * 32}]
+    "changes",
+    [
+        {"input": "hello!"},
+        {"budget": "0.999999"},
+        {"module_sha256": "cc" * 32},
+        {"tariff_sha256": "cc" * 32},
+        {"rules_sha256": "cc" * 32},
+    ],
 )
 def test_a_receipt_for_another_request_is_refused(platform: Server, make: Any, changes: dict[str, Any]) -> None:
     """The server answers with a valid receipt, but of a task that was not asked for."""

@@ -76,8 +76,9 @@ def test_only_the_package_itself_has_a_public_name(source: Path) -> None:
     [
         api_error(402, b'{"code": "insufficient_funds", "available": "1"}', retry_after_s=2.5),
         package.ConnectionFailedError("No.", sent=True),
-        package.PublishFailedError("agt_a", state="rejected", code="c", reason="r"),
+        package.PublishFailedError("agt_a", 2, state="rejected", code="c", reason="r"),
         package.StillRunningError("t"),
+        package.CardNotProvenError("No."),
         package.InvalidRequestError.of("budget", "must be a decimal"),
         package.UploadFailedError("No.", code="EntityTooLarge"),
     ],

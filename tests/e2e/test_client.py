@@ -36,7 +36,7 @@ from tests.client.servers import Server
 from tests.e2e.people import Ledger, sweep_until_credited
 from tests.proof.roots import Root
 from tests.support import wasm
-from tests.waiting import GENEROUS_S
+from tests.waiting import GENEROUS_S, until
 
 FLAT = {"type": "flat", "price": "0.01"}
 ECHO = wasm("echo")
@@ -167,6 +167,12 @@ EXAMPLES = [
     ],
 ]
 
+OF_THEIR_OWN = {
+    "page", "list", "retire", "publish", "wait_published", "versions", "versions_page", "activate", "update", "card",
+    "a2a_card", "runs", "runs_page", "run",
+}  # fmt: skip
+"""Methods whose examples need an agent that no other example changes."""
+
 
 @pytest.fixture(scope="module")
 def shop(stack: Stack, token: Callable[..., str], bond: Callable[..., None]) -> Iterator[Client]:
@@ -225,15 +231,20 @@ def stage(
         if group == "AgentMethods":
             names |= {"client": shop, "me": "shop-owner"}
             bank.deposit("5", account="shop-owner")
-            if method in {"page", "list", "retire", "publish"}:
+            if method in OF_THEIR_OWN:
                 client.move_bond("2")
                 names |= {"client": client, "me": me}
                 echo = client.agents.publish(ECHO, name="echo", tariff=FLAT, within=GENEROUS_S)
                 names["agent"] = echo.agent_id
+            if method in {"runs", "run"}:
+                client.execute(names["agent"], "hello", budget="0.05")
+                until(lambda: list(client.agents.runs(names["agent"])), "the run is not listed")
         else:
             names["client"] = client
-        if method in {"result", "wait", "proof", "verify", "statement_page"}:
+        if method in {"result", "wait", "proof", "verify", "statement_page", "statement_csv", "tasks", "tasks_page"}:
             client.execute(published, "hello", budget="0.05", task_id="greeting-1")
+        if method in {"tasks", "tasks_page"}:
+            until(lambda: list(client.tasks(state="succeeded")), "the task is not listed")
         if method == "proof":
             logged(client, "greeting-1")
         if method.startswith("bond_statement"):

@@ -29,6 +29,15 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/tasks/{task_id}/result"): ("result", None),
     ("GET", "/tasks/{task_id}/input"): ("result", None),
     ("GET", "/tasks/{task_id}/proof"): ("result", None),
+    ("GET", "/tasks"): ("result", None),
+    ("GET", "/agents/{agent_id}/runs"): ("result", None),
+    ("GET", "/agents/{agent_id}/runs/{run_id}"): ("result", None),
+    ("GET", "/agents/{agent_id}/versions"): ("agents", None),
+    ("POST", "/agents/{agent_id}/versions/{number}/activate"): ("agents", None),
+    ("PATCH", "/agents/{agent_id}"): ("agents", {"name": "b"}),
+    ("GET", "/agents/{agent_id}/card"): ("agents", None),
+    ("GET", "/agents/{agent_id}/.well-known/agent-card.json"): ("public", None),
+    ("GET", "/accounts/me/statement.csv"): ("accounts", None),
     ("POST", "/agents"): ("agents", {"name": "a", "tariff": FLAT}),
     ("GET", "/agents"): ("agents", None),
     ("GET", "/agents/{agent_id}"): ("agents", None),
@@ -62,6 +71,7 @@ SCOPES = "ledger:deposit ledger:payout platform:operate"  # all scopes that a ro
 PARAMETERS = [(*route, name) for route in ROUTES for name in re.findall(r"{(\w+)}", route[1])]
 IDS = ["-".join(words) for words in PARAMETERS]
 GOOD = {"task_id": "t-1", "agent_id": "agt_x", "account_id": "alice", "level": "0", "index": "0", "width": "1"}
+GOOD |= {"run_id": "a" * 26, "number": "1"}
 GOOD["payout_id"] = Payout("alice", "w-1", 1, 1, PayoutState.REQUESTED).payout_id
 
 MALFORMED = [

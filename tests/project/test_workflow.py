@@ -42,6 +42,7 @@ NOT_RAISED_BY_TASKS = {
     "MissingScopeError",
     "MovementConflictError",
     "PayoutConflictError",
+    "RegistrationConflictError",
     "VersionNotPublishedError",
     "UnsupportedMediaTypeError",
     "NotLoggedError",

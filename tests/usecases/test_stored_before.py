@@ -162,6 +162,7 @@ def without_news(answered: Row) -> Row:
         if "tariff" in agent and "owner" in agent:
             assert (agent.pop("version") is None) == (agent["module_sha256"] is None)
             assert agent.pop("contract_sha256") is None
+            assert agent.pop("standing") is None
     return answered
 
 

@@ -18,8 +18,17 @@ PROFILE: Final = "local"
 SUBJECT: Final = "alice"
 """The user of the local cloud to whom `make up` gives credits."""
 
-_SCOPES: Final = "ledger:deposit"
+_SCOPES: Final = "ledger:deposit"  # on this cloud everybody is the bank
 _TOKEN_DAYS: Final = 30
+_BOND: Final = 2
+_CREDITS: Final = 10
+_ONCE: Final = "quittance-up"  # the id of both movements, so that a second start adds nothing
+_NEXT: Final = (
+    "quittance new hello --lang c",
+    "quittance publish hello",
+    'quittance call hello --text "to be or not to be"',
+    "quittance balance       # quittance deposit 5 adds credits here",
+)
 _MARKS: Final = ("local/__main__.py", "template.yaml")
 
 
@@ -47,11 +56,28 @@ def up(
     token_file = profiles.path().parent / f"{PROFILE}.token"
     profiles.write_private(token_file, token + "\n")
     file = profiles.write(PROFILE, Profile(api=api, token_file=token_file.name))
+    _give(user)
     if output.mode.json:
         output.document({"profile": PROFILE, "api": api, "user": user, "config": str(file)})
     output.result(f"The local cloud is up: {api}")
     output.result(f"Profile {PROFILE} in {file}, as the user {user} for {_TOKEN_DAYS} days. quittance down stops it.")
+    other = profiles.read().default != PROFILE
+    output.result("Next:")
+    if other:
+        output.result(f"    export {profiles.PROFILE}={PROFILE}   # another profile is the default")
+    for line in _NEXT:
+        output.result(f"    {line}")
     return Exit.DONE
+
+
+def _give(user: str) -> None:
+    """Give the user what an author and a payer need, once on each cloud: a bond, and credits. Raises PlatformError."""
+    from quittance.cli import remote
+
+    with remote.connected(PROFILE) as found, output.progress(f"a bond and credits for {user}"):
+        amount = _BOND if user == SUBJECT else _CREDITS + _BOND  # the cloud's own start has given alice credits
+        found.client.deposit(amount, deposit_id=_ONCE)
+        found.client.move_bond(_BOND, bond_id=_ONCE)
 
 
 def down(

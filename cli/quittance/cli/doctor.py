@@ -1,7 +1,5 @@
 """`quittance doctor`: what this machine lacks, and how to mend it. Nothing is changed, and nothing is installed."""
 
-import base64
-import json
 import os
 import platform
 import shutil
@@ -21,6 +19,7 @@ from rich.text import Text
 from quittance.cli import cloud, options, output, profiles
 from quittance.cli.artefacts import cache_folder
 from quittance.cli.exits import CliError, Exit, UsageError
+from quittance.cli.login import expiry
 from quittance.cli.profiles import Platform
 
 _DISK_BYTES_MIN: Final = 2 * 1024**3
@@ -219,22 +218,12 @@ def _token(found: Platform) -> Iterator[Finding]:
     if token is None:
         yield Finding("token", Verdict.FINE, "fetched when it is needed" if found.profile.client_id else "none")
         return
-    expires = _expires(token)
+    expires = expiry(token)
     if expires is not None and expires <= time.time():
         yield Finding("token", Verdict.MISSING, f"expired {_when(expires)}", "quittance login, or quittance up")
     else:
         until = "" if expires is None else f", valid until {_when(expires)}"
         yield Finding("token", Verdict.FINE, f"present{until}")
-
-
-def _expires(token: str) -> float | None:
-    """When a JWT expires, by its own word; None if it is another kind of token."""
-    try:
-        body = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        return float(claims["exp"])
-    except (IndexError, ValueError, KeyError, TypeError, OverflowError):
-        return None
 
 
 def _when(moment: float) -> str:

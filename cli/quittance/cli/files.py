@@ -35,6 +35,20 @@ def read_stdin(*, bytes_max: int) -> bytes:
     return _bounded("standard input", sys.stdin.buffer.read(bytes_max + 1), bytes_max)
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Replace a file's content at once, with the permissions that it has. Raises OSError."""
+    target = path.resolve()
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with fresh.open("x", encoding="utf-8", newline="") as sink:
+            sink.write(text)
+        fresh.chmod(target.stat().st_mode & 0o777)
+        fresh.replace(target)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
 def _bounded(name: str, data: bytes, bytes_max: int) -> bytes:
     if len(data) > bytes_max:
         raise UsageError(f"{name} has more than {bytes_max} bytes.", "No file of this kind may have more.")

@@ -24,8 +24,11 @@ from quittance.cli.exits import CliError, Exit
 _DEBUG: Final = "QUITTANCE_DEBUG"
 
 _AGENT: Final = "Your agent, on this machine"
+_OWNER: Final = "Your agents on a platform"
+_TASKS: Final = "Paid tasks"
+_MONEY: Final = "Your account"
 _PROOF: Final = "Receipts"
-_MACHINE: Final = "This machine"
+_MACHINE: Final = "This machine and its platforms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,23 @@ COMMANDS: Final[Mapping[str, _Command]] = {
     "build": _Command(_AGENT, "build", "command"),
     "run": _Command(_AGENT, "run", "run"),
     "test": _Command(_AGENT, "examples", "run_tests"),
+    "publish": _Command(_OWNER, "publish", "publish"),
+    "versions": _Command(_OWNER, "owner", "versions"),
+    "rollback": _Command(_OWNER, "owner", "rollback"),
+    "price": _Command(_OWNER, "owner", "price"),
+    "retire": _Command(_OWNER, "owner", "retire"),
+    "runs": _Command(_OWNER, "owner", "runs"),
+    "agents": _Command(_TASKS, "agents", "app"),
+    "call": _Command(_TASKS, "call", "call"),
+    "result": _Command(_TASKS, "call", "result"),
+    "tasks": _Command(_TASKS, "call", "tasks"),
+    "balance": _Command(_MONEY, "account", "balance"),
+    "bond": _Command(_MONEY, "account", "bond"),
+    "statement": _Command(_MONEY, "account", "statement"),
+    "deposit": _Command(_MONEY, "account", "deposit"),
     "verify": _Command(_PROOF, "proof", "verify", _PASSED_ON),
     "replay": _Command(_PROOF, "proof", "replay"),
+    "login": _Command(_MACHINE, "login", "login"),
     "doctor": _Command(_MACHINE, "doctor", "doctor"),
     "up": _Command(_MACHINE, "cloud", "up"),
     "down": _Command(_MACHINE, "cloud", "down"),

@@ -222,6 +222,11 @@ class Step:
         self._bar = bar
         self._task = task
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
+
     def update(self, *, done: int | None = None, total: int | None = None, what: str | None = None) -> None:
         """Show how far it is."""
         if self._bar is not None:

@@ -125,13 +125,32 @@ def _of_url(url: str) -> Profile:
         ) from error
 
 
+def checked_name(name: str) -> str:
+    """The name of a profile. Raises UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be the name of a profile.", "Use letters, digits, - and _.")
+    return name
+
+
+def from_environment() -> str | None:
+    """The name of the profile that the environment chooses."""
+    return os.environ.get(PROFILE) or None
+
+
+def profile_of(values: dict[str, str]) -> Profile:
+    """A profile of these values. Raises UsageError."""
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"The profile is not valid: {faults(error)}.", "quittance login --help") from error
+
+
 def write(name: str, profile: Profile) -> Path:
     """Write a profile to the configuration file, and make it the default if there is none; the rest stays as it is.
 
     Raises UsageError.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be the name of a profile.", "Use letters, digits, - and _.")
+    checked_name(name)
     file, content = path(), read()
     text = read_file(file, bytes_max=MIB).decode() if file.exists() else ""
     header = f"[profiles.{name}]"

@@ -6,6 +6,7 @@ Paths in the file are relative to the project's folder and stay within it: a pro
 
 import base64
 import binascii
+import re
 import tomllib
 from decimal import Decimal
 from functools import cached_property
@@ -29,11 +30,12 @@ from quittance.acceptance.rules import Rules
 from quittance.api.models import AgentId, AgentLimits, PublishedRules, TaskJudges
 from quittance.canonical_json import JsonError, read
 from quittance.cli.exits import UsageError
-from quittance.cli.files import read_file
+from quittance.cli.files import read_file, replace_file
 from quittance.ledger.pricing import Tariff, tariff_json
 
 FILE_NAME: Final = "quittance.toml"
 _FILE_BYTES_MAX: Final = limits.MIB
+_AGENTS: Final = re.compile(r"\s*\[\s*agents\s*\]\s*(?:#.*)?")
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -207,6 +209,31 @@ class Project:
         except ValueError as error:
             raise UsageError(f"acceptance in {self.folder / FILE_NAME} {error}.", _CONTRACT_MEND) from error
 
+    @property
+    def rules_alone(self) -> Rules:
+        """The agent's rules as the file has them, without the contract's output_schema."""
+        return self.file.acceptance or NO_RULES_SET
+
+    def remember(self, profile: str, agent_id: str) -> None:
+        """Write the agent's id on a platform into the file; the rest of it stays as it is. Raises UsageError."""
+        path = self.folder / FILE_NAME
+        text = read_file(path, bytes_max=_FILE_BYTES_MAX).decode(errors="replace")
+        changed = _with_agent(text, profile, agent_id)
+        before = ProjectFile.model_validate(tomllib.loads(text, parse_float=_decimal))
+        try:
+            after = ProjectFile.model_validate(tomllib.loads(changed, parse_float=_decimal))
+        except ValueError:
+            after = before
+        wanted = before.model_copy(update={"agents": {**before.agents, profile: agent_id}})
+        mend = f'write {profile} = "{agent_id}" into [agents] of {path}.'
+        if after != wanted:
+            raise UsageError(f"{path} has another form than quittance can change.", mend)
+        try:
+            replace_file(path, changed)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}.", mend) from error
+        self.file = after
+
     @cached_property
     def contract_body(self) -> dict[str, Any]:
         """The contract as the API takes it, with the content of every file that the project's file names."""
@@ -255,6 +282,26 @@ class Project:
             if (value := getattr(example, name)) is not None:
                 body[name] = value
         return body
+
+
+def _with_agent(text: str, profile: str, agent_id: str) -> str:
+    """The text of a project's file with an agent's id in its table `[agents]`."""
+    line = f'{profile} = "{agent_id}"'
+    lines = text.splitlines()
+    header = next((number for number, found in enumerate(lines) if _AGENTS.fullmatch(found)), None)
+    if header is None:
+        return "\n".join([*lines, "", "[agents] # the agent's id on each platform, by profile", line]) + "\n"
+    key = re.compile(rf"\s*(?:{re.escape(profile)}|\"{re.escape(profile)}\")\s*=")
+    for number in range(header + 1, len(lines)):
+        if key.match(lines[number]):
+            lines[number] = line
+            break
+        if lines[number].lstrip().startswith("["):
+            lines.insert(header + 1, line)
+            break
+    else:
+        lines.insert(header + 1, line)
+    return "\n".join(lines) + "\n"
 
 
 def as_text_or_base64(name: str, content: bytes) -> dict[str, str]:

@@ -1,24 +1,25 @@
 """`quittance run`: run an agent on this machine, and state what a task costs on the platform."""
 
 import base64
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from quittance import sandbox
-from quittance.acceptance.contract import refused
+from quittance.acceptance.contract import Contract, refused
 from quittance.acceptance.rules import rules_json
-from quittance.api.models import AgentLimits
+from quittance.api.models import AgentAnswer, AgentLimits
 from quittance.cli import execution, options, output
 from quittance.cli.artefacts import Artefacts
 from quittance.cli.execution import Request, Result, Terms
 from quittance.cli.exits import Exit, PlatformError, UsageError
 from quittance.cli.files import STDIN, read_file, read_stdin
-from quittance.cli.project import FILE_NAME, Project, parse_tariff
+from quittance.cli.project import FILE_NAME, NO_RULES_SET, Project, parse_tariff
 from quittance.ledger.credits import format_credits
-from quittance.ledger.pricing import ComputePrices
+from quittance.ledger.pricing import ComputePrices, tariff_json
 from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX, FUEL_MAX, INPUT_BYTES_MAX, MIB, MODULE_BYTES_MAX
 from quittance.run import Fault, Limits
 
@@ -58,16 +59,44 @@ class Overrides:
     compute_fuel: str | None = None
 
 
-def terms_of(project: Project | None, given: Overrides) -> Terms:
-    """The terms of a run: the project's, or the platform's defaults, changed by what the command line sets."""
-    base = project.file.limits if project else AgentLimits()
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The terms of a published agent, and the compute prices of its platform."""
+
+    agent: AgentAnswer
+    contract: Contract | None
+    compute: ComputePrices
+
+
+_OF_THE_AGENT: Final = "agent"
+
+
+def published(name: str | None, profile: str | None) -> Published:
+    """The terms under which a published agent runs: by its id or its project's folder. Raises CliError."""
+    from quittance.cli import remote
+
+    with remote.connected(profile) as found, output.progress("reading the agent's terms"):
+        agent_id = remote.agent_of(name, found).agent_id
+        agents = found.client.agents
+        known, prices, card = agents.get(agent_id), agents.estimate(agent_id).compute, agents.card(agent_id)
+    return Published(known, card.contract, ComputePrices(prices.run_micro, prices.per_billion_fuel_micro))
+
+
+def terms_of(project: Project | None, given: Overrides, of: Published | None = None) -> Terms:
+    """The terms of a run: the published agent's, else the project's, else the platform's defaults.
+
+    What the command line sets counts before all of them.
+    """
+    base = of.agent.limits if of else project.file.limits if project else AgentLimits()
     own = Limits(
         fuel=given.fuel or base.fuel,
         memory_bytes=(given.memory_mib or base.memory_mib) * MIB,
         timeout_ms=(given.agent_timeout or base.timeout) * 1_000,
     )
-    tariff = parse_tariff(given.tariff) if given.tariff else project.tariff if project else None
-    compute = execution.PLATFORM_COMPUTE
+    tariff = tariff_json(of.agent.tariff) if of else project.tariff if project else None
+    if given.tariff and given.tariff != _OF_THE_AGENT:
+        tariff = parse_tariff(given.tariff)
+    compute = of.compute if of else execution.PLATFORM_COMPUTE
     if given.compute_run is not None:
         micro = options.amount("--compute-run", given.compute_run, most_micro=AMOUNT_MICRO_MAX)
         compute = ComputePrices(micro, compute.per_billion_fuel_micro)
@@ -77,9 +106,9 @@ def terms_of(project: Project | None, given: Overrides) -> Terms:
     terms = Terms(own=own, tariff=tariff, compute=compute)
     if given.commission_bps is not None:
         terms = replace(terms, fee_bps=given.commission_bps)
-    if project:
-        terms = replace(terms, rules=rules_json(project.rules))
-    return terms
+    if of:
+        return replace(terms, rules=rules_json(of.agent.acceptance or NO_RULES_SET))
+    return replace(terms, rules=rules_json(project.rules)) if project else terms
 
 
 def run(
@@ -93,7 +122,14 @@ def run(
     ] = None,
     input_text: Annotated[str | None, typer.Option(help="The text that the agent reads, instead of a file.")] = None,
     tariff: Annotated[
-        str | None, typer.Option(help="The tariff as JSON, or a file with it; by default the project's.")
+        str | None,
+        typer.Option(
+            help="The tariff as JSON, a file with it, or agent: that of the published agent.  [the project's]"
+        ),
+    ] = None,
+    of: Annotated[
+        str | None,
+        typer.Option("--agent", help="Under the terms of this published agent: its id, or its project's folder."),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="The budget of the task, in credits.")] = None,
     timeout: Annotated[str | None, typer.Option(help="The task's timeout, in whole seconds.")] = None,
@@ -137,11 +173,14 @@ def run(
         epoch_ns=execution.CLOCK_NS if clock is None else options.clock_ns(clock),
         seed=execution.SEED if seed is None else options.seed(seed),
     )
+    terms = None
+    if of is not None or tariff == _OF_THE_AGENT:
+        terms = published(of or (None if agent is None else str(agent)), None)
     if watch:
         from quittance.cli.watch import watch as keep_running
 
-        return keep_running(agent, lambda: _once(Target.of(agent), given, request, profile))
-    return _once(Target.of(agent), given, request, profile)
+        return keep_running(agent, lambda: _once(Target.of(agent), given, request, profile, terms))
+    return _once(Target.of(agent), given, request, profile, terms)
 
 
 def _stdin(file: Path | None, text: str | None) -> bytes:
@@ -159,9 +198,12 @@ def _stdin(file: Path | None, text: str | None) -> bytes:
     return read_stdin(bytes_max=INPUT_BYTES_MAX) if file == STDIN else read_file(file, bytes_max=INPUT_BYTES_MAX)
 
 
-def _once(target: Target, given: Overrides, request: Request, profile: Path | None) -> int:
-    module, terms = target.read(), terms_of(target.project, given)
-    if target.project and (refusal := refused(target.project.contract.input_check, request.stdin)):
+def _once(target: Target, given: Overrides, request: Request, profile: Path | None, of: Published | None) -> int:
+    module, terms = target.read(), terms_of(target.project, given, of)
+    if of and hashlib.sha256(module).hexdigest() != of.agent.module_sha256:
+        output.say(f"This module is not the active version of {of.agent.agent_id}: its terms, with another module.")
+    contract = of.contract if of else target.project.contract if target.project else None
+    if contract and (refusal := refused(contract.input_check, request.stdin)):
         place, sentence = refusal
         mend = (
             "The platform refuses such a task before any money moves: the contract's input_schema does not accept it."
@@ -197,7 +239,9 @@ def report(result: Result) -> None:
     """Print the output to stdout and the report to stderr, or all of it as JSON."""
     run = result.run
     if output.mode.json:
-        output.document({**result.as_json(), **_bytes("output", run.stdout), **_bytes("log", run.stderr)})
+        output.document(
+            {**result.as_json(), **as_text_or_base64("output", run.stdout), **as_text_or_base64("log", run.stderr)}
+        )
         return
     output.data(run.stdout)
     if run.stderr:
@@ -250,7 +294,7 @@ def _refund(result: Result) -> list[tuple[str, str]]:
     return [("refund", f"{format_credits(split.refunded_micro)} of the budget of {format_credits(split.budget_micro)}")]
 
 
-def _bytes(name: str, content: bytes) -> dict[str, Any]:
+def as_text_or_base64(name: str, content: bytes) -> dict[str, Any]:
     """Bytes as the API's answers have them: text if they are UTF-8, else base64."""
     try:
         return {name: content.decode()}

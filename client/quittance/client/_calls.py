@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from quittance.client._errors import (
     InvalidRequestError,
     QuittanceError,
     UnauthenticatedError,
     UnexpectedAnswerError,
+    plain,
 )
 from quittance.client._retry import Sender
 from quittance.client._tokens import NoToken, TokenSource
@@ -26,6 +29,13 @@ from quittance.limits import DOT_SEGMENTS, JSON_DEPTH_MAX
 PREFIX: Final = "/api/v1/economic"
 _Model = TypeVar("_Model", bound=BaseModel)
 _JSON: Final = "application/json"
+_HALF: Final = "must not hold half of a surrogate pair"
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_VALUES_MAX: Final = 100_000  # of an answer; a contract of 64 KiB has up to 30,000
+_MEMBERS_MAX: Final = 1_000  # of a list or object; a page has up to 100
+_FREE: Final = frozenset({"contract", "acceptance"})  # JSON of agents' owners
+_TOO_MANY: Final = "it has too many values"
+_PLACE_CHARS_MAX: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,7 @@ class Core:
         wanted = {name: value for name, value in (query or {}).items() if value is not None}
         request = Request(
             method,
-            f"{self.root}{path}{'?' if wanted else ''}{urlencode(wanted)}",
+            f"{self.root}{path}{'?' if wanted else ''}{_encoded(wanted)}",
             {"Accept": f"{_JSON}, application/problem+json", **(headers or {})},
             None if body is None else _body(body),
         )
@@ -82,12 +92,42 @@ class Core:
 def parsed(answer: Answer, model: type[_Model]) -> _Model:
     """An answer as a model; members that this version does not know are dropped. Raises UnexpectedAnswerError."""
     try:
+        _check_size(answer.body)
         return model.model_validate_json(answer.body, extra="ignore")
     except (ValidationError, QuittanceError, ValueError) as exc:
         faults = exc.errors(include_input=False, include_url=False) if isinstance(exc, ValidationError) else []
         where = ", ".join(sorted({".".join(map(str, fault["loc"])) or "body" for fault in faults})[:5]) or "body"
+        where = plain(where, _PLACE_CHARS_MAX)
         msg = f"The answer is no {model.__name__} of this API ({where}). Check the address, or update quittance-client."
     raise UnexpectedAnswerError(msg)  # outside of `except`: pydantic's error quotes the answer
+
+
+def _check_size(body: bytes) -> None:
+    """Raises ValueError for JSON with more values than any answer has, or more members in a list or object.
+
+    Each value may make a dozen faults of a kilobyte each, all of which are collected: a few megabytes of `{}` would
+    fill the memory. Rules and contracts are not counted by member, because their own models bound them.
+    """
+    outside = _STRING.sub(b"", body)
+    if sum(map(outside.count, (b",", b"{", b"["))) > _VALUES_MAX:
+        raise ValueError(_TOO_MANY)
+    open_values: list[object] = [from_json(body)]
+    while open_values:
+        value = open_values.pop()
+        if not isinstance(value, dict | list):
+            continue
+        if len(value) > _MEMBERS_MAX:
+            raise ValueError(_TOO_MANY)
+        open_values += value if isinstance(value, list) else [value[name] for name in value if name not in _FREE]
+
+
+def _encoded(query: Mapping[str, object]) -> str:
+    """A query. Raises InvalidRequestError."""
+    try:
+        return urlencode(query)
+    except UnicodeEncodeError:
+        pass
+    raise InvalidRequestError.of(field="query", message=_HALF)
 
 
 def _body(body: Mapping[str, Any]) -> bytes:
@@ -95,7 +135,7 @@ def _body(body: Mapping[str, Any]) -> bytes:
     try:
         return json_text(body).encode()
     except ValueError as exc:
-        fault = "must not hold half of a surrogate pair" if isinstance(exc, UnicodeEncodeError) else str(exc)
+        fault = _HALF if isinstance(exc, UnicodeEncodeError) else str(exc)
     raise InvalidRequestError.of(field="body", message=fault)
 
 
@@ -103,7 +143,11 @@ def segment(name: str, field: str) -> str:
     """An id as one segment of a path. Raises InvalidRequestError for one that clients and gateways would remove."""
     if not name or name in DOT_SEGMENTS:
         raise InvalidRequestError.of(field=field, message="must not be empty, . or ..")
-    return quote(name, safe="")
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        pass
+    raise InvalidRequestError.of(field=field, message=_HALF)
 
 
 @contextmanager

@@ -22,17 +22,19 @@ Token = str | TokenSource | Callable[[], str] | None
 class Agents(AgentMethods, Sync):
     """Agents, for `Client`."""
 
-    def __init__(self, core: Core, driver: Blocking) -> None:
+    def __init__(self, core: Core, driver: Blocking, verifier: Verifier | None) -> None:
         self._core = core
         self._driver = driver
+        self._verifier = verifier
 
 
 class AsyncAgents(AgentMethods, Async):
     """Agents, for `AsyncClient`."""
 
-    def __init__(self, core: Core, driver: Awaiting) -> None:
+    def __init__(self, core: Core, driver: Awaiting, verifier: Verifier | None) -> None:
         self._core = core
         self._driver = driver
+        self._verifier = verifier
 
 
 class Client(TaskMethods, AccountMethods, Sync):
@@ -63,7 +65,7 @@ class Client(TaskMethods, AccountMethods, Sync):
         self._core = _core(api, token, timeout, retries, timing)
         self._verifier = _verifier(verify)
         self._driver = Blocking(http, self._core.sender.timing)
-        self.agents = Agents(self._core, self._driver)
+        self.agents = Agents(self._core, self._driver, self._verifier)
 
     def __repr__(self) -> str:
         return f"Client({self._core.root.removesuffix(PREFIX)!r})"
@@ -106,7 +108,7 @@ class AsyncClient(TaskMethods, AccountMethods, Async):
         self._core = _core(api, token, timeout, retries, timing)
         self._verifier = _verifier(verify)
         self._driver = Awaiting(http, self._core.sender.timing)
-        self.agents = AsyncAgents(self._core, self._driver)
+        self.agents = AsyncAgents(self._core, self._driver, self._verifier)
 
     def __repr__(self) -> str:
         return f"AsyncClient({self._core.root.removesuffix(PREFIX)!r})"

@@ -15,6 +15,7 @@ QuittanceError
 │   │   ├── TaskConflictError                 the task id was used for another request
 │   │   ├── TaskInProgressError               the same task is running
 │   │   ├── MovementConflictError             the id of a movement was used with another amount
+│   │   ├── RegistrationConflictError         the registration id was used for another agent
 │   │   ├── AgentNotReadyError                the agent takes no tasks
 │   │   ├── TermsChangedError                 the agent's terms are not those that the task pins
 │   │   ├── VersionNotPublishedError          the version was never published
@@ -38,6 +39,7 @@ QuittanceError
 ├── UploadFailedError                 the storage refused the module
 ├── PublishFailedError                the platform rejected the module, or failed to publish it
 ├── NotProvenError                    a receipt does not prove the answer that it came with
+├── CardNotProvenError                an agent card is not signed by the platform, or is another agent's
 └── ConfigurationError                an argument of the client is wrong, such as an address without https
 
 No text contains a token, a secret or a signature. Texts of servers are bounded and have no control characters.
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _EXPIRED: Final = "The token has expired."
+_CODE_CHARS_MAX: Final = 100
 
 
 class QuittanceError(Exception):
@@ -132,14 +135,18 @@ class UploadFailedError(QuittanceError):
 
 
 class PublishFailedError(QuittanceError):
-    """The platform rejected the module, or failed to publish it: `state`, `code` and `reason` say which and why."""
+    """The platform rejected a version, or failed to publish it: `state`, `code` and `reason` say which and why.
 
-    def __init__(self, agent_id: str, *, state: str, code: str, reason: str) -> None:
-        super().__init__(f"The upload of {agent_id} is {state}: {code}: {plain(reason)}")
+    `number` is the version's. An older version that takes tasks goes on to do so.
+    """
+
+    def __init__(self, agent_id: str, number: int, *, state: str, code: str, reason: str) -> None:
         self.agent_id = agent_id
+        self.number = number
         self.state = state
-        self.code = code
-        self.reason = reason
+        self.code = plain(code, _CODE_CHARS_MAX)
+        self.reason = plain(reason)
+        super().__init__(f"Version {number} of {agent_id} is {state}: {self.code}: {self.reason}")
 
 
 class NotProvenError(QuittanceError):
@@ -149,6 +156,10 @@ class NotProvenError(QuittanceError):
         super().__init__(f"The receipt of task {result.task_id!r} does not prove its answer: {sentence}.")
         self.result = result
         self.report = report
+
+
+class CardNotProvenError(QuittanceError):
+    """An agent card is not signed under the platform's root keys, or is about another agent."""
 
 
 class ApiError(QuittanceError):
@@ -253,6 +264,10 @@ class MovementConflictError(ConflictError):
     """The id of a movement was used with another amount."""
 
 
+class RegistrationConflictError(ConflictError):
+    """The registration id was used for another agent."""
+
+
 class AgentNotReadyError(ConflictError):
     """The agent takes no tasks; `state` says why."""
 
@@ -334,6 +349,7 @@ class _Table:
         "task_conflict": TaskConflictError,
         "task_in_progress": TaskInProgressError,
         "movement_conflict": MovementConflictError,
+        "registration_conflict": RegistrationConflictError,
         "agent_not_ready": AgentNotReadyError,
         "terms_changed": TermsChangedError,
         "version_not_published": VersionNotPublishedError,

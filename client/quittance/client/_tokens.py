@@ -28,7 +28,7 @@ from quittance.client._errors import (
     plain,
 )
 from quittance.client._retry import Sender
-from quittance.client._wire import Flow, Lock, Pause, Request, Take, checked_url, host_of
+from quittance.client._wire import Flow, Lock, Pause, Request, Take, checked_url, host_of, is_loopback
 from quittance.limits import TOKEN_CHARS_MAX
 
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
@@ -247,7 +247,17 @@ class _Issuer:
         self.known = True
 
     def _endpoint(self, url: str | None, kind: str) -> str | None:
-        return checked_url(url, f"The {kind} endpoint of the issuer", query=True) if url else None
+        return self.checked(url, f"The {kind} endpoint of the issuer") if url else None
+
+    def checked(self, url: str, what: str) -> str:
+        """A URL that the issuer states. Raises TokenError for one of this machine, unless the issuer is there too."""
+        if is_loopback(urlsplit(checked_url(url, what, query=True)).hostname or "") and not self._is_local():
+            msg = f"{what} is on this machine, where a remote issuer has none. Check the issuer."
+            raise TokenError(msg)
+        return url
+
+    def _is_local(self) -> bool:
+        return is_loopback(urlsplit(self.issuer or "").hostname or "")
 
 
 _SERVER_ERROR: Final = 500
@@ -258,7 +268,7 @@ def _read(model: type[_Model], body: bytes, url: str) -> _Model:
         return model.model_validate_json(body)
     except ValidationError as exc:
         where = ", ".join(sorted({".".join(map(str, fault["loc"])) or "body" for fault in exc.errors()})[:5])
-    msg = f"The answer of {host_of(url)} is not that of an OAuth issuer ({where})."
+    msg = f"The answer of {host_of(url)} is not that of an OAuth issuer ({plain(where, 300)})."
     raise TokenError(msg)  # outside of `except`: pydantic's error may quote the answer
 
 
@@ -653,9 +663,9 @@ class DeviceFlow(_OAuth):
         life_s, complete = min(max(device.expires_in, 0.0), _DEVICE_S_MAX), device.verification_uri_complete
         prompt(
             DevicePrompt(
-                uri=checked_url(device.verification_uri, "The page to sign in at", query=True),
+                uri=self._issuer.checked(device.verification_uri, "The page to sign in at"),
                 code=plain(device.user_code, 100),
-                uri_complete=complete and checked_url(complete, "The page to sign in at", query=True),
+                uri_complete=complete and self._issuer.checked(complete, "The page to sign in at"),
                 expires_in_s=life_s,
             )
         )

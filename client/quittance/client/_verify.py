@@ -10,16 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from quittance.acceptance.rules import NO_RULES
 from quittance.api.models import TaskResult
 from quittance.client._calls import Core
-from quittance.client._errors import ConfigurationError, NotProvenError
+from quittance.client._errors import (
+    CardNotProvenError,
+    ConfigurationError,
+    NotProvenError,
+    UnexpectedAnswerError,
+    plain,
+)
 from quittance.client._wire import Flow
 from quittance.limits import JWKS_AGE_S_MAX, MIB
+from quittance.proof import card
+from quittance.proof.card import VerifiedCard
 from quittance.proof.receipt import ReceiptClaims
+from quittance.proof.statement import ProofError
 from quittance.proof.verify import Evidence, Report, examine
 from quittance.run import Outcome
 
 _KEYS_BYTES_MAX: Final = MIB
+_NO_RULES_SHA256: Final = hashlib.sha256(NO_RULES.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,7 @@ class Expected:
     budget_micro: int | None = None
     module_sha256: str | None = None
     tariff_sha256: str | None = None
+    rules_sha256: str | None = None
 
 
 class Verifier:
@@ -49,7 +61,7 @@ class Verifier:
     def __init__(self, keys: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> None:
         self._pinned = None if keys is None else _read_keys(keys)
         self._lock = threading.Lock()
-        self._fetched: tuple[float, bytes] | None = None
+        self._fetched: dict[str, tuple[float, bytes]] = {}
 
     def __repr__(self) -> str:
         return f"Verifier({'pinned keys' if self._pinned else 'keys of the API'})"
@@ -60,18 +72,40 @@ class Verifier:
             return self._pinned
         now = core.sender.timing.monotonic()
         with self._lock:
-            fetched = self._fetched
+            fetched = self._fetched.get(core.root)
         if fetched is None or now - fetched[0] > JWKS_AGE_S_MAX:
             answer = yield from core.call("GET", "/.well-known/jwks.json", signed=False)
             fetched = (now, answer.body)
             with self._lock:
-                self._fetched = fetched
+                self._fetched[core.root] = fetched
         return fetched[1]
 
     def check(self, core: Core, result: TaskResult, expected: Expected) -> Flow[Report]:
         """The checks of a result's receipt. Raises NotProvenError."""
         keys = yield from self.keys(core)
         return proven(result, keys, expected)
+
+    def check_card(self, core: Core, text: bytes, agent_id: str) -> Flow[VerifiedCard]:
+        """An agent's signed card. Raises CardNotProvenError."""
+        keys = yield from self.keys(core)
+        try:
+            found = card.verify(text, _key_set(keys), now_ms=int(core.sender.timing.now() * 1_000))
+        except ProofError as exc:
+            msg = f"The card of the agent {agent_id!r} is not proven: {plain(exc)}."
+            raise CardNotProvenError(msg) from None
+        if found.agent_id != agent_id:
+            msg = f"The card is of the agent {plain(found.agent_id, 200)!r} instead of {agent_id!r}."
+            raise CardNotProvenError(msg)
+        return found
+
+
+def _key_set(keys: bytes) -> Mapping[str, Any]:
+    """A key set as a mapping. One that is no JSON object has no keys."""
+    try:
+        found = json.loads(keys)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def proven(result: TaskResult, keys: bytes, expected: Expected) -> Report:
@@ -88,9 +122,18 @@ def proven(result: TaskResult, keys: bytes, expected: Expected) -> Report:
 
 def output_bytes(result: TaskResult) -> bytes | None:
     """What the agent wrote, as bytes; None if the answer has no output."""
-    if result.output_base64 is not None:
-        return base64.b64decode(result.output_base64)
-    return None if result.output is None else result.output.encode()
+    return decoded(result.output, result.output_base64, "output")
+
+
+def decoded(text: str | None, encoded: str | None, name: str) -> bytes | None:
+    """The bytes that an answer states as text or in base64. Raises UnexpectedAnswerError."""
+    try:
+        if encoded is not None:
+            return base64.b64decode(encoded, validate=True)
+        return None if text is None else text.encode()
+    except ValueError:
+        msg = f"The answer has an {name} that is no base64, or no text."
+    raise UnexpectedAnswerError(msg)
 
 
 def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) -> Iterator[str]:
@@ -98,6 +141,7 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
     pairs: list[tuple[str, object, object]] = [
         ("task_id", result.task_id, claims.task),
         ("agent_id", result.agent_id, claims.agent),
+        ("input_sha256", result.input_sha256, claims.input_sha256),
         ("escrow_id", result.escrow_id, claims.eid),
         ("escrow_status", result.escrow_status, claims.state),
         ("success", result.success, claims.outcome is Outcome.SUCCEEDED),
@@ -121,6 +165,7 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
             ("agent_id", expected.agent_id, claims.agent),
             ("module_sha256", expected.module_sha256, claims.module_sha256),
             ("tariff_sha256", expected.tariff_sha256, claims.tariff_sha256),
+            ("rules_sha256", expected.rules_sha256, _agent_rules_sha256(claims)),
         )
         if value is not None
     ]
@@ -133,6 +178,11 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
         found = hashlib.sha256(result.log.encode()).hexdigest()
         if found != claims.stderr_sha256:
             yield "the log is not the one that the receipt names"
+
+
+def _agent_rules_sha256(claims: ReceiptClaims) -> str:
+    """The digest of the agent's rules, by which a task pins them; that of `{}` if it has none."""
+    return (claims.acceptance and claims.acceptance.agent_sha256) or _NO_RULES_SHA256
 
 
 def _read_keys(keys: Mapping[str, Any] | str | os.PathLike[str]) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, BinaryIO, Final, Generic, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -27,7 +28,9 @@ from quittance.limits import LAMBDA_SYNC_BYTES_MAX
 _T = TypeVar("_T")
 ANSWER_BYTES_MAX: Final = LAMBDA_SYNC_BYTES_MAX  # no function can answer with more
 CONNECT_S_MAX: Final = 10.0
+_HOST_CHARS_MAX: Final = 255  # in messages; a name of the DNS has 253 and a port
 _LEAST_S: Final = 0.001
+_GRACE_S: Final = 1.0  # for the timeout of connecting to end a call first, because its error says that nothing was sent
 _NO_URL: Final = re.compile(r"[\s\x00-\x1f\x7f#\\]")
 _LOCK_POLL_S: Final = 0.01
 _USER_AGENT: Final = "quittance-client/0.1.0"
@@ -126,7 +129,7 @@ class Blocking:
     """Does the steps of flows in the calling thread."""
 
     def __init__(self, http: httpx.Client | None, timing: Timing) -> None:
-        self._clients = _Clients(http, lambda trust_env: httpx.Client(trust_env=trust_env))
+        self._clients = _Clients(http, lambda trust_env: httpx.Client(trust_env=trust_env, cookies=_no_cookies()))
         self._timing = timing
 
     def run(self, flow: Flow[_T]) -> _T:
@@ -177,7 +180,7 @@ class Awaiting:
     """Does the steps of flows in the running event loop."""
 
     def __init__(self, http: httpx.AsyncClient | None, timing: Timing) -> None:
-        self._clients = _Clients(http, lambda trust_env: httpx.AsyncClient(trust_env=trust_env))
+        self._clients = _Clients(http, lambda trust_env: httpx.AsyncClient(trust_env=trust_env, cookies=_no_cookies()))
         self._timing = timing
 
     async def run(self, flow: Flow[_T]) -> _T:
@@ -214,6 +217,12 @@ class Awaiting:
         return None
 
     async def _send(self, request: Request) -> Answer:
+        left_s = max(request.deadline - self._timing.monotonic(), _LEAST_S)
+        with anyio.move_on_after(left_s + _GRACE_S):
+            return await self._exchange(request)
+        raise _late(request)
+
+    async def _exchange(self, request: Request) -> Answer:
         http = self._clients.of(request.url)
         with _translated(request), _opened(request) as content:
             response = await http.send(_built(http, request, content, self._timing), **_SENDING)
@@ -225,6 +234,11 @@ class Awaiting:
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
         return reader.answer()
+
+
+def _no_cookies() -> CookieJar:
+    """A jar that takes none: a cookie would tie together callers that share a client."""
+    return CookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
 
 
 _SENDING: Final[Mapping[str, Any]] = {"stream": True, "auth": None, "follow_redirects": False}
@@ -266,6 +280,10 @@ class _Clients(Generic[_Http]):
         return made
 
 
+def _late(request: Request) -> ConnectionFailedError:
+    return ConnectionFailedError(f"{host_of(request.url)} did not complete its answer in time.", sent=True)
+
+
 class _Reader:
     """Reads a response of a limited size in a limited time."""
 
@@ -285,8 +303,7 @@ class _Reader:
             raise UnexpectedAnswerError(msg)
         self._body += chunk
         if self._timing.monotonic() > self._request.deadline:
-            msg = f"{host_of(self._request.url)} did not complete its answer in time."
-            raise ConnectionFailedError(msg, sent=True)
+            raise _late(self._request)
 
     def answer(self) -> Answer:
         """The complete response."""
@@ -332,6 +349,9 @@ def _built(
     left_s = max(request.deadline - timing.monotonic(), _LEAST_S)
     timeout = httpx.Timeout(min(request.answer_s_max, left_s), connect=min(CONNECT_S_MAX, left_s))
     headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **request.headers}
+    if request.upload is not None:  # to a host that the API names: the caller's own headers and cookies are not for it
+        bare = {"timeout": timeout.as_dict()}
+        return httpx.Request(request.method, request.url, headers=headers, extensions=bare, **content)
     return http.build_request(request.method, request.url, headers=headers, timeout=timeout, **content)
 
 
@@ -381,7 +401,7 @@ def host_of(url: str) -> str:
         port = parts.port
     except ValueError:
         return "?"
-    return f"{parts.hostname or '?'}{f':{port}' if port else ''}"
+    return f"{plain(parts.hostname or '?', _HOST_CHARS_MAX)}{f':{port}' if port else ''}"
 
 
 def is_loopback(host: str) -> bool:

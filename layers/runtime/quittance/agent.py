@@ -1,5 +1,6 @@
 """An agent as registered: its owner and terms, its versions and its newest upload."""
 
+import base64
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -108,7 +109,7 @@ class Agent:
 
     `revision` counts the publications, activations and changes of terms or name: a write that depends on what was read
     is conditional on it. `registered_contract_sha256` counts until a version is active, as `terms` then are those of
-    the registration.
+    the registration. `registration_sha256` identifies what was registered if the owner chose a registration_id.
     """
 
     agent_id: str
@@ -122,6 +123,7 @@ class Agent:
     retired_ms: int | None = None
     revision: int = 0
     registered_contract_sha256: str | None = None
+    registration_sha256: str | None = None
 
     @property
     def contract_sha256(self) -> str | None:
@@ -149,3 +151,9 @@ class VersionRecord:
     contract_sha256: str | None = None
     version: Version | None = None
     rejection: Rejection | None = None
+
+
+def registered_agent_id(owner: str, registration_id: str) -> str:
+    """The id of the agent that an owner registers under this id. Length prefixes keep different pairs apart."""
+    named = f"{len(owner)}:{owner}{len(registration_id)}:{registration_id}".encode()
+    return "agt_" + base64.b32encode(hashlib.sha256(named).digest()).decode().lower()[:26]

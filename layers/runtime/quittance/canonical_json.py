@@ -135,7 +135,7 @@ def read_members(text: str, *, as_sent: Collection[str]) -> Any:  # noqa: ANN401
     members: dict[str, Any] = {}
     shapes: list[Any] = []
     with _typed_errors(JSON_DEPTH_MAX):
-        more = text.startswith("{", at)
+        more = opened = text.startswith("{", at)
         while more and len(members) < MEMBERS_READ_MAX:
             at = _space(text, at + 1)
             if text.startswith("}", at) and not members:
@@ -150,7 +150,7 @@ def read_members(text: str, *, as_sent: Collection[str]) -> Any:  # noqa: ANN401
             shapes.append(value)
             at = _space(text, at)
             more = text.startswith(",", at)
-        if not more and text.startswith("}", at) and _space(text, at + 1) == len(text):
+        if opened and not more and text.startswith("}", at) and _space(text, at + 1) == len(text):
             _check_depth(shapes, JSON_DEPTH_MAX)
             return members
     # No object, one with more members, or no JSON at all.

@@ -18,6 +18,7 @@ QuittanceError
 │   ├── TermsChangedError             409  module, tariff or rules differ from those that the task names
 │   ├── BondInUseError                409  the bond cannot be released yet
 │   ├── MovementConflictError         409  the movement's id was used for another amount or by another depositor
+│   ├── RegistrationConflictError     409  the registration_id was used for another agent
 │   ├── PayoutConflictError           409  the payout was decided differently
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
@@ -194,6 +195,15 @@ class MovementConflictError(RequestError):
         )
 
 
+class RegistrationConflictError(RequestError):
+    """The registration_id was used before for another registration."""
+
+    def __init__(self, registration_id: str) -> None:
+        super().__init__(
+            f"The registration_id {registration_id!r} was used before for an agent with other terms. Choose a new one."
+        )
+
+
 class PayoutConflictError(RequestError):
     """The payout was decided differently before. A decision is final."""
 
@@ -356,6 +366,7 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     BondRequiredError: (HTTPStatus.PAYMENT_REQUIRED, "bond_required", "A bond is needed"),
     BondInUseError: (HTTPStatus.CONFLICT, "bond_in_use", "The bond is in use"),
     MovementConflictError: (HTTPStatus.CONFLICT, "movement_conflict", "The movement id is taken"),
+    RegistrationConflictError: (HTTPStatus.CONFLICT, "registration_conflict", "The registration id is taken"),
     PayoutConflictError: (HTTPStatus.CONFLICT, "payout_conflict", "The payout is decided"),
     PayloadTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", "Too large"),
     UnsupportedMediaTypeError: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Not JSON"),

@@ -638,6 +638,11 @@ class AgentRequest(Sent):
     contract: PublishedContract | None = Field(
         default=None, description="What the agent takes and gives, with examples that its publication runs."
     )
+    registration_id: TaskId | None = Field(
+        default=None,
+        description="An id that you choose: repeating the request with it returns the same agent. Without it, each"
+        " request registers another agent.",
+    )
 
 
 class VersionRequest(Sent):
@@ -717,7 +722,18 @@ class AgentUpload(_Answer):
 
     agent_id: str
     state: AgentState
+    version: int = Field(description="The number of the version that the upload becomes.", examples=[3])
     upload: UploadForm
+
+
+class AgentRegistration(_Answer):
+    """A registered agent. It waits for its module, unless the request repeats an earlier one."""
+
+    agent_id: str
+    state: AgentState
+    upload: UploadForm | None = Field(
+        description="The form for the newest upload; null if the agent does not wait for a module now."
+    )
 
 
 class AgentRejection(_Answer):

@@ -148,11 +148,16 @@ class Registry:
 
     def get(self, agent_id: str) -> Agent:
         """The stored agent (consistent read). Raises NotFoundError."""
-        item = self._item(f"AGENT#{agent_id}")
-        if item is None:
+        agent = self.find(agent_id)
+        if agent is None:
             msg = f"There is no agent {agent_id!r}."
             raise NotFoundError(msg)
-        return _agent(item)
+        return agent
+
+    def find(self, agent_id: str) -> Agent | None:
+        """The stored agent (consistent read), or None."""
+        item = self._item(f"AGENT#{agent_id}")
+        return None if item is None else _agent(item)
 
     def get_cached(self, agent_id: str) -> Agent:
         """The agent as this environment read it at most ten seconds ago. Raises NotFoundError."""
@@ -294,8 +299,8 @@ class Registry:
         query = listing(self._table, LISTING_INDEX, "listing", _LISTING, limit=1)
         retried(partial(self._client.query, **query), self._patience())
 
-    def create(self, agent: Agent) -> None:
-        """Stores a new agent, which awaits its first upload."""
+    def create(self, agent: Agent) -> Agent:
+        """Stores a new agent, which awaits its first upload; returns the stored one if its id is taken."""
         values: dict[str, Value | None] = {
             "pk": f"AGENT#{agent.agent_id}",
             "owner": agent.owner,
@@ -303,11 +308,15 @@ class Registry:
             "description": agent.description,
             "created_ms": agent.created_ms,
             "contract_sha256": agent.registered_contract_sha256,
+            "registration_sha256": agent.registration_sha256,
             **_terms_values("", agent.terms),
             **_upload_values(agent.upload),
         }
-        with suppress(RefusedError):  # ids are random, so an existing item is our own write whose response was lost
+        try:
             retried(lambda: self._client.put_item(**put_new(self._table, values)), self._patience())
+        except RefusedError as refused:  # a repeat of this registration, or our own write whose response was lost
+            return _agent(refused.items[0] or {})
+        return agent
 
     def open_upload(self, agent: Agent, terms: Terms, contract_sha256: str | None = None) -> Agent:
         """Opens the next upload, which replaces the newest one; returns the stored agent.
@@ -793,6 +802,7 @@ def _agent(item: Mapping[str, Any]) -> Agent:
         retired_ms=values.get("retired_ms"),
         revision=values.get("revision", 0),
         registered_contract_sha256=None if "module_sha256" in values else values.get("contract_sha256"),
+        registration_sha256=values.get("registration_sha256"),
     )
 
 

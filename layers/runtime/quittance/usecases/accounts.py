@@ -2,10 +2,10 @@
 
 import csv
 from io import StringIO
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import urlencode
 
-from quittance.api.documentation import Document
+from quittance.api.documentation import Document, MediaType
 from quittance.api.identity import DEPOSIT_SCOPE, PAYOUT_SCOPE, Caller
 from quittance.api.models import (
     AccountAnswer,
@@ -33,6 +33,7 @@ from quittance.limits import BOND_NOTICE_MS, PAYOUT_ID_CHARS_MAX, STATED_TASK_CH
 from quittance.observability import logger
 from quittance.platform import Platform
 
+_CSV: Final = "text/csv; charset=utf-8"
 _LINES: Final = Cursor("|".join(LineKind), f"[A-Za-z0-9._~:-]{{1,{STATED_TASK_CHARS_MAX}}}")
 _PAYOUTS: Final = Cursor(f"[A-Za-z0-9_-]{{1,{PAYOUT_ID_CHARS_MAX}}}")
 
@@ -56,7 +57,9 @@ def statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: 
     return _statement(platform, caller.account, limit, after)
 
 
-def statement_csv(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> Document:
+def statement_csv(
+    platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None
+) -> Annotated[Document, MediaType(_CSV, headers=("Link",))]:
     """The same page as CSV (RFC 4180) with a line of names; the header `Link` leads to the next page.
 
     No cell is a formula: ids have no character that begins one but `-`, and none that calls a function. So a program
@@ -71,7 +74,7 @@ def statement_csv(platform: Platform, caller: Caller, limit: PageLimit = 50, aft
     if found.next:
         query = urlencode({"limit": limit, "after": found.next})
         headers["Link"] = f'</accounts/me/statement.csv?{query}>; rel="next"'
-    return Document(text.getvalue(), "text/csv; charset=utf-8", headers)
+    return Document(text.getvalue(), _CSV, headers)
 
 
 def bond_statement(platform: Platform, caller: Caller, limit: PageLimit = 50, after: PageAfter = None) -> StatementPage:

@@ -1,16 +1,17 @@
 """Agents: registration, versions, terms and retirement by their owners, and what anyone may read about them."""
 
 import base64
+import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Final
 
 from pydantic import Field
 
 from quittance.acceptance.contract import Contract, without_output_schema
 from quittance.acceptance.rules import Rules, parse_rules, rules_json
-from quittance.agent import Agent, AgentState, Rejection, Terms, Upload, VersionRecord
+from quittance.agent import Agent, AgentState, Rejection, Terms, Upload, VersionRecord, registered_agent_id
 from quittance.api.identity import Caller
 from quittance.api.models import (
     AccountId,
@@ -21,6 +22,7 @@ from quittance.api.models import (
     AgentId,
     AgentLimits,
     AgentPage,
+    AgentRegistration,
     AgentRejection,
     AgentReputation,
     AgentRequest,
@@ -38,6 +40,7 @@ from quittance.api.models import (
     VersionRequest,
 )
 from quittance.api.requests import Cursor, PageAfter, PageLimit
+from quittance.canonical_json import canonical
 from quittance.errors import (
     AccountFrozenError,
     AgentNotReadyError,
@@ -45,6 +48,7 @@ from quittance.errors import (
     InvalidRequestError,
     NotFoundError,
     PlatformUnavailableError,
+    RegistrationConflictError,
     VersionNotPublishedError,
 )
 from quittance.ledger import pricing, reputation
@@ -65,21 +69,26 @@ _VERSION_CURSOR: Final = Cursor()
 VersionNumber = Annotated[int, Field(ge=1, le=VERSION_NUMBER_MAX, description="The version's number.")]
 
 
-def register(platform: Platform, caller: Caller, request: AgentRequest) -> AgentUpload:
+def register(platform: Platform, caller: Caller, request: AgentRequest) -> AgentRegistration:
     """Registers an agent of the caller, and returns the form for the upload of its module.
 
-    Raises AccountFrozenError, BondRequiredError, InvalidRequestError for an unsuitable judge,
-    PlatformUnavailableError.
+    With a `registration_id` it is safe to repeat: the agent's id is derived from it, and the repeat returns that agent
+    in its present state, with a form only if its newest upload still waits for a module. Raises AccountFrozenError,
+    BondRequiredError, InvalidRequestError for an unsuitable judge, RegistrationConflictError if the id was used for
+    another registration, PlatformUnavailableError.
     """
     owner = caller.account
     _check_not_frozen(platform, owner)
     _check_bond(platform, owner)
     rules = contracts.rules_with(request.acceptance or Rules(), request.contract or Contract())
-    _check_judge(platform, rules)
     terms = _terms(request.tariff, request.limits, rules, request.task_judges)
+    agent_id, sha256 = _registration(owner, request, terms)
+    if sha256 is not None and (stored := platform.registry.find(agent_id)) is not None:
+        return _registered(platform, stored, request, sha256)
+    _check_judge(platform, rules)
     contract_sha256 = contracts.keep(platform, request.contract)
     agent = Agent(
-        agent_id="agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(),
+        agent_id=agent_id,
         owner=owner,
         name=request.name,
         description=request.description,
@@ -87,9 +96,36 @@ def register(platform: Platform, caller: Caller, request: AgentRequest) -> Agent
         terms=terms,
         upload=Upload(1, AgentState.AWAITING_UPLOAD, terms, contract_sha256=contract_sha256),
         registered_contract_sha256=contract_sha256,
+        registration_sha256=sha256,
     )
-    platform.registry.create(agent)
-    return _upload_form(platform, agent)
+    return _registered(platform, platform.registry.create(agent), request, sha256)
+
+
+def _registration(owner: str, request: AgentRequest, terms: Terms) -> tuple[str, str | None]:
+    """The id of the agent to register, and what distinguishes a repeat from a conflict: None if no request repeats it.
+
+    The digest is of what the agent will have, so an absent term and its default are the same.
+    """
+    if request.registration_id is None:
+        return "agt_" + base64.b32encode(secrets.token_bytes(_AGENT_ID_BYTES)).decode().lower(), None
+    registered = {
+        "name": request.name,
+        "description": request.description,
+        "contract_sha256": contracts.digest(request.contract),
+        **asdict(terms),
+    }
+    sha256 = hashlib.sha256(canonical(registered).encode()).hexdigest()
+    return registered_agent_id(owner, request.registration_id), sha256
+
+
+def _registered(platform: Platform, agent: Agent, request: AgentRequest, sha256: str | None) -> AgentRegistration:
+    """The answer to a registration: the agent as it is stored. Raises RegistrationConflictError if it is another."""
+    if agent.registration_sha256 != sha256:
+        raise RegistrationConflictError(request.registration_id or "")
+    if agent.retired_ms is not None or agent.upload.state is not AgentState.AWAITING_UPLOAD:
+        return AgentRegistration(agent_id=agent.agent_id, state=agent.state, upload=None)
+    opened = _upload_form(platform, agent)
+    return AgentRegistration(agent_id=opened.agent_id, state=opened.state, upload=opened.upload)
 
 
 def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request: VersionRequest) -> AgentUpload:
@@ -374,7 +410,8 @@ def _upload_form(platform: Platform, agent: Agent) -> AgentUpload:
     url, fields = platform.uploads.presigned_post(agent.agent_id, agent.upload.number)
     expires_ms = platform.now_ms() + UPLOAD_SECONDS_MAX * 1_000
     form = UploadForm(url=url, fields=fields, expires_at=expires_ms)
-    return AgentUpload(agent_id=agent.agent_id, state=agent.upload.state, upload=form)
+    upload = agent.upload
+    return AgentUpload(agent_id=agent.agent_id, state=upload.state, version=upload.number, upload=form)
 
 
 def _terms(tariff: Tariff, limits: AgentLimits, rules: Rules, judges: TaskJudges | None) -> Terms:

@@ -8,6 +8,11 @@ from quittance.platform import Platform
 from quittance.run import Input
 
 
+def digest(contract: Contract | None) -> str | None:
+    """The digest of a contract; None if it says nothing."""
+    return contract_sha256(contract_json(contract or Contract()))
+
+
 def keep(platform: Platform, contract: Contract | None) -> str | None:
     """Stores a contract; returns its digest, None if it says nothing. Raises PlatformUnavailableError."""
     text = contract_json(contract or Contract())

@@ -731,6 +731,7 @@ class AgentRegistration(_Answer):
 
     agent_id: str
     state: AgentState
+    version: int = Field(description="The number of its newest version, 1 unless others were opened since.")
     upload: UploadForm | None = Field(
         description="The form for the newest upload; null if the agent does not wait for a module now."
     )

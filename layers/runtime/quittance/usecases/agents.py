@@ -123,9 +123,8 @@ def _registered(platform: Platform, agent: Agent, request: AgentRequest, sha256:
     if agent.registration_sha256 != sha256:
         raise RegistrationConflictError(request.registration_id or "")
     if agent.retired_ms is not None or agent.upload.state is not AgentState.AWAITING_UPLOAD:
-        return AgentRegistration(agent_id=agent.agent_id, state=agent.state, upload=None)
-    opened = _upload_form(platform, agent)
-    return AgentRegistration(agent_id=opened.agent_id, state=opened.state, upload=opened.upload)
+        return AgentRegistration(agent_id=agent.agent_id, state=agent.state, version=agent.upload.number, upload=None)
+    return AgentRegistration(**dict(_upload_form(platform, agent)))
 
 
 def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request: VersionRequest) -> AgentUpload:

@@ -40,7 +40,7 @@ _DARK: Final = TerminalTheme(
 )
 _FONTS: Final = re.compile(r"@font-face \{.*?\}\s*", re.S)
 _VARIES: Final = (
-    (re.compile(r"agt_[a-z2-7]{16}"), "agt_…"),
+    (re.compile(r"agt_[a-z2-7]{16,26}"), "agt_…"),
     (re.compile(r"\b[0-9a-f]{12,64}…?"), "…"),
     (re.compile(r"\b[a-z2-7]{26}\b"), "…"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?( UTC|Z)?"), "…"),

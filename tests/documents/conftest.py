@@ -82,6 +82,8 @@ def shell(seeded: tuple[Stack, str], tmp_path: Path) -> Shell:
         "STATE": str(STATE.root),
         "API": stack.api_url + PREFIX,
         "TOKEN": token,
+        "QUITTANCE_API": stack.api_url,
+        "QUITTANCE_TOKEN": token,
         "AGENT": agent_id,
     }
 

@@ -21,6 +21,7 @@ REASONS = {
     "tests/e2e/test_direct.py runs it",
     "tests/e2e/test_operating.py runs it",
     "make bench runs it",
+    "tests/e2e/test_command_line.py runs it",
     "tests/e2e/test_generated_clients.py runs it",
     "tests/cli runs it",
     "make test or make proofs runs it",

@@ -88,7 +88,7 @@ dashboard: ## regenerate the CloudWatch dashboard in template.yaml from the metr
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.dashboard
 
 docs: ## build the documentation site into .local/site/html
-	$(DEV) env PYTHONPATH=layers/runtime python -m local.site
+	$(DEV) env PYTHONPATH=layers/runtime:client:cli python -m local.site
 
 recompute-reputation: ## recompute every agent's scores from its receipts and compare them with the stored ones
 	$(LOCAL) reputation

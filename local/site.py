@@ -38,7 +38,12 @@ BESIDE: Final = {
 NAVIGATION: Final[dict[str, list[str]]] = {
     "Start": ["readme", "tutorial"],
     "How to": [
+        "howto/agents",
+        "contract",
         "using",
+        "howto/command-line",
+        "howto/python-client",
+        "howto/generated-clients",
         "howto/async",
         "howto/webhooks",
         "howto/sdk",
@@ -47,7 +52,7 @@ NAVIGATION: Final[dict[str, list[str]]] = {
         "howto/sam-local",
         "examples",
     ],
-    "Reference": ["reference/api", "errors", "reference/limits", "events", "metering"],
+    "Reference": ["reference/api", "reference/command-line", "errors", "reference/limits", "events", "metering"],
     "How it works": [
         "architecture",
         "ledger",
@@ -115,6 +120,7 @@ def pages() -> dict[str, str]:
     written["adr/index.md"] = _decisions(decisions)
     written["reference/api.md"] = api_reference(json.loads((_RUNTIME / "openapi.json").read_text()))
     written["reference/limits.md"] = limits_reference((_RUNTIME / "limits.py").read_text())
+    written["reference/command-line.md"] = command_reference()
     written["index.md"] = _first_page()
     return written
 
@@ -277,6 +283,18 @@ def _plain(text: str) -> str:
 
 def _cell(text: str) -> str:
     return _plain(text).replace("|", "\\|")
+
+
+def command_reference() -> str:
+    """The page of all commands, from their help."""
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from quittance.cli.main import app
+
+    command = typer.main.get_command(app)
+    page: str = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="quittance"), name="quittance")
+    return page.replace("# `quittance`", "# Command line", 1)
 
 
 @dataclass(frozen=True)

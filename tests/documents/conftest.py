@@ -18,6 +18,7 @@ from tests.documents.blocks import Block, Command, matches
 from tests.progress import add_cloud
 from tests.waiting import GENEROUS_S
 
+TOOLS = LOCAL  # shared with the builds of the examples
 STATE = State(LOCAL / "documents-cloud")
 HERE = Path(__file__).parent
 _PROGRAMS = {
@@ -63,6 +64,7 @@ def shell(seeded: tuple[Stack, str], tmp_path: Path) -> Shell:
     for name, words in _PROGRAMS.items():
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (programs / name).chmod(0o700)
+    (home / ".curlrc").write_text("fail-with-body\n")  # a refused request is a failed command
     for path in ROOT.iterdir():
         if not path.name.startswith("."):
             (work / path.name).symlink_to(path)
@@ -71,6 +73,7 @@ def shell(seeded: tuple[Stack, str], tmp_path: Path) -> Shell:
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": ":".join(str(ROOT / name) for name in ("layers/runtime", "client", "cli", ".")),
         "HOME": str(home),
+        "QUITTANCE_TOOLS": str(TOOLS),
         "LC_ALL": "C.UTF-8",
         "COLUMNS": "100",
         "NO_PROXY": "127.0.0.1",
@@ -79,6 +82,8 @@ def shell(seeded: tuple[Stack, str], tmp_path: Path) -> Shell:
         "STATE": str(STATE.root),
         "API": stack.api_url + PREFIX,
         "TOKEN": token,
+        "QUITTANCE_API": stack.api_url,
+        "QUITTANCE_TOKEN": token,
         "AGENT": agent_id,
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from local import site
+from quittance.cli.main import COMMANDS
 from tests.support import ROOT
 
 RUNTIME = ROOT / "layers" / "runtime" / "quittance"
@@ -70,3 +71,9 @@ def test_the_reference_has_every_limit_with_its_comment() -> None:
     assert found["JSON_DEPTH_MAX"].section == "Contents of a request"
     assert found["PAUSED_RETRY_S"].comment.startswith("`Retry-After`")
     assert found["FUEL_MAX"].section == "Resources of an agent"
+
+
+def test_the_reference_has_every_command() -> None:
+    page = site.command_reference()
+    for name in COMMANDS:
+        assert f"## `quittance {name}`" in page

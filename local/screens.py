@@ -63,9 +63,9 @@ SCENES: Final = (
     Scene("help", "quittance --help"),
     Scene("new", "quittance new hello --lang c"),
     Scene("test", "quittance test hello"),
-    Scene("run", "quittance run hello --input-text '{\"text\": \"to be or not to be\"}' --budget 0.05"),
+    Scene("run", 'quittance run hello --input-text \'{"text": "to be or not to be"}\' --budget 0.05'),
     Scene("publish", "quittance publish hello --bond 2"),
-    Scene("call", "quittance call hello --text '{\"text\": \"to be or not to be\"}' --budget 0.05"),
+    Scene("call", 'quittance call hello --text \'{"text": "to be or not to be"}\' --budget 0.05'),
     Scene("refused", "quittance call hello --text '{\"txt\": 1}' --budget 0.05"),
     Scene("versions", "quittance versions hello"),
     Scene("runs", "quittance runs hello"),
@@ -103,7 +103,13 @@ def _on_terminal(command: str, env: Mapping[str, str], folder: Path) -> pyte.Scr
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES_MAX, _COLUMNS, 0, 0))
     wanted = {**env, "TERM": "xterm-256color", "COLUMNS": str(_COLUMNS), "LINES": "50"}
     process = subprocess.Popen(
-        ["sh", "-c", command], env=wanted, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        ["sh", "-c", command],
+        env=wanted,
+        cwd=folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
     )
     os.close(theirs)
     with contextlib.suppress(OSError):  # EIO: the last process on the terminal has ended

@@ -19,7 +19,7 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi dashboard docs logs demo sam-local \
+.PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi dashboard docs screens logs demo sam-local \
 	sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## print this list
@@ -89,6 +89,9 @@ dashboard: ## regenerate the CloudWatch dashboard in template.yaml from the metr
 
 docs: ## build the documentation site into .local/site/html
 	$(DEV) env PYTHONPATH=layers/runtime:client:cli python -m local.site
+
+screens: ## draw the command line's pictures in docs/screens, with the running cloud (make up)
+	$(DEV) env PYTHONPATH=.:layers/runtime:client:cli python -m local.screens
 
 recompute-reputation: ## recompute every agent's scores from its receipts and compare them with the stored ones
 	$(LOCAL) reputation

@@ -18,6 +18,7 @@ import termios
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import unescape
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,12 +32,15 @@ from local.paths import LOCAL, ROOT
 
 FOLDER: Final = ROOT / "docs" / "screens"
 _COLUMNS: Final = 100
+_CHARACTER_WIDTH: Final = 12.2  # as rich draws them
 _LINES_MAX: Final = 200
 _DARK: Final = TerminalTheme(
     (24, 26, 31),
     (222, 222, 222),
-    [(60, 60, 60), (240, 113, 120), (127, 191, 127), (226, 191, 100), (110, 160, 230), (190, 140, 220), (90, 190, 190)]
-    + [(222, 222, 222)],
+    [
+        *((60, 60, 60), (240, 113, 120), (127, 191, 127), (226, 191, 100)),
+        *((110, 160, 230), (190, 140, 220), (90, 190, 190), (222, 222, 222)),
+    ],
 )
 _FONTS: Final = re.compile(r"@font-face \{.*?\}\s*", re.S)
 _VARIES: Final = (
@@ -59,16 +63,17 @@ class Scene:
     before: tuple[str, ...] = ()
 
 
+_UNTIL_LISTED: Final = "until quittance runs hello | grep -q succeeded; do sleep 1; done"
 SCENES: Final = (
     Scene("help", "quittance --help"),
     Scene("new", "quittance new hello --lang c"),
-    Scene("test", "quittance test hello"),
+    Scene("test", "quittance test hello", ("quittance build hello",)),
     Scene("run", 'quittance run hello --input-text \'{"text": "to be or not to be"}\' --budget 0.05'),
-    Scene("publish", "quittance publish hello --bond 2"),
+    Scene("publish", "quittance publish hello --bond 2", ("quittance deposit 3",)),
     Scene("call", 'quittance call hello --text \'{"text": "to be or not to be"}\' --budget 0.05'),
-    Scene("refused", "quittance call hello --text '{\"txt\": 1}' --budget 0.05"),
+    Scene("refused", "quittance call hello --input wrong.json", ("echo '{\"txt\": 1}' > wrong.json",)),
     Scene("versions", "quittance versions hello"),
-    Scene("runs", "quittance runs hello"),
+    Scene("runs", "quittance runs hello", (_UNTIL_LISTED,)),
 )
 
 
@@ -85,8 +90,13 @@ def text_of(svg: str) -> list[str]:
     lines: dict[float, list[tuple[float, str]]] = {}
     for found in re.finditer(r'<text [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>', svg, re.S):
         lines.setdefault(float(found[2]), []).append((float(found[1]), unescape(found[3])))
-    whole = ["".join(text for _, text in sorted(parts)) for _, parts in sorted(lines.items())]
-    return [_constant(line.replace("\N{NO-BREAK SPACE}", " ")) for line in whole if line.strip()]
+    found = []
+    for _, parts in sorted(lines.items()):
+        line = ""
+        for at, text in sorted(parts):  # a picture has no text where there are only spaces
+            line = line.ljust(round(at / _CHARACTER_WIDTH)) + text.replace("\N{NO-BREAK SPACE}", " ")
+        found.append(_constant(line))
+    return [line for line in found if line]
 
 
 def _constant(line: str) -> str:
@@ -134,21 +144,21 @@ def picture(scene: Scene, screen: pyte.Screen) -> str:
 
 def _line(row: Mapping[int, Any]) -> Text:
     line = Text()
-    for column in range(_COLUMNS):
-        char = row[column]
-        line.append(
-            char.data,
-            Style(
-                color=_colour(char.fg),
-                bgcolor=_colour(char.bg),
-                bold=char.bold,
-                italic=char.italics,
-                underline=char.underscore,
-                reverse=char.reverse,
-            ),
-        )
+    for style, chars in groupby((row[column] for column in range(_COLUMNS)), _style):
+        line.append("".join(char.data for char in chars), style)
     line.rstrip()
     return line
+
+
+def _style(char: Any) -> Style:  # noqa: ANN401 - a character of the emulator
+    return Style(
+        color=_colour(char.fg),
+        bgcolor=_colour(char.bg),
+        bold=char.bold,
+        italic=char.italics,
+        underline=char.underscore,
+        reverse=char.reverse,
+    )
 
 
 def _colour(name: str) -> str | None:
@@ -168,18 +178,40 @@ def write(env: Mapping[str, str]) -> None:
             (FOLDER / f"{scene.name}.svg").write_text(svg, encoding="utf-8")
 
 
+def write_profile(home: Path, api: str, token: str) -> None:
+    """Writes the profile `local` as `quittance up` does, for one platform and user."""
+    folder = home / ".config" / "quittance"
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "local.token").write_text(token)
+    (folder / "local.token").chmod(0o600)
+    (folder / "config.toml").write_text(
+        f'default = "local"\n\n[profiles.local]\napi = "{api}"\ntoken_file = "local.token"\n'
+    )
+
+
+def environment(home: Path, api: str, token: str) -> dict[str, str]:
+    """The environment of the scenes: the command line of this checkout, for one platform and user."""
+    write_profile(home, api, token)
+    programs = home / "bin"
+    programs.mkdir(exist_ok=True)
+    program = programs / "quittance"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m quittance.cli "$@"\n')
+    program.chmod(0o700)
+    return {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": ":".join(str(ROOT / name) for name in ("layers/runtime", "client", "cli")),
+        "HOME": str(home),
+        "LC_ALL": "C.UTF-8",
+        "NO_PROXY": "127.0.0.1",
+        "QUITTANCE_TOOLS": str(LOCAL),
+    }
+
+
 if __name__ == "__main__":
+    from local import demo, issuer
+    from local.paths import Stack, State
+
+    state = State(LOCAL)
     with tempfile.TemporaryDirectory() as home:
-        shim = Path(home) / "quittance"
-        shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m quittance.cli "$@"\n')
-        shim.chmod(0o700)
-        paths = ":".join(str(ROOT / name) for name in ("layers/runtime", "client", "cli"))
-        write(
-            {
-                **os.environ,
-                "PATH": f"{home}:{os.environ['PATH']}",
-                "PYTHONPATH": paths,
-                "HOME": home,
-                "QUITTANCE_TOOLS": str(LOCAL),
-            }
-        )
+        token = issuer.sign(issuer.load_key(state.key), issuer.claims("painter", demo.DEPOSIT_SCOPE))
+        write(environment(Path(home), Stack.read(state.stack).api_url, token))

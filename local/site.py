@@ -23,7 +23,7 @@ from local.paths import LOCAL, ROOT
 SITE: Final = LOCAL / "site"
 _RUNTIME: Final = ROOT / "layers" / "runtime" / "quittance"
 _API: Final = "/api/v1/economic"
-_LINK: Final = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+_LINK: Final = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE: Final = re.compile(r"^(```.*?^```)", re.M | re.S)
 
 BESIDE: Final = {
@@ -102,6 +102,7 @@ def build() -> Path:
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
+    shutil.copytree(ROOT / "docs" / "screens", source / "screens")
     (source / "conf.py").write_text(_CONFIGURATION, encoding="utf-8")
     subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html", source, html], check=True
@@ -137,6 +138,8 @@ def _relinked(path: Path, name: str, names: dict[Path, str]) -> str:
         to = (path.parent / file).resolve()
         if to in names:
             return f"[{text}]({'../' * depth}{names[to]}{'#' + anchor if anchor else ''})"
+        if to.parent.name == "screens":
+            return f"[{text}]({'../' * depth}screens/{to.name})"
         shown = str(to.relative_to(ROOT))
         return f"`{shown}`" if text.strip("`") in {shown, Path(shown).name} else f"{text} (`{shown}`)"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local import demo, issuer
+from local import demo, issuer, screens
 from local.client import PREFIX
 from local.cloud import CREDENTIALS
 from local.paths import LOCAL, ROOT, Stack, State
@@ -69,6 +69,7 @@ def shell(seeded: tuple[Stack, str], tmp_path: Path) -> Shell:
         if not path.name.startswith("."):
             (work / path.name).symlink_to(path)
     token = issuer.sign(issuer.load_key(STATE.key), issuer.claims(demo.USER, ""))
+    screens.write_profile(home, stack.api_url, token)
     env = CREDENTIALS | {
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": ":".join(str(ROOT / name) for name in ("layers/runtime", "client", "cli", ".")),
@@ -82,8 +83,6 @@ def shell(seeded: tuple[Stack, str], tmp_path: Path) -> Shell:
         "STATE": str(STATE.root),
         "API": stack.api_url + PREFIX,
         "TOKEN": token,
-        "QUITTANCE_API": stack.api_url,
-        "QUITTANCE_TOKEN": token,
         "AGENT": agent_id,
     }
 

@@ -85,7 +85,9 @@ def _load(name: str) -> Any:  # noqa: ANN401 - a command as typer makes it, of a
         settings = {"context_settings": _HELP, **command.settings}
         alone.command(name, rich_help_panel=command.panel, **settings)(made)
         made = alone
-    return typer.main.get_command(made)
+    loaded = typer.main.get_command(made)
+    loaded.name, loaded.rich_help_panel = name, command.panel  # type: ignore[attr-defined]  # a group has neither yet
+    return loaded
 
 
 class _Loaded(Mapping[str, Any]):

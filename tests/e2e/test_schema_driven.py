@@ -21,7 +21,8 @@ import pytest
 from local import client, venvs
 from local.paths import Stack
 from tests.e2e.people import User
-from tests.support import ROOT
+from tests.support import ROOT, wasm
+from tests.waiting import until
 
 SEED = 20261130
 CHECKS = (
@@ -72,15 +73,19 @@ def user(api: Callable[..., httpx.Client], deposit: Callable[..., None], bond: C
 
 
 @pytest.fixture(scope="module")
-def ids(user: User, echo: str, api: Callable[..., httpx.Client]) -> dict[str, list[Any]]:
+def ids(user: User, echo: str, api: Callable[..., httpx.Client], publish: Callable[..., str]) -> dict[str, list[Any]]:
     """What exists: by parameter."""
-    done = user.run(echo)
-    own = user.http.post("/agents", json={"name": "own", "tariff": {"type": "flat", "price": "0"}}).json()["agent_id"]
+    done = user.run(echo, keep_input=True)
+    own = publish(wasm("echo"), owner=user.name, limits={"timeout": 3})
+    user.run(own)
+    runs = until(lambda: user.http.get(f"/agents/{own}/runs").json()["runs"], "the run is not listed")
     moved = {"withdrawal_id": uuid.uuid4().hex, "amount": "1"}
     assert user.http.post("/accounts/me/withdrawals", json=moved).status_code == 201
     waiting = api("treasurer", "ledger:payout").get("/payouts", params={"limit": 100}).json()["payouts"]
     return {
         "agent_id": [echo, own],
+        "run_id": [runs[0]["run_id"]],
+        "number": [1],
         "task_id": [done["task_id"]],
         "account_id": ["me"],
         "payout_id": [each["payout_id"] for each in waiting if each["account_id"] == user.name],

@@ -172,7 +172,7 @@ def test_failed_run_is_listed_with_its_message_and_fault(platform: Cloud, contex
     assert runs.page(platform, OWNER, agent_id, outcome="succeeded").runs == []
     (failed,) = runs.page(platform, OWNER, agent_id, outcome="failed").runs
     assert (failed.success, failed.outcome, failed.fault) == (False, Outcome.REJECTED, Fault.AGENT)
-    assert "must have at most 1" in (failed.message or "")
+    assert "does not meet the agent's rules" in (failed.message or "")
     (task,) = runs.tasks(platform, ALICE, state="failed").tasks
     assert (task.outcome, task.amount_refunded_micro) == (Outcome.REJECTED, 50_000)
 

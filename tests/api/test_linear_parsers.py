@@ -475,6 +475,7 @@ READS: Final = {
     "store.listings.Listings.add_run: int": OURS,
     "store.listings.Listings.search: int": OURS,
     "store.listings._place: int": OURS,
+    "store.listings._search_place: int": OURS,
     "acceptance.contract: loads": "body with a contract",
     "acceptance.contract.Contract._check_whole: loads": "body with a contract",
     "acceptance.contract._decoded: b64decode": "body with a contract",

@@ -90,13 +90,13 @@ def text_of(svg: str) -> list[str]:
     lines: dict[float, list[tuple[float, str]]] = {}
     for found in re.finditer(r'<text [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>', svg, re.S):
         lines.setdefault(float(found[2]), []).append((float(found[1]), unescape(found[3])))
-    found = []
+    whole: list[str] = []
     for _, parts in sorted(lines.items()):
         line = ""
         for at, text in sorted(parts):  # a picture has no text where there are only spaces
             line = line.ljust(round(at / _CHARACTER_WIDTH)) + text.replace("\N{NO-BREAK SPACE}", " ")
-        found.append(_constant(line))
-    return [line for line in found if line]
+        whole.append(_constant(line))
+    return [line for line in whole if line]
 
 
 def _constant(line: str) -> str:

@@ -1,7 +1,6 @@
 """The command line on the deployed stack: the whole life of an agent, and the prices that `quittance run` states."""
 
 import json
-import os
 import subprocess
 import sys
 import uuid
@@ -45,17 +44,10 @@ def quittance(stack: Stack, token: Callable[..., str], tmp_path: Path) -> Quitta
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    screens.write_profile(home, stack.api_url, token(f"cli-{uuid.uuid4().hex[:8]}", "ledger:deposit"))
-    env = {
-        "HOME": str(home),
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": ":".join(str(ROOT / name) for name in ("layers/runtime", "client", "cli")),
-        "QUITTANCE_TOOLS": str(LOCAL),
-        "NO_PROXY": "127.0.0.1",
-    }
+    env = screens.environment(home, stack.api_url, token(f"cli-{uuid.uuid4().hex[:8]}", "ledger:deposit"))
 
     def run(*words: str, code: int = 0, stdin: bytes = b"") -> Any:
-        command = [sys.executable, "-m", "quittance.cli", *words, "--json"]
+        command = ["quittance", *words, "--json"]
         done = subprocess.run(command, env=env, cwd=work, input=stdin, capture_output=True, check=False)
         assert done.returncode == code, (words, done.stdout, done.stderr)
         return json.loads(done.stdout)

@@ -1,5 +1,6 @@
 """`quittance call`, `result` and `tasks`: paid tasks, and what became of them."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from quittance.cli.files import STDIN, read_file, read_stdin
 from quittance.cli.remote import Remote, when
 from quittance.cli.run import as_text_or_base64
 from quittance.client import Client, TaskTerms, Verifier, format_credits, new_id, output_bytes
-from quittance.client._calls import json_text
 from quittance.ledger import pricing
 from quittance.ledger.pricing import ComputePrices, FlatTariff
 from quittance.limits import BUDGET_MICRO_MAX, INPUT_BYTES_MAX, KIB, MIB
@@ -177,7 +177,8 @@ def _as_taken(text: str, data: bytes, card: AgentCard) -> bytes:
         return data
     check = card.contract.input_check
     try:
-        forms = [data, json_text(text).encode(), json_text({"text": text}).encode()]
+        string = json.dumps(text, ensure_ascii=False)
+        forms = [data, string.encode(), f'{{"text":{string}}}'.encode()]
     except ValueError:
         return data
     for form in forms:

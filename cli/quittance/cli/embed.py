@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from quittance.cli import toolchains
+from quittance.cli.leb128 import signed, sized, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -106,10 +107,10 @@ def embed(module: bytes, arguments: Sequence[bytes]) -> bytes:
     instead = {index[b"args_get"]: first_new, index[b"args_sizes_get"]: first_new + 1}
     added = [_args_get(arguments, segment), _args_sizes_get(arguments)]
     new = {
-        _FUNCTION: _appended(content[_FUNCTION], [_leb(types[b"args_get"]), _leb(types[b"args_sizes_get"])]),
-        _DATA_COUNT: _leb(segment + 1),
-        _CODE: _appended(_redirected(content[_CODE], instead), [_sized(body) for body in added]),
-        _DATA: _appended(content.get(_DATA, b"\0"), [bytes([_PASSIVE]) + _sized(_joined(arguments))]),
+        _FUNCTION: _appended(content[_FUNCTION], [unsigned(types[b"args_get"]), unsigned(types[b"args_sizes_get"])]),
+        _DATA_COUNT: unsigned(segment + 1),
+        _CODE: _appended(_redirected(content[_CODE], instead), [sized(body) for body in added]),
+        _DATA: _appended(content.get(_DATA, b"\0"), [bytes([_PASSIVE]) + sized(_joined(arguments))]),
     }
     return _PREAMBLE + b"".join(_written(sections, new))
 
@@ -130,10 +131,10 @@ def _written(sections: Sequence[_Section], new: Mapping[int, bytes]) -> Iterator
         if number == _DATA_COUNT:
             continue
         if number == _CODE:
-            yield bytes([_DATA_COUNT]) + _sized(new[_DATA_COUNT])
-        yield bytes([number]) + _sized(new.get(number, section.content))
+            yield bytes([_DATA_COUNT]) + sized(new[_DATA_COUNT])
+        yield bytes([number]) + sized(new.get(number, section.content))
         if number == _CODE and not any(other.number == _DATA for other in sections):
-            yield bytes([_DATA]) + _sized(new[_DATA])
+            yield bytes([_DATA]) + sized(new[_DATA])
 
 
 def _function_imports(content: bytes) -> list[tuple[tuple[bytes, bytes], int]]:
@@ -159,7 +160,7 @@ def _function_imports(content: bytes) -> list[tuple[tuple[bytes, bytes], int]]:
 def _appended(content: bytes, items: Sequence[bytes]) -> bytes:
     reader = _Reader(content)
     count = reader.number()
-    return _leb(count + len(items)) + content[reader.at :] + b"".join(items)
+    return unsigned(count + len(items)) + content[reader.at :] + b"".join(items)
 
 
 def _joined(arguments: Sequence[bytes]) -> bytes:
@@ -181,7 +182,7 @@ def _args_sizes_get(arguments: Sequence[bytes]) -> bytes:
 def _args_get(arguments: Sequence[bytes], segment: int) -> bytes:
     """(pointers: i32, buffer: i32) -> i32: copies the arguments to the buffer and stores where each begins."""
     text = _joined(arguments)
-    copied = b"\x20\x01" + _const(0) + _const(len(text)) + b"\xfc\x08" + _leb(segment) + b"\x00"
+    copied = b"\x20\x01" + _const(0) + _const(len(text)) + b"\xfc\x08" + unsigned(segment) + b"\x00"
     stores, offset = [], 0
     for number, argument in enumerate(arguments):
         stores.append(_store(0, 4 * number, b"\x20\x01" + _const(offset) + b"\x6a"))
@@ -191,32 +192,12 @@ def _args_get(arguments: Sequence[bytes], segment: int) -> bytes:
 
 def _store(parameter: int, offset: int, value: bytes) -> bytes:
     """`i32.store` of a value at the address in a parameter."""
-    return b"\x20" + _leb(parameter) + value + b"\x36\x02" + _leb(offset)
+    return b"\x20" + unsigned(parameter) + value + b"\x36\x02" + unsigned(offset)
 
 
 def _const(value: int) -> bytes:
     """`i32.const`."""
-    out = bytearray(b"\x41")
-    while True:
-        byte = value & 0x7F
-        value >>= 7
-        if value == 0 and not byte & 0x40:
-            out.append(byte)
-            return bytes(out)
-        out.append(byte | 0x80)
-
-
-def _leb(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _sized(content: bytes) -> bytes:
-    return _leb(len(content)) + content
+    return b"\x41" + signed(value)
 
 
 def _redirected(content: bytes, instead: Mapping[int, int]) -> bytes:
@@ -232,12 +213,12 @@ def _redirected(content: bytes, instead: Mapping[int, int]) -> bytes:
     if called != set(instead):
         msg = "The interpreter never reads its arguments, so it cannot get a script from them."
         raise EmbedError(msg)
-    return _leb(count) + b"".join(_sized(body) for body in bodies)
+    return unsigned(count) + b"".join(sized(body) for body in bodies)
 
 
 def _encodings(function: int) -> bytes:
     """A pattern for `call` of a function: linkers pad the number with up to four bytes."""
-    shortest = _leb(function)
+    shortest = unsigned(function)
     going_on = shortest[:-1] + bytes([shortest[-1] | 0x80])
     padded = [going_on + b"\x80" * (zeros - 1) + b"\x00" for zeros in range(1, 6 - len(shortest))]
     return b"|".join(re.escape(bytes([_CALL]) + number) for number in [shortest, *padded])
@@ -255,7 +236,7 @@ def _body_redirected(body: bytes, instead: Mapping[int, int], called: set[int]) 
             function = reader.number()
             if function in instead:
                 called.add(function)
-                out.append(body[kept:begin] + bytes([_CALL]) + _leb(instead[function]))
+                out.append(body[kept:begin] + bytes([_CALL]) + unsigned(instead[function]))
                 kept = reader.at
         else:
             reader.at = begin

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from quittance.cli.leb128 import signed, sized, unsigned
+
 TABLE: Final = "quittance profile"
 """The exported table: entry 0 is `enter`, entry 1 is `leave`, both of type (i32) -> ()."""
 START: Final = "quittance start"
@@ -78,9 +80,9 @@ def _instrument(parsed: _Module) -> Instrumented:
     report, tables = len(types), _count(sections.get(_TABLE, b"\0"))
     new = dict(sections)
     new[_TYPE] = _append(sections[_TYPE], [_REPORT_TYPE])
-    new[_FUNCTION] = _append(sections.get(_FUNCTION, b"\0"), [_leb(index) for index in type_of])
+    new[_FUNCTION] = _append(sections.get(_FUNCTION, b"\0"), [unsigned(index) for index in type_of])
     new[_TABLE] = _append(sections.get(_TABLE, b"\0"), [_REPORT_TABLE])
-    exports = [_name(TABLE) + _TABLE_KIND + _leb(tables)]
+    exports = [_name(TABLE) + _TABLE_KIND + unsigned(tables)]
     start = new.pop(_START, None)
     if start is not None:
         exports.append(_name(START) + _FUNCTION_KIND + start)
@@ -96,18 +98,18 @@ def _instrument(parsed: _Module) -> Instrumented:
 
 
 def _wrapper(number: int, parameters: int, function: int, *, report: int, table: int) -> bytes:
-    tell = b"\x11" + _leb(report) + _leb(table)  # call_indirect
+    tell = b"\x11" + unsigned(report) + unsigned(table)  # call_indirect
     body = b"".join(
         (
             b"\0",  # no locals of its own
-            b"\x41" + _signed(number) + b"\x41\x00" + tell,
-            *(b"\x20" + _leb(local) for local in range(parameters)),
-            b"\x10" + _leb(function),
-            b"\x41" + _signed(number) + b"\x41\x01" + tell,
+            b"\x41" + signed(number) + b"\x41\x00" + tell,
+            *(b"\x20" + unsigned(local) for local in range(parameters)),
+            b"\x10" + unsigned(function),
+            b"\x41" + signed(number) + b"\x41\x01" + tell,
             b"\x0b",
         )
     )
-    return _leb(len(body)) + body
+    return sized(body)
 
 
 def _names(parsed: _Module, imported: int, count: int) -> list[str]:
@@ -220,39 +222,18 @@ def _read_leb(data: bytes, at: int) -> tuple[int, int]:
 
 def _append(section: bytes, items: list[bytes]) -> bytes:
     count, at = _read_leb(section, 0)
-    return _leb(count + len(items)) + section[at:] + b"".join(items)
+    return unsigned(count + len(items)) + section[at:] + b"".join(items)
 
 
 def _prepend(section: bytes, items: list[bytes]) -> bytes:
     count, at = _read_leb(section, 0)
-    return _leb(count + len(items)) + b"".join(items) + section[at:]
+    return unsigned(count + len(items)) + b"".join(items) + section[at:]
 
 
 def _assembled(sections: dict[int, bytes]) -> bytes:
-    parts = [bytes([kind]) + _leb(len(sections[kind])) + sections[kind] for kind in _ORDER if kind in sections]
+    parts = [bytes([kind]) + sized(sections[kind]) for kind in _ORDER if kind in sections]
     return _PREAMBLE + b"".join(parts)
 
 
 def _name(text: str) -> bytes:
-    return _leb(len(text.encode())) + text.encode()
-
-
-def _leb(number: int) -> bytes:
-    parts = bytearray()
-    while True:
-        number, low = number >> 7, number & 0x7F
-        parts.append(low | (0x80 if number else 0))
-        if not number:
-            return bytes(parts)
-
-
-def _signed(number: int) -> bytes:
-    """A number that is not negative, in the signed form of constants."""
-    parts = bytearray()
-    while True:
-        low = number & 0x7F
-        number >>= 7
-        last = number == 0 and not low & 0x40
-        parts.append(low if last else low | 0x80)
-        if last:
-            return bytes(parts)
+    return sized(text.encode())

@@ -16,8 +16,7 @@ from quittance.cli.exits import CliError, Exit, RefusedError, UsageError
 from quittance.cli.project import FILE_NAME, Project
 from quittance.cli.remote import Remote, price_text
 from quittance.cli.run import Target
-from quittance.client import NotFoundError, VersionTerms, format_credits
-from quittance.client._methods import PublishedVersion
+from quittance.client import NotFoundError, PublishedVersion, VersionTerms, format_credits
 from quittance.limits import AMOUNT_MICRO_MAX
 
 

@@ -54,7 +54,6 @@ class Core:
         query: Mapping[str, object] | None = None,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        repeatable: bool = True,
         signed: bool = True,
     ) -> Flow[Answer]:
         """The answer to one call. With a token that the API refuses, it is repeated once with a new one."""
@@ -70,18 +69,18 @@ class Core:
         tokens = self.tokens if signed else NoToken()
         token = yield from tokens.token(self.sender, self.sender.deadline())
         try:
-            return (yield from self._send(request, token, repeatable=repeatable))
+            return (yield from self._send(request, token))
         except UnauthenticatedError:
             if not tokens.renew(token):
                 raise
         token = yield from tokens.token(self.sender, self.sender.deadline())
-        return (yield from self._send(request, token, repeatable=repeatable))
+        return (yield from self._send(request, token))
 
-    def _send(self, request: Request, token: str | None, *, repeatable: bool) -> Flow[Answer]:
+    def _send(self, request: Request, token: str | None) -> Flow[Answer]:
         """Sends a request with a token. Its time begins now: a person may have signed in meanwhile."""
         headers = request.headers if token is None else {**request.headers, "Authorization": f"Bearer {token}"}
         timed = replace(request, headers=headers, deadline=self.sender.deadline())
-        return self.sender.send(timed, repeatable=repeatable)
+        return self.sender.send(timed)
 
     def read(self, model: type[_Model], path: str, **query: object) -> Flow[_Model]:
         """GET a path; its answer as a model."""

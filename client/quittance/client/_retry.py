@@ -53,12 +53,10 @@ class Sender:
         """The end of a call that begins now."""
         return self.timing.monotonic() + (self.timeout_s if seconds is None else seconds)
 
-    def send(
-        self, request: Request, *, repeatable: bool = True, read_error: Callable[[bytes], bytes] = bytes
-    ) -> Flow[Answer]:
+    def send(self, request: Request, *, read_error: Callable[[bytes], bytes] = bytes) -> Flow[Answer]:
         """The answer to a request, if its status is below 400. Raises ApiError, ConnectionFailedError.
 
-        Without `repeatable`, a request that may have been carried out is not sent again. `read_error` makes a problem
+        A request that may have been carried out is sent again: each one is safe to repeat. `read_error` makes a problem
         document of the body of a refusal.
         """
         attempt = 0
@@ -67,10 +65,9 @@ class Sender:
             try:
                 return (yield from self._once(request, read_error))
             except (ApiError, ConnectionFailedError) as error:
-                again = _may_pass(error) and (repeatable or _was_not_done(error))
                 after_s = error.retry_after_s if isinstance(error, ApiError) else None
                 wait_s = self.retries.wait_s(attempt, chance=self.timing.chance(), retry_after_s=after_s)
-                if not again or attempt >= self.retries.tries:
+                if not _may_pass(error) or attempt >= self.retries.tries:
                     raise
                 if self.timing.monotonic() + wait_s >= request.deadline:
                     raise
@@ -90,13 +87,6 @@ class Sender:
 def _may_pass(error: ApiError | ConnectionFailedError) -> bool:
     """Whether the same request may succeed later."""
     return error.status in TRANSIENT if isinstance(error, ApiError) else not error.lasting
-
-
-def _was_not_done(error: ApiError | ConnectionFailedError) -> bool:
-    """Whether a request surely had no effect."""
-    if isinstance(error, ApiError):
-        return error.status == HTTPStatus.TOO_MANY_REQUESTS
-    return not error.sent
 
 
 def retry_after_s(headers: httpx.Headers, *, now: float) -> float | None:

@@ -125,8 +125,7 @@ def _registered(platform: Platform, agent: Agent, request: AgentRequest, sha256:
     if agent.retired_ms is not None or agent.upload.state is not AgentState.AWAITING_UPLOAD:
         number = agent.upload.number
         return AgentRegistration(agent_id=agent.agent_id, state=agent.state, version=number, upload=None)
-    opened = _upload_form(platform, agent)
-    return AgentRegistration(**dict(opened))
+    return AgentRegistration(**dict(_upload_form(platform, agent)))
 
 
 def open_version(platform: Platform, caller: Caller, agent_id: AgentId, request: VersionRequest) -> AgentUpload:
@@ -277,17 +276,15 @@ def _described(platform: Platform, agent: Agent) -> AgentAnswer:
 def card(platform: Platform, agent_id: AgentId) -> AgentCard:
     """What an agent takes, gives and costs now. Raises NotFoundError without an active version."""
     agent = platform.registry.get(agent_id)
-    if agent.version is None or agent.retired_ms is not None:
-        msg = f"The agent {agent_id!r} is {agent.state.replace('_', ' ')} and has no card."
-        raise NotFoundError(msg)
-    sha256 = agent.version.contract_sha256
+    version = contracts.carded_version(agent)
+    sha256 = version.contract_sha256
     return AgentCard(
         agent_id=agent_id,
         owner=agent.owner,
         name=agent.name,
         description=agent.description,
-        version=agent.version.number,
-        module_sha256=agent.version.module_sha256,
+        version=version.number,
+        module_sha256=version.module_sha256,
         contract_sha256=sha256,
         contract=None if sha256 is None else contracts.stored(platform, sha256),
         tariff=pricing.parse_tariff(agent.terms.tariff),

@@ -3,7 +3,8 @@
 from quittance.acceptance import contract as contracts
 from quittance.acceptance.contract import Contract, contract_json, contract_sha256, stored_contract
 from quittance.acceptance.rules import Rules
-from quittance.errors import InputNotAcceptedError, InvalidRequestError
+from quittance.agent import Agent, Version
+from quittance.errors import InputNotAcceptedError, InvalidRequestError, NotFoundError
 from quittance.platform import Platform
 from quittance.run import Input
 
@@ -33,6 +34,14 @@ def rules_with(rules: Rules, contract: Contract) -> Rules:
         return contracts.with_output_schema(rules, contract)
     except ValueError as exc:
         raise InvalidRequestError(("acceptance.json_schema", str(exc))) from exc
+
+
+def carded_version(agent: Agent) -> Version:
+    """The version that an agent's card describes. Raises NotFoundError without an active one."""
+    if agent.version is None or agent.retired_ms is not None:
+        msg = f"The agent {agent.agent_id!r} is {agent.state.replace('_', ' ')} and has no card."
+        raise NotFoundError(msg)
+    return agent.version
 
 
 def check_input(platform: Platform, sha256: str | None, stdin: Input) -> None:

@@ -69,14 +69,11 @@ def a2a_card(platform: Platform, root: str, agent_id: AgentId) -> Annotated[Docu
     Raises NotFoundError for an agent without an active version, PlatformUnavailableError.
     """
     agent = platform.registry.get_cached(agent_id)
-    if agent.version is None or agent.retired_ms is not None:
-        msg = f"The agent {agent_id!r} is {agent.state.replace('_', ' ')} and has no card."
-        raise NotFoundError(msg)
-    contract = contracts.stored(platform, agent.version.contract_sha256)
+    version = contracts.carded_version(agent)
     unsigned = a2a.agent_card(
         agent,
-        agent.version,
-        contract,
+        version,
+        contracts.stored(platform, version.contract_sha256),
         root=root,
         issuer=platform.settings.receipt_issuer,
         token_issuer=platform.settings.issuer_url,

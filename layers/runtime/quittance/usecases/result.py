@@ -68,7 +68,7 @@ def read_input(platform: Platform, caller: Caller, task_id: StatedTaskId) -> Tas
         msg = "The input of this task was not kept. Send `keep_input: true` with a task to read its input again."
         raise NotFoundError(msg)
     settlement = settle.settled(platform, escrow).settlement
-    data = _load(platform, settlement.stdin if settlement else None, {})
+    data = load(platform, settlement.stdin if settlement else None)
     if data is None:
         msg = "The input of this task is not stored: no run read it, or the time for which it is kept is over."
         raise NotFoundError(msg)
@@ -129,8 +129,7 @@ def answer(
 ) -> TaskResult | TaskPending:
     """The answer for a task, from its stored escrow.
 
-    `claims` are those of the receipt if it was signed just now. `written` has by digest what was
-    stored just now, which is not loaded again.
+    `claims` are those of the receipt if it was signed just now; `written` is as in `load`.
     """
     settlement = escrow.settlement
     if settlement is None:
@@ -142,8 +141,8 @@ def answer(
             expires_at=escrow.expires_ms,
         )
     stated = receipt.read_claims(settlement.receipt) if claims is None else claims.as_json()
-    output = _load(platform, settlement.output, written)
-    stderr = _load(platform, settlement.stderr, written)
+    output = load(platform, settlement.output, written)
+    stderr = load(platform, settlement.stderr, written)
     text, encoded = as_text(output)
     success = settlement.outcome is Outcome.SUCCEEDED
     return TaskResult(
@@ -196,7 +195,13 @@ def _judge_answer(task: Escrow, settlement: Settlement, hold: JudgeHold, accepta
     )
 
 
-def _load(platform: Platform, stored: StoredBytes | None, written: Mapping[str, bytes]) -> bytes | None:
+def load(
+    platform: Platform, stored: StoredBytes | None, written: Mapping[str, bytes] = MappingProxyType({})
+) -> bytes | None:
+    """Stored bytes; None if there are none, or if the time for which they are kept is over.
+
+    `written` has by digest what was stored just now, which is not loaded again. Raises PlatformUnavailableError.
+    """
     if stored is None:
         return None
     if stored.sha256 in written:

@@ -18,12 +18,12 @@ from quittance.api.models import (
 )
 from quittance.api.requests import Cursor, PageAfter, PageLimit
 from quittance.errors import NotFoundError
-from quittance.ledger.escrow import StoredBytes, TaskState
+from quittance.ledger.escrow import TaskState
 from quittance.limits import MIB
 from quittance.platform import Platform
-from quittance.store.blobs import BlobMissingError
 from quittance.store.listings import NO_END, Ended, ListedRun, ListedTask
 from quittance.usecases.listings import listed_run
+from quittance.usecases.result import load
 
 _CURSOR: Final = Cursor("[a-z2-7]{26}")
 _Outcome = Annotated[
@@ -77,7 +77,7 @@ def read(platform: Platform, caller: Caller, agent_id: AgentId, run_id: RunId) -
         msg = f"Your agent has no settled run {run_id!r}."
         raise NotFoundError(msg)
     observability.about(escrow)
-    stderr = _load(platform, escrow.settlement.stderr) if run.log_shared else None
+    stderr = load(platform, escrow.settlement.stderr) if run.log_shared else None
     log = None if stderr is None else stderr.decode(errors="replace")
     return RunWithLog(**dict(_run(run)), log=log)
 
@@ -114,15 +114,6 @@ def _check_owner(platform: Platform, caller: Caller, agent_id: str) -> None:
     if platform.registry.get_cached(agent_id).owner != caller.account:
         msg = f"You have no agent {agent_id!r}."
         raise NotFoundError(msg)
-
-
-def _load(platform: Platform, stored: StoredBytes | None) -> bytes | None:
-    if stored is None:
-        return None
-    try:
-        return platform.outputs.load(stored)
-    except BlobMissingError:
-        return None  # past the retention of the outputs bucket
 
 
 def _run(run: ListedRun) -> RunAnswer:

@@ -19,7 +19,7 @@ ARGS ?=
 export QUITTANCE_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi dashboard docs screens logs demo sam-local \
+.PHONY: help up down status proofs fuzz fuzz-ledger mutants bench audit recompute-reputation openapi dashboard release docs screens logs demo sam-local \
 	sam-smoke token test unit e2e check lint format types build lock clean
 
 help: ## print this list
@@ -86,6 +86,9 @@ openapi: ## regenerate the API's description and the events' schemas from the co
 
 dashboard: ## regenerate the CloudWatch dashboard in template.yaml from the metrics in the code
 	$(DEV) env PYTHONPATH=layers/runtime python -m local.dashboard
+
+release: ## name the layer's sources in template.yaml, so that an update publishes every function
+	$(LOCAL) exec dev python -m local.release
 
 docs: ## build the documentation site into .local/site/html
 	$(DEV) env PYTHONPATH=layers/runtime:client:cli python -m local.site

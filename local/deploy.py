@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from boto3.session import Session
 from botocore.exceptions import ClientError
 
-from local import issuer, venvs
+from local import issuer, release, venvs
 from local.cloud import CREDENTIALS, REGION, Cloud, client_env
 from local.console import CommandError, run, step
 from local.paths import BUILDS, ROOT, Stack, State, locked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 STACK_NAME = "quittance"
@@ -38,7 +37,7 @@ def build(python_version: str = venvs.PYTHON_VERSION, architecture: str = "") ->
     """Run `sam build` for a runtime and a processor; return the directory with the built template."""
     architecture = architecture or machine()
     home = BUILDS / f"python{python_version}-{architecture}"
-    digest, done = sources_digest(), home / "sources.sha256"
+    digest, done = release.sources_digest(_SOURCES), home / "sources.sha256"
     sam = venvs.ensure("sam") / "sam"
     with locked(BUILDS / f"{home.name}.lock"):
         if done.is_file() and done.read_text() == digest:
@@ -67,6 +66,9 @@ def build(python_version: str = venvs.PYTHON_VERSION, architecture: str = "") ->
         ]
         with step(f"sam build (python{python_version}, {architecture})"):
             run(command, _log("build"), env)
+        # Edited sources are deployed, too, before `make release` has named them.
+        template = home / "template.yaml"
+        template.write_text(release.written(template.read_text("utf-8")), "utf-8")
         done.write_text(digest)
     return home
 
@@ -74,19 +76,6 @@ def build(python_version: str = venvs.PYTHON_VERSION, architecture: str = "") ->
 def layer(built: Path) -> Path:
     """Return the directory of the layer's packages in a build."""
     return built / "RuntimeLayer" / "python"
-
-
-def sources_digest(names: Sequence[str] = _SOURCES) -> str:
-    """Return a digest of files and folders of the checkout; the default is all sources of a build."""
-    digest = hashlib.sha256()
-    for name in names:
-        source = ROOT / name
-        files = sorted(source.rglob("*")) if source.is_dir() else [source]
-        for path in files:
-            if path.is_file() and "__pycache__" not in path.parts:
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-                digest.update(f"{path.relative_to(ROOT)} {content}\n".encode())
-    return digest.hexdigest()
 
 
 def _parameters_from_environment() -> dict[str, str]:
@@ -115,7 +104,7 @@ def deploy(state: State, cloud: Cloud, built: Path) -> Stack:
         "WebhookLoopbackTargets": "true",
         "SnapStart": "None",  # Lambda does not offer it for Python before 3.12
     } | _parameters_from_environment()
-    inputs = json.dumps([sources_digest(), parameters, issuer.jwk(key), cloud.process.began])
+    inputs = json.dumps([release.sources_digest(_SOURCES), parameters, issuer.jwk(key), cloud.process.began])
     deployed = hashlib.sha256(inputs.encode()).hexdigest()
     if state.stack.is_file() and (stack := Stack.read(state.stack)).deployed == deployed:
         return stack

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from local import deploy, processes
+from local import processes, release
 from local.paths import LOCAL, ROOT, write
 from tests.proofs.engines import ENGINES
 
@@ -158,7 +158,7 @@ def main() -> int:
     engines = {"QUITTANCE_ENGINES": ",".join(ENGINES)}
     environment = {**os.environ, **engines, "PYTHONPATH": f"{ROOT}:{ROOT / 'layers/runtime'}"}
     environment |= {"QUITTANCE_QUICK": "1"} if options.short else {"QUITTANCE_LONG": "1", "QUITTANCE_SAM_LOCAL": "1"}
-    digest = deploy.sources_digest(SOURCES)
+    digest = release.sources_digest(SOURCES)
     chosen = [proof for proof in proofs(short=options.short) if options.word in proof.name]
     failed = []
     for proof in chosen:

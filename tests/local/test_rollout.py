@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from local import venvs
+from local import release, venvs
 from local.paths import ROOT
 from tests.template import template
 
@@ -24,18 +24,28 @@ print(json.dumps(transform(json.load(sys.stdin), parameters, SimpleNamespace(loa
 FUNCTIONS = sorted(path.name for path in (ROOT / "functions").iterdir() if path.is_dir())
 
 
-@pytest.fixture(scope="module")
-def guarded() -> dict[str, Any]:
-    """Return CloudFormation's resources. The translator is pinned in the local cloud's environment and runs there."""
+def built() -> dict[str, Any]:
+    """The template as `sam package` leaves it."""
     source = deepcopy(template())
     for resource in source["Resources"].values():
         for uri in {"CodeUri", "ContentUri", "DefinitionUri"} & resource.get("Properties", {}).keys():
             resource["Properties"][uri] = "s3://bucket/built.zip"
+    return source
+
+
+def translated(source: dict[str, Any]) -> dict[str, Any]:
+    """Return CloudFormation's resources. The translator is pinned in the local cloud's environment and runs there."""
     translator = [venvs.ensure("cloud") / "python", "-c", TRANSFORM]
     env = {"AWS_DEFAULT_REGION": "eu-central-1"}
     done = subprocess.run(translator, input=json.dumps(source), env=env, stdout=subprocess.PIPE, text=True, check=True)
     resources: dict[str, Any] = json.loads(done.stdout)
     return resources
+
+
+@pytest.fixture(scope="module")
+def guarded() -> dict[str, Any]:
+    """The resources of guarded rollouts."""
+    return translated(built())
 
 
 def of_type(guarded: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
@@ -92,3 +102,26 @@ def test_guarded_template_passes_cfn_lint(tmp_path) -> None:
         [venvs.ensure("dev") / "cfn-lint", tmp_path / "template.yaml"], capture_output=True, text=True, check=False
     )
     assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def versions(layer: str, named: str = "layer-0000000000000000", code: str = "") -> set[str]:
+    """The logical ids of the functions' versions, for these contents of the layer and of `execute`."""
+    source = built()
+    source["Resources"]["RuntimeLayer"]["Properties"]["ContentUri"] = f"s3://bucket/{layer}.zip"
+    source["Resources"]["ExecuteFunction"]["Properties"]["CodeUri"] = f"s3://bucket/execute{code}.zip"
+    source["Globals"]["Function"]["Environment"]["Variables"]["RELEASE"] = named
+    return set(of_type(translated(source), "AWS::Lambda::Version"))
+
+
+def test_a_changed_layer_publishes_every_function() -> None:
+    """An alias keeps the version, and with it the layer, that it has until a new version is published."""
+    before = versions("one", release.digest())
+    changed = versions("two", "layer-1111111111111111")
+    assert len(before) == len(FUNCTIONS)
+    assert not before & changed
+    assert len(before - versions("one", release.digest(), code="-changed")) == 1
+
+
+def test_sam_does_not_see_that_a_layer_has_changed() -> None:
+    """Why the template names the layer's digest: without it, callers would keep the old code."""
+    assert versions("one") == versions("two")

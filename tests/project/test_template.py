@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from local import dashboard
+from local import dashboard, release
 from quittance.agent import AgentState
 from quittance.api import events
 from quittance.api.documentation import openapi_json
@@ -334,6 +334,10 @@ def test_committed_dashboard_is_current() -> None:
         check=False,
     )
     assert checked.returncode == 0, "run make dashboard"
+
+
+def test_template_names_the_layer_of_these_sources() -> None:
+    assert release.written(PATH.read_text("utf-8")) == PATH.read_text("utf-8"), "run make release"
 
 
 @pytest.mark.parametrize(

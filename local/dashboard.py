@@ -177,6 +177,10 @@ WIDGETS: Final = [
         stat="",
     ),
     Widget(
+        "Channels closed, and tickets that two runs used",
+        [ours(Metric.CHANNELS_CLOSED), ours(Metric.TICKETS_CONTESTED)],
+    ),
+    Widget(
         "Payouts that wait, and for how long",
         [ours(Metric.PAYOUTS_WAITING), ours(Metric.OLDEST_PAYOUT, **_ON_THE_RIGHT)],
         stat="Maximum",

@@ -5,7 +5,8 @@
   shares a layer, read-only.
 - Every call that a role makes is recorded (`QUITTANCE_CALLS`): tests compare the calls with the roles in template.yaml.
 - S3 reports that an object is missing only to callers who may list its bucket; all others are denied, as on AWS.
-- `dynamodb:LeadingKeys` is set if a request contains its keys (not for transactions).
+- `dynamodb:LeadingKeys` is set if a request contains its keys (not for queries). For a transaction it has those of all
+  its items, so a role needs all of them for each of its actions.
 - A REST API passes `path` and `pathParameters` as the client encoded them, as on AWS. ministack decodes them.
 - `requestContext.path` is the path that the client sent, with the prefix that the API has here, as on AWS with a stage
   or a base path. Under a base path of a custom domain, `path` has it too.
@@ -109,6 +110,9 @@ def _with_leading_keys(known: Callable[[bytes], dict[str, Any]]) -> Callable[[by
         request = json.loads(body or b"{}")
         keys = [request["Key"]] if "Key" in request else []
         keys += [key for asked in request.get("RequestItems", {}).values() if "Keys" in asked for key in asked["Keys"]]
+        actions = [action for item in request.get("TransactItems", []) for action in item.values()]
+        keys += [action["Key"] for action in actions if "Key" in action]
+        keys += [{"pk": put["Item"]["pk"]} for put in [request, *actions] if "pk" in put.get("Item", {})]
         # The tables that have such a condition have only a partition key, so the only attribute of a key is that one.
         leading = [value for key in keys for typed in key.values() for value in typed.values()]
         return {**known(body), **({"dynamodb:LeadingKeys": leading} if leading else {})}

@@ -66,6 +66,7 @@ _TAGS: Final = {
     "tasks": "Run agents, and read outcomes and proofs.",
     "agents": "Publish agents, and find them.",
     "accounts": "Credits and bonds.",
+    "channels": "Payment channels: one deposit, spent by signed tickets.",
     "payouts": "For the operator who pays withdrawals out.",
     "operations": "For operators: stop agents, accounts and funding.",
     "public": "What anyone may read without a token.",

@@ -18,10 +18,14 @@ FIELDS: Final[Mapping[str, str]] = {
     "amount": "The amount that was recorded.",
     "at": "When it was recorded.",
     "bond_id": "The id that the client chose for the movement.",
+    "channel_id": "The channel's id.",
+    "channels": "The channels of this page.",
     "checkpoint": "The log's signed checkpoint (compact JWS).",
+    "closed_at": "When the rest was returned; null before.",
     "code": "Why, as a stable code.",
     "consistency": "The proof for `since`; null if it was not asked for.",
     "cpu_time_ms": "Processor time of the run, in milliseconds.",
+    "crv": "The key's curve.",
     "created_at": "When the agent was registered.",
     "decided_at": "When the payout was decided; null while it waits.",
     "deposit_id": "The id that the client chose for the deposit.",
@@ -38,6 +42,8 @@ FIELDS: Final[Mapping[str, str]] = {
     "index": "The tile's index in its level.",
     "input_bytes": "Size of the input.",
     "kind": "What moved the credits.",
+    "key": "The public key that verifies the channel's tickets.",
+    "kty": "The key's type.",
     "leaf_index": "The receipt's index in the log.",
     "least": "The least value.",
     "level": "The tile's level in the tree.",
@@ -45,11 +51,14 @@ FIELDS: Final[Mapping[str, str]] = {
     "limits": "What one run of the agent may use.",
     "lines": "The movements of this page.",
     "max_bytes": "The most bytes of an output.",
+    "max_per_task": "The most that one task may cost; null if only the tickets limit it.",
     "memory_mib": "The most memory that a run may use, in MiB.",
     "message": "Why, in a sentence.",
     "method": "The method of the upload's request.",
     "min_bytes": "The fewest bytes of an output.",
     "name": "The agent's name, chosen by its owner.",
+    "number": "The number.",
+    "opened_at": "When the channel was opened.",
     "operation_id": "The operation's id.",
     "operations": "The operations of this page.",
     "outcomes": "Runs that count for the reputation.",
@@ -59,6 +68,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "p95": "19 of 20 values are at most this.",
     "run_id": "The id of the run.",
     "path": "Hashes of the proof, in the order in which a verifier uses them.",
+    "payer": "The account that paid the deposit.",
     "payment_method": "How the task was paid.",
     "payout_id": "The payout's id.",
     "payouts": "The payouts of this page.",
@@ -70,20 +80,25 @@ FIELDS: Final[Mapping[str, str]] = {
     "requested_at": "When the withdrawal was recorded.",
     "resource_usage": "What the sandbox measured.",
     "runs": "How many runs these figures are of.",
+    "salt": "What the payer chose to distinguish its channels.",
     "scores": "The score by each algorithm.",
     "state": "The state now.",
     "success": "Whether the agent succeeded and was paid.",
     "successes": "Runs that were paid for.",
     "tariff": "The agent's price terms.",
     "task_id": "The id that the client chose for the task.",
+    "ticket_value": "The most that one ticket pays.",
+    "tickets": "The used tickets of this page, in the order of their numbers.",
     "timeout": "The longest time that a run may take, in seconds.",
     "timestamp": "When the task was settled.",
+    "topup_id": "The id that the client chose for the top-up.",
     "tree_size": "The number of receipts in the log.",
     "type": "The kind of tariff.",
     "upload": "The form to upload the module with.",
     "url": "Where to send the form.",
     "width": "How many of the tile's hashes to return.",
     "withdrawal_id": "The id that the client chose for the withdrawal.",
+    "x": "The public key itself: 32 bytes in base64url.",
 }
 
 HEADERS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -98,8 +113,8 @@ HEADERS: Final[Mapping[str, Mapping[str, Any]]] = {
         "schema": {"type": "integer", "minimum": 0},
     },
     "WWW-Authenticate": {
-        "description": "Which token is needed, and why this one was refused (RFC 6750). AWS renames it to"
-        " `x-amzn-Remapped-WWW-Authenticate` where a function answers.",
+        "description": "Which token is needed, and why this one was refused (RFC 6750); `Payment-Ticket` if a ticket is"
+        " needed. AWS renames it to `x-amzn-Remapped-WWW-Authenticate` where a function answers.",
         "schema": {"type": "string"},
     },
 }
@@ -110,8 +125,12 @@ MEMBERS: Final[Mapping[str, str]] = {
     "bytes_max": "The most bytes.",
     "contract_sha256": "SHA-256 of the agent's contract.",
     "errors": "Each field that is wrong.",
+    "granted": "Up to which number tickets can be used now.",
     "judging": "The most that judging may cost.",
     "least_price": "The least budget.",
+    "most": "The most that the channel pays for one task.",
+    "number": "The ticket's number.",
+    "numbers": "Up to which number the deposit covers tickets.",
     "recorded": "The amount that was recorded before.",
     "reputation": "The agent's score now.",
     "required": "The credits that are required.",
@@ -120,6 +139,9 @@ MEMBERS: Final[Mapping[str, str]] = {
     "state": "The state that prevents the request.",
 }
 """Members that problems may have beside those of RFC 9457 and `code`."""
+
+CHANNEL: Final = "chn_5vyc3pkd7wq2e4xnmtz6ahrb2s"
+"""The id of a channel, for examples."""
 
 SAMPLES: Final[Sequence[QuittanceError]] = (
     errors.InvalidRequestError(("budget", "must be at least 0.000001 and at most 1000000")),
@@ -130,6 +152,15 @@ SAMPLES: Final[Sequence[QuittanceError]] = (
     errors.AccountFrozenError(),
     errors.NotFoundError("There is no agent 'agt_k5x2mfq7w3nzt4ab'."),
     errors.NotLoggedError(),
+    errors.TicketInvalidError(
+        "it takes the number 21, but the deposit covers the numbers up to 20", numbers=20, granted=20
+    ),
+    errors.AgentNotAllowedError(CHANNEL, "agt_k5x2mfq7w3nzt4ab"),
+    errors.TicketUsedError(CHANNEL, 7),
+    errors.ChannelClosedError(CHANNEL, state="closing"),
+    errors.ChannelExpiredError(CHANNEL),
+    errors.ChannelConflictError(CHANNEL),
+    errors.TicketTooSmallError(budget_micro=1_000_000, most_micro=500_000),
     errors.TaskConflictError("invoice-7"),
     errors.TaskInProgressError("invoice-7", retry_after_s=2),
     errors.AgentNotReadyError("agt_k5x2mfq7w3nzt4ab", "publishing", retry_after_s=2),

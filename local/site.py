@@ -44,6 +44,7 @@ NAVIGATION: Final[dict[str, list[str]]] = {
         "howto/command-line",
         "howto/python-client",
         "howto/generated-clients",
+        "howto/channels",
         "howto/async",
         "howto/webhooks",
         "howto/sdk",

@@ -98,10 +98,14 @@ class Cloud(Platform):
             self._dynamodb.delete_item(TableName=self.settings.ledger_table, Key={"pk": item["pk"]})
 
     def total_micro(self) -> int:
-        """All credits that the ledger holds: available, held, and settled but not swept."""
+        """All credits that the ledger holds: available, held, settled but not swept, and in channels."""
         number = lambda item, name: int(item[name]["N"])  # noqa: E731 - used only in the lines below
         total = sum(number(item, "available") for item in self.items("ACCT#"))
+        for item in self.items("CHAN#"):
+            total += number(item, "deposit") - number(item, "spent") - int(item.get("returned", {"N": "0"})["N"])
         for item in self.items("ESC#"):
+            if "channel" in item:  # what it costs is in its channel until the sweep
+                continue
             if item["state"]["S"] == "funded":
                 total += number(item, "budget")
             elif "work" in item:

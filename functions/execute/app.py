@@ -13,6 +13,9 @@ from quittance.usecases import execute
 
 app = Api("tasks", "ledger", "registry", "binaries", "outputs", "keys", "sandbox")
 app.serve("POST /tasks/execute", execute.request, "Run an agent and pay it if it succeeds", name="execute_task")
+app.serve(
+    "POST /channels/<channel_id>/tasks", execute.redeem, "Run an agent by a ticket", name="redeem_ticket", anyone=True
+)
 
 
 @observed
@@ -21,5 +24,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     if "httpMethod" in event:
         return app.resolve(event, context)
     request = read_direct(DirectTaskRequest, event)
-    done = execute.execute(platform(context), request.user_id, request)
+    parts = platform(context)
+    done = execute.execute(parts, execute.payer_of(parts, request), request)
     return direct_answer(done, inline_bytes_max=request.inline_bytes_max)

@@ -227,6 +227,22 @@ TOKENS: Final[dict[str, Shape]] = {
     "claims": lambda n: _token(HEAD + '"a.a.a"}', "{" + _members(n // 2) + "}"),
     "a certificate": lambda n: _token(HEAD + '"' + "a." * (n // 4) + '"}'),
 }
+TICKET_HEAD: Final = '{"alg":"EdDSA","typ":"quittance-ticket+jwt"'
+TICKETS: Final[dict[str, Shape]] = {
+    "unknown claims": lambda n: _token(TICKET_HEAD + "}", "{" + _members(n // 2) + "}"),
+    "a long budget": lambda n: _token(TICKET_HEAD + "}", '{"budget":"' + "9" * (n // 2) + '"}'),
+    "a long number": lambda n: _token(TICKET_HEAD + "}", '{"n":' + "9" * (n // 2) + "}"),
+    "a long channel": lambda n: _token(TICKET_HEAD + "}", '{"channel":"chn_' + "a" * (n // 2) + '"}'),
+    "deep claims": lambda n: _token(TICKET_HEAD + "}", '{"n":' + "[" * (n // 4) + "]" * (n // 4) + "}"),
+    "a long key id": lambda n: _token(TICKET_HEAD + ',"kid":"' + "k" * (n // 2) + '"}'),
+    "a closing order": lambda n: _token(
+        '{"alg":"EdDSA","typ":"quittance-channel-close+jwt"}', '{"iss":"' + "i" * (n // 2) + '"}'
+    ),
+}
+TASK_IDS: Final[dict[str, Shape]] = {
+    "a long number of a ticket": _text("1", before="chn_" + "a" * 26 + "."),
+    "a long id of a channel": _text("a", before="chn_", after=".1"),
+}
 WASM: Final = b"\0asm\1\0\0\0"
 MODULES: Final[dict[str, Shape]] = {
     "types": lambda n: WASM + _section(1, [b"\x60\0\0"] * (n // 3)),

@@ -24,19 +24,28 @@ from quittance.api.models import (
     AgentPage,
     AgentRejection,
     AgentRequest,
+    ChannelAnswer,
+    ChannelKey,
+    ChannelPage,
+    ChannelRequest,
     DirectTaskRequest,
     JudgeAnswer,
     ResourceUsage,
     RunRequest,
+    SignedClose,
     TaskError,
     TaskRequest,
     TaskResult,
+    TicketLine,
+    TicketPage,
+    TopUpRequest,
     VersionRequest,
     as_text,
 )
 from quittance.api.requests import read_json, validated
 from quittance.canonical_json import canonical, is_surely_longer
 from quittance.errors import InvalidRequestError, NotFoundError, QuittanceError, problem
+from quittance.ledger.channels import ChannelState
 from quittance.ledger.escrow import State
 from quittance.ledger.pricing import MeteredTariff
 from quittance.limits import (
@@ -53,11 +62,14 @@ from quittance.store.queue import Delivery, NotDoneError
 from quittance.usecases.audit import report, standings
 from tests.api.test_http import TASK, _app, event
 from tests.api.test_models import JSON_VALUES
+from tests.tickets import jwk
 
 EXAMPLE = {"contract": {"examples": [{"name": "e", "input": 1}]}}
 AGENT = {"name": "n", "tariff": {"type": "flat", "price": "1"}}
 RUN = {"run_id": "r", "user_id": "u", "budget": "1", "steps": [{"agent_id": "a"}], "inputs": ["x"]}
 DIRECT = TASK | {"user_id": "u"}
+CHANNEL = {"salt": "s", "key": jwk(), "ticket_value": "1", "tickets": 1, "expires_at": "2027-01-01T00:00:00Z"}
+TOP_UP = {"topup_id": "u", "tickets": 1}
 CHARACTERS = ["\0", "\x01", "\n", '"', "\\", "\x7f", "\x80", "é", "\u2028", "世", "\ufffd", "😀", "a", "</"]
 
 
@@ -266,6 +278,9 @@ def test_the_audits_answer_is_bounded() -> None:
         (AgentRequest, AGENT, ("tariff",)),
         (AgentRequest, AGENT | {"tariff": {"type": "metered"}}, ("tariff",)),
         (VersionRequest, {"limits": {}}, ("limits",)),
+        (ChannelRequest, CHANNEL, ()),
+        (TopUpRequest, TOP_UP, ()),
+        (SignedClose, {"order": "x"}, ()),
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
 )
@@ -322,6 +337,8 @@ WHOLE: dict[Any, tuple[dict[str, Any], dict[str, int]]] = {
     VersionRequest: (EXAMPLE, {"limits.memory_mib": 64, "limits.timeout": 5, "limits.fuel": 10**12} | {
         f"acceptance.{name}": 3 for name in ("min_bytes", "max_bytes")
     } | {f"contract.examples.0.{name}": 3 for name in ("fuel_max", "exit_code")}),
+    ChannelRequest: (CHANNEL, {"tickets": 5}),
+    TopUpRequest: (TOP_UP, {"tickets": 5}),
 }  # fmt: skip
 SPELT = ["{}", "{}.0", "{}.000", "{}e0", "{}0e-1", "{}.0E+0", "0.{}e{digits}"]
 
@@ -370,7 +387,7 @@ def test_every_whole_number_of_a_request_is_tested() -> None:
     """The description says `integer` of exactly these."""
     for model, (_, paths) in WHOLE.items():
         schema = model.model_json_schema()
-        assert set(_integers(schema, schema["$defs"], "")) == set(paths), model
+        assert set(_integers(schema, schema.get("$defs", {}), "")) == set(paths), model
 
 
 def _integers(schema: dict[str, Any], defs: dict[str, Any], path: str) -> list[str]:
@@ -412,6 +429,38 @@ def test_a_full_page_of_agents_can_be_sent(character: str) -> None:
     app.get("/agents")(lambda: answer(AgentPage(agents=[agent] * limits.PAGE_ITEMS_MAX, next="n" * 1_000)))
     answered = app.resolve(event("GET", "/agents"), None)
     assert (answered["statusCode"], sent_bytes(answered) <= LAMBDA_SYNC_BYTES_MAX) == (200, True)
+
+
+def test_a_full_page_of_channels_can_be_sent() -> None:
+    channel = ChannelAnswer(
+        channel_id="chn_" + "a" * 26,
+        issuer="i" * 1_000,
+        payer="\\" * limits.ACCOUNT_ID_CHARS_MAX,
+        state=ChannelState.CLOSED,
+        salt="s" * limits.CHANNEL_SALT_CHARS_MAX,
+        key=ChannelKey(x="x" * 43),
+        agents=["a" * 64] * limits.CHANNEL_AGENTS_MAX,
+        **dict.fromkeys(("ticket_micro", "max_per_task_micro", "deposit_micro", "spent_micro"), 10**15),
+        **dict.fromkeys(("held_micro", "returned_micro"), 10**15),
+        **dict.fromkeys(("numbers", "used"), limits.TICKET_NUMBER_MAX),
+        **dict.fromkeys(("opened_at", "expires_at", "closes_at", "closed_at"), 0),
+    )
+    ticket = TicketLine(number=10**6, tickets=90, task_id="t" * 40, agent_id="a" * 64, cost_micro=10**15)
+    app = Api()
+    app.get("/channels")(lambda: answer(ChannelPage(channels=[channel] * limits.PAGE_ITEMS_MAX, next="n" * 1_000)))
+    app.get("/tickets")(
+        lambda: answer(
+            TicketPage(
+                channel_id="chn_" + "a" * 26,
+                tickets=[ticket] * limits.PAGE_ITEMS_MAX,
+                free=[(10**6, 10**6)] * limits.PAGE_ITEMS_MAX,
+                next=10**6,
+            )
+        )
+    )
+    for path in ("/channels", "/tickets"):
+        answered = app.resolve(event("GET", path), None)
+        assert (answered["statusCode"], sent_bytes(answered) <= MIB) == (200, True)
 
 
 def test_the_page_and_the_description_can_be_sent() -> None:

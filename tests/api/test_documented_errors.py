@@ -31,7 +31,18 @@ ERRORS = {
 OPERATIONS = [operation for app in openapi.apps() for operation in app.operations]
 # Found by names, but impossible.
 ONLY_AGENTS = {"NotFoundError": "only the operation on an agent looks for what it names"}
+_OF_TICKETS = (
+    "AgentNotAllowedError", "ChannelClosedError", "ChannelExpiredError", "TicketInvalidError", "TicketTooSmallError",
+    "TicketUsedError",
+)  # fmt: skip
+OPENED = "`open` of a file is no `open` of a channel"
 NEVER: dict[str, dict[str, str]] = {
+    "execute_task": dict.fromkeys(_OF_TICKETS, "an account pays, not a ticket") | {"ChannelConflictError": OPENED},
+    "redeem_ticket": {
+        "ChannelConflictError": OPENED,
+        "InsufficientFundsError": "a channel pays, not an account's balance",
+        "TaskConflictError": "the ticket's number was used: TicketUsedError",
+    },
     "get_bond": {"BondInUseError": "made to answer why the bond is in use, and not raised"},
     "freeze_account": ONLY_AGENTS,
     "unfreeze_account": ONLY_AGENTS,

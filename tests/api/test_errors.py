@@ -8,12 +8,16 @@ from quittance import errors
 from quittance.errors import (
     PROBLEM_TYPE_PREFIX,
     AccountFrozenError,
+    AgentNotAllowedError,
     AgentNotReadyError,
     AnswerTooLargeError,
     BondInUseError,
     BondRequiredError,
     BondTooLowError,
     BudgetTooLowError,
+    ChannelClosedError,
+    ChannelConflictError,
+    ChannelExpiredError,
     FundingPausedError,
     InputNotAcceptedError,
     InsufficientFundsError,
@@ -33,6 +37,9 @@ from quittance.errors import (
     TaskConflictError,
     TaskInProgressError,
     TermsChangedError,
+    TicketInvalidError,
+    TicketTooSmallError,
+    TicketUsedError,
     TimeoutTooLongError,
     TooManyRunningError,
     UnauthenticatedError,
@@ -98,6 +105,13 @@ REFUSALS: list[tuple[QuittanceError, int, dict[str, object]]] = [
     (FundingPausedError(), 503, {"code": "funding_paused"}),
     (AnswerTooLargeError(), 500, {"code": "answer_too_large"}),
     (PlatformUnavailableError(), 503, {}),
+    (TicketInvalidError("it has expired"), 401, {"code": "ticket_invalid"}),
+    (AgentNotAllowedError("chn_a", "agt_1"), 403, {"code": "agent_not_allowed"}),
+    (TicketUsedError("chn_a", 7), 409, {"code": "ticket_used", "number": 7}),
+    (ChannelClosedError("chn_a", state="closing"), 409, {"code": "channel_closed", "state": "closing"}),
+    (ChannelExpiredError("chn_a"), 409, {"code": "channel_expired"}),
+    (ChannelConflictError("chn_a"), 409, {"code": "channel_conflict"}),
+    (TicketTooSmallError(budget_micro=2, most_micro=1), 422, {"code": "ticket_too_small", "most": "0.000001"}),
 ]
 
 
@@ -149,6 +163,7 @@ def test_problem_types_are_distinct() -> None:
             MissingScopeError("ledger:deposit"),
             {"WWW-Authenticate": 'Bearer error="insufficient_scope", scope="ledger:deposit"'},
         ),
+        (TicketInvalidError("it has expired"), {"WWW-Authenticate": "Payment-Ticket"}),
         (TaskConflictError("t"), {}),
     ],
 )
@@ -160,6 +175,7 @@ def test_a_field_that_is_over_a_limit_is_named() -> None:
     for error, field in (
         (PayloadTooLargeError("input_base64", bytes_max=1), "input_base64"),
         (BudgetTooLowError(budget_micro=1, least_micro=2), "budget"),
+        (TicketTooSmallError(budget_micro=2, most_micro=1), "budget"),
         (ReputationTooLowError(score_tenths=451, least_tenths=500), "min_reputation"),
         (TimeoutTooLongError(timeout_s_max=1, reason="so"), "timeout"),
         (InputNotAcceptedError("input/a/0", "is wrong", contract_sha256=""), "input/a/0"),

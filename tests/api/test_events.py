@@ -17,6 +17,7 @@ from quittance.ledger.escrow import Escrow, StoredBytes, decide, expire
 from quittance.ledger.journal import Payout, PayoutState
 from quittance.ledger.pricing import tariff_sha256
 from quittance.run import Meter, Outcome, Run
+from tests.proof.ticketing import paid_by_ticket
 
 NOW_MS = 1_800_000_000_123
 NewEscrow = Callable[..., Escrow]
@@ -56,6 +57,17 @@ def test_an_expired_task_is_told_as_the_same_thing_each_time(new_escrow: NewEscr
     assert shown[0] == shown[1]
     assert shown[0]["event_id"] == f"task.{escrow.escrow_id}.expired"
     assert (shown[0]["success"], shown[0]["fault"], shown[0]["amount_refunded"]) == (False, "platform", "1")
+
+
+def test_the_event_of_a_tickets_task_names_its_channel(new_escrow: NewEscrow) -> None:
+    """The judge of a task names the channel too: the task's tickets pay it."""
+    escrow = paid_by_ticket(new_escrow(), issuer="i")
+    assert escrow.ticket
+    for ticket in (escrow.ticket, replace(escrow.ticket, proof=None), replace(escrow.ticket, count=0, proof=None)):
+        paid = replace(escrow, ticket=ticket)
+        shown = checked(events.task_settled(paid, decide(paid, Run(Outcome.EXIT_CODE, "", Meter()), now_ms=NOW_MS)))
+        assert (shown["channel"], shown["user"], shown["task_id"]) == (ticket.channel_id, "user-1", escrow.task_id)
+        assert (shown["budget"], shown["amount_refunded"]) == ("1", "1")
 
 
 @pytest.mark.parametrize("user", ["alice", None])

@@ -37,20 +37,32 @@ from quittance.api.models import (
     AccountId,
     AgentId,
     AgentRequest,
+    ChannelRequest,
     DepositRequest,
     DirectTaskRequest,
     RunRequest,
+    SignedClose,
     TaskRequest,
+    TopUpRequest,
     VersionRequest,
     WithdrawalRequest,
 )
 from quittance.api.requests import read_direct, read_json, validated, wants_async
 from quittance.errors import QuittanceError, UnauthenticatedError
 from quittance.ledger import pricing
+from quittance.ledger.channels import parse_task_id
 from quittance.ledger.credits import parse_credits
 from quittance.ledger.journal import parse_payout_id
-from quittance.limits import KIB, LOG_SIZE_MAX, PAGE_ITEMS_MAX, SCHEMA_BYTES_MAX, TOKEN_CHARS_MAX, WEBHOOK_URL_CHARS_MAX
-from quittance.proof import log, receipt, statement, webhook
+from quittance.limits import (
+    KIB,
+    LOG_SIZE_MAX,
+    PAGE_ITEMS_MAX,
+    SCHEMA_BYTES_MAX,
+    TICKET_CHARS_MAX,
+    TOKEN_CHARS_MAX,
+    WEBHOOK_URL_CHARS_MAX,
+)
+from quittance.proof import log, receipt, statement, ticket, webhook
 from quittance.proof.statement import ProofError
 from quittance.sandbox import wire
 from quittance.sandbox.validate import ModuleRejectedError, validate_module
@@ -193,6 +205,18 @@ def _tokens(text: str) -> None:
             read()
 
 
+def _tickets(text: str) -> None:
+    """A ticket and a closing order are read before their channel is, whoever sent them."""
+    for read in (ticket.read, ticket.read_close):
+        with pytest.raises(ProofError):
+            read(text)
+
+
+def _channel_key(text: str) -> None:
+    with suppress(ValueError):
+        ticket.key_of({"kty": "OKP", "crv": "Ed25519", "x": text})
+
+
 def _key_set(text: bytes) -> None:
     receipt.verify("a.a.a", statement.read_json(text, "key set"))
 
@@ -227,6 +251,13 @@ PARSERS: Final = {
     "body of an agent": Parser(_body_of(AgentRequest, VersionRequest), PART, hostile.AGENTS),
     "body with a contract": Parser(_body_of(AgentRequest, VersionRequest), PART, CONTRACTS),
     "body of a movement": Parser(_body_of(DepositRequest, WithdrawalRequest), PART, hostile.JSON),
+    "body of a channel": Parser(
+        _body_of(ChannelRequest, TopUpRequest, SignedClose),
+        PART,
+        hostile.JSON
+        | hostile.within(hostile.JSON, '{"key":{"kty":"OKP","crv":"Ed25519","x":', "}}")
+        | hostile.within(hostile.JSON, '{"agents":[', "]}"),
+    ),
     "payload of a run": Parser(_body_of(RunRequest), PART, hostile.RUNS),
     "notice of an event": Parser(Notice.model_validate_json, PART, hostile.JSON),
     "schema": Parser(lambda schema: acceptance.Rules(json_schema=schema), SCHEMA_BYTES_MAX, hostile.SCHEMAS),
@@ -254,6 +285,10 @@ PARSERS: Final = {
     "URL of a webhook": Parser(targets.why_refused, 4 * WEBHOOK_URL_CHARS_MAX, hostile.URLS | hostile.WORDS),
     "answer of a webhook": Parser(_receiver, BODY, hostile.RECEIVERS),
     "tokens": Parser(_tokens, TOKEN_CHARS_MAX, hostile.TOKENS),
+    "ticket": Parser(_tickets, 4 * TICKET_CHARS_MAX, hostile.TOKENS | hostile.TICKETS),
+    "key of a channel": Parser(_channel_key, PART, hostile.WORDS),
+    "payload of a channel": Parser(_body_of(ChannelRequest, TopUpRequest, SignedClose), PART, hostile.JSON),
+    "id of a ticket's task": Parser(parse_task_id, PART, hostile.WORDS | hostile.TASK_IDS),
     "key set": Parser(_key_set, BODY, hostile.as_bytes(hostile.JSON | hostile.within(hostile.JSON, '{"keys":', "}"))),
     "proof": Parser(
         lambda text: statement.read(log.Proof, statement.read_json(text, "proof"), "proof"),
@@ -402,6 +437,7 @@ PATTERNS: Final = {
     "acceptance.json_schema._INDEX": "schema",
     "api.targets._HOST": "URL of a webhook",
     "api.targets._URL": "URL of a webhook",
+    "ledger.channels._TASK_ID": "id of a ticket's task",
 }
 """Every regular expression of the source, and the row that feeds it."""
 
@@ -419,6 +455,9 @@ READS: Final = {
     "proof.statement.read: model_validate": "proof",
     "config.settings: model_validate": OURS,
     "proof.invariants._check_receipt: int": FORM,
+    "proof.invariants._agents: loads": OURS,
+    "proof.invariants._check_signed: loads": OURS,
+    "proof.invariants._drawn_micro: int": FORM,
     "proof.invariants._judges: loads": OURS,
     "proof.invariants._numbers: loads": OURS,
     "proof.invariants._returned_micro: int": OURS,
@@ -467,6 +506,18 @@ READS: Final = {
     "ledger.pricing.parse_tariff: validate_json": "file of a tariff",
     "usecases.publish.give_up_all: loads": OURS,
     "api.requests.validated: model_validate": "payload of a direct task",
+    "ledger.channels.parse_task_id: int": "id of a ticket's task",
+    "proof.receipt._check_asked: int": FORM,
+    "proof.ticket.check_claim: int": FORM,
+    "proof.ticket.key_of: b64decode": "key of a channel",
+    "proof.ticket.key_of: from_bytes": FIXED,  # 32 bytes
+    "proof.verify._check_held.all_held: int": FORM,
+    "proof.verify._ticket_lines: int": FORM,
+    "store.channels.Channels.is_contesting: int": OURS,
+    "store.channels._topped_up_ms: int": OURS,
+    "store.channels.read: loads": OURS,
+    "store.ledger._taken: int": OURS,
+    "store.ledger._ticket: loads": OURS,
     "proof.replay._run: fromhex": FORM,
     "proof.replay._run: int": FORM,
     "proof.receipt._check_amounts: int": FORM,

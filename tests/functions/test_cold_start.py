@@ -35,6 +35,7 @@ NOT_LOADED = {
     "result": ENGINE | SUPERVISOR | AUDIT | EXECUTE | PUBLISH,
     "agents": ENGINE | SUPERVISOR | AUDIT | EXECUTE | PUBLISH,
     "accounts": ENGINE | USE_CASES,
+    "channels": ENGINE | USE_CASES,
     "operations": ENGINE | USE_CASES,
     "public": ENGINE | SUPERVISOR | AUDIT | PUBLISH,
     "publish": ENGINE | ROUTES | AUDIT | EXECUTE,

@@ -14,15 +14,18 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from quittance.api.models import TaskRequest
-from quittance.errors import InsufficientFundsError, InvalidRequestError, PlatformUnavailableError
+from quittance.errors import InsufficientFundsError, InvalidRequestError, PlatformUnavailableError, TicketInvalidError
 from quittance.proof.statement import Purpose
 from quittance.usecases import execute as tasks
 from quittance.usecases.sweep import sweep
+from tests import tickets
 from tests.described import why_undescribed
 from tests.support import FLAT, ROOT, Cloud, wasm
+from tests.tickets import jwk
 
 PREFIX = "/api/v1/economic"
 Call = Callable[..., tuple[int, Any, dict[str, str]]]
+CHANNEL = "chn_" + "a" * 26
 
 
 def load(name: str) -> ModuleType:
@@ -46,14 +49,16 @@ def call(platform: Cloud, context: Any) -> Call:
         scope: str = "",
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
+        headers: dict[str, str] | None = None,
     ) -> tuple[int, Any, dict[str, str]]:
         authorizer = {"sub": user, "scope": scope} if user else None
+        sent = {"Content-Type": content_type} | (headers or {})
         event = {
             "resource": path,
             "path": PREFIX + path,
             "httpMethod": method,
-            "headers": {"Content-Type": content_type},
-            "multiValueHeaders": {"Content-Type": [content_type]},
+            "headers": sent,
+            "multiValueHeaders": {name: [value] for name, value in sent.items()},
             "queryStringParameters": query,
             "multiValueQueryStringParameters": {name: [value] for name, value in query.items()} if query else None,
             "requestContext": {"requestId": "r", "authorizer": authorizer, "httpMethod": method},
@@ -61,12 +66,12 @@ def call(platform: Cloud, context: Any) -> Call:
             "isBase64Encoded": False,
         }
         answer = load(function).handler(event, context)
-        headers = {name: values[0] for name, values in answer["multiValueHeaders"].items()}
-        assert headers["X-Content-Type-Options"] == "nosniff"
-        told = answer["statusCode"], headers["Content-Type"], answer["body"].encode()
+        got = {name: values[0] for name, values in answer["multiValueHeaders"].items()}
+        assert got["X-Content-Type-Options"] == "nosniff"
+        told = answer["statusCode"], got["Content-Type"], answer["body"].encode()
         assert not (flaw := why_undescribed(method, path, *told)), flaw
-        plain = json.loads(answer["body"]) if headers["Content-Type"].endswith("json") else answer["body"]
-        return answer["statusCode"], plain, headers
+        plain = json.loads(answer["body"]) if got["Content-Type"].endswith("json") else answer["body"]
+        return answer["statusCode"], plain, got
 
     return send
 
@@ -115,7 +120,9 @@ def test_direct_invocation_returns_json_and_raises_errors(platform: Cloud, conte
     with pytest.raises(InvalidRequestError) as wrong:
         execute({"budget": "-1"}, context)
     fields = {error["field"] for error in wrong.value.members["errors"]}  # type: ignore[attr-defined]  # a member
-    assert fields == {"user_id", "task_id", "agent_id", "input", "budget"}
+    assert fields == {"task_id", "agent_id", "input", "budget"}
+    with pytest.raises(InvalidRequestError, match="exactly one of user_id"):
+        execute(task(agent_id, task_id="t-3"), context)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +147,15 @@ def test_direct_invocation_returns_json_and_raises_errors(platform: Cloud, conte
         ("operations", "POST", "/operations/funding/pause", {"reason": "r"}),
         ("operations", "POST", "/operations/funding/resume", {"reason": "r"}),
         ("accounts", "POST", "/payouts/p", {"state": "paid"}),
+        ("channels", "GET", "/channels", None),
+        ("channels", "GET", f"/channels/{CHANNEL}", None),
+        ("channels", "GET", f"/channels/{CHANNEL}/tickets", None),
+        ("channels", "POST", f"/channels/{CHANNEL}/topups", {"topup_id": "u", "tickets": 1}),
+        ("channels", "POST", f"/channels/{CHANNEL}/close", None),
+        ("channels", "POST", "/channels", {"salt": "s", "key": jwk(), "ticket_value": "1", "tickets": 1,
+                                           "expires_at": "2026-12-31T00:00:00Z"}),
     ],
-)
+)  # fmt: skip
 def test_request_without_identity_is_refused_by_the_function(
     call: Call, function: str, method: str, path: str, body: object
 ) -> None:
@@ -297,3 +311,96 @@ def _raise(error: type[Exception], *args: str, **named: str) -> Any:
         raise error(*args, **named)
 
     return fail
+
+
+# Tickets.
+
+
+def test_ticket_in_its_header_pays_without_a_token(platform: Cloud, call: Call) -> None:
+    channel_id, agent_id = tickets.opened(platform).channel_id, platform.publish(wasm("echo"))
+    path, body = f"/channels/{channel_id}/tasks", task(agent_id, task_id=f"{channel_id}.1")
+    signed = tickets.ticket(platform, TaskRequest.model_validate(body))
+    for name in ("Payment-Ticket", "payment-ticket", "PAYMENT-TICKET"):
+        status, done, headers = call("execute", "POST", path, body, user=None, headers={name: signed})
+        assert (status, done["payment_method"], done["success"]) == (200, "ticket", True)
+        assert headers["Cache-Control"] == "no-store"
+    assert call("result", "GET", f"/tasks/{channel_id}.1/result")[1] == done
+    body = task(agent_id, task_id=f"{channel_id}.2")
+    signed = tickets.ticket(platform, TaskRequest.model_validate(body))
+    later = {"Payment-Ticket": signed, "Prefer": "respond-async"}
+    status, pending, headers = call("execute", "POST", path, body, user=None, headers=later)
+    assert (status, pending["escrow_status"], headers["Preference-Applied"]) == (202, "funded", "respond-async")
+    assert headers["Location"] == f"{PREFIX}/tasks/{channel_id}.2/result"
+
+
+def test_request_without_exactly_one_ticket_names_the_header(
+    platform: Cloud, call: Call, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel_id, agent_id = tickets.opened(platform).channel_id, platform.publish(wasm("echo"))
+    path, body = f"/channels/{channel_id}/tasks", task(agent_id, task_id=f"{channel_id}.1")
+    before = platform.items()
+    status, problem, _ = call("execute", "POST", path, body)
+    assert (status, [error["field"] for error in problem["errors"]]) == (400, ["payment-ticket"])
+    assert "required" in problem["detail"]
+    both = call("execute", "POST", path, body | {"budget": "x"}, user=None)[1]
+    assert {error["field"] for error in both["errors"]} == {"payment-ticket", "budget"}
+    signed = tickets.ticket(platform, TaskRequest.model_validate(body))
+    event = {
+        "resource": path,
+        "path": PREFIX + path,
+        "httpMethod": "POST",
+        "headers": {"Payment-Ticket": signed},  # API Gateway hands the last one on, and all of them beside
+        "multiValueHeaders": {"Payment-Ticket": ["a.b.c", signed], "Content-Type": ["application/json"]},
+        "requestContext": {"requestId": "r", "httpMethod": "POST"},
+        "body": json.dumps(body),
+    }
+    answer = load("execute").handler(event, context)
+    problem = json.loads(answer["body"])
+    assert (answer["statusCode"], [error["field"] for error in problem["errors"]]) == (400, ["payment-ticket"])
+    assert platform.items() == before
+
+
+@pytest.mark.parametrize("header", ["a.b.c", "x", "Bearer a.b.c", "é", "x" * 10_000, '"'])
+def test_header_that_is_no_ticket_gets_a_challenge(platform: Cloud, call: Call, header: str) -> None:
+    channel_id = tickets.opened(platform).channel_id
+    body = task("agt_a", task_id=f"{channel_id}.1")
+    answer = call("execute", "POST", f"/channels/{channel_id}/tasks", body, headers={"Payment-Ticket": header})
+    status, problem, headers = answer
+    assert (status, problem["code"], headers["WWW-Authenticate"]) == (401, "ticket_invalid", "Payment-Ticket")
+    assert len(problem["detail"]) < 500
+
+
+def test_refusals_of_channels_are_described_problems(platform: Cloud, call: Call) -> None:
+    agent_id = platform.publish(wasm("echo"))
+    body = tickets.asked(platform)
+    status, opened, _ = call("channels", "POST", "/channels", body)
+    assert (status, opened["deposit"], opened["key"]) == (201, "0.25", tickets.jwk())
+    path = f"/channels/{opened['channel_id']}"
+    assert call("channels", "POST", "/channels", body)[:2] == (201, opened)
+    assert call("channels", "POST", "/channels", body | {"tickets": 6})[1]["code"] == "channel_conflict"
+    assert call("channels", "POST", "/channels", body | {"salt": "t", "tickets": 99})[1]["code"] == "insufficient_funds"
+    assert call("channels", "GET", path)[:2] == (200, opened)
+    assert call("channels", "GET", path, user="mallory")[1]["code"] == "not_found"
+    assert call("channels", "POST", f"{path}/topups", {"topup_id": "u", "tickets": 1})[1]["amount"] == "0.05"
+    assert call("channels", "POST", f"{path}/topups", {"topup_id": "u", "tickets": 2})[1]["code"] == "movement_conflict"
+    for query in ({"limit": "101"}, {"limit": "0"}, {"after": "-1"}, {"after": "x"}, {"after": "1000001"}):
+        assert call("channels", "GET", f"{path}/tickets", query=query)[0] == 400, query
+    assert call("channels", "GET", f"{path}/tickets", query={"after": "1000000"})[0] == 200
+    wrong = call("channels", "POST", f"{path}/signed-close", {"order": "a.b.c"}, user=None)
+    assert (wrong[0], wrong[2]["WWW-Authenticate"]) == (401, "Payment-Ticket")
+    assert call("channels", "POST", f"{path}/close")[1]["state"] == "closing"
+    assert call("channels", "POST", f"{path}/topups", {"topup_id": "v", "tickets": 1})[1]["code"] == "channel_closed"
+    request = task(agent_id, task_id=f"{opened['channel_id']}.1")
+    header = {"Payment-Ticket": tickets.ticket(platform, TaskRequest.model_validate(request))}
+    assert call("execute", "POST", f"{path}/tasks", request, headers=header)[1]["code"] == "channel_closed"
+
+
+def test_direct_payload_may_have_a_ticket(platform: Cloud, context: Any) -> None:
+    channel_id, agent_id = tickets.opened(platform).channel_id, platform.publish(wasm("echo"))
+    body = task(agent_id, task_id=f"{channel_id}.1")
+    signed = tickets.ticket(platform, TaskRequest.model_validate(body))
+    done = load("execute").handler(body | {"ticket": signed}, context)
+    assert (done["success"], done["payment_method"]) == (True, "ticket")
+    for wrong in ("a.b.c", ""):
+        with pytest.raises(TicketInvalidError):
+            load("execute").handler(body | {"ticket": wrong}, context)

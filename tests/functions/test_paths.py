@@ -15,12 +15,14 @@ from tests.functions import test_handlers
 from tests.functions.test_handlers import PREFIX, Call, task
 from tests.support import FLAT, Cloud, wasm
 from tests.template import template
+from tests.tickets import jwk
 
 call = test_handlers.call  # the fixture
 PLATFORM = "quittance:platform"
 DEPOSIT = {"deposit_id": "d-1", "amount": "2"}
 WITHDRAWAL = {"withdrawal_id": "w-1", "amount": "0.5"}
 REASON = {"reason": "a test"}
+CHANNEL = {"salt": "s", "key": jwk(), "ticket_value": "1", "tickets": 1, "expires_at": "2027-01-01T00:00:00Z"}
 TASK = {"task_id": "t-1", "agent_id": "agt_x", "input": "", "budget": "1"}
 
 # Each route with its function and a valid body, so that only the path can be wrong.
@@ -53,6 +55,14 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/accounts/{account_id}/withdrawals"): ("accounts", WITHDRAWAL),
     ("GET", "/payouts"): ("accounts", None),
     ("POST", "/payouts/{payout_id}"): ("accounts", {"state": "paid"}),
+    ("POST", "/channels"): ("channels", CHANNEL),
+    ("GET", "/channels"): ("channels", None),
+    ("GET", "/channels/{channel_id}"): ("channels", None),
+    ("POST", "/channels/{channel_id}/topups"): ("channels", {"topup_id": "u-1", "tickets": 1}),
+    ("POST", "/channels/{channel_id}/close"): ("channels", None),
+    ("POST", "/channels/{channel_id}/signed-close"): ("channels", {"order": "a.b.c"}),
+    ("GET", "/channels/{channel_id}/tickets"): ("channels", None),
+    ("POST", "/channels/{channel_id}/tasks"): ("execute", TASK),
     ("GET", "/operations"): ("operations", None),
     ("POST", "/operations/agents/{agent_id}/retire"): ("operations", REASON),
     ("POST", "/operations/accounts/{account_id}/freeze"): ("operations", REASON),
@@ -66,12 +76,16 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/docs"): ("public", None),
     ("GET", "/health"): ("health", None),
 }
-PRIVATE = [route for route, (function, _) in ROUTES.items() if function not in {"public", "health"}]
+BY_KEY = {("POST", "/channels/{channel_id}/signed-close"), ("POST", "/channels/{channel_id}/tasks")}
+PRIVATE = [
+    route for route, (function, _) in ROUTES.items() if function not in {"public", "health"} and route not in BY_KEY
+]
+TICKET = {"Payment-Ticket": "a.b.c"}  # other routes ignore it
 SCOPES = "ledger:deposit ledger:payout platform:operate"  # all scopes that a route may need
 PARAMETERS = [(*route, name) for route in ROUTES for name in re.findall(r"{(\w+)}", route[1])]
 IDS = ["-".join(words) for words in PARAMETERS]
 GOOD = {"task_id": "t-1", "agent_id": "agt_x", "account_id": "alice", "level": "0", "index": "0", "width": "1"}
-GOOD |= {"run_id": "a" * 26, "number": "1"}
+GOOD |= {"run_id": "a" * 26, "number": "1", "channel_id": "chn_" + "a" * 26}
 GOOD["payout_id"] = Payout("alice", "w-1", 1, 1, PayoutState.REQUESTED).payout_id
 
 MALFORMED = [
@@ -143,7 +157,7 @@ def test_malformed_encoding_is_named_in_the_error(
     function, body = ROUTES[method, path]
     before = platform.items()
     for raw in MALFORMED:
-        answer = call(function, method, filled(path, **{name: raw}), body, scope=SCOPES)
+        answer = call(function, method, filled(path, **{name: raw}), body, scope=SCOPES, headers=TICKET)
         assert errors(answer) == [name], raw
     assert platform.items() == before
 
@@ -154,7 +168,7 @@ def test_invalid_id_is_named_in_the_error(platform: Cloud, call: Call, method: s
     before = platform.items()
     others = {"account_id": (), "task_id": NO_TASK, "agent_id": NO_AGENT, "payout_id": NO_PAYOUT}
     for raw in [*NO_ID, *others.get(name, ACCOUNTS)]:
-        answer = call(function, method, filled(path, **{name: raw}), body, scope=SCOPES)
+        answer = call(function, method, filled(path, **{name: raw}), body, scope=SCOPES, headers=TICKET)
         assert errors(answer) == [name], raw
     assert platform.items() == before
 

@@ -224,6 +224,27 @@ def test_policies_can_restrict_leading_keys(tenant):
     assert refusal(dynamodb.get_item, TableName="table", Key={"pk": {"S": "l"}}) == "AccessDeniedException"
 
 
+def test_leading_keys_restrict_puts_and_transactions(tenant):
+    writes = {"Effect": "Allow", "Action": ["dynamodb:PutItem", "dynamodb:UpdateItem"], "Resource": TABLE}
+    kept = writes | {"Condition": {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["k*"]}}}
+    dynamodb = tenant.may(kept)["dynamodb"]
+
+    def write(*keys):
+        put, change = ({"pk": {"S": key}} for key in keys)
+        return {
+            "TransactItems": [
+                {"Put": {"TableName": "table", "Item": put}},
+                {"Update": {"TableName": "table", "Key": change, "UpdateExpression": "REMOVE a"}},
+            ]
+        }
+
+    dynamodb.put_item(TableName="table", Item={"pk": {"S": "k1"}})
+    assert refusal(dynamodb.put_item, TableName="table", Item={"pk": {"S": "l"}}) == "AccessDeniedException"
+    dynamodb.transact_write_items(**write("k1", "k2"))
+    assert refusal(dynamodb.transact_write_items, **write("k1", "l")) == "AccessDeniedException"
+    assert refusal(dynamodb.transact_write_items, **write("l", "k2")) == "AccessDeniedException"
+
+
 def test_the_loopback_counts_as_tls(tenant):
     tls_only = {
         "Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::bucket/*",

@@ -15,6 +15,7 @@ from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
 from quittance.run import Limits, Meter, Outcome, Run
 from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import NOW_S, Root
+from tests.proof.ticketing import OTHER_KEY, jws, paid_by_ticket
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = {"botocore", "boto3", "aws-lambda-powertools", "wasmtime"}
@@ -40,6 +41,21 @@ def receipt() -> str:
         config_sha256="ff" * 32,
     )
     return sign(stated, PLATFORM.certify())
+
+
+@pytest.fixture(scope="module")
+def ticket_claims() -> dict[str, object]:
+    """The claims of a receipt of a task that a ticket paid."""
+    escrow = Escrow(
+        escrow_id="", payer="user", task_id="", request_sha256="", agent_id="agt", owner="owner",
+        module_sha256="bb" * 32, input_sha256="cc" * 32, tariff='{"type":"flat","price":"0.4"}', budget_micro=10**6,
+        fee_bps=250, timeout_ms=1_000, runner="r", fence=1, funded_ms=NOW_S * 1_000, lease_ms=NOW_S * 1_000,
+        expires_ms=NOW_S * 1_000 + 90_000,
+    )  # fmt: skip
+    escrow = paid_by_ticket(escrow, issuer="urn:quittance:é")
+    run = Run(Outcome.EXIT_CODE, "", Meter(), limits=Limits(1, 1, 1))
+    done = decide(escrow, run, now_ms=NOW_S * 1_000 + 5)
+    return claims_of(escrow, done, issuer="urn:quittance:é", run=run, engine="e", config_sha256="ff" * 32)
 
 
 @pytest.fixture
@@ -89,3 +105,24 @@ def test_receipts_page_script_verifies_a_receipt(folder):
 
     (folder / "root.json").write_text(json.dumps(Root().jwks()["keys"][0]))
     assert subprocess.run(by_hand, cwd=folder, capture_output=True, check=False).returncode != 0
+
+
+TOOLS = ("openssl", "xxd", "jq", "base32")
+
+
+@pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {', '.join(TOOLS)}")
+def test_receipts_page_script_verifies_a_ticket(tmp_path, ticket_claims):
+    page = (ROOT / "docs" / "receipts.md").read_text()
+    tools = re.search(r"```sh\n(bytes\(\).*?\n)", page)[1]
+    script = re.search(r"```sh\n(jq -r .ticket.signed.*?)```", page, re.DOTALL)[1]
+    by_hand = ["sh", "-eu", "-c", tools + script]
+    (tmp_path / "claims.json").write_text(json.dumps(ticket_claims, default=str))
+    done = subprocess.run(by_hand, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Signature Verified Successfully" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1].rpartition("}")[0] + "}")["budget"] == "1"
+    assert f"chn_{done.stdout.splitlines()[-1].rpartition('}')[2]}" == ticket_claims["ticket"]["channel"]
+
+    forged = ticket_claims | {"ticket": ticket_claims["ticket"] | {"signed": jws({}, key=OTHER_KEY)}}
+    (tmp_path / "claims.json").write_text(json.dumps(forged, default=str))
+    assert subprocess.run(by_hand, cwd=tmp_path, capture_output=True, check=False).returncode != 0

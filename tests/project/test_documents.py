@@ -113,6 +113,24 @@ def test_contract_page_has_a_valid_example_and_the_limits() -> None:
     assert f"{limits.INPUT_STEPS_MIN:,} and one for each three\nbytes" in page
 
 
+def test_documents_state_the_limits_of_channels() -> None:
+    page = text("docs/using.md")
+    for row in (
+        (
+            f"| tickets of an opening or a top-up | {limits.CHANNEL_TICKETS_MAX:,} "
+            f"| tickets of one task | {limits.TICKETS_PER_TASK_MAX} |"
+        ),
+        f"| numbers of a channel | {limits.TICKET_NUMBER_MAX:,} | agents of a channel | {limits.CHANNEL_AGENTS_MAX} |",
+        (
+            f"| time to a channel's expiry | {limits.CHANNEL_DAYS_MAX} days "
+            f"| a ticket | {limits.TICKET_CHARS_MAX // limits.KIB} KiB |"
+        ),
+    ):
+        assert row in page, row
+    assert f"{limits.TICKETS_PER_TASK_MAX} tickets, or its" in text("docs/errors.md")
+    assert f"{limits.CHANNEL_CLOSE_MS // 1_000} s later (`CHANNEL_CLOSE_MS`" in text("docs/operations.md")
+
+
 def test_errors_page_lists_every_refusal() -> None:
     rows = re.findall(r"^\| ([\d, ]+) \| `(\w+)`", text("docs/errors.md"), re.M)
     stated = {(int(status), code) for statuses, code in rows for status in statuses.split(",")}

@@ -19,7 +19,8 @@ from quittance.observability import NAMESPACE, SERVICE, Metric
 from quittance.platform import Platform
 from quittance.run import Fault, Outcome
 from quittance.usecases import execute as tasks
-from quittance.usecases import settle
+from quittance.usecases import launch, settle
+from tests import tickets
 from tests.functions.test_handlers import _raise, load, task
 from tests.support import ROOT, Cloud, stream_record, wasm
 from tests.usecases.test_execute import ask
@@ -117,7 +118,7 @@ def batch_of(body: str) -> dict[str, Any]:
 
 @pytest.fixture
 def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitted: Callable[[], Emitted]) -> Emitted:
-    """What the functions emit for a success, a timeout, an expiry, messages, a sweep, an audit, events and webhooks."""
+    """What the functions emit for tasks, tickets, messages, a sweep, an audit, events and webhooks."""
     execute = load("execute").handler
     echo, looping = platform.publish(wasm("echo")), platform.publish(wasm("misbehave"), timeout=1)
     user = {"user_id": "alice"}
@@ -143,6 +144,7 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     tasks.submit(platform, "alice", ask(echo, task_id="lost"))
     for function, body in (("work", "no JSON"), ("deadletter", "no JSON"), *dead_letters(echo)):
         load(function).handler(batch_of(body), context)
+    use_a_ticket_twice(platform, echo)
     platform.ledger.withdraw("alice", "w-1", 1, now_ms=platform.now_ms())
     stuck = platform.ledger.find(escrow_id("alice", "stuck"))
     assert stuck is not None
@@ -153,6 +155,25 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     (paid,) = (item for item in platform.items("ESC#") if item["task_id"]["S"] == "paid")
     load("listings").handler({"Records": [stream_record(1, {**paid, "state": {"S": "funded"}}, paid)]}, context)
     return emitted()
+
+
+def use_a_ticket_twice(platform: Cloud, agent_id: str) -> None:
+    """Stores a ticket's task while another attempt at it runs, then closes the channel, for the sweep to end it."""
+    platform.deposit("bob", 50_000)
+    channel = tickets.opened(platform, payer="bob", tickets=1)
+    task = tickets.task(channel.channel_id, 1, agent_id)
+    run = launch.run
+
+    def stored_meanwhile(*args: Any, **more: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "run", run)
+            tasks.redeem(platform, channel.channel_id, task, tickets.ticket(platform, task))
+        return run(*args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "run", stored_meanwhile)
+        tasks.redeem(platform, channel.channel_id, task, tickets.ticket(platform, task))
+    platform.channels.begin_closing(platform.channels.get(channel.channel_id), close_ms=platform.now_ms())
 
 
 def notify_and_deliver(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,21 +193,22 @@ def test_metrics_have_the_values_of_what_happened(story: Emitted) -> None:
     assert sum(story.of(Metric.FUNDED)) == 50_000 + 900_000 + 50_000 + 50_000
     of_the_queue = (Metric.QUEUED, Metric.POSTPONED, Metric.DEAD_REFUNDED, Metric.DEAD_REFUSED, Metric.DEAD_UNREADABLE)
     assert [sum(story.of(metric)) for metric in of_the_queue] == [1, 1, 1, 1, 1]
-    assert sum(story.of(Metric.PAID)) == 9_750
-    assert sum(story.of(Metric.FEES)) == 250
-    assert sum(story.of(Metric.REFUNDED)) == 40_000 + 900_000 + 50_000 + 50_000
-    assert [len(story.of(metric)) for metric in (Metric.SETTLEMENT, Metric.SANDBOX)] == [3, 3]
+    assert sum(story.of(Metric.PAID)) == 9_750 + 9_750
+    assert sum(story.of(Metric.FEES)) == 250 + 250
+    assert sum(story.of(Metric.REFUNDED)) == 40_000 + 900_000 + 50_000 + 50_000 + 40_000
+    assert (story.of(Metric.TICKETS_CONTESTED), story.of(Metric.CHANNELS_CLOSED)) == ([1], [1])
+    assert [len(story.of(metric)) for metric in (Metric.SETTLEMENT, Metric.SANDBOX)] == [4, 5]
     assert story.of(Metric.SANDBOX)[1] == 1_000
     assert (sum(story.of(Metric.WORKER_STARTS)), sum(story.of(Metric.WORKER_KILLS))) == (2, 1)
     assert (sum(story.of(Metric.CONFLICTS)), sum(story.of(Metric.RETRIES))) == (1, 1)
-    assert (story.of(Metric.SWEPT_EXPIRED), story.of(Metric.SWEPT_CREDITED)) == ([1], [4])
+    assert (story.of(Metric.SWEPT_EXPIRED), story.of(Metric.SWEPT_CREDITED)) == ([1], [5])
     assert (story.of(Metric.SWEEP_COMPLETE), story.of(Metric.SWEEP_FAILURES)) == ([1], [0])
     assert 5_000 <= story.of(Metric.OLDEST_OVERDUE)[0] < 10_000
     assert story.of(Metric.SWEEP_LAG)[0] >= 5_000
     assert story.of(Metric.AUDIT_DIFFERENCES) == [0]
     assert story.of(Metric.PAYOUTS_WAITING) == [1]
     assert 5_000 <= story.of(Metric.OLDEST_PAYOUT)[0] < 200_000
-    assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 4
+    assert sum(story.values[Series(Metric.TASKS, frozenset({"service", "fault"}))]) == 5
     assert story.settings["outcome"] == {Outcome.SUCCEEDED, Outcome.TIMEOUT, Outcome.UNDELIVERED, Outcome.EXPIRED}
     assert sum(story.of(Metric.EVENTS_EMITTED)) == 2
     assert [sum(story.of(metric)) for metric in (Metric.WEBHOOKS_DELIVERED, Metric.WEBHOOKS_FAILED)] == [1, 2]
@@ -198,6 +220,8 @@ def test_metrics_have_the_values_of_what_happened(story: Emitted) -> None:
 
 def test_every_settlement_logs_one_line_with_ids_and_amounts(story: Emitted) -> None:
     lines = [line for line in story.log if line["message"] == "settled"]
+    of_ticket = lines.pop(3)
+    assert (of_ticket["task_id"][:4], of_ticket["paid_micro"], of_ticket["refunded_micro"]) == ("chn_", 9_750, 40_000)
     assert [(line["task_id"], line["outcome"], line["paid_micro"], line["refunded_micro"]) for line in lines] == [
         ("paid", "succeeded", 9_750, 40_000), ("late", "timeout", 0, 900_000), ("lost", "undelivered", 0, 50_000),
         ("stuck", "expired", 0, 50_000),

@@ -19,6 +19,7 @@ from quittance.api.events import TaskRefused
 from quittance.api.identity import EXPIRED, SCOPES, is_account_id
 from quittance.config import Settings
 from quittance.errors import PlatformUnavailableError, UnauthenticatedError, problem
+from quittance.ledger.channels import ChannelState
 from quittance.ledger.escrow import State
 from quittance.ledger.journal import PayoutState
 from quittance.limits import (
@@ -89,6 +90,8 @@ def test_only_public_routes_need_no_token(template: dict[str, Any]) -> None:
     assert open_routes == {
         "/health", "/.well-known/jwks.json", "/openapi.json", "/docs", "/log/checkpoint",
         "/log/tile/{level}/{index}/{width}", "/agents/{agent_id}/.well-known/agent-card.json",
+        # A ticket, or an order that the channel's key signed, is verified by the function.
+        "/channels/{channel_id}/tasks", "/channels/{channel_id}/signed-close",
     }  # fmt: skip
     described = json.loads(openapi_json())["paths"].items()
     assert {
@@ -236,8 +239,9 @@ def test_every_condition_of_a_policy_is_listed_with_its_test(template: dict[str,
     for statement in every_statement(template):
         for operator, keys in statement.get("Condition", {}).items():
             found |= {(operator, key) for key in keys}
-            if "dynamodb:LeadingKeys" in keys:  # the local cloud reads keys of single requests only
-                assert {*listed(statement["Action"])} <= {f"dynamodb:{verb}Item" for verb in ("Get", "Update")}
+            if "dynamodb:LeadingKeys" in keys:  # the local cloud does not read keys of queries
+                verbs = ("Get", "BatchGet", "Put", "Update")
+                assert {*listed(statement["Action"])} <= {f"dynamodb:{verb}Item" for verb in verbs}
     assert found == CONDITIONS.keys()
 
 
@@ -521,7 +525,7 @@ def test_only_functions_that_callers_wait_for_use_snapstart(template: dict[str, 
     }
     assert snapped == {
         f"{name}Function": {"ApplyOn": {"Ref": "SnapStart"}}
-        for name in ("Execute", "Result", "Agents", "Accounts", "Authorizer", "Public")
+        for name in ("Execute", "Result", "Agents", "Accounts", "Channels", "Authorizer", "Public")
     }
     assert template["Parameters"]["SnapStart"]["Default"] == "PublishedVersions"
 
@@ -552,7 +556,9 @@ def test_stream_filters_pass_exactly_what_notify_handles(template: dict[str, Any
         [json.loads(one["Pattern"])["dynamodb"] for one in mappings[name]["FilterCriteria"]["Filters"]]
         for name in ("NotifyOfLedger", "NotifyOfRegistry")
     )
-    settled, *payouts = ledger
+    redeemed, settled, *payouts = ledger
+    assert {*redeemed["NewImage"]["state"]["S"]} == {State.RELEASED, State.REFUNDED}, "no ticket's task begins expired"
+    assert redeemed["NewImage"]["channel"] == {"S": [{"exists": True}]}
     assert [pattern["NewImage"]["payout"]["S"] for pattern in payouts] == [
         [PayoutState.REQUESTED], [PayoutState.PAID, PayoutState.FAILED],
     ]  # fmt: skip
@@ -567,6 +573,16 @@ def test_stream_filters_pass_exactly_what_notify_handles(template: dict[str, Any
         assert mappings[name]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
         assert mappings[name]["BisectBatchOnFunctionError"]
         assert mappings[name]["DestinationConfig"]["OnFailure"]["Destination"]
+
+
+def test_ledger_stream_filters_pass_what_listings_handle(template: dict[str, Any]) -> None:
+    mapping = resources(template, "AWS::Lambda::EventSourceMapping")["ListingsOfLedger"]
+    inserted, changed, standing = (json.loads(one["Pattern"]) for one in mapping["FilterCriteria"]["Filters"])
+    assert inserted["eventName"] == ["INSERT"]
+    states = inserted["dynamodb"]["NewImage"]["state"]["S"]
+    assert {*states} == {*State} - {State.EXPIRED} | {ChannelState.OPEN}, "a channel begins open"
+    assert {*changed["dynamodb"]["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
+    assert standing["dynamodb"]["NewImage"] == {"pk": {"S": [{"prefix": "REP#"}]}}
 
 
 def test_webhooks_go_only_to_public_addresses_by_default(template: dict[str, Any]) -> None:
@@ -610,7 +626,12 @@ def test_one_account_cannot_use_all_workers_of_the_queue(template: dict[str, Any
 
 def test_gateway_refusals_have_our_problem_bodies(template: dict[str, Any]) -> None:
     refusals = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
-    for kind, status in (("REQUEST_TOO_LARGE", 413), ("THROTTLED", 429)):
+    for kind, status in (
+        ("REQUEST_TOO_LARGE", 413),
+        ("THROTTLED", 429),
+        ("INTEGRATION_TIMEOUT", 504),
+        ("INTEGRATION_FAILURE", 504),
+    ):
         assert refusals[kind]["StatusCode"] == status
         assert json.loads(refusals[kind]["ResponseTemplates"]["application/json"])["status"] == status
     assert "StageArn" in template["Outputs"], "a web ACL is associated with it"

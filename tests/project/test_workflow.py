@@ -49,6 +49,14 @@ NOT_RAISED_BY_TASKS = {
     "AnswerTooLargeError",
     "BondInUseError",
     "BondRequiredError",
+    "ChannelConflictError",
+    # An account pays the tasks of a run, not a channel.
+    "TicketInvalidError",
+    "TicketUsedError",
+    "TicketTooSmallError",
+    "AgentNotAllowedError",
+    "ChannelClosedError",
+    "ChannelExpiredError",
 }
 MARK = "marked-payload"
 

@@ -1,6 +1,6 @@
 """A second checker of receipts, written from docs/receipts.md alone: it shares no code with the verifier.
 
-It knows the versions 1 and 2 of the claims. `check` takes a receipt and a key set and returns the claims, or raises
+It knows the versions 1 to 3 of the claims. `check` takes a receipt and a key set and returns the claims, or raises
 RefusedError with the violated rule of that page. Nothing here imports `quittance`.
 """
 
@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 HEX: Final = frozenset("0123456789abcdef")
+BASE32: Final = frozenset("abcdefghijklmnopqrstuvwxyz234567")
 DIGITS: Final = frozenset("0123456789")
 URL_SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
-# The outcomes by fault: of both versions, of version 2 only, and of version 1 only.
+# The outcomes by fault: of all versions, of version 1 only, and of versions 2 and 3 only.
 IN_BOTH: Final = {
     "none": ("succeeded", "not_needed", "superseded"),
     "agent": (
@@ -35,6 +36,7 @@ IN_ONE: Final = {
     1: {"none": ("rules_failed", "judge_failed")},
     2: {"none": ("withheld",), "payer": ("budget_exhausted",)},
 }
+IN_ONE[3] = IN_ONE[2]
 FAULT_OF: Final = {
     version: {outcome: fault for table in (IN_BOTH, more) for fault, outcomes in table.items() for outcome in outcomes}
     for version, more in IN_ONE.items()
@@ -74,6 +76,12 @@ CLAIMS: Final = {
     1: {*TEXTS, *DIGESTS, *DIGESTS_OR_NULL, *AMOUNTS, *TIMES, *OTHERS},
     2: {*TEXTS, *DIGESTS, *DIGESTS_OR_NULL, *AMOUNTS, *TIMES, *OTHERS, *ADDED_AMOUNTS, *ADDED_OTHERS},
 }
+CLAIMS[3] = {*CLAIMS[2], "ticket"}
+TICKET: Final = {"channel", "salt", "key", "ticket_value", "n", "tickets", "signed"}
+TICKET_CLAIMS: Final = {"iss", "channel", "n", "exp", "agent_id", "input_sha256", "budget"}
+TICKET_OPTIONAL: Final = {"timeout", "acceptance_sha256", "options_sha256"}
+TICKET_CHARS: Final = 4_096
+PRIME: Final = 2**255 - 19
 LIMITS_OF_1: Final = {"fuel", "memory_bytes", "timeout_ms"}
 LIMITS: Final = {*LIMITS_OF_1, "output_bytes"}
 ACCEPTANCE_OF_1: Final = {"agent_sha256", "task_sha256", "agent_score", "task_score", "accepted"}
@@ -138,7 +146,7 @@ def members(value: object, names: set[str], what: str) -> dict[str, Any]:
 
 def version_of(value: object) -> int:
     version = value.get("v") if isinstance(value, dict) else None
-    need(is_integer(version, 1, 2), "v")
+    need(is_integer(version, 1, 3), "v")
     assert isinstance(version, int)
     return version
 
@@ -163,7 +171,7 @@ def as_version_2(claims: dict[str, Any]) -> dict[str, Any]:
 def check_forms(claims: dict[str, Any]) -> None:
     for name, (low, high) in TEXTS.items():
         need(is_text(claims[name], low, high), name)
-    need(is_of(claims["eid"], frozenset("abcdefghijklmnopqrstuvwxyz234567"), 26, 26), "eid")
+    need(is_of(claims["eid"], BASE32, 26, 26), "eid")
     for name in DIGESTS:
         need(is_digest(claims[name]), name)
     for name in DIGESTS_OR_NULL:
@@ -232,7 +240,7 @@ def check_amounts(claims: dict[str, Any]) -> None:
     need(paid + fee + refunded == budget, "paid + fee + refunded = budget")
     released = claims["state"] == "released"
     fuel = claims["meter"]["fuel"]
-    if claims["v"] == 2 and released and is_judge(claims):
+    if claims["v"] >= 2 and released and is_judge(claims):
         fuel = claims["limits"]["fuel"] if claims["limits"] else 0
     borne = released or claims["fault"] == "payer"
     compute = int(claims["compute"])
@@ -278,13 +286,20 @@ def check_outcome(claims: dict[str, Any]) -> None:
     need(claims["reputation_tenths"] == reputation, "reputation_tenths")
     need((claims["output_sha256"] is not None) == (outcome == "succeeded"), "output_sha256")
     user, task = claims["user"], claims["task"]
-    hashed = hashlib.sha256(f"{len(user)}:{user}{len(task)}:{task}".encode()).digest()
-    need(claims["eid"] == base64.b32encode(hashed).decode().lower()[:26], "eid")
+    if claims["v"] == 3:
+        user, task = "channel " + claims["ticket"]["channel"], str(claims["ticket"]["n"])
+    need(claims["eid"] == short_id(user, task), "eid")
     if claims["v"] == 1 or not is_judge(claims):
         need(claims["seed"] == hashlib.sha256(f"quittance seed {claims['eid']}".encode()).hexdigest(), "seed")
     need(int(claims["epoch_ns"]) == claims["funded_at"] * 10**6, "epoch_ns")
     if outcome == "withheld":
         check_withheld(claims)
+
+
+def short_id(*parts: str) -> str:
+    """26 characters of base32 that name a list of parts, each after its length."""
+    hashed = hashlib.sha256("".join(f"{len(each)}:{each}" for each in parts).encode()).digest()
+    return base64.b32encode(hashed).decode().lower()[:26]
 
 
 def check_withheld(claims: dict[str, Any]) -> None:
@@ -306,7 +321,7 @@ def check_acceptance(claims: dict[str, Any]) -> None:
         need(score is None or claims["v"] == 1 or succeeded, "a score of what was not accepted")
     need(acceptance["agent_sha256"] or acceptance["task_sha256"], "rules of one side")
     need(acceptance["accepted"] == succeeded, "accepted")
-    if claims["v"] == 2:
+    if claims["v"] >= 2:
         by = acceptance["rejected_by"]
         need((by is not None) == (claims["outcome"] == "rejected"), "rejected_by")
         need(by is None or acceptance[f"{REJECTIONS[by]}_sha256"], "rejected by rules that are not named")
@@ -340,17 +355,131 @@ def check_run(claims: dict[str, Any]) -> None:
         need(meter["wall_ms"] == limits["timeout_ms"], "a timeout's length")
 
 
+# The ticket.
+
+
+def check_form_of_ticket(ticket: dict[str, Any]) -> None:
+    need(is_channel(ticket["channel"]), "channel")
+    need(is_text(ticket["salt"], 1, 100), "salt")
+    need(is_of(ticket["key"], URL_SAFE, 43, 43), "key")
+    need(is_number_text(ticket["ticket_value"], 16) and ticket["ticket_value"] != "0", "ticket_value")
+    for name in ("n", "tickets"):
+        need(is_integer(ticket[name], 1, 10**6), name)
+    need(is_text(ticket["signed"], 0, TICKET_CHARS), "signed")
+
+
+def is_channel(value: object) -> bool:
+    return isinstance(value, str) and value[:4] == "chn_" and is_of(value[4:], BASE32, 26, 26)
+
+
+def credits_micro(text: object) -> int:
+    need(isinstance(text, str), "budget of the ticket")
+    whole, point, fraction = str(text).partition(".")
+    need(is_of(whole, DIGITS, 1, 16) and (is_of(fraction, DIGITS, 1, 6) or not point), "budget of the ticket")
+    return int(whole) * 10**6 + int(fraction.ljust(6, "0") or "0")
+
+
+def check_forms_of_asked(asked: dict[str, Any]) -> None:
+    names = set(asked)
+    need(TICKET_CLAIMS <= names <= TICKET_CLAIMS | TICKET_OPTIONAL, "claims of the ticket")
+    need(is_text(asked["iss"], 0, 1_000), "iss of the ticket")
+    need(is_channel(asked["channel"]), "channel of the ticket")
+    need(is_integer(asked["n"], 1, 10**6), "n of the ticket")
+    need(is_integer(asked["exp"], 0, 2**40), "exp of the ticket")
+    need(is_text(asked["agent_id"], 1, 100), "agent_id of the ticket")
+    need(is_digest(asked["input_sha256"]), "input_sha256 of the ticket")
+    need(asked.get("timeout") is None or is_integer(asked["timeout"], 1, 2**20), "timeout of the ticket")
+    for name in ("acceptance_sha256", "options_sha256"):
+        need(asked.get(name) is None or is_digest(asked[name]), f"{name} of the ticket")
+
+
+def root_of_unity() -> int:
+    """A square root of -1 in the field."""
+    return pow(2, (PRIME - 1) // 4, PRIME)
+
+
+def is_usable_point(y: int) -> bool:
+    """Whether y is that of a point of the curve -x² + y² = 1 + d·x²·y², whose order does not divide 8."""
+    d = -121_665 * pow(121_666, -1, PRIME) % PRIME
+    square = (y * y - 1) * pow(d * y * y + 1, -1, PRIME) % PRIME
+    x = pow(square, (PRIME + 3) // 8, PRIME)
+    if x * x % PRIME != square:
+        x = x * root_of_unity() % PRIME
+    if x * x % PRIME != square:
+        return False
+    for _ in range(3):  # doubled three times, a point of small order is the neutral one
+        product = d * x * x * y * y
+        x, y = (
+            2 * x * y * pow(1 + product, -1, PRIME) % PRIME,
+            (y * y + x * x) * pow(1 - product, -1, PRIME) % PRIME,
+        )
+    return (x, y) != (0, 1)
+
+
+def check_ticket(claims: dict[str, Any]) -> None:
+    ticket = claims["ticket"]
+    parts = (claims["iss"], claims["user"], ticket["salt"], ticket["key"], ticket["ticket_value"])
+    need(ticket["channel"] == "chn_" + short_id(*parts), "the parts of the channel's id")
+    raw = base64.urlsafe_b64decode(ticket["key"] + "=")
+    need(base64.urlsafe_b64encode(raw).decode().rstrip("=") == ticket["key"], "spare bits of the channel's key")
+    y = int.from_bytes(raw, "little") % 2**255
+    need(y < PRIME, "y of the channel's key")
+    need(is_usable_point(y), "the channel's key is a point that is not of small order")
+    header, asked, signed, signature = unpack(ticket["signed"], "the ticket", TICKET_CHARS)
+    need({"typ", "alg"} <= set(header) <= {"typ", "alg", "kid"}, "header of the ticket")
+    need(header["typ"] == "quittance-ticket+jwt", "typ of the ticket")
+    need(isinstance(header["alg"], str) and header["alg"] in {"EdDSA", "Ed25519"}, "alg of the ticket")
+    need("kid" not in header or is_kid(header["kid"]), "kid of the ticket")
+    check_forms_of_asked(asked)
+    most = credits_micro(asked["budget"])
+    try:
+        Ed25519PublicKey.from_public_bytes(raw).verify(signature, signed)
+    except InvalidSignature as error:
+        why = "the signature of the ticket"
+        raise RefusedError(why) from error
+    need(asked["iss"] == claims["iss"], "iss is the ticket's")
+    need(asked["channel"] == ticket["channel"], "channel is the ticket's")
+    need(asked["n"] == ticket["n"], "n is the ticket's")
+    whole, rest = divmod(most, int(ticket["ticket_value"]))
+    need(ticket["tickets"] == whole + (1 if rest else 0), "tickets")
+    check_asked(claims, asked, most)
+
+
+def is_kid(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 256
+
+
+def check_asked(claims: dict[str, Any], asked: dict[str, Any], most: int) -> None:
+    """The task must be the one that the ticket asks for."""
+    rules = asked.get("acceptance_sha256")
+    need(claims["task"] == f"{asked['channel']}.{asked['n']}", "task is the ticket's")
+    need(claims["agent"] == asked["agent_id"], "agent is the ticket's")
+    need(claims["input_sha256"] == asked["input_sha256"], "input is the ticket's")
+    stated = claims["acceptance"]["task_sha256"] if claims["acceptance"] else None
+    need(stated == rules, "rules are the ticket's")
+    budget = int(claims["budget"])
+    need(budget == most or (rules is not None and budget < most), "budget is the ticket's")
+    need(budget + int(claims["task_judging"]) <= most, "the judge's cost is within the ticket's budget")
+    if asked.get("timeout") is not None and claims["limits"] is not None:
+        need(claims["limits"]["timeout_ms"] <= asked["timeout"] * 1_000, "timeout is the ticket's")
+    need(claims["funded_at"] // 1_000 < asked["exp"] + 30, "the ticket had expired")
+
+
 def check_claims(value: object, iat: int, exp: int) -> dict[str, Any]:
     """Checks all rules of claims, given the validity period of their certificate."""
     version = version_of(value)
     stated = members(value, CLAIMS[version], "the claims")
     claims = as_version_2(stated) if version == 1 else stated
     check_forms(claims)
+    if version == 3:
+        check_form_of_ticket(members(claims["ticket"], TICKET, "ticket"))
     check_acceptance(claims)
     check_outcome(claims)
     check_times(claims, iat, exp)
     check_amounts(claims)
     check_run(claims)
+    if version == 3:
+        check_ticket(claims)
     return stated
 
 
@@ -362,9 +491,9 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def unpack(text: object, what: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
+def unpack(text: object, what: str, chars: int = TOKEN_CHARS) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
     """Header, payload, signed bytes and signature of a compact JWS in its only spelling."""
-    need(isinstance(text, str) and len(text) <= TOKEN_CHARS, f"{what} is a token")
+    need(isinstance(text, str) and len(text) <= chars, f"{what} is a token")
     assert isinstance(text, str)
     parts = text.split(".")
     need(len(parts) == 3 and parts[0] and parts[1], f"{what} has three parts")

@@ -30,6 +30,7 @@ from quittance.proof.receipt import (
 from quittance.proof.receipt import sign as sign_receipt
 from quittance.proof.receipt import verify as verify_receipt
 from quittance.proof.statement import CERTIFICATE_SECONDS, ProofError
+from quittance.proof.ticket import TicketClaim
 from quittance.run import Limits, Meter, Outcome, RejectedBy, Run
 from tests.proof.receipts import claims_of, sign
 from tests.proof.roots import ADDED_CLAIMS, ADDED_MEMBERS, NOW_S, Root, decode, encode, parse, part
@@ -371,6 +372,7 @@ def test_the_page_names_every_claim_and_no_other() -> None:
         ("meter", MeterClaims),
         ("limits", LimitClaims),
         ("compute_prices", PriceClaims),
+        ("ticket", TicketClaim),
     ):
         (row,) = [row for row in rows.splitlines() if row.startswith(f"| `{name}`")]
         assert re.findall("`([a-z0-9_]+)`", row)[1:] == list(inner.model_fields)
@@ -392,11 +394,11 @@ def test_the_page_marks_what_version_1_lacked() -> None:
 
 def test_the_page_names_every_outcome_with_its_fault_and_version() -> None:
     page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text()
-    rows = page.partition("| `fault` | `outcome` in both versions |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = page.partition("| `fault` | `outcome` in all versions |")[2].partition("\n\n")[0].splitlines()[2:]
     found = {}
     for row in rows:
         _, fault, *columns, _ = row.split("|")
-        for lacking, column in zip((set(), {1}, {2}), columns, strict=True):
+        for lacking, column in zip((set(), {1}, {2, 3}), columns, strict=True):
             for name in re.findall("`([a-z0-9_]+)`", column):
                 found[Outcome(name)] = (fault.strip(" `"), lacking)
     assert found == {

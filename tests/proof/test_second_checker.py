@@ -24,7 +24,7 @@ from quittance.proof import receipt
 from quittance.proof.receipt import checks, read
 from quittance.proof.statement import ProofError, Purpose, VerifiedStatement
 from tests.depth import LONG
-from tests.proof import second_checker
+from tests.proof import second_checker, ticketing
 from tests.proof.roots import NOW_S, Root, encode, key_set, parse, part
 
 BEFORE = json.loads((Path(__file__).parent / "before_purposes.json").read_text())
@@ -53,7 +53,7 @@ def claims_of(outcome: str, **changes: Any) -> Claims:
     """Valid claims for an outcome, of the oldest version that has it unless `changes` contains `v`."""
     claims: Claims = parse(BEFORE["receipt"]).payload
     version = changes.get("v", 1 if outcome in second_checker.FAULT_OF[1] else 2)
-    if version == 2:
+    if version >= 2:
         claims.update(copy.deepcopy(ADDED), v=2)
         claims["limits"]["output_bytes"] = 80
     claims["outcome"] = outcome
@@ -85,8 +85,8 @@ ADDED: Claims = {
 
 
 def rules(version: int, **stated: Any) -> Claims:
-    nothing: Claims = dict.fromkeys(second_checker.ACCEPTANCE if version == 2 else second_checker.ACCEPTANCE_OF_1)
-    return {**nothing, "accepted": False, **({"rejected_by": "agent_rules"} if version == 2 else {}), **stated}
+    nothing: Claims = dict.fromkeys(second_checker.ACCEPTANCE if version >= 2 else second_checker.ACCEPTANCE_OF_1)
+    return {**nothing, "accepted": False, **({"rejected_by": "agent_rules"} if version >= 2 else {}), **stated}
 
 
 def repaired(claims: Claims) -> Claims:
@@ -104,9 +104,9 @@ def repair(claims: Claims) -> None:
     claims["output_sha256"] = (claims["output_sha256"] or DIGEST) if succeeded else None
     if isinstance(claims["acceptance"], dict):
         claims["acceptance"]["accepted"] = succeeded
-        if claims["v"] == 2 and outcome != "rejected":
+        if claims["v"] >= 2 and outcome != "rejected":
             claims["acceptance"]["rejected_by"] = None
-        if claims["v"] == 2 and not succeeded:
+        if claims["v"] >= 2 and not succeeded:
             claims["acceptance"] |= {"agent_score": None, "task_score": None}
     whole = second_checker.as_version_2(claims) if claims["v"] == 1 else claims
     fault = claims["fault"] = whole["fault"] = second_checker.fault_of(whole)
@@ -127,7 +127,7 @@ def repair_amounts(claims: Claims, whole: Claims) -> None:
     price = max(0, int(claims["paid"]) + int(claims["fee"]) - int(whole["compute"]))
     fuel = integer(claims["meter"]["fuel"])
     compute = charge = 0
-    if claims["v"] == 2:
+    if claims["v"] >= 2:
         computed = integer(claims["limits"]["fuel"]) if released and second_checker.is_judge(claims) else fuel
         if released or claims["fault"] == "payer":
             compute = min(second_checker.computing_micro(claims, computed), budget)
@@ -164,6 +164,44 @@ def bases_of_1() -> list[Claims]:
     return found
 
 
+def with_ticket(claims: Claims, **changes: Any) -> Claims:
+    """Claims of version 3: those of version 2, of the task that a ticket with these claims asks for."""
+    found: Claims = {**copy.deepcopy(claims), "v": 3, "ticket": ticketing.claim(ticket_value=str(VALUE))}
+    ticket = found["ticket"]
+    ticket["channel"] = ticketing.named(issuer=found["iss"], payer=found["user"], value=VALUE)
+    rules = found["acceptance"]["task_sha256"] if found["acceptance"] else None
+    most = int(found["budget"]) + (int(found["task_judging"]) + 1 if rules else 0)
+    ticket["tickets"] = -(-most // VALUE)
+    found["task"] = f"{ticket['channel']}.{ticket['n']}"
+    found["eid"] = escrow_id(f"channel {ticket['channel']}", str(ticket["n"]))
+    found["seed"] = hashlib.sha256(f"quittance seed {found['eid']}".encode()).hexdigest()
+    asked: Claims = {
+        "iss": found["iss"],
+        "channel": ticket["channel"],
+        "n": ticket["n"],
+        "exp": found["funded_at"] // 1_000,
+        "agent_id": found["agent"],
+        "input_sha256": found["input_sha256"],
+        "budget": f"{most // 10**6}.{most % 10**6:06}",
+        "timeout": 1,
+        "acceptance_sha256": rules,
+    }
+    ticket["signed"] = ticketing.jws({name: value for name, value in (asked | changes).items() if value is not None})
+    return found
+
+
+VALUE = 30_001
+
+
+@cache
+def bases_of_3() -> list[Claims]:
+    """Some claims of version 2 that no judge's receipt states, each with a ticket."""
+    outcomes = ("succeeded", "exit_code", "timeout", "not_needed", "expired", "budget_exhausted", "storage_down")
+    found = [claims_of(outcome, v=2) for outcome in outcomes]
+    found += [claims for claims in telling_bases_of_2() if claims["acceptance"] and not second_checker.is_judge(claims)]
+    return [with_ticket(claims) for claims in found]
+
+
 def telling_bases_of_2() -> list[Claims]:
     """Claims of version 2, one for each case that its rules distinguish."""
     own = {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70, "output_bytes": 80}
@@ -198,7 +236,7 @@ def bases_of_2() -> list[Claims]:
 
 @cache
 def bases() -> list[Claims]:
-    return bases_of_1() + bases_of_2()
+    return bases_of_1() + bases_of_2() + bases_of_3()
 
 
 # Mutations.
@@ -231,12 +269,14 @@ def put(claims: Claims, place: Place, value: object) -> Claims:
 
 PLACES = sorted({place for base in bases() for place in places(base)})
 ODD: list[Any] = [
-    *(None, True, False, [], [1], {}, {"a": 1}, {"fuel": 5, "memory_bytes": 8, "timeout_ms": 7}),
+    *(None, True, False, [], [1], {}, {"a": 1}, [2], {"fuel": 5, "memory_bytes": 8, "timeout_ms": 7}),
     {"fuel": 50, "memory_bytes": 60, "timeout_ms": 70, "output_bytes": 80},
     *({"run": "0", "per_billion_fuel": "0"}, {"run": "0"}, 2, 3, 1_048_576, 1_048_577),
+    *(1, 3, 4, 10**6, 10**6 + 1, 2**20, 2**20 + 1, 2**40, 2**40 + 1),
     *(0, 1, -1, 25, 20, -50, 1_001, 10_000, 10_001, 2**53, 2**53 + 1, 2**63, 1.0, 0.5),
     *("", "0", "1", "00", "01", "-1", "1.0", "0.5", "0.50", "0.000001", "0.0000001", "1000000000000", "1000000000001"),
     *("9" * 16, "9" * 17, "9" * 22, "9" * 23, "\u0661", "a\n", "\ud800", "\u00e9" * 140, "a" * 26),
+    *("chn_" + "a" * 26, "chn_" + "a" * 25 + "1", "chm_" + "a" * 26, "A" * 43, "A" * 4_096, "A" * 4_097),
     *("x" * 100, "x" * 101, "x" * 260, "x" * 261, "x" * 1_000, "x" * 1_001),
     *(DIGEST, DIGEST.upper(), DIGEST[:-1], DIGEST + "\n", "credit/6", "expired", "refunded", "released", "funded"),
     *("agent", "payer", "platform", "none", *second_checker.OUTCOMES, *second_checker.REJECTIONS),
@@ -356,7 +396,10 @@ def test_both_accept_valid_claims() -> None:
     assert both_take(BEFORE["receipt"], BEFORE["jwks"])
 
 
-RULES_OF_CLAIMS = ("forms", "form_of_acceptance", "acceptance", "outcome", "withheld", "times", "amounts", "run")
+RULES_OF_CLAIMS = (
+    *("forms", "form_of_acceptance", "acceptance", "outcome", "withheld", "times", "amounts", "run"),
+    *("form_of_ticket", "ticket", "forms_of_asked", "asked"),
+)
 
 
 def lines_of_rules() -> set[int]:
@@ -391,6 +434,107 @@ def together() -> Iterator[Claims]:
     less = int(all_fee["compute"]) - 1  # a commission of -1 on a price of -1
     yield all_fee | {"paid": "0", "fee": str(less), "refunded": str(int(all_fee["budget"]) - less)}
     yield share | {"paid": str(int(share["paid"]) + 1), "refunded": str(int(share["refunded"]) - 1)}
+    yield from (claims for claims in tickets_changed() if not first_takes(claims))
+
+
+def resigned(claims: Claims, payload: object, header: object = ticketing.HEADER, key: Any = ticketing.KEY) -> Claims:
+    """The claims with another ticket."""
+    return put(claims, ("ticket", "signed"), ticketing.jws(payload, header, key))
+
+
+def other_parts(claims: Claims, **changes: Any) -> Claims:
+    """The claims with another key, salt or value in the ticket, whose channel has the id of these parts."""
+    changed = copy.deepcopy(claims)
+    ticket = changed["ticket"] = claims["ticket"] | changes
+    parts = {"salt": ticket["salt"], "key": ticket["key"], "value": ticket["ticket_value"]}
+    ticket["channel"] = ticketing.named(issuer=claims["iss"], payer=claims["user"], **parts)
+    changed["task"] = f"{ticket['channel']}.{ticket['n']}"
+    changed["eid"] = escrow_id(f"channel {ticket['channel']}", str(ticket["n"]))
+    changed["seed"] = hashlib.sha256(f"quittance seed {changed['eid']}".encode()).hexdigest()
+    return resigned(changed, asked_by(claims) | {"channel": ticket["channel"]})
+
+
+def asked_by(claims: Claims) -> Claims:
+    """The claims of the ticket that paid."""
+    return parse(claims["ticket"]["signed"]).payload
+
+
+HEADERS: list[Claims] = [
+    *({"alg": algorithm} for algorithm in ("Ed25519", "none", "ES256", 5, [], None)),
+    *({"typ": typ} for typ in ("JWT", "quittance-receipt+jwt", "quittance-channel-close+jwt", None)),
+    *({"kid": kid} for kid in ("", "k", "k" * 256, "k" * 257, 5, None, {}, "\ud800")),
+    *({name: []} for name in ("crit", "jwk", "b64", "x")),
+]
+KEYS_OF_CHANNELS = [
+    *(encode(y.to_bytes(32, "little")) for y in (0, 1, 2, 3, second_checker.PRIME - 1, second_checker.PRIME)),
+    *(encode(y.to_bytes(32, "little")) for y in (second_checker.PRIME + 1, second_checker.PRIME + 3, 2**255 + 1)),
+    ticketing.public(ticketing.OTHER_KEY),
+    ticketing.public(ticketing.KEY)[:-1] + "B",
+]
+
+
+def tickets_changed() -> Iterator[Claims]:
+    """Claims of version 3 with another ticket, another key, or other claims that the same ticket asks for."""
+    judged = with_ticket(with_rules(agent_score="0.5", task_score="1", version=2) | {"task_judging": "9"})
+    for claims in (with_ticket(claims_of("succeeded", v=2)), judged):
+        asked = asked_by(claims)
+        yield resigned(claims, asked, key=ticketing.OTHER_KEY)
+        yield from (resigned(claims, asked, ticketing.HEADER | header) for header in HEADERS)
+        yield from (resigned(claims, asked, {"typ": "quittance-ticket+jwt"} | header) for header in HEADERS)
+        yield from (other_parts(claims, key=key) for key in KEYS_OF_CHANNELS)
+        yield from (other_parts(claims, ticket_value=value) for value in ("1", "30002", "1" * 16))
+        yield other_parts(claims, salt="another")
+        budgets = ("1", "0.000001", "0." + "0" * 7, "1.", ".5", "1" * 17, "1e1", "", "00.5", "-1", "\u0661", 1)
+        for name in [*asked, "options_sha256", "acceptance_sha256", "x"]:
+            values = each_once([*ODD, *near(asked.get(name)), *near_micro(asked["budget"]), *budgets])
+            yield from (resigned(claims, {**asked, name: value}) for value in values)
+            yield resigned(claims, {each: value for each, value in asked.items() if each != name})
+    late = with_ticket(claims_of("succeeded", v=2))
+    for seconds in (-29, -30, -31):
+        yield resigned(late, asked_by(late) | {"exp": late["funded_at"] // 1_000 + seconds})
+    for more in ("10", "11"):  # of the 10 that the ticket offers beyond the budget
+        yield judged | {"task_judging": more}
+
+
+def near_micro(budget: str) -> list[str]:
+    micro = round(float(budget) * 10**6)
+    return [f"{each // 10**6}.{each % 10**6:06}" for each in (micro - 1, micro + 1, micro + 9, micro - 9)]
+
+
+def test_both_agree_on_changed_tickets() -> None:
+    seen = Counter()
+    for claims in tickets_changed():
+        taken = first_takes(claims)
+        assert taken == second_takes(claims), (claims["ticket"], parse(claims["ticket"]["signed"]))
+        seen[taken] += 1
+    assert min(seen[True], seen[False]) > 10, seen
+
+
+def test_both_agree_on_mutated_tickets() -> None:
+    """Everything is signed again by the channel's key: the header, the claims, and the parts of the channel's id."""
+    seen: Counter[bool] = Counter()
+
+    @settings(max_examples=EXAMPLES)
+    @given(st.data())
+    def agree(data: st.DataObject) -> None:
+        claims = data.draw(st.sampled_from(bases_of_3()))
+        asked, header = asked_by(claims), dict(ticketing.HEADER)
+        for _ in range(data.draw(st.integers(0, 2))):
+            name = data.draw(st.sampled_from([*asked, "options_sha256", "acceptance_sha256", "kid", "alg", "typ", "x"]))
+            value = data.draw(st.sampled_from([*near(asked.get(name)), *ODD]))
+            if name in {"kid", "alg", "typ"}:
+                header[name] = value
+            else:
+                asked[name] = value
+        key = data.draw(st.sampled_from([ticketing.KEY] * 9 + [ticketing.OTHER_KEY]))
+        changed = resigned(claims, asked, header, key)
+        for _ in range(data.draw(st.integers(0, 1))):
+            place = data.draw(st.sampled_from(PLACES))
+            changed = put(changed, place, data.draw(st.sampled_from([*near(at(changed, place)), *ODD])))
+        seen[both_take(signed(changed), JWKS)] += 1
+
+    agree()
+    assert min(seen[True], seen[False]) > EXAMPLES // 50, seen
 
 
 def each_once(values: list[Any]) -> list[Any]:
@@ -412,9 +556,11 @@ def test_both_agree_on_every_single_change(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(second_checker, "need", need)
     seen: Counter[bool] = Counter()
     singly = [*map(claims_of, SINGLY), *bases_of_1()[len(second_checker.FAULT_OF[1]) :], *telling_bases_of_2()]
+    singly += [with_ticket(claims_of(outcome, v=2)) for outcome in ("succeeded", "exit_code")]
+    others = bases_of_1() + bases_of_2() + bases_of_3()[:2]
     for base in singly:
         for place in places(base):
-            for value in each_once([*ODD, *near(at(base, place)), *(at(another, place) for another in bases())]):
+            for value in each_once([*ODD, *near(at(base, place)), *(at(other, place) for other in others)]):
                 other = put(base, place, value)
                 taken = first_takes(other)
                 assert taken == second_takes(other), (base["outcome"], place, value)

@@ -38,6 +38,6 @@ def test_agent_of_older_host_rules_runs_unchanged(cloud: Cloud, monkeypatch: pyt
 def test_receipt_replays_under_the_host_rules_it_names(cloud: Cloud) -> None:
     cloud.deposit("alice", 10**7)
     claims = run(cloud, cloud.publish(wasm("wordcount")))
-    stated = receipt.ReceiptClaims.model_validate(claims)
+    stated = receipt.read(claims)
     done = replay.replay(stated, wasm("wordcount"), WORDS.encode())
     assert (done.same_engine, done.run.meter.fuel) == (True, claims["meter"]["fuel"])

@@ -35,7 +35,8 @@ from quittance.store.listings import (
     Wanted,
     words,
 )
-from quittance.usecases import agents, execute, listings, result, runs
+from quittance.usecases import agents, channels, execute, listings, result, runs
+from tests import tickets
 from tests.functions.test_handlers import load
 from tests.support import FLAT, Cloud, stream_record, wasm
 from tests.usecases.test_notify import item, run
@@ -223,6 +224,116 @@ def test_unreadable_record_fails_alone(platform: Cloud, context: Any) -> None:
     broken["dynamodb"]["SequenceNumber"] = "9"
     assert deliver(context, broken, funded, settled) == ["9"]
     assert [task.state for task in runs.tasks(platform, ALICE).tasks] == ["succeeded"]
+
+
+# Channels, and tasks that tickets pay.
+
+
+def channel_records(platform: Cloud, first: int = 100) -> list[dict[str, Any]]:
+    """The stream records of all channels that are stored, as they were inserted."""
+    return [stream_record(first + n, {}, item) for n, item in enumerate(platform.items("CHAN#"))]
+
+
+def listed_channels(platform: Cloud, limit: int = 100, payer: Caller = ALICE) -> list[str]:
+    """The ids of all channels of a payer, page by page."""
+    ids: list[str] = []
+    after = None
+    while True:
+        page = channels.page(platform, payer, limit, after)
+        assert len(page.channels) <= limit
+        ids += [channel.channel_id for channel in page.channels]
+        after = page.next
+        if after is None:
+            return ids
+
+
+def test_channels_are_listed_for_their_payer_newest_first(platform: Cloud, context: Any) -> None:
+    platform.deposit("bob", 1_000_000)
+    opened = []
+    for number in range(4):
+        opened.append(tickets.opened(platform, salt=f"s{number}", tickets=1).channel_id)
+        platform.skew_ms += 1_000
+    bobs = tickets.opened(platform, payer="bob", tickets=1).channel_id
+    assert listed_channels(platform) == []
+    records = channel_records(platform)
+    assert deliver(context, *records, *records) == []
+    assert listed_channels(platform) == opened[::-1]
+    assert listed_channels(platform, limit=1) == opened[::-1]
+    assert listed_channels(platform, payer=Caller("bob")) == [bobs]
+    assert listed_channels(platform, payer=OWNER) == []
+    (row,) = rows(platform, "CHANNELS#bob#")
+    assert set(row) == {"pk", "sk"}, "what changes is read from the ledger"
+    channels.close(platform, ALICE, opened[0])
+    assert channels.page(platform, ALICE).channels[-1].state == "closing"
+
+
+def test_channels_of_one_millisecond_are_paged_without_loss(cloud: Cloud) -> None:
+    ids = [f"chn_{number:026}".translate(str.maketrans("0123456789", "abcdefghij")) for number in range(30)]
+    for number, channel_id in enumerate(ids):
+        cloud.listings.add_channel(channel_id, payer="alice", opened_ms=number // 10)
+    read: list[str] = []
+    after = None
+    while True:
+        page, after = cloud.listings.channels("alice", limit=7, after=after)
+        read += page
+        if after is None:
+            break
+    assert read == sorted(ids, reverse=True)
+
+
+@pytest.mark.parametrize("after", ["x", "1~x", "1~chn_x", "1~" + "a" * 26])
+def test_wrong_cursors_of_channels_are_refused(platform: Cloud, after: str) -> None:
+    with pytest.raises(InvalidRequestError, match="after"):
+        channels.page(platform, ALICE, after=after)
+
+
+def test_backfill_lists_channels_and_tickets_tasks(platform: Cloud) -> None:
+    channel = tickets.opened(platform)
+    agent_id = platform.publish(wasm("echo"))
+    for n, budget in ((1, "0.1"), (3, "0.05")):
+        task = tickets.task(channel.channel_id, n, agent_id, budget=budget)
+        execute.redeem(platform, channel.channel_id, task, tickets.ticket(platform, task))
+    platform.channels.begin_closing(platform.channels.get(channel.channel_id), close_ms=0)
+    platform.channels.count_out(platform.channels.get(channel.channel_id), now_ms=1)
+    wipe(platform)
+    assert listings.backfill(platform, {"of": "ledger"})["failed"] == 0
+    assert listed_channels(platform) == [channel.channel_id]
+    listed = runs.tasks(platform, ALICE).tasks
+    assert {task.task_id for task in listed} == {f"{channel.channel_id}.1", f"{channel.channel_id}.3"}
+
+
+def test_ticket_settled_by_its_first_write_is_listed(platform: Cloud, context: Any) -> None:
+    channel = tickets.opened(platform)
+    agent_id = platform.publish(wasm("echo"))
+    task = tickets.task(channel.channel_id, 2, agent_id, budget="0.1")
+    execute.redeem(platform, channel.channel_id, task, tickets.ticket(platform, task))
+    items = platform.items("ESC#")
+    assert len(items) == 2, "two numbers, of one task"
+    assert deliver(context, *(stream_record(n, {}, each) for n, each in enumerate(items))) == []
+    (done,) = runs.tasks(platform, ALICE).tasks
+    assert (done.task_id, done.state, done.amount_paid_micro) == (task.task_id, "succeeded", 9_750)
+    (listed,) = runs.page(platform, OWNER, agent_id).runs
+    assert (listed.success, listed.payer, listed.amount_paid_micro) == (True, None, 9_750)
+    assert len(rows(platform, "TASKS#")) == len(rows(platform, "RUNS#")) == 1
+
+
+def test_a_tickets_judge_is_a_run_but_no_task(platform: Cloud, context: Any) -> None:
+    from tests.usecases.test_judges import judged_by, saying
+
+    platform.deposit("alice", 9_000_000)
+    channel = tickets.opened(platform, ticket_value="0.5")
+    judge = platform.publish(saying("1"), owner="judge-owner")
+    task = tickets.task(
+        channel.channel_id, 1, platform.publish(wasm("echo")), budget="0.5", acceptance=judged_by(judge)
+    )
+    execute.redeem(platform, channel.channel_id, task, tickets.ticket(platform, task))
+    items = platform.items("ESC#")
+    assert len(items) == 2
+    funded = [each | {"state": {"S": "funded"}} for each in items]
+    changes = [(before, after) for before, after in zip(funded, items, strict=True)]
+    assert deliver(context, *(stream_record(n, *change) for n, change in enumerate(changes))) == []
+    assert [each.task_id for each in runs.tasks(platform, ALICE).tasks] == [task.task_id]
+    assert [each.success for each in runs.page(platform, Caller("judge-owner"), judge).runs] == [True]
 
 
 def listed_run(number: int, settled_ms: int, ended: Ended = Ended.SUCCEEDED) -> ListedRun:

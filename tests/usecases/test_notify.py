@@ -21,6 +21,7 @@ from quittance.store import clients
 from quittance.store.ledger import left_funded
 from quittance.usecases import execute, publish
 from quittance.usecases import webhook as delivering
+from tests import tickets
 from tests.functions.test_handlers import load
 from tests.support import ROOT, Cloud, stream_record, wasm
 from tests.usecases.test_judges import judged_by, saying
@@ -105,6 +106,45 @@ def test_only_an_escrow_that_leaves_funded_emits_an_event(platform: Cloud, bus: 
     assert detail["receipt"] == settled["receipt"]["S"]
     assert "secret input" not in json.dumps(bus.entries)
     assert (bus.entries[0]["EventBusName"], bus.entries[0]["DetailType"]) == ("bus", "TaskSettled")
+
+
+def test_ticket_settled_by_its_first_write_emits_one_event(platform: Cloud, bus: Bus, context: Any) -> None:
+    channel = tickets.opened(platform)
+    agent_id = platform.publish(wasm("echo"))
+    task = tickets.task(channel.channel_id, 2, agent_id, budget="0.1", webhook=HOOK)
+    execute.redeem(platform, channel.channel_id, task, tickets.ticket(platform, task))
+    inserted = platform.items("ESC#")
+    platform.channels.begin_closing(platform.channels.get(channel.channel_id), close_ms=0)
+    platform.channels.count_out(platform.channels.get(channel.channel_id), now_ms=1)
+    items = platform.items()
+    assert sum("part_of" in each for each in items) == 1
+    assert any("void_ms" in each for each in items)
+    assert notify(context, *(stream_record(n, {}, each) for n, each in enumerate(items))) == []
+    (detail,) = bus.details
+    assert (detail["event"], detail["task_id"], detail["amount_paid"], detail["owner"], detail["user"]) == (
+        "TaskSettled", task.task_id, "0.00975", "owner", "alice",
+    )  # fmt: skip
+    assert json.loads(waiting(platform)["body"])["url"] == HOOK
+    (stored,) = (each for each in inserted if "state" in each)
+    swept = stored | {"swept_ms": {"N": "1"}}
+    assert notify(context, stream_record(99, stored, swept)) == []
+    assert len(bus.details) == 1, "the sweep's mark emits nothing"
+
+
+def test_held_ticket_emits_its_event_when_it_settles(platform: Cloud, bus: Bus, context: Any) -> None:
+    platform.deposit("alice", 9_000_000)
+    channel = tickets.opened(platform, ticket_value="0.5")
+    judge = platform.publish(saying("1"), owner="judge-owner")
+    echo = platform.publish(wasm("echo"))
+    task = tickets.task(channel.channel_id, 1, echo, budget="0.5", acceptance=judged_by(judge))
+    execute.redeem(platform, channel.channel_id, task, tickets.ticket(platform, task))
+    items = platform.items("ESC#")
+    funded = [each | {"state": {"S": "funded"}} for each in items]
+    assert notify(context, *(stream_record(n, {}, each) for n, each in enumerate(funded))) == []
+    assert bus.details == []
+    changes = zip(funded, items, strict=True)
+    assert notify(context, *(stream_record(9 + n, *change) for n, change in enumerate(changes))) == []
+    assert sorted(detail["agent_id"] for detail in bus.details) == sorted([echo, judge])
 
 
 def test_event_refused_by_the_bus_is_emitted_again_unchanged(platform: Cloud, bus: Bus, context: Any) -> None:

@@ -180,7 +180,8 @@ def test_the_audit_says_what_it_said_before(functions: Functions) -> None:
     *standings, summary = found["standings"]
     *stored_standings, stored_summary = stored["standings"]
     assert (standings, figures(summary)) == (stored_standings, figures(stored_summary))
-    assert [figures(line) for line in found["report"]] == [figures(line) for line in stored["report"]]
+    report = [line for line in found["report"] if not line.startswith(("channels", "in channels"))]  # added since
+    assert [figures(line) for line in report] == [figures(line) for line in stored["report"]]
     assert found["differences"] == 0
     assert PLATFORM["audit"]["differences"] == 0
 

@@ -22,6 +22,7 @@ class Settings(BaseModel):
     outputs_bucket: str
     log_bucket: str
     account_concurrency: int = Field(default=0, ge=0, le=SLOTS_MAX)
+    tickets_take_slots: bool = False
     ledger_shards: int = Field(ge=1, le=64)
     fee_bps: int = Field(ge=0, le=FEE_BPS_MAX)
     compute_run_micro: int = Field(default=0, ge=0, le=AMOUNT_MICRO_MAX)

@@ -8,10 +8,16 @@ QuittanceError
 │   ├── InsufficientFundsError        402  with the available and the required amount
 │   ├── BondRequiredError             402  the owner's bond is below the minimum
 │   ├── MissingScopeError             403  the token lacks a scope
+│   ├── AgentNotAllowedError          403  the channel does not pay this agent
+│   ├── TicketInvalidError            401  the ticket does not prove that the channel's key asked for this task
 │   ├── AccountFrozenError            403  an operator has frozen the account
 │   ├── NotFoundError                 404  unknown, or another account's
 │   ├── TaskConflictError             409  the task_id was used for another request
 │   ├── TaskInProgressError           409  the same task is running now
+│   ├── ChannelClosedError            409  the channel is closing or closed
+│   ├── ChannelExpiredError           409  too little time is left before the channel expires
+│   ├── ChannelConflictError          409  the channel's salt was used before with other terms
+│   ├── TicketUsedError               409  the ticket's number was used for another task
 │   ├── AgentNotReadyError            409  no active version
 │   │   └── BondTooLowError               409  its owner's bond cannot pay its judge
 │   ├── VersionNotPublishedError      409  the version cannot be activated
@@ -23,6 +29,7 @@ QuittanceError
 │   ├── PayloadTooLargeError          413
 │   ├── UnsupportedMediaTypeError     415
 │   ├── NotLoggedError                404  the receipt is not in the log yet
+│   ├── TicketTooSmallError           422  the task may cost more than the channel's tickets pay
 │   ├── BudgetTooLowError             422  below the agent's least price
 │   ├── InputNotAcceptedError         422  the input does not meet the schema of the agent's contract
 │   ├── JudgingTooDearError           422  the task's judge may cost more than the task allows
@@ -134,6 +141,74 @@ class TaskInProgressError(RequestError):
         super().__init__(
             f"The task {task_id!r} is running. Repeat the request later, or read its result.",
             retry_after_s=retry_after_s,
+        )
+
+
+class TicketInvalidError(RequestError):
+    """The ticket does not prove that the channel's key asked for this task now. `reason` says why, without its end.
+
+    Of a number that cannot be used, `numbers` states up to which one the deposit covers, `granted` which may be used.
+    """
+
+    def __init__(self, reason: str, *, numbers: int | None = None, granted: int | None = None) -> None:
+        sentence = f"The ticket is not valid: {reason}. Sign a new one for exactly this request."
+        found = {"numbers": numbers, "granted": granted}
+        super().__init__(sentence, **{name: value for name, value in found.items() if value is not None})
+
+
+class TicketUsedError(RequestError):
+    """A number that the ticket takes was used for another task, or closing took it out of use."""
+
+    def __init__(self, channel_id: str, number: int) -> None:
+        super().__init__(
+            f"Ticket {number} of the channel {channel_id} was used for another task. Sign one with a free number.",
+            number=number,
+        )
+
+
+class TicketTooSmallError(RequestError):
+    """The budget is more than the channel pays for one task."""
+
+    def __init__(self, *, budget_micro: int, most_micro: int) -> None:
+        most = format_credits(most_micro)
+        super().__init__(
+            f"The budget {format_credits(budget_micro)} is more than this channel pays for one task, {most}.",
+            errors=[{"field": "budget", "message": f"must be at most {most}"}],
+            most=most,
+        )
+
+
+class AgentNotAllowedError(RequestError):
+    """The channel pays other agents only."""
+
+    def __init__(self, channel_id: str, agent_id: str) -> None:
+        super().__init__(
+            f"The channel {channel_id} does not pay the agent {agent_id!r}. Its payer chose which ones it does."
+        )
+
+
+class ChannelClosedError(RequestError):
+    """The channel is closing or closed: it takes no tickets and no credits."""
+
+    def __init__(self, channel_id: str, *, state: str) -> None:
+        super().__init__(f"The channel {channel_id} is {state}. Open another one.", state=state)
+
+
+class ChannelExpiredError(RequestError):
+    """The channel expires before the task could end."""
+
+    def __init__(self, channel_id: str) -> None:
+        super().__init__(
+            f"The channel {channel_id} expires before this task could end. Open another one, or use a shorter timeout."
+        )
+
+
+class ChannelConflictError(RequestError):
+    """A channel with the same id, so the same salt, key and ticket value, has other terms."""
+
+    def __init__(self, channel_id: str) -> None:
+        super().__init__(
+            f"You opened the channel {channel_id} before with other terms. Choose another salt for another channel."
         )
 
 
@@ -360,6 +435,13 @@ _PROBLEMS: Final[Mapping[type[QuittanceError], tuple[HTTPStatus, str, str]]] = {
     NotFoundError: (HTTPStatus.NOT_FOUND, "not_found", "Not found"),
     TaskConflictError: (HTTPStatus.CONFLICT, "task_conflict", "The task id is taken"),
     TaskInProgressError: (HTTPStatus.CONFLICT, "task_in_progress", "The task is running"),
+    TicketInvalidError: (HTTPStatus.UNAUTHORIZED, "ticket_invalid", "The ticket is not valid"),
+    AgentNotAllowedError: (HTTPStatus.FORBIDDEN, "agent_not_allowed", "The channel does not pay this agent"),
+    TicketUsedError: (HTTPStatus.CONFLICT, "ticket_used", "The ticket is used"),
+    ChannelClosedError: (HTTPStatus.CONFLICT, "channel_closed", "The channel is closed"),
+    ChannelExpiredError: (HTTPStatus.CONFLICT, "channel_expired", "The channel expires too soon"),
+    ChannelConflictError: (HTTPStatus.CONFLICT, "channel_conflict", "The channel has other terms"),
+    TicketTooSmallError: (HTTPStatus.UNPROCESSABLE_ENTITY, "ticket_too_small", "The tickets pay less"),
     AgentNotReadyError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     BondTooLowError: (HTTPStatus.CONFLICT, "agent_not_ready", "The agent takes no tasks"),
     VersionNotPublishedError: (HTTPStatus.CONFLICT, "version_not_published", "The version is not published"),
@@ -408,13 +490,18 @@ def problem(error: QuittanceError) -> tuple[int, dict[str, Any], dict[str, str]]
         **error.members,
     }
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    if isinstance(error, UnauthenticatedError | MissingScopeError):
+    if isinstance(error, UnauthenticatedError | MissingScopeError | TicketInvalidError):
         headers["WWW-Authenticate"] = challenge(error)
     return int(status), body, headers
 
 
-def challenge(error: UnauthenticatedError | MissingScopeError) -> str:
-    """The value of `WWW-Authenticate` for an error (RFC 6750 §3); the scheme alone if no token was sent."""
+def challenge(error: UnauthenticatedError | MissingScopeError | TicketInvalidError) -> str:
+    """The value of `WWW-Authenticate` for an error (RFC 6750 §3); the scheme alone if no token was sent.
+
+    RFC 9110 wants one with every 401. A ticket is no bearer token: its scheme is named as its header.
+    """
+    if isinstance(error, TicketInvalidError):
+        return "Payment-Ticket"
     if isinstance(error, MissingScopeError):
         return f'Bearer error="insufficient_scope", scope="{error.scope}"'
     return "Bearer" if error.refused is None else f'Bearer error="invalid_token", error_description="{error.refused}"'

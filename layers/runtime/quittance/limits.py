@@ -118,10 +118,29 @@ BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 BOND_NOTICE_MS: Final = 5 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
 BALANCE_SHARDS: Final = 16  # items over which an account's credits are spread; see ledger/balances.py
 
+# Payment channels (docs/howto/channels.md).
+CHANNEL_TICKETS_MAX: Final = 10_000  # at opening, and of one top-up
+TICKET_NUMBER_MAX: Final = 10**6  # of one channel: closing it reads every number that was granted
+TICKETS_PER_TASK_MAX: Final = 90  # consecutive ones that one task may take: all in one transaction
+TICKETS_PER_JUDGED_TASK_MAX: Final = 80  # beside them, two judges and all shards of a bond are written
+TICKET_CHARS_MAX: Final = 4 * KIB  # of one signed ticket; with all its claims it has about 900
+TICKET_KID_CHARS_MAX: Final = 256  # of the `kid` that some libraries write into the header of a ticket
+TICKET_AHEAD_S_MAX: Final = 366 * 24 * 60 * 60  # how far in the future a ticket, or a closing order, may expire
+CHANNEL_AGENTS_MAX: Final = 20
+CHANNEL_SALT_CHARS_MAX: Final = 64
+CHANNEL_DAYS_MAX: Final = 366  # from opening to expiry
+CHANNEL_AGE_S_MAX: Final = 10  # how old a channel may be that a ticket is checked against
+CHANNEL_CLOSE_MS: Final = 90_000  # from the request to the count: the execute function's 60 s, that age, and clocks
+CONTESTS_MAX: Final = 10  # runs of one payer in CONTEST_MS that nobody paid; then its tickets are held first
+CONTEST_MS: Final = 24 * 60 * 60 * 1_000
+CHANNEL_GRANT_FIRST: Final = 8  # numbers that a new channel may use at once
+CHANNEL_GRANT_MAX: Final = 100  # numbers that one grant adds at most: one transaction can mark them
+
 # The audit.
 UNSWEPT_MS_MAX: Final = 15 * 60_000  # from settlement to credit: the sweep runs every minute, its alarm takes five
 UNLOGGED_MS_MAX: Final = 15 * 60_000  # from credit to a place in the log
 UNPUBLISHED_MS_MAX: Final = 30 * 60_000  # from credit to a checkpoint that covers the receipt
+UNCLOSED_MS_MAX: Final = 15 * 60_000  # from each step of a channel's closing to the next: the sweep runs every minute
 AUDIT_RECENT_MS: Final = 20 * 60_000  # older items in a final state do not change: 15 min and the skew of clocks
 AUDIT_STANDINGS_MAX: Final = 24  # read in one transaction: with 64 KiB each well below its 4 MB
 

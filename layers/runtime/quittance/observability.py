@@ -69,6 +69,8 @@ class Metric(StrEnum):
     WEBHOOKS_FAILED = "WebhooksFailed"
     WEBHOOKS_GIVEN_UP = "WebhooksGivenUp"
     LISTED = "RowsListed"
+    TICKETS_CONTESTED = "TicketsContested"
+    CHANNELS_CLOSED = "ChannelsClosed"
 
     @property
     def unit(self) -> MetricUnit:

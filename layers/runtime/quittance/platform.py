@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from quittance.sandbox import Sandbox
     from quittance.store.blobs import Binaries, Outputs, Tiles, Uploads
     from quittance.store.bus import Bus
+    from quittance.store.channels import Channels
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
     from quittance.store.listings import Listings
@@ -77,6 +78,13 @@ class Platform:
             platform_account=self.settings.platform_account,
             left_ms=self.left_ms,
         )
+
+    @cached_property
+    def channels(self) -> "Channels":
+        """The payment channels."""
+        from quittance.store.channels import Channels
+
+        return Channels(self._dynamodb, table=self.settings.ledger_table, ledger=self.ledger, left_ms=self.left_ms)
 
     @cached_property
     def slots(self) -> "Slots":

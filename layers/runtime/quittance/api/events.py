@@ -60,10 +60,17 @@ class TaskSettled(Event):
     fault: Fault
     budget_micro: CreditsOut = Field(alias="budget")
     amount_paid_micro: CreditsOut = Field(alias="amount_paid", description="To the agent's owner.")
-    amount_refunded_micro: CreditsOut = Field(alias="amount_refunded", description="Back to the user.")
+    amount_refunded_micro: CreditsOut = Field(
+        alias="amount_refunded", description="Back to the user; if a ticket paid, it stays in the channel."
+    )
     fee_micro: CreditsOut = Field(alias="fee", description="To the platform. paid + refunded + fee = budget.")
     compute_micro: CreditsOut = Field(alias="compute", description="The part of the fee that is for computing.")
     judging_micro: CreditsOut = Field(alias="judging", description="What the task's own judge cost, beside the budget.")
+    channel: str | None = Field(
+        default=None,
+        exclude_if=lambda channel: channel is None,
+        description="The payment channel whose ticket paid; absent if the user's account did.",
+    )
     receipt: str = Field(description="Signed statement of all this (compact JWS).")
 
 
@@ -71,7 +78,7 @@ class TaskRefused(Event):
     """A queued request was refused for good: nothing was held for it, and no answer could reach its sender."""
 
     event: Literal["TaskRefused"] = "TaskRefused"
-    user: str | None = Field(description="Null if the request was too broken to name one.")
+    user: str | None = Field(description="Null if the request named none: it was broken, or a ticket was to pay.")
     task_id: str | None
     agent_id: str | None
     code: str = Field(description="That of the problem; see docs/errors.md.")
@@ -183,6 +190,7 @@ def task_settled(escrow: Escrow, settlement: Settlement) -> TaskSettled:
         fee_micro=settlement.split.fee_micro,
         compute_micro=settlement.compute_micro,
         judging_micro=settlement.task_judging_micro,
+        channel=escrow.ticket.channel_id if escrow.ticket else None,
         receipt=settlement.receipt,
     )
 

@@ -84,20 +84,21 @@ class Api(APIGatewayRestResolver):
         tag: str | None = None,
         status: int = HTTPStatus.OK,
         headers: Mapping[str, str] | None = None,
+        anyone: bool | None = None,
     ) -> None:
         """Serves a route, such as `GET /accounts/me`, by a use case; `headers` go with every answer.
 
-        `name` is the operation's id, such as `get_balance`, by default the use case's name; `tag` overrides the
-        function's. The description takes the rest from the use case: its docstring says what it does, which errors it
-        raises, and which scope it needs.
+        `name` is the operation's id, such as `get_balance`, by default the use case's name; `tag` and `anyone`
+        override the function's. The description takes the rest from the use case: its docstring says what it does,
+        which errors it raises, and which scope it needs.
         """
         method, path = route.split(" ")
         names, status = needed(use_case), HTTPStatus(status)
-        name = name or use_case.__name__
-        self.operations.append(Operation(name, method, path, use_case, status, self._anyone))
+        name, open_to_anyone = name or use_case.__name__, self._anyone if anyone is None else anyone
+        self.operations.append(Operation(name, method, path, use_case, status, open_to_anyone))
 
         def handle(**read: object) -> Response[str]:
-            return _rendered(use_case(**self._given(names), **read), status, headers)
+            return _rendered(use_case(**self._given(names, anyone=open_to_anyone), **read), status, headers)
 
         handle.__name__ = name
         handle.__signature__ = read_from_request(use_case, path)  # type: ignore[attr-defined]  # Powertools reads it
@@ -111,9 +112,9 @@ class Api(APIGatewayRestResolver):
         )
         mount(handle)
 
-    def _given(self, names: Sequence[str]) -> dict[str, object]:
+    def _given(self, names: Sequence[str], *, anyone: bool) -> dict[str, object]:
         """What a use case gets beside the request. Raises UnauthenticatedError without a verified caller."""
-        verified = None if self._anyone else caller(self)
+        verified = None if anyone else caller(self)
         given: dict[str, Callable[[], object]] = {
             "platform": lambda: platform(self.lambda_context),
             "caller": lambda: verified,

@@ -38,14 +38,18 @@ class Message:
     by_digest: bool
 
 
-def send(platform: "Platform", user: str, request: TaskRequest) -> None:
-    """Sends a task to the queue. Stores a large input in the bucket first. Raises PlatformUnavailableError."""
+def send(platform: "Platform", user: str, request: TaskRequest, *, ticket: str | None = None) -> None:
+    """Sends a task to the queue, with the ticket that pays if there is one. Stores a large input in the bucket first.
+
+    Raises PlatformUnavailableError.
+    """
+    payer = user if ticket is None else None
     body, stdin = "", request.stdin
     if len(stdin.data) <= QUEUE_MESSAGE_BYTES_MAX:
-        body = write(user, request, input_base64=base64.b64encode(stdin.data).decode())
+        body = write(payer, request, ticket=ticket, input_base64=base64.b64encode(stdin.data).decode())
     if not body or len(body) > QUEUE_MESSAGE_BYTES_MAX:
         platform.outputs.keep_input(stdin)
-        body = write(user, request, input_sha256=stdin.sha256)
+        body = write(payer, request, ticket=ticket, input_sha256=stdin.sha256)
     platform.queue.send(body, of=user)
     count(Metric.QUEUED)
 
@@ -77,11 +81,15 @@ def read(body: str) -> Message:
     return Message(validated(DirectTaskRequest, {**rest, "input": ""}), digest, by_digest=True)
 
 
-def write(user: str, request: TaskRequest, **its_input: str) -> str:
-    """The message of a request, in ASCII, with its input as `input_base64` or as `input_sha256`."""
+def write(user: str | None, request: TaskRequest, *, ticket: str | None = None, **its_input: str) -> str:
+    """The message of a request, in ASCII, with its input as `input_base64` or as `input_sha256`.
+
+    Either a user or a ticket pays.
+    """
     rules, least_tenths = request.acceptance, request.min_reputation
     fields = {
         "user_id": user,
+        "ticket": ticket,
         "task_id": request.task_id,
         "agent_id": request.agent_id,
         "budget": format_credits(request.budget_micro),

@@ -30,6 +30,7 @@ from quittance.agent import AgentState, VersionState
 from quittance.api.targets import WebhookUrl
 from quittance.canonical_json import AsSent, JsonError, Numbers, Sent
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
+from quittance.ledger.channels import ChannelState
 from quittance.ledger.credits import (
     MICRO_PER_CREDIT,
     ChangeIn,
@@ -44,6 +45,7 @@ from quittance.ledger.escrow import State, TaskState, request_sha256
 from quittance.ledger.journal import LineKind, PayoutState
 from quittance.ledger.pricing import Tariff
 from quittance.operation import Action
+from quittance.proof.ticket import key_of, options_sha256
 from quittance.run import Fault, Input, Outcome, Side
 
 _ABSENT: Final = object()
@@ -379,18 +381,27 @@ class TaskRequest(Sent):
             input_sha256=input_sha256,
             budget_micro=self.budget_micro,
             timeout_s=self.timeout,
-            options={
-                "min_reputation": self.min_reputation,
-                "acceptance": self.own_rules_sha256,
-                "webhook": self.webhook,
-                "module_sha256": self.module_sha256,
-                "tariff_sha256": self.tariff_sha256,
-                "rules_sha256": self.rules_sha256,
-                "max_judging": self.max_judging_micro,
-                "keep_input": self.keep_input or None,
-                "share": self.share and self.share.named,
-            },
+            options=self._options,
         )
+
+    @property
+    def _options(self) -> dict[str, object]:
+        return {
+            "min_reputation": self.min_reputation,
+            "acceptance": self.own_rules_sha256,
+            "webhook": self.webhook,
+            "module_sha256": self.module_sha256,
+            "tariff_sha256": self.tariff_sha256,
+            "rules_sha256": self.rules_sha256,
+            "max_judging": self.max_judging_micro,
+            "keep_input": self.keep_input or None,
+            "share": self.share and self.share.named,
+        }
+
+    @property
+    def options_sha256(self) -> str | None:
+        """The digest of the optional members that a ticket names by it: all but timeout and acceptance."""
+        return options_sha256({**self._options, "acceptance": None})
 
     def as_funded(self, request_sha256: str, *, input_sha256: str) -> Self | None:
         """This request as an escrow with such a digest was funded for it; None if the escrow is of another request.
@@ -409,12 +420,22 @@ class TaskRequest(Sent):
 class DirectTaskRequest(TaskRequest):
     """A task from a caller that IAM has authorised: Step Functions, the SDK, a queue."""
 
-    user_id: AccountId
+    user_id: AccountId | None = Field(default=None, description="Whose account pays. Exactly one of this and `ticket`.")
+    ticket: Annotated[str, StringConstraints(max_length=limits.TICKET_CHARS_MAX)] | None = Field(
+        default=None, description="The signed ticket of the channel that pays, a compact JWS."
+    )
     inline_bytes_max: Annotated[int, Field(strict=True, ge=0), canonical_json.WHOLE] | None = Field(
         default=None,
         description="Leave an output, or a log, out of the answer if it takes more bytes there, as base64 too."
         " Step Functions loses an execution whose state grows over 256 KiB.",
     )
+
+    @model_validator(mode="after")
+    def _check_one_payer(self) -> Self:
+        if (self.user_id is None) == (self.ticket is None):
+            msg = "send exactly one of user_id, whose account pays, and ticket, whose channel pays"
+            raise InvalidRequestError(("user_id", msg))
+        return self
 
 
 class ResourceUsage(_Answer):
@@ -484,7 +505,9 @@ class TaskResult(_Answer):
     judging_micro: CreditsOut = Field(alias="judging", description="What the task's own judge cost, beside the rest.")
     fault: Fault = Field(description="Whose limit was hit or who failed: that side bears the compute.")
     judges: list[JudgeAnswer] = Field(default=[], description="Agents that score the output before it is paid for.")
-    payment_method: Literal["escrow"] = "escrow"
+    payment_method: Literal["escrow", "ticket"] = Field(
+        default="escrow", description="`ticket`: a channel paid, and what is refunded stays in it."
+    )
     reputation_delta: Points
     timestamp: Timestamp
     receipt: str = Field(description="Signed statement of all this (compact JWS).")
@@ -519,6 +542,158 @@ class TaskInput(_Answer):
     input_sha256: str = Field(description="SHA-256 of these bytes, as the receipt states it.")
     input: str | None = Field(description="The input, if it is UTF-8 and not too long as JSON.")
     input_base64: str | None = Field(default=None, description="The input, if `input` is null.")
+
+
+# Payment channels.
+
+
+def _read_jwk(value: object) -> str:
+    if not isinstance(value, dict):
+        msg = "must be a JWK, an object"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns ValueError, not TypeError, into a named field
+    return key_of(value)
+
+
+def _unique(agents: list[str]) -> list[str]:
+    if len(set(agents)) < len(agents):
+        msg = "must name each agent once"
+        raise ValueError(msg)
+    return agents
+
+
+_JWK_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "kty": {"const": "OKP"},
+        "crv": {"const": "Ed25519"},
+        "x": {"type": "string", "pattern": "^[A-Za-z0-9_-]{43}$"},
+    },
+    "required": ["kty", "crv", "x"],
+}
+ChannelId = Annotated[str, StringConstraints(pattern=r"^chn_[a-z2-7]{26}$", min_length=30, max_length=30)]
+PublicKey = Annotated[str, BeforeValidator(_read_jwk), WithJsonSchema(_JWK_SCHEMA)]
+"""An Ed25519 public key: in JSON a JWK (RFC 8037), internally its `x`."""
+_Tickets = Annotated[int, Field(strict=True, ge=1, le=limits.CHANNEL_TICKETS_MAX), canonical_json.WHOLE]
+
+
+class ChannelRequest(Sent):
+    """A new payment channel: a deposit of `tickets` times `ticket_value`, and the key that may spend it."""
+
+    salt: Annotated[
+        str, StringConstraints(pattern=f"^{_TASK_ID}$", min_length=1, max_length=limits.CHANNEL_SALT_CHARS_MAX)
+    ] = Field(description="Yours to choose. The same request opens one channel; another salt, another channel.")
+    key: PublicKey = Field(description="The public key whose owner may sign tickets, and close the channel.")
+    ticket_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] = Field(
+        alias="ticket_value", description="The most that one ticket pays. A task takes as many as its budget needs."
+    )
+    tickets: _Tickets = Field(description="How many tickets the deposit covers.")
+    agents: (
+        Annotated[list[AgentId], Field(min_length=1, max_length=limits.CHANNEL_AGENTS_MAX), AfterValidator(_unique)]
+        | None
+    ) = Field(default=None, description="The only agents that tickets may pay; all if absent.")
+    max_per_task_micro: Annotated[CreditsIn, between(1, limits.BUDGET_MICRO_MAX)] | None = Field(
+        default=None, alias="max_per_task", description="The most that one task may cost."
+    )
+    expires_at: Moment = Field(description="When the channel closes by itself; at most 366 days from now.")
+
+    @property
+    def deposit_micro(self) -> int:
+        """What opening takes from the payer's account."""
+        return self.tickets * self.ticket_micro
+
+    @model_validator(mode="after")
+    def _check_deposit(self) -> Self:
+        if self.deposit_micro > limits.AMOUNT_MICRO_MAX:
+            most = format_credits(limits.AMOUNT_MICRO_MAX)
+            raise InvalidRequestError(("tickets", f"times ticket_value must be at most {most} credits"))
+        return self
+
+
+class TopUpRequest(Sent):
+    """More tickets for an open channel."""
+
+    topup_id: TaskId = Field(description="An id that you choose: a repeated request adds nothing.")
+    tickets: _Tickets = Field(description="How many tickets to pay in, each of the channel's ticket value.")
+
+
+class SignedClose(Sent):
+    """An order to close a channel, signed by the channel's key."""
+
+    order: Annotated[str, StringConstraints(max_length=limits.TICKET_CHARS_MAX)] = Field(
+        description="A compact JWS of the type `quittance-channel-close+jwt` with the claims iss, channel and exp."
+    )
+
+
+class ChannelKey(_Answer):
+    """The public key of a channel, as a JWK."""
+
+    kty: Literal["OKP"] = "OKP"
+    crv: Literal["Ed25519"] = "Ed25519"
+    x: str
+
+
+class ChannelAnswer(_Answer):
+    """A payment channel. What tasks cost is counted when the sweep credits them, about a minute after they settled."""
+
+    channel_id: str
+    issuer: str = Field(description="The `iss` of its tickets.")
+    payer: str
+    state: ChannelState
+    salt: str
+    key: ChannelKey
+    ticket_micro: CreditsOut = Field(alias="ticket_value")
+    agents: list[str] | None = Field(description="The agents that tickets may pay; null if all.")
+    max_per_task_micro: CreditsOut | None = Field(alias="max_per_task")
+    deposit_micro: CreditsOut = Field(alias="deposit", description="All that was paid in.")
+    spent_micro: CreditsOut = Field(alias="spent", description="What the counted tasks cost.")
+    held_micro: CreditsOut = Field(alias="held", description="What the tickets that are not counted yet may cost.")
+    returned_micro: CreditsOut = Field(alias="returned", description="What closing returned to the payer.")
+    numbers: int = Field(
+        description="The highest ticket number that the deposit covers. Cheap and failed tasks raise it."
+    )
+    used: int = Field(description="How many numbers the counted tasks took.")
+    opened_at: Timestamp
+    expires_at: Timestamp
+    closes_at: Timestamp | None = Field(description="From when its tickets are counted, after a request to close it.")
+    closed_at: Timestamp | None
+
+
+class ChannelPage(_Answer):
+    """Some of the caller's channels, newest first."""
+
+    channels: list[ChannelAnswer]
+    next: str | None = Field(description="The `after` of the next page, null on the last one.")
+
+
+class TopUpAnswer(_Answer):
+    """A recorded top-up."""
+
+    channel_id: str
+    topup_id: str
+    amount_micro: CreditsOut = Field(alias="amount")
+    recorded_at: Timestamp
+
+
+class TicketLine(_Answer):
+    """A ticket that was used, and the task that it paid; only the number if closing took it out of use."""
+
+    number: int
+    tickets: int = Field(description="How many consecutive numbers the task takes; 0 for one that closing took.")
+    task_id: str | None = None
+    agent_id: str | None = None
+    escrow_status: State | None = None
+    cost_micro: CreditsOut | None = Field(
+        default=None, alias="cost", description="What it took from the channel so far."
+    )
+
+
+class TicketPage(_Answer):
+    """The used tickets among the next numbers, in their order, and which of these numbers are free."""
+
+    channel_id: str
+    tickets: list[TicketLine]
+    free: list[tuple[int, int]] = Field(description="Ranges of free numbers on this page: from, to.")
+    next: int | None = Field(description="The `after` of the next page, null on the last one.")
 
 
 # Runs: many tasks under one budget, for the workflow of template.yaml.

@@ -5,7 +5,7 @@
                                                                              POST /accounts/<account_id>/deposits
 
 `http.Api` passes `platform`, `caller` and `root`. Powertools reads every other parameter from the request: a model from
-the body, a parameter in the route from the path, `prefer` from the header, and any other from the query.
+the body, a parameter in the route from the path, `prefer` and `payment_ticket` from headers, any other from the query.
 """
 
 import inspect
@@ -26,7 +26,7 @@ PREFIX: Final = "/api/v1/economic"
 """The path of the API below the path at which a client finds it."""
 UseCase = Callable[..., BaseModel | Document]
 _GIVEN = ("platform", "caller", "root")
-_HEADERS = ("prefer",)
+_HEADERS = ("prefer", "payment_ticket")
 _BOUNDS = ("ge", "le")
 
 

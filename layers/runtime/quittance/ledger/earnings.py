@@ -6,7 +6,7 @@ own compute and is owed to nobody else.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from quittance.ledger import balances
@@ -112,15 +112,28 @@ def fitting(waiting: Sequence[Escrow], shards: BondShards | None = None) -> Sequ
     shares: dict[str, _Share] = {}
     agents: set[str] = set()
     costs: Counter[str] = Counter()
+    channels: set[str] = set()
     for count, escrow in enumerate(waiting):
         agents.add(escrow.agent_id)
+        channels |= {escrow.ticket.channel_id} if escrow.ticket and escrow.ticket.count else set()
         share = shares.setdefault(escrow.owner, _Share())
         share.add(escrow)
         costs[escrow.owner] = share.items(None if shards is None else shards.get(escrow.owner, ()))
         # Three more items: the platform's balance shard, its journal line, and the batch.
-        if count + 1 + costs.total() + 3 > TRANSACTION_ITEMS_MAX or len(agents) > LOGGED_AGENTS_MAX:
+        if count + 1 + costs.total() + len(channels) + 3 > TRANSACTION_ITEMS_MAX or len(agents) > LOGGED_AGENTS_MAX:
             return waiting[:count]
     return waiting
+
+
+def spent_by_channel(escrows: Iterable[Escrow]) -> Iterator[tuple[str, int, int]]:
+    """For each channel that paid some of the escrows: its id, what they cost it, and how many numbers they took."""
+    spent: Counter[str] = Counter()
+    swept: Counter[str] = Counter()
+    for escrow in escrows:
+        if escrow.ticket and escrow.ticket.count:
+            spent[escrow.ticket.channel_id] += escrow.drawn_micro
+            swept[escrow.ticket.channel_id] += escrow.ticket.count
+    return ((channel_id, spent[channel_id], swept[channel_id]) for channel_id in swept)
 
 
 def batch(escrows: Sequence[Escrow], shards: BondShards, *, platform_account: str, now_ms: int) -> Batch:

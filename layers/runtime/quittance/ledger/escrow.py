@@ -109,6 +109,30 @@ class JudgeHold:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketProof:
+    """What proves that a channel's key asked for a task: the parts of the channel's id, and the ticket as signed."""
+
+    salt: str
+    key: str
+    ticket_micro: int
+    signed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The numbers of a channel that pay a task: `count` consecutive ones from `number` on.
+
+    `count` is 0 for the task's judge, whose cost is part of the task's own tickets. `proof` is None for the judge, and
+    for an escrow that is read after its settlement: then the receipt has it.
+    """
+
+    channel_id: str
+    number: int
+    count: int
+    proof: TicketProof | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Escrow:
     """The hold on a user's budget for one task, and the permanent record of that task.
 
@@ -120,7 +144,8 @@ class Escrow:
     escrow funded before limits were recorded. `task_judge_bps` is the share of the price that is due if the task's own
     judge rejects. `seed` starts a judge's randomness. The settlement is posted to the URL `webhook`. With `keep_input`,
     the input is stored with the settlement. `share_payer` and `share_log` say whether the agent's owner may see whose
-    task it is, and what the agent wrote to stderr.
+    task it is, and what the agent wrote to stderr. With a `ticket`, the deposit of a channel holds the budget, and what
+    is not used stays there.
     """
 
     escrow_id: str
@@ -151,7 +176,15 @@ class Escrow:
     keep_input: bool = False
     share_payer: bool = False
     share_log: bool = False
+    ticket: Ticket | None = None
     settlement: Settlement | None = None
+
+    @property
+    def drawn_micro(self) -> int:
+        """What a settled task took from its channel, its own judge included; 0 for the judge itself."""
+        if self.settlement is None or self.ticket is None or not self.ticket.count:
+            return 0
+        return self.budget_micro - self.settlement.split.refunded_micro + self.settlement.task_judging_micro
 
     @property
     def state(self) -> State:

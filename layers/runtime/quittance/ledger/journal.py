@@ -1,7 +1,8 @@
 """The journal: every movement of an account's credits. The account statement lists it, the auditor sums it. Pure.
 
-A line is written once and its amount never changes. The exception is a task's line, which is derived from the escrow:
-its amount is what the task has cost so far, the whole budget while it is held and then the part that was used.
+A line is written once and its amount never changes. There are two exceptions. A task's line is derived from the escrow:
+its amount is what the task has cost so far, the whole budget while it is held and then the part that was used. The line
+of a channel is derived from the channel: its amount is what was paid in so far, and then what was not returned.
 
 A withdrawal takes the credits at once. The payout outside the platform follows:
 
@@ -34,6 +35,7 @@ class LineKind(StrEnum):
     BOND = "bond"
     CHARGE = "charge"
     JUDGING = "judging"
+    CHANNEL = "channel"
 
 
 class PayoutState(StrEnum):

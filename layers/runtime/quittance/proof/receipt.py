@@ -11,6 +11,7 @@ from pydantic import Field
 from quittance.ledger import escrow as escrows
 from quittance.ledger import reputation
 from quittance.ledger.balances import bond_account
+from quittance.ledger.channels import ticket_escrow_id, ticket_task_id
 from quittance.ledger.credits import format_credits
 from quittance.ledger.escrow import Escrow, Settlement, State
 from quittance.ledger.pricing import ComputePrices, tariff_sha256
@@ -23,6 +24,7 @@ from quittance.limits import (
     STATED_TASK_CHARS_MAX,
 )
 from quittance.proof import statement
+from quittance.proof import ticket as tickets
 from quittance.proof.statement import (
     Flaw,
     ProofError,
@@ -33,10 +35,12 @@ from quittance.proof.statement import (
     VerifiedStatement,
     quoted,
 )
+from quittance.proof.ticket import LEEWAY_S, TicketClaim, TicketClaims
 from quittance.run import OF_THE_RULES, Fault, Limits, Meter, Outcome, RejectedBy, Run, Side
 
 RECEIPT: Final = StatementType("quittance-receipt+jwt", "receipt", Purpose.RECEIPT)
 _VERSION: Final = 2
+_VERSION_WITH_TICKET: Final = 3
 _NS_PER_MS: Final = 1_000_000
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -138,10 +142,11 @@ class ReceiptClaims(StrictModel):
     `fee` is the commission plus `compute`. `charge` is taken from the owner's bond. `judging` is what the agent's own
     judge cost that bond, `task_judging` what the task's own judge cost the payer. `own_limits` are the agent's limits,
     `limits` those of the run. In a receipt of version 1, everything that version 2 added counts as free, unknown or
-    absent.
+    absent. Version 3 is that of tasks which the ticket of a channel pays: it states the ticket, and what is refunded
+    stays in the channel.
     """
 
-    v: Annotated[int, Field(ge=1, le=_VERSION)]
+    v: Annotated[int, Field(ge=1, le=_VERSION_WITH_TICKET)]
     iss: Annotated[str, Field(max_length=1_000)]
     eid: Annotated[str, Field(pattern=r"^[a-z2-7]{26}$")]
     task: Annotated[str, Field(min_length=1, max_length=STATED_TASK_CHARS_MAX)]
@@ -181,6 +186,7 @@ class ReceiptClaims(StrictModel):
     funded_at: _Count
     expires_at: _Count
     settled_at: _Count
+    ticket: TicketClaim | None
 
     @classmethod
     def of(
@@ -192,8 +198,9 @@ class ReceiptClaims(StrictModel):
         platform failed after the run, they do not contain how the run ended, because that decided nothing.
         """
         withheld = settlement.outcome is Outcome.WITHHELD
+        ticket = _ticket_claim(escrow)
         return cls.model_construct(
-            v=_VERSION,
+            v=_VERSION if ticket is None else _VERSION_WITH_TICKET,
             iss=issuer,
             eid=escrow.escrow_id,
             task=escrow.task_id,
@@ -233,6 +240,7 @@ class ReceiptClaims(StrictModel):
             funded_at=escrow.funded_ms,
             expires_at=escrow.expires_ms,
             settled_at=settlement.settled_ms,
+            ticket=ticket,
         )
 
     @property
@@ -245,7 +253,31 @@ class ReceiptClaims(StrictModel):
 
         Enumerations stay members, which are strings.
         """
-        return self.model_dump(warnings=False)
+        return self.model_dump(warnings=False, exclude=self._absent)
+
+    def as_plain_json(self) -> dict[str, Any]:
+        """The claims of a valid receipt as JSON. One of version 1 has what version 2 added, as it counts."""
+        return self.model_dump(mode="json", exclude=self._absent)
+
+    @property
+    def _absent(self) -> set[str] | None:
+        return None if self.ticket else {"ticket"}
+
+
+def _ticket_claim(escrow: Escrow) -> TicketClaim | None:
+    """The claim of the ticket that pays, not validated; None for an escrow that an account pays, and for a judge."""
+    ticket = escrow.ticket
+    if ticket is None or ticket.proof is None:
+        return None
+    return TicketClaim.model_construct(
+        channel=ticket.channel_id,
+        salt=ticket.proof.salt,
+        key=ticket.proof.key,
+        ticket_value=str(ticket.proof.ticket_micro),
+        n=ticket.number,
+        tickets=ticket.count,
+        signed=ticket.proof.signed,
+    )
 
 
 def check_claims(claims: ReceiptClaims) -> None:
@@ -253,6 +285,7 @@ def check_claims(claims: ReceiptClaims) -> None:
     claims = read(claims.as_json())
     _check_amounts(claims)
     _check_contradictions(claims)
+    _check_ticket(claims)
 
 
 def sign(claims: ReceiptClaims, key: SigningKey) -> str:
@@ -268,7 +301,7 @@ def verify(receipt: str, jwks: Mapping[str, Any]) -> dict[str, Any]:
     claims, signed = authenticate(receipt, jwks)
     for _, check in checks(claims, signed):
         check()
-    return claims.model_dump(mode="json")
+    return claims.as_plain_json()
 
 
 def authenticate(receipt: str, jwks: Mapping[str, Any]) -> tuple[ReceiptClaims, VerifiedStatement]:
@@ -283,11 +316,15 @@ def authenticate(receipt: str, jwks: Mapping[str, Any]) -> tuple[ReceiptClaims, 
 def read(claims: Mapping[str, Any]) -> ReceiptClaims:
     """The claims of a receipt, of this version or an older one. Raises ProofError."""
     version = claims.get("v")
-    if version == 1 and not isinstance(version, bool):
+    if not isinstance(version, int) or isinstance(version, bool) or version not in _NO_OUTCOMES_OF:
+        known = f"this verifier knows the versions 1 to {_VERSION_WITH_TICKET}"
+        raise ProofError(Flaw.FORM, f"the receipt is of version {quoted(version)}; {known}")
+    if version == 1:
         claims = _as_version_2(claims)
-    elif version != _VERSION:
-        sentence = f"the receipt is of version {quoted(version)}; this verifier knows the versions 1 to {_VERSION}"
-        raise ProofError(Flaw.FORM, sentence)
+    if ("ticket" in claims) != (version == _VERSION_WITH_TICKET) or ("ticket" in claims and claims["ticket"] is None):
+        has = "is a claim of version 3 only" if version != _VERSION_WITH_TICKET else "must be stated in version 3"
+        raise ProofError(Flaw.FORM, f"the receipt has a wrong form: 'ticket' {has}")
+    claims = {"ticket": None, **claims}
     found = statement.read(ReceiptClaims, claims, "receipt")
     if found.outcome in _NO_OUTCOMES_OF[found.v]:
         sentence = f"the receipt has a wrong form: {found.outcome} is not an outcome of version {found.v}"
@@ -314,6 +351,7 @@ def _as_version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
 _NO_OUTCOMES_OF: Final = {
     1: frozenset({Outcome.BUDGET_EXHAUSTED, Outcome.WITHHELD}),
     2: frozenset({Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}),
+    3: frozenset({Outcome.RULES_FAILED, Outcome.JUDGE_FAILED}),
 }
 _ADDED: Final[dict[str, Any]] = {
     "compute": "0",
@@ -332,6 +370,8 @@ def checks(claims: ReceiptClaims, signed: VerifiedStatement) -> Iterator[tuple[F
     yield Flaw.TIMES, lambda: _check_times(claims, signed)
     yield Flaw.AMOUNTS, lambda: _check_amounts(claims)
     yield Flaw.CONTRADICTION, lambda: _check_contradictions(claims)
+    if claims.ticket:
+        yield Flaw.TICKET, lambda: _check_ticket(claims)
 
 
 def read_claims(token: str) -> dict[str, Any]:
@@ -451,7 +491,7 @@ def _check_consistency(claims: ReceiptClaims) -> None:
     succeeded = claims.outcome is Outcome.SUCCEEDED
     reputation_due = reputation.delta_tenths(claims.outcome, fault, wall_ms=claims.meter.wall_ms)
     for name, found, due in (
-        ("eid", claims.eid, escrows.escrow_id(claims.user, claims.task)),
+        ("eid", claims.eid, _escrow_id_due(claims)),
         ("seed", claims.seed, _seed_due(claims)),
         ("epoch_ns", claims.epoch_ns, str(claims.funded_at * _NS_PER_MS)),
         ("state", claims.state.value, _STATES.get(claims.outcome, State.REFUNDED).value),
@@ -505,6 +545,43 @@ def _check_limits(claims: ReceiptClaims, given: LimitClaims) -> None:
         if getattr(given, name) > limit:
             sentence = f"the run was given {getattr(given, name)} as its {name}, over the agent's own limit {limit}"
             raise ProofError(Flaw.CONTRADICTION, sentence)
+
+
+def _check_ticket(claims: ReceiptClaims) -> None:
+    """The ticket, if one paid, must be of a channel of the payer, under its key, and ask for exactly this task."""
+    if claims.ticket is None:
+        return
+    try:
+        _check_asked(claims, claims.ticket, tickets.check_claim(claims.ticket, issuer=claims.iss, payer=claims.user))
+    except ProofError as exc:
+        raise ProofError(Flaw.TICKET, str(exc)) from exc
+
+
+def _check_asked(claims: ReceiptClaims, ticket: TicketClaim, asked: TicketClaims) -> None:
+    """A ticket must ask for the task of a receipt, and must have been valid when the task began.
+
+    The task's own judge is paid from the same tickets; its own receipt states the budget that was held for it.
+    """
+    rules = claims.acceptance
+    for name, found, due in (
+        ("task", claims.task, ticket_task_id(ticket.channel, ticket.n)),
+        ("agent", claims.agent, asked.agent_id),
+        ("input_sha256", claims.input_sha256, asked.input_sha256),
+        ("acceptance.task_sha256", rules.task_sha256 if rules else None, asked.acceptance_sha256),
+    ):
+        if found != due:
+            sentence = f"{name} is {quoted(found)}, but the ticket asks for {quoted(due)}"
+            raise ProofError(Flaw.CONTRADICTION, sentence)
+    budget, judging, most = int(claims.budget), int(claims.task_judging), asked.budget_micro
+    if budget + judging > most or (budget < most and asked.acceptance_sha256 is None):
+        with_judge = f", and the task's judge cost {judging}" if judging else ""
+        raise ProofError(Flaw.AMOUNTS, f"the budget is {budget}{with_judge}, but the ticket allows {most}")
+    if claims.funded_at // 1_000 >= asked.exp + LEEWAY_S:
+        sentence = f"funded_at {claims.funded_at} is after the ticket expired, {asked.exp} seconds since 1970"
+        raise ProofError(Flaw.TIMES, sentence)
+    if asked.timeout is not None and claims.limits and claims.limits.timeout_ms > asked.timeout * 1_000:
+        sentence = f"the run's timeout is {claims.limits.timeout_ms} ms, but the ticket asks for {asked.timeout} s"
+        raise ProofError(Flaw.CONTRADICTION, sentence)
 
 
 def _check_memory_refused(claims: ReceiptClaims) -> None:
@@ -564,6 +641,13 @@ def _fault(claims: ReceiptClaims) -> Fault:
 
 def _limits(claims: LimitClaims | None) -> Limits | None:
     return Limits(**claims.model_dump()) if claims else None
+
+
+def _escrow_id_due(claims: ReceiptClaims) -> str:
+    """The id of the escrow that a ticket, or a user's task_id, names."""
+    if claims.ticket:
+        return ticket_escrow_id(claims.ticket.channel, claims.ticket.n)
+    return escrows.escrow_id(claims.user, claims.task)
 
 
 def _seed_due(claims: ReceiptClaims) -> str:

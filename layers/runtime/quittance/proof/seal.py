@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 SEAL: Final = "seal"
-UNSEALED: Final = frozenset({"state", "runner", "fence", "lease_ms", "work", "work_at", "payout"})
+UNSEALED: Final = frozenset({"state", "runner", "fence", "lease_ms", "work", "work_at", "payout", "ticket"})
 """The attributes of a first write that change later."""
 _BYTES: Final = 16  # enough to detect accidents, and little to store in every item
 

@@ -61,6 +61,7 @@ class Flaw(StrEnum):
     HISTORY = "history"
     NO_SANDBOX = "no_sandbox"
     RULES = "rules"
+    TICKET = "ticket"
 
 
 class Purpose(StrEnum):
@@ -162,7 +163,9 @@ class _Root:
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class Jws:
+    """The parts of a compact JWS. Nothing of it is verified yet; `signed` is what the signature covers."""
+
     header: dict[str, Any]
     payload: dict[str, Any]
     signed: bytes
@@ -226,8 +229,8 @@ def verify(token: str, jwks: Mapping[str, Any], statement_type: StatementType) -
     Raises ProofError: `Flaw.FORM` if the text is no such token, `Flaw.SIGNATURE` if its chain is not valid.
     """
     header = {"alg", "typ", "kid", "cert"}
-    outer = _parse(token, statement_type.name, statement_type.typ, header, statement_type.chars_max)
-    inner = _parse(outer.header["cert"], _CERTIFICATE, CERTIFICATE_TYPE, {"alg", "typ", "kid"})
+    outer = parse(token, statement_type.name, statement_type.typ, header, statement_type.chars_max)
+    inner = parse(outer.header["cert"], _CERTIFICATE, CERTIFICATE_TYPE, {"alg", "typ", "kid"})
     _check_algorithm(outer, _ALGORITHM, statement_type.name)
     _check_algorithm(inner, _ROOT_ALGORITHM, _CERTIFICATE)
     root = _root(jwks, inner.header["kid"])
@@ -281,7 +284,15 @@ def quoted(value: object) -> str:
     return text if len(text) <= _QUOTED_CHARS_MAX else f"{text[:_QUOTED_CHARS_MAX]}..."
 
 
-def _parse(token: object, name: str, typ: str, members: set[str], chars_max: int = TOKEN_CHARS_MAX) -> _Token:
+def parse(
+    token: object,
+    name: str,
+    typ: str,
+    members: set[str],
+    chars_max: int = TOKEN_CHARS_MAX,
+    optional: frozenset[str] = frozenset(),
+) -> Jws:
+    """The parts of a compact JWS of one type, whose header has exactly these members. Raises ProofError."""
     match = _COMPACT.fullmatch(token) if isinstance(token, str) and len(token) <= chars_max else None
     if match is None:
         sentence = f"the {name} is not a compact JWS: three parts of base64url, at most {chars_max} characters"
@@ -291,11 +302,11 @@ def _parse(token: object, name: str, typ: str, members: set[str], chars_max: int
     if fields.get("typ") != typ:
         sentence = f"the {name} is not of the type {typ}, but {quoted(fields.get('typ'))}"
         raise ProofError(Flaw.FORM, sentence)
-    if odd := sorted(fields.keys() ^ members):
+    if odd := sorted((fields.keys() - optional) ^ members):
         what = "lacks" if odd[0] in members else "has the unknown member"
         sentence = f"the {name}'s header {what} {quoted(odd[0])}"
         raise ProofError(Flaw.FORM, sentence)
-    return _Token(fields, read_json(payload, f"{name}'s payload"), match[0].rpartition(".")[0].encode(), signature)
+    return Jws(fields, read_json(payload, f"{name}'s payload"), match[0].rpartition(".")[0].encode(), signature)
 
 
 def _decode(text: str, name: str) -> bytes:
@@ -310,7 +321,13 @@ def _decode(text: str, name: str) -> bytes:
     return data
 
 
-def _check_algorithm(token: _Token, algorithm: str, name: str) -> None:
+def is_signed_by(jws: Jws, key: str) -> bool:
+    """Whether a JWS has a valid Ed25519 signature of a key, given as the `x` of its JWK (RFC 8037)."""
+    public = Ed25519PublicKey.from_public_bytes(_decode(key, "key"))
+    return bool(OKPAlgorithm().verify(jws.signed, public, jws.signature))
+
+
+def _check_algorithm(token: Jws, algorithm: str, name: str) -> None:
     if token.header["alg"] != algorithm:
         sentence = f"the {name} is signed by the algorithm {quoted(token.header['alg'])}, not {algorithm}"
         raise ProofError(Flaw.SIGNATURE, sentence)

@@ -26,9 +26,10 @@ from quittance.ledger import pricing
 from quittance.ledger.balances import bond_account
 from quittance.ledger.credits import format_credits, parse_credits
 from quittance.ledger.escrow import judge_task_id
-from quittance.proof import card, log, receipt, webhook
+from quittance.proof import card, log, receipt, ticket, webhook
 from quittance.proof.receipt import ReceiptClaims
 from quittance.proof.statement import Flaw, ProofError, quoted, read, read_json
+from quittance.proof.ticket import TicketClaims
 from quittance.run import OF_THE_RULES, Meter, Outcome, RejectedBy, Side
 
 _USAGE: Final = 2
@@ -49,6 +50,7 @@ EXITS: Final[Mapping[Flaw, tuple[int, str]]] = {
     Flaw.HISTORY: (12, "the log is not proven to continue the older checkpoint: its history may have been changed"),
     Flaw.NO_SANDBOX: (13, "the replay could not be carried out on this machine"),
     Flaw.RULES: (14, "the rules give another verdict on the output than the receipt states"),
+    Flaw.TICKET: (15, "the ticket does not prove that the channel's key asked for this task"),
 }
 """The exit status of each class of failure. 0 is success; 2 is a wrong call or a file that cannot be read."""
 
@@ -90,6 +92,8 @@ class Evidence:
     task_judge_output: bytes | None = None
     proof: bytes | None = None
     older: str | None = None
+    channel_key: bytes | None = None
+    ticket_options: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -139,6 +143,7 @@ def examine(evidence: Evidence) -> Report:
         name, sentence = _SELF_CHECKS[flaw]
         report.check(name, sentence, check)
     _note_wall_time(report, report.claims)
+    _check_ticket(report, report.claims, evidence)
     _check_files(report, report.claims, evidence)
     _check_judges(report, report.claims, evidence, keys)
     _check_log(report, report.claims, evidence, keys)
@@ -149,7 +154,50 @@ _SELF_CHECKS: Final = {
     Flaw.TIMES: ("times", "funded, settled and expiry are in order, and the key was valid"),
     Flaw.AMOUNTS: ("amounts", "paid, fee and refunded add up to the budget, the fee is as stated"),
     Flaw.CONTRADICTION: ("claims", "state, outcome, fault, reputation, seed and escrow id follow from one another"),
+    Flaw.TICKET: ("ticket", "the channel's key asked for exactly this task, and the channel's id names its payer"),
 }
+
+
+def _check_ticket(report: Report, claims: ReceiptClaims, evidence: Evidence) -> None:
+    """The channel's key must be the one that is given, and the ticket must name the options that are given."""
+    asked = _asked(claims)
+    if evidence.channel_key is not None:
+        report.check("key", "it is the key of the channel", partial(_check_key, claims, evidence.channel_key))
+    elif claims.ticket:
+        report.skip("key", "no --channel-key was given, so whose key it is is the platform's word")
+    named = asked.options_sha256 if asked else None
+    if evidence.ticket_options is not None:
+        passed = f"their SHA-256 is {named}"
+        report.check("options", passed, partial(_check_options, named, evidence.ticket_options))
+    elif named:
+        report.skip("options", "no --ticket-options was given, and the ticket names some by digest")
+
+
+def _asked(claims: ReceiptClaims) -> TicketClaims | None:
+    """What the ticket that paid asks for; None if no ticket paid, or if it cannot be read."""
+    try:
+        return ticket.read(claims.ticket.signed)[0] if claims.ticket else None
+    except ProofError:
+        return None
+
+
+def _check_key(claims: ReceiptClaims, data: bytes) -> None:
+    try:
+        key = ticket.key_of(read_json(data, "channel key"))
+    except ValueError as exc:
+        raise ProofError(Flaw.DIGEST, f"the channel key {exc}") from exc
+    if claims.ticket is None:
+        raise ProofError(Flaw.DIGEST, "no ticket paid for this task, but the key of a channel is given")
+    if key != claims.ticket.key:
+        raise ProofError(Flaw.DIGEST, f"the channel key is {key}, the receipt names {claims.ticket.key}")
+
+
+def _check_options(named: str | None, data: bytes) -> None:
+    found = ticket.options_sha256(read_json(data, "file of options"))
+    if named is None:
+        raise ProofError(Flaw.DIGEST, "no ticket of this receipt names options, but some are given")
+    if found != named:
+        raise ProofError(Flaw.DIGEST, f"the options have the SHA-256 {found}, the ticket names {named}")
 
 
 def _note_wall_time(report: Report, claims: ReceiptClaims) -> None:
@@ -222,7 +270,9 @@ def _check_rules(report: Report, claims: ReceiptClaims, evidence: Evidence) -> N
     for side, data, digest in _rules_of(claims, evidence):
         if data is not None:
             passed = f"their SHA-256 is {digest}"
-            report.check(f"{side} rules", passed, partial(_check_rules_digest, side, data, digest))
+            named = report.check(f"{side} rules", passed, partial(_check_rules_digest, side, data, digest))
+            if named and side is Side.TASK:
+                _check_held(report, claims, _read_rules(data))
         elif digest:
             report.skip(f"{side} rules", f"no --{side}-rules was given")
     if claims.acceptance is None:
@@ -236,11 +286,27 @@ def _check_rules(report: Report, claims: ReceiptClaims, evidence: Evidence) -> N
         report.check("acceptance", "", partial(_check_verdict, claims, evidence, evidence.output))
 
 
-def _rules_of(claims: ReceiptClaims, evidence: Evidence) -> Iterator[tuple[str, bytes | None, str | None]]:
+def _rules_of(claims: ReceiptClaims, evidence: Evidence) -> Iterator[tuple[Side, bytes | None, str | None]]:
     """Each side, its rules as given, and the digest by which the receipt names them."""
     named = claims.acceptance.digests if claims.acceptance else {}
-    yield "agent", evidence.agent_rules, named.get(Side.AGENT)
-    yield "task", evidence.task_rules, named.get(Side.TASK)
+    yield Side.AGENT, evidence.agent_rules, named.get(Side.AGENT)
+    yield Side.TASK, evidence.task_rules, named.get(Side.TASK)
+
+
+def _check_held(report: Report, claims: ReceiptClaims, rules: acceptance.Rules) -> None:
+    """With the task's rules, the budget that a ticket offers shows what must have been held for the agent."""
+    asked = _asked(claims)
+    if asked is None:
+        return
+    held_micro = asked.budget_micro - (rules.judge.budget_micro if rules.judge else 0)
+
+    def all_held() -> str:
+        if held_micro != int(claims.budget):
+            sentence = f"the budget is {claims.budget}, but the ticket and the rules of the task make it {held_micro}"
+            raise ProofError(Flaw.TICKET, sentence)
+        return "it is what the ticket offers, less what is held for the task's judge"
+
+    report.check("budget", "", all_held)
 
 
 def _why_not_applied(claims: ReceiptClaims, evidence: Evidence) -> str:
@@ -583,6 +649,8 @@ def _read_all(options: argparse.Namespace) -> Evidence:
         task_judge_output=options.task_judge_output and _read(options.task_judge_output, limits.OUTPUT_BYTES_MAX),
         proof=options.proof and _read(options.proof, _DOCUMENT_BYTES_MAX),
         older=options.checkpoint and _read_token(options.checkpoint),
+        channel_key=options.channel_key and _read(options.channel_key, _DOCUMENT_BYTES_MAX),
+        ticket_options=options.ticket_options and _read(options.ticket_options, _DOCUMENT_BYTES_MAX),
     )
 
 
@@ -609,7 +677,7 @@ def _as_json(report: Report) -> str:
         {"name": check.name, "verdict": check.result, "flaw": check.flaw, "sentence": check.sentence}
         for check in report.checks
     ]
-    claims = report.claims.model_dump(mode="json") if report.claims else None
+    claims = report.claims.as_plain_json() if report.claims else None
     return json.dumps({"exit_status": report.exit_status, "claims": claims, "checks": checks}, indent=2)
 
 
@@ -639,15 +707,29 @@ def _summary(claims: ReceiptClaims) -> list[str]:
     budget, paid, fee, refunded = (
         format_credits(int(amount)) for amount in (claims.budget, claims.paid, claims.fee, claims.refunded)
     )
+    back = "left in the channel" if claims.ticket else "back"
     fault = "" if claims.fault == "none" else f", the fault of the {claims.fault}"
     return [
         f"{claims.iss!a}: escrow {claims.eid}",
         f"  task {claims.task!a} of {claims.user!a}, by agent {claims.agent!a} of {claims.owner!a}",
         f"  {claims.state}: {claims.outcome}{fault}",
         *_rules_line(claims),
-        f"  budget {budget} credits: {paid} to the owner, {fee} fee, {refunded} back",
+        f"  budget {budget} credits: {paid} to the owner, {fee} fee, {refunded} {back}",
+        *_ticket_lines(claims),
         f"  funded {_when(claims.funded_at)}, settled {_when(claims.settled_at)}",
         "",
+    ]
+
+
+def _ticket_lines(claims: ReceiptClaims) -> list[str]:
+    if (paid_by := claims.ticket) is None:
+        return []
+    last = paid_by.n + paid_by.tickets - 1
+    numbers = f"ticket {paid_by.n}" if paid_by.tickets == 1 else f"tickets {paid_by.n} to {last}"
+    worth = format_credits(int(paid_by.ticket_value))
+    return [
+        f"  paid by {numbers} of the channel {paid_by.channel}, worth {worth} credits each",
+        f"  signed by the key {paid_by.key}",
     ]
 
 
@@ -684,6 +766,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--agent-judge-output", type=Path, metavar="file", help="what the agent's judge printed: is it the score?")
     add("--task-judge-output", type=Path, metavar="file", help="what the task's judge printed, likewise")
     add("--replay", action="store_true", help="run the module again and compare; needs --module and --input")
+    add("--channel-key", type=Path, metavar="key.json", help="the payer's public key, a JWK: did it sign the ticket?")
+    add("--ticket-options", type=Path, metavar="file", help="the options that the ticket names by digest, as JSON")
     add("--proof", type=Path, metavar="proof.json", help="the log's proof: is the receipt in the log?")
     add("--checkpoint", type=Path, metavar="older.jws", help="an older checkpoint: does the log continue it?")
     add("--webhook", type=Path, metavar="body.json", help="instead of a receipt: the body of a webhook delivery")

@@ -3,7 +3,11 @@
     pk                        attributes
     ACCT#<account>            available: the account's home shard (see ledger/balances.py); a bond also has `charged`
     ACCT#<account>#<shard>    available: another balance shard of the account
-    ESC#<escrow id>           an escrow; `work` and `work_at` while the sweep still has to process it
+    ESC#<escrow id>           an escrow; `work` and `work_at` while the sweep still has to process it. If a channel
+                              pays, it is the item of the ticket's first number; those of the others name it in
+                              `part_of`. `void_ms` in place of an escrow: closing took the number out of use
+    CHAN#<channel id>         a channel, see store/channels.py
+    TOPUP#<channel id>#<id>   an amount added to a channel
     IN#<account>#<id>         a deposit: amount, depositor
     OUT#<account>#<id>        a withdrawal: amount, payout; decided_ms and decided_by once it is paid or failed
     BACK#<account>#<id>       a withdrawal whose payout failed: the amount that was returned
@@ -45,9 +49,16 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from quittance.errors import BondTooLowError, InsufficientFundsError, MovementConflictError
+from quittance.errors import (
+    BondTooLowError,
+    ChannelClosedError,
+    InsufficientFundsError,
+    MovementConflictError,
+    TicketUsedError,
+)
 from quittance.ledger import balances, earnings, reputation
 from quittance.ledger.balances import bond_account, is_bond
+from quittance.ledger.channels import ChannelState, ticket_escrow_id
 from quittance.ledger.escrow import (
     Escrow,
     JudgeHold,
@@ -55,6 +66,8 @@ from quittance.ledger.escrow import (
     Split,
     State,
     StoredBytes,
+    Ticket,
+    TicketProof,
     escrow_id,
     is_judge,
     judge_task_id,
@@ -133,7 +146,7 @@ class Bond:
     charged_micro: int
 
 
-class _InsufficientError(Exception):
+class InsufficientBalanceError(Exception):
     """An account's balance is less than the amount to take."""
 
     def __init__(self, account: str, *, available_micro: int, required_micro: int) -> None:
@@ -182,15 +195,53 @@ class Ledger:
         """
         held: Counter[str] = Counter()
         for hold in (escrow, *judges):
-            held[hold.payer] += hold.budget_micro
-        records = [self._escrow_values(hold) for hold in (escrow, *judges)]
+            if hold.ticket is None:
+                held[hold.payer] += hold.budget_micro
+        records = [self._escrow_values(hold) for hold in (escrow, *judges)] + _part_values(escrow)
         try:
-            stored = self._take(held, *records, reserve_ms=reserve_ms)
-        except _InsufficientError as insufficient:
+            stored = self.take(held, *records, reserve_ms=reserve_ms)
+        except InsufficientBalanceError as insufficient:
             if is_bond(insufficient.account):
                 raise BondTooLowError(escrow.agent_id) from insufficient
             raise insufficient.for_holder() from insufficient
-        return escrow if stored is None else _escrow(stored)
+        return escrow if stored is None else _stored_first(stored, escrow)
+
+    def find_ticket(self, ticket: Ticket) -> Escrow | None:
+        """The stored escrow that a ticket pays, or None (consistent reads).
+
+        That the numbers are free now does not keep them free: the write of the escrow decides. Raises TicketUsedError,
+        and ChannelClosedError for a number that closing took out of use.
+        """
+        numbers = range(ticket.number, ticket.number + ticket.count)
+        pks = {number: f"ESC#{ticket_escrow_id(ticket.channel_id, number)}" for number in numbers}
+        found = self._get_all(list(pks.values())) if ticket.count > 1 else self._get_one(pks[ticket.number])
+        for number, pk in pks.items():
+            if pk in found and number == ticket.number and "state" in found[pk]:
+                return _escrow(found[pk])
+            if pk in found:
+                raise _taken(found[pk])
+        return None
+
+    def redeem(self, settled: Escrow) -> Escrow:
+        """Stores a settled escrow that a ticket pays, if its numbers are free; returns the stored escrow.
+
+        The whole life of a task in one write: it takes the numbers, settles and stores receipt and output. If the first
+        number was used, the result is the escrow that it paid, perhaps for another request. Raises as
+        `find_ticket` does if a number is taken otherwise.
+        """
+        settlement = _settlement_of(settled)
+        values = self._escrow_values(settled) | _settlement_values(settlement)
+        values |= {"work": f"SETTLED#{self._work_shard(settled.escrow_id)}", "work_at": settlement.settled_ms}
+        first, *parts = [put_new(self._table, each) for each in (values, *_part_values(settled))]
+        try:
+            if parts:
+                actions = [{"Put": put} for put in (first, *parts)]
+                retried(partial(self._send, actions), self._patience())
+            else:
+                retried(lambda: self._client.put_item(**first), self._patience())
+        except RefusedError as refused:
+            return _stored_first(next(item for item in refused.items if item is not None), settled)
+        return settled
 
     def take_over(self, stale: Escrow, *, runner: str, now_ms: int, lease_ms: int) -> Escrow:
         """Makes `runner` the holder of a funded escrow whose lease has lapsed; returns the stored escrow."""
@@ -237,9 +288,9 @@ class Ledger:
         return self._send_settlements(expired, writes=[write])
 
     def find(self, escrow_id: str) -> Escrow | None:
-        """The stored escrow (consistent read), or None."""
+        """The stored escrow (consistent read), or None, also for a number that is not the first of its ticket."""
         item = self._get(f"ESC#{escrow_id}")
-        return _escrow(item) if item else None
+        return _escrow(item) if item and "state" in item else None
 
     # Accounts.
 
@@ -254,7 +305,7 @@ class Ledger:
         """
         line = Line(account, LineKind.DEPOSIT, deposit_id, now_ms, amount_micro, depositor=depositor)
         try:
-            self._give({account: amount_micro}, [{"Put": put_new(self._table, self._line_values(line))}])
+            self.give({account: amount_micro}, [{"Put": put_new(self._table, self._line_values(line))}])
         except RefusedError as refused:
             return _recorded(refused.items[0], line).at_ms
         return now_ms
@@ -267,8 +318,8 @@ class Ledger:
         line = Line(account, LineKind.WITHDRAWAL, withdrawal_id, now_ms, -amount_micro, payout=PayoutState.REQUESTED)
         record = to_item(values := {**self._line_values(line), "work": _PAYOUT, "work_at": now_ms})
         try:
-            recorded = self._take({account: amount_micro}, values)
-        except _InsufficientError as insufficient:
+            recorded = self.take({account: amount_micro}, values)
+        except InsufficientBalanceError as insufficient:
             raise insufficient.for_holder() from insufficient
         if recorded is not None:
             _recorded(recorded, line)
@@ -321,7 +372,7 @@ class Ledger:
             if state is PayoutState.FAILED:
                 line = Line(payout.account, LineKind.RETURNED, payout.withdrawal_id, now_ms, payout.amount_micro)
                 returned = {"Put": put_new(self._table, self._line_values(line))}
-                self._give({payout.account: payout.amount_micro}, [{"Update": write}, returned])
+                self.give({payout.account: payout.amount_micro}, [{"Update": write}, returned])
             else:
                 retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
@@ -341,8 +392,8 @@ class Ledger:
         records = [self._line_values(each) for each in (line, replace(line, account=bond, amount_micro=amount_micro))]
         source, target = (owner, bond) if amount_micro > 0 else (bond, owner)
         try:
-            recorded = self._take({source: abs(amount_micro)}, *records, to=target)
-        except _InsufficientError as insufficient:
+            recorded = self.take({source: abs(amount_micro)}, *records, to=target)
+        except InsufficientBalanceError as insufficient:
             raise insufficient.for_holder() from insufficient
         return now_ms if recorded is None else _recorded(recorded, line).at_ms
 
@@ -435,6 +486,7 @@ class Ledger:
                 attempt(partial(self._send, self._credit_actions(batch, now_ms, contended=contended)))
             except (RefusedError, BusyError) as failed:
                 # Another sweep has credited some of them, or the balance of a bond's shard has fallen.
+                self._check_channels(batch)
                 contended = isinstance(failed, ConflictError)
                 patience.wait(ConflictError() if isinstance(failed, RefusedError) else failed)
                 waiting = self._uncredited([escrow.escrow_id for escrow in waiting])
@@ -592,6 +644,7 @@ class Ledger:
             set_=_settlement_values(settlement)
             | {"input_sha256": settled.input_sha256}
             | {"work": f"SETTLED#{self._work_shard(settled.escrow_id)}", "work_at": settlement.settled_ms},
+            remove=("ticket",) if settled.ticket else (),  # the receipt has it
             condition=condition,
             values=values,
         )
@@ -600,12 +653,13 @@ class Ledger:
         """Sends the updates of escrows that settle together, with the refunds of their payers."""
         refunds: Counter[str] = Counter()
         for ended in (settled, *judges):
-            refunds[ended.payer] += _settlement_of(ended).split.refunded_micro
+            if ended.ticket is None:  # otherwise what is not used stays in the channel
+                refunds[ended.payer] += _settlement_of(ended).split.refunded_micro
         refunds = +refunds  # drops payers without a refund
         if not refunds and not judges:
             return self._write(writes[0], settled)
         try:
-            self._give(refunds, [{"Update": write} for write in writes])
+            self.give(refunds, [{"Update": write} for write in writes])
         except RefusedError as refused:
             if refused.items[0] is None and judges:  # the condition of a judge's escrow failed
                 return self.find(settled.escrow_id) or _stored_escrow(refused)
@@ -621,19 +675,22 @@ class Ledger:
 
     # Balances.
 
-    def _take(
+    def take(
         self,
         amounts: Mapping[str, int],
         *records: Mapping[str, Value | None],
         to: str | None = None,
+        updating: dict[str, Any] | None = None,
         reserve_ms: int = 0,
     ) -> Mapping[str, Any] | None:
         """Puts records and takes their amounts from accounts, in one transaction; `to`, if any, receives the total.
 
-        If the first record already exists, nothing is taken and the stored item is returned; the other records exist if
-        and only if the first does. Raises _InsufficientError for the first account whose balance is too low.
+        `updating` is a conditional update of the same transaction. If a record already exists, or the update's
+        condition fails, nothing is taken, and the stored item of the first such action is returned. Raises
+        InsufficientBalanceError for the first account whose balance is too low.
         """
         puts = [{"Put": put_new(self._table, record)} for record in records]
+        puts += [{"Update": updating}] if updating else []
         patience = self._patience(reserve_ms=reserve_ms)
         moves: Mapping[str, Mapping[int, int]] = {
             account: {self._shard_in_use.get(account, balances.HOME): -amount_micro}
@@ -648,8 +705,8 @@ class Ledger:
             except RefusedError as refused:
                 # Check the record's condition before the balance's: on a replay the balance may be too low only
                 # because the first attempt took the amount.
-                if refused.items[0] is not None:
-                    return refused.items[0]
+                if (taken := next(filter(None, refused.items[: len(puts)]), None)) is not None:
+                    return taken
                 if planned:  # a balance has fallen since it was read
                     patience.wait(ConflictError())
                 contended = planned
@@ -664,7 +721,7 @@ class Ledger:
                 return None
             try:
                 moves, planned = self._plans(amounts, contended=contended), True
-            except _InsufficientError:
+            except InsufficientBalanceError:
                 # A concurrent repeat may have put the record, and taken the amount, since ours was rejected.
                 stored = self._get(str(records[0]["pk"]))
                 if stored is None:
@@ -684,10 +741,10 @@ class Ledger:
             shards = self._balances(account)
             moves = balances.taking(shards, amount_micro, contended=contended)
         if moves is None:
-            raise _InsufficientError(account, available_micro=sum(shards), required_micro=amount_micro)
+            raise InsufficientBalanceError(account, available_micro=sum(shards), required_micro=amount_micro)
         return moves
 
-    def _give(self, amounts: Mapping[str, int], actions: list[dict[str, Any]]) -> None:
+    def give(self, amounts: Mapping[str, int], actions: list[dict[str, Any]]) -> None:
         """Sends actions together with credits to accounts; after a conflict, the credits go to a random shard."""
         patience, contended = self._patience(), False
         while True:
@@ -773,7 +830,26 @@ class Ledger:
         first = batch.escrows[0]
         actions = [self._mark_swept(escrow, first, place, now_ms) for place, escrow in enumerate(batch.escrows)]
         actions.append({"Put": put_new(self._table, _batch_values(batch.escrows, now_ms))})
+        actions += [{"Update": self._spent_update(*spent)} for spent in earnings.spent_by_channel(batch.escrows)]
         return actions + self._charge_actions(batch, contended=contended)
+
+    def _check_channels(self, batch: earnings.Batch) -> None:
+        """Raises LookupError for a damaged channel, which no repetition helps, so that it delays no other credits."""
+        pks = [f"CHAN#{channel_id}" for channel_id, *_ in earnings.spent_by_channel(batch.escrows)]
+        found = self._get_all(pks) if pks else {}
+        if damaged := [pk for pk in pks if "closed_ms" in found.get(pk, {"closed_ms": None})]:
+            msg = f"{damaged[0]} is missing or closed, and a task that it pays is not credited"
+            raise LookupError(msg)
+
+    def _spent_update(self, channel_id: str, spent_micro: int, swept: int) -> dict[str, Any]:
+        """Adds to a channel what some of its tasks cost, and the numbers that they took."""
+        return {
+            "TableName": self._table,
+            "Key": to_item({"pk": f"CHAN#{channel_id}"}),
+            "UpdateExpression": "ADD spent :spent, swept :swept",
+            "ConditionExpression": "attribute_exists(pk) AND attribute_not_exists(closed_ms)",
+            "ExpressionAttributeValues": to_item({":spent": spent_micro, ":swept": swept}),
+        }
 
     def _charge_actions(self, batch: earnings.Batch, *, contended: bool = False) -> list[dict[str, Any]]:
         """The movements of a batch: the journal lines, the changes of the bonds' shards, and the credits."""
@@ -862,6 +938,10 @@ class Ledger:
         )
         return answer.get("Item")
 
+    def _get_one(self, pk: str) -> dict[str, Mapping[str, Any]]:
+        item = self._get(pk)
+        return {pk: item} if item else {}
+
     def _oldest_first(self, queue: str, *, before_ms: int | None = None) -> Iterator[str]:
         """Ids of the escrows that the index lists in a queue, merged over all its work shards."""
         queries = [self._work(shard, before_ms=before_ms) for shard in self._work_shards_of(queue)]
@@ -911,7 +991,9 @@ class Ledger:
         values: dict[str, Value | None] = {
             "pk": f"ESC#{escrow.escrow_id}",
             "state": escrow.state,
-            "account": escrow.payer,
+            # A ticket is a movement of its channel, not of its payer's account, so it is not in the index `statement`.
+            "account": None if escrow.ticket else escrow.payer,
+            **_ticket_values(escrow),
             "at": escrow.funded_ms,
             "task_id": escrow.task_id,
             "request_sha256": escrow.request_sha256,
@@ -972,7 +1054,7 @@ def listed_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow
 
     The images are those of a stream record. An escrow that was already funded before the change is not returned again.
     """
-    if "state" not in after or before.get("state") == after["state"]:
+    if not _is_escrow(after) or before.get("state") == after["state"]:
         return None
     return _escrow({name: value for name, value in after.items() if "B" not in value})
 
@@ -993,16 +1075,25 @@ def standing_change(
 def left_funded(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow | None:
     """The escrow that a change of the table settled; None for any other change, such as the mark of the sweep.
 
-    The images are those of a stream record. Of output and stderr only the digests are read.
+    A ticket's task may be settled by the write that stores it first. The images are those of a stream record. Of output
+    and stderr only the digests are read.
     """
-    if "state" not in after or before.get("state", {}).get("S") != State.FUNDED or after["state"] == before["state"]:
+    was = before.get("state", {}).get("S", State.FUNDED if "channel" in after and not before else None)
+    if not _is_escrow(after) or was != State.FUNDED or after["state"]["S"] == was:
         return None
     return _escrow({name: value for name, value in after.items() if "B" not in value})
+
+
+def _is_escrow(image: Mapping[str, Any]) -> bool:
+    """Whether a stream's image is that of an escrow: a channel has a state too, other numbers of a ticket have none."""
+    return "state" in image and str(image["pk"]["S"]).startswith("ESC#")
 
 
 def _pk(account: str, kind: LineKind, reference: str) -> str:
     if kind is LineKind.TASK:
         return f"ESC#{escrow_id(account, reference)}"
+    if kind is LineKind.CHANNEL:
+        return f"CHAN#{reference}"
     return f"{_PREFIXES[kind]}#{account}#{reference}"
 
 
@@ -1023,6 +1114,9 @@ def _line(item: Mapping[str, Any]) -> Line:
     prefix, _, rest = values["pk"].partition("#")
     if prefix == "ESC":
         return task_line(_escrow(item))
+    if prefix == "CHAN":  # what the channel has taken from the account so far
+        amount_micro = values.get("returned", 0) - values["deposit"]
+        return Line(values["account"], LineKind.CHANNEL, rest, values["at"], amount_micro)
     return Line(
         account=values["account"],
         kind=_KINDS[prefix],
@@ -1103,7 +1197,7 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
     values = from_item(item)
     return Escrow(
         escrow_id=values["pk"].removeprefix("ESC#"),
-        payer=values["account"],
+        payer=values["payer"] if "channel" in values else values["account"],
         task_id=values["task_id"],
         request_sha256=values["request_sha256"],
         agent_id=values["agent_id"],
@@ -1130,8 +1224,62 @@ def _escrow(item: Mapping[str, Any]) -> Escrow:
         keep_input="keep_input" in values,
         share_payer="payer" in values.get("share", "").split(","),
         share_log="log" in values.get("share", "").split(","),
+        ticket=_ticket(values),
         settlement=_settlement(values) if values["state"] != State.FUNDED else None,
     )
+
+
+def _ticket_values(escrow: Escrow) -> dict[str, Value | None]:
+    """The attributes of the ticket that pays. While the escrow is funded, they include what its receipt will state."""
+    if (ticket := escrow.ticket) is None:
+        return {}
+    proof = ticket.proof if escrow.settlement is None else None
+    return {
+        "payer": escrow.payer,
+        "channel": ticket.channel_id,
+        "number": ticket.number,
+        "tickets": ticket.count,
+        "ticket": json.dumps(astuple(proof), separators=(",", ":")) if proof else None,
+    }
+
+
+def _part_values(escrow: Escrow) -> list[dict[str, Value | None]]:
+    """The items of the numbers that an escrow takes beside its first."""
+    if (ticket := escrow.ticket) is None:
+        return []
+    return [
+        sealed(
+            {
+                "pk": f"ESC#{ticket_escrow_id(ticket.channel_id, number)}",
+                "channel": ticket.channel_id,
+                "number": number,
+                "part_of": escrow.escrow_id,
+            }
+        )
+        for number in range(ticket.number + 1, ticket.number + ticket.count)
+    ]
+
+
+def _ticket(values: Mapping[str, Any]) -> Ticket | None:
+    if "channel" not in values:
+        return None
+    proof = TicketProof(*json.loads(values["ticket"])) if "ticket" in values else None
+    return Ticket(values["channel"], values["number"], values["tickets"], proof)
+
+
+def _stored_first(stored: Mapping[str, Any], wanted: Escrow) -> Escrow:
+    """The escrow that is stored in place of a new one. Raises as `find_ticket` does if a number is taken otherwise."""
+    if stored["pk"]["S"] == f"ESC#{wanted.escrow_id}" and "state" in stored:
+        return _escrow(stored)
+    raise _taken(stored)
+
+
+def _taken(stored: Mapping[str, Any]) -> TicketUsedError | ChannelClosedError:
+    """Why the number of a stored item pays no other task."""
+    channel_id = stored["channel"]["S"]
+    if "void_ms" in stored:
+        return ChannelClosedError(channel_id, state=ChannelState.CLOSED)
+    return TicketUsedError(channel_id, int(stored["number"]["N"]))
 
 
 def _share(escrow: Escrow) -> str | None:
@@ -1147,7 +1295,7 @@ def _judges_json(judges: Sequence[JudgeHold]) -> str | None:
 def _judge_holds(values: Mapping[str, Any]) -> Iterator[JudgeHold]:
     for side, agent_id, budget_micro, *named in json.loads(values.get("judges", "[]")):
         # Old escrows: the payer paid both judges, and their escrow ids were derived from the task's.
-        of_payer = escrow_id(values["account"], judge_task_id(values["task_id"], Side(side)))
+        of_payer = escrow_id(values.get("payer") or values["account"], judge_task_id(values["task_id"], Side(side)))
         yield JudgeHold(Side(side), agent_id, budget_micro, *(named or [of_payer]))
 
 

@@ -3,6 +3,7 @@
     pk                                          sk
     RUNS#<agent>#<succeeded|failed>#<shard>     <settled_ms>#<escrow id>   a settled run of an agent
     TASKS#<payer>#<shard>                       <funded_ms>#<escrow id>    a task of an account, with its state
+    CHANNELS#<payer>#<shard>                    <opened_ms>#<channel id>   a payment channel of an account
     AGENT#<agent id>                            <slot>                     an agent under one of its search terms
 
 Times in keys have 13 digits, so that their order as text is their order in time. The rows of one agent or account are
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 NO_END: Final = LISTING_MS_MAX
 AGENT_SLOTS: Final = tuple(f"{slot:02}" for slot in range(2 + AGENT_TAGS_MAX + AGENT_WORDS_MAX))
 """The keys of an agent's rows: enough for all, its owner, its tags and its words."""
-_AFTER_ALL: Final = "~"  # greater than every character of an escrow id
+_AFTER_ALL: Final = "~"  # greater than every character of an escrow id, and of a channel's
 
 
 def words(*texts: str) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ _RANGES: Final = {
 }
 
 Place = tuple[int, str]
-"""The position at which a page ends: time and escrow id of the last row that was read."""
+"""The position at which a page ends: time and id of the last row that was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +291,17 @@ class Listings:
         items, place = self._merged(pks, since_ms, until_ms, limit=limit, after=after, of=of)
         return [_task(item) for item in items], place
 
+    def add_channel(self, channel_id: str, *, payer: str, opened_ms: int) -> None:
+        """Adds the row of a channel. It names the channel only: what changes is read from the ledger."""
+        pk = _channels_pk(payer, _shard(channel_id))
+        self._put({"pk": pk, "sk": _sk(opened_ms, channel_id)}, condition="attribute_not_exists(pk)")
+
+    def channels(self, payer: str, *, limit: int, after: Place | None) -> tuple[list[str], Place | None]:
+        """The ids of up to `limit` channels of an account, newest first."""
+        pks = [_channels_pk(payer, shard) for shard in range(LISTING_SHARDS)]
+        items, place = self._merged(pks, 0, NO_END, limit=limit, after=after)
+        return [_place(item["sk"])[1] for item in items], place
+
     # The index of agents.
 
     def rows_of(self, agent_id: str) -> dict[str, IndexRow]:
@@ -439,8 +451,8 @@ def _is_past(wanted: Wanted, sort: Sort, value: int) -> bool:
             return False
 
 
-def _shard(escrow_id: str) -> int:
-    return zlib.crc32(escrow_id.encode()) % LISTING_SHARDS
+def _shard(row_id: str) -> int:
+    return zlib.crc32(row_id.encode()) % LISTING_SHARDS
 
 
 def _runs_pk(agent_id: str, ended: Ended, shard: int) -> str:
@@ -451,17 +463,21 @@ def _tasks_pk(payer: str, shard: int) -> str:
     return f"TASKS#{payer}#{shard}"
 
 
+def _channels_pk(payer: str, shard: int) -> str:
+    return f"CHANNELS#{payer}#{shard}"
+
+
 def _agent_pk(agent_id: str) -> str:
     return f"AGENT#{agent_id}"
 
 
-def _sk(at_ms: int, escrow_id: str) -> str:
-    return f"{at_ms:013}#{escrow_id}"
+def _sk(at_ms: int, row_id: str) -> str:
+    return f"{at_ms:013}#{row_id}"
 
 
 def _place(sk: str) -> Place:
-    at_ms, _, escrow_id = sk.partition("#")
-    return int(at_ms), escrow_id
+    at_ms, _, row_id = sk.partition("#")
+    return int(at_ms), row_id
 
 
 def _spaced(names: Iterable[str]) -> str:

@@ -1,11 +1,12 @@
 """The audit: reads every item of the ledger and recomputes every invariant. Its memory does not grow with the escrows.
 
     walk the log by its pointers → scan the table → read again what differed → walk what was logged meanwhile
-    → compare standings, the log's end, and accounts
+    → compare standings, the log's end, accounts, and channels
 
 The scan returns items in no order and is not a snapshot. So the audit keeps sums for each account, checks each item
 against the items that it refers to, and reads an item again if something differs. It checks the log in log order, batch
-by batch. It keeps in memory a few numbers for each account, the standing of each agent and eight bytes for each batch.
+by batch. It keeps in memory a few numbers for each account and channel, the standing of each agent and eight bytes for
+each batch. A channel whose tickets differ from it is read again by its numbers, a page at a time.
 """
 
 import time
@@ -20,6 +21,7 @@ import jwt
 
 from quittance.errors import shortened
 from quittance.ledger import reputation
+from quittance.ledger.channels import ChannelState
 from quittance.ledger.credits import format_credits
 from quittance.ledger.reputation import Standing
 from quittance.limits import (
@@ -28,11 +30,12 @@ from quittance.limits import (
     AUDIT_RECENT_MS,
     AUDIT_STANDINGS_MAX,
     BATCH_GET_ITEMS_MAX,
+    TICKET_NUMBER_MAX,
     UNPUBLISHED_MS_MAX,
 )
 from quittance.platform import Platform
 from quittance.proof import invariants, log
-from quittance.proof.invariants import Audit, Books, Context, Difference, Sums, Values
+from quittance.proof.invariants import Audit, Books, Context, Difference, Numbers, Sums, Values
 from quittance.proof.log import Frontier, LogHead
 from quittance.proof.receipt import read_claims
 from quittance.proof.statement import ProofError
@@ -50,21 +53,23 @@ def audit(platform: Platform) -> Audit:
 
 def report(result: Audit) -> list[str]:
     """The conservation equation with both sides, and a line for each difference."""
-    inside = result.available_micro + result.held_micro + result.uncredited_micro
     lines = [
         f"escrows      {result.escrows}",
+        f"channels     {result.channels}",
         f"in the log   {result.log.size}, published {result.log.published}",
         f"deposited    {format_credits(result.deposited_micro)}",
         f"withdrawn    {format_credits(result.withdrawn_micro)}",
         f"to pay out   {format_credits(result.waiting_micro)} in {result.payouts_waiting} withdrawals",
         f"available    {format_credits(result.available_micro)}",
         f"held         {format_credits(result.held_micro)}",
+        f"in channels  {format_credits(result.in_channels_micro)}",
         f"uncredited   {format_credits(result.uncredited_micro)}",
         f"charged      {format_credits(result.charged_micro)}",
         f"written off  {format_credits(result.written_off_micro)}",
         f"deposited - withdrawn = {format_credits(result.deposited_micro - result.withdrawn_micro)}",
-        f"available + held + uncredited = {format_credits(inside)}",
+        f"available + held + in channels + uncredited = {format_credits(result.inside_micro)}",
         f"accounts that moved meanwhile {result.moved}, of them not settled {result.unsettled}",
+        f"channels that moved meanwhile {result.moved_channels}, of them not settled {result.unsettled_channels}",
         f"differences  {result.count}",
     ]
     lines += [
@@ -123,6 +128,7 @@ class _Auditor:
         self._check_log_end()
         self._check_old_lines()
         self._check_accounts()
+        self._check_channels()
         self._check_conservation()
         return result
 
@@ -192,7 +198,12 @@ class _Auditor:
         if self._frontier.size != self._result.log.published:
             return
         swept_ms = min(
-            (escrow["swept_ms"] for escrow in escrows if invariants.form_error(escrow) is None), default=None
+            (
+                escrow["swept_ms"]
+                for escrow in escrows
+                if invariants.form_error(escrow) is None and invariants.is_swept(escrow)
+            ),
+            default=None,
         )
         if swept_ms is not None and (age_ms := self._context.now_ms - swept_ms) > UNPUBLISHED_MS_MAX:
             self._result.check("I8", "LOG", f"published within {UNPUBLISHED_MS_MAX} ms", f"not after {age_ms} ms")
@@ -366,13 +377,99 @@ class _Auditor:
             total = sum(map(invariants.net_change, sound), start=total)
         return total
 
+    # Channels.
+
+    def _check_channels(self) -> None:
+        """I14: each channel is the sum of its tickets and top-ups. Reads those of a channel that differs again."""
+        channel_ids = iter(sorted(self._books.channels))
+        while page := list(islice(channel_ids, BATCH_GET_ITEMS_MAX)):
+            found = self._ledger.read(f"CHAN#{channel_id}" for channel_id in page)
+            for channel_id in page:
+                channel = found.get(f"CHAN#{channel_id}")
+                if channel is None or invariants.form_error(channel):
+                    continue  # the channel, or each of its tickets, differs for itself
+                if channel["state"] == ChannelState.CLOSING and not invariants.is_counted(channel):
+                    self._check_counted(channel_id, channel)
+                if invariants.check_numbers(channel, self._books.channels[channel_id], self._context):
+                    self._result.moved_channels += 1
+                    self._result.add(self._compare_channel(channel_id))
+
+    def _check_counted(self, channel_id: str, channel: Values) -> None:
+        """I14: what closing has counted so far. These numbers are used or void for ever, so one look is enough."""
+        total = Numbers()
+        for first in range(1, channel["counted"] + 1, BATCH_GET_ITEMS_MAX):
+            last = min(first + BATCH_GET_ITEMS_MAX - 1, channel["counted"])
+            for values in self._numbers(channel_id, range(first, last + 1)):
+                total.add(values)
+        self._result.add(invariants.check_counted(channel, total))
+
+    def _compare_channel(self, channel_id: str) -> list[Difference]:
+        """The differences of a channel that does not change while its numbers are read.
+
+        Pages of numbers that can never change again are read once. So a channel that is used all the time is compared
+        too, unless the sweep credits some of its tickets during each of the last, short looks.
+        """
+        differences: list[Difference] = []
+        fixed, moving, read_to = Numbers(), list[int](), 0  # the sums of final pages, and where the others begin
+        for tried in range(_ACCOUNT_TRIES):
+            if tried:
+                time.sleep(_INDEX_LAG_S)
+            before = self._channel(channel_id)
+            if before is None:
+                return []
+            new = range(read_to + 1, min(before["granted"], TICKET_NUMBER_MAX) + 1, BATCH_GET_ITEMS_MAX)
+            read_to += len(new) * BATCH_GET_ITEMS_MAX
+            pages, moving, total = [*moving, *new], [], fixed
+            for first in pages:
+                numbers, sums = self._numbers(channel_id, range(first, first + BATCH_GET_ITEMS_MAX)), Numbers()
+                for values in numbers:
+                    sums.add(values)
+                total += sums
+                if len(numbers) == BATCH_GET_ITEMS_MAX and all(map(invariants.is_final, numbers)):
+                    fixed += sums
+                else:
+                    moving.append(first)
+            total += self._topups(channel_id)
+            after = self._channel(channel_id)
+            if after is None:
+                return []
+            differences = invariants.check_numbers(after, total, self._context)
+            if not differences:
+                return []
+            if before != after and invariants.is_between(before, total, after):
+                differences = []
+        self._result.unsettled_channels += not differences
+        return differences
+
+    def _channel(self, channel_id: str) -> Values | None:
+        """A channel, unless it is missing or damaged: then the items that name it, or the scan, report it."""
+        pk = f"CHAN#{channel_id}"
+        channel = self._ledger.read([pk]).get(pk)
+        return None if channel is None or invariants.form_error(channel) else channel
+
+    def _numbers(self, channel_id: str, numbers: Iterable[int]) -> list[Values]:
+        """The items of some numbers of a channel that have no form error."""
+        found = self._ledger.read(invariants.number_keys(channel_id, numbers))
+        return [
+            values
+            for values in found.values()
+            if invariants.form_error(values) is None and invariants.is_by_ticket(values)
+        ]
+
+    def _topups(self, channel_id: str) -> Numbers:
+        total = Numbers()
+        for pks in _pages(self._ledger.movements_since(invariants.topups_of(channel_id), 0)):
+            for values in self._ledger.read(pks).values():
+                if invariants.item_type(values) == "TOPUP" and invariants.form_error(values) is None:
+                    total.add(values)
+        return total
+
     def _check_conservation(self) -> None:
         """I1, unless credits moved while they were summed: then each account that moved was compared separately."""
         result = self._result
-        inside = result.available_micro + result.held_micro + result.uncredited_micro
         is_still = not result.moved and result.credited_micro == result.journalled_micro
         if is_still or result.differences:
-            result.check("I1", "all", result.deposited_micro - result.withdrawn_micro, inside)
+            result.check("I1", "all", result.deposited_micro - result.withdrawn_micro, result.inside_micro)
 
 
 def _pages(keys: Iterable[str]) -> Iterator[list[str]]:

@@ -13,10 +13,13 @@ from quittance.api import events, messages
 from quittance.api.messages import Message
 from quittance.api.models import DirectTaskRequest
 from quittance.errors import QuittanceError, RequestError
-from quittance.ledger import escrow as escrows
+from quittance.ledger.channels import escrow_id_of
+from quittance.ledger.escrow import Escrow
 from quittance.limits import DEAD_LETTER_HIDDEN_S
 from quittance.observability import Metric, count, logger
 from quittance.platform import Platform
+from quittance.proof import ticket as tickets
+from quittance.proof.statement import ProofError
 from quittance.run import Outcome
 from quittance.store.queue import Delivery, NotDoneError
 from quittance.usecases import notify, settle
@@ -51,14 +54,29 @@ def handle(platform: Platform, delivery: Delivery) -> None:
 
 def _resolve(platform: Platform, message: Message, delivery: Delivery) -> None:
     request = message.request
-    escrow = platform.ledger.find(escrows.escrow_id(request.user_id, request.task_id))
-    if escrow is None or not request.as_funded(escrow.request_sha256, input_sha256=message.input_sha256):
+    escrow = platform.ledger.find(escrow_id_of(request.user_id or "", request.task_id))
+    same = escrow and request.as_funded(escrow.request_sha256, input_sha256=message.input_sha256)
+    if escrow is None or not same or not _is_payers(request, escrow):
         _emit_refused(platform, request, delivery)
         return
     observability.about(escrow)
     if escrow.settlement is None:
         settle.refund(platform, escrow, Outcome.UNDELIVERED, _UNDELIVERED)
         count(Metric.DEAD_REFUNDED)
+
+
+def _is_payers(request: DirectTaskRequest, escrow: Escrow) -> bool:
+    """Whether the payer of a task sent this request. The task_id of a ticket's task alone shows that of nobody."""
+    if escrow.ticket is None or request.ticket is None:
+        return escrow.ticket is None and request.ticket is None
+    if escrow.ticket.proof is None:  # the task is settled: nothing can happen to it
+        return True
+    try:
+        claims, jws = tickets.read(request.ticket)
+        tickets.check_signed(jws, escrow.ticket.proof.key)
+    except ProofError:
+        return False
+    return (claims.channel, claims.n) == (escrow.ticket.channel_id, escrow.ticket.number)
 
 
 def _emit_refused(platform: Platform, request: DirectTaskRequest, delivery: Delivery) -> None:

@@ -6,12 +6,16 @@ A task without failures or repeats makes two writes to the ledger and no read. I
 budget stays in escrow until another attempt takes the task over, or until the escrow expires and is refunded. If the
 operator limits how many tasks of one account run at once, a run also takes one of its payer's slots and gives it back.
 
+A task that a channel's ticket pays makes one read and one write. It is not funded: the write at its end takes the
+ticket's number and settles. It is held first, as any other task is funded, if judges or the queue take part, or if its
+channel is contested.
+
 Who pays what is decided in `ledger/escrow.py`; docs/who-pays.md has the table.
 """
 
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Final, Self
 
@@ -21,7 +25,7 @@ from quittance import observability, tracing
 from quittance.acceptance.rules import rules_sha256
 from quittance.api import messages, targets
 from quittance.api.identity import Caller
-from quittance.api.models import TaskPending, TaskQueued, TaskRequest, TaskResult
+from quittance.api.models import ChannelId, DirectTaskRequest, TaskPending, TaskQueued, TaskRequest, TaskResult
 from quittance.api.requests import wants_async
 from quittance.errors import (
     AccountFrozenError,
@@ -30,15 +34,17 @@ from quittance.errors import (
     InputNotAcceptedError,
     InvalidRequestError,
     JudgingTooDearError,
+    PlatformUnavailableError,
     ReputationTooLowError,
     RequestError,
     TaskConflictError,
     TermsChangedError,
+    TicketUsedError,
     TimeoutTooLongError,
     TooManyRunningError,
 )
+from quittance.ledger import channels, pricing, reputation
 from quittance.ledger import escrow as escrows
-from quittance.ledger import pricing, reputation
 from quittance.ledger.escrow import Escrow, JudgeHold
 from quittance.limits import (
     ESCROW_GRACE_MS,
@@ -49,41 +55,57 @@ from quittance.limits import (
     TIMEOUT_S_MIN,
     TIMEOUT_S_SYNC_MAX,
 )
+from quittance.observability import Metric, count
 from quittance.platform import Platform
 from quittance.run import Outcome
 from quittance.store.slots import Busy
-from quittance.usecases import contracts, judges, launch, settle
+from quittance.usecases import contracts, judges, launch, settle, tickets
 from quittance.usecases.judges import NamedJudge
 from quittance.usecases.launch import ReadyAgent
 from quittance.usecases.result import answer
+from quittance.usecases.tickets import Accepted
 
 Prefer = Annotated[
     list[str] | None, Field(description="`respond-async`: 202 as soon as the task is funded (RFC 7240).")
 ]
+PaymentTicket = Annotated[str, Field(description="The ticket that pays: a compact JWS, signed by the channel's key.")]
 _SUPERSEDED: Final = "The agent is no longer the one that the task was funded for; the budget was refunded."
 _REFUSED_NOW: Final = "The task would be refused if it were sent now; the budget was refunded."
 _FROZEN: Final = "The user's account, or the agent's owner's, was frozen before the task ran; the budget was refunded."
 
 
+Payer = str | Accepted
+"""Who pays a task: an account, or the ticket of a channel."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One invocation's attempt at a task: its runner, which may hold the escrow, and the longest run that may begin."""
+    """One invocation's attempt at a task: its runner, which may hold the escrow, and the longest run that may begin.
+
+    `by` is the ticket that pays; without one, the account `user` does.
+    """
 
     user: str
     request: TaskRequest
     request_sha256: str
     runner: str
     timeout_s_max: int
+    by: Accepted | None
 
     @classmethod
-    def of(cls, user: str, request: TaskRequest, timeout_s_max: int) -> Self:
-        """A new attempt, with a runner of its own."""
-        return cls(user, request, request.sha256(request.stdin.sha256), uuid.uuid4().hex, timeout_s_max)
+    def of(cls, payer: Payer, request: TaskRequest, timeout_s_max: int) -> Self:
+        """A new attempt, with a runner of its own. Raises InvalidRequestError for a ticket's task_id without it."""
+        user, by = account_of(payer), None if isinstance(payer, str) else payer
+        if by is None and channels.parse_task_id(request.task_id):
+            raise InvalidRequestError(
+                ("task_id", "must not be that of a channel's ticket: send the ticket, or another id")
+            )
+        return cls(user, request, request.sha256(request.stdin.sha256), uuid.uuid4().hex, timeout_s_max, by)
 
     @property
     def escrow_id(self) -> str:
         """The id of the task's escrow."""
-        return escrows.escrow_id(self.user, self.request.task_id)
+        return channels.escrow_id_of(self.user, self.request.task_id)
 
     def as_funded(self, escrow: Escrow) -> Self:
         """This attempt with the request as an earlier commit funded it; unchanged for any other escrow."""
@@ -109,21 +131,55 @@ def request(
     return execute(platform, caller.account, request)
 
 
+def redeem(
+    platform: Platform,
+    channel_id: ChannelId,
+    request: TaskRequest,
+    payment_ticket: PaymentTicket,
+    prefer: Prefer = None,
+) -> TaskResult | TaskPending:
+    """Runs one task that a channel pays: the header `Payment-Ticket` has a ticket that its key signed for it.
+
+    No bearer token is needed. The `task_id` is `<channel id>.<number>`. A repeated request never costs twice.
+    Raises TicketInvalidError, TicketUsedError, TicketTooSmallError, ChannelClosedError, ChannelExpiredError,
+    AgentNotAllowedError, InvalidRequestError, PayloadTooLargeError, NotFoundError, AgentNotReadyError,
+    AccountFrozenError, FundingPausedError, TooManyRunningError, TaskInProgressError, TermsChangedError,
+    InputNotAcceptedError, BudgetTooLowError, JudgingTooDearError, ReputationTooLowError, TimeoutTooLongError, and
+    PlatformUnavailableError (repeat the request).
+    """
+    accepted = tickets.accept(platform, payment_ticket, request)
+    if accepted.channel.channel_id != channel_id:
+        raise InvalidRequestError(("channel_id", f"must be {accepted.channel.channel_id}, the ticket's channel"))
+    return submit(platform, accepted, request) if wants_async(prefer or []) else execute(platform, accepted, request)
+
+
+def account_of(payer: Payer) -> str:
+    """The account whose credits pay."""
+    return payer if isinstance(payer, str) else payer.channel.payer
+
+
+def payer_of(platform: Platform, request: DirectTaskRequest) -> Payer:
+    """Who pays a task that did not come over HTTP. Raises as `tickets.accept` does."""
+    if request.ticket is not None:
+        return tickets.accept(platform, request.ticket, request)
+    return request.user_id or ""
+
+
 def execute(
     platform: Platform,
-    user: str,
+    payer: Payer,
     request: TaskRequest,
     *,
     timeout_s_max: int = TIMEOUT_S_SYNC_MAX,
     leased: Callable[[Escrow], None] = lambda _: None,
 ) -> TaskResult | TaskPending:
-    """Runs a task for a user and settles its escrow; a repeated request gets the same answer.
+    """Runs a task for a payer and settles its escrow; a repeated request gets the same answer.
 
     `timeout_s_max` is the longest run that the entry point can wait for. `leased` is called before the run, with the
     escrow that this attempt holds. A TaskPending means that the outcome is not known yet and can be read later. Raises
     RequestError (no money moved) and PlatformUnavailableError (repeat the request).
     """
-    attempt = _Attempt.of(user, request, timeout_s_max)
+    attempt = _Attempt.of(payer, request, timeout_s_max)
     with ExitStack() as slot:  # the slot is given back once the task is answered
         return _execute(platform, attempt, leased, slot)
 
@@ -137,10 +193,14 @@ def _execute(
         observability.about(hold)
         _check_pause(platform, hold)
         span_ms = judges.span_ms(hold, named)
-        _take_slot(platform, hold, slot, reserve_ms=span_ms)
-        with tracing.step("fund"):
-            escrow = platform.ledger.fund(hold, *judge_holds, reserve_ms=span_ms)
-        observability.funded(escrow, by=attempt.runner)
+        escrow, redeem = _redeemable(platform, attempt, hold, judge_holds, span_ms=span_ms)
+        is_settled = escrow is not None and escrow.settlement is not None  # a replay runs nothing
+        if not is_settled and (not redeem or platform.settings.tickets_take_slots):
+            _take_slot(platform, hold, slot, reserve_ms=span_ms)
+        if escrow is None:
+            with tracing.step("fund"):
+                escrow = platform.ledger.fund(hold, *judge_holds, reserve_ms=span_ms)
+            observability.funded(escrow, by=attempt.runner)
     except RequestError as refusal:
         # A funded task is answered from its escrow, even if its agent or its payer's balance would not allow it now.
         earlier = platform.ledger.find(attempt.escrow_id)
@@ -160,21 +220,60 @@ def _execute(
     run = launch.held_to_rules(ready.rules, request.acceptance, run)
     run, judged = judges.ask(platform, escrow, stdin, list(zip(named, judge_holds, strict=True)), run)
     run = launch.with_memory_doubt(platform, escrow, ready, stdin, run)
-    settled = settle.settle(platform, escrow, run, ready.version, judged, request.stdin)
+    try:
+        settled = settle.settle(platform, escrow, run, ready.version, judged, request.stdin, redeem=redeem)
+        if redeem and settled.claims is None:
+            _contest(platform, attempt)
+            _check_same(settled.escrow, attempt)
+    except TicketUsedError:
+        _contest(platform, attempt)
+        raise
     return answer(platform, settled.escrow, claims=settled.claims, written=settled.written)
 
 
-def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | TaskPending:
+def _redeemable(
+    platform: Platform, attempt: _Attempt, hold: Escrow, judge_holds: list[Escrow], *, span_ms: int
+) -> tuple[Escrow | None, bool]:
+    """What is known of a task before money moves: its escrow, and whether only its settlement is to be written.
+
+    An account's task, and a ticket's that must be held, has no escrow yet: (None, False). Any other ticket's task runs
+    on an escrow that nothing stores before it is settled. A ticket that was used is found here, before anything runs:
+    what its replays would compute, nobody would pay. Raises as `tickets.check` does, TicketUsedError.
+    """
+    if attempt.by is None:
+        return None, False
+    if stored := platform.ledger.find_ticket(attempt.by.ticket):
+        return stored, False
+    channel = tickets.check(platform, attempt.by, attempt.request, span_ms=span_ms, judged=bool(judge_holds))
+    takes_long = attempt.timeout_s_max > TIMEOUT_S_SYNC_MAX  # longer than a channel waits before it closes
+    if judge_holds or takes_long or channel.contested:
+        return None, False
+    return (None, False) if platform.channels.is_contesting(hold.payer, now_ms=hold.funded_ms) else (hold, True)
+
+
+def _contest(platform: Platform, attempt: _Attempt) -> None:
+    """Records that another attempt used the ticket while this one ran: nobody pays for what this one computed.
+
+    It cannot become a habit: from now on the channel's tickets are held before they run.
+    """
+    if attempt.by:
+        count(Metric.TICKETS_CONTESTED)
+        with suppress(PlatformUnavailableError):  # the next such attempt records it
+            platform.channels.contest(attempt.by.channel, now_ms=platform.now_ms())
+
+
+def submit(platform: Platform, payer: Payer, request: TaskRequest) -> TaskResult | TaskPending:
     """Funds a task and sends it to the queue; if it is settled already, returns its result.
 
     Every refusal is raised here, not by the queue. A repeated request sends the task again unless it is running; a
     second worker finds that the first one holds it. Raises RequestError (no money moved), PlatformUnavailableError
     (repeat the request; if nobody does, the escrow expires).
     """
-    attempt = _Attempt.of(user, request, TIMEOUT_S_ASYNC_MAX)
+    attempt = _Attempt.of(payer, request, TIMEOUT_S_ASYNC_MAX)
     try:
         ready, named = _check(platform, attempt)
         hold, judge_holds = _holds(platform, attempt, ready, named)
+        stored, redeem = _redeemable(platform, attempt, hold, judge_holds, span_ms=judges.span_ms(hold, named))
         # The leases end at once: no runner holds the task, so the worker that gets the message can take it over.
         hold, *judge_holds = (
             replace(each, lease_ms=each.funded_ms, expires_ms=each.expires_ms + QUEUE_WAIT_MS_MAX)
@@ -182,7 +281,7 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
         )
         observability.about(hold)
         _check_pause(platform, hold)
-        escrow = platform.ledger.fund(hold, *judge_holds)
+        escrow = stored if stored and not redeem else platform.ledger.fund(hold, *judge_holds)
         observability.funded(escrow, by=attempt.runner)
     except RequestError:
         earlier = platform.ledger.find(attempt.escrow_id)
@@ -190,14 +289,13 @@ def submit(platform: Platform, user: str, request: TaskRequest) -> TaskResult | 
             raise
         escrow = earlier
     attempt = attempt.as_funded(escrow)
-    if escrow.request_sha256 != attempt.request_sha256:
-        raise TaskConflictError(escrow.task_id)
+    _check_same(escrow, attempt)
     escrow = settle.expire_if_overdue(platform, escrow)
     # Clocks differ: an escrow that no runner ever held is free even if its funding seems to lie in the future.
     if escrow.settlement is None and escrow.lease_ms <= max(platform.now_ms(), escrow.funded_ms):
-        messages.send(platform, user, attempt.request)
-    stored = answer(platform, escrow)
-    return TaskQueued(**dict(stored)) if isinstance(stored, TaskPending) else stored
+        messages.send(platform, attempt.user, attempt.request, ticket=attempt.by.token if attempt.by else None)
+    answered = answer(platform, escrow)
+    return TaskQueued(**dict(answered)) if isinstance(answered, TaskPending) else answered
 
 
 def _check_or_join(platform: Platform, attempt: _Attempt) -> tuple[ReadyAgent, list[NamedJudge]]:
@@ -320,6 +418,7 @@ def _holds(
         keep_input=request.keep_input,
         share_payer=bool(request.share and request.share.payer),
         share_log=bool(request.share and request.share.log),
+        ticket=attempt.by.ticket if attempt.by else None,
     )
     hold = replace(hold, lease_ms=_lease_ms(platform, now_ms, hold, named))
     judge_holds = [judges.escrow_of(judge, hold) for judge in named]
@@ -370,9 +469,17 @@ def _join_refused(platform: Platform, escrow: Escrow, attempt: _Attempt, refusal
 
 def _join_settled(platform: Platform, escrow: Escrow, attempt: _Attempt) -> Escrow:
     """The settled escrow of an earlier attempt. Raises TaskConflictError, TaskInProgressError."""
-    if escrow.request_sha256 != attempt.request_sha256:
-        raise TaskConflictError(escrow.task_id)
+    _check_same(escrow, attempt)
     return settle.settled(platform, escrow)
+
+
+def _check_same(escrow: Escrow, attempt: _Attempt) -> None:
+    """Raises TaskConflictError or TicketUsedError if a stored escrow is of another request."""
+    if escrow.request_sha256 == attempt.request_sha256:
+        return
+    if escrow.ticket:
+        raise TicketUsedError(escrow.ticket.channel_id, escrow.ticket.number)
+    raise TaskConflictError(escrow.task_id)
 
 
 def _can_take_over(platform: Platform, escrow: Escrow, attempt: _Attempt) -> bool:

@@ -147,6 +147,7 @@ def escrow_of(judge: NamedJudge, task: Escrow) -> Escrow:
         own_limits=agent.terms.limits,
         task_judge_bps=0,
         judges=(),
+        ticket=replace(task.ticket, count=0, proof=None) if task.ticket and judge.side is Side.TASK else None,
         seed=secrets.token_bytes(_SEED_BYTES).hex(),
         settlement=None,
         webhook=None,  # only the task's outcome is delivered

@@ -1,4 +1,4 @@
-"""Listings: each funded or settled escrow gets its rows, and each active agent its rows in the index of agents.
+"""Listings: each funded or settled escrow and each channel gets its rows, each active agent those of the index.
 
 This runs after a task, never during it. Streams deliver records at least once, and those of two tables in any order, so
 every write here gives the same rows for any order and repetition of records.
@@ -14,6 +14,7 @@ from quittance.api.models import BackfillRequest
 from quittance.api.requests import read_direct
 from quittance.errors import NotFoundError, PlatformUnavailableError
 from quittance.ledger import pricing, reputation
+from quittance.ledger.channels import Channel
 from quittance.ledger.escrow import Escrow, State, TaskState, is_judge
 from quittance.ledger.reputation import Standing
 from quittance.limits import (
@@ -27,6 +28,7 @@ from quittance.observability import Metric, count, logger
 from quittance.platform import Platform
 from quittance.proof import receipt
 from quittance.run import Outcome
+from quittance.store.channels import channel_change
 from quittance.store.ledger import listed_change, standing_change
 from quittance.store.listings import AGENT_SLOTS, Ended, IndexRow, ListedAgent, ListedRun, ListedTask, words
 from quittance.store.registry import changed_agent
@@ -47,6 +49,8 @@ def list_change(platform: Platform, record: Mapping[str, Any], listed: set[str])
     if escrow := listed_change(before, after):
         with logger.append_context_keys(task_id=escrow.task_id, escrow_id=escrow.escrow_id, agent_id=escrow.agent_id):
             list_escrow(platform, escrow)
+    elif channel := channel_change(after):
+        list_channel(platform, channel)
     elif moved := standing_change(before, after):
         agent_id, earlier, standing = moved
         if earlier is None or _shown(platform, earlier) != _shown(platform, standing):
@@ -73,6 +77,12 @@ def list_escrow(platform: Platform, escrow: Escrow) -> None:
     if run is not None:
         platform.listings.add_run(run)
         count(Metric.LISTED)
+
+
+def list_channel(platform: Platform, channel: Channel) -> None:
+    """Lists a channel under its payer."""
+    platform.listings.add_channel(channel.channel_id, payer=channel.payer, opened_ms=channel.opened_ms)
+    count(Metric.LISTED)
 
 
 def list_agent(platform: Platform, agent_id: str) -> None:
@@ -150,6 +160,8 @@ def _list_item(platform: Platform, item: Mapping[str, Any]) -> bool:
     """Whether a stored item was listed. The standings are read with the agents, which the registry has."""
     if escrow := listed_change({}, item):
         list_escrow(platform, escrow)
+    elif channel := channel_change(item):
+        list_channel(platform, channel)
     elif agent_id := changed_agent(item):
         list_agent(platform, agent_id)
     else:

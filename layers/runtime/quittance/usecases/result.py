@@ -26,6 +26,7 @@ from quittance.errors import (
     NotFoundError,
     NotLoggedError,
 )
+from quittance.ledger import channels
 from quittance.ledger import escrow as escrows
 from quittance.ledger.balances import is_bond, owner_of
 from quittance.ledger.escrow import Escrow, JudgeHold, Settlement, StoredBytes
@@ -83,7 +84,9 @@ def find(platform: Platform, caller: Caller, task_id: str, *, user: str | None =
     """
     payer = user or caller.account
     named, _, side = task_id.partition(escrows.JUDGE_MARK)
-    escrow = platform.ledger.find(escrows.escrow_id(payer, named))
+    escrow = platform.ledger.find(channels.escrow_id_of(payer, named))
+    if escrow and escrow.payer != payer:  # a ticket's task_id alone names its escrow
+        escrow = None
     if escrow and side:
         hold = next((hold for hold in escrow.judges if hold.side == side), None)
         escrow = platform.ledger.find(hold.escrow_id) if hold else None
@@ -165,6 +168,7 @@ def answer(
         judging_micro=settlement.task_judging_micro,
         fault=settlement.fault,
         judges=[_judge_answer(escrow, settlement, hold, stated["acceptance"] or {}) for hold in escrow.judges],
+        payment_method="ticket" if escrow.ticket else "escrow",
         reputation_delta=settlement.reputation_tenths,
         timestamp=settlement.settled_ms,
         receipt=settlement.receipt,

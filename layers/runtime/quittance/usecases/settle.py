@@ -85,18 +85,22 @@ def settle(
     version: Version | None,
     judged: Sequence[Judged] = (),
     stdin: Input | None = None,
+    *,
+    redeem: bool = False,
 ) -> Settled:
     """Settles the escrow and its judges' by the run's outcome, or returns the settlement that another attempt stored.
 
     `version` is what ran, None if nothing did. `stdin` is what it was to read; it is stored if the task asks to keep
-    it. A run that no receipt can state counts as a failure of the platform.
+    it. A run that no receipt can state counts as a failure of the platform. With `redeem` the escrow is not stored yet:
+    this write takes its ticket's numbers. Then nothing is known to be stored if the ledger does not answer, and the
+    method raises PlatformUnavailableError: the same request can be repeated.
     """
     try:
-        return _settle(platform, escrow, run, version, judged, stdin)
+        return _settle(platform, escrow, run, version, judged, stdin, redeem=redeem)
     except ProofError:
         logger.exception("no receipt can state this run")
         lost = Run(Outcome.WORKER_LOST, "The platform cannot state how the run ended.", Meter())
-        return _settle(platform, escrow, lost, None, [Judged(judge.escrow) for judge in judged], stdin)
+        return _settle(platform, escrow, lost, None, [Judged(judge.escrow) for judge in judged], stdin, redeem=redeem)
 
 
 def _settle(
@@ -106,6 +110,8 @@ def _settle(
     version: Version | None,
     judged: Sequence[Judged],
     stdin: Input | None,
+    *,
+    redeem: bool,
 ) -> Settled:
     output = stderr = read = None
     try:
@@ -128,7 +134,8 @@ def _settle(
         settlement = replace(settlement, output=output, stderr=stderr, stdin=read)
         claims = _checked_claims(platform, escrow, settlement, run, version)
         signed = _signed(platform, settlement, claims)
-        stored = platform.ledger.settle(replace(escrow, settlement=signed), *judge_escrows)
+        store = _redeem if redeem else _store
+        stored = store(platform, replace(escrow, settlement=signed), judge_escrows)
         ours = stored.settlement == signed
         if ours:
             for judge in judge_escrows:
@@ -136,9 +143,23 @@ def _settle(
                     observability.settled(judge, judge.settlement)
         observability.settled(stored, signed)
         return Settled(expire_if_overdue(platform, stored), claims if ours else None, written)
-    except (PlatformUnavailableError, *launch.HOST_FAILURES):
+    except (PlatformUnavailableError, *launch.HOST_FAILURES) as exc:
         logger.warning("settlement unknown")
+        if redeem:  # there is no stored escrow whose result could be read later
+            raise PlatformUnavailableError from exc
         return Settled(_stored(platform, escrow), None, written)
+
+
+def _store(platform: Platform, ended: Escrow, judges: Sequence[Escrow]) -> Escrow:
+    """Settles a funded escrow and its judges'; returns the stored escrow."""
+    return platform.ledger.settle(ended, *judges)
+
+
+def _redeem(platform: Platform, ended: Escrow, _judges: Sequence[Escrow]) -> Escrow:
+    """Stores a settled escrow that a ticket pays; returns the stored escrow."""
+    if ended.settlement is None or ended.settlement.settled_ms >= ended.expires_ms:
+        raise PlatformUnavailableError  # this runner was delayed: no verifier would accept what it states
+    return platform.ledger.redeem(ended)
 
 
 def _settled_judge(platform: Platform, judged: Judged, task: Run, now_ms: int) -> Escrow:

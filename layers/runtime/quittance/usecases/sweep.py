@@ -1,7 +1,7 @@
 """The sweep: periodic work on the ledger that no request does.
 
     refund expired escrows → charge bonds for publications → credit owners, bonds and the platform
-    → append receipts to the log → publish the log
+    → close channels → append receipts to the log → publish the log
 
 Every step is idempotent, and concurrent sweeps are harmless: the ledger's conditions decide. Each step has its share of
 the invocation's time, so that a backlog in one step does not stop the others; unused time goes to the steps that were
@@ -14,6 +14,7 @@ from typing import Final
 
 from quittance import tracing
 from quittance.errors import PlatformUnavailableError
+from quittance.ledger.channels import ChannelState
 from quittance.observability import Metric, count, logger, measure
 from quittance.platform import Platform
 from quittance.proof import log
@@ -21,10 +22,11 @@ from quittance.proof.log import Checkpoint
 from quittance.proof.statement import Purpose
 from quittance.store.ledger import Credited
 from quittance.store.registry import Due
-from quittance.usecases import accounts
+from quittance.usecases import accounts, channels
 from quittance.usecases.settle import expire_if_overdue
 
 _STOP_BEFORE_MS: Final = 5_000
+_CLOSING_STEPS: Final = 10  # of one channel, each of which counts up to 100 numbers
 _PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds must fit in memory and in the time left
 
 
@@ -32,10 +34,10 @@ _PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds 
 class Swept:
     """How many escrows one sweep refunded as expired, credited, logged and failed at, and whether it completed.
 
-    `charged` counts publications charged to bonds. `published` is the size of the log in the newest checkpoint, if the
-    sweep made one. `written_off_micro` is what bonds owed but did not have. `oldest_overdue_ms` is how far past its
-    expiry the oldest funded escrow was, `lag_ms` how long the oldest settled escrow had waited for its credit; each is
-    0 if there was none.
+    `charged` counts publications charged to bonds, `closed` channels whose rest was returned. `published` is the size
+    of the log in the newest checkpoint, if the sweep made one. `written_off_micro` is what bonds owed but did not have.
+    `oldest_overdue_ms` is how far past its expiry the oldest funded escrow was, `lag_ms` how long the oldest settled
+    escrow had waited for its credit; each is 0 if there was none.
     """
 
     expired: int = 0
@@ -48,6 +50,7 @@ class Swept:
     charged: int = 0
     oldest_overdue_ms: int = 0
     lag_ms: int = 0
+    closed: int = 0
 
 
 def sweep(platform: Platform) -> Swept:
@@ -69,6 +72,7 @@ def _count(swept: Swept) -> None:
     count(Metric.SWEPT_LOGGED, swept.logged)
     count(Metric.WRITTEN_OFF, swept.written_off_micro)
     count(Metric.SWEEP_FAILURES, swept.failed)
+    count(Metric.CHANNELS_CLOSED, swept.closed)
     measure(Metric.SWEEP_COMPLETE, int(swept.complete))
     measure(Metric.SWEEP_LAG, swept.lag_ms)
     measure(Metric.OLDEST_OVERDUE, swept.oldest_overdue_ms)
@@ -78,11 +82,15 @@ def _count(swept: Swept) -> None:
 
 @dataclass(slots=True)
 class _Sweep:
-    """One invocation's sweep. It does not retry an item that has failed in it."""
+    """One invocation's sweep. It does not retry an item that has failed in it.
+
+    `closing` says whether a channel has more numbers to count than one step of the round did.
+    """
 
     platform: Platform
     done: Swept = field(default_factory=Swept)
     failed: set[str] = field(default_factory=set)
+    closing: bool = False
 
     def round(self) -> bool:
         """Runs each step for its share of the time that is left. Returns whether all steps finished their work."""
@@ -90,6 +98,7 @@ class _Sweep:
             (self._refund, 3),
             (self._charge, 1),
             (self._credit, 4),
+            (self._close, 2),
             (self._log, 2),
             (self._publish, 1),
         )
@@ -122,6 +131,11 @@ class _Sweep:
             if waiting := [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]:
                 self._credit_all(waiting)
         return True
+
+    def _close(self) -> bool:
+        self.closing = False
+        done = self._each(self.platform.channels.due(now_ms=self.platform.now_ms()), self._close_one)
+        return done and not self.closing
 
     def _charge(self) -> bool:
         """Charges bonds for publications: the publisher has stored in the registry what is due."""
@@ -173,6 +187,23 @@ class _Sweep:
             self.done.credited += credited.escrows
             self.done.written_off_micro += credited.written_off_micro
             self._note_bonds(credited)
+
+    @tracing.step("close")
+    def _close_one(self, channel_id: str) -> None:
+        """Takes a channel some steps towards its end, so that the others have their turn; a later round goes on."""
+        try:
+            channel = self.platform.channels.get(channel_id)
+            for _ in range(_CLOSING_STEPS):
+                if self.platform.left_ms() < _STOP_BEFORE_MS:
+                    return
+                advanced = channels.advance_closing(self.platform, channel)
+                self.done.closed += advanced.state is ChannelState.CLOSED and channel.state is not advanced.state
+                if advanced == channel:
+                    return
+                channel = advanced
+            self.closing = True
+        except Exception:  # noqa: BLE001 - a fault in one channel must not keep the others open
+            self._fail("channel not closed", channel_id)
 
     @tracing.step("charge")
     def _charge_one(self, due: Due) -> None:

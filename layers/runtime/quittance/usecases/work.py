@@ -15,7 +15,7 @@ from quittance.observability import Metric, count, logger
 from quittance.platform import Platform
 from quittance.store.blobs import BlobMissingError, BlobTamperedError
 from quittance.store.queue import Delivery, NotDoneError
-from quittance.usecases.execute import execute
+from quittance.usecases.execute import account_of, execute, payer_of
 
 
 def work(platform: Platform, delivery: Delivery) -> None:
@@ -31,14 +31,13 @@ def work(platform: Platform, delivery: Delivery) -> None:
 
     try:
         request = _whole(platform, messages.read(delivery.body))
+        payer = payer_of(platform, request)
         try:
-            done = execute(
-                platform, request.user_id, request, timeout_s_max=TIMEOUT_S_ASYNC_MAX, leased=hide_until_it_lapses
-            )
+            done = execute(platform, payer, request, timeout_s_max=TIMEOUT_S_ASYNC_MAX, leased=hide_until_it_lapses)
         except TooManyRunningError as busy:
             # Sent as a new message: waiting is no failure, and this message's deliveries count towards the dead-letter
             # queue.
-            platform.queue.send(delivery.body, of=request.user_id, delay_s=busy.retry_after_s or 0)
+            platform.queue.send(delivery.body, of=account_of(payer), delay_s=busy.retry_after_s or 0)
             count(Metric.POSTPONED)
             logger.info("waits for a slot", message_id=delivery.message_id, again_s=busy.retry_after_s)
             return

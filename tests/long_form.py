@@ -87,9 +87,18 @@ def proofs(*, short: bool) -> list[Proof]:
         chosen = [
             suite("kills", "killed and stalled runners lose nothing", "e2e/test_kills.py", "kills:"),
             suite("batch", "killed workers of the queue lose nothing", "e2e/test_async.py", "batch:"),
+            suite("channels", "32 clients use one channel", "e2e/test_channel_load.py", "channels:"),
             suite("model", "random programs agree with the model", "proofs/test_model.py", "programs agree"),
             suite("receipts", "two checkers of receipts agree", "proof/test_second_checker.py", "checkers agree"),
             suite("interleavings", "all orders of store calls", "proofs/test_interleavings.py", "walks"),
+            suite("channels", "every operation on channels in every state", "proofs/test_channels.py", "states of a"),
+            suite("channel-model", "programs of channels agree", "proofs/test_channel_programs.py", "programs with"),
+            suite(
+                "channel-interleavings",
+                "all orders of store calls on a channel",
+                "proofs/test_channel_interleavings.py",
+                "walks",
+            ),
             suite("determinism", "agents repeat", "hostile/test_determinism.py", "are the same"),
             Proof("sandbox-fuzz", "no mutated module harms the host", modules, "modules in"),
         ]

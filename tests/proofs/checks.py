@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quittance.api.models import TaskResult
+from quittance.ledger import channels
 from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import JUDGE_MARK
 from quittance.proof import receipt
@@ -44,8 +45,8 @@ def violations(
     world: World, items: Iterable[Mapping[str, Any]], writes: Iterable[Write] = (), answers: Iterable[Answer] = ()
 ) -> list[str]:
     """All violations of the invariants. Every escrow must have been settled and swept before."""
-    audit = auditing.audit(world)
-    found = [line for line in auditing.report(audit) if " at " in line]
+    items = list(items)
+    found = [line for line in auditing.report(auditing.audit(world)) if " at " in line]
     found_escrows = _escrows(items)
     for name, settled in found_escrows.items():
         found += [f"{name}: {what}" for what in _escrow(name, settled, found_escrows)]
@@ -99,8 +100,19 @@ def _change(old: Mapping[str, Any], new: Mapping[str, Any], fence: int | None, h
     )
 
 
+def plain_items(items: Iterable[Mapping[str, Any]], *, channel_id: str) -> dict[int, dict[str, Any]]:
+    """The items of a channel's numbers, by number: tasks, other numbers of a task, and those that closing took out."""
+    of_channel = (item for item in map(_plain, items) if item.get("channel") == channel_id and "number" in item)
+    return {item["number"]: item for item in of_channel if item.get("tickets") != 0}  # not the tasks' judges
+
+
 def _escrows(items: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {item["pk"][4:]: item for item in map(_plain, items) if item["pk"].startswith("ESC#")}
+    return {item["pk"][4:]: item for item in map(_plain, items) if item["pk"].startswith("ESC#") and "state" in item}
+
+
+def _payer(escrow: Mapping[str, Any]) -> str:
+    payer: str = escrow["payer"] if "channel" in escrow else escrow["account"]
+    return payer
 
 
 def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def _escrow(name: str, escrow: Mapping[str, Any], others: Mapping[str, Mapping[s
         due = _due_judge(name, escrow, others)
     else:
         due = expected(
-            escrow["account"], escrow["task_id"], escrow["agent_id"], escrow["budget"], judges=_seeds(escrow, others)
+            _payer(escrow), escrow["task_id"], escrow["agent_id"], escrow["budget"], judges=_seeds(escrow, others)
         )
     found = Due(escrow["state"], *split, charge=escrow.get("charge", 0), judging=escrow.get("judging", 0))
     if found != due:
@@ -155,7 +167,7 @@ def _due_judge(name: str, judge: Mapping[str, Any], others: Mapping[str, Mapping
     task = _task_of(name, others)
     if task["settled_ms"] != judge["settled_ms"]:
         return Due("settled together with its task", 0, 0, 0)
-    seed = escrows.task_seed(escrows.escrow_id(task["account"], task["task_id"]))
+    seed = escrows.task_seed(channels.escrow_id_of(_payer(task), task["task_id"]))
     own = drawn_run(seed, fuel_max=fuel_bought(task["agent_id"], task["budget"]))
     asked = own.outcome is Outcome.SUCCEEDED and task["outcome"] not in {"budget_exhausted", "superseded"}
     for side, judge_seed in sorted(_seeds(task, others).items()):
@@ -196,11 +208,15 @@ def _journal(settled: Mapping[str, Mapping[str, Any]], writes: Iterable[Write]) 
     by_kind: dict[str, dict[str, list[Write]]] = defaultdict(lambda: defaultdict(list))
     for write in writes:
         by_kind[_kind(write)][write.escrow_id].append(write)
-    if by_kind and by_kind["fund"].keys() != settled.keys():
-        yield f"funded but not stored, or stored but not funded: {by_kind['fund'].keys() ^ settled.keys()}"
-    for name, escrow in settled.items() if by_kind else ():
+    if not by_kind:
+        return  # without a journal
+    funded = by_kind["fund"].keys() | by_kind["redeem"].keys()
+    if funded != settled.keys():
+        yield f"funded but not stored, or stored but not funded: {funded ^ settled.keys()}"
+    for name, escrow in settled.items():
+        redeemed = len(by_kind["redeem"][name])  # a ticket's task may be stored and settled in one write
         counts = [len(by_kind[kind][name]) for kind in ("fund", "leave", "sweep")]
-        if counts != [1, 1, 1]:
+        if counts != [1 - redeemed, 1 - redeemed, 1]:
             yield f"{name}: funded, settled and swept {counts} times"
         taken = sorted(int(write.values["fence"]) for write in by_kind["take over"][name])
         if taken != list(range(2, escrow["fence"] + 1)):
@@ -212,7 +228,9 @@ def _journal(settled: Mapping[str, Mapping[str, Any]], writes: Iterable[Write]) 
 
 
 def _kind(write: Write) -> str:
-    marks = {"swept_ms": "sweep", "outcome": "leave", "account": "fund"}
+    if "channel" in write.values and "outcome" in write.values:
+        return "redeem"
+    marks = {"swept_ms": "sweep", "outcome": "leave", "account": "fund", "tickets": "fund", "channel": "number"}
     return next((kind for mark, kind in marks.items() if mark in write.values), "take over")
 
 

@@ -33,7 +33,7 @@ from tests.proofs.memory import Item, Memory
 from tests.proofs.world import START_MS, Shelf, World, instant_run, one_key
 
 FOREVER_MS: Final = 60 * 60 * 1_000
-_WRITES: Final = frozenset({"transact_write_items", "update_item"})
+_WRITES: Final = frozenset({"transact_write_items", "update_item", "put_item"})
 Table = Mapping[str, Item]
 
 

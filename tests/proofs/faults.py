@@ -32,8 +32,10 @@ class Rates:
     crash_running: float = 0.05
     pause_lease: float = 0.03
     pause_expiry: float = 0.03
+    pause_close: float = 0.02
     lease_s: float = 0.0
     expiry_s: float = 0.0
+    close_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Faulty:
     def update_item(self, **call: Any) -> Any:
         return self._write("update_item", call, [{"Update": call}], 0)
 
+    def put_item(self, **call: Any) -> Any:
+        return self._write("put_item", call, [{"Put": call}], 0)
+
     def get_item(self, **call: Any) -> Any:
         self._before(0, plain_write=False)
         return self._client.get_item(**call)
@@ -109,6 +114,8 @@ class Faulty:
             time.sleep(self._rates.lease_s * self._random.uniform(1, 1.3))
         elif self._hit("pause_expiry"):
             time.sleep(self._rates.expiry_s * self._random.uniform(1, 1.1))
+        elif self._hit("pause_close"):
+            time.sleep(self._rates.close_s * self._random.uniform(1, 1.3))
 
     def _write(self, name: str, call: dict[str, Any], actions: list[dict[str, Any]], transacted: int) -> Any:
         self._before(transacted, plain_write=not transacted)
@@ -127,7 +134,7 @@ class Faulty:
         if self._hit("crash_before"):
             raise Crash
         if self._hit("pause"):
-            longest = self._random.choice((self._rates.lease_s, self._rates.expiry_s))
+            longest = self._random.choice((self._rates.lease_s, self._rates.expiry_s, self._rates.close_s))
             time.sleep(longest * self._random.uniform(0.9, 1.2))
         if self._hit("conflict"):
             if transacted:

@@ -5,10 +5,11 @@
 
 The real use cases (execute, result, sweep) run over a client with crashes, lost responses, conflicts, throttling,
 pauses and stale indexes (faults.py). Pairs of clients send the same tasks, one task in ten with different bodies; most
-tasks have the same agent and the same payer. Clocks differ, two sweeps run, and deposits and withdrawals are made at
-the same time. Then the clock moves past every expiry, a sweep without faults settles what is open, and everything is
-checked (checks.py). A seed repeats the faults, but not the order of the threads. Exit status 1 if an invariant is
-violated.
+tasks have the same agent and the same payer. Tickets of several channels (purses.py) pay half of the tasks; channels
+run dry, expire, are topped up and closed meanwhile. Clocks differ, three sweeps run, and deposits and withdrawals are
+made at the same time. Then the clock moves past every expiry, a sweep without faults settles what is open, and
+everything is checked (checks.py, channel_checks.py). A seed repeats the faults, but not the order of the threads. Exit
+status 1 if an invariant is violated.
 
 The platform's clock runs `SPEED` times as fast as real time, so leases and expiries keep their real lengths.
 """
@@ -27,8 +28,9 @@ from typing import Any
 from unittest import mock
 
 from quittance.api.identity import Caller
+from quittance.ledger import channels
 from quittance.ledger import escrow as escrows
-from quittance.usecases import execute, result, settle
+from quittance.usecases import execute, result, settle, tickets
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
@@ -36,22 +38,31 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "layers" / "runtime"))
 
 from quittance.api.models import TaskResult
 from quittance.errors import (
+    AgentNotAllowedError,
     BondTooLowError,
+    ChannelClosedError,
+    ChannelExpiredError,
     InsufficientFundsError,
     NotFoundError,
     PlatformUnavailableError,
     QuittanceError,
     TaskConflictError,
+    TicketInvalidError,
+    TicketTooSmallError,
+    TicketUsedError,
 )
 from quittance.ledger.balances import bond_account
 from quittance.ledger.journal import PayoutState
-from quittance.limits import CALL_MS_MAX, ESCROW_GRACE_MS
+from quittance.limits import CALL_MS_MAX, CHANNEL_CLOSE_MS, ESCROW_GRACE_MS, TIMEOUT_S_ASYNC_MAX, TIMEOUT_S_SYNC_MAX
 from quittance.run import Job, Run
 from quittance.usecases.sweep import sweep
 from tests import clouds
-from tests.proofs.checks import Answer, Sent, violations
+from tests.proofs import purses
+from tests.proofs.channel_checks import channel_violations
+from tests.proofs.checks import Answer, Sent, plain_items, violations
 from tests.proofs.engines import ENGINES, client_of, engine, new_table
 from tests.proofs.faults import Crash, Faulty, Journal, Rates
+from tests.proofs.purses import Asked, Purse
 from tests.proofs.world import (
     FLAT,
     FLAT_MICRO,
@@ -79,7 +90,11 @@ SHARDS = 2
 PAIRS = 12
 TRIES_MAX = 6
 SKEW_MS = (-20_000, -3_000, 0, 0, 500, 3_000, 20_000)
-RATES = Rates(lease_s=LEASE_MS / SPEED / 1_000, expiry_s=EXPIRY_MS / SPEED / 1_000)
+TICKET_SHARE = 0.5
+EXPIRES_MS_A_TASK = 600  # when one of the channels expires, for each task of the round: about in its middle
+RATES = Rates(
+    lease_s=LEASE_MS / SPEED / 1_000, expiry_s=EXPIRY_MS / SPEED / 1_000, close_s=CHANNEL_CLOSE_MS / SPEED / 1_000
+)
 
 NO_FAULTS = Rates(**dict.fromkeys((rate.name for rate in fields(Rates)), 0.0))
 
@@ -104,12 +119,20 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """A task that a pair of clients sends."""
+    """A task that a pair of clients sends. The ticket of a `purse` pays it, or the account `payer`."""
 
     payer: str
     sent: tuple[Sent, Sent]
     texts: tuple[str, str]
     judge: bool
+    purse: Purse | None = None
+
+    def asked(self, side: int) -> Asked:
+        """What a client's ticket asks for."""
+        sent = self.sent[side]
+        count = self.purse.count(sent.budget) if self.purse else 0
+        _, first = channels.parse_task_id(sent.task_id) or ("", 0)
+        return Asked(first, count, sent.agent_id, sent.budget, sent.input_sha256)
 
 
 @dataclass
@@ -127,11 +150,12 @@ class Round:
     moved: Counter[str] = field(default_factory=Counter)
     over: threading.Event = field(default_factory=threading.Event)
     shelf: Shelf = field(default_factory=Shelf)
+    purses: list[Purse] = field(default_factory=list)
 
-    def actor(self, name: str) -> tuple[World, Faulty, Random]:
-        """A separate environment for an actor: client, clock and keys."""
+    def actor(self, name: str, **rates: float) -> tuple[World, Faulty, Random]:
+        """A separate environment for an actor: client, clock and keys; `rates` replace those of some faults."""
         random = Random(f"{self.seed} {name}")
-        faulty = Faulty(self.client, self.rates, self.journal, random)
+        faulty = Faulty(self.client, replace(self.rates, **rates), self.journal, random)
         skew_ms = random.choice(SKEW_MS)
 
         def run(job: Job) -> Run:
@@ -150,7 +174,9 @@ class Round:
         return world, faulty, random
 
 
-def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -> tuple[Round, list[str], int]:
+def rounds(
+    client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES, by_ticket: float = TICKET_SHARE
+) -> tuple[Round, list[str], int]:
     """Runs one seed with at least `escrow_count` tasks; returns the round, the violations, and the escrow count."""
     new_table(client)
     this = Round(client, seed, rates)
@@ -163,15 +189,27 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
         tiles=this.shelf,
     )
     _deposits(honest, escrow_count)
-    plans = [_plan(Random(f"{seed} plan {pair}"), pair, -(-escrow_count // PAIRS)) for pair in range(PAIRS)]
+    this.purses = _purses(this, escrow_count)
+    plans = [
+        _plan(Random(f"{seed} plan {pair}"), pair, -(-escrow_count // PAIRS), this.purses, by_ticket)
+        for pair in range(PAIRS)
+    ]
+    for purse in this.purses:
+        purse.planned = sum(task.purse is purse for plan in plans for task in plan)
     clients = [
         threading.Thread(target=_guarded(this, _client_story), args=(this, pair, side, plan))
         for pair, plan in enumerate(plans)
         for side in (0, 1)
     ]
-    helpers = [threading.Thread(target=_guarded(this, _sweep_story), args=(this, number)) for number in range(2)]
-    helpers.append(threading.Thread(target=_guarded(this, _teller_story), args=(this,)))
     with quiet():
+        _in_threads(this, [(_open_story, this, purse, side) for purse in this.purses for side in (0, 1)])
+        helpers = [threading.Thread(target=_guarded(this, _sweep_story), args=(this, number)) for number in range(3)]
+        helpers += [
+            threading.Thread(target=_guarded(this, story), args=(this,)) for story in (_teller_story, _top_up_story)
+        ]
+        helpers += [
+            threading.Thread(target=_guarded(this, _close_story), args=(this, by_key)) for by_key in (False, True)
+        ]
         for thread in clients + helpers:
             thread.start()
         for thread in clients:
@@ -180,20 +218,78 @@ def rounds(client: Any, seed: int, escrow_count: int, *, rates: Rates = RATES) -
         for thread in helpers:
             thread.join()
     this.clock.jump(EXPIRY_MS + 2 * max(SKEW_MS))
-    while not (swept := sweep(honest)).complete or swept.expired or swept.credited or swept.logged:
-        pass
-    items = [item for page in client.get_paginator("scan").paginate(TableName=TABLE) for item in page["Items"]]
-    found = violations(honest, items, this.journal.writes, this.answers)
+    _sweep_all(honest)
+    items = _items(client)
+    found = [
+        f"with open channels: {line}"
+        for line in _checked(lambda: _channel_violations(this, honest, items, closed=False))
+    ]
+    this.clock.jump(purses.LONG_MS)
+    _sweep_all(honest)
+    this.clock.jump(CHANNEL_CLOSE_MS)
+    _sweep_all(honest)
+    items = _items(client)
+    found += _checked(lambda: _channel_violations(this, honest, items, closed=True))
+    found += _checked(lambda: violations(honest, items, this.journal.writes, this.answers))
     found += _statements(honest)
     for account, amount in this.moved.items():
         prefixes = tuple(f"{kind}#{account}#teller" for kind in ("IN", "OUT", "BACK"))
         moved = sum(int(item["amount"]["N"]) for item in items if item["pk"]["S"].startswith(prefixes))
         if moved != amount:
             found.append(f"{account}: movements of {amount} were confirmed, {moved} is recorded")
-    settled = [item for item in items if item["pk"]["S"].startswith("ESC#")]
+    settled = [item for item in items if item["pk"]["S"].startswith("ESC#") and "state" in item]
     this.ends.update(item["state"]["S"] for item in settled)
     this.ends["taken over"] = sum(int(item["fence"]["N"]) > 1 for item in settled)
+    by_ticket = [item for item in settled if int(item.get("tickets", {"N": "0"})["N"])]
+    this.ends["tasks by ticket"] = len(by_ticket)
+    this.ends["paid judges of tickets"] = sum(
+        "tickets" in item and item not in by_ticket and int(item["paid"]["N"]) > 0 for item in settled
+    )
+    this.ends["tickets used"] = sum(int(item["tickets"]["N"]) for item in by_ticket)
+    this.ends["numbers taken out"] = sum("void_ms" in item for item in items)
     return this, this.wrong + found, len(settled)
+
+
+def _checked(check: Callable[[], list[str]]) -> list[str]:
+    """The violations that a check finds. A ledger that it cannot even read is one."""
+    try:
+        return check()
+    except Exception as exc:  # noqa: BLE001 - it is reported as a violation
+        return [f"the check failed: {exc!r}"]
+
+
+def _items(client: Any) -> list[dict[str, Any]]:
+    return [item for page in client.get_paginator("scan").paginate(TableName=TABLE) for item in page["Items"]]
+
+
+def _sweep_all(world: World) -> None:
+    while True:
+        swept = sweep(world)
+        if swept.complete and not (swept.expired or swept.credited or swept.logged or swept.closed):
+            return
+
+
+def _channel_violations(this: Round, world: World, items: list[dict[str, Any]], *, closed: bool) -> list[str]:
+    topped = {purse.channel_id: purse.topped_micro for purse in this.purses}
+    found = channel_violations(items, this.journal.writes, jwks=world.keys.jwks(), topped=topped, closed=closed)
+    found += [
+        line
+        for purse in this.purses
+        for line in purses.contradictions(purse, plain_items(items, channel_id=purse.channel_id))
+    ]
+    if {item["pk"]["S"] for item in items if item["pk"]["S"].startswith("CHAN#")} != {
+        f"CHAN#{purse.channel_id}" for purse in this.purses
+    }:
+        found.append("the channels are not those that were opened")
+    return found
+
+
+def _in_threads(this: Round, stories: Sequence[tuple[Any, ...]]) -> None:
+    threads = [threading.Thread(target=_guarded(this, story), args=args) for story, *args in stories]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _statements(world: World) -> list[str]:
@@ -215,35 +311,48 @@ def _statements(world: World) -> list[str]:
 def _deposits(world: World, escrow_count: int) -> None:
     for pair in range(PAIRS):
         world.ledger.deposit(f"payer-{pair}", "start", escrow_count * 10**5, now_ms=START_MS)
-        world.ledger.deposit(f"poor-{pair}", "start", 5 * FLAT_MICRO, now_ms=START_MS)
+        world.ledger.deposit(f"poor-{pair}", "start", 2 * FLAT_MICRO, now_ms=START_MS)
     world.ledger.deposit("hot", "start", escrow_count * 10**5, now_ms=START_MS)
     for owner, bond in (("olga", escrow_count * 10**5), ("oskar", 3_000)):  # oskar's bond is soon used up
         world.ledger.deposit(owner, "bond", bond, now_ms=START_MS)
         world.ledger.move_bond(owner, "bond", bond, now_ms=START_MS)
 
 
-def _plan(random: Random, pair: int, count: int) -> list[Task]:
+def _purses(this: Round, escrow_count: int) -> list[Purse]:
+    soon_ms = this.clock.now_ms() + escrow_count * EXPIRES_MS_A_TASK
+    return [
+        Purse(kind, soon_ms if kind.expires else START_MS + purses.LONG_MS // 2) for kind in purses.kinds(escrow_count)
+    ]
+
+
+def _plan(random: Random, pair: int, count: int, purses_: Sequence[Purse], by_ticket: float) -> list[Task]:
     plan = []
     for number in range(count + count // 8):  # some will have insufficient funds
-        payer = random.choices((f"payer-{pair}", "hot", f"poor-{pair}"), (45, 45, 10))[0]
+        payer = random.choices((f"payer-{pair}", "hot", f"poor-{pair}"), (45, 40, 15))[0]
         agent = random.choices((HOT, FLAT, OWN, JUDGED), (64, 12, 4, 20))[0]
         budget = FLAT_MICRO + random.choice((210, 211, 4_999, FLAT_MICRO, 80_000))
         if agent == HOT and random.random() < 0.2:
             budget = 6_000 + random.randrange(20_000)  # less than some runs cost, which is the payer's fault
         judge = agent == JUDGED and random.random() < 0.5
         budget += JUDGE_MICRO * judge
+        purse = None
+        if random.random() < by_ticket:
+            (purse,) = random.choices(purses_, [purse.kind.weight for purse in purses_])
+            payer = purse.kind.payer
+            budget += random.choice((0, 0, 60_000))  # several numbers of most channels
         texts = ("in", "other" if random.random() < 0.1 else "in")
         sent = [
             Sent(payer, f"p{pair}-t{number}", agent, budget, hashlib.sha256(text.encode()).hexdigest())
             for text in texts
         ]
-        plan.append(Task(payer, (sent[0], sent[1]), texts, judge))
+        plan.append(Task(payer, (sent[0], sent[1]), texts, judge, purse))
     return plan
 
 
 def _client_story(this: Round, pair: int, side: int, plan: Sequence[Task]) -> None:
     world, faulty, random = this.actor(f"client {pair} {side}")
-    for task in plan:
+    for number, planned in enumerate(plan):
+        task = _numbered(planned, pair, number, random)
         if random.random() < 0.05:
             continue  # this client never sends it
         if side and random.random() < 0.3:
@@ -255,15 +364,66 @@ def _client_story(this: Round, pair: int, side: int, plan: Sequence[Task]) -> No
             _stray_expiry(world, task)
 
 
+def _numbered(task: Task, pair: int, number: int, random: Random) -> Task:
+    """A task with the number of its ticket, which depends on those that other clients have taken."""
+    if task.purse is None:
+        return task
+    first = task.purse.claim(pair, number, task.sent[0].budget, random)
+    task_id = channels.ticket_task_id(task.purse.channel_id, first)
+    one, other = (replace(sent, payer=task.payer, task_id=task_id) for sent in task.sent)
+    return replace(task, sent=(one, other))
+
+
+def _send(world: World, random: Random, task: Task, side: int) -> Any:
+    sent = task.sent[side]
+    request = ask(sent.task_id, sent.agent_id, budget=sent.budget, text=task.texts[side], judge=task.judge)
+    if task.purse is None:
+        return execute.execute(world, task.payer, request)
+    token = task.purse.ticket(request, task.asked(side), judge=task.judge)
+    if random.random() < (0.4 if task.purse.kind.closes else 0.8):
+        return execute.redeem(world, task.purse.channel_id, request, token)
+    longest_s = random.choice(
+        (TIMEOUT_S_SYNC_MAX, TIMEOUT_S_ASYNC_MAX)
+    )  # as for the queue, which holds each task first
+    return execute.execute(world, tickets.accept(world, token, request), request, timeout_s_max=longest_s)
+
+
+def _refused(this: Round, task: Task, side: int, refusal: QuittanceError) -> bool:
+    """Notes why a channel did not pay; True if the client will not repeat its request."""
+    purse, asked = task.purse, task.asked(side)
+    name = type(refusal).__name__.removesuffix("Error")
+    this.ends[name] += 1
+    if purse is None:
+        this.wrong.append(f"{task.sent[side]}: {refusal!r} without a channel")
+        return True
+    kind = purse.kind
+    may = {
+        "TicketUsed": True,
+        "ChannelClosed": kind.closes or kind.expires,
+        "ChannelExpired": kind.expires,
+        "AgentNotAllowed": bool(kind.agents) and (asked.agent_id not in kind.agents or task.judge),
+        "TicketTooSmall": kind.max_per_task_micro is not None and asked.budget > kind.max_per_task_micro,
+        "TicketInvalid": "far beyond" in str(refusal) or ("covers" in str(refusal) and kind.tickets < 10),
+    }
+    if not may[name]:
+        this.wrong.append(f"{kind.name}: {asked} was refused: {refusal}")
+    if isinstance(refusal, TicketUsedError):
+        purse.refuse(asked)
+    if isinstance(refusal, TicketInvalidError):
+        time.sleep(this.rates.lease_s / 4)  # a sweep may replace numbers, another task may grant some
+        purse.forget(asked.first)
+        return False
+    return True
+
+
 def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, side: int) -> bool:
     """Sends one request of a client; True if the client will not repeat it."""
     sent = task.sent[side]
-    request = ask(sent.task_id, sent.agent_id, budget=sent.budget, text=task.texts[side], judge=task.judge)
     begun = world.now_ms()
     faulty.fence = None
     world.begin(lambda: LIFE_MS - (world.now_ms() - begun))
     try:
-        answer = execute.execute(world, task.payer, request)
+        answer = _send(world, random, task, side)
     except Crash:
         this.ends["crashed"] += 1
         return random.random() < 0.5
@@ -271,12 +431,20 @@ def _try(this: Round, world: World, faulty: Faulty, random: Random, task: Task, 
         if task.texts[0] == task.texts[1]:
             this.wrong.append(f"{sent}: a conflict was reported for equal bodies")
         return True
-    except InsufficientFundsError:
-        this.ends["no funds"] += 1
+    except (InsufficientFundsError, BondTooLowError) as exc:
+        this.ends["no funds" if isinstance(exc, InsufficientFundsError) else "no bond"] += 1
+        if task.purse and isinstance(exc, InsufficientFundsError):
+            this.wrong.append(f"{sent}: the payer's balance was asked for, though a ticket pays")
         return True
-    except BondTooLowError:
-        this.ends["no bond"] += 1
-        return True
+    except (
+        TicketUsedError,
+        ChannelClosedError,
+        ChannelExpiredError,
+        AgentNotAllowedError,
+        TicketTooSmallError,
+        TicketInvalidError,
+    ) as refusal:
+        return _refused(this, task, side, refusal)
     except QuittanceError as exc:  # in progress, or unavailable
         patience = this.rates.lease_s * 1.1 if random.random() < 0.4 else (exc.retry_after_s or 1) / SPEED
         time.sleep(min(patience, this.rates.lease_s * 1.1))
@@ -299,8 +467,8 @@ def _poll(world: World, task: Task) -> TaskResult | None:
 def _stray_expiry(world: World, task: Task) -> None:
     """Tries to expire an escrow at any time; only the ledger's condition prevents it before the expiry."""
     try:
-        escrow = world.ledger.find(escrows.escrow_id(task.payer, task.sent[0].task_id))
-        if escrow is not None:
+        escrow = world.ledger.find(channels.escrow_id_of(task.payer, task.sent[0].task_id))
+        if escrow is not None and (task.purse is None or escrow.settlement is None):  # its receipt needs the ticket
             bare = replace(escrow, settlement=None)
             settlement = escrows.expire(bare, now_ms=world.now_ms())
             world.ledger.expire(bare, settle.signed_expiry(world, bare, settlement))
@@ -309,7 +477,8 @@ def _stray_expiry(world: World, task: Task) -> None:
 
 
 def _sweep_story(this: Round, number: int) -> None:
-    world, _, random = this.actor(f"sweep {number}")
+    """Sweeps; the last of the sweepers often stalls."""
+    world, _, random = this.actor(f"sweep {number}", pause=0.04 if number > 1 else this.rates.pause)
     while not this.over.wait(random.uniform(0.05, 0.4)):
         begun = world.now_ms()
         try:
@@ -344,6 +513,36 @@ def _teller_story(this: Round) -> None:
             this.wrong.append(f"teller-{number}: the outcome of the movement is unknown")
 
 
+def _open_story(this: Round, purse: Purse, side: int) -> None:
+    world, _, _ = this.actor(f"opener {purse.kind.name} {side}")
+    if wrong := purses.open_purse(world, purse):
+        this.wrong.append(wrong)
+
+
+def _top_up_story(this: Round) -> None:
+    """Tops channels up, those that can be closed meanwhile too."""
+    world, _, random = this.actor("topper")
+    number = 0
+    while not this.over.wait(random.uniform(0.02, 0.2)):
+        number += 1
+        purse = random.choice([purse for purse in this.purses if purse.kind.topped or purse.kind.closes])
+        if wrong := purses.top_up(world, purse, number, random):
+            this.wrong.append(wrong)
+
+
+def _close_story(this: Round, by_key: bool) -> None:
+    """Closes channels once a share of their tasks was sent: payer and key at about the same time."""
+    world, _, random = this.actor(f"closer {by_key}")
+    for purse in this.purses:
+        if purse.kind.closes:
+            while len(purse.claimed) < purse.planned * purse.kind.closes and not this.over.wait(
+                random.uniform(0.01, 0.05)
+            ):
+                pass
+            if wrong := purses.close(world, purse, by_key=by_key):
+                this.wrong.append(wrong)
+
+
 def _decided(this: Round, world: World, account: str, name: str, amount: int, random: Random) -> int:
     """Decides the payout of a withdrawal until the outcome is known; returns the amount that comes back."""
     state = random.choice((PayoutState.PAID, PayoutState.FAILED))
@@ -376,7 +575,7 @@ def _guarded(this: Round, story: Callable[..., None]) -> Callable[..., None]:
         try:
             story(*args)
         except BaseException as exc:  # noqa: BLE001 - it is reported as a violation
-            this.wrong.append(f"{story.__name__}{args[1:3]}: {exc!r}")
+            this.wrong.append(f"{story.__name__}{args[1:3]!s:.60}: {exc!r}")
 
     return guarded
 
@@ -392,6 +591,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--escrows", type=int, default=1_000, help="of each seed")
+    parser.add_argument("--by-ticket", type=float, default=TICKET_SHARE, help="share of the tasks that tickets pay")
     asked = parser.parse_args()
     escrow_count, faults, ends, failed = 0, Counter[str](), Counter[str](), 0
     begun = time.monotonic()
@@ -401,7 +601,7 @@ def main() -> int:
         for seed in range(asked.first, asked.first + asked.seeds):
             began = time.monotonic()
             with quiet(), mock.patch("quittance.observability.measure"):  # no log lines between the results
-                this, found, count = rounds(client, seed, asked.escrows)
+                this, found, count = rounds(client, seed, asked.escrows, by_ticket=asked.by_ticket)
             escrow_count += count
             faults += this.journal.faults
             ends += this.ends

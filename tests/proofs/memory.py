@@ -45,6 +45,14 @@ class Memory:
         self.items[item["pk"]["S"]] = item
         return {}
 
+    def put_item(self, **call: Any) -> dict[str, Any]:
+        item, holds = self._changed(call)
+        if not holds:
+            response = {"Error": {"Code": "ConditionalCheckFailedException"}} | _shown(self.items.get(_pk(item)))
+            raise ClientError(response, "PutItem")  # type: ignore[arg-type]  # with the item, as in the service's response
+        self.items[_pk(item)] = item
+        return {}
+
     def transact_write_items(self, *, TransactItems: list[Any], ClientRequestToken: str = "") -> dict[str, Any]:  # noqa: N803
         changes = [change for action in TransactItems for change in action.values()]
         keys = [_pk(change.get("Item") or change["Key"]) for change in changes]
@@ -69,6 +77,7 @@ class Memory:
     def batch_get_item(self, *, RequestItems: dict[str, Any]) -> dict[str, Any]:  # noqa: N803
         ((table, asked),) = RequestItems.items()
         assert (table, asked["ConsistentRead"]) == (TABLE, True)
+        assert 0 < len(asked["Keys"]) <= 100, "DynamoDB refuses such a call"
         found = [self.items[pk] for key in asked["Keys"] if (pk := _pk(key)) in self.items]
         return {"Responses": {TABLE: [dict(item) for item in found]}, "UnprocessedKeys": {}}
 

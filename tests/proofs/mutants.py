@@ -32,10 +32,18 @@ SECONDS_MAX = 1_200  # a mutant may loop for ever
 LEDGER, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/dynamo.py", "store/slots.py"
 ESCROW, EARNINGS, BALANCES = "ledger/escrow.py", "ledger/earnings.py", "ledger/balances.py"
 EXECUTE, SWEEP, ACCOUNTS = "usecases/execute.py", "usecases/sweep.py", "usecases/accounts.py"
+CHANNELS, CLOSING, TICKETS, RULES = (
+    "store/channels.py",
+    "usecases/channels.py",
+    "usecases/tickets.py",
+    "ledger/channels.py",
+)
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
 BONDS = "tests/proofs/test_bonds.py"
 SLOTS = "tests/proofs/test_slots.py -k not(engine)"
 TAKING = "tests/ledger/test_balances.py"
+CHANNEL_MATRIX, CHANNEL_CHECKS = "tests/proofs/test_channels.py", "tests/proofs/test_channel_checks.py"
+CHANNEL_WALK = "tests/proofs/test_channel_interleavings.py::test_a_ticket_and_a_rival_with_one_lost_response -k count"
 PAIR = f"{WALK}::test_two_actors_with_one_lost_response"
 
 
@@ -53,6 +61,13 @@ class Mutant:
 SETTLE = 'condition="#state = :funded AND #fence = :my_fence AND #expires_ms > :now"'
 EXPIRE = 'condition="#state = :funded AND #expires_ms <= :now"'
 JUDGE = 'in_time = "#state = :funded AND #expires_ms > :now"'
+CLOSE = (
+    'condition="#state = :closing AND #counted = #granted AND #swept = #used AND #spent = :spent"\n'
+    '            " AND #deposit = :deposit",'
+)
+GRANT = 'condition="#state = :open AND #granted = :seen"'
+CONTEST = 'condition = "#state = :open AND attribute_not_exists(#contested)"'
+COUNT = 'condition="#state = :closing AND #counted = :seen"'
 TAKE = 'condition="#state = :funded AND #fence = :seen_fence AND #lease_ms <= :now AND #expires_ms > :now"'
 
 
@@ -70,8 +85,8 @@ MUTANTS = (
     Mutant(
         "fund: the record's condition before the balance's",
         LEDGER,
-        "if refused.items[0] is not None:\n                    return refused",
-        "if False:\n                    return refused",
+        "refused.items[: len(puts)]), None)) is not None:",
+        "refused.items[: len(puts)]), None)) is not None and False:",
         MATRIX,
     ),
     Mutant(
@@ -92,8 +107,8 @@ MUTANTS = (
     Mutant(
         "settle: refund of what was not used",
         LEDGER,
-        'self._give(refunds, [{"Update"',
-        'self._give({}, [{"Update"',
+        'self.give(refunds, [{"Update"',
+        'self.give({}, [{"Update"',
         MATRIX,
     ),
     Mutant("settle: the receipt in the same write", LEDGER, '"receipt": settlement.receipt', '"receipt": ""', MATRIX),
@@ -125,8 +140,8 @@ MUTANTS = (
     Mutant(
         "sweep: failed tasks too",
         LEDGER,
-        'f"SETTLED#{self._work_shard',
-        'f"{settlement.state}#{self._work_shard',
+        '| {"work": f"SETTLED#{self._work_shard',
+        '| {"work": f"{settlement.state}#{self._work_shard',
         MATRIX,
     ),
     Mutant(
@@ -180,8 +195,8 @@ MUTANTS = (
     Mutant(
         "payouts: failed payouts are returned",
         LEDGER,
-        "self._give({payout.account: payout.amount_micro}, ",
-        "self._give({}, ",
+        "self.give({payout.account: payout.amount_micro}, ",
+        "self.give({}, ",
         MATRIX,
     ),
     Mutant(
@@ -333,9 +348,8 @@ MUTANTS = (
     Mutant(
         "request hash: of a settled task",
         EXECUTE,
-        "if escrow.request_sha256 != attempt.request_sha256:\n"
-        "        raise TaskConflictError(escrow.task_id)\n    return settle.settled",
-        "return settle.settled",
+        "    _check_same(escrow, attempt)\n    return settle.settled",
+        "    return settle.settled",
         f"{PAIR} -k body",
     ),
     Mutant(
@@ -347,6 +361,290 @@ MUTANTS = (
     ),
     Mutant(
         "runner: only its own escrow", EXECUTE, "if not escrow.held_by(attempt.runner):", "if False:", f"{PAIR} -k body"
+    ),
+    Mutant(
+        "tickets: a number is put once",
+        LEDGER,
+        "first, *parts = [put_new(self._table, each)",
+        'first, *parts = [put_new(self._table, each) | {"ConditionExpression": "attribute_not_exists(x)"}',
+        f"{CHANNEL_MATRIX} -k each_number",
+    ),
+    Mutant(
+        "tickets: a task takes all its numbers",
+        LEDGER,
+        "(values, *_part_values(settled))]",
+        "(values,)]",
+        f"{CHANNEL_MATRIX} -k each_number",
+    ),
+    Mutant(
+        "tickets: a held task takes all its numbers",
+        LEDGER,
+        "for hold in (escrow, *judges)] + _part_values(escrow)",
+        "for hold in (escrow, *judges)]",
+        f"{CHANNEL_MATRIX} -k each_number",
+    ),
+    Mutant(
+        "tickets: a number out of use has its own error",
+        LEDGER,
+        'if "void_ms" in stored:',
+        "if False:",
+        f"{CHANNEL_MATRIX} -k each_number",
+    ),
+    Mutant(
+        "tickets: no account is debited",
+        LEDGER,
+        "if hold.ticket is None:",
+        "if True:",
+        f"{CHANNEL_MATRIX} -k each_number",
+    ),
+    Mutant(
+        "tickets: what is not used stays in the channel",
+        LEDGER,
+        "if ended.ticket is None:",
+        "if True:",
+        f"{CHANNEL_MATRIX} -k held_ticket",
+    ),
+    Mutant(
+        "tickets: the receipt replaces the signed ticket",
+        LEDGER,
+        'remove=("ticket",) if settled.ticket else (),',
+        "remove=(),",
+        f"{CHANNEL_MATRIX} -k held_ticket",
+    ),
+    Mutant("tickets: the key's signature", TICKETS, "tickets.check_signed(jws, channel.key)", "pass", CHANNEL_CHECKS),
+    Mutant("tickets: exactly this request", TICKETS, "if signed != sent:", "if False:", CHANNEL_CHECKS),
+    Mutant(
+        "tickets: numbers are granted",
+        TICKETS,
+        "if channel.state is not ChannelState.OPEN or last <= channel.granted:\n        return",
+        "if True:\n        return",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: the channel is open",
+        TICKETS,
+        "if channel.state is not ChannelState.OPEN:",
+        "if False:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: time left before the expiry",
+        TICKETS,
+        "if now_ms + span_ms > channel.expires_ms:",
+        "if now_ms > channel.expires_ms:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: the most of one task",
+        TICKETS,
+        "if request.budget_micro > most_micro:",
+        "if False:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: at most ninety numbers for a task",
+        TICKETS,
+        "if request.budget_micro > (most_micro := TICKETS_PER_TASK_MAX * channel.ticket_micro):",
+        "if False:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: a mandate names the judge too",
+        TICKETS,
+        "return [request.agent_id, *([judge.agent_id] if judge else [])]",
+        "return [request.agent_id]",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: a used one is read before the run",
+        EXECUTE,
+        "if stored := platform.ledger.find_ticket(attempt.by.ticket):",
+        "if stored := None:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: held first for judges",
+        EXECUTE,
+        "if judge_holds or takes_long or channel.contested:",
+        "if takes_long or channel.contested:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: held first in a contested channel",
+        EXECUTE,
+        "if judge_holds or takes_long or channel.contested:",
+        "if judge_holds or takes_long:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: overlapping runs are recorded",
+        EXECUTE,
+        "platform.channels.contest(attempt.by.channel, now_ms=platform.now_ms())",
+        "pass",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "tickets: accounts pay no task with a ticket's id",
+        EXECUTE,
+        "if by is None and channels.parse_task_id(request.task_id):",
+        "if False:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "request hash: of a used ticket",
+        EXECUTE,
+        "            _contest(platform, attempt)\n            _check_same(settled.escrow, attempt)",
+        "            _contest(platform, attempt)",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "open: the deposit is taken",
+        CHANNELS,
+        "self._ledger.take({channel.payer: channel.deposit_micro}, ",
+        "self._ledger.take({}, ",
+        f"{CHANNEL_MATRIX} -k test_open",
+    ),
+    Mutant(
+        "open: the same terms",
+        CHANNELS,
+        "if found.same_terms != channel.same_terms:",
+        "if False:",
+        f"{CHANNEL_MATRIX} -k test_open",
+    ),
+    Mutant(
+        "top-up: only an open channel",
+        CHANNELS,
+        '"ConditionExpression": "#state = :open",',
+        '"ConditionExpression": "attribute_exists(#state)",',
+        f"{CHANNEL_MATRIX} -k top_up",
+    ),
+    Mutant(
+        "top-up: once for each id",
+        CHANNELS,
+        '"pk": _topup_pk(channel.channel_id, topup_id),',
+        '"pk": _topup_pk(channel.channel_id, f"{topup_id}{now_ms}"),',
+        f"{CHANNEL_MATRIX} -k top_up",
+    ),
+    Mutant(
+        "top-up: one amount for each id",
+        CHANNELS,
+        'if values["amount"] != amount_micro:',
+        "if False:",
+        f"{CHANNEL_MATRIX} -k top_up",
+    ),
+    Mutant(
+        "top-up: the amount is taken",
+        CHANNELS,
+        "self._ledger.take({channel.payer: amount_micro}, ",
+        "self._ledger.take({}, ",
+        f"{CHANNEL_MATRIX} -k top_up",
+    ),
+    Mutant(
+        "top-up: up to the limit of numbers",
+        CLOSING,
+        "if channel.swept + rest_micro // channel.ticket_micro > TICKET_NUMBER_MAX:",
+        "if False:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant(
+        "top-up: a repeat is answered",
+        CLOSING,
+        "if recorded_ms is None:",
+        "if True:",
+        CHANNEL_CHECKS,
+    ),
+    Mutant("grant: state", CHANNELS, GRANT, _without(GRANT, "#state = :open"), f"{CHANNEL_MATRIX} -k grant"),
+    Mutant("grant: reading", CHANNELS, GRANT, _without(GRANT, "#granted = :seen"), f"{CHANNEL_MATRIX} -k grant"),
+    Mutant(
+        "grant: what the deposit covers",
+        RULES,
+        "return max(last, min(channel.granted + step, channel.numbers))",
+        "return max(last, channel.granted + step)",
+        f"{CHANNEL_MATRIX} -k grant",
+    ),
+    Mutant("contest: state", CHANNELS, CONTEST, _without(CONTEST, "#state = :open"), f"{CHANNEL_MATRIX} -k contest"),
+    Mutant(
+        "begin closing: state",
+        CHANNELS,
+        'condition="#state = :open",',
+        'condition="attribute_exists(#state)",',
+        f"{CHANNEL_MATRIX} -k close_in",
+    ),
+    Mutant(
+        "count: after the time of closing",
+        CLOSING,
+        "if channel.state is ChannelState.CLOSED or (channel.close_ms or 0) > now_ms:",
+        "if channel.state is ChannelState.CLOSED:",
+        f"{CHANNEL_MATRIX} -k too_early",
+    ),
+    Mutant(
+        "count: free numbers are taken out of use",
+        CHANNELS,
+        "free = [number for number, pk in pks.items() if pk not in found]",
+        "free: list[int] = []",
+        f"{CHANNEL_MATRIX} -k close_in",
+    ),
+    Mutant(
+        "count: a used number is not taken out of use",
+        CHANNELS,
+        "put_new(self._table, _void(channel.channel_id, number, now_ms))}",
+        "put_new(self._table, _void(channel.channel_id, number, now_ms))"
+        ' | {"ConditionExpression": "attribute_not_exists(x)"}}',
+        CHANNEL_WALK,
+    ),
+    Mutant(
+        "count: numbers out of use are not used",
+        CHANNELS,
+        'used = sum("void_ms" not in item for item in found.values())',
+        "used = len(found)",
+        CHANNEL_WALK,
+    ),
+    Mutant("count: each once", CHANNELS, COUNT, _without(COUNT, "#counted = :seen"), f"{CHANNEL_MATRIX} -k close_in"),
+    Mutant("close: state", CHANNELS, CLOSE, _without(CLOSE, "#state = :closing"), f"{CHANNEL_MATRIX} -k close_in"),
+    Mutant("close: counted", CHANNELS, CLOSE, _without(CLOSE, "#counted = #granted"), f"{CHANNEL_MATRIX} -k close_in"),
+    Mutant("close: swept", CHANNELS, CLOSE, _without(CLOSE, "#swept = #used"), f"{CHANNEL_MATRIX} -k close_in"),
+    Mutant("close: spent", CHANNELS, CLOSE, CLOSE.replace(" AND #spent = :spent", ""), f"{CHANNEL_MATRIX} -k close_in"),
+    Mutant(
+        "close: deposit",
+        CHANNELS,
+        CLOSE,
+        CLOSE.replace('" AND #deposit = :deposit"', '""'),
+        f"{CHANNEL_MATRIX} -k close_in",
+    ),
+    Mutant(
+        "close: the rest is returned",
+        CHANNELS,
+        "{channel.payer: rest_micro} if rest_micro else {}",
+        "{}",
+        f"{CHANNEL_MATRIX} -k close_in",
+    ),
+    Mutant(
+        "sweep: what tickets cost",
+        LEDGER,
+        '"ADD spent :spent, swept :swept"',
+        '"ADD swept :swept"',
+        f"{CHANNEL_MATRIX} -k sweep_adds",
+    ),
+    Mutant(
+        "sweep: the numbers of tickets",
+        LEDGER,
+        '"ADD spent :spent, swept :swept"',
+        '"ADD spent :spent"',
+        f"{CHANNEL_MATRIX} -k sweep_adds",
+    ),
+    Mutant(
+        "sweep: each ticket once",
+        LEDGER,
+        'if "swept_ms" not in item and (escrow := _escrow(item)).settlement]\n',
+        "if (escrow := _escrow(item)).settlement]\n",
+        f"{CHANNEL_MATRIX} -k sweep_adds",
+    ),
+    Mutant(
+        "sweep: the ticket pays its task's judge",
+        ESCROW,
+        " - self.settlement.split.refunded_micro + self.settlement.task_judging_micro",
+        " - self.settlement.split.refunded_micro",
+        f"{CHANNEL_MATRIX} -k sweep_adds",
     ),
 )
 

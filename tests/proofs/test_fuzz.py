@@ -10,6 +10,7 @@ from tests.proofs.engines import client_of, engine
 from tests.proofs.fuzz import rounds
 
 ESCROWS = 300
+TICKET_TASKS = 80
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,15 @@ def test_faults_neither_lose_double_nor_strand_credits(
 ) -> None:
     this, found, count = rounds(client, SEED, ESCROWS)
     faults = sum(this.journal.faults.values())
-    record_property("figure", f"ledger fuzz: seed {SEED}, {count} escrows, {faults} faults, {len(found)} violations")
+    record_property(
+        "figure",
+        f"ledger fuzz: seed {SEED}, {count} escrows, {this.ends['tasks by ticket']} of them by ticket, {faults} faults,"
+        f" {len(found)} violations",
+    )
     assert found == [], f"seed {SEED}"
     assert count >= ESCROWS
+    assert this.ends["tasks by ticket"] >= TICKET_TASKS
+    assert this.ends["tickets used"] > this.ends["tasks by ticket"]
+    assert {"TicketUsed", "ChannelClosed", "numbers taken out"} <= this.ends.keys()
     assert {"released", "refunded", "expired", "taken over", "crashed", "no funds"} <= this.ends.keys()
     assert {"conflict", "throttle", "lost_answer", "crash_after", "old_index"} <= this.journal.faults.keys()

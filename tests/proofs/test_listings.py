@@ -102,6 +102,46 @@ def test_pages_under_concurrent_inserts_lose_and_repeat_nothing(url: str) -> Non
     assert {run.run_id for run in found} == before
 
 
+def test_pages_of_channels_under_concurrent_inserts_lose_nothing(url: str) -> None:
+    """Records come twice and from several invocations; a page is right at any time."""
+    before, lock, writing = set[str](), threading.Lock(), threading.Event()
+    payer = "payer of channels"
+
+    def write(writer: int) -> None:
+        rest, listed = random.Random(SEED + writer), store(url)
+        for number in range(INSERTS):
+            channel_id = "chn_" + f"{writer * INSERTS + number:026}".translate(LETTERS)
+            opened_ms = START_MS + rest.randrange(1_000)
+            for _ in range(2):
+                listed.add_channel(channel_id, payer=payer, opened_ms=opened_ms)
+            with lock:
+                before.add(channel_id)
+        if writer == 0:
+            writing.set()
+
+    def pages() -> list[str]:
+        rest, listed, found, after = random.Random(SEED), store(url), list[str](), None
+        while True:
+            page, after = listed.channels(payer, limit=rest.randrange(1, 40), after=after)
+            found += page
+            if after is None:
+                return found
+
+    def read() -> None:
+        done = False
+        while not done:
+            done = writing.is_set()
+            with lock:
+                there = set(before)
+            found = pages()
+            assert len(found) == len(set(found)), "a channel was repeated"
+            assert there <= set(found), "a channel was lost"
+
+    in_threads(*(lambda n=n: write(n) for n in range(2)), read)
+    assert set(pages()) == before
+    assert store(url).channels("payer", limit=9, after=None) == ([], None), "no other account's"
+
+
 class State:
     """An agent and its standing, as the registry and the ledger hold them; changed by threads."""
 

@@ -7,6 +7,7 @@ covers every response, every rejection with its reasons and items, the index, an
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -20,11 +21,12 @@ from quittance.run import Run
 from quittance.store import dynamo
 from quittance.store.ledger import Ledger
 from tests.proofs import test_bonds as bonds
+from tests.proofs.channel_model import BOND, CHANNEL_EXPIRY, LEASE_MS, TICKET, Desk
 from tests.proofs.engines import client_of, engine, new_table
 from tests.proofs.memory import Memory
 from tests.proofs.test_bonds import BUDGET, COMPUTE, judged
 from tests.proofs.test_matrix import DONE, EXPIRY, FAILED, LEASE, TIMES, done, ended, hold
-from tests.proofs.world import FLAT_MICRO, TABLE, World
+from tests.proofs.world import FLAT_MICRO, START_MS, TABLE, World
 
 ENGINES = os.environ.get("QUITTANCE_ENGINES", "ministack").split(",")
 PROGRAMS, STEPS = 6, 40
@@ -179,3 +181,44 @@ def test_conditions_evaluate_alike(
     assert ours == theirs
     if exists:
         assert (ours[0] == "answer") == holds
+
+
+@pytest.mark.parametrize("seed", range(PROGRAMS))
+def test_random_channel_programs_agree(client: Any, seed: int) -> None:
+    random, memory = Random(seed), Memory()
+    new_table(client)
+    both = Both(memory, client)
+    desk = Desk(World(both, now_ms=lambda: EXPIRY))
+    desk.memory = memory
+    desk.fill("alice", 60 * TICKET)
+    desk.fill(BOND, BUDGET)
+    desk.open(20, CHANNEL_EXPIRY)
+    desk.look()
+    for _ in range(2 * STEPS):
+        number, size, now_ms = random.randint(1, 8), random.choice((1, 1, 2, 3)), random.choice((START_MS, EXPIRY))
+        seen = random.randrange(len(desk.seen))
+        operations: list[Callable[[], Any]] = [
+            desk.look,
+            partial(desk.open, random.choice((20, 21)), CHANNEL_EXPIRY),
+            partial(desk.top_up, str(number % 3), random.choice((TICKET, 2 * TICKET)), now_ms),
+            partial(desk.grant, seen, 2 * number),
+            desk.contest,
+            partial(desk.find, number, size),
+            partial(desk.redeem, number, size, random.choice(("r", "other")), 10_007, bool(seed % 2), now_ms),
+            partial(desk.hold, number, size + 1, "r", 10_007, random.choice(("", "agent", "agent,task")), now_ms),
+            partial(desk.settle, number, random.choice((1, 2)), True, now_ms),
+            partial(desk.expire, number, random.choice(("itself", "agent", "task")), now_ms),
+            partial(desk.take_over, number, 1, START_MS + LEASE_MS),
+            partial(desk.credit, [(number, who) for who in ("itself", "agent", "task")]),
+            lambda: list(desk.channels.due(now_ms=CHANNEL_EXPIRY)),
+        ]
+        if len(desk.seen) > STEPS // 10:
+            operations += [
+                partial(desk.begin_closing, seen, now_ms),
+                partial(desk.count_out, seen, now_ms),
+                partial(desk.close, -1, now_ms),
+            ]
+        with suppress(QuittanceError):  # rejections are expected; both clients rejected the same
+            random.choice(operations)()
+    theirs = {item["pk"]["S"]: item for item in client.scan(TableName=TABLE, ConsistentRead=True)["Items"]}
+    assert theirs == memory.items

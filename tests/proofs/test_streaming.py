@@ -2,21 +2,36 @@
 
 import tracemalloc
 import zlib
+from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from quittance import limits
+from quittance.api.identity import Caller
+from quittance.api.models import TopUpRequest
+from quittance.ledger.channels import ticket_escrow_id
 from quittance.proof.invariants import Audit
 from quittance.usecases import audit as auditing
-from quittance.usecases import execute
+from quittance.usecases import channels, execute
 from quittance.usecases.sweep import sweep
 from tests.proofs.memory import Item, Memory
-from tests.proofs.world import START_MS, World, ask
+from tests.proofs.world import (
+    FLAT_MICRO,
+    JUDGE_MICRO,
+    JUDGED,
+    START_MS,
+    OpenedChannel,
+    World,
+    ask,
+    fill_bonds,
+    open_channel,
+    ticket_for,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 BYTES_PER_ESCROW_MAX = 200
 PAGE_ITEMS = 50
@@ -54,14 +69,62 @@ class Ledger:
         self.table = Paged()
         self.now_ms = START_MS
         self.world = World(self.table, now_ms=lambda: self.now_ms, work_shards=3, left_ms=lambda: 60_000)
-        self.numbers = count()
+        self.numbers, self.sweeps = count(), count()
         self.world.ledger.deposit("alice", "start", 10**12, now_ms=START_MS)
+        self.channel: OpenedChannel | None = None
 
     def run(self, tasks_count: int) -> None:
         """Executes tasks and sweeps until all receipts are in the log and published."""
         for _ in range(tasks_count):
             execute.execute(self.world, "alice", ask(f"t{next(self.numbers)}"))
         sweep(self.world)
+
+    def open(self, salt: str = "salt", **fields: Any) -> OpenedChannel:
+        return open_channel(self.world, "alice", salt, **fields)
+
+    def pay(self, channel: OpenedChannel, number: int, *, count: int = 1, judge: bool = False) -> None:
+        """Executes one task that a channel pays, from a number on."""
+        budget = 2 * FLAT_MICRO * count
+        agent = {"agent_id": JUDGED} if judge else {}
+        request = ask(f"{channel.channel_id}.{number}", budget=budget, judge=judge, **agent)
+        assert budget > JUDGE_MICRO or not judge
+        execute.redeem(self.world, channel.channel_id, request, ticket_for(channel, request))
+
+    def run_tickets(self, tasks_count: int) -> None:
+        """As `run`, paid by one channel."""
+        self.channel = self.channel or self.open(tickets=10_000)
+        for _ in range(tasks_count):
+            self.pay(self.channel, next(self.numbers) + 1)
+            if next(self.sweeps) % 50 == 0:
+                sweep(self.world)
+        sweep(self.world)
+
+    def live(self) -> None:
+        """What happens to channels all the time: opening, topping up, tickets of each kind, sweeps, closing."""
+        self.channel = self.channel or self.open(tickets=10_000)
+        for count_, judge in ((1, False), (3, False), (2, True)):
+            self.pay(self.channel, next(self.numbers) + 1, count=count_, judge=judge)
+            for _ in range(count_ - 1):
+                next(self.numbers)
+        self.top_up(self.channel)
+        sweep(self.world)
+        other = self.open(f"salt-{next(self.numbers)}")
+        self.pay(other, 1, count=2)
+        self.close(other)
+        self.now_ms += limits.CHANNEL_CLOSE_MS
+        self.pay(self.channel, next(self.numbers) + 1)
+
+    def top_up(self, channel: OpenedChannel) -> None:
+        request = TopUpRequest(topup_id=f"top-{next(self.numbers)}", tickets=2)
+        channels.top_up(self.world, Caller("alice"), channel.channel_id, request)
+
+    def close(self, channel: OpenedChannel) -> None:
+        channels.close(self.world, Caller("alice"), channel.channel_id)
+
+    def change(self, pk: str, **changes: Any) -> None:
+        """Changes attributes of an item, or removes those whose new value is None."""
+        changed = {**self.table.items[pk], **changes}
+        self.table.items[pk] = {name: value for name, value in changed.items() if value is not None}
 
     def audit(self) -> Audit:
         return auditing.audit(self.world)
@@ -93,6 +156,140 @@ def test_audit_memory_does_not_grow_with_the_escrows(ledger: Ledger, age_ms: int
     ledger.run(900)
     ledger.now_ms += age_ms
     assert (ledger.peak_bytes() - few) / 900 < BYTES_PER_ESCROW_MAX
+
+
+@pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
+def test_audit_memory_does_not_grow_with_the_tickets(ledger: Ledger, age_ms: int) -> None:
+    """Neither with those of a channel that is still, nor while the numbers of one that differs are read again."""
+    ledger.run_tickets(200)
+    ledger.now_ms += age_ms
+    few = ledger.peak_bytes()
+    ledger.now_ms -= age_ms
+    ledger.run_tickets(400)
+    ledger.now_ms += age_ms
+    assert ledger.channel
+    one_more = partial(ledger.run_tickets, 1)
+    ledger.table.between = in_turn(one_more)
+    assert (ledger.peak_bytes() - few) / 400 < BYTES_PER_ESCROW_MAX
+
+
+@pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
+def test_movements_of_channels_during_an_audit_are_no_differences(ledger: Ledger, age_ms: int) -> None:
+    """Channels are opened, topped up, used and closed, and their tickets swept, between all pages of the scan."""
+    fill_bonds(ledger.world)
+    ledger.run_tickets(150)
+    for _ in range(5):
+        ledger.live()
+    ledger.now_ms += age_ms
+    ledger.table.between = ledger.live
+    result = ledger.audit()
+    assert (result.differences, result.unsettled, result.unsettled_channels) == ([], 0, 0)
+    assert (result.moved_channels >= 1, result.channels >= 6) == (True, True)
+
+
+@pytest.mark.parametrize("state", ["still", "moving"])
+@pytest.mark.parametrize("name", ["spent", "swept", "deposit"])
+def test_a_sum_of_a_channel_that_is_wrong_is_found(ledger: Ledger, name: str, state: str) -> None:
+    fill_bonds(ledger.world)
+    ledger.run_tickets(150)
+    ledger.live()
+    if state == "moving":
+        ledger.table.between = ledger.live
+    assert ledger.channel
+    pk = f"CHAN#{ledger.channel.channel_id}"
+    ledger.change(pk, **{name: {"N": str(int(ledger.table.items[pk][name]["N"]) + 1)}})
+    assert ("I14", pk) in {(found.invariant, found.at) for found in ledger.audit().differences}
+
+
+@pytest.mark.parametrize("kind", ["ticket", "part", "top-up"])
+def test_what_a_moving_channel_has_lost_is_found(ledger: Ledger, kind: str) -> None:
+    fill_bonds(ledger.world)
+    ledger.run_tickets(150)
+    ledger.live()
+    ledger.table.between = ledger.live
+    assert ledger.channel
+    kept = ledger.table.items
+    pk = {
+        "ticket": f"ESC#{ticket_escrow_id(ledger.channel.channel_id, 1)}",
+        "part": next(pk for pk, item in kept.items() if "part_of" in item),
+        "top-up": next(pk for pk in kept if pk.startswith("TOPUP#")),
+    }[kind]
+    del kept[pk]
+    assert "I14" in {found.invariant for found in ledger.audit().differences}
+
+
+def test_a_channel_that_always_moves_is_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no difference: its tickets cannot be compared with it; the report states that."""
+    ledger.run_tickets(60)
+    assert ledger.channel
+    read = type(ledger.world.ledger).read
+
+    def moving(platform_ledger: Any, pks: "Iterable[str]") -> Any:
+        if ledger.table.keys and (pks := list(pks)) == [f"CHAN#{ledger.channel.channel_id}"]:  # type: ignore[union-attr]
+            ledger.run_tickets(1)
+        return read(platform_ledger, pks)
+
+    ledger.table.between = lambda: ledger.run_tickets(1)
+    monkeypatch.setattr(type(ledger.world.ledger), "read", moving)
+    result = ledger.audit()
+    assert (result.differences, result.unsettled_channels) == ([], 1)
+    assert "channels that moved meanwhile 1, of them not settled 1" in auditing.report(result)
+
+
+@pytest.mark.parametrize("over_ms", [0, 1])
+@pytest.mark.parametrize("step", ["begin", "count", "close"])
+def test_channels_that_do_not_close_are_differences(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, step: str, over_ms: int
+) -> None:
+    """I8: an expired channel that stays open, and a closing one that is not counted, or not closed after its sweep."""
+    channel = ledger.open()
+    ledger.pay(channel, 1)
+    sweep(ledger.world)
+    if step == "begin":
+        ledger.now_ms = channel.expires_ms
+    else:
+        ledger.close(channel)
+        ledger.now_ms += limits.CHANNEL_CLOSE_MS
+    if step == "close":
+        monkeypatch.setattr(type(ledger.world.channels), "close", lambda _, channel, **__: channel)
+        sweep(ledger.world)
+    ledger.now_ms += limits.UNCLOSED_MS_MAX + over_ms
+    assert [found.invariant for found in ledger.audit().differences] == ["I8"] * over_ms
+
+
+def test_a_closing_channel_may_wait_for_its_held_tickets(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its age counts from when its last ticket was swept, which a queued task may delay for hours."""
+    channel = ledger.open()
+    ledger.pay(channel, 1)
+    ledger.close(channel)
+    ledger.now_ms += limits.CHANNEL_CLOSE_MS
+    monkeypatch.setattr(type(ledger.world.channels), "close", lambda _, channel, **__: channel)
+    ledger.now_ms += limits.UNSWEPT_MS_MAX + limits.UNCLOSED_MS_MAX
+    sweep(ledger.world)
+    assert ledger.audit().differences == []
+    ledger.now_ms += limits.UNCLOSED_MS_MAX + 1
+    assert [found.invariant for found in ledger.audit().differences] == ["I8"]
+
+
+def test_a_half_counted_channel_is_compared(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing stopped after its first hundred numbers: each of them is used or void, the others may be free."""
+    ledger.run_tickets(150)
+    assert ledger.channel
+    ledger.close(ledger.channel)
+    ledger.now_ms += limits.CHANNEL_CLOSE_MS
+    found = ledger.world.channels.get(ledger.channel.channel_id)
+    counted = ledger.world.channels.count_out(found, now_ms=ledger.now_ms)
+    assert (counted.counted, counted.granted > 100) == (100, True)
+    assert ledger.audit().differences == []
+    pk = f"CHAN#{ledger.channel.channel_id}"
+    ledger.change(pk, used={"N": "99"})
+    assert [(found.invariant, found.at) for found in ledger.audit().differences] == [("I14", pk)]
+
+
+def in_turn(*steps: "Callable[[], object]") -> "Callable[[], None]":
+    """Makes one of the steps at each call, and nothing when all are made."""
+    rest = iter(steps)
+    return lambda: next((step() for step in rest), None) and None
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])

@@ -8,20 +8,26 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
+from jwt.algorithms import OKPAlgorithm
 
 from quittance.agent import Agent, AgentState, Terms, Upload, Version
-from quittance.api.models import TaskRequest
+from quittance.api.identity import Caller
+from quittance.api.models import ChannelRequest, TaskRequest
 from quittance.config import Settings
 from quittance.errors import NotFoundError
+from quittance.ledger import channels
 from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import Escrow
 from quittance.limits import KIB, MIB
@@ -36,6 +42,7 @@ from quittance.store.keys import Keys
 from quittance.store.ledger import Ledger
 from quittance.store.registry import Due as CompilationDue
 from quittance.store.registry import OwnedAgents, OwnerState
+from quittance.usecases import channels as channel_cases
 from quittance.usecases import launch
 from tests.template import template
 
@@ -356,7 +363,7 @@ def expected(
     payer: str, task_id: str, agent_id: str, budget: int, *, judges: Mapping[Side, bytes] | None = None
 ) -> Due:
     """The expected settlement of a task that settles in time. `judges` are the seeds of its judges."""
-    seed = escrows.task_seed(escrows.escrow_id(payer, task_id))
+    seed = escrows.task_seed(channels.escrow_id_of(payer, task_id))
     bought = fuel_bought(agent_id, budget)
     run = drawn_run(seed, fuel_max=bought)
     of_compute = compute(run.meter.fuel)
@@ -408,6 +415,56 @@ def judge_seed(*, succeeds: bool = True, score: str = "0.5") -> bytes:
     runs = ((seed, drawn_run(seed, judges=True)) for seed in seeds)
     wanted = Outcome.SUCCEEDED if succeeds else Outcome.EXIT_CODE
     return next(seed for seed, run in runs if run.outcome is wanted and run.stdout in (score.encode(), b""))
+
+
+@dataclass(frozen=True)
+class OpenedChannel:
+    """A channel and its key, with which a test signs tickets."""
+
+    channel_id: str
+    issuer: str
+    expires_ms: int
+    key: Ed25519PrivateKey
+
+
+def channel_key(name: str) -> Ed25519PrivateKey:
+    """The key of a name: always the same, so that channel ids are."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
+
+
+def open_channel(
+    world: Platform, payer: str, salt: str = "salt", *, ticket: int = 2 * FLAT_MICRO, days: float = 30, **fields: Any
+) -> OpenedChannel:
+    """Opens a channel of 20 tickets whose key follows from payer and salt; `fields` are further ones of the request."""
+    key = channel_key(f"{payer} {salt}")
+    expires_at = datetime.fromtimestamp(world.now_ms() // 1_000, UTC) + timedelta(days=days)
+    asked: dict[str, Any] = {
+        "salt": salt,
+        "key": OKPAlgorithm.to_jwk(key.public_key(), as_dict=True),
+        "ticket_value": micro(ticket),
+        "tickets": 20,
+        "expires_at": expires_at.isoformat(),
+    }
+    opened = channel_cases.open_channel(world, Caller(payer), ChannelRequest.model_validate(asked | fields))
+    return OpenedChannel(opened.channel_id, opened.issuer, opened.expires_at, key)
+
+
+def ticket_for(channel: OpenedChannel, request: TaskRequest, **claims: Any) -> str:
+    """A ticket for exactly this request, whose task_id names its number; `claims` replace those that follow from it."""
+    named = {
+        "iss": channel.issuer,
+        "channel": channel.channel_id,
+        "n": int(request.task_id.rpartition(".")[2]),
+        "exp": channel.expires_ms // 1_000,
+        "agent_id": request.agent_id,
+        "input_sha256": request.stdin.sha256,
+        "budget": micro(request.budget_micro),
+        "timeout": request.timeout,
+        "acceptance_sha256": request.own_rules_sha256,
+        "options_sha256": request.options_sha256,
+    }
+    signed = {name: claim for name, claim in (named | claims).items() if claim is not None}
+    return jwt.encode(signed, channel.key, algorithm="EdDSA", headers={"typ": "quittance-ticket+jwt"})
 
 
 def fill_bonds(world: "World", amount: int = 10**9) -> None:

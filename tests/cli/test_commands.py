@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from quittance.cli.exits import Exit
-from quittance.cli.main import COMMANDS, main
+from quittance.cli.main import COMMANDS, app, main
 from quittance.limits import INPUT_BYTES_MAX, MODULE_BYTES_MAX
 from tests.cli.conftest import Command
 from tests.support import AGENTS, wasm
@@ -341,6 +342,18 @@ def test_every_command_has_help_and_says_its_exit_codes(quittance: Command, caps
         assert name in text
         assert main([name, "--help"]) == 0
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_texts_are_shown_as_they_are_written() -> None:
+    """Square brackets are markup there: what is in them would not appear."""
+
+    def check(command: Any, path: str) -> None:
+        for parameter in command.params:
+            assert "[" not in (getattr(parameter, "help", None) or ""), f"{path}: {parameter.name}"
+        for name in getattr(command, "commands", {}):
+            check(command.commands[name], f"{path} {name}")
+
+    check(typer.main.get_command(app), "quittance")
 
 
 def test_version_is_printed(quittance: Command) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from quittance.api.models import TaskResult
 from quittance.client import ConfigurationError, NotProvenError, UnexpectedAnswerError, Verifier
+from quittance.client._verify import Expected, proven
 from quittance.ledger.escrow import Escrow, StoredBytes, decide, escrow_id
 from quittance.run import Limits, Meter, Outcome, Run
 from tests.client.servers import Reply, Server
 from tests.client.test_calls import PENDING, RESULT
 from tests.proof.receipts import claims_of, sign
-from tests.proof.roots import NOW_S, Root
+from tests.proof.roots import NOW_S, Root, parse
+from tests.proof.ticketing import OTHER_KEY, jws, paid_by_ticket, public
 
 PLATFORM = Root()
 INPUT, OUTPUT, LOG = b"hello", b"HELLO", b"a warning\n"
@@ -183,3 +186,78 @@ def test_key_sets_that_are_none_prove_nothing(platform: Server, make: Any, keys:
 def test_a_missing_key_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         Verifier(keys=tmp_path / "jwks.json")
+
+
+# Tasks that a ticket pays.
+
+
+def ticket_answer(answer: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], str]:
+    """The same task as a channel pays it: the answer, and the ticket that was sent."""
+    claims = parse(answer["receipt"]).payload
+    escrow = Escrow(
+        escrow_id="", payer="alice", task_id="t", request_sha256="", agent_id="agt_a", owner="owner",
+        module_sha256="bb" * 32, input_sha256=claims["input_sha256"], tariff='{"type":"flat","price":"0.4"}',
+        budget_micro=10**6, fee_bps=250, timeout_ms=1_000, runner="r", fence=1, funded_ms=NOW_S * 1_000,
+        lease_ms=NOW_S * 1_000, expires_ms=NOW_S * 1_000 + 90_000,
+    )  # fmt: skip
+    escrow = paid_by_ticket(escrow, issuer="i", **changes)
+    meter = Meter(**claims["meter"])
+    run = Run(Outcome.SUCCEEDED, "", meter, limits=Limits(10**6, 2**24, 1_000))
+    done = replace(decide(escrow, run, now_ms=NOW_S * 1_000 + 5), output=stored(OUTPUT), stderr=stored(LOG))
+    signed = claims_of(escrow, done, issuer="i", run=run, engine="e", config_sha256="ff" * 32)
+    assert escrow.ticket
+    assert escrow.ticket.proof
+    given = {
+        "task_id": escrow.task_id, "escrow_id": escrow.escrow_id, "payment_method": "ticket",
+        "receipt": sign(signed, PLATFORM.certify()),
+    }  # fmt: skip
+    return answer | given, escrow.ticket.proof.signed
+
+
+def check(answered: dict[str, Any], **expected: Any) -> None:
+    result = TaskResult.model_validate_json(json.dumps(answered), extra="ignore")
+    proven(result, json.dumps(PLATFORM.jwks()).encode(), Expected(**expected))
+
+
+def test_a_receipt_for_the_ticket_that_was_sent_is_proven(answer: dict[str, Any]) -> None:
+    answered, sent = ticket_answer(answer)
+    check(answered, ticket=sent, agent_id="agt_a", input=INPUT, budget_micro=10**6)
+    check(answered)
+    _, signed_again = ticket_answer(answer, exp=NOW_S + 5)
+    assert signed_again != sent
+    check(answered, ticket=signed_again)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 8), ("agent_id", "agt_b"), ("input_sha256", "cc" * 32), ("budget", "0.9"), ("timeout", 20),
+        ("acceptance_sha256", "cc" * 32), ("options_sha256", "cc" * 32), ("iss", "j"), ("channel", "chn_" + "a" * 26),
+    ],
+)  # fmt: skip
+def test_a_receipt_for_another_ticket_is_refused(answer: dict[str, Any], name: str, value: Any) -> None:
+    """The channel's key may have signed both: the answer must be to the ticket that was sent."""
+    answered, _ = ticket_answer(answer)
+    _, other = ticket_answer(answer, **{name: value})
+    with pytest.raises(NotProvenError, match=f"the ticket's {name} is"):
+        check(answered, ticket=other)
+
+
+def test_a_plain_receipt_is_none_for_a_ticket(answer: dict[str, Any]) -> None:
+    answered, sent = ticket_answer(answer)
+    with pytest.raises(NotProvenError, match="no ticket paid for the task, although one was sent"):
+        check(answer, ticket=sent)
+    for wrong in (answered | {"payment_method": "escrow"}, answer | {"payment_method": "ticket"}):
+        with pytest.raises(NotProvenError, match="payment_method is"):
+            check(wrong)
+
+
+def test_a_ticket_under_a_key_of_the_platform_is_refused(answer: dict[str, Any]) -> None:
+    """The platform signs a ticket itself, with all claims of the one that was sent: its channel has another key."""
+    answered, sent = ticket_answer(answer)
+    claims = parse(answered["receipt"]).payload
+    forged = jws(parse(sent).payload, key=OTHER_KEY)
+    ticket = {**claims["ticket"], "key": public(OTHER_KEY), "signed": forged}
+    receipt = sign({**claims, "ticket": ticket}, PLATFORM.certify())
+    with pytest.raises(NotProvenError, match="is not that of this payer, key, salt and ticket value"):
+        check(answered | {"receipt": receipt}, ticket=sent)

@@ -10,7 +10,7 @@ from quittance.client import BondAnswer, format_credits
 from quittance.limits import AMOUNT_MICRO_MAX
 
 _Id = Annotated[
-    str | None, typer.Option("--id", help="The movement's id: the same one never counts twice.  [a new one]")
+    str | None, typer.Option("--id", help="The movement's id: the same one never counts twice; by default a new one.")
 ]
 
 
@@ -103,7 +103,7 @@ def statement(
 
 def deposit(
     amount: Annotated[str, typer.Argument(help="How many credits.")],
-    account: Annotated[str, typer.Option(help="Whose account.  [your own]")] = "me",
+    account: Annotated[str, typer.Option(help="Whose account; by default your own.")] = "me",
     movement: _Id = None,
     profile: remote.ProfileName = None,
     json: options.Json = False,  # noqa: ARG001 - its callback acts

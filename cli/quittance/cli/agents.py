@@ -41,7 +41,7 @@ def search(
         float | None, typer.Option(min=0, max=1, help="Only agents with at least this share of successes, from 0 to 1.")
     ] = None,
     sort: Annotated[
-        Literal["newest", "price", "score", "success_rate"] | None, typer.Option(help="The order.  [newest]")
+        Literal["newest", "price", "score", "success_rate"] | None, typer.Option(help="The order; by default newest.")
     ] = None,
     mine: Annotated[bool, typer.Option("--mine", help="Your own agents, also those that take no tasks.")] = False,
     limit: remote.Limit = 20,

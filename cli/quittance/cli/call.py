@@ -1,9 +1,10 @@
 """`quittance call`, `result` and `tasks`: paid tasks, and what became of them."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -17,7 +18,16 @@ from quittance.cli.exits import CliError, Exit, PlatformError, UsageError
 from quittance.cli.files import STDIN, read_file, read_stdin
 from quittance.cli.remote import Remote, when
 from quittance.cli.run import as_text_or_base64
-from quittance.client import Client, TaskTerms, Verifier, format_credits, new_id, output_bytes
+from quittance.client import (
+    ChannelKey,
+    Client,
+    ConfigurationError,
+    TaskTerms,
+    Verifier,
+    format_credits,
+    new_id,
+    output_bytes,
+)
 from quittance.ledger import pricing
 from quittance.ledger.pricing import ComputePrices, FlatTariff
 from quittance.limits import BUDGET_MICRO_MAX, INPUT_BYTES_MAX, KIB, MIB
@@ -31,18 +41,22 @@ _GUESSED_OUTPUT_BYTES: Final = 64 * KIB
 _GUESS_MICRO_MAX: Final = 1_000_000
 """The default budget for an agent without recent runs: never more than one credit unless its least price is more."""
 
-_Verify = Annotated[bool, typer.Option("--verify", help="Check the receipt before the answer is shown.")]
-_Keys = Annotated[
+Verify = Annotated[bool, typer.Option("--verify", help="Check the receipt before the answer is shown.")]
+Keys = Annotated[
     Path | None, typer.Option(help="Root keys (jwks.json) that you saved: check the receipt with these alone.")
 ]
-_SaveReceipt = Annotated[Path | None, typer.Option(help="Write the receipt to this file.")]
+SaveReceipt = Annotated[Path | None, typer.Option(help="Write the receipt to this file.")]
+InputFile = Annotated[
+    Path | None, typer.Option("--input", "-i", help="The file that the agent reads; - for standard input.")
+]
+Timeout = Annotated[str | None, typer.Option(help="The agent's time for it, in whole seconds.")]
+KeepInput = Annotated[bool, typer.Option("--keep-input", help="Keep the input, to read it again: result TASK --input.")]
+Share = Annotated[str | None, typer.Option(help="What the agent's owner may see: payer, log, or both (payer,log).")]
 
 
 def call(
     agent: remote.AgentName = None,
-    input_file: Annotated[
-        Path | None, typer.Option("--input", "-i", help="The file that the agent reads; - for standard input.")
-    ] = None,
+    input_file: InputFile = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -50,9 +64,9 @@ def call(
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="The most that it may cost, in credits.  [by recent prices]")
+        str | None, typer.Option(help="The most that it may cost, in credits; by default as recent runs cost.")
     ] = None,
-    timeout: Annotated[str | None, typer.Option(help="The agent's time for it, in whole seconds.")] = None,
+    timeout: Timeout = None,
     queued: Annotated[bool, typer.Option("--async", help="Return at once; read the outcome with result.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Queue the task, and show its state until it is settled.")
@@ -60,18 +74,18 @@ def call(
     pin: Annotated[
         bool, typer.Option("--pin", help="Only with the module, tariff and rules that the agent has at this moment.")
     ] = False,
-    keep_input: Annotated[
-        bool, typer.Option("--keep-input", help="Keep the input, to read it again: result TASK --input.")
-    ] = False,
-    share: Annotated[
-        str | None, typer.Option(help="What the agent's owner may see: payer, log, or both (payer,log).")
-    ] = None,
+    keep_input: KeepInput = False,
+    share: Share = None,
     task_id: Annotated[
-        str | None, typer.Option(help="The task's id: the same one never runs twice.  [a new one]")
+        str | None, typer.Option(help="The task's id: the same one never runs twice; by default a new one.")
     ] = None,
-    verify: _Verify = False,
-    keys: _Keys = None,
-    save_receipt: _SaveReceipt = None,
+    channel: Annotated[
+        Path | None,
+        typer.Option(help="Pay by a ticket of the channel whose key is in this file. No sign-in is needed."),
+    ] = None,
+    verify: Verify = False,
+    keys: Keys = None,
+    save_receipt: SaveReceipt = None,
     profile: remote.ProfileName = None,
     json: options.Json = False,  # noqa: ARG001 - its callback acts
     quiet: options.Quiet = False,  # noqa: ARG001 - its callback acts
@@ -82,12 +96,20 @@ def call(
     """
     if queued and watch:
         raise UsageError("--async and --watch are both given.", "--watch queues the task too, and waits.")
-    data = _given_input(input_file, text)
+    data = given_input(input_file, text)
+    if channel is not None:
+        others = {"--async": queued, "--watch": watch, "--pin": pin, "--task-id": task_id, "--profile": profile}
+        for option in (name for name, value in others.items() if value):
+            raise UsageError(f"--channel and {option} are both given.", _WITHOUT[option])
+        check_writable(save_receipt)
+        checking = verifier(verify, keys)
+        paid = _by_ticket(channel, agent, data, Wanted(budget, timeout, keep_input, share), checking)
+        return show(paid, save_receipt=save_receipt, verified=checking is not None)
     budget_micro = None if budget is None else options.amount("--budget", budget, least_micro=1)
     timeout_s = None if timeout is None else options.timeout_ms(timeout) // 1_000
     shared = _share(share)
     check_writable(save_receipt)
-    with remote.connected(profile, verify=_verifier(verify, keys), id_option="--task-id") as found:
+    with remote.connected(profile, verify=verifier(verify, keys), id_option="--task-id") as found:
         agent_id = remote.agent_of(agent, found).agent_id
         agents = found.client.agents
         with output.progress("reading the agent's terms"):
@@ -125,6 +147,62 @@ def _run(client: Client, task: _Task, *, queued: bool, watch: bool) -> TaskResul
             return client.execute(task.agent_id, task.data, budget=task.budget, task_id=task.task_id, **task.terms)
 
 
+_WITHOUT: Final = {
+    "--async": "Without a sign-in, the outcome cannot be read later: call waits for it.",
+    "--watch": "call waits for the outcome anyway.",
+    "--pin": "Without a sign-in, the agent's terms cannot be read.",
+    "--task-id": "A ticket's number names its task. To send a task again, see: quittance channel sign --help",
+    "--profile": "The file of the key names its platform.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Options of a task that a ticket pays, as they were given."""
+
+    budget: str | None
+    timeout: str | None
+    keep_input: bool
+    share: str | None
+
+
+def _by_ticket(file: Path, agent: str | None, data: bytes, wanted: Wanted, checking: Verifier | None) -> TaskResult:
+    key = channel_key(file)
+    with remote.spending(key, verify=checking, pending=file) as found:
+        task = asked_by_ticket(key, found, agent, wanted)
+        with output.progress("the agent works"):
+            return found.client.spend(key, task.agent_id, data, budget=task.budget, **task.terms)
+
+
+def asked_by_ticket(key: ChannelKey, found: Remote, agent: str | None, wanted: Wanted) -> "_Task":
+    """A task that a ticket is to pay, without its input. Raises UsageError."""
+    agents = key.agents
+    alone = agents[0] if agent is None and agents is not None and len(agents) == 1 else None
+    agent_id = alone or remote.agent_of(agent, found).agent_id
+    budget, timeout = wanted.budget, wanted.timeout
+    budget_micro = key.most_micro if budget is None else options.amount("--budget", budget, least_micro=1)
+    timeout_s = None if timeout is None else options.timeout_ms(timeout) // 1_000
+    terms = TaskTerms(timeout=timeout_s, keep_input=wanted.keep_input or None, share=_share(wanted.share))
+    return _Task("", agent_id, b"", format_credits(budget_micro), terms)
+
+
+def channel_key(file: Path) -> ChannelKey:
+    """The key of a channel in a file. Raises UsageError."""
+    with key_errors():
+        key = ChannelKey.load(file)
+        _ = key.channel_id
+    return key
+
+
+@contextlib.contextmanager
+def key_errors() -> Iterator[None]:
+    """Makes what is wrong with a key or a ticket wrong use."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise UsageError(str(error), "quittance channel open makes a key; quittance channel sign, a ticket.") from error
+
+
 class goes_on:  # noqa: N801 - used as a statement
     """Says how to find the task again if the user interrupts the command: the task does not end."""
 
@@ -158,7 +236,8 @@ def watched(
     return found
 
 
-def _given_input(file: Path | None, text: str | None) -> bytes:
+def given_input(file: Path | None, text: str | None) -> bytes:
+    """What the agent is to read. Raises UsageError."""
     if file is not None and text is not None:
         raise UsageError("--input and --text are both given.", "Give one of them.")
     if text is not None:
@@ -217,7 +296,8 @@ def _share(text: str | None) -> dict[str, bool] | None:
     return dict.fromkeys(named, True)
 
 
-def _verifier(verify: bool, keys: Path | None) -> Verifier | None:  # noqa: FBT001 - an option
+def verifier(verify: bool, keys: Path | None) -> Verifier | None:  # noqa: FBT001 - an option
+    """What checks receipts, if anything does. Raises UsageError."""
     if keys is not None:
         read_file(keys, bytes_max=MIB)
         return Verifier(keys=keys)
@@ -271,6 +351,9 @@ def _saved(result: TaskResult, path: Path | None) -> CliError | None:
     return None
 
 
+_STAYS: Final = {"escrow": "", "ticket": ", which stays in the channel"}
+
+
 def _facts(result: TaskResult, *, verified: bool) -> list[tuple[str, str]]:
     usage = result.resource_usage
     lines = [("outcome", "succeeded" if result.error is None else str(result.error.code))]
@@ -285,7 +368,7 @@ def _facts(result: TaskResult, *, verified: bool) -> list[tuple[str, str]]:
         lines.append(("judging", format_credits(result.judging_micro)))
     return [
         *lines,
-        ("refund", f"{format_credits(result.amount_refunded_micro)} of the budget"),
+        ("refund", f"{format_credits(result.amount_refunded_micro)} of the budget{_STAYS[result.payment_method]}"),
         ("fuel", f"{usage.fuel_used:,}" + ("" if usage.fuel_exact else " (an estimate)")),
         ("time", f"{result.execution_time_ms} ms"),
         ("task", result.task_id),
@@ -300,9 +383,9 @@ def result(
         bool, typer.Option("--input", help="Write the input that was kept instead of the output.")
     ] = False,
     user: Annotated[str | None, typer.Option(help="Whose task it is, for the agent's owner.")] = None,
-    verify: _Verify = False,
-    keys: _Keys = None,
-    save_receipt: _SaveReceipt = None,
+    verify: Verify = False,
+    keys: Keys = None,
+    save_receipt: SaveReceipt = None,
     profile: remote.ProfileName = None,
     json: options.Json = False,  # noqa: ARG001 - its callback acts
     quiet: options.Quiet = False,  # noqa: ARG001 - its callback acts
@@ -312,7 +395,7 @@ def result(
     Exit code 1: the agent failed, and was not paid. A task that is not settled yet is no failure.
     """
     check_writable(save_receipt)
-    with remote.connected(profile, verify=_verifier(verify, keys)) as found:
+    with remote.connected(profile, verify=verifier(verify, keys)) as found:
         if kept_input:
             return _show_input(found, task_id)
         with goes_on(task_id):

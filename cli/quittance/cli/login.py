@@ -124,7 +124,8 @@ def expiry(token: str) -> float | None:
 
 def login(
     profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="The profile; with --api it is made.  [the default profile]")
+        str | None,
+        typer.Option("--profile", "-p", help="The profile, which --api makes; by default the default."),
     ] = None,
     api: Annotated[str | None, typer.Option(help="The platform's URL, as its operator states it.")] = None,
     issuer: Annotated[str | None, typer.Option(help="The URL of the issuer of tokens.")] = None,

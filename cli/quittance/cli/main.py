@@ -62,6 +62,7 @@ COMMANDS: Final[Mapping[str, _Command]] = {
     "call": _Command(_TASKS, "call", "call"),
     "result": _Command(_TASKS, "call", "result"),
     "tasks": _Command(_TASKS, "call", "tasks"),
+    "channel": _Command(_TASKS, "channel", "app"),
     "balance": _Command(_MONEY, "account", "balance"),
     "bond": _Command(_MONEY, "account", "bond"),
     "statement": _Command(_MONEY, "account", "statement"),

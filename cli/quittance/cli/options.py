@@ -1,5 +1,6 @@
 """Options that several commands have, and their values."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Final
@@ -9,11 +10,14 @@ import typer
 from quittance.cli import output
 from quittance.cli.exits import UsageError
 from quittance.ledger.credits import parse_credits
-from quittance.limits import BUDGET_MICRO_MAX, TIMEOUT_S_ASYNC_MAX
+from quittance.limits import BUDGET_MICRO_MAX, CHANNEL_DAYS_MAX, TIMEOUT_S_ASYNC_MAX
 from quittance.sandbox import wasi
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SEED_BYTES: Final = 32
+_SPAN: Final = re.compile(r"([0-9]{1,8})([smhd])")
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SPAN_S_MAX: Final = CHANNEL_DAYS_MAX * 86_400
 
 
 def _json(wanted: bool) -> bool:  # noqa: FBT001 - typer calls it so
@@ -52,6 +56,27 @@ def timeout_ms(text: str) -> int:
         mend = f"Write whole seconds from 1 to {TIMEOUT_S_ASYNC_MAX}, for example 5."
         raise UsageError(f"--timeout is not valid: {text}.", mend)
     return int(text) * 1_000
+
+
+def span_s(option: str, text: str) -> int:
+    """Seconds of a span, such as 15m. Raises UsageError."""
+    found = _SPAN.fullmatch(text)
+    seconds = int(found[1]) * _UNITS_S[found[2]] if found else 0
+    if not 1 <= seconds <= _SPAN_S_MAX:
+        raise UsageError(f"{option} is not valid: {text}.", "Write a span of at most 366 days, such as 15m, 2h or 30d.")
+    return seconds
+
+
+def ahead(option: str, text: str) -> datetime:
+    """A time in the future: ISO 8601, or in how long, such as 30d. Raises UsageError."""
+    if _SPAN.fullmatch(text):
+        return datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=span_s(option, text))
+    try:
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
+        mend = "Write in how long (12h, 30d), or a time such as 2027-01-01T00:00:00Z."
+        raise UsageError(f"{option} is not valid: {text}.", mend) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def clock_ns(text: str) -> int:

@@ -33,7 +33,7 @@ def publish(
     build: Annotated[bool, typer.Option("--build/--no-build", help="Build the module first.")] = True,
     test: Annotated[bool, typer.Option("--test/--no-test", help="Run the contract's examples here first.")] = True,
     bond: Annotated[str | None, typer.Option(help="Add so many credits to your bond first.")] = None,
-    agent: Annotated[str | None, typer.Option(help="The agent to publish a version of.  [that of the project]")] = None,
+    agent: Annotated[str | None, typer.Option(help="The agent to publish; by default the project's.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Register a new agent, even if the project has one.")] = False,
     profile: remote.ProfileName = None,
     json: options.Json = False,  # noqa: ARG001 - its callback acts

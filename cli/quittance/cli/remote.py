@@ -16,11 +16,12 @@ import typer
 from quittance.cli import output, profiles
 from quittance.cli.exits import CliError, PlatformError, RefusedError, UnprovenError, UsageError
 from quittance.cli.login import source_of
-from quittance.cli.profiles import Platform
+from quittance.cli.profiles import Platform, Profile
 from quittance.cli.project import FILE_NAME, Project
 from quittance.client import (
     ApiError,
     BondRequiredError,
+    ChannelKey,
     Client,
     ConfigurationError,
     ConnectionFailedError,
@@ -35,6 +36,7 @@ from quittance.client import (
     QuittanceError,
     Retries,
     StillRunningError,
+    TicketInvalidError,
     TokenError,
     TokenSource,
     TooManyRequestsError,
@@ -49,7 +51,7 @@ from quittance.ledger.pricing import FlatTariff, MeteredTariff
 
 _Item = TypeVar("_Item")
 ProfileName = Annotated[
-    str | None, typer.Option("--profile", "-p", help="The profile of the platform.  [the default profile]")
+    str | None, typer.Option("--profile", "-p", help="The profile of the platform; by default the default profile.")
 ]
 AgentName = Annotated[
     str | None,
@@ -108,6 +110,29 @@ def signed_in(
             yield Remote(client, platform)
     except QuittanceError as error:
         raise as_cli_error(error, platform, id_option=id_option) from error
+
+
+@contextlib.contextmanager
+def spending(key: ChannelKey, *, verify: Verifier | None = None, pending: Path | None = None) -> Iterator[Remote]:
+    """The platform of a channel's key, without a token. Raises every failure as a CliError.
+
+    A ticket whose outcome is unknown is written to a file beside `pending`, so that it can be sent again.
+    """
+    named = next((name for name, found in profiles.read().profiles.items() if found.api.rstrip("/") == key.api), None)
+    platform = Platform(named, Profile(api=key.api), None)
+    try:
+        with Client(key.api, retries=RETRIES, timeout=_timeout_s(), verify=verify or False) as client:
+            yield Remote(client, platform)
+    except QuittanceError as error:
+        made = as_cli_error(error, platform)
+        unknown = isinstance(error, ServerError | ConnectionFailedError | StillRunningError | TooManyRequestsError)
+        if error.ticket is not None and pending is not None and unknown:
+            kept = pending.with_name(f"{pending.name}.{error.ticket.number}.ticket")
+            with contextlib.suppress(UsageError):  # a folder where nobody may write
+                profiles.write_private(kept, error.ticket.to_json() + "\n")
+                made.mend = f"It may have been carried out. The same ticket pays once: quittance channel send {kept}"
+                made.mend += f" --channel {pending}"
+        raise made from error
 
 
 def chosen(name: str | None) -> Platform:
@@ -323,6 +348,9 @@ def _mend(error: ApiError, platform: Platform) -> str:
             mend = "Whoever runs the platform makes deposits: state the account that `quittance balance` shows."
         case MissingScopeError():
             mend = f"Sign in with the scope {error.required_scope}: quittance login{_of(platform)} --scope ..."
+        case TicketInvalidError() if error.numbers is not None:
+            mend = "Top it up: quittance channel topup CHANNEL TICKETS. What cheap and failed tasks leave is free again"
+            mend += " in about a minute."
         case NotFoundError():
             mend = f"Check the id and the profile ({platform.name or platform.profile.api})."
     return mend
@@ -338,6 +366,13 @@ _BY_CODE: Final = {
     "budget_too_low": "Give a larger --budget, or leave it out.",
     "input_not_accepted": "See what the agent takes: quittance agents show AGENT",
     "account_frozen": "Ask whoever runs the platform.",
+    "ticket_invalid": "Check this machine's clock, and that the file is the key of this channel.",
+    "ticket_used": "Let its payer write the free numbers into the file: quittance channel tickets FILE --sync",
+    "ticket_too_small": "Give a smaller --budget: quittance channel show CHANNEL says what one task may cost.",
+    "agent_not_allowed": "See which agents it pays: quittance channel show CHANNEL",
+    "channel_closed": "Open another one: quittance channel open --help",
+    "channel_expired": "Open another one: quittance channel open --help",
+    "channel_conflict": "Name another file for another channel. Your channels: quittance channel list",
     "bond_in_use": "Retire the agents first, and wait until their tasks are settled.",
 }
 

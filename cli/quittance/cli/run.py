@@ -124,7 +124,7 @@ def run(
     tariff: Annotated[
         str | None,
         typer.Option(
-            help="The tariff as JSON, a file with it, or agent: that of the published agent.  [the project's]"
+            help="The tariff as JSON, a file with it, or agent: that of the published agent; by default the project's."
         ),
     ] = None,
     of: Annotated[
@@ -137,19 +137,21 @@ def run(
     fuel: Annotated[int | None, typer.Option(min=1, max=FUEL_MAX, help="The agent's fuel limit.")] = None,
     agent_timeout: Annotated[int | None, typer.Option(min=1, max=600, help="The agent's own timeout, in s.")] = None,
     clock: Annotated[
-        str | None, typer.Option(help="Start of the agent's clock: a time, or a receipt's epoch_ns.  [2026-01-01]")
+        str | None,
+        typer.Option(help="Start of the agent's clock, also as epoch_ns; by default 2026-01-01."),
     ] = None,
     seed: Annotated[
-        str | None, typer.Option(help="Seed of the agent's randomness, as a receipt has it.  [a fixed one]")
+        str | None, typer.Option(help="Seed of the agent's randomness, as a receipt has it; by default a fixed one.")
     ] = None,
     commission_bps: Annotated[
-        int | None, typer.Option(min=0, max=FEE_BPS_MAX, help="The platform's commission in basis points.  [250]")
+        int | None,
+        typer.Option(min=0, max=FEE_BPS_MAX, help="Its commission in basis points; by default 250."),
     ] = None,
     compute_run: Annotated[
-        str | None, typer.Option(help="The platform's compute price of each run.  [0.00001]")
+        str | None, typer.Option(help="The platform's compute price of each run; by default 0.00001.")
     ] = None,
     compute_fuel: Annotated[
-        str | None, typer.Option(help="The platform's compute price of 10^9 fuel.  [0.00004]")
+        str | None, typer.Option(help="The platform's compute price of 10^9 fuel; by default 0.00004.")
     ] = None,
     profile: Annotated[
         Path | None,

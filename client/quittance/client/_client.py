@@ -8,8 +8,9 @@ import httpx
 
 from quittance.client._binding import Async, Sync
 from quittance.client._calls import PREFIX, Core
+from quittance.client._channels import ChannelMethods
 from quittance.client._errors import ConfigurationError
-from quittance.client._methods import AccountMethods, AgentMethods, TaskMethods
+from quittance.client._methods import AccountMethods, AgentMethods
 from quittance.client._retry import Retries, Sender
 from quittance.client._tokens import TokenSource, source_of
 from quittance.client._verify import Verifier
@@ -37,7 +38,7 @@ class AsyncAgents(AgentMethods, Async):
         self._verifier = verifier
 
 
-class Client(TaskMethods, AccountMethods, Sync):
+class Client(ChannelMethods, AccountMethods, Sync):
     """The API of one stack, as one caller. Threads may share it.
 
     `api` is the stack's URL (output `ApiUrl`, such as https://abc.execute-api.eu-central-1.amazonaws.com/prod). `token`
@@ -83,7 +84,7 @@ class Client(TaskMethods, AccountMethods, Sync):
         self._driver.close()
 
 
-class AsyncClient(TaskMethods, AccountMethods, Async):
+class AsyncClient(ChannelMethods, AccountMethods, Async):
     """The API of one stack, as one caller, with methods that are awaited. Its arguments are those of `Client`.
 
     Example:

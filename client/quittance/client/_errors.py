@@ -5,10 +5,12 @@ QuittanceError
 │   ├── InvalidRequestError               400  fields are invalid; `errors` names each
 │   ├── UnauthenticatedError              401  no valid token
 │   │   └── TokenExpiredError                 401  the token has expired
+│   ├── TicketInvalidError                401  the ticket does not prove that the channel's key asked for this task now
 │   ├── InsufficientFundsError            402  with what is available and what is required
 │   ├── BondRequiredError                 402  publishing needs a larger bond
 │   ├── MissingScopeError                 403  the token lacks a scope
 │   ├── AccountFrozenError                403  an operator has frozen the account
+│   ├── AgentNotAllowedError              403  the channel pays other agents only
 │   ├── NotFoundError                     404  unknown, or another account's
 │   │   └── NotLoggedError                    404  the receipt is not in the log yet
 │   ├── ConflictError                     409
@@ -19,14 +21,19 @@ QuittanceError
 │   │   ├── AgentNotReadyError                the agent takes no tasks
 │   │   ├── TermsChangedError                 the agent's terms are not those that the task pins
 │   │   ├── VersionNotPublishedError          the version was never published
-│   │   └── BondInUseError                    the bond cannot be released yet
+│   │   ├── BondInUseError                    the bond cannot be released yet
+│   │   ├── TicketUsedError                   the ticket's number was used for another task
+│   │   ├── ChannelClosedError                the channel is closing or closed
+│   │   ├── ChannelExpiredError               the channel expires before the task could end
+│   │   └── ChannelConflictError              the same channel was opened before with other terms
 │   ├── PayloadTooLargeError              413
 │   ├── RefusedTermsError                 422
 │   │   ├── BudgetTooLowError                 the budget is below the agent's least price
 │   │   ├── JudgingTooDearError               the task's judge may cost more than the task allows
 │   │   ├── ReputationTooLowError             the agent's score is below the required one
 │   │   ├── TimeoutTooLongError               the timeout is longer than the API waits
-│   │   └── InputNotAcceptedError             the input does not meet the agent's contract
+│   │   ├── InputNotAcceptedError             the input does not meet the agent's contract
+│   │   └── TicketTooSmallError               the budget is more than the channel pays for one task
 │   ├── TooManyRequestsError              429  throttled, or too many running tasks
 │   └── PlatformError                     5xx  the platform failed; the call was repeated in vain
 │       └── FundingPausedError                503  an operator has paused new tasks
@@ -56,6 +63,7 @@ from quittance.limits import DETAIL_CHARS_MAX, FAULTS_NAMED_MAX
 
 if TYPE_CHECKING:
     from quittance.api.models import TaskResult
+    from quittance.client._channels import Ticket
     from quittance.proof.verify import Report
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
@@ -67,10 +75,11 @@ class QuittanceError(Exception):
     """An error of the client.
 
     `call_id` is the id of the task or movement that the call was about, also if the client chose it. A repeated call
-    with this id never runs or counts twice.
+    with this id never runs or counts twice. `ticket` is what paid the task, if a channel's ticket did.
     """
 
     call_id: str | None = None
+    ticket: "Ticket | None" = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
@@ -199,6 +208,24 @@ class TokenExpiredError(UnauthenticatedError):
     """The token has expired."""
 
 
+class TicketInvalidError(ApiError):
+    """The ticket does not prove that the channel's key asked for this task now; `detail` says why."""
+
+    @property
+    def numbers(self) -> int | None:
+        """Up to which number the deposit covers the channel's tickets, if the ticket's number is the trouble."""
+        return _count(self.members, "numbers")
+
+    @property
+    def granted(self) -> int | None:
+        """Up to which number tickets can be used now, if the ticket's number is the trouble."""
+        return _count(self.members, "granted")
+
+    def is_early(self, number: int) -> bool:
+        """Whether the deposit covers a number, but it can be used only after lower ones."""
+        return self.granted is not None and self.numbers is not None and self.granted < number <= self.numbers
+
+
 class InsufficientFundsError(ApiError):
     """The account has fewer credits than the call needs."""
 
@@ -238,6 +265,10 @@ class MissingScopeError(ApiError):
 
 class AccountFrozenError(ApiError):
     """An operator has frozen the account."""
+
+
+class AgentNotAllowedError(ApiError):
+    """The channel pays other agents only."""
 
 
 class NotFoundError(ApiError):
@@ -289,6 +320,27 @@ class BondInUseError(ConflictError):
     """The bond cannot be released yet."""
 
 
+class TicketUsedError(ConflictError):
+    """The ticket's number was used for another task, or taken out of use when the channel closed."""
+
+
+class ChannelClosedError(ConflictError):
+    """The channel is closing or closed; `state` says which."""
+
+    @property
+    def state(self) -> str:
+        """The channel's state."""
+        return _text(self.members, "state")
+
+
+class ChannelExpiredError(ConflictError):
+    """The channel expires before the task could end."""
+
+
+class ChannelConflictError(ConflictError):
+    """The channel with this salt, key and ticket value was opened before with other terms."""
+
+
 class PayloadTooLargeError(ApiError):
     """A part of the request is larger than its limit."""
 
@@ -320,6 +372,15 @@ class TimeoutTooLongError(RefusedTermsError):
 
 class InputNotAcceptedError(RefusedTermsError):
     """The input does not meet the agent's contract: `errors` has the path of each fault."""
+
+
+class TicketTooSmallError(RefusedTermsError):
+    """The budget is more than the channel pays for one task."""
+
+    @property
+    def most_micro(self) -> int | None:
+        """The most that one task may cost, in micro-credits."""
+        return _amount(self.members, "most")
 
 
 class TooManyRequestsError(ApiError):
@@ -360,6 +421,13 @@ class _Table:
         "reputation_too_low": ReputationTooLowError,
         "timeout_too_long": TimeoutTooLongError,
         "input_not_accepted": InputNotAcceptedError,
+        "ticket_invalid": TicketInvalidError,
+        "agent_not_allowed": AgentNotAllowedError,
+        "ticket_used": TicketUsedError,
+        "channel_closed": ChannelClosedError,
+        "channel_expired": ChannelExpiredError,
+        "channel_conflict": ChannelConflictError,
+        "ticket_too_small": TicketTooSmallError,
         "throttled": TooManyRequestsError,
         "too_many_running": TooManyRequestsError,
         "funding_paused": FundingPausedError,
@@ -408,6 +476,11 @@ def _amount(document: Mapping[str, Any], name: str) -> int | None:
         return parse_credits(document.get(name))
     except ValueError:
         return None
+
+
+def _count(document: Mapping[str, Any], name: str) -> int | None:
+    value = document.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _fields(found: object) -> list[dict[str, str]]:

@@ -185,12 +185,12 @@ class CsvPage:
 WAIT_S_MAX: Final = TIMEOUT_S_ASYNC_MAX + QUEUE_WAIT_MS_MAX / 1_000 + 300.0
 """Every task is settled or refunded before: the longest run, the time in the queue, and what the sweep needs."""
 PUBLISH_S_MAX: Final = 4 * COMPILE_WALL_SECONDS_MAX
-_POLL_S_MIN: Final = 0.5
-_POLL_S_MAX: Final = 10.0
-_POLL_GROWTH: Final = 1.5
+POLL_S_MIN: Final = 0.5
+POLL_S_MAX: Final = 10.0
+POLL_GROWTH: Final = 1.5
 _S3_ERROR_BYTES_MAX: Final = 4_096
 _S3_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,100})</Code>")
-_ASYNC: Final = {"Prefer": "respond-async"}
+ASYNC: Final = {"Prefer": "respond-async"}
 _CSV: Final = "text/csv"
 _CSV_END: Final = "\r\n"
 _LINK: Final = re.compile(r'<([^<>]{0,8000})>\s*;\s*rel="?next"?')
@@ -206,7 +206,7 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class Asked:
     """A task as it is sent, and what is expected of its receipt."""
 
     task_id: str
@@ -214,15 +214,16 @@ class _Task:
     expected: Expected = field(repr=False)
 
 
-def _task(agent_id: str, value: object, budget: Credits, task_id: str | None, terms: TaskTerms) -> _Task:
+def asked(agent_id: str, value: object, budget: Credits, task_id: str | None, terms: TaskTerms) -> Asked:
+    """A task as it is sent. Raises InvalidRequestError."""
     stdin = input_bytes(value)
     wanted = _members(terms)
     if "max_judging" in wanted:
-        wanted["max_judging"] = _credits("max_judging", wanted["max_judging"])
+        wanted["max_judging"] = amount_text("max_judging", wanted["max_judging"])
     body: dict[str, Any] = {
         "task_id": task_id or new_id(),
         "agent_id": agent_id,
-        "budget": _credits("budget", budget),
+        "budget": amount_text("budget", budget),
         **_stdin_field(stdin),
         **wanted,
     }
@@ -234,7 +235,7 @@ def _task(agent_id: str, value: object, budget: Credits, task_id: str | None, te
         tariff_sha256=wanted.get("tariff_sha256"),
         rules_sha256=wanted.get("rules_sha256"),
     )
-    return _Task(body["task_id"], body, expected)
+    return Asked(body["task_id"], body, expected)
 
 
 def input_bytes(value: object) -> bytes:
@@ -288,7 +289,7 @@ def _member(value: object) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
-def _credits(name: str, amount: object, *, change: bool = False) -> str:
+def amount_text(name: str, amount: object, *, change: bool = False) -> str:
     """An amount as it is sent. Raises InvalidRequestError."""
     try:
         return format_credits(parse_change(amount) if change else parse_credits(amount))
@@ -300,16 +301,23 @@ def _query(filters: AgentFilters | RunFilters | TaskFilters) -> dict[str, object
     """Filters as parameters of a query. Raises InvalidRequestError."""
     found: dict[str, object] = {name: value for name, value in filters.items() if value is not None}
     if "max_price" in found:
-        found["max_price"] = _credits("max_price", found["max_price"])
+        found["max_price"] = amount_text("max_price", found["max_price"])
     for name in _NUMBERS:
         if isinstance(value := found.get(name), float | Decimal):
             found[name] = f"{Decimal(str(value)):f}"
     for name in _MOMENTS:
         if isinstance(value := found.get(name), datetime):
-            if value.tzinfo is None:
-                raise InvalidRequestError.of(field=name, message="must have a time zone, such as datetime.UTC")
-            found[name] = value.isoformat()
+            found[name] = moment_text(name, value)
     return found
+
+
+def moment_text(name: str, moment: Moment) -> str:
+    """A time as it is sent. Raises InvalidRequestError."""
+    if isinstance(moment, str):
+        return moment
+    if moment.tzinfo is None:
+        raise InvalidRequestError.of(field=name, message="must have a time zone, such as datetime.UTC")
+    return moment.isoformat()
 
 
 class TaskMethods(Bound):
@@ -343,7 +351,7 @@ class TaskMethods(Bound):
             >>> format_credits(done.amount_paid_micro), format_credits(done.fee_micro)
             ('0.00975', '0.00025')
         """
-        task = _task(agent_id, input, budget, task_id, terms)
+        task = asked(agent_id, input, budget, task_id, terms)
         with about(task.task_id):
             deadline = self._core.sender.deadline(within)
             first = yield from self._executed(task, queued=(terms.get("timeout") or 0) > TIMEOUT_S_SYNC_MAX)
@@ -369,7 +377,7 @@ class TaskMethods(Bound):
             >>> client.wait(pending.task_id).output
             'hello'
         """
-        task = _task(agent_id, input, budget, task_id, terms)
+        task = asked(agent_id, input, budget, task_id, terms)
         with about(task.task_id):
             found = yield from self._executed(task, queued=True)
             if isinstance(found, TaskPending):
@@ -485,9 +493,9 @@ class TaskMethods(Bound):
 
         return page
 
-    def _executed(self, task: _Task, *, queued: bool) -> Flow[TaskResult | TaskPending]:
+    def _executed(self, task: Asked, *, queued: bool) -> Flow[TaskResult | TaskPending]:
         """What the API answers to a task; one that would take too long to wait for is queued instead."""
-        headers = _ASYNC if queued else {}
+        headers = ASYNC if queued else {}
         try:
             answer = yield from self._core.call("POST", "/tasks/execute", body=task.body, headers=headers)
         except TimeoutTooLongError:
@@ -497,16 +505,16 @@ class TaskMethods(Bound):
         except TaskInProgressError:  # an attempt of ours, whose answer was lost, or somebody with our id and request
             found, _ = yield from self._outcome(task.task_id, None)
             return found
-        return _task_answer(answer)
+        return task_answer(answer)
 
     def _outcome(self, task_id: str, user: str | None) -> Flow[tuple[TaskResult | TaskPending, float]]:
         """A task's outcome, and in how many seconds to ask again if it is pending."""
         path = f"/tasks/{segment(task_id, 'task_id')}/result"
         answer = yield from self._core.call("GET", path, query={"user": user})
-        return _task_answer(answer), retry_after_s(answer.headers, now=self._core.sender.timing.now()) or 0.0
+        return task_answer(answer), retry_after_s(answer.headers, now=self._core.sender.timing.now()) or 0.0
 
     def _settled(self, task_id: str, deadline: float) -> Flow[TaskResult]:
-        timing, pause_s = self._core.sender.timing, _POLL_S_MIN
+        timing, pause_s = self._core.sender.timing, POLL_S_MIN
         while True:
             found, after_s = yield from self._outcome(task_id, None)
             if isinstance(found, TaskResult):
@@ -514,8 +522,8 @@ class TaskMethods(Bound):
             left_s = deadline - timing.monotonic()
             if left_s <= 0:
                 raise StillRunningError(task_id)
-            yield Pause(min(max(pause_s, min(after_s, _POLL_S_MAX)), left_s))
-            pause_s = min(pause_s * _POLL_GROWTH, _POLL_S_MAX)
+            yield Pause(min(max(pause_s, min(after_s, POLL_S_MAX)), left_s))
+            pause_s = min(pause_s * POLL_GROWTH, POLL_S_MAX)
 
     def _checked(self, result: TaskResult, task_id: str, expected: Expected) -> Flow[TaskResult]:
         """The result, if it is of this task, and its receipt proves it if the client verifies receipts."""
@@ -529,7 +537,8 @@ class TaskMethods(Bound):
         return result
 
 
-def _task_answer(answer: Answer) -> TaskResult | TaskPending:
+def task_answer(answer: Answer) -> TaskResult | TaskPending:
+    """What the API answers to a task."""
     return parsed(answer, TaskPending) if answer.status == HTTPStatus.ACCEPTED else parsed(answer, TaskResult)
 
 
@@ -608,7 +617,7 @@ class AccountMethods(Bound):
             >>> bank.deposit("5", account="alice", deposit_id="invoice-7").account_id
             'alice'
         """
-        body = {"deposit_id": deposit_id or new_id(), "amount": _credits("amount", amount)}
+        body = {"deposit_id": deposit_id or new_id(), "amount": amount_text("amount", amount)}
         path = f"/accounts/{segment(account, 'account')}/deposits"
         with about(body["deposit_id"]):
             return parsed((yield from self._core.call("POST", path, body=body)), DepositAnswer)
@@ -621,7 +630,7 @@ class AccountMethods(Bound):
             >>> client.withdraw("0.5", withdrawal_id="june").state.value
             'requested'
         """
-        body = {"withdrawal_id": withdrawal_id or new_id(), "amount": _credits("amount", amount)}
+        body = {"withdrawal_id": withdrawal_id or new_id(), "amount": amount_text("amount", amount)}
         with about(body["withdrawal_id"]):
             return parsed((yield from self._core.call("POST", "/accounts/me/withdrawals", body=body)), WithdrawalAnswer)
 
@@ -643,7 +652,7 @@ class AccountMethods(Bound):
             >>> client.move_bond("2", bond_id="first").bond_id
             'first'
         """
-        body = {"bond_id": bond_id or new_id(), "amount": _credits("amount", amount, change=True)}
+        body = {"bond_id": bond_id or new_id(), "amount": amount_text("amount", amount, change=True)}
         with about(body["bond_id"]):
             return parsed((yield from self._core.call("POST", "/accounts/me/bond", body=body)), BondMoveAnswer)
 
@@ -1052,7 +1061,7 @@ class AgentMethods(Bound):
 
     def _published(self, agent_id: str, number: int, within: float) -> Flow[PublishedVersion]:
         timing, deadline = self._core.sender.timing, self._core.sender.deadline(within)
-        pause_s = _POLL_S_MIN
+        pause_s = POLL_S_MIN
         while True:
             found = yield from self._version(agent_id, number, deadline)
             if found is not None and found.state in _PUBLISHED:
@@ -1062,7 +1071,7 @@ class AgentMethods(Bound):
             if left_s <= 0:
                 raise StillRunningError(agent_id)
             yield Pause(min(pause_s, left_s))
-            pause_s = min(pause_s * _POLL_GROWTH, _POLL_S_MAX)
+            pause_s = min(pause_s * POLL_GROWTH, POLL_S_MAX)
 
     def _version(self, agent_id: str, number: int, deadline: float) -> Flow[VersionAnswer | None]:
         """A version of an agent, usually the newest; None if there is no record of it."""

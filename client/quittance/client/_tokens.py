@@ -24,6 +24,7 @@ from quittance.client._errors import (
     ConnectionFailedError,
     LoginFailedError,
     LoginRequiredError,
+    QuittanceError,
     TokenError,
     plain,
 )
@@ -450,9 +451,12 @@ class MemoryStore:
 class FileStore:
     """A file that only its owner can read, written as a whole, with a lock beside it."""
 
+    _what = "stored sign-in"
+    _error: type[QuittanceError] = TokenError
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self.lock: Lock = _FileLock(self._path.with_name(f"{self._path.name}.lock"))
+        self.lock: Lock = _FileLock(self._path.parent / f"{self._path.name}.lock", self._error)
 
     def __repr__(self) -> str:
         return f"FileStore({str(self._path)!r})"
@@ -465,8 +469,8 @@ class FileStore:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            msg = f"The stored sign-in {self._path} cannot be read: {exc.strerror}."
-            raise TokenError(msg) from exc
+            msg = f"The {self._what} {self._path} cannot be read: {exc.strerror}."
+            raise self._error(msg) from exc
 
     def save(self, text: str) -> None:
         """Replace the file."""
@@ -483,8 +487,8 @@ class FileStore:
                 Path(name).unlink(missing_ok=True)
                 raise
         except OSError as exc:
-            msg = f"The sign-in cannot be stored in {self._path}: {exc.strerror}."
-            raise TokenError(msg) from exc
+            msg = f"The {self._what} {self._path} cannot be written: {exc.strerror}."
+            raise self._error(msg) from exc
 
     def clear(self) -> None:
         """Remove the file."""
@@ -500,8 +504,9 @@ def _private_folder(folder: Path) -> None:
 class _FileLock:
     """A lock between processes, and between the threads of one. Systems without `fcntl` have the second only."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, error: type[QuittanceError]) -> None:
         self._path = path
+        self._error = error
         self._threads = threading.Lock()
         self._descriptor: int | None = None
 
@@ -534,7 +539,7 @@ class _FileLock:
             descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             msg = f"The lock {self._path} cannot be created: {exc.strerror}."
-            raise TokenError(msg) from exc
+            raise self._error(msg) from exc
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
         except BaseException as exc:

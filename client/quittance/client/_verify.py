@@ -22,9 +22,9 @@ from quittance.client._errors import (
 )
 from quittance.client._wire import Flow
 from quittance.limits import JWKS_AGE_S_MAX, MIB
-from quittance.proof import card
+from quittance.proof import card, ticket
 from quittance.proof.card import VerifiedCard
-from quittance.proof.receipt import ReceiptClaims
+from quittance.proof.receipt import ReceiptClaims, is_judge
 from quittance.proof.statement import ProofError
 from quittance.proof.verify import Evidence, Report, examine
 from quittance.run import Outcome
@@ -35,7 +35,11 @@ _NO_RULES_SHA256: Final = hashlib.sha256(NO_RULES.encode()).hexdigest()
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the caller knows of a task beside its answer. Parts that are None are not compared."""
+    """What the caller knows of a task beside its answer. Parts that are None are not compared.
+
+    `ticket` is the signed ticket that was sent. A receipt for one that was signed again, with another expiry, proves
+    the same task.
+    """
 
     agent_id: str | None = None
     input: bytes | None = None
@@ -43,6 +47,7 @@ class Expected:
     module_sha256: str | None = None
     tariff_sha256: str | None = None
     rules_sha256: str | None = None
+    ticket: str | None = None
 
 
 class Verifier:
@@ -172,12 +177,33 @@ def _differences(result: TaskResult, claims: ReceiptClaims, expected: Expected) 
     for name, stated, proved in pairs:
         if stated != proved:
             yield f"{name} is {stated} in the answer or the request, and {proved} in the receipt"
+    if not is_judge(claims):
+        paid_by = "escrow" if claims.ticket is None else "ticket"
+        if result.payment_method != paid_by:
+            yield f"payment_method is {result.payment_method} in the answer, and {paid_by} in the receipt"
+    if expected.ticket is not None:
+        yield from _ticket_differences(claims, expected.ticket)
     if expected.budget_micro is not None and int(claims.budget) > expected.budget_micro:
         yield f"it is for a budget of {claims.budget}, which is more than {expected.budget_micro} micro-credits"
     if result.log is not None and "\ufffd" not in result.log:
         found = hashlib.sha256(result.log.encode()).hexdigest()
         if found != claims.stderr_sha256:
             yield "the log is not the one that the receipt names"
+
+
+def _ticket_differences(claims: ReceiptClaims, sent: str) -> Iterator[str]:
+    """Where the receipt's ticket asks for something else than the one that was sent, apart from the time it expires."""
+    if claims.ticket is None:
+        yield "no ticket paid for the task, although one was sent"
+        return
+    try:
+        asked, proved = (ticket.read(token)[0].model_dump(exclude={"exp"}) for token in (sent, claims.ticket.signed))
+    except ProofError as exc:
+        yield plain(exc)
+        return
+    for name, value in asked.items():
+        if value != proved[name]:
+            yield f"the ticket's {name} is {value} as it was sent, and {proved[name]} in the receipt"
 
 
 def _agent_rules_sha256(claims: ReceiptClaims) -> str:

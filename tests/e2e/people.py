@@ -20,6 +20,7 @@ from boto3.dynamodb.types import Binary, TypeDeserializer
 
 from local.cloud import CREDENTIALS
 from local.paths import Stack
+from quittance.ledger.channels import escrow_id_of
 from quittance.ledger.escrow import escrow_id
 from tests.support import ROOT
 
@@ -55,9 +56,29 @@ class Ledger:
             f"the ledger holds {_total(items)}, but deposits less withdrawals are {_net_deposits(items)}"
         )
 
+    def tasks(self) -> list[Item]:
+        """The escrows of tasks and judges. A ticket's task has its payer as `account`, too."""
+        return [{"account": item.get("payer"), **item} for item in self.items("ESC#") if "state" in item]
+
+    def channel(self, channel_id: str) -> Item:
+        """The item of a payment channel."""
+        key = {"pk": {"S": f"CHAN#{channel_id}"}}
+        return _plain(self._dynamodb.get_item(TableName=self._table, Key=key, ConsistentRead=True)["Item"])
+
+    def age_channel(self, channel_id: str, by_ms: int) -> None:
+        """Move the end of a closing channel's window into the past; this saves waiting for it."""
+        self._dynamodb.update_item(
+            TableName=self._table,
+            Key={"pk": {"S": f"CHAN#{channel_id}"}},
+            UpdateExpression="SET close_ms = close_ms - :by, work_at = work_at - :by",
+            ConditionExpression="#state = :closing",
+            ExpressionAttributeNames={"#state": "state"},
+            ExpressionAttributeValues={":by": {"N": str(by_ms)}, ":closing": {"S": "closing"}},
+        )
+
     def escrow(self, user: str, task_id: str) -> Item | None:
         """The escrow of a task, or None."""
-        key = {"pk": {"S": f"ESC#{escrow_id(user, task_id)}"}}
+        key = {"pk": {"S": f"ESC#{escrow_id_of(user, task_id)}"}}
         found = self._dynamodb.get_item(TableName=self._table, Key=key, ConsistentRead=True)
         return _plain(found["Item"]) if "Item" in found else None
 
@@ -68,7 +89,7 @@ class Ledger:
         try:
             self._dynamodb.update_item(
                 TableName=self._table,
-                Key={"pk": {"S": f"ESC#{escrow_id(user, task_id)}"}},
+                Key={"pk": {"S": f"ESC#{escrow_id_of(user, task_id)}"}},
                 # The seal covers these times, so the auditor would report the change. Older items have no seal.
                 UpdateExpression="SET " + ", ".join(f"#{name} = #{name} - :by" for name in moved) + " REMOVE seal",
                 ConditionExpression="#state = :funded",
@@ -118,16 +139,23 @@ class Ledger:
 
 
 def _total(items: list[Item]) -> int:
-    """All credits that are available, held, or earned but not yet credited."""
+    """All credits that are available, held, in channels, or earned but not yet credited."""
     total = 0
     for item in items:
         if item["pk"].startswith("ACCT#"):
             total += item["available"]
-        elif item["pk"].startswith("ESC#") and item["state"] == "funded":
-            total += item["budget"]
+        elif item["pk"].startswith("CHAN#"):
+            total += item["deposit"] - item["spent"] if item["state"] != "closed" else 0
+        elif item["pk"].startswith("ESC#") and item.get("state") == "funded":
+            total += 0 if "channel" in item else item["budget"]  # a ticket's budget is still in its channel
         elif item["pk"].startswith("ESC#") and "work" in item:
-            total += item["paid"] + item["fee"]
+            total += item["paid"] + item["fee"] - _drawn(item)
     return total
+
+
+def _drawn(item: Item) -> int:
+    """What a settled task takes from its channel once the sweep credits it. Its judge's cost is part of the task's."""
+    return item["paid"] + item["fee"] + item.get("task_judging", 0) if item.get("tickets") else 0
 
 
 def _net_deposits(items: list[Item]) -> int:
@@ -172,7 +200,7 @@ def sweep_until_credited(sweep: Callable[[], None], ledger: Ledger) -> None:
     """Sweep until every settled escrow is credited: the scheduled sweep may hold some of them for a moment."""
     for _ in range(100):
         sweep()
-        if not any("work" in item and item["state"] != "funded" for item in ledger.items("ESC#")):
+        if not any("work" in item and item["state"] != "funded" for item in ledger.tasks()):
             return
     raise AssertionError("the sweep does not credit every settled escrow")
 
@@ -192,7 +220,7 @@ def assert_claims_match(claims: dict[str, Any], item: Item) -> None:
     same = {
         "eid": item["pk"].removeprefix("ESC#"),
         "task": item["task_id"],
-        "user": item["account"],
+        "user": item.get("account") or item["payer"],
         "agent": item["agent_id"],
         "owner": item["owner"],
         "module_sha256": item["module_sha256"],

@@ -245,7 +245,7 @@ def test_a_batch_survives_bad_messages_and_killed_workers(  # noqa: PLR0917 - fi
     with queues.paused():
         batch.send(queues, Random(SEED))
         damage(batch.lost, aws("s3"), stack.buckets["outputs"])
-        assert len([item for item in ledger.items("ESC#") if item["state"] == "funded"]) >= TASKS + TAMPERED
+        assert len([item for item in ledger.tasks() if item["state"] == "funded"]) >= TASKS + TAMPERED
 
     def finish() -> None:
         for user, body in batch.all:
@@ -257,7 +257,7 @@ def test_a_batch_survives_bad_messages_and_killed_workers(  # noqa: PLR0917 - fi
     took_s = watch.seconds()
     sweep_until_credited(sweep, ledger)
 
-    items = {(item["account"], item["task_id"]): item for item in ledger.items("ESC#")}
+    items = {(item["account"], item["task_id"]): item for item in ledger.tasks()}
     ours = [items[user.name, body["task_id"]] for user, body in batch.all]
     ends, fences = (Counter(item[name] for item in ours) for name in ("outcome", "fence"))
     summary = (

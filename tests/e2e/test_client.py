@@ -8,6 +8,8 @@ import inspect
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import pytest
 import quittance.client as package
 from local.paths import Stack
 from quittance.client import (
+    AgentNotAllowedError,
     AsyncClient,
+    ChannelKey,
     Client,
     InsufficientFundsError,
     MissingScopeError,
@@ -25,6 +29,7 @@ from quittance.client import (
     NotLoggedError,
     NotProvenError,
     PublishFailedError,
+    TicketInvalidError,
     TokenExpiredError,
     Verifier,
 )
@@ -155,6 +160,39 @@ def test_refusals_of_the_platform_are_typed(
         late.balance()
 
 
+def tomorrow() -> datetime:
+    return datetime.now(UTC) + timedelta(days=1)
+
+
+def test_a_channel_pays_without_a_token(
+    connect: Callable[..., Client], user: str, echo: str, published: str, tmp_path: Path
+) -> None:
+    """Threads spend it with receipts verified; a resent ticket, an agent that is not allowed and a full channel."""
+    payer, key = connect(user), ChannelKey.new()
+    terms: dict[str, Any] = {"ticket_value": "0.05", "tickets": 12, "expires_at": tomorrow(), "agents": [echo]}
+    assert payer.open_channel(key, **terms) == payer.open_channel(key, **terms)
+    key.save(tmp_path / "key.json")
+    key = ChannelKey.load(tmp_path / "key.json")
+    with Client(key.api, verify=True, timeout=GENEROUS_S) as client:
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda part: client.spend(key, echo, f"part {part}", budget="0.05"), range(10)))
+        assert [task.output for task in done] == [f"part {part}" for part in range(10)]
+        assert sorted(int(task.task_id.rpartition(".")[2]) for task in done) == list(range(1, 11))
+        ticket = key.sign(echo, "hello", budget="0.1", keep_input=True, share={"log": True}, timeout=5)
+        assert client.redeem(ticket) == client.redeem(ticket)
+        with pytest.raises(AgentNotAllowedError):
+            client.spend(key, published, "hello", budget="0.05")
+        with pytest.raises(TicketInvalidError) as beyond:
+            client.redeem(key.sign(echo, "hello", budget="0.05", number=1_000))
+        assert beyond.value.numbers is not None
+        assert beyond.value.numbers >= 12
+        assert [line.tickets for line in payer.tickets(key.channel_id)] == [1] * 10 + [2, 1]
+        assert payer.find_numbers(key) >= beyond.value.numbers - 12
+        assert payer.task_input(ticket.task_id) == b"hello"
+        assert payer.balance().available_micro == 5_000_000 - 12 * 50_000
+        assert client.close_channel_by_key(key).state.value == "closing"
+
+
 # The examples of the docstrings.
 
 EXAMPLES = [
@@ -249,6 +287,7 @@ def stage(
             logged(client, "greeting-1")
         if method.startswith("bond_statement"):
             client.move_bond("2")
+        names |= _of_channel(client, method, folder) if group == "ChannelMethods" else {}
         (folder / "token").write_text(names["token"])
         (folder / "jwks.json").write_text(json.dumps(jwks))
         (folder / "echo.wasm").write_bytes(ECHO)
@@ -258,6 +297,18 @@ def stage(
             yield names | {"issuer": issuer.url, "token_file": "token", "asyncio": asyncio, "hashlib": hashlib}
 
     return prepare
+
+
+def _of_channel(client: Client, method: str, folder: Path) -> dict[str, Any]:
+    """The names of an example about a channel."""
+    if method == "open_channel":
+        return {}
+    key = ChannelKey.new()
+    client.open_channel(key, ticket_value="0.05", tickets=20, expires_at=tomorrow())
+    key.save(folder / "channel.json")
+    if method in {"channels", "channels_page"}:
+        until(lambda: list(client.channels()), "the channel is not listed")
+    return {"key": key, "channel_id": key.channel_id}
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_the_sweep_credits_tasks_of_several_owners_once(
     assert [balance(owner.name) for owner in owners] == [3 * 9_750] * 2
     assert balance(stack.platform_account) == platform + 6 * 250
     assert (balance(alice.name), ledger.total()) == (CREDIT - 60_000, total)
-    mine = [item for item in ledger.items("ESC#") if item["account"] == alice.name]
+    mine = [item for item in ledger.tasks() if item["account"] == alice.name]
     assert [item["state"] for item in mine] == ["released"] * 6, "a swept escrow keeps its state"
 
 

@@ -2,25 +2,35 @@
 
 tests/sam_local sends them to the functions in containers. A file's name starts with its function's name. What differs
 by stack is a placeholder: the user `alice`, the agents `agt_aaaaaaaaaaaaaaaa` (another owner's, active) and
-`agt_bbbbbbbbbbbbbbbb` (owned by alice), the bucket of uploads, and `TOKEN`.
+`agt_bbbbbbbbbbbbbbbb` (owned by alice), the bucket of uploads, and `TOKEN`; of the payment channel that `channels-open`
+opens its expiry and its id `chn_aaaaaaaaaaaaaaaaaaaaaaaaaa`, `TICKET-1`, `TICKET-2` and `CLOSING-ORDER`, which
+`tests/tickets.py` signs with the channel's key.
 """
 
 import json
 import re
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from local.paths import Stack
+from quittance.api.models import TaskRequest
 from quittance.ledger.escrow import escrow_id
 from quittance.ledger.journal import Payout, PayoutState
+from tests import tickets
 from tests.e2e.people import User, invoke
 from tests.support import ROOT, wasm
 from tests.template import template
 
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "events").glob("*.json"))}
+
+CHANNEL = "chn_" + "a" * 26
+EXPIRY = "2027-01-01T00:00:00Z"
+EXPIRES_AT = tickets.timestamp(time.time_ns() // 1_000_000 + 24 * 60 * 60 * 1_000)
 
 HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "execute-http": (
@@ -56,6 +66,12 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "accounts-withdraw": (201, {"account_id": "alice", "amount": "0.25", "state": "requested"}),
     "accounts-payouts": (200, {}),
     "accounts-decide-payout": (200, {"account_id": "alice", "amount": "0.25", "state": "failed"}),
+    "channels-open": (201, {"payer": "alice", "state": "open", "deposit": "0.1", "numbers": 5, "used": 0}),
+    "execute-redeem": (200, {"task_id": f"{CHANNEL}.1", "success": True, "payment_method": "ticket"}),
+    "channels-top-up": (201, {"channel_id": CHANNEL, "topup_id": "topup-1", "amount": "0.1"}),
+    "channels-read": (200, {"channel_id": CHANNEL, "state": "open", "deposit": "0.2", "numbers": 10}),
+    "channels-list": (200, {"next": None}),
+    "channels-tickets": (200, {"channel_id": CHANNEL, "free": [[2, 10]], "next": None}),
     "operations-freeze": (200, {"action": "freeze", "target": "alice", "by": "operator"}),
     "operations-unfreeze": (200, {"action": "unfreeze", "target": "alice", "by": "operator"}),
     "operations-pause": (200, {"action": "pause", "target": "funding", "by": "operator"}),
@@ -67,8 +83,10 @@ HTTP: dict[str, tuple[int, dict[str, Any]]] = {
     "public-openapi": (200, {"openapi": "3.1.0"}),
     "public-docs": (200, {}),
 }
-# These routes have something to return only after the sweep.
+# These routes have something to return only after the sweep; a closing channel takes no tickets.
 LOGGED: dict[str, tuple[int, dict[str, Any]]] = {
+    "channels-close": (200, {"channel_id": CHANNEL, "state": "closing"}),
+    "channels-signed-close": (200, {"channel_id": CHANNEL, "state": "closing"}),
     "result-proof": (200, {"consistency": {"tree_size": 0, "path": []}}),
     "public-checkpoint": (200, {}),
     "public-tile": (200, {}),
@@ -77,8 +95,8 @@ NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey", "accounts
 # No message may stay in its queue: the tasks are settled, the dead letter's task was refused before money moved, and
 # the upload is published.
 MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs", "publish-sqs")
-OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "publish-s3", "sweep-schedule", *MESSAGES}
-OTHERS |= {"listings-backfill", "listings-stream", "notify-stream", "plan-run", "webhook-sqs"}
+OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "execute-ticket", "publish-s3", *MESSAGES}
+OTHERS |= {"sweep-schedule", "listings-backfill", "listings-stream", "notify-stream", "plan-run", "webhook-sqs"}
 NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
 # The receiver's host name never resolves (RFC 6761), so the message must stay in the queue.
 UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
@@ -92,6 +110,18 @@ def payout_of(account: str) -> str:
 def run_of(account: str) -> str:
     """The id of the run of `execute-http` for this account."""
     return escrow_id(account, "task-1")
+
+
+def channel_placeholders(opened: dict[str, Any], hired: str) -> dict[str, str]:
+    """What stands for the placeholders of a channel that is open: its id, its tickets and its closing order."""
+    clock: Any = SimpleNamespace(now_ms=lambda: time.time_ns() // 1_000_000)
+    found = {CHANNEL: opened["channel_id"]}
+    for name, placeholder in (("execute-redeem", "TICKET-1"), ("execute-ticket", "TICKET-2")):
+        event = json.loads(FILES[name].replace(CHANNEL, opened["channel_id"]).replace("agt_aaaaaaaaaaaaaaaa", hired))
+        body = json.loads(event["body"]) if "body" in event else event
+        task = TaskRequest.model_validate({field: body[field] for field in body if field != "ticket"})
+        found[placeholder] = tickets.ticket(clock, task, iss=opened["issuer"])
+    return found | {"CLOSING-ORDER": tickets.order(clock, opened["channel_id"], iss=opened["issuer"])}
 
 
 def function_of(name: str) -> str:
@@ -120,12 +150,19 @@ class Scene:
 
     def fill_in(self, text: str) -> Any:
         """Parse JSON after replacing the placeholders."""
-        for placeholder, real in {**self._real, "TOKEN": self._token()}.items():
+        for placeholder, real in {**self._real, EXPIRY: EXPIRES_AT, "TOKEN": self._token()}.items():
             text = text.replace(placeholder, real)
         return json.loads(text)
 
     def send(self, name: str, event: Any) -> Any:
         """Send an event to its function; return the answer."""
+        answer = self.invoke(name, event)
+        if name == "channels-open" and answer["statusCode"] == 201:
+            self._real |= channel_placeholders(json.loads(answer["body"]), self._real["agt_aaaaaaaaaaaaaaaa"])
+        return answer
+
+    def invoke(self, name: str, event: Any) -> Any:
+        """Invoke the function of an event."""
         answer, failed = invoke(self._client, self._stack.functions[function_of(name)], event)
         assert not failed, answer
         return answer
@@ -207,6 +244,15 @@ def check_answer(scene: Scene, name: str, status: int, fields: dict[str, Any]) -
 def test_execute_direct(scene: Scene) -> None:
     done = scene.send("execute-direct", scene.fill_in(FILES["execute-direct"]))
     assert (done["task_id"], done["success"], done["escrow_status"]) == ("task-2", True, "released")
+
+
+def test_execute_ticket(scene: Scene) -> None:
+    done = scene.send("execute-ticket", scene.fill_in(FILES["execute-ticket"]))
+    assert (done["task_id"], done["success"], done["payment_method"]) == (
+        scene.fill_in(f'"{CHANNEL}.2"'),
+        True,
+        "ticket",
+    )
 
 
 @pytest.mark.parametrize("name", MESSAGES)

@@ -1,7 +1,8 @@
 """Kills and stalls Lambda environments, at random and at chosen moments; afterwards no credit is lost or held.
 
-Clients follow the API: without an answer they repeat the same request. Some that lose an answer early give up and only
-read the result, so that escrows expire as well. QUITTANCE_FUZZ_SEED repeats the choices but not their timing.
+Tickets of a channel that each client has pay a third of the tasks, three numbers a task. Clients follow the API:
+without an answer they repeat the same request. Some that lose an answer early give up and only read the result, so that
+escrows expire as well. QUITTANCE_FUZZ_SEED repeats the choices but not their timing.
 
 The short test moves an escrow's times into the past instead of waiting for leases and expiries. The long one
 (`make proofs`) waits for them.
@@ -32,6 +33,7 @@ from quittance.proof import receipt
 from quittance.run import Fault, Outcome
 from tests.depth import LONG, SEED
 from tests.e2e.people import CREDIT, Item, Ledger, User, assert_claims_match, micro, sweep_until_credited, task
+from tests.e2e.spending import Spender
 from tests.support import wasm
 from tests.waiting import GENEROUS_S, until
 
@@ -45,6 +47,8 @@ BUSY_SHARE = 0.7  # share of faults in runners that choose one whose agent is co
 STALL_S = (1.0, 30.0)  # a long stall outlasts the lease, so that the runner wakes after its task was taken over
 PATIENCE_S = 12.0  # how long a client waits for an answer
 LOSS_WAIT_S_MAX = 8  # the longest wait after a lost answer; the wait starts at one second and doubles
+TICKET_SHARE = 3  # every third task is paid by a ticket
+TICKET_VALUE, TICKETS_PER_TASK = "0.02", 3  # a task's budget of 0.05 takes three numbers
 WAIT_S_MAX = 3.0  # a client retries after this, even if Retry-After is longer
 
 FLAT_PRICE = {"type": "flat", "price": "0.05"}
@@ -205,6 +209,7 @@ class ClientTask:
     kind: Kind
     body: dict[str, Any]
     due: float
+    by_ticket: bool = False
     given_up: bool = False
     losses: int = 0
     answers: list[bytes] = field(default_factory=list)
@@ -214,9 +219,10 @@ class Client:
     """A user who finishes every task, one request at a time; `age` makes the escrow of an abandoned task expire."""
 
     def __init__(
-        self, user: User, client_tasks: list[ClientTask], random: Random, age: Callable[..., bool] | None
+        self, spender: Spender, client_tasks: list[ClientTask], random: Random, age: Callable[..., bool] | None
     ) -> None:
-        self.user = user
+        self.user = spender.payer
+        self.spender = spender
         self._age = age
         self.client_tasks = client_tasks
         self.responses: Counter[str] = Counter()
@@ -266,6 +272,8 @@ class Client:
         client_task.due = monotonic() + self._random.uniform(0.5, 1.0) * min(2**client_task.losses, LOSS_WAIT_S_MAX)
 
     def _execute(self, client_task: ClientTask, patience_s: float = PATIENCE_S) -> httpx.Response:
+        if client_task.by_ticket:
+            return self.spender.send(client_task.body, patience_s=patience_s)
         return self.user.http.post("/tasks/execute", json=client_task.body, timeout=patience_s)
 
     def _result(self, client_task: ClientTask, patience_s: float = PATIENCE_S) -> httpx.Response:
@@ -289,11 +297,16 @@ def injector_for(stack: Stack, random: Random, **options: Any) -> FaultInjector:
 def clients(
     api: Callable[..., httpx.Client], deposit: Callable[..., None], alice: User, echo: str, ledger: Ledger
 ) -> list[Client]:
-    """Clients without tasks, and a warm environment for each, because this test is not about cold starts."""
+    """Clients without tasks, each with two credits, a channel and a warm environment: this is not about cold starts."""
     numbers, age = range(SCALE.clients), None if LONG else ledger.age
     with ThreadPoolExecutor(SCALE.clients) as pool:
         list(pool.map(lambda _: alice.run(echo), numbers))
-    return [Client(User.new(api, deposit), [], Random(f"{SEED} {number}"), age) for number in numbers]
+    users = [User.new(api, deposit) for _ in numbers]
+    for user in users:
+        deposit(user.name, 1)
+    tickets = TICKETS_PER_TASK * SCALE.tasks // SCALE.clients
+    spenders = [Spender.opened(api, user, ticket_value=TICKET_VALUE, tickets=tickets) for user in users]
+    return [Client(spender, [], Random(f"{SEED} {number}"), age) for number, spender in enumerate(spenders)]
 
 
 def test_killed_runners_lose_double_and_strand_no_credits(  # noqa: PLR0917 - fixtures are arguments
@@ -315,15 +328,17 @@ def test_killed_runners_lose_double_and_strand_no_credits(  # noqa: PLR0917 - fi
     began = monotonic()
     for number in range(SCALE.tasks):
         (kind,) = random.choices(KINDS, [kind.tenths for kind in KINDS])
-        body = task(agents[kind], task_id=f"t{number}", input=kind.input, timeout=kind.timeout)
-        clients[number % SCALE.clients].client_tasks.append(
-            ClientTask(kind, body, began + random.uniform(0, SCALE.arrival_s))
-        )
+        client = clients[number % SCALE.clients]
+        by_ticket = len(client.client_tasks) % TICKET_SHARE == 0
+        name = f"{client.spender.id}.{len(client.client_tasks) + 1}" if by_ticket else f"t{number}"  # three numbers
+        body = task(agents[kind], task_id=name, input=kind.input, timeout=kind.timeout)
+        due = began + random.uniform(0, SCALE.arrival_s)
+        client.client_tasks.append(ClientTask(kind, body, due, by_ticket))
     lost_sweeps = under_faults(injector, sweep, lambda: in_parallel(clients, lambda client: client.work(began)))
     in_parallel(clients, Client.repeat, REPEATERS)
     sweep_until_credited(sweep, ledger)
 
-    escrows = {(item["account"], item["task_id"]): item for item in ledger.items("ESC#")}
+    escrows = {(item["account"], item["task_id"]): item for item in ledger.tasks()}
     mine = [
         (client_task, escrows[client.user.name, client_task.body["task_id"]])
         for client in clients
@@ -338,7 +353,8 @@ def test_killed_runners_lose_double_and_strand_no_credits(  # noqa: PLR0917 - fi
     assert available(api, stack.platform_account) == platform_before + sum(item["fee"] for _, item in mine)
     for client in clients:
         spent = sum(item["budget"] - item["refunded"] for _, item in mine if item["account"] == client.user.name)
-        assert available(api, client.user.name) == CREDIT - spent
+        assert_closed(client, [item for _, item in mine if item.get("channel") == client.spender.id], ledger, sweep)
+        assert available(api, client.user.name) == 2 * CREDIT - spent
     assert "differences  0\n" in audit(stack)
 
     assert sum(injector.injected.values()) > SCALE.injection_s / 2, summary
@@ -509,6 +525,16 @@ def assert_settled_once(client_task: ClientTask, item: Item, jwks: dict[str, Any
     assert answer["output"] == (client_task.kind.output if outcome is Outcome.SUCCEEDED else None)
 
 
+def assert_closed(client: Client, items: list[Item], ledger: Ledger, sweep: Callable[[], None]) -> None:
+    """Assert that the client's channel closes, and that it spent exactly what its tasks cost."""
+    closed = client.spender.finish(ledger, sweep)
+    by_ticket = [client_task for client_task in client.client_tasks if client_task.by_ticket]
+    assert sorted(item["task_id"] for item in items) == sorted(each.body["task_id"] for each in by_ticket)
+    assert closed["spent"] == sum(item["paid"] + item["fee"] for item in items)
+    assert closed["swept"] == closed["used"] == TICKETS_PER_TASK * len(items)
+    assert closed["returned"] == closed["deposit"] - closed["spent"]
+
+
 def summarize(
     clients: list[Client], mine: list[tuple[ClientTask, Item]], injector: FaultInjector, lost_sweeps: int
 ) -> str:
@@ -517,9 +543,10 @@ def summarize(
     ends = Counter(item["outcome"] for _, item in mine)
     taken_over = sum(item["fence"] > 1 for _, item in mine)
     given_up = sum(client_task.given_up for client_task, _ in mine)
+    by_ticket = sum(client_task.by_ticket for client_task, _ in mine)
     lost = sum(client_task.losses > 0 for client_task, _ in mine)
     return (
-        f"seed {SEED}, {len(mine)} tasks; {dict(injector.injected)}; answers {dict(responses)}; "
+        f"seed {SEED}, {len(mine)} tasks, {by_ticket} by ticket; {dict(injector.injected)}; answers {dict(responses)}; "
         f"lost sweeps {lost_sweeps}; "
         f"tasks that lost an answer {lost}, taken over {taken_over}, given up {given_up}; ends {dict(ends)}"
     )

@@ -158,6 +158,21 @@ def test_agents_and_health_read_no_accounts_or_escrows(
         assert_denied(dynamodb.get_item, TableName=ledger, Key={"pk": {"S": other}})
 
 
+def test_the_channels_function_writes_no_task(as_role: AsRole, deployed: Deployed) -> None:
+    dynamodb, ledger = as_role("ChannelsFunction", "dynamodb"), deployed.ids["LedgerTable"]
+    for own in ("CHAN#x", "TOPUP#x#y", "ACCT#nobody"):
+        assert "Item" not in dynamodb.get_item(TableName=ledger, Key={"pk": {"S": own}}), "the role works otherwise"
+    for other in ("ESC#x", "LOG", "IN#alice#d", "SWEPT#x"):
+        item = {"pk": {"S": other}}
+        assert_denied(dynamodb.put_item, TableName=ledger, Item=item)
+        assert_denied(dynamodb.update_item, TableName=ledger, Key=item)
+        assert_denied(dynamodb.get_item, TableName=ledger, Key=item)
+        put = {"Put": {"TableName": ledger, "Item": item}}
+        assert_denied(dynamodb.transact_write_items, TransactItems=[put])
+    registry = deployed.ids["RegistryTable"]
+    assert_denied(dynamodb.get_item, TableName=registry, Key={"pk": {"S": "AGENT#x"}})
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_only_the_listed_functions_sign_with_each_root_key(function: str, as_role: AsRole, deployed: Deployed) -> None:
     kms, may_sign = as_role(function, "kms"), SIGNERS.get(function, set())

@@ -271,7 +271,7 @@ def test_sixteen_concurrent_requests_for_one_task_pay_once(
             assert answer.json()["type"] == "urn:quittance:problem:task_in_progress"
             assert int(answer.headers["Retry-After"]) > 0
     assert balance(alice.name) == CREDIT - 10_000
-    assert [item["fence"] for item in ledger.items("ESC#") if item["account"] == alice.name] == [1]
+    assert [item["fence"] for item in ledger.tasks() if item["account"] == alice.name] == [1]
     assert alice.execute(agent, **request).content == done[0].content
 
 
@@ -285,7 +285,7 @@ def test_of_twenty_concurrent_tasks_the_balance_funds_ten(
     assert sorted(answer.status_code for answer in answers) == [200] * 10 + [402] * 10
     assert all(answer.json()["success"] for answer in answers if answer.status_code == 200)
     assert balance(alice.name) == 0
-    mine = [item for item in ledger.items("ESC#") if item["account"] == alice.name]
+    mine = [item for item in ledger.tasks() if item["account"] == alice.name]
     assert [(item["state"], item["paid"] + item["fee"]) for item in mine] == [("released", 100_000)] * 10
 
 

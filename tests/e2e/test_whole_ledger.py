@@ -39,7 +39,7 @@ def items(
 
 @pytest.fixture(scope="module")
 def escrows(items: list[Item]) -> list[Item]:
-    return [item for item in items if item["pk"].startswith("ESC#")]
+    return [item for item in items if item["pk"].startswith("ESC#") and "state" in item]
 
 
 def test_no_escrow_is_left_open(escrows: list[Item]) -> None:
@@ -69,8 +69,11 @@ def test_every_balance_follows_from_movements_and_tasks(stack: Stack, items: lis
             expected[rest.partition("#")[0]] += item["amount"]
         if kind == "CHARGE":
             expected[stack.platform_account] -= item["amount"]
+        if kind == "CHAN":
+            expected[item["account"]] -= item["deposit"] - item.get("returned", 0)
     for item in escrows:
-        expected[item["account"]] -= item["budget"] - item["refunded"]
+        if "channel" not in item:
+            expected[item["account"]] -= item["budget"] - item["refunded"]
         returned = min(item.get("judging", 0), item["paid"])
         expected[item["owner"]] += item["paid"] - returned
         expected[f"bond {item['owner']}"] += returned
@@ -81,6 +84,25 @@ def test_every_balance_follows_from_movements_and_tasks(stack: Stack, items: lis
             stored[item["pk"].split("#")[1]] += item["available"]
     assert stored == {account: balance for account, balance in expected.items() if balance or account in stored}
     assert min(stored.values()) >= 0
+
+
+def test_every_channel_spent_what_its_tickets_cost(items: list[Item], escrows: list[Item]) -> None:
+    """I14, and that no number is used twice."""
+    spent, swept, used = Counter[str](), Counter[str](), Counter[tuple[str, int]]()
+    for item in escrows:
+        if item.get("tickets"):
+            spent[item["channel"]] += item["paid"] + item["fee"] + item.get("task_judging", 0)
+            swept[item["channel"]] += item["tickets"]
+            used.update((item["channel"], item["number"] + nth) for nth in range(item["tickets"]))
+    channels = {item["pk"].removeprefix("CHAN#"): item for item in items if item["pk"].startswith("CHAN#")}
+    assert {name: item["spent"] for name, item in channels.items() if item["spent"]} == +spent
+    assert {name: item["swept"] for name, item in channels.items() if item["swept"]} == swept
+    assert set(used.values()) <= {1}
+    for item in channels.values():
+        left = item["deposit"] - item["spent"]
+        assert left >= 0
+        assert item["granted"] <= item["swept"] + left // item["ticket_value"]
+        assert item.get("returned") == (left if item["state"] == "closed" else None)
 
 
 def test_every_receipt_verifies_and_matches_its_escrow(escrows: list[Item], jwks: dict[str, Any]) -> None:

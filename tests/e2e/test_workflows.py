@@ -197,7 +197,7 @@ def test_a_refused_run_is_caught_by_name_and_starts_no_task(
     assert (done.output["success"], done.output["results"], done.failures) == (False, [], [error])
     assert done.output["refused"]["error"] == error
     assert re.search(says, done.output["refused"]["message"])
-    assert [item for item in ledger.items("ESC#") if item["account"] == alice.name] == []
+    assert [item for item in ledger.tasks() if item["account"] == alice.name] == []
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ REASONS = {
     "it is this test, or runs it",
     "it needs a person at a browser",
     "tests/e2e/test_identity.py runs it",
+    "tests/local/test_verifying.py runs it",
     "tests/e2e/test_direct.py runs it",
     "tests/e2e/test_operating.py runs it",
     "make bench runs it",
@@ -45,7 +46,7 @@ def test_every_block_says_what_it_is(block: Block) -> None:
 
 def test_few_blocks_are_not_run() -> None:
     skipped = Counter(block.not_run for block in BLOCKS if block.kind in RUN and block.not_run)
-    assert skipped.total() <= 40, skipped
+    assert skipped.total() <= 44, skipped
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,12 @@ def lines(
         assert httpx.get(f"{user.http.base_url}accounts/me", headers=refused, trust_env=False).status_code == 401
     last = escrow_id(user.name, "last")
     user.run(agent, task_id="last", input=PAYLOAD)
-    until(lambda: last in "".join(read_lines(aws)), "the last task is not in the logs", pause_s=0.2)
+    settled = (f'"escrow_id":"{last}"', '"message":"settled"')
+    until(
+        lambda: any(all(part in line for part in settled) for line in read_lines(aws)),
+        "the last task is not in the logs",
+        pause_s=0.2,
+    )
     return list(read_lines(aws))
 
 

@@ -344,6 +344,8 @@ def test_audit_finds_a_missing_or_moved_item(ledger: str, request: pytest.Fixtur
         elsewhere = pk[:-1] + ("b" if pk.endswith("a") else "a")
         if not copy.is_found(**{pk: None}) and not is_without_trace(item):
             missed.append(f"{kind_of(item)}: erased")
+        if pk.startswith("CONTEST#"):  # whosever it is, it moves no credits
+            continue
         if not copy.is_found(**{pk: None, elsewhere: {**item, "pk": {"S": elsewhere}}}):
             missed.append(f"{kind_of(item)}: moved")
         if not copy.is_found(**{pk: {**item, "unheard_of": {"S": "a"}}}):

@@ -13,15 +13,14 @@ The last column adds the sweep's share, which credits and logs all tasks of a ro
 failed, took more than one write, or costs more than two fifths of an escrow's units before the sweep.
 """
 
-import heapq
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,23 +28,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from botocore.exceptions import ClientError
-from scale import QUICK, scaled, status
+from hot_wallet import BUDGET, BURST, PATIENCE_MS, RUN_S, SECONDS, Environments
+from scale import QUICK, status
 
 from quittance.api.identity import Caller
 from quittance.api.models import ChannelRequest
 from quittance.errors import PlatformUnavailableError
 from quittance.ledger import escrow as escrows
 from quittance.ledger.channels import ticket_escrow_id, ticket_task_id
-from quittance.ledger.credits import format_credits
 from quittance.ledger.escrow import Escrow
-from quittance.limits import CALL_MS_MAX, KIB
+from quittance.limits import KIB
 from quittance.usecases import channels, execute
 from quittance.usecases.sweep import sweep
-from tests.channel_keys import ChannelKey
 from tests.proofs.memory import Memory
 from tests.proofs.world import (
     FLAT,
-    FLAT_MICRO,
     LIFE_MS,
     START_MS,
     Shelf,
@@ -57,13 +54,8 @@ from tests.proofs.world import (
     quiet,
     table_properties,
 )
+from tests.tickets import claims_for, jwk, signed
 
-RUN_S = 0.05
-PATIENCE_MS = CALL_MS_MAX + 5_800  # what `tasks.execute` leaves to funding before a run of 25 s
-SECONDS = scaled(10, 1)
-BURST = scaled(200, 20)
-BUDGET = 2 * FLAT_MICRO
-ISSUER = "urn:quittance:test"
 SHARE_MAX = 0.4
 READ_S, PUT_S, TRANSACTION_S = (0.002, 0.004), (0.003, 0.006), (0.006, 0.012)
 INDEXES = table_properties()["GlobalSecondaryIndexes"]
@@ -164,30 +156,6 @@ def _size(item: Mapping[str, Any]) -> int:
     return total
 
 
-class Environments:
-    """Execution environments as Lambda's: one for each concurrent task, reused afterwards."""
-
-    def __init__(self, client: Billed) -> None:
-        self._client, self._made = client, 0
-        self._free: list[tuple[int, World]] = []
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def one(self) -> Iterator[World]:
-        with self._lock:
-            if self._free:
-                number, world = heapq.heappop(self._free)
-            else:
-                self._made += 1
-                number = -self._made
-                world = _world(self._client)
-        try:
-            yield world
-        finally:
-            with self._lock:
-                heapq.heappush(self._free, (number, world))
-
-
 def _world(client: Billed) -> World:
     return World(client, now_ms=lambda: START_MS, left_ms=lambda: PATIENCE_MS, tiles=client.shelf)
 
@@ -267,9 +235,8 @@ def _by_account(world: World) -> Escrow:
 
 def _by_ticket(world: World, count: int) -> Escrow:
     """A task of the first number that succeeds. All numbers are granted."""
-    key = ChannelKey()
     request = ChannelRequest.model_validate(
-        {"salt": "s", "key": key.jwk, "ticket_value": micro(BUDGET), "tickets": count + 1_000}
+        {"salt": "s", "key": jwk(), "ticket_value": micro(BUDGET), "tickets": count + 1_000}
         | {"expires_at": "2027-02-01T00:00:00Z"}
     )
     opened = channels.open_channel(world, Caller("alice"), request).channel_id
@@ -278,16 +245,8 @@ def _by_ticket(world: World, count: int) -> Escrow:
     numbers = range(count + 1, count + 500)
     number = next(n for n in numbers if expected("alice", f"{opened}.{n}", FLAT, BUDGET).state == "released")
     task = ask(ticket_task_id(opened, number), budget=BUDGET)
-    claims = {
-        "iss": ISSUER,
-        "channel": opened,
-        "n": number,
-        "exp": (START_MS + LIFE_MS) // 1_000,
-        "agent_id": FLAT,
-        "input_sha256": task.stdin.sha256,
-        "budget": format_credits(BUDGET),
-    }
-    execute.redeem(world, opened, task, key.sign(claims))
+    claims = claims_for(task, exp=(START_MS + LIFE_MS) // 1_000)
+    execute.redeem(world, opened, task, signed(claims))
     return _stored(world, ticket_escrow_id(opened, number))
 
 
@@ -317,7 +276,7 @@ def _task(path: Payment, environments: Environments, number: int, row: Row) -> N
 
 def _measured(path: Payment, client: Billed, rate: int | None, count: int) -> Row:
     """Pays `count` tasks at a rate, or all at once, and then sweeps them."""
-    row, environments = Row(count), Environments(client)
+    row, environments = Row(count), Environments(partial(_world, client))
     with quiet():
         sweep(_world(client))  # the sample task
     client.calls.clear()

@@ -16,7 +16,7 @@ import heapq
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,10 +79,10 @@ class Contended:
 
 
 class Environments:
-    """Execution environments as Lambda's: one for each concurrent task, reused afterwards."""
+    """Execution environments as Lambda's: one for each concurrent task, reused afterwards. `new` makes one."""
 
-    def __init__(self, client: Contended) -> None:
-        self._client, self._made = client, 0
+    def __init__(self, new: Callable[[], World]) -> None:
+        self._new, self._made = new, 0
         self._free: list[tuple[int, World]] = []
         self._lock = threading.Lock()
 
@@ -94,7 +94,7 @@ class Environments:
             else:
                 self._made += 1
                 number = -self._made
-                world = World(self._client, now_ms=lambda: START_MS, left_ms=lambda: PATIENCE_MS)
+                world = self._new()
         try:
             yield world
         finally:
@@ -124,7 +124,8 @@ def measure(rate: int | None) -> tuple[str, int]:
     client = Contended(memory)
     count = BURST if rate is None else rate * SECONDS
     World(memory, now_ms=lambda: START_MS).ledger.deposit("alice", "start", 2 * count * BUDGET, now_ms=START_MS)
-    environments, took_s, failed = Environments(client), list[float](), list[int]()
+    environments = Environments(lambda: World(client, now_ms=lambda: START_MS, left_ms=lambda: PATIENCE_MS))
+    took_s, failed = list[float](), list[int]()
     with ThreadPoolExecutor(max_workers=400) as pool:
         began = time.monotonic()
         for number in range(count):

@@ -17,6 +17,7 @@ from local.console import CommandError, run, step
 from local.paths import BUILDS, ROOT, Stack, State, locked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 STACK_NAME = "quittance"
@@ -24,6 +25,7 @@ STAGE = "local"
 _ARTIFACTS_BUCKET = "quittance-artifacts"
 _ISSUER_BUCKET = "quittance-issuer"
 _ALIAS = "Aliaslive"  # what SAM appends to a function's logical id for its alias `live`
+_LOG_PAGE = 10_000  # lines: the most that one FilterLogEvents answer has
 _SOURCES = ("template.yaml", "samconfig.toml", "functions", "layers", "workflows", "requirements/sam.txt")
 _SOUND = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
@@ -153,19 +155,31 @@ def aws(cloud: Cloud, service: str) -> Any:  # noqa: ANN401 - boto3 makes its cl
 
 def functions_log(cloud: Cloud) -> list[str]:
     """Return the functions' log lines, sorted by time."""
-    client = aws(cloud, "logs")
-    events = []
-    for group in client.describe_log_groups()["logGroups"]:
-        name = group["logGroupName"]
-        for page in client.get_paginator("filter_log_events").paginate(logGroupName=name):
-            label = name.rpartition("/")[2]
-            events += [(event["timestamp"], label, event["message"]) for event in page["events"]]
     platform_lines = ("START ", "END ", "REPORT ")
     return [
-        f"{label} {text.rstrip()}"
-        for _, label, text in sorted(events, key=lambda event: event[0])
+        f"{group.rpartition('/')[2]} {text.rstrip()}"
+        for _, group, text in sorted(log_events(aws(cloud, "logs")), key=lambda event: event[0])
         if not text.startswith(platform_lines)
     ]
+
+
+def log_events(client: Any, since_ms: int = 0) -> Iterator[tuple[int, str, str]]:  # noqa: ANN401 - as made by boto3
+    """The time in ms, the log group and the text of each log line since this time, group by group.
+
+    The local cloud answers with the first _LOG_PAGE lines and no token for the others. So the last millisecond of a
+    full answer, which may be incomplete, is asked for again.
+    """
+    pages = client.get_paginator("filter_log_events")
+    for group in client.describe_log_groups()["logGroups"]:
+        name, start_ms, is_full = group["logGroupName"], since_ms, True
+        while is_full:
+            answers = pages.paginate(logGroupName=name, startTime=start_ms)
+            events = [(event["timestamp"], name, event["message"]) for answer in answers for event in answer["events"]]
+            is_full = len(events) >= _LOG_PAGE
+            if is_full:
+                start_ms = events[-1][0]
+                events = [event for event in events if event[0] < start_ms]
+            yield from events
 
 
 def _publish_keys(cloud: Cloud, jwks: dict[str, Any]) -> None:

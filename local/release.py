@@ -3,15 +3,12 @@
 A version of a function keeps the layer that it was published with, and callers use the version of the alias `live`. SAM
 publishes a version if a property of the function changes, but does not see that a layer of the same template has
 changed (tests/local/test_rollout.py). So without this digest an update would leave all callers with the old code.
-
-`--check` fails if the committed digest is another one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from typing import TYPE_CHECKING, Final
 
 from local.paths import ROOT
@@ -52,15 +49,5 @@ def written(template: str) -> str:
     return text
 
 
-def main() -> int:
-    """Write, or with --check compare."""
-    committed = TEMPLATE.read_text("utf-8")
-    wanted = written(committed)
-    if "--check" not in sys.argv[1:]:
-        TEMPLATE.write_text(wanted, "utf-8")
-        return 0
-    return int(wanted != committed)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    TEMPLATE.write_text(written(TEMPLATE.read_text("utf-8")), "utf-8")

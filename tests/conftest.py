@@ -10,6 +10,7 @@ import pytest
 import pytest_socket
 from xdist.scheduler import LoadScopeScheduling
 
+from quittance import observability
 from quittance.ledger.escrow import Escrow, escrow_id
 from tests import clouds, progress
 
@@ -70,7 +71,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Block sockets in the suites that need none, except in tests marked `enable_socket`."""
+    """Drop the metrics of earlier tests; block sockets in the suites that need none, except with `enable_socket`.
+
+    An invocation ends by writing its metrics. A test that calls a use case has no invocation, so they would collect
+    until the hundredth value of one metric writes them all to the output of some other test.
+    """
+    observability.forget_metrics()
     if progress.suite_of(item.nodeid) in WITHOUT_SOCKETS and not item.get_closest_marker("enable_socket"):
         pytest_socket.disable_socket(allow_unix_socket=True)  # the plugin enables them again after each test
 

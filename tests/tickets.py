@@ -1,6 +1,10 @@
-"""Payment channels for tests: a key, tickets and closing orders that it signs, a channel that is open."""
+"""Payment channels for tests: a key, tickets and closing orders that it signs, a channel that is open.
+
+A JOSE library signs, as any client can, and not the platform.
+"""
 
 import datetime
+from collections.abc import Mapping
 from typing import Any
 
 import jwt
@@ -49,14 +53,17 @@ def task(channel_id: str, n: int, agent_id: str, **more: Any) -> TaskRequest:
     return TaskRequest.model_validate(plain | more)
 
 
-def claims_of(platform: Platform, request: TaskRequest, **changed: Any) -> dict[str, Any]:
-    """The claims of a ticket for exactly this request; a claim that is changed to None is left out."""
+def claims_for(request: TaskRequest, *, exp: int, **changed: Any) -> dict[str, Any]:
+    """The claims of a ticket for exactly this request, whose task_id names its number.
+
+    `changed` replaces claims that follow from the request; one that is changed to None is left out.
+    """
     channel_id, _, n = request.task_id.partition(".")
     claims: dict[str, Any] = {
         "iss": ISSUER,
         "channel": channel_id,
         "n": int(n),
-        "exp": platform.now_ms() // 1_000 + 600,
+        "exp": exp,
         "agent_id": request.agent_id,
         "input_sha256": request.stdin.sha256,
         "budget": format_credits(request.budget_micro),
@@ -67,11 +74,16 @@ def claims_of(platform: Platform, request: TaskRequest, **changed: Any) -> dict[
     return {name: value for name, value in (claims | changed).items() if value is not None}
 
 
+def claims_of(platform: Platform, request: TaskRequest, **changed: Any) -> dict[str, Any]:
+    """The claims of a ticket that can be used for ten minutes from now; see `claims_for`."""
+    return claims_for(request, **({"exp": platform.now_ms() // 1_000 + 600} | changed))
+
+
 def signed(
-    claims: dict[str, Any], key: Ed25519PrivateKey = KEY, *, typ: str = TICKET_TYPE, algorithm: str = "EdDSA"
+    claims: Mapping[str, Any], key: Ed25519PrivateKey = KEY, *, typ: str = TICKET_TYPE, algorithm: str = "EdDSA"
 ) -> str:
     """A compact JWS."""
-    return jwt.encode(claims, key, algorithm=algorithm, headers={"typ": typ})
+    return jwt.encode(dict(claims), key, algorithm=algorithm, headers={"typ": typ})
 
 
 def ticket(platform: Platform, request: TaskRequest, key: Ed25519PrivateKey = KEY, **changed: Any) -> str:

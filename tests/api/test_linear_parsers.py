@@ -485,7 +485,7 @@ READS: Final = {
     "store.ledger.Ledger.log_place: int": OURS,
     "store.ledger._charged_micro: int": OURS,
     "store.ledger._available_micro: int": OURS,
-    "store.ledger._escrow: loads": OURS,
+    "store.ledger.read_escrow: loads": OURS,
     "store.ledger._judge_holds: loads": OURS,
     "proof.log.verify_checkpoint: fromhex": FORM,
     "api.messages.write: Decimal": OURS,

@@ -10,9 +10,11 @@ from time import time
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.channel_keys import ChannelKey
+from quittance.proof.ticket import CLOSE_TYPE, TICKET_TYPE
 from tests.e2e.people import Item, Ledger, User, task
+from tests.tickets import jwk, signed
 from tests.waiting import until
 
 CLOSE_OVER_MS = 200_000  # longer than a closing channel's window
@@ -24,7 +26,7 @@ class Spender:
 
     payer: User
     http: httpx.Client
-    key: ChannelKey
+    key: Ed25519PrivateKey
     channel: dict[str, Any]
 
     @classmethod
@@ -38,11 +40,11 @@ class Spender:
         **terms: object,
     ) -> "Spender":
         """A new channel of the payer."""
-        key = ChannelKey()
+        key = Ed25519PrivateKey.generate()
         expires = datetime.now(UTC) + timedelta(days=1)
         body = {
             "salt": uuid.uuid4().hex,
-            "key": key.jwk,
+            "key": jwk(key),
             "ticket_value": ticket_value,
             "tickets": tickets,
             "expires_at": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -62,7 +64,7 @@ class Spender:
         """A request for the task of a number."""
         return task(agent, task_id=f"{self.id}.{number}", **changes)
 
-    def ticket(self, body: dict[str, Any], *, key: ChannelKey | None = None, **claims: object) -> str:
+    def ticket(self, body: dict[str, Any], *, key: Ed25519PrivateKey | None = None, **claims: object) -> str:
         """The ticket for a request; `claims` replace some of its claims, and another `key` may sign it."""
         optional = {name: body[name] for name in ("max_judging", "keep_input") if name in body}
         named: dict[str, object] = {
@@ -76,7 +78,12 @@ class Spender:
             "timeout": body.get("timeout"),
             "options_sha256": _digest(optional) if optional else None,
         }
-        return (key or self.key).sign(named | claims)
+        return self._signed(named | claims, key)
+
+    def order(self, *, key: Ed25519PrivateKey | None = None, **claims: object) -> str:
+        """The order to close the channel; `claims` and `key` as for a ticket."""
+        named = {"iss": self.channel["issuer"], "channel": self.id, "exp": int(time()) + 600}
+        return self._signed(named | claims, key, typ=CLOSE_TYPE)
 
     def send(
         self, body: dict[str, Any], token: str | None = None, *, patience_s: float | None = None, prefer: str = ""
@@ -117,6 +124,10 @@ class Spender:
             return item if item["state"] == "closed" else None
 
         return until(returned, "the channel is not closed", pause_s=0.2)
+
+    def _signed(self, claims: dict[str, object], key: Ed25519PrivateKey | None, *, typ: str = TICKET_TYPE) -> str:
+        stated = {name: value for name, value in claims.items() if value is not None}
+        return signed(stated, key or self.key, typ=typ)
 
 
 def _digest(options: dict[str, Any]) -> str:

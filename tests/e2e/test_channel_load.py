@@ -22,13 +22,13 @@ import pytest
 from local.paths import Stack
 from quittance.proof import receipt
 from quittance.proof import verify as verifier
-from tests.channel_keys import ChannelKey
 from tests.depth import LONG
 from tests.e2e import people
 from tests.e2e.people import CREDIT, Ledger, User, assert_claims_match, micro, sweep_until_credited
 from tests.e2e.spending import Spender
 from tests.e2e.test_refusals import assert_refused
 from tests.support import wasm
+from tests.tickets import OTHER_KEY, signed
 from tests.waiting import until
 
 CLIENTS = 32  # more than AccountConcurrency permits for tasks that an account pays
@@ -331,8 +331,8 @@ def test_garbage_tickets_are_refused(spender: Spender, echo: str) -> None:
         f"{head}.W10.{signature}",
         f"{good}.{signature}",
         "A" * 4_097,
-        spender.key.sign({"iss": spender.channel["issuer"], "channel": spender.id}),
-        spender.key.closing(spender.channel["issuer"], spender.id, exp=int(time()) + 600),
+        signed({"iss": spender.channel["issuer"], "channel": spender.id}, spender.key),
+        spender.order(),
     ):
         answer = spender.send(body, garbage)
         assert_refused(answer, 401, "ticket_invalid")
@@ -351,7 +351,7 @@ def test_tickets_for_something_else_are_refused(
         "expired": spender.ticket(body, exp=int(time()) - 60),
         "too far ahead": spender.ticket(body, exp=int(time()) + 400 * 24 * 3_600),
         "another stack's": spender.ticket(body, iss="urn:quittance:another"),
-        "a stranger's key": spender.ticket(body, key=ChannelKey()),
+        "a stranger's key": spender.ticket(body, key=OTHER_KEY),
         "another channel's key": spender.ticket(body, key=other.key),
         "another agent": spender.ticket(body, agent_id=failing),
         "another input": spender.ticket(body, input_sha256="0" * 64),
@@ -427,19 +427,18 @@ def test_a_top_up_is_used_at_once_and_adds_once(
 def test_the_key_closes_a_channel_without_a_token(
     spender: Spender, echo: str, ledger: Ledger, sweep: Callable[[], None]
 ) -> None:
-    path, soon = f"/channels/{spender.id}/signed-close", int(time()) + 600
-    issuer = spender.channel["issuer"]
+    path = f"/channels/{spender.id}/signed-close"
     for order in (
         "x.y.z",
-        ChannelKey().closing(issuer, spender.id, exp=soon),
-        spender.key.closing("urn:quittance:another", spender.id, exp=soon),
-        spender.key.closing(issuer, "chn_" + "a" * 26, exp=soon),
-        spender.key.closing(issuer, spender.id, exp=soon - 700),
+        spender.order(key=OTHER_KEY),
+        spender.order(iss="urn:quittance:another"),
+        spender.order(channel="chn_" + "a" * 26),
+        spender.order(exp=int(time()) - 100),
         spender.ticket(spender.body(1, echo)),
     ):
         assert_refused(spender.http.post(path, json={"order": order}), 401, "ticket_invalid")
     assert spender.found()["state"] == "open"
-    order = spender.key.closing(issuer, spender.id, exp=soon)
+    order = spender.order()
     assert spender.http.post(path, json={"order": order}).json()["state"] == "closing"
     closed = spender.finish(ledger, sweep)
     assert closed["returned"] == closed["deposit"]

@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import httpx
 import pytest
 import wasmtime
 
+from local.deploy import log_events
 from local.paths import Stack
 from quittance.ledger.escrow import escrow_id
 from tests.e2e.people import User, task
+from tests.e2e.spending import Spender
 from tests.e2e.test_workflows import Workflow
 from tests.e2e.test_workflows import body as run
 from tests.sandbox.wat import call, program
+from tests.tickets import OTHER_KEY
 from tests.waiting import until
 
 # Copies its input to stdout and stderr; traps if the input starts with "!".
@@ -30,18 +35,10 @@ TALKATIVE = program(
 )
 PAYLOAD = "marked-payload"
 CLAIM = "marked-claim"
+PAGE_LINES = 10_000  # the most that one request for log lines returns
 LARGE = 4_096  # bytes: more than an escrow stores inline
 JWT = re.compile(r"eyJ[\w-]{8,}\.[\w-]*\.?")
 KEYS = re.compile(r"PRIVATE KEY|\"d\": ?\"[\w-]{40,}|X-Amz-Signature|Bearer ")
-
-
-def read_lines(aws: Callable[[str], Any]) -> Iterator[str]:
-    """All log lines of the functions."""
-    logs = aws("logs")
-    for group in logs.describe_log_groups()["logGroups"]:
-        for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group["logGroupName"]):
-            for event in page["events"]:
-                yield event["message"]
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +76,48 @@ def lines(
     for claims in ({"aud": CLAIM}, {"exp": 1, "jti": CLAIM}):
         refused = {"Authorization": f"Bearer {token(user.name, CLAIM, **claims)}"}
         assert httpx.get(f"{user.http.base_url}accounts/me", headers=refused, trust_env=False).status_code == 401
-    last = escrow_id(user.name, "last")
+    spender = Spender.opened(api, User.new(api, deposit), tickets=4)
+    assert JWT.search(spender.ticket(spender.body(1, agent))), "the pattern must match a ticket"
+    assert spender.run(1, agent, input=PAYLOAD)["output"] == PAYLOAD
+    refused_tickets = {
+        "another request's": spender.send(spender.body(1, agent, input=f"{PAYLOAD} again")),
+        "another key's": spender.send(
+            body := spender.body(2, agent, input=PAYLOAD), spender.ticket(body, key=OTHER_KEY)
+        ),
+        "a marked one": spender.send(body, spender.ticket(body, iss=CLAIM)),
+    }
+    assert {name: answer.status_code for name, answer in refused_tickets.items()} == {
+        "another request's": 409, "another key's": 401, "a marked one": 401,
+    }  # fmt: skip
+    direct = {**body, "ticket": spender.ticket(body)}
+    done = aws("lambda").invoke(FunctionName=stack.functions["ExecuteFunction"], Payload=json.dumps(direct).encode())
+    assert json.loads(done["Payload"].read())["output"] == PAYLOAD
+    closed = spender.http.post(f"/channels/{spender.id}/signed-close", json={"order": spender.order()})
+    assert closed.status_code == 200, closed.text
+    last, since_ms = escrow_id(user.name, "last"), time.time_ns() // 1_000_000
     user.run(agent, task_id="last", input=PAYLOAD)
     settled = (f'"escrow_id":"{last}"', '"message":"settled"')
     until(
-        lambda: any(all(part in line for part in settled) for line in read_lines(aws)),
+        lambda: any(all(part in text for part in settled) for _, _, text in log_events(aws("logs"), since_ms)),
         "the last task is not in the logs",
         pause_s=0.2,
     )
-    return list(read_lines(aws))
+    return [text for _, _, text in log_events(aws("logs"))]
+
+
+def test_no_line_is_missed_however_many_there_are(aws: Callable[[str], Any]) -> None:
+    logs, began_ms = aws("logs"), time.time_ns() // 1_000_000 - 60_000
+    written = [f"line {number}" for number in range(PAGE_LINES + 1)]
+    # Three lines a millisecond, so that a page ends between lines of the same time.
+    events = [{"timestamp": began_ms + number // 3, "message": line} for number, line in enumerate(written)]
+    logs.create_log_group(logGroupName="many")
+    logs.create_log_stream(logGroupName="many", logStreamName="lines")
+    for part in (events[:5_000], events[5_000:]):
+        logs.put_log_events(logGroupName="many", logStreamName="lines", logEvents=part)
+    try:
+        assert Counter(text for _, group, text in log_events(logs) if group == "many") == Counter(written)
+    finally:
+        logs.delete_log_group(logGroupName="many")
 
 
 def test_a_settlement_is_logged_with_its_ids(lines: list[str]) -> None:

@@ -69,9 +69,6 @@ class Emitted:
 @pytest.fixture
 def platform(platform: Cloud) -> Iterator[Cloud]:
     """The platform with a sandbox as the functions create it, so that workers are counted."""
-    observability._counts.clear()
-    observability._outcomes.clear()
-    observability._metrics.clear_metrics()
     observability._write_cold_start.cache_clear()
     with Platform(platform.settings).sandbox as platform.sandbox:
         yield platform
@@ -276,6 +273,15 @@ def test_failure_to_emit_metrics_fails_no_request(
     done = load("execute").handler(task(platform.publish(wasm("echo"))) | {"user_id": "alice"}, context)
     assert done["success"]
     assert not observability._counts
+
+
+@pytest.mark.parametrize("earlier_tests", [0, 1])
+def test_metrics_of_one_test_are_not_in_the_output_of_another(
+    earlier_tests: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in range(60):  # the hundredth value of a metric writes all of them
+        observability.measure(Metric.SETTLEMENT, value)
+    assert capsys.readouterr().out == "", earlier_tests
 
 
 # The template.

@@ -379,7 +379,7 @@ def _send(world: World, random: Random, task: Task, side: int) -> Any:
     request = ask(sent.task_id, sent.agent_id, budget=sent.budget, text=task.texts[side], judge=task.judge)
     if task.purse is None:
         return execute.execute(world, task.payer, request)
-    token = task.purse.ticket(request, task.asked(side), judge=task.judge)
+    token = task.purse.ticket(request, task.asked(side))
     if random.random() < (0.4 if task.purse.kind.closes else 0.8):
         return execute.redeem(world, task.purse.channel_id, request, token)
     longest_s = random.choice(

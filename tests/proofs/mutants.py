@@ -126,8 +126,8 @@ MUTANTS = (
     Mutant(
         "sweep: only settled escrows",
         LEDGER,
-        "and (escrow := _escrow(item)).settlement]",
-        "and (escrow := _escrow(item))]",
+        "and (escrow := read_escrow(item)).settlement]",
+        "and (escrow := read_escrow(item))]",
         MATRIX,
     ),
     Mutant(
@@ -635,8 +635,8 @@ MUTANTS = (
     Mutant(
         "sweep: each ticket once",
         LEDGER,
-        'if "swept_ms" not in item and (escrow := _escrow(item)).settlement]\n',
-        "if (escrow := _escrow(item)).settlement]\n",
+        'if "swept_ms" not in item and (escrow := read_escrow(item)).settlement]\n',
+        "if (escrow := read_escrow(item)).settlement]\n",
         f"{CHANNEL_MATRIX} -k sweep_adds",
     ),
     Mutant(

@@ -7,18 +7,19 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from quittance.api.identity import Caller
 from quittance.api.models import ChannelRequest, SignedClose, TaskRequest, TopUpRequest
 from quittance.errors import ChannelClosedError, MovementConflictError, PlatformUnavailableError
 from quittance.ledger.channels import ChannelState
-from quittance.ledger.credits import format_credits
 from quittance.limits import CHANNEL_TICKETS_MAX
+from quittance.proof.ticket import CLOSE_TYPE
 from quittance.usecases import channels
-from tests.channel_keys import ChannelKey
 from tests.proofs.faults import Crash
 from tests.proofs.world import HOT, JUDGED, START_MS, World, micro
+from tests.tickets import ISSUER, claims_for, jwk, signed
 
-ISSUER = "urn:quittance:test"
 LONG_MS = 100 * 60 * 60 * 1_000  # longer than any round
 EXP_S = START_MS // 1_000 + 2 * LONG_MS // 1_000
 TRIES_MAX = 60  # of a movement whose outcome must become known
@@ -79,7 +80,7 @@ class Purse:
 
     kind: Kind
     expires_ms: int
-    key: ChannelKey = field(default_factory=ChannelKey)
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     channel_id: str = ""
     claimed: dict[tuple[int, int], int] = field(default_factory=dict)
     planned: int = 0
@@ -95,7 +96,7 @@ class Purse:
         expires = datetime.fromtimestamp(self.expires_ms / 1_000, UTC).isoformat().replace("+00:00", "Z")
         asked: dict[str, Any] = {
             "salt": self.kind.name.replace(" ", "-"),
-            "key": self.key.jwk,
+            "key": jwk(self.key),
             "ticket_value": micro(self.kind.ticket_micro),
             "tickets": self.kind.tickets,
             "expires_at": expires,
@@ -123,22 +124,11 @@ class Purse:
         with self._lock:
             self._next = min(self._next, first)
 
-    def ticket(self, request: TaskRequest, asked: Asked, *, judge: bool) -> str:
+    def ticket(self, request: TaskRequest, asked: Asked) -> str:
         """The signed ticket of a request, which is recorded first."""
         with self._lock:
             self.asked.add(asked)
-        return self.key.sign(
-            {
-                "iss": ISSUER,
-                "channel": self.channel_id,
-                "n": asked.first,
-                "exp": EXP_S,
-                "agent_id": request.agent_id,
-                "input_sha256": asked.input_sha256,
-                "budget": format_credits(request.budget_micro),
-                "acceptance_sha256": request.own_rules_sha256 if judge else None,
-            }
-        )
+        return signed(claims_for(request, exp=EXP_S), self.key)
 
     def refuse(self, asked: Asked) -> None:
         """Records that a client was told that a number of its ticket was used for another task."""
@@ -195,7 +185,8 @@ def _other_amount(world: World, purse: Purse, number: int, tickets: int) -> str 
 
 def close(world: World, purse: Purse, *, by_key: bool) -> str | None:
     """Closes a channel for its payer or by its key, repeated until the outcome is known; returns what is wrong."""
-    order = SignedClose(order=purse.key.closing(ISSUER, purse.channel_id, exp=EXP_S))
+    claims = {"iss": ISSUER, "channel": purse.channel_id, "exp": EXP_S}
+    order = SignedClose(order=signed(claims, purse.key, typ=CLOSE_TYPE))
     for _ in range(TRIES_MAX):
         try:
             if by_key:

@@ -12,7 +12,6 @@ import jwt
 import pytest
 from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from jwt.algorithms import OKPAlgorithm
 
 from quittance.api.identity import Caller
 from quittance.api.models import (
@@ -35,7 +34,6 @@ from quittance.errors import (
     TicketUsedError,
 )
 from quittance.ledger.channels import Channel, ChannelState, ticket_escrow_id
-from quittance.ledger.credits import format_credits
 from quittance.limits import (
     CHANNEL_CLOSE_MS,
     CHANNEL_GRANT_MAX,
@@ -66,11 +64,11 @@ from tests.proofs.world import (
     micro,
     quiet,
 )
+from tests.tickets import claims_for, jwk, signed
 
 PAYER, RICH = "alice", 10**12
 TICKET = 2 * FLAT_MICRO
 KEY = Ed25519PrivateKey.generate()
-X = OKPAlgorithm.to_jwk(KEY.public_key(), as_dict=True)["x"]
 
 
 def succeed(job: Job) -> Run:
@@ -143,7 +141,7 @@ def opened(stage: Stage, *, tickets: int = 200, value: int = TICKET, salt: str =
     """A channel of the payer."""
     asked = {
         "salt": salt,
-        "key": {"kty": "OKP", "crv": "Ed25519", "x": X},
+        "key": jwk(KEY),
         "ticket_value": micro(value),
         "tickets": tickets,
         "expires_at": "2027-02-01T00:00:00Z",
@@ -153,20 +151,8 @@ def opened(stage: Stage, *, tickets: int = 200, value: int = TICKET, salt: str =
 
 def sign(of: ChannelAnswer, request: TaskRequest, *, now_ms: int = START_MS, **over: Any) -> str:
     """The ticket for a request."""
-    claims: dict[str, Any] = {
-        "iss": of.issuer,
-        "channel": of.channel_id,
-        "n": int(request.task_id.rpartition(".")[2]),
-        "exp": now_ms // 1_000 + 600,
-        "agent_id": request.agent_id,
-        "input_sha256": request.stdin.sha256,
-        "budget": format_credits(request.budget_micro),
-        "timeout": request.timeout,
-        "acceptance_sha256": request.own_rules_sha256,
-        "options_sha256": request.options_sha256,
-    }
-    claims = {name: value for name, value in (claims | over).items() if value is not None}
-    return jwt.encode(claims, KEY, algorithm="EdDSA", headers={"typ": "quittance-ticket+jwt"})
+    named = {"iss": of.issuer, "channel": of.channel_id, "exp": now_ms // 1_000 + 600}
+    return signed(claims_for(request, **(named | over)), KEY)
 
 
 def pay(
@@ -569,7 +555,7 @@ def test_a_crash_at_any_call_loses_no_money(*, after: bool, judge: bool) -> None
             def story(client: Any, stage: Stage = stage, budget: int = budget) -> None:
                 asked = {
                     "salt": "s",
-                    "key": {"kty": "OKP", "crv": "Ed25519", "x": X},
+                    "key": jwk(KEY),
                     "ticket_value": micro(FLAT_MICRO),
                     "tickets": 30,
                     "expires_at": "2027-02-01T00:00:00Z",

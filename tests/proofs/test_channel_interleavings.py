@@ -12,7 +12,6 @@ from functools import cache
 from itertools import count
 from typing import Any, Final
 
-import jwt
 import pytest
 
 from quittance.api.identity import Caller
@@ -21,9 +20,9 @@ from quittance.ledger.channels import Channel, ChannelState, channel_id, ticket_
 from quittance.ledger.credits import format_credits
 from quittance.limits import CHANNEL_CLOSE_MS, ESCROW_GRACE_MS, VERDICT_MS_MAX
 from quittance.proof import receipt
-from quittance.proof.ticket import TICKET_TYPE
 from quittance.usecases import audit, channels, execute, judges, launch
 from quittance.usecases.sweep import sweep
+from tests import tickets
 from tests.depth import LONG
 from tests.proofs.channel_model import ISSUER, KEY, KEY_X
 from tests.proofs.checks import Sent, step
@@ -102,18 +101,7 @@ class Shop:
         return ask(ticket_task_id(self.channel_id, number), agent, budget=self.budget, text=text, judge=judge)
 
     def signed(self, request: TaskRequest) -> str:
-        claims: dict[str, Any] = {
-            "iss": ISSUER,
-            "channel": self.channel_id,
-            "n": int(request.task_id.partition(".")[2]),
-            "exp": START_MS // 1_000 + 3_600,
-            "agent_id": request.agent_id,
-            "input_sha256": request.stdin.sha256,
-            "budget": format_credits(request.budget_micro),
-        }
-        if request.own_rules_sha256:
-            claims["acceptance_sha256"] = request.own_rules_sha256
-        return jwt.encode(claims, KEY, algorithm="EdDSA", headers={"typ": TICKET_TYPE})
+        return tickets.signed(tickets.claims_for(request, exp=START_MS // 1_000 + 3_600), KEY)
 
     def client(self, name: str, number: int = 1, **asked: Any) -> Actor:
         request = self.request(number, **asked)

@@ -127,18 +127,7 @@ class ChannelMachine(LedgerMachine):
         if fresh:
             self.unlogged.append((fresh[0], len(fresh)))
         assert self.both.book.credit([named[name] for name in fresh if name in named]) == len(fresh) - len(plain)
-        due: Counter[str] = Counter()
-        for name in plain:
-            held = self.held[name]
-            held.swept = True
-            due[held.owner] += held.charge
-            self.add(held.owner, held.paid)
-            self.add("quittance:platform", held.fee)
-        for owner, micro in due.items():
-            taken = min(micro, before[owner])
-            self.add(bond_account(owner), -taken)
-            self.add("quittance:platform", taken)
-            self.written_off += micro - taken
+        self.credit_held(plain, before)
         self.written_off_before = self.written_off
 
     @invariant()

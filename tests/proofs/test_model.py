@@ -8,7 +8,7 @@ sweep has credited. After every step both sides must agree on every balance, and
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -222,20 +222,24 @@ class LedgerMachine(RuleBasedStateMachine):
         assert credited.escrows == len(fresh)
         if fresh:
             self.unlogged.append((fresh[0], len(fresh)))
+        self.credit_held(fresh, before)
+        assert credited.written_off_micro == self.written_off - self.written_off_before
+        self.written_off_before = self.written_off
+
+    def credit_held(self, names: list[str], bonds: Mapping[str, int]) -> None:
+        """What a sweep of these escrows moves; `bonds` are those of all owners before it."""
         due: Counter[str] = Counter()
-        for name in fresh:
+        for name in names:
             held = self.held[name]
             held.swept = True
             due[held.owner] += held.charge
             self.add(held.owner, held.paid)
             self.add("quittance:platform", held.fee)
         for owner, micro in due.items():
-            taken = min(micro, before[owner])
+            taken = min(micro, bonds[owner])
             self.add(bond_account(owner), -taken)
             self.add("quittance:platform", taken)
             self.written_off += micro - taken
-        assert credited.written_off_micro == self.written_off - self.written_off_before
-        self.written_off_before = self.written_off
 
     @rule()
     def append(self) -> None:

@@ -18,7 +18,6 @@ from quittance.errors import (
     TicketTooSmallError,
 )
 from quittance.ledger.channels import Channel
-from quittance.ledger.credits import format_credits
 from quittance.limits import BUDGET_MICRO_MAX, TICKETS_PER_TASK_MAX
 from quittance.proof import receipt
 from quittance.proof.verify import CheckResult, Evidence, examine
@@ -38,6 +37,7 @@ from tests.proofs.world import (
     micro,
     quiet,
 )
+from tests.tickets import claims_for
 
 ALICE = Caller("alice")
 VALUE = 10_000
@@ -76,21 +76,8 @@ class Stage:
         return self.world.channels.get(channels.open_channel(self.world, ALICE, request).channel_id)
 
     def ticket(self, request: TaskRequest, key: Any = KEY, **changes: Any) -> str:
-        channel, _, number = request.task_id.partition(".")
-        claims: dict[str, Any] = {
-            "iss": self.world.settings.receipt_issuer,
-            "channel": channel,
-            "n": int(number),
-            "exp": START_MS // 1_000 + 600,
-            "agent_id": request.agent_id,
-            "input_sha256": request.stdin.sha256,
-            "budget": format_credits(request.budget_micro),
-            "timeout": request.timeout,
-            "acceptance_sha256": request.own_rules_sha256,
-            "options_sha256": request.options_sha256,
-        }
-        claims = {name: value for name, value in (claims | changes).items() if value is not None}
-        return jws(claims, key=key)
+        named = {"iss": self.world.settings.receipt_issuer, "exp": START_MS // 1_000 + 600}
+        return jws(claims_for(request, **(named | changes)), key=key)
 
     def pay(self, request: TaskRequest) -> TaskResult:
         channel_id = request.task_id.partition(".")[0]

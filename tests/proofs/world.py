@@ -15,12 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from jwt.algorithms import OKPAlgorithm
 
 from quittance.agent import Agent, AgentState, Terms, Upload, Version
 from quittance.api.identity import Caller
@@ -45,6 +43,7 @@ from quittance.store.registry import OwnedAgents, OwnerState
 from quittance.usecases import channels as channel_cases
 from quittance.usecases import launch
 from tests.template import template
+from tests.tickets import claims_for, jwk, signed
 
 TABLE = "LedgerTable"
 PLATFORM_ACCOUNT = "quittance:platform"
@@ -440,7 +439,7 @@ def open_channel(
     expires_at = datetime.fromtimestamp(world.now_ms() // 1_000, UTC) + timedelta(days=days)
     asked: dict[str, Any] = {
         "salt": salt,
-        "key": OKPAlgorithm.to_jwk(key.public_key(), as_dict=True),
+        "key": jwk(key),
         "ticket_value": micro(ticket),
         "tickets": 20,
         "expires_at": expires_at.isoformat(),
@@ -451,20 +450,8 @@ def open_channel(
 
 def ticket_for(channel: OpenedChannel, request: TaskRequest, **claims: Any) -> str:
     """A ticket for exactly this request, whose task_id names its number; `claims` replace those that follow from it."""
-    named = {
-        "iss": channel.issuer,
-        "channel": channel.channel_id,
-        "n": int(request.task_id.rpartition(".")[2]),
-        "exp": channel.expires_ms // 1_000,
-        "agent_id": request.agent_id,
-        "input_sha256": request.stdin.sha256,
-        "budget": micro(request.budget_micro),
-        "timeout": request.timeout,
-        "acceptance_sha256": request.own_rules_sha256,
-        "options_sha256": request.options_sha256,
-    }
-    signed = {name: claim for name, claim in (named | claims).items() if claim is not None}
-    return jwt.encode(signed, channel.key, algorithm="EdDSA", headers={"typ": "quittance-ticket+jwt"})
+    named = {"iss": channel.issuer, "exp": channel.expires_ms // 1_000}
+    return signed(claims_for(request, **(named | claims)), channel.key)
 
 
 def fill_bonds(world: "World", amount: int = 10**9) -> None:

@@ -64,7 +64,7 @@ from quittance.client._verify import Expected
 from quittance.client._wire import Flow, Pause, checked_url
 from quittance.ledger.channels import channel_id as channel_id_of
 from quittance.ledger.channels import parse_task_id, ticket_task_id, tickets_needed
-from quittance.ledger.credits import CreditsIn, format_credits
+from quittance.ledger.credits import CreditsIn, format_credits, parse_credits
 from quittance.limits import PAGE_ITEMS_MAX, TICKET_NUMBER_MAX
 from quittance.proof.ticket import CLOSE_TYPE, TICKET_TYPE
 
@@ -670,7 +670,7 @@ class ChannelMethods(TaskMethods):
         tries = 0
         while True:
             ticket = key.sign(agent_id, input, budget=budget, now=self._core.sender.timing.now(), **terms)
-            count = key.count(_checked(ticket.request).budget_micro)
+            count = key.count(parse_credits(ticket.request["budget"]))
             try:
                 return (yield from self._redeemed(ticket, within))
             except TicketUsedError:

@@ -165,9 +165,14 @@ def _write_metrics(function: str) -> None:
     except Exception:  # money may have moved: the answer must be sent even if its metrics are lost
         logger.exception("metrics lost")
     finally:
-        _outcomes.clear()
-        _counts.clear()
-        _metrics.clear_metrics()
+        forget_metrics()
+
+
+def forget_metrics() -> None:
+    """Drops all metrics that are not written yet."""
+    _outcomes.clear()
+    _counts.clear()
+    _metrics.clear_metrics()
 
 
 @cache

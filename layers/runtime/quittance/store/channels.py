@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import ChannelClosedError, ChannelConflictError, MovementConflictError, NotFoundError
 from quittance.ledger.channels import Channel, ChannelState, channel_account, granted_for, ticket_escrow_id
-from quittance.ledger.escrow import State
+from quittance.ledger.escrow import Escrow
 from quittance.limits import CHANNEL_AGE_S_MAX, CONTEST_MS, CONTESTS_MAX, TRANSACTION_ITEMS_MAX
 from quittance.proof.seal import sealed
 from quittance.store.cache import Cache
@@ -36,12 +36,13 @@ from quittance.store.dynamo import (
     listing,
     paged,
     put_new,
+    read_item,
     read_items,
     retried,
     to_item,
     update,
 )
-from quittance.store.ledger import WORK_INDEX, InsufficientBalanceError
+from quittance.store.ledger import WORK_INDEX, InsufficientBalanceError, read_escrow
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -55,18 +56,18 @@ _CHANGING: Final = ("deposit", "spent", "swept", "granted")
 
 @dataclass(frozen=True, slots=True)
 class UsedTicket:
-    """A number that is used: by the task that begins with it, as one of another task's numbers, or by closing.
-
-    `count` is how many numbers the task takes from this one on; 1 without a task_id for one of another task's numbers,
-    0 for one that closing took out of use.
-    """
+    """A number that is used: by the escrow that begins with it, as another of a task's numbers, or by closing."""
 
     number: int
-    count: int
-    task_id: str | None = None
-    agent_id: str | None = None
-    state: State | None = None
-    cost_micro: int | None = None
+    escrow: Escrow | None
+    is_void: bool
+
+    @property
+    def count(self) -> int:
+        """How many numbers the escrow takes from this one on; 1 for another of them, 0 for one that closing took."""
+        if self.escrow and self.escrow.ticket:
+            return self.escrow.ticket.count
+        return 0 if self.is_void else 1
 
 
 class Channels:
@@ -308,12 +309,11 @@ class Channels:
             return
         found = read_items(self._client.batch_get_item, self._table, pks.values(), self._patience(), consistent=True)
         for number, pk in pks.items():
-            if pk in found:
-                yield _used(from_item(found[pk]), number)
+            if (item := found.get(pk)) is not None:
+                yield UsedTicket(number, read_escrow(item) if "state" in item else None, "void_ms" in item)
 
     def _item(self, pk: str) -> Mapping[str, Any] | None:
-        asked: Any = {"TableName": self._table, "Key": to_item({"pk": pk}), "ConsistentRead": True}
-        return retried(lambda: self._client.get_item(**asked), self._patience()).get("Item")
+        return read_item(self._client.get_item, self._table, pk, self._patience())
 
     def _write(self, write: dict[str, Any]) -> Channel | None:
         """None if an update of a channel was made; otherwise the stored channel. Raises LookupError without one."""
@@ -352,16 +352,6 @@ def read(item: Mapping[str, Any]) -> Channel:
         used=values.get("used", 0),
         returned_micro=values.get("returned", 0),
         closed_ms=values.get("closed_ms"),
-    )
-
-
-def _used(values: Mapping[str, Any], number: int) -> UsedTicket:
-    if "state" not in values:
-        return UsedTicket(number, 0 if "void_ms" in values else 1)
-    settled = values["state"] != State.FUNDED
-    cost_micro = values["budget"] - values["refunded"] + values.get("task_judging", 0) if settled else None
-    return UsedTicket(
-        number, values["tickets"], values["task_id"], values["agent_id"], State(values["state"]), cost_micro
     )
 
 

@@ -204,6 +204,14 @@ def retried(send: Callable[[], _T], patience: Patience) -> _T:
             patience.wait(busy)
 
 
+def read_item(
+    get: Callable[..., Mapping[str, Any]], table: str, pk: str, patience: Patience
+) -> Mapping[str, Any] | None:
+    """An item, or None if there is none (consistent read). Raises PlatformUnavailableError."""
+    request = partial(get, TableName=table, Key=to_item({"pk": pk}), ConsistentRead=True)
+    return retried(request, patience).get("Item")
+
+
 def read_items(
     read: Callable[..., Mapping[str, Any]], table: str, pks: Iterable[str], patience: Patience, *, consistent: bool
 ) -> dict[str, Mapping[str, Any]]:

@@ -93,6 +93,7 @@ from quittance.store.dynamo import (
     paged,
     plain,
     put_new,
+    read_item,
     read_items,
     retried,
     scan_piece,
@@ -214,10 +215,10 @@ class Ledger:
         """
         numbers = range(ticket.number, ticket.number + ticket.count)
         pks = {number: f"ESC#{ticket_escrow_id(ticket.channel_id, number)}" for number in numbers}
-        found = self._get_all(list(pks.values())) if ticket.count > 1 else self._get_one(pks[ticket.number])
+        found = self._get_all(list(pks.values()))
         for number, pk in pks.items():
             if pk in found and number == ticket.number and "state" in found[pk]:
-                return _escrow(found[pk])
+                return read_escrow(found[pk])
             if pk in found:
                 raise _taken(found[pk])
         return None
@@ -290,7 +291,7 @@ class Ledger:
     def find(self, escrow_id: str) -> Escrow | None:
         """The stored escrow (consistent read), or None, also for a number that is not the first of its ticket."""
         item = self._get(f"ESC#{escrow_id}")
-        return _escrow(item) if item and "state" in item else None
+        return read_escrow(item) if item and "state" in item else None
 
     # Accounts.
 
@@ -865,7 +866,7 @@ class Ledger:
         """The escrows that are settled and not credited, grouped by owner, to save journal lines."""
         found = self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids])
         items = [found[pk] for escrow_id in escrow_ids if (pk := f"ESC#{escrow_id}") in found]
-        waiting = [escrow for item in items if "swept_ms" not in item and (escrow := _escrow(item)).settlement]
+        waiting = [escrow for item in items if "swept_ms" not in item and (escrow := read_escrow(item)).settlement]
         return sorted(waiting, key=lambda escrow: escrow.owner)
 
     def _mark_swept(self, escrow: Escrow, first: Escrow, place: int, now_ms: int) -> dict[str, Any]:
@@ -932,15 +933,7 @@ class Ledger:
     # Reads.
 
     def _get(self, pk: str) -> Mapping[str, Any] | None:
-        key = to_item({"pk": pk})
-        answer = retried(
-            lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
-        )
-        return answer.get("Item")
-
-    def _get_one(self, pk: str) -> dict[str, Mapping[str, Any]]:
-        item = self._get(pk)
-        return {pk: item} if item else {}
+        return read_item(self._client.get_item, self._table, pk, self._patience())
 
     def _oldest_first(self, queue: str, *, before_ms: int | None = None) -> Iterator[str]:
         """Ids of the escrows that the index lists in a queue, merged over all its work shards."""
@@ -1056,7 +1049,7 @@ def listed_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow
     """
     if not _is_escrow(after) or before.get("state") == after["state"]:
         return None
-    return _escrow({name: value for name, value in after.items() if "B" not in value})
+    return read_escrow({name: value for name, value in after.items() if "B" not in value})
 
 
 def standing_change(
@@ -1078,10 +1071,11 @@ def left_funded(before: Mapping[str, Any], after: Mapping[str, Any]) -> Escrow |
     A ticket's task may be settled by the write that stores it first. The images are those of a stream record. Of output
     and stderr only the digests are read.
     """
-    was = before.get("state", {}).get("S", State.FUNDED if "channel" in after and not before else None)
-    if not _is_escrow(after) or was != State.FUNDED or after["state"]["S"] == was:
+    was_funded = before.get("state") == {"S": State.FUNDED}
+    is_first_write_by_ticket = not before and "channel" in after
+    if not _is_escrow(after) or not (was_funded or is_first_write_by_ticket) or after["state"] == {"S": State.FUNDED}:
         return None
-    return _escrow({name: value for name, value in after.items() if "B" not in value})
+    return read_escrow({name: value for name, value in after.items() if "B" not in value})
 
 
 def _is_escrow(image: Mapping[str, Any]) -> bool:
@@ -1113,7 +1107,7 @@ def _line(item: Mapping[str, Any]) -> Line:
     values = from_item(item)
     prefix, _, rest = values["pk"].partition("#")
     if prefix == "ESC":
-        return task_line(_escrow(item))
+        return task_line(read_escrow(item))
     if prefix == "CHAN":  # what the channel has taken from the account so far
         amount_micro = values.get("returned", 0) - values["deposit"]
         return Line(values["account"], LineKind.CHANNEL, rest, values["at"], amount_micro)
@@ -1193,7 +1187,8 @@ def _stored_bytes_values(name: str, stored: StoredBytes | None) -> dict[str, Val
     return {f"{name}_sha256": stored.sha256, f"{name}_bytes": stored.size, name: stored.inline or None}
 
 
-def _escrow(item: Mapping[str, Any]) -> Escrow:
+def read_escrow(item: Mapping[str, Any]) -> Escrow:
+    """The escrow of an item, or of a stream record's image."""
     values = from_item(item)
     return Escrow(
         escrow_id=values["pk"].removeprefix("ESC#"),
@@ -1270,7 +1265,7 @@ def _ticket(values: Mapping[str, Any]) -> Ticket | None:
 def _stored_first(stored: Mapping[str, Any], wanted: Escrow) -> Escrow:
     """The escrow that is stored in place of a new one. Raises as `find_ticket` does if a number is taken otherwise."""
     if stored["pk"]["S"] == f"ESC#{wanted.escrow_id}" and "state" in stored:
-        return _escrow(stored)
+        return read_escrow(stored)
     raise _taken(stored)
 
 
@@ -1360,4 +1355,4 @@ def _stored_escrow(refused: RefusedError) -> Escrow:
     if item is None:
         msg = "the escrow is not in the ledger"
         raise LookupError(msg) from refused
-    return _escrow(item)
+    return read_escrow(item)

@@ -52,10 +52,10 @@ from quittance.store.dynamo import (
     listing,
     paged,
     put_new,
+    read_item,
     read_items,
     retried,
     scan_piece,
-    to_item,
     update,
 )
 
@@ -560,11 +560,7 @@ class Registry:
                 return
 
     def _item(self, pk: str) -> Mapping[str, Any] | None:
-        key = to_item({"pk": pk})
-        answer = retried(
-            lambda: self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True), self._patience()
-        )
-        return answer.get("Item")
+        return read_item(self._client.get_item, self._table, pk, self._patience())
 
     def _paused(self, pk: str) -> bool:
         return bool(from_item(self._item(pk) or {}).get("paused"))

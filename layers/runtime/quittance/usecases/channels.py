@@ -34,6 +34,7 @@ from quittance.platform import Platform
 from quittance.proof import ticket as tickets
 from quittance.proof.statement import ProofError
 from quittance.proof.ticket import LEEWAY_S
+from quittance.store.channels import UsedTicket
 
 AfterNumber = Annotated[int, Field(ge=0, le=TICKET_NUMBER_MAX, description="The `next` of an earlier page.")]
 _DAY_MS: Final = 24 * 60 * 60 * 1_000
@@ -66,7 +67,7 @@ def open_channel(platform: Platform, caller: Caller, request: ChannelRequest) ->
         agents=tuple(request.agents or ()),
         max_per_task_micro=request.max_per_task_micro,
     )
-    channel = _with_first_grant(channel)
+    channel = replace(channel, granted=granted_for(channel, 1) or 0)
     try:
         _check_opening(platform, caller, channel, now_ms)
     except QuittanceError:
@@ -150,23 +151,13 @@ def used_tickets(
     Consistent: a number that is free here was free a moment ago. Raises NotFoundError, PlatformUnavailableError.
     """
     channel = _own(platform, caller, channel_id)
-    lines = {line.number: line for line in platform.channels.used(channel, after=after, limit=limit)}
+    found = list(platform.channels.used(channel, after=after, limit=limit))
     last = min(after + limit, channel.numbers)
-    taken = {number for line in lines.values() for number in range(line.number, line.number + max(line.count, 1))}
+    taken = {number for used in found for number in range(used.number, used.number + max(used.count, 1))}
     free = [number for number in range(after + 1, last + 1) if number not in taken]
     return TicketPage(
         channel_id=channel_id,
-        tickets=[
-            TicketLine(
-                number=line.number,
-                tickets=line.count,
-                task_id=line.task_id,
-                agent_id=line.agent_id,
-                escrow_status=line.state,
-                cost_micro=line.cost_micro,
-            )
-            for line in lines.values()
-        ],
+        tickets=[_line(used) for used in found],
         free=_ranges(free) if channel.state is ChannelState.OPEN else [],
         next=last if last < channel.numbers else None,
     )
@@ -193,10 +184,6 @@ def advance_closing(platform: Platform, channel: Channel) -> Channel:
     if channel.counted < channel.granted:
         return platform.channels.count_out(channel, now_ms=now_ms)
     return platform.channels.close(channel, now_ms=now_ms) if channel.swept == channel.used else channel
-
-
-def _with_first_grant(channel: Channel) -> Channel:
-    return replace(channel, granted=granted_for(channel, 1) or 0)
 
 
 def _check_funding(platform: Platform, caller: Caller) -> None:
@@ -236,6 +223,19 @@ def _own(platform: Platform, caller: Caller, channel_id: str) -> Channel:
         msg = f"You have no channel {channel_id!r}."
         raise NotFoundError(msg)
     return channel
+
+
+def _line(used: UsedTicket) -> TicketLine:
+    if (escrow := used.escrow) is None:
+        return TicketLine(number=used.number, tickets=used.count)
+    return TicketLine(
+        number=used.number,
+        tickets=used.count,
+        task_id=escrow.task_id,
+        agent_id=escrow.agent_id,
+        escrow_status=escrow.state,
+        cost_micro=escrow.drawn_micro if escrow.settlement else None,
+    )
 
 
 def _ranges(numbers: list[int]) -> list[tuple[int, int]]:

@@ -134,8 +134,8 @@ def _settle(
         settlement = replace(settlement, output=output, stderr=stderr, stdin=read)
         claims = _checked_claims(platform, escrow, settlement, run, version)
         signed = _signed(platform, settlement, claims)
-        store = _redeem if redeem else _store
-        stored = store(platform, replace(escrow, settlement=signed), judge_escrows)
+        ended = replace(escrow, settlement=signed)
+        stored = _redeem(platform, ended) if redeem else platform.ledger.settle(ended, *judge_escrows)
         ours = stored.settlement == signed
         if ours:
             for judge in judge_escrows:
@@ -150,13 +150,8 @@ def _settle(
         return Settled(_stored(platform, escrow), None, written)
 
 
-def _store(platform: Platform, ended: Escrow, judges: Sequence[Escrow]) -> Escrow:
-    """Settles a funded escrow and its judges'; returns the stored escrow."""
-    return platform.ledger.settle(ended, *judges)
-
-
-def _redeem(platform: Platform, ended: Escrow, _judges: Sequence[Escrow]) -> Escrow:
-    """Stores a settled escrow that a ticket pays; returns the stored escrow."""
+def _redeem(platform: Platform, ended: Escrow) -> Escrow:
+    """Stores a settled escrow that a ticket pays; returns the stored escrow. Raises PlatformUnavailableError."""
     if ended.settlement is None or ended.settlement.settled_ms >= ended.expires_ms:
         raise PlatformUnavailableError  # this runner was delayed: no verifier would accept what it states
     return platform.ledger.redeem(ended)

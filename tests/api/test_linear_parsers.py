@@ -482,7 +482,7 @@ READS: Final = {
     "api.http._proxy: int": OURS,
     "api.http.responses: int": OURS,
     "api.identity.verify: get_unverified_header": "Authorization",
-    "store.ledger.Ledger.log_place: int": OURS,
+    "store.log.Log.place: int": OURS,
     "store.ledger._charged_micro: int": OURS,
     "store.ledger._available_micro: int": OURS,
     "store.ledger.read_escrow: loads": OURS,

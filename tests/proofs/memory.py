@@ -79,7 +79,10 @@ class Memory:
         assert (table, asked["ConsistentRead"]) == (TABLE, True)
         assert 0 < len(asked["Keys"]) <= 100, "DynamoDB refuses such a call"
         found = [self.items[pk] for key in asked["Keys"] if (pk := _pk(key)) in self.items]
-        return {"Responses": {TABLE: [dict(item) for item in found]}, "UnprocessedKeys": {}}
+        names = asked.get("ExpressionAttributeNames", {})
+        shown = [names[name] for name in asked.get("ProjectionExpression", "").split(", ") if name]
+        items = [{name: item[name] for name in shown or item if name in item} for item in found]
+        return {"Responses": {TABLE: items}, "UnprocessedKeys": {}}
 
     def query(self, **call: Any) -> dict[str, Any]:
         """Queries an index: a hash key, optionally an upper bound and a filter. Items have the projected attributes."""

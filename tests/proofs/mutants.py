@@ -29,7 +29,7 @@ COPIED = (
     "pyproject.toml",
 )
 SECONDS_MAX = 1_200  # a mutant may loop for ever
-LEDGER, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/dynamo.py", "store/slots.py"
+LEDGER, LOG, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/log.py", "store/dynamo.py", "store/slots.py"
 ESCROW, EARNINGS, BALANCES = "ledger/escrow.py", "ledger/earnings.py", "ledger/balances.py"
 EXECUTE, SWEEP, ACCOUNTS = "usecases/execute.py", "usecases/sweep.py", "usecases/accounts.py"
 CHANNELS, CLOSING, TICKETS, RULES = (
@@ -39,7 +39,7 @@ CHANNELS, CLOSING, TICKETS, RULES = (
     "ledger/channels.py",
 )
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
-BONDS = "tests/proofs/test_bonds.py"
+BONDS, APPENDS = "tests/proofs/test_bonds.py", "tests/proofs/test_appends.py"
 SLOTS = "tests/proofs/test_slots.py -k not(engine)"
 TAKING = "tests/ledger/test_balances.py"
 CHANNEL_MATRIX, CHANNEL_CHECKS = "tests/proofs/test_channels.py", "tests/proofs/test_channel_checks.py"
@@ -163,18 +163,37 @@ MUTANTS = (
     Mutant("log: places in order", LEDGER, "first, place, now_ms)", "first, 0, now_ms)", MATRIX),
     Mutant(
         "log: removal from the index",
-        LEDGER,
-        'set_={"first": first},\n            remove=("work", "work_at"),',
+        LOG,
+        'set_={"first": first},\n                remove=("work", "work_at"),',
         'set_={"first": first},',
         MATRIX,
     ),
-    Mutant("log: each batch once", LEDGER, 'or "first" in batch:', "or False:", MATRIX),
-    Mutant("log: checkpoints never shrink", LEDGER, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
+    Mutant("log: each batch once", LOG, ' and "first" not in item', "", MATRIX),
+    Mutant(
+        "log: each batch at its own position",
+        LOG,
+        "        first += len(batch.receipts)",
+        "        first += 1",
+        APPENDS,
+    ),
+    Mutant(
+        "log: a pointer for each batch", LOG, '[{"Update": placed}, {"Put": pointer}]', '[{"Update": placed}]', APPENDS
+    ),
+    Mutant("log: an append fits one transaction", LOG, "if count and 1 + 2", "if False and 1 + 2", APPENDS),
+    Mutant("log: an append has at most 4 MB", LOG, "size <= APPEND_BYTES_MAX or", "True or", APPENDS),
+    Mutant(
+        "log: standings follow each other in one append",
+        LOG,
+        "standing = standings.get(agent_id, kept[agent_id])",
+        "standing = kept[agent_id]",
+        APPENDS,
+    ),
+    Mutant("log: checkpoints never shrink", LOG, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
     Mutant(
         "log: standings are folded",
-        LEDGER,
-        "reputation.fold(known[agent_id], new)",
-        "reputation.fold(Standing(), new)",
+        LOG,
+        "reputation.fold(standing, ratings)",
+        "reputation.fold(Standing(), ratings)",
         MATRIX,
     ),
     Mutant(
@@ -213,7 +232,7 @@ MUTANTS = (
         'condition="attribute_exists(#amount)',
         MATRIX,
     ),
-    Mutant("log: each agent's own standing", LEDGER, "ratings[rating.agent]", 'ratings["agt"]', MATRIX),
+    Mutant("log: each agent's own standing", LOG, "ratings[rating.agent]", 'ratings["agt"]', MATRIX),
     Mutant("sweep: expired escrows are refunded", SWEEP, "self._expire)", "lambda _: None)", PAIR),
     Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
     Mutant(

@@ -27,6 +27,7 @@ from tests.proofs.world import (
     START_MS,
     TIMEOUT_S,
     World,
+    append_to_log,
     ask,
     compute,
     drawn_run,
@@ -97,8 +98,7 @@ def expire_overdue(world: World) -> None:
 def credit(world: World) -> None:
     for batch in world.ledger.settled():
         world.ledger.credit(batch, now_ms=world.now_ms())
-    for batch_id in world.ledger.unlogged():
-        world.ledger.append(batch_id)
+    append_to_log(world.ledger)
 
 
 def release(world: World) -> int:

@@ -24,7 +24,7 @@ from quittance.usecases import audit, settle
 from tests.proof import receipts
 from tests.proofs.checks import violations
 from tests.proofs.memory import Memory
-from tests.proofs.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
+from tests.proofs.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World, append_to_log
 
 LEASE, EXPIRY = START_MS + 1_000, START_MS + 5_000
 BUDGET = 2 * FLAT_MICRO
@@ -124,8 +124,7 @@ def case(state: str) -> Case:
     if state.endswith("swept"):
         (batch,) = world.ledger.settled()
         assert world.ledger.credit(batch, now_ms=EXPIRY).escrows == 1
-        (batch_id,) = world.ledger.unlogged()
-        assert world.ledger.append(batch_id) == 1
+        assert append_to_log(world.ledger) == 1
     return Case(memory, world, escrow, state)
 
 
@@ -329,8 +328,7 @@ def test_an_overtaken_sweep_credits_the_rest(first_credited: int) -> None:
     met = overtaken(memory, lambda: world.ledger.credit(names[first_credited:], now_ms=EXPIRY).escrows)
     assert world.ledger.credit(names, now_ms=EXPIRY).escrows == first_credited
     assert met == [2 - first_credited]
-    logged = [world.ledger.append(batch_id) for batch_id in world.ledger.unlogged()]
-    assert sum(logged) == 2
+    assert append_to_log(world.ledger) == 2
     escrow = world.ledger.find(names[0])
     assert escrow
     assert violations_of_form(Case(memory, world, escrow, "")) == []
@@ -341,13 +339,13 @@ def test_a_batch_is_appended_once() -> None:
     memory, world = settled_tasks(2)
     (names,) = world.ledger.settled()
     world.ledger.credit(names, now_ms=EXPIRY)
-    met = overtaken(memory, lambda: world.ledger.append(names[0]))
-    assert world.ledger.append(names[0]) == 0
+    met = overtaken(memory, lambda: append_to_log(world.ledger, names[0]))
+    assert append_to_log(world.ledger, names[0]) == 0
     assert met == [2]
     before = dict(memory.items)
-    assert world.ledger.append(names[0]) == 0
+    assert append_to_log(world.ledger, names[0]) == 0
     assert memory.items == before
-    assert list(world.ledger.unlogged()) == []
+    assert list(world.ledger.log.waiting()) == []
 
 
 @pytest.mark.parametrize("logged_before", [0, 1])
@@ -358,9 +356,9 @@ def test_concurrent_batches_fold_a_standing_in_order(logged_before: int) -> None
     for name in names:
         world.ledger.credit([name], now_ms=EXPIRY)
     if logged_before:
-        world.ledger.append(names[2])
-    met = overtaken(memory, lambda: world.ledger.append(names[1]))
-    assert world.ledger.append(names[0]) == 1
+        append_to_log(world.ledger, names[2])
+    met = overtaken(memory, lambda: append_to_log(world.ledger, names[1]))
+    assert append_to_log(world.ledger, names[0]) == 1
     assert met == [1]
     escrow = world.ledger.find(names[0])
     assert escrow
@@ -373,13 +371,13 @@ def test_the_published_size_never_decreases() -> None:
     (names,) = world.ledger.settled()
     for size, name in enumerate(names, 1):
         world.ledger.credit([name], now_ms=EXPIRY)
-        world.ledger.append(name)
-        world.ledger.set_published(size)
+        append_to_log(world.ledger, name)
+        world.ledger.log.set_published(size)
     before = dict(memory.items)
     for size in (3, 2, 1, 0):
-        world.ledger.set_published(size)
+        world.ledger.log.set_published(size)
     assert memory.items == before
-    assert world.ledger.log_head() == LogHead(3, 3)
+    assert world.ledger.log.head() == LogHead(3, 3)
 
 
 @pytest.mark.parametrize("kind", ["deposit", "withdraw"])

@@ -17,6 +17,7 @@ from quittance.proof.log import LogHead
 from quittance.run import Meter, Outcome, Run
 from quittance.store import dynamo
 from tests.proof import receipts
+from tests.proofs.world import append_to_log
 from tests.support import Cloud
 
 BUDGET = 1_000_000
@@ -197,14 +198,15 @@ def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
     assert cloud.total_micro() == count * BUDGET
     sizes = [ONE_OWNER_MAX, BATCH_GET_ITEMS_MAX - ONE_OWNER_MAX, 3]
     unlogged = [batches[0][0], batches[0][ONE_OWNER_MAX], batches[1][0]]
-    assert sorted(cloud.ledger.unlogged()) == sorted(unlogged)
-    assert [cloud.ledger.append(name) for name in [*unlogged, *unlogged]] == [*sizes, 0, 0, 0]
+    (waiting,) = cloud.ledger.log.waiting()
+    assert sorted(waiting) == sorted(unlogged)
+    assert [append_to_log(cloud.ledger, name) for name in [*unlogged, *unlogged]] == [*sizes, 0, 0, 0]
     standing = cloud.ledger.standing("agt_1")
     assert (standing.outcomes, standing.successes, standing.failures) == (count, successes, count - successes)
-    assert cloud.ledger.log_head() == LogHead(count, 0)
-    logged = [receipt for first in (0, ONE_OWNER_MAX, BATCH_GET_ITEMS_MAX) for receipt in cloud.ledger.logged(first)]
+    assert cloud.ledger.log.head() == LogHead(count, 0)
+    logged = cloud.ledger.log.receipts(0, at_least=count)
     found = [escrow for batch in batches for name in batch if (escrow := cloud.ledger.find(name))]
-    assert [cloud.ledger.log_place(escrow) for escrow in found] == list(range(count))
+    assert [cloud.ledger.log.place(escrow.escrow_id) for escrow in found] == list(range(count))
     assert logged == [escrow.settlement.receipt for escrow in found if escrow.settlement]
 
 
@@ -221,10 +223,9 @@ def test_agents_of_many_owners_share_a_batch(cloud: Cloud) -> None:
     assert cloud.ledger.available_micro("quittance:platform") == count * 10_000
     fees, _ = cloud.ledger.statement("quittance:platform", limit=9)
     assert sorted((line.tasks, line.agent_id) for line in fees) == [(1, f"agt_{count - 1:03}"), (MANY_OWNERS_MAX, None)]
-    unlogged = list(cloud.ledger.unlogged())
-    assert sorted(cloud.ledger.append(name) for name in unlogged) == [1, MANY_OWNERS_MAX]
+    assert append_to_log(cloud.ledger) == count
     assert {cloud.ledger.standing(f"agt_{number:03}").outcomes for number in range(count)} == {1}
-    assert cloud.ledger.log_head().size == count
+    assert cloud.ledger.log.head().size == count
 
 
 def test_a_batch_has_at_most_the_agents_of_one_append(cloud: Cloud) -> None:
@@ -235,7 +236,8 @@ def test_a_batch_has_at_most_the_agents_of_one_append(cloud: Cloud) -> None:
         cloud.ledger.settle(settled(escrow, now_ms=number))
     (names,) = cloud.ledger.settled()
     assert cloud.ledger.credit(names, now_ms=9).escrows == count
-    assert sorted(cloud.ledger.append(name) for name in cloud.ledger.unlogged()) == [1, LOGGED_AGENTS_MAX]
+    (waiting,) = cloud.ledger.log.waiting()
+    assert sorted(append_to_log(cloud.ledger, name) for name in waiting) == [1, LOGGED_AGENTS_MAX]
 
 
 def test_batches_of_older_code_are_logged(cloud: Cloud) -> None:
@@ -248,7 +250,7 @@ def test_batches_of_older_code_are_logged(cloud: Cloud) -> None:
     cloud.ledger.credit(names, now_ms=9)
     (batch,) = cloud.items("BATCH#")
     cloud._dynamodb.put_item(TableName=cloud.settings.ledger_table, Item=batch | {"agent_id": {"S": "agt_1"}})
-    assert cloud.ledger.append(names[0]) == 2
+    assert append_to_log(cloud.ledger, names[0]) == 2
     assert cloud.ledger.standing("agt_1").outcomes == 2
 
 

@@ -205,9 +205,9 @@ class Busy:
 
         monkeypatch.setattr(cloud.ledger, "overdue", lambda **_: queue("overdue"))
         monkeypatch.setattr(cloud.ledger, "settled", lambda: ([name] for name in queue("settled")))
-        monkeypatch.setattr(cloud.ledger, "unlogged", lambda: queue("unlogged"))
+        monkeypatch.setattr(cloud.ledger.log, "waiting", lambda: ([name] for name in queue("unlogged")))
         monkeypatch.setattr(cloud.ledger, "find", lambda _: work("overdue"))
-        monkeypatch.setattr(cloud.ledger, "append", lambda _: work("unlogged") or 1)
+        monkeypatch.setattr(cloud.ledger.log, "append", lambda _: work("unlogged") or {})
 
         def credit(*_: Any, **__: Any) -> Any:
             work("settled")
@@ -215,7 +215,7 @@ class Busy:
 
         honest = Ledger.credit
         monkeypatch.setattr(cloud.ledger, "credit", credit)
-        monkeypatch.setattr(sweeping, "publish_log", lambda _: work("publish") or 1)
+        monkeypatch.setattr(sweeping, "publish_log", lambda *_: work("publish"))
 
 
 @pytest.mark.parametrize("endless", [("overdue",), ("settled",), ("unlogged",), ("overdue", "settled", "unlogged")])
@@ -245,8 +245,8 @@ def test_sweep_step_with_unavailable_index_stops_no_other(cloud: Cloud, monkeypa
     monkeypatch.setattr(cloud.ledger, "overdue", unavailable)
     with pytest.raises(PlatformUnavailableError):
         sweep(cloud)
-    assert cloud.ledger.log_place(escrow) == 0
-    assert cloud.ledger.log_head().published == 1
+    assert cloud.ledger.log.place(escrow.escrow_id) == 0
+    assert cloud.ledger.log.head().published == 1
 
 
 def settle_one(cloud: Cloud, task_id: str, agent_id: str) -> Any:

@@ -16,10 +16,8 @@
     JUDGING#<account>#<id>    the part of an owner's price that was returned to its bond, for the agent's own judges
     CHARGE#<account>#<id>     a charge to a bond for failures: amount, and the amount that was due
     FEE#<account>#<id>        the platform's fees from the same batch
-    BATCH#<id>                escrows that were credited together; `first`: their position in the log
-    LOG                       size: the number of receipts in the log; published: the size of the newest checkpoint
-    LOG#<first>               the batch that begins at this position of the log
-    REP#<agent>               standing: the fold of the agent's receipts in log order (see ledger/reputation.py)
+    BATCH#<id>                escrows that were credited together
+    LOG, LOG#<first>, REP#<agent>   the log of receipts, see store/log.py
 
 The `seal` of an escrow, a movement or a batch is a digest of the attributes that never change after its creation (see
 proof/seal.py).
@@ -40,9 +38,8 @@ import heapq
 import json
 import random
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -76,8 +73,6 @@ from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, task_l
 from quittance.ledger.pricing import ComputePrices
 from quittance.ledger.reputation import Standing
 from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX
-from quittance.proof import receipt
-from quittance.proof.log import LogHead
 from quittance.proof.seal import sealed
 from quittance.run import Fault, Limits, Outcome, Side
 from quittance.store.dynamo import (
@@ -100,6 +95,7 @@ from quittance.store.dynamo import (
     to_item,
     update,
 )
+from quittance.store.log import UNLOGGED, Log
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -182,6 +178,7 @@ class Ledger:
         self._work_shards = work_shards
         self._platform_account = platform_account
         self._left_ms = left_ms
+        self.log = Log(client, table=table, left_ms=left_ms)
         # By account, the balance shard that this environment took from last, unless it is the home shard.
         self._shard_in_use: dict[str, int] = {}
 
@@ -524,80 +521,6 @@ class Ledger:
             else:
                 return Credited(0, charge.written_off_micro, dict(charge.bonds_left))
 
-    # The log.
-
-    def unlogged(self) -> Iterator[str]:
-        """Ids of batches that the index lists as not yet in the log, oldest first."""
-        for item in self._work("BATCH"):
-            yield item["pk"].removeprefix("BATCH#")
-
-    def append(self, batch_id: str) -> int:
-        """Appends a batch to the log and folds its receipts into the standings of their agents, once.
-
-        Every append updates one item, the log's head, so the log has one order, in which the standings are folded.
-        Returns the number of receipts appended.
-        """
-        patience = self._patience()
-        receipts: list[str] = []
-        while True:
-            # Read the standings after the head: if a standing is stale, so is the head, and the write is rejected.
-            found = self._get_all([f"BATCH#{batch_id}", "LOG"])
-            batch = found.get(f"BATCH#{batch_id}")
-            if batch is None or "first" in batch:
-                return 0
-            head = _log_head(found["LOG"]) if "LOG" in found else LogHead()
-            receipts = receipts or self._receipts(batch)
-            ratings: dict[str, list[reputation.Rating]] = defaultdict(list)
-            for signed in receipts:
-                rating = reputation.rating(receipt.read_claims(signed))
-                ratings[rating.agent].append(rating)
-            known = self._standings(ratings)
-            standings = {agent_id: reputation.fold(known[agent_id], new) for agent_id, new in ratings.items()}
-            try:
-                attempt(partial(self._send, self._append_actions(batch_id, head.size, len(receipts), standings)))
-            except RefusedError:  # another batch was appended first
-                patience.wait(ConflictError())
-            except BusyError as busy:
-                patience.wait(busy)
-            else:
-                return len(receipts)
-
-    def log_head(self) -> LogHead:
-        """The size of the log, and the size of its newest checkpoint (consistent read)."""
-        item = self._get("LOG")
-        return _log_head(item) if item else LogHead()
-
-    def logged(self, first: int) -> list[str]:
-        """The receipts of the batch that begins at a position of the log, in order."""
-        pointer = self._get(f"LOG#{first}")
-        batch = self._get(f"BATCH#{pointer['batch']['S']}") if pointer else None
-        if batch is None:
-            msg = f"no batch of the log begins at position {first}"
-            raise LookupError(msg)
-        return self._receipts(batch)
-
-    def set_published(self, size: int) -> None:
-        """Records that the checkpoint of this size is published; one that is not larger changes nothing."""
-        write = update(
-            self._table,
-            "LOG",
-            set_={"published": size},
-            condition="#published < :size",
-            values={":size": size},
-        )
-        with suppress(RefusedError):
-            retried(lambda: self._client.update_item(**write), self._patience())
-
-    def log_place(self, escrow: Escrow) -> int | None:
-        """The position of an escrow's receipt in the log; None if it is not in the log yet."""
-        item = self._get(f"ESC#{escrow.escrow_id}")
-        if item is None or "batch" not in item:
-            return None
-        batch = self._get(f"BATCH#{item['batch']['S']}")
-        if batch is None or "first" not in batch:
-            return None
-        return int(batch["first"]["N"]) + int(item["place"]["N"])
-
     # The audit.
 
     def everything(self) -> Iterator[dict[str, Any]]:
@@ -879,50 +802,6 @@ class Ledger:
             values={},
         )
         return {"Update": write}
-
-    def _append_actions(
-        self, batch_id: str, first: int, count: int, standings: Mapping[str, Standing]
-    ) -> list[dict[str, Any]]:
-        head = update(
-            self._table,
-            "LOG",
-            set_={"size": first + count} | ({} if first else {"published": 0}),
-            condition="#size = :seen" if first else "attribute_not_exists(#size)",
-            values={":seen": first} if first else {},
-        )
-        placed = update(
-            self._table,
-            f"BATCH#{batch_id}",
-            set_={"first": first},
-            remove=("work", "work_at"),
-            condition="attribute_not_exists(#first)",
-            values={},
-        )
-        pointer = put_new(self._table, {"pk": f"LOG#{first}", "batch": batch_id})
-        # The head's condition protects these puts too: a stale standing was read together with a stale head.
-        puts: list[dict[str, Any]] = [
-            {
-                "Put": {
-                    "TableName": self._table,
-                    "Item": to_item({"pk": f"REP#{agent_id}", "standing": reputation.serialise(standing)}),
-                }
-            }
-            for agent_id, standing in standings.items()
-        ]
-        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, *puts]
-
-    def _standings(self, agent_ids: Collection[str]) -> dict[str, Standing]:
-        found = self._get_all([f"REP#{agent_id}" for agent_id in agent_ids])
-        return {
-            agent_id: reputation.parse(found[pk]["standing"]["S"]) if (pk := f"REP#{agent_id}") in found else Standing()
-            for agent_id in agent_ids
-        }
-
-    def _receipts(self, batch: Mapping[str, Any]) -> list[str]:
-        """The receipts of a batch's escrows, in order."""
-        pks = [f"ESC#{escrow_id}" for escrow_id in batch["escrows"]["S"].split(",")]
-        found = self._get_all(pks)
-        return [found[pk]["receipt"]["S"] for pk in pks]
 
     def _send(self, actions: list[dict[str, Any]]) -> None:
         self._client.transact_write_items(TransactItems=actions)  # type: ignore[arg-type]  # built as plain dicts
@@ -1331,15 +1210,10 @@ def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | Non
         "pk": f"BATCH#{first.escrow_id}",
         "escrows": ",".join(escrow.escrow_id for escrow in batch),
         "at": now_ms,
-        "work": "BATCH",
+        "work": UNLOGGED,
         "work_at": now_ms,
     }
     return sealed(values)
-
-
-def _log_head(item: Mapping[str, Any]) -> LogHead:
-    values = from_item(item)
-    return LogHead(values["size"], values["published"])
 
 
 def _settlement_of(settled: Escrow) -> Settlement:

@@ -18,7 +18,7 @@ from quittance.ledger.channels import ChannelState
 from quittance.observability import Metric, count, logger, measure
 from quittance.platform import Platform
 from quittance.proof import log
-from quittance.proof.log import Checkpoint
+from quittance.proof.log import Checkpoint, LogHead
 from quittance.proof.statement import Purpose
 from quittance.store.ledger import Credited
 from quittance.store.registry import Due
@@ -27,6 +27,7 @@ from quittance.usecases.settle import expire_if_overdue
 
 _STOP_BEFORE_MS: Final = 5_000
 _CLOSING_STEPS: Final = 10  # of one channel, each of which counts up to 100 numbers
+_READ_AT_ONCE: Final = 1_000  # receipts of the log, about
 _PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds must fit in memory and in the time left
 
 
@@ -84,13 +85,15 @@ def _count(swept: Swept) -> None:
 class _Sweep:
     """One invocation's sweep. It does not retry an item that has failed in it.
 
-    `closing` says whether a channel has more numbers to count than one step of the round did.
+    `closing` says whether a channel has more numbers to count than one step of the round did. `appended` has hashes of
+    receipts that were appended and not published, by the position of their batch.
     """
 
     platform: Platform
     done: Swept = field(default_factory=Swept)
     failed: set[str] = field(default_factory=set)
     closing: bool = False
+    appended: dict[int, list[bytes]] = field(default_factory=dict)
 
     def round(self) -> bool:
         """Runs each step for its share of the time that is left. Returns whether all steps finished their work."""
@@ -120,7 +123,12 @@ class _Sweep:
         return self._each(self.platform.ledger.overdue(now_ms=self.platform.now_ms()), self._expire)
 
     def _log(self) -> bool:
-        return self._each(self.platform.ledger.unlogged(), self._append)
+        for batch_ids in self.platform.ledger.log.waiting():
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
+            if waiting := [batch_id for batch_id in batch_ids if batch_id not in self.failed]:
+                self._each_half(waiting, self._append, "not logged")
+        return True
 
     def _credit(self) -> bool:
         waited_ms = _age_ms(self.platform, self.platform.ledger.uncredited_since_ms())
@@ -129,7 +137,7 @@ class _Sweep:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
             if waiting := [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]:
-                self._credit_all(waiting)
+                self._each_half(waiting, self._credit_all, "not credited")
         return True
 
     def _close(self) -> bool:
@@ -147,7 +155,12 @@ class _Sweep:
         return True
 
     def _publish(self) -> bool:
-        self.done.published = publish_log(self.platform) or self.done.published
+        while head := publish_log(self.platform, self.appended):
+            self.done.published = head.published
+            if head.published == head.size:
+                return True
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
         return True
 
     def _each(self, ids: Iterable[str], do: Callable[[str], None]) -> bool:
@@ -171,22 +184,10 @@ class _Sweep:
 
     @tracing.step("credit")
     def _credit_all(self, escrow_ids: Sequence[str]) -> None:
-        """Credits escrows in one batch. If that fails, credits each half separately, down to the one that is faulty."""
-        try:
-            credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms())
-        except PlatformUnavailableError:
-            self._fail("not credited", *escrow_ids)
-        except Exception:  # noqa: BLE001 - a fault in one escrow must not delay the earnings of others
-            half = len(escrow_ids) // 2
-            if not half:
-                self._fail("not credited", *escrow_ids)
-            elif self.platform.left_ms() >= _STOP_BEFORE_MS:
-                self._credit_all(escrow_ids[:half])
-                self._credit_all(escrow_ids[half:])
-        else:
-            self.done.credited += credited.escrows
-            self.done.written_off_micro += credited.written_off_micro
-            self._note_bonds(credited)
+        credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms())
+        self.done.credited += credited.escrows
+        self.done.written_off_micro += credited.written_off_micro
+        self._note_bonds(credited)
 
     @tracing.step("close")
     def _close_one(self, channel_id: str) -> None:
@@ -230,11 +231,24 @@ class _Sweep:
                     self._fail("bond not noted", owner)
 
     @tracing.step("log")
-    def _append(self, batch_id: str) -> None:
+    def _append(self, batch_ids: Sequence[str]) -> None:
+        for first, receipts in self.platform.ledger.log.append(batch_ids).items():
+            self.appended[first] = [log.leaf_hash(receipt.encode()) for receipt in receipts]
+            self.done.logged += len(receipts)
+
+    def _each_half(self, ids: Sequence[str], do: Callable[[Sequence[str]], None], failed: str) -> None:
+        """Does something for all ids. If that fails, does it for each half, down to the one that is faulty."""
         try:
-            self.done.logged += self.platform.ledger.append(batch_id)
-        except Exception:  # noqa: BLE001 - a fault in one batch must not keep others out of the log
-            self._fail("not logged", batch_id)
+            do(ids)
+        except PlatformUnavailableError:
+            self._fail(failed, *ids)
+        except Exception:  # noqa: BLE001 - a fault in one of them must not delay the others
+            half = len(ids) // 2
+            if not half:
+                self._fail(failed, *ids)
+            elif self.platform.left_ms() >= _STOP_BEFORE_MS:
+                self._each_half(ids[:half], do, failed)
+                self._each_half(ids[half:], do, failed)
 
     def _fail(self, what: str, *ids: str) -> None:
         logger.exception(what, ids=list(ids))
@@ -243,20 +257,23 @@ class _Sweep:
 
 
 @tracing.step("publish")
-def publish_log(platform: Platform) -> int | None:
-    """Publishes the tiles and a signed checkpoint for the receipts appended since the last one; returns the log's size.
+def publish_log(platform: Platform, appended: dict[int, list[bytes]]) -> LogHead | None:
+    """Publishes the tiles and a signed checkpoint for the next receipts of the log; returns the log's head afterwards.
 
-    Returns None if there are none. The order is tiles, checkpoint, then the published size in the ledger: a checkpoint
-    never refers to a missing tile. Safe to repeat, because a tile's content follows from the log. Raises
-    PlatformUnavailableError.
+    `appended` has hashes of receipts by the position of their batch, which need not be read again; those that were
+    published are removed. Returns None if all receipts are published. The order is tiles, checkpoint, then the
+    published size in the ledger: a checkpoint never refers to a missing tile. Safe to repeat, because a tile's content
+    follows from the log. Raises PlatformUnavailableError.
     """
-    head = platform.ledger.log_head()
-    receipts: list[str] = []
-    while len(receipts) < _PUBLISHED_AT_ONCE and head.published + len(receipts) < head.size:
-        receipts += platform.ledger.logged(head.published + len(receipts))
-    if not receipts:
+    head = platform.ledger.log.head()
+    for first in [first for first in appended if first < head.published]:
+        del appended[first]
+    leaves: list[bytes] = []
+    while len(leaves) < _PUBLISHED_AT_ONCE and (place := head.published + len(leaves)) < head.size:
+        end = min([head.size, *(at for at in appended if at > place)])
+        leaves += appended.get(place) or _leaves(platform, place, end)
+    if not leaves:
         return None
-    leaves = [log.leaf_hash(receipt.encode()) for receipt in receipts]
     growth = log.grow(head.published, leaves, platform.tiles.read)
     for tile, hashes in growth.tiles.items():
         platform.tiles.keep(tile, hashes)
@@ -264,8 +281,14 @@ def publish_log(platform: Platform) -> int | None:
     checkpoint = Checkpoint(platform.settings.receipt_issuer, growth.size, growth.root, now_ms)
     key = platform.signing_key(Purpose.CHECKPOINT, at_ms=now_ms)
     platform.tiles.keep_checkpoint(growth.size, log.sign_checkpoint(checkpoint, key))
-    platform.ledger.set_published(growth.size)
-    return growth.size
+    platform.ledger.log.set_published(growth.size)
+    return LogHead(head.size, growth.size)
+
+
+def _leaves(platform: Platform, first: int, end: int) -> list[bytes]:
+    """The hashes of the next receipts between the positions of two batches, of as many as are read at once."""
+    receipts = platform.ledger.log.receipts(first, at_least=min(end - first, _READ_AT_ONCE))
+    return [log.leaf_hash(receipt.encode()) for receipt in receipts]
 
 
 def _age_ms(platform: Platform, since_ms: int | None) -> int:

@@ -28,8 +28,8 @@ from tests.proofs.memory import Memory
 TASKS = 100
 SHARDS = 4
 BEFORE = {(1, 1): 33, (100, 1): 33, (100, 100): 49}
-CALLS_MAX = {(1, 1): 25, (100, 1): 28, (100, 100): 30}
-FAILING_CALLS_MAX = 35
+CALLS_MAX = {(1, 1): 21, (100, 1): 24, (100, 100): 26}
+FAILING_CALLS_MAX = 30
 TARIFF = f'{{"type":"flat","price":"{format_credits(worlds.FLAT_MICRO)}"}}'
 
 

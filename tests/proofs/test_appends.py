@@ -45,7 +45,7 @@ def credited(*agents: str) -> tuple[Counting, World, list[str]]:
             escrow = world.ledger.fund(hold(task_id=f"t{number}{name}", agent_id=f"agt_{name}"))
             ids.append(world.ledger.settle(done(world, escrow, DONE, START_MS)).escrow_id)
         assert world.ledger.credit(ids, now_ms=START_MS + number).escrows == len(ids)
-        batch_ids.append(ids[0])
+        batch_ids.append(memory.items[f"ESC#{ids[0]}"]["batch"]["S"])
     memory.calls.clear()
     memory.items_written.clear()
     return memory, world, batch_ids

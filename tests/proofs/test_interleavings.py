@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def swept(world: World) -> Any:
 
 
 def expire_overdue(world: World) -> None:
-    for overdue in world.ledger.overdue(now_ms=world.now_ms()):
+    for overdue in chain.from_iterable(world.ledger.overdue(now_ms=world.now_ms())):
         escrow = world.ledger.find(overdue)
         assert escrow
         settle.expire_if_overdue(world, escrow)

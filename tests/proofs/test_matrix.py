@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.ledger import escrow as escrows
@@ -264,7 +264,7 @@ def test_fund(funds: int | None) -> None:
     if funds is not None and funds >= BUDGET:
         assert world.ledger.fund(hold()) == hold() == world.ledger.find(hold().escrow_id)
         assert world.ledger.available_micro("alice") == funds - BUDGET
-        assert [*world.ledger.overdue(now_ms=EXPIRY)] == [hold().escrow_id]
+        assert [*world.ledger.overdue(now_ms=EXPIRY)] == [[hold().escrow_id]]
         assert [*world.ledger.overdue(now_ms=EXPIRY - 1)] == []
     else:
         with pytest.raises(InsufficientFundsError):
@@ -492,3 +492,48 @@ def test_cancellation_reasons(*, first: str, second: str, poor: bool, monkeypatc
         assert this.world.ledger.fund(this.escrow) == this.escrow
     known = poor or first == "ConditionalCheckFailed" or (first, second) == ("None", "None")
     assert sent == (1 if known else 2)
+
+
+def test_credits_of_one_owner_are_grouped_over_several_reads() -> None:
+    """Escrows of forty owners and eighty agents in turn: fewer transactions and lines than in their order of time."""
+    memory = Memory()
+    world = World(memory, now_ms=lambda: EXPIRY, left_ms=lambda: 10_000)
+    world.ledger.deposit("alice", "start", 10**9, now_ms=START_MS)
+    for number in range(240):
+        agent, owner = f"agt_{number % 80}", f"owner-{number % 40}"
+        escrow = world.ledger.fund(hold(task_id=f"t{number}", agent_id=agent, owner=owner))
+        world.ledger.settle(done(world, escrow, DONE, START_MS + number))
+    (names,) = world.ledger.settled()
+    assert world.ledger.credit(names, now_ms=EXPIRY).escrows == 240
+    batches = [item["escrows"]["S"].split(",") for pk, item in memory.items.items() if pk.startswith("BATCH#")]
+    lines = sum(pk.startswith("EARN#") for pk in memory.items)
+    assert len(batches) == 4, "240 marks and two items for each owner"
+    assert lines <= 40 + len(batches) - 1, "an owner is in two batches only where one batch ends"
+    assert append_to_log(world.ledger) == 240
+    assert violations_of_form(Case(memory, world, hold(), "")) == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_overtaken_credit_of_several_batches(lost: bool) -> None:
+    """Another sweep has credited all escrows of the second batch and one of the first, or one response is lost."""
+    memory, world = settled_tasks(2 * 95)
+    (names,) = world.ledger.settled()
+    others = [] if lost else [names[0], *names[95:]]
+    met = overtaken(memory, lambda: world.ledger.credit(others, now_ms=EXPIRY).escrows)
+    if lost:
+        honest, losses = memory.transact_write_items, [ReadTimeoutError(endpoint_url="-")]
+
+        def send(**call: Any) -> Any:
+            answer = honest(**call)
+            if losses:
+                raise losses.pop()
+            return answer
+
+        memory.transact_write_items = send  # type: ignore[method-assign]
+    assert world.ledger.credit(names, now_ms=EXPIRY).escrows == (95 if lost else 94), "a lost response is not counted"
+    assert met == [len(others)]
+    assert sum(pk.startswith("BATCH#") for pk in memory.items) == 2 + (not lost)
+    escrow = world.ledger.find(names[0])
+    assert escrow
+    append_to_log(world.ledger)
+    assert violations_of_form(Case(memory, world, escrow, "")) == []

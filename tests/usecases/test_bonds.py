@@ -12,7 +12,7 @@ from quittance.api.models import AgentRequest
 from quittance.errors import AgentNotReadyError, PlatformUnavailableError
 from quittance.ledger.credits import MICRO_PER_CREDIT, format_credits
 from quittance.limits import AMOUNT_MICRO_MAX, BOND_NOTICE_MS
-from quittance.store.ledger import Ledger
+from quittance.store.ledger import Backlog, Ledger
 from quittance.usecases import accounts, agents, audit
 from quittance.usecases import sweep as sweeping
 from quittance.usecases.sweep import sweep
@@ -203,8 +203,11 @@ class Busy:
             self.did[name] += 1
             self.left_ms -= 1_000
 
-        monkeypatch.setattr(cloud.ledger, "overdue", lambda **_: queue("overdue"))
-        monkeypatch.setattr(cloud.ledger, "settled", lambda: ([name] for name in queue("settled")))
+        def backlog(name: str) -> Backlog:
+            return Backlog({0: ((0, each) for each in queue(name))}, at_once=1)
+
+        monkeypatch.setattr(cloud.ledger, "overdue", lambda **_: backlog("overdue"))
+        monkeypatch.setattr(cloud.ledger, "settled", lambda **_: backlog("settled"))
         monkeypatch.setattr(cloud.ledger.log, "waiting", lambda: ([name] for name in queue("unlogged")))
         monkeypatch.setattr(cloud.ledger, "find", lambda _: work("overdue"))
         monkeypatch.setattr(cloud.ledger.log, "append", lambda _: work("unlogged") or {})

@@ -114,6 +114,7 @@ DEAD_LETTER_HIDDEN_S: Final = 15 * 60  # until an unreadable dead letter is trie
 OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: each write of an item is billed by its whole size
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 LOGGED_AGENTS_MAX: Final = 60  # of one batch: their standings, up to 64 KiB each, must fit in one write of 4 MB
+CREDITED_AT_ONCE_MAX: Final = 500  # escrows that are grouped by owner before they are credited
 APPEND_BYTES_MAX: Final = 3_900_000  # of several batches in one append to the log: DynamoDB's limit is 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 BOND_NOTICE_MS: Final = 5 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep

@@ -42,7 +42,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,7 +72,7 @@ from quittance.ledger.escrow import (
 from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, task_line
 from quittance.ledger.pricing import ComputePrices
 from quittance.ledger.reputation import Standing
-from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX
+from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CREDITED_AT_ONCE_MAX
 from quittance.proof.seal import sealed
 from quittance.run import Fault, Limits, Outcome, Side
 from quittance.store.dynamo import (
@@ -133,6 +133,27 @@ class Credited:
         self.escrows += len(batch.escrows)
         self.written_off_micro += batch.written_off_micro
         self.bonds_left.update(batch.bonds_left)
+
+
+class Backlog:
+    """The escrows that the index lists for one step of the sweep, by work shard. Each shard is read at most once."""
+
+    def __init__(self, shards: Mapping[int, Iterator[tuple[int, str]]], *, at_once: int) -> None:
+        """`shards` have the time and the id of each escrow, the oldest first."""
+        self._shards = dict(shards)
+        self._at_once = at_once
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """Ids of escrows, the oldest of all shards first, in lists as long as the step processes at once."""
+        ids = (escrow_id for _, escrow_id in heapq.merge(*self._shards.values()))
+        while some := list(islice(ids, self._at_once)):
+            yield some
+
+    def first(self, limit: int) -> Mapping[int, Sequence[tuple[int, str]]]:
+        """Times and ids of up to `limit` of the oldest escrows of each shard that has any, without removing them."""
+        first = {shard: list(islice(escrows, limit)) for shard, escrows in self._shards.items()}
+        self._shards |= {shard: chain(some, self._shards[shard]) for shard, some in first.items()}
+        return {shard: some for shard, some in first.items() if some}
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,28 +476,22 @@ class Ledger:
 
     # The sweep.
 
-    def overdue(self, *, now_ms: int) -> Iterator[str]:
-        """Ids of escrows that the index lists as funded and expired, the longest overdue first."""
-        return self._oldest_first("OPEN", before_ms=now_ms)
+    def overdue(self, *, now_ms: int, shard: int | None = None) -> Backlog:
+        """Escrows that the index lists as funded and expired, oldest first; of one work shard or of all."""
+        return self._backlog("OPEN", shard, before_ms=now_ms, at_once=BATCH_GET_ITEMS_MAX)
 
-    def settled(self) -> Iterator[list[str]]:
-        """Ids of settled escrows that are not credited yet, oldest first, in lists as long as one call can read."""
-        waiting = self._oldest_first("SETTLED")
-        while ids := list(islice(waiting, BATCH_GET_ITEMS_MAX)):
-            yield ids
+    def settled(self, *, before_ms: int | None = None, shard: int | None = None) -> Backlog:
+        """Settled escrows that are not credited yet, oldest first; of one work shard or of all."""
+        return self._backlog("SETTLED", shard, before_ms=before_ms, at_once=CREDITED_AT_ONCE_MAX)
 
-    def uncredited_since_ms(self) -> int | None:
-        """When the oldest uncredited escrow was settled, from the index; None if all are credited."""
-        oldest = (islice(self._work(queue, page_items=1), 1) for queue in self._work_shards_of("SETTLED"))
-        return min((item["work_at"] for items in oldest for item in items), default=None)
-
-    def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> Credited:
+    def credit(self, escrow_ids: Sequence[str], *, now_ms: int, contended: bool = False) -> Credited:
         """Credits owners, bonds and the platform for settled escrows, in as few transactions as possible.
 
         Each transaction creates a batch for the log. Each escrow is credited once, however many sweeps run at the same
-        time: escrows that are already credited are left out.
+        time: escrows that are already credited are left out. `contended` says that other sweeps credit the same
+        accounts now, so that each uses random balance shards.
         """
-        credited, patience, contended = Credited(), self._patience(), False
+        credited, patience = Credited(), self._patience()
         waiting = self._uncredited(escrow_ids)
         while waiting:
             batch = self._batch(waiting, now_ms)
@@ -485,12 +500,16 @@ class Ledger:
             except (RefusedError, BusyError) as failed:
                 # Another sweep has credited some of them, or the balance of a bond's shard has fallen.
                 self._check_channels(batch)
-                contended = isinstance(failed, ConflictError)
+                contended = contended or isinstance(failed, ConflictError)
                 patience.wait(ConflictError() if isinstance(failed, RefusedError) else failed)
-                waiting = self._uncredited([escrow.escrow_id for escrow in waiting])
+                # Another sweep may have credited any of them; a lost response concerns those of this batch only.
+                doubtful = len(waiting) if isinstance(failed, RefusedError) else len(batch.escrows)
+                again = self._uncredited([escrow.escrow_id for escrow in waiting[:doubtful]])
+                waiting = [*again, *waiting[doubtful:]]
             else:
                 credited.add(batch)
                 waiting = waiting[len(batch.escrows) :]
+                patience = self._patience()
         return credited
 
     def charge(self, owner: str, agent_id: str, reference: str, due_micro: int, *, now_ms: int) -> Credited:
@@ -786,11 +805,13 @@ class Ledger:
         return actions + self._credit_updates(batch.credits, contended=contended)
 
     def _uncredited(self, escrow_ids: Sequence[str]) -> list[Escrow]:
-        """The escrows that are settled and not credited, grouped by owner, to save journal lines."""
-        found = self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids])
+        """The escrows that are settled and not credited, grouped by owner and agent: that saves lines and standings."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for at in range(0, len(escrow_ids), BATCH_GET_ITEMS_MAX):
+            found |= self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids[at : at + BATCH_GET_ITEMS_MAX]])
         items = [found[pk] for escrow_id in escrow_ids if (pk := f"ESC#{escrow_id}") in found]
         waiting = [escrow for item in items if "swept_ms" not in item and (escrow := read_escrow(item)).settlement]
-        return sorted(waiting, key=lambda escrow: escrow.owner)
+        return sorted(waiting, key=lambda escrow: (escrow.owner, escrow.agent_id))
 
     def _mark_swept(self, escrow: Escrow, first: Escrow, place: int, now_ms: int) -> dict[str, Any]:
         write = update(
@@ -814,11 +835,16 @@ class Ledger:
     def _get(self, pk: str) -> Mapping[str, Any] | None:
         return read_item(self._client.get_item, self._table, pk, self._patience())
 
-    def _oldest_first(self, queue: str, *, before_ms: int | None = None) -> Iterator[str]:
-        """Ids of the escrows that the index lists in a queue, merged over all its work shards."""
-        queries = [self._work(shard, before_ms=before_ms) for shard in self._work_shards_of(queue)]
-        for item in heapq.merge(*queries, key=lambda item: item["work_at"]):
-            yield item["pk"].removeprefix("ESC#")
+    def _backlog(self, queue: str, shard: int | None, *, before_ms: int | None, at_once: int) -> Backlog:
+        shards = range(self._work_shards) if shard is None else (shard,)
+        listed = {each: self._work(f"{queue}#{each}", before_ms=before_ms) for each in shards}
+        return Backlog(
+            {
+                each: ((item["work_at"], item["pk"].removeprefix("ESC#")) for item in items)
+                for each, items in listed.items()
+            },
+            at_once=at_once,
+        )
 
     def _read_snapshot(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
         """A snapshot of at most 100 items, in order; None for an item that does not exist."""
@@ -835,7 +861,6 @@ class Ledger:
         *queues: str,
         before_ms: int | None = None,
         of: Mapping[str, str] = MappingProxyType({}),
-        page_items: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """The index items of some queues, queue by queue, oldest first; `of` keeps items with one of these values."""
         query: dict[str, Any] = {
@@ -844,8 +869,6 @@ class Ledger:
             "KeyConditionExpression": "#work = :queue" + ("" if before_ms is None else " AND work_at <= :before"),
             "ExpressionAttributeNames": {"#work": "work"} | {f"#{name}": name for name in of},
         } | ({"FilterExpression": " OR ".join(f"#{name} = :{name}" for name in of)} if of else {})
-        if page_items is not None:
-            query["Limit"] = page_items
         values = {":before": before_ms} | {f":{name}": wanted for name, wanted in of.items()}
         for queue in queues:
             query["ExpressionAttributeValues"] = to_item({":queue": queue, **values})

@@ -10,6 +10,7 @@ not finished. An item that fails does not block the rest: it is logged and count
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Final
 
 from quittance import tracing
@@ -120,7 +121,8 @@ class _Sweep:
         return complete
 
     def _refund(self) -> bool:
-        return self._each(self.platform.ledger.overdue(now_ms=self.platform.now_ms()), self._expire)
+        overdue = self.platform.ledger.overdue(now_ms=self.platform.now_ms())
+        return self._each(chain.from_iterable(overdue), self._expire)
 
     def _log(self) -> bool:
         for batch_ids in self.platform.ledger.log.waiting():
@@ -131,9 +133,10 @@ class _Sweep:
         return True
 
     def _credit(self) -> bool:
-        waited_ms = _age_ms(self.platform, self.platform.ledger.uncredited_since_ms())
-        self.done.lag_ms = max(self.done.lag_ms, waited_ms)
-        for escrow_ids in self.platform.ledger.settled():
+        settled = self.platform.ledger.settled()
+        oldest_ms = min((some[0][0] for some in settled.first(1).values()), default=None)
+        self.done.lag_ms = max(self.done.lag_ms, _age_ms(self.platform, oldest_ms))
+        for escrow_ids in settled:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
             if waiting := [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]:

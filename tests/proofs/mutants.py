@@ -324,7 +324,7 @@ MUTANTS = (
     Mutant(
         "charge: reads again after a rejection",
         LEDGER,
-        "waiting = self._uncredited([escrow.escrow_id for escrow in waiting])",
+        "waiting = [*again, *waiting[doubtful:]]",
         "pass",
         MATRIX,
     ),

@@ -6,16 +6,21 @@
 Every step is idempotent, and concurrent sweeps are harmless: the ledger's conditions decide. Each step has its share of
 the invocation's time, so that a backlog in one step does not stop the others; unused time goes to the steps that were
 not finished. An item that fails does not block the rest: it is logged and counted, and the next sweep tries it again.
+
+A backlog that is too large for one invocation goes to drains (drain.py), one for each work shard that has some. The
+sweep then writes the log and watches the backlog. If it does not change, no drain runs: the sweep does the step itself.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
-from typing import Final
+from itertools import chain, islice
+from typing import Final, Generic, TypeVar
 
 from quittance import tracing
 from quittance.errors import PlatformUnavailableError
 from quittance.ledger.channels import ChannelState
+from quittance.limits import DRAIN_START_MS_MAX, REFUNDED_ALONE_MAX, SWEPT_ALONE_MAX
 from quittance.observability import Metric, count, logger, measure
 from quittance.platform import Platform
 from quittance.proof import log
@@ -26,7 +31,10 @@ from quittance.store.registry import Due
 from quittance.usecases import accounts, channels
 from quittance.usecases.settle import expire_if_overdue
 
+_T = TypeVar("_T")
+_REFUND, _CHARGE, _CREDIT, _CLOSE = "refund", "charge", "credit", "close"  # steps that drains do
 _STOP_BEFORE_MS: Final = 5_000
+_WATCH_S: Final = 1.0  # between two rounds of a sweep that drains help
 _CLOSING_STEPS: Final = 10  # of one channel, each of which counts up to 100 numbers
 _READ_AT_ONCE: Final = 1_000  # receipts of the log, about
 _PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds must fit in memory and in the time left
@@ -60,31 +68,49 @@ def sweep(platform: Platform) -> Swept:
 
     Raises PlatformUnavailableError if an index cannot be read; the other steps of the round still run first.
     """
-    this = _Sweep(platform)
+    this = Steps(platform)
     while not this.done.complete and platform.left_ms() >= _STOP_BEFORE_MS:
         this.done.complete = this.round()
-    _count(this.done)
+        if not this.done.complete and this.drained.keys() - this.alone:
+            time.sleep(_WATCH_S)
+    count_work(this.done)
+    count(Metric.SWEPT_LOGGED, this.done.logged)
+    measure(Metric.SWEEP_COMPLETE, int(this.done.complete))
+    measure(Metric.SWEEP_LAG, this.done.lag_ms)
+    if this.done.published is not None:
+        measure(Metric.LOG_SIZE, this.done.published)
     logger.info("swept", **asdict(this.done))
     return this.done
 
 
-def _count(swept: Swept) -> None:
+def count_work(swept: Swept) -> None:
+    """Counts the work of a sweep or a drain. The counts add up; of the ages the largest counts."""
     count(Metric.SWEPT_EXPIRED, swept.expired)
     count(Metric.SWEPT_CREDITED, swept.credited)
-    count(Metric.SWEPT_LOGGED, swept.logged)
     count(Metric.WRITTEN_OFF, swept.written_off_micro)
     count(Metric.SWEEP_FAILURES, swept.failed)
     count(Metric.CHANNELS_CLOSED, swept.closed)
-    measure(Metric.SWEEP_COMPLETE, int(swept.complete))
-    measure(Metric.SWEEP_LAG, swept.lag_ms)
     measure(Metric.OLDEST_OVERDUE, swept.oldest_overdue_ms)
-    if swept.published is not None:
-        measure(Metric.LOG_SIZE, swept.published)
+
+
+Oldest = Mapping[int, Sequence[object]] | Mapping[None, Sequence[object]]
+"""The oldest items of a backlog, by work shard; by None if the step has no shards."""
 
 
 @dataclass(slots=True)
-class _Sweep:
-    """One invocation's sweep. It does not retry an item that has failed in it.
+class _Drained:
+    """A backlog that drains process: its oldest items, and since when they are the oldest."""
+
+    oldest: Oldest
+    since_ms: int
+
+
+@dataclass(slots=True)
+class Steps:
+    """The steps of one invocation, of a sweep or a drain. It does not retry an item that has failed in it.
+
+    `shard` is the work shard of a drain. `drained` has the backlogs that drains process, by step; `alone` the steps
+    that this sweep does itself because no drain does.
 
     `closing` says whether a channel has more numbers to count than one step of the round did. `appended` has hashes of
     receipts that were appended and not published, by the position of their batch.
@@ -92,9 +118,30 @@ class _Sweep:
 
     platform: Platform
     done: Swept = field(default_factory=Swept)
+    shard: int | None = None
+    is_drain: bool = False
     failed: set[str] = field(default_factory=set)
+    drained: dict[str, _Drained] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+    began_ms: int = 0
     closing: bool = False
     appended: dict[int, list[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.began_ms = self.platform.now_ms()
+
+    def named(self, name: object) -> Callable[[], bool]:
+        """The step that drains call by this name. Raises ValueError."""
+        steps: dict[object, Callable[[], bool]] = {
+            _REFUND: self._refund,
+            _CHARGE: self._charge,
+            _CREDIT: self._credit,
+            _CLOSE: self._close,
+        }
+        if name not in steps:
+            msg = f"the sweep has no step {name!r} for drains"
+            raise ValueError(msg)
+        return steps[name]
 
     def round(self) -> bool:
         """Runs each step for its share of the time that is left. Returns whether all steps finished their work."""
@@ -120,8 +167,40 @@ class _Sweep:
             raise unavailable
         return complete
 
+    def _until_ms(self, step: str) -> int:
+        """Once drains help, a step is complete if the work is done that waited when the sweep began."""
+        return self.began_ms if step in self.drained else self.platform.now_ms()
+
+    def _is_drained(self, step: str, oldest: Callable[[int], Oldest], alone_max: int) -> bool:
+        """Whether drains do a step now. They are started once, for a backlog of more than `alone_max` items.
+
+        `oldest` returns up to a number of the oldest items of each work shard.
+        """
+        if self.is_drain or step in self.alone or not self.platform.settings.drain_function:
+            return False
+        seen, now_ms = oldest(alone_max + 1), self.platform.now_ms()
+        if sum(map(len, seen.values())) <= alone_max:
+            return False
+        before = self.drained.get(step)
+        if before is None:
+            try:
+                for shard in seen:
+                    self.platform.drains.start(step, shard)
+            except PlatformUnavailableError:
+                logger.exception("drains not started", step=step)
+                self.alone.add(step)
+                return False
+        if before is None or seen != before.oldest:
+            self.drained[step] = _Drained(seen, now_ms)
+        elif now_ms - before.since_ms >= DRAIN_START_MS_MAX:
+            logger.warning("not drained", step=step)
+            self.alone.add(step)
+        return step not in self.alone
+
     def _refund(self) -> bool:
-        overdue = self.platform.ledger.overdue(now_ms=self.platform.now_ms())
+        overdue = self.platform.ledger.overdue(now_ms=self._until_ms(_REFUND), shard=self.shard)
+        if self._is_drained(_REFUND, overdue.first, REFUNDED_ALONE_MAX):
+            return False
         return self._each(chain.from_iterable(overdue), self._expire)
 
     def _log(self) -> bool:
@@ -133,9 +212,12 @@ class _Sweep:
         return True
 
     def _credit(self) -> bool:
-        settled = self.platform.ledger.settled()
+        before_ms = self.began_ms if _CREDIT in self.drained else None
+        settled = self.platform.ledger.settled(before_ms=before_ms, shard=self.shard)
         oldest_ms = min((some[0][0] for some in settled.first(1).values()), default=None)
         self.done.lag_ms = max(self.done.lag_ms, _age_ms(self.platform, oldest_ms))
+        if self._is_drained(_CREDIT, settled.first, SWEPT_ALONE_MAX):
+            return False
         for escrow_ids in settled:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
@@ -145,12 +227,18 @@ class _Sweep:
 
     def _close(self) -> bool:
         self.closing = False
-        done = self._each(self.platform.channels.due(now_ms=self.platform.now_ms()), self._close_one)
+        due = _Peeked(self.platform.channels.due(now_ms=self._until_ms(_CLOSE)))
+        if self._is_drained(_CLOSE, due.first, SWEPT_ALONE_MAX):
+            return False
+        done = self._each(due, self._close_one)
         return done and not self.closing
 
     def _charge(self) -> bool:
         """Charges bonds for publications: the publisher has stored in the registry what is due."""
-        for due in self.platform.registry.dues():
+        dues = _Peeked(self.platform.registry.dues())
+        if self._is_drained(_CHARGE, dues.first, SWEPT_ALONE_MAX):
+            return False
+        for due in dues:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
             if due.agent_id not in self.failed:
@@ -187,7 +275,7 @@ class _Sweep:
 
     @tracing.step("credit")
     def _credit_all(self, escrow_ids: Sequence[str]) -> None:
-        credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms())
+        credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms(), contended=self.is_drain)
         self.done.credited += credited.escrows
         self.done.written_off_micro += credited.written_off_micro
         self._note_bonds(credited)
@@ -257,6 +345,21 @@ class _Sweep:
         logger.exception(what, ids=list(ids))
         self.done.failed += len(ids)
         self.failed.update(ids)
+
+
+class _Peeked(Generic[_T]):
+    """Items of which the first ones can be seen before they are taken."""
+
+    def __init__(self, items: Iterator[_T]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[_T]:
+        return self._items
+
+    def first(self, limit: int) -> Mapping[None, Sequence[_T]]:
+        first = list(islice(self._items, limit))
+        self._items = chain(first, self._items)
+        return {None: first}
 
 
 @tracing.step("publish")

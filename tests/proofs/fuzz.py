@@ -624,7 +624,8 @@ def main() -> int:
         client = client_of(url)
         for seed in range(asked.first, asked.first + asked.seeds):
             began = time.monotonic()
-            with quiet(), mock.patch("quittance.observability.measure"):  # no log lines between the results
+            measures = ("quittance.observability.measure", "quittance.usecases.sweep.measure")
+            with quiet(), mock.patch(measures[0]), mock.patch(measures[1]):  # no lines between the results
                 this, found, count = rounds(client, seed, asked.escrows, by_ticket=asked.by_ticket)
             escrow_count += count
             faults += this.journal.faults

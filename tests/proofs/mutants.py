@@ -40,6 +40,7 @@ CHANNELS, CLOSING, TICKETS, RULES = (
 )
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
 BONDS, APPENDS = "tests/proofs/test_bonds.py", "tests/proofs/test_appends.py"
+DRAINS = "tests/proofs/test_drains.py"
 SLOTS = "tests/proofs/test_slots.py -k not(engine)"
 TAKING = "tests/ledger/test_balances.py"
 CHANNEL_MATRIX, CHANNEL_CHECKS = "tests/proofs/test_channels.py", "tests/proofs/test_channel_checks.py"
@@ -233,6 +234,30 @@ MUTANTS = (
         MATRIX,
     ),
     Mutant("log: each agent's own standing", LOG, "ratings[rating.agent]", 'ratings["agt"]', MATRIX),
+    Mutant(
+        "sweep: a rejected batch is not the only doubtful one",
+        LEDGER,
+        "len(waiting) if isinstance(failed, RefusedError) else len(batch.escrows)",
+        "len(batch.escrows)",
+        MATRIX,
+    ),
+    Mutant("drains: only for a large backlog", SWEEP, "if all(len(some) < page_items for", "if all(False for", DRAINS),
+    Mutant("drains: a drain starts no other", SWEEP, "if self.is_drain or not", "if not", DRAINS),
+    Mutant(
+        "drains: an unchanged backlog is not drained",
+        SWEEP,
+        "elif now_ms - before.since_ms >= DRAIN_START_MS_MAX:",
+        "elif False:",
+        DRAINS,
+    ),
+    Mutant(
+        "drains: complete is what waited at the beginning",
+        SWEEP,
+        "before_ms = self.began_ms if _CREDIT in self.drained else None",
+        "before_ms = None",
+        DRAINS,
+    ),
+    Mutant("drains: only of one work shard", LEDGER, "if shard is None else (shard,)", "", DRAINS),
     Mutant("sweep: expired escrows are refunded", SWEEP, "self._expire)", "lambda _: None)", PAIR),
     Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
     Mutant(

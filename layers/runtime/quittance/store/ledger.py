@@ -476,13 +476,18 @@ class Ledger:
 
     # The sweep.
 
-    def overdue(self, *, now_ms: int, shard: int | None = None) -> Backlog:
-        """Escrows that the index lists as funded and expired, oldest first; of one work shard or of all."""
-        return self._backlog("OPEN", shard, before_ms=now_ms, at_once=BATCH_GET_ITEMS_MAX)
+    def overdue(self, *, now_ms: int, shard: int | None = None, page_items: int | None = None) -> Backlog:
+        """Escrows that the index lists as funded and expired, oldest first; of one work shard or of all.
 
-    def settled(self, *, before_ms: int | None = None, shard: int | None = None) -> Backlog:
-        """Settled escrows that are not credited yet, oldest first; of one work shard or of all."""
-        return self._backlog("SETTLED", shard, before_ms=before_ms, at_once=CREDITED_AT_ONCE_MAX)
+        The index is read in pages of `page_items`, by default as large as they can be.
+        """
+        return self._backlog("OPEN", shard, now_ms, page_items, at_once=BATCH_GET_ITEMS_MAX)
+
+    def settled(
+        self, *, before_ms: int | None = None, shard: int | None = None, page_items: int | None = None
+    ) -> Backlog:
+        """Settled escrows that are not credited yet, as `overdue` has those that are not refunded."""
+        return self._backlog("SETTLED", shard, before_ms, page_items, at_once=CREDITED_AT_ONCE_MAX)
 
     def credit(self, escrow_ids: Sequence[str], *, now_ms: int, contended: bool = False) -> Credited:
         """Credits owners, bonds and the platform for settled escrows, in as few transactions as possible.
@@ -835,9 +840,11 @@ class Ledger:
     def _get(self, pk: str) -> Mapping[str, Any] | None:
         return read_item(self._client.get_item, self._table, pk, self._patience())
 
-    def _backlog(self, queue: str, shard: int | None, *, before_ms: int | None, at_once: int) -> Backlog:
+    def _backlog(
+        self, queue: str, shard: int | None, before_ms: int | None, page_items: int | None, *, at_once: int
+    ) -> Backlog:
         shards = range(self._work_shards) if shard is None else (shard,)
-        listed = {each: self._work(f"{queue}#{each}", before_ms=before_ms) for each in shards}
+        listed = {each: self._work(f"{queue}#{each}", before_ms=before_ms, page_items=page_items) for each in shards}
         return Backlog(
             {
                 each: ((item["work_at"], item["pk"].removeprefix("ESC#")) for item in items)
@@ -861,6 +868,7 @@ class Ledger:
         *queues: str,
         before_ms: int | None = None,
         of: Mapping[str, str] = MappingProxyType({}),
+        page_items: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """The index items of some queues, queue by queue, oldest first; `of` keeps items with one of these values."""
         query: dict[str, Any] = {
@@ -869,6 +877,8 @@ class Ledger:
             "KeyConditionExpression": "#work = :queue" + ("" if before_ms is None else " AND work_at <= :before"),
             "ExpressionAttributeNames": {"#work": "work"} | {f"#{name}": name for name in of},
         } | ({"FilterExpression": " OR ".join(f"#{name} = :{name}" for name in of)} if of else {})
+        if page_items is not None:
+            query["Limit"] = page_items
         values = {":before": before_ms} | {f":{name}": wanted for name, wanted in of.items()}
         for queue in queues:
             query["ExpressionAttributeValues"] = to_item({":queue": queue, **values})

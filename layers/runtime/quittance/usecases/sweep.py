@@ -171,15 +171,21 @@ class Steps:
         """Once drains help, a step is complete if the work is done that waited when the sweep began."""
         return self.began_ms if step in self.drained else self.platform.now_ms()
 
-    def _is_drained(self, step: str, oldest: Callable[[int], Oldest], alone_max: int) -> bool:
-        """Whether drains do a step now. They are started once, for a backlog of more than `alone_max` items.
+    def _page_items(self, alone_max: int) -> int | None:
+        """How much of a work shard to read at once: a drain reads all of it, a sweep perhaps only looks."""
+        if self.is_drain or not self.platform.settings.drain_function:
+            return None
+        return max(alone_max // self.platform.settings.ledger_shards, 1) + 1
+
+    def _is_drained(self, step: str, oldest: Callable[[int], Oldest], page_items: int | None) -> bool:
+        """Whether drains do a step now. They are started once, if a work shard fills a page.
 
         `oldest` returns up to a number of the oldest items of each work shard.
         """
-        if self.is_drain or step in self.alone or not self.platform.settings.drain_function:
+        if page_items is None or step in self.alone:
             return False
-        seen, now_ms = oldest(alone_max + 1), self.platform.now_ms()
-        if sum(map(len, seen.values())) <= alone_max:
+        seen, now_ms = oldest(page_items), self.platform.now_ms()
+        if all(len(some) < page_items for some in seen.values()):
             return False
         before = self.drained.get(step)
         if before is None:
@@ -198,8 +204,9 @@ class Steps:
         return step not in self.alone
 
     def _refund(self) -> bool:
-        overdue = self.platform.ledger.overdue(now_ms=self._until_ms(_REFUND), shard=self.shard)
-        if self._is_drained(_REFUND, overdue.first, REFUNDED_ALONE_MAX):
+        page_items = self._page_items(REFUNDED_ALONE_MAX)
+        overdue = self.platform.ledger.overdue(now_ms=self._until_ms(_REFUND), shard=self.shard, page_items=page_items)
+        if self._is_drained(_REFUND, overdue.first, page_items):
             return False
         return self._each(chain.from_iterable(overdue), self._expire)
 
@@ -213,10 +220,11 @@ class Steps:
 
     def _credit(self) -> bool:
         before_ms = self.began_ms if _CREDIT in self.drained else None
-        settled = self.platform.ledger.settled(before_ms=before_ms, shard=self.shard)
+        page_items = self._page_items(SWEPT_ALONE_MAX)
+        settled = self.platform.ledger.settled(before_ms=before_ms, shard=self.shard, page_items=page_items)
         oldest_ms = min((some[0][0] for some in settled.first(1).values()), default=None)
         self.done.lag_ms = max(self.done.lag_ms, _age_ms(self.platform, oldest_ms))
-        if self._is_drained(_CREDIT, settled.first, SWEPT_ALONE_MAX):
+        if self._is_drained(_CREDIT, settled.first, page_items):
             return False
         for escrow_ids in settled:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
@@ -228,7 +236,7 @@ class Steps:
     def _close(self) -> bool:
         self.closing = False
         due = _Peeked(self.platform.channels.due(now_ms=self._until_ms(_CLOSE)))
-        if self._is_drained(_CLOSE, due.first, SWEPT_ALONE_MAX):
+        if self._is_drained(_CLOSE, due.first, self._page_items(SWEPT_ALONE_MAX)):
             return False
         done = self._each(due, self._close_one)
         return done and not self.closing
@@ -236,7 +244,7 @@ class Steps:
     def _charge(self) -> bool:
         """Charges bonds for publications: the publisher has stored in the registry what is due."""
         dues = _Peeked(self.platform.registry.dues())
-        if self._is_drained(_CHARGE, dues.first, SWEPT_ALONE_MAX):
+        if self._is_drained(_CHARGE, dues.first, self._page_items(SWEPT_ALONE_MAX)):
             return False
         for due in dues:
             if self.platform.left_ms() < _STOP_BEFORE_MS:

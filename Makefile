@@ -78,6 +78,7 @@ bench: ## measure cold starts, the sandbox, metering, a hot wallet, channels, re
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/attacks.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sweep.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/backlog.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit

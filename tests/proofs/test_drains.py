@@ -17,6 +17,7 @@ from quittance.usecases.sweep import Swept, publish_log, sweep
 from tests.proofs.checks import violations
 from tests.proofs.explore import Actor, Walk
 from tests.proofs.memory import Memory
+from tests.proofs.test_appends import Counting
 from tests.proofs.test_matrix import DONE, EXPIRY, FAILED, done, hold
 from tests.proofs.world import START_MS, Shelf, World, append_to_log, quiet
 
@@ -128,6 +129,15 @@ def test_a_small_backlog_takes_one_invocation(over: int) -> None:
     assert bool(stack.started) == bool(over)
     assert (swept.complete, swept.logged, swept.published) == (True, ALONE_MAX + over, ALONE_MAX + over)
     assert (stack.left(), stack.exact()) == (0, True)
+
+
+def test_an_idle_sweep_reads_each_queue_once() -> None:
+    """Two queues for each work shard, the closing channels and the batches; and the log's head."""
+    memory = Counting()
+    stack = Stack(lost, memory)
+    assert sweep(stack.world()).complete
+    assert sorted(memory.calls) == ["get_item"] + ["query"] * (2 * SHARDS + 2)
+    assert stack.started == []
 
 
 def test_each_shard_with_work_gets_one_drain() -> None:

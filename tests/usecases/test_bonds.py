@@ -23,7 +23,7 @@ from quittance.usecases.sweep import sweep
 from tests.functions import test_handlers
 from tests.functions.test_handlers import Call, load
 from tests.store.test_ledger import FAILED, hold, settled
-from tests.support import FLAT, Cloud, wasm
+from tests.support import FLAT, ROOT, Cloud, wasm
 from tests.usecases.test_execute import run
 
 call = test_handlers.call  # the fixture
@@ -149,6 +149,11 @@ def test_bond_is_kept_for_a_slow_worker(template: dict[str, Any]) -> None:
     work_s = template["Resources"]["WorkFunction"]["Properties"]["Timeout"]
     aged_ms = (registry._CACHE_SECONDS + work_s) * 1_000
     assert aged_ms + ESCROW_MS_MAX - QUEUE_WAIT_MS_MAX <= BOND_NOTICE_MS
+
+
+@pytest.mark.parametrize("page", ["who-pays.md", "errors.md"])
+def test_documents_state_the_notice(page: str) -> None:
+    assert f"{BOND_NOTICE_MS // 60_000} minutes" in (ROOT / "docs" / page).read_text("utf-8")
 
 
 def longest_lived(bonded: Cloud, monkeypatch: pytest.MonkeyPatch, way: str) -> tuple[str, list[Escrow]]:

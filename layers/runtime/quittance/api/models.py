@@ -1147,8 +1147,9 @@ class BondAnswer(_Answer):
     charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond since it exists.")
     releasable_micro: CreditsOut = Field(
         alias="releasable",
-        description="What can be released now: nothing before all agents are retired and for five minutes after the"
-        " last was retired, or while one of their tasks is not settled and credited.",
+        description="What can be released now: nothing before all agents are retired and for "
+        f"{limits.BOND_NOTICE_MS // 60_000} minutes after the last was retired, or while one of their tasks is not"
+        " settled and credited.",
     )
     minimum_micro: CreditsOut = Field(
         alias="minimum", description="With less in the bond, your agents take no tasks, and none can be published."

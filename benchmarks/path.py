@@ -286,8 +286,9 @@ def _event(
     }
 
 
-def measure() -> list[Measured]:
-    """The figures of all kinds of tasks, with our client and with boto3's."""
+@contextmanager
+def environment() -> Iterator[Bench]:
+    """The execute function's environment on an AWS of its own."""
     with engine("ministack") as url, tempfile.TemporaryDirectory() as scratch, Sandbox() as sandbox:
         os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=url, AWS_DEFAULT_REGION=REGION, AWS_REGION=REGION)
         cloud = fixtures.cloud_in(template.template(), sandbox, Path(scratch))
@@ -300,8 +301,13 @@ def measure() -> list[Measured]:
             mock.patch.object(bootstrap, "Platform", return_value=cloud),
         ):
             spec.loader.exec_module(app)
-            bench = Bench(cloud, app)
-            return [row for kind in bench.kinds for row in bench.measure(kind)]
+            yield Bench(cloud, app)
+
+
+def measure() -> list[Measured]:
+    """The figures of all kinds of tasks, with our client and with boto3's."""
+    with environment() as bench:
+        return [row for kind in bench.kinds for row in bench.measure(kind)]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -319,7 +319,7 @@ def main() -> int:
         costs = [cost_of(bench, kind) for kind in bench.kinds]
     others = [reference(), saga(costs[0])]
     if options.json:
-        options.json.write_text(json.dumps([asdict(cost) for cost in [*costs, *others]]))
+        options.json.write_text(json.dumps([vars(cost) for cost in [*costs, *others]]))
     return report(costs, others)
 
 

@@ -28,7 +28,7 @@ import sys
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import accumulate, count
 from pathlib import Path
 from random import Random
@@ -260,7 +260,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = [Simulation(mix, rate).run() for mix in MIXES for rate in RATES]
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows]))
+        options.json.write_text(json.dumps([vars(row) for row in rows]))
     return report(rows)
 
 

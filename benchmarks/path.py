@@ -25,7 +25,7 @@ import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from itertools import count
 from pathlib import Path
@@ -375,7 +375,7 @@ def main() -> int:
     with logs_dropped():
         rows = measure()
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows]))
+        options.json.write_text(json.dumps([vars(row) for row in rows]))
     return report(rows)
 
 

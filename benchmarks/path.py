@@ -26,7 +26,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPResponse
 from itertools import count
 from pathlib import Path
 from select import POLLIN, poll
@@ -128,13 +128,13 @@ class Clock:
 @contextmanager
 def observed(clock: Clock, app: Any) -> Iterator[None]:
     """Inside, the clock takes the time of each step."""
-    honest = HTTPConnection.getresponse
+    begin = HTTPResponse.begin
 
-    def answered(connection: HTTPConnection) -> Any:
+    def begun(response: HTTPResponse) -> None:
         ready = poll()
-        ready.register(connection.sock, POLLIN)
+        ready.register(response.fp.fileno(), POLLIN)
         clock.waiting(ready.poll)()
-        return honest(connection)
+        begin(response)
 
     steps: list[tuple[Any, str, str]] = [
         (app, "handler", "handler, logs and metrics"),
@@ -149,7 +149,7 @@ def observed(clock: Clock, app: Any) -> Iterator[None]:
         (DynamoDB, "_call", "DynamoDB client"),
     ]
     with (
-        mock.patch.object(HTTPConnection, "getresponse", answered),
+        mock.patch.object(HTTPResponse, "begin", begun),
         mock.patch.object(Sandbox, "run", clock.timed("sandbox, parent", Sandbox.run)),
         mock.patch.object(supervisor._Worker, "_wait", clock.waiting(supervisor._Worker._wait)),
     ):

@@ -238,7 +238,7 @@ def test_a_connection_is_kept_and_replaced_when_its_server_has_closed_it(server:
     server.close_after = True
     ours.get_item(**KEY)
     (idle,) = ours._connections._idle
-    while not dynamo_client._is_readable(idle.sock):  # until the end of the stream has arrived
+    while not dynamo_client._is_readable(idle):  # until the end of the stream has arrived
         pass
     server.close_after = False
     ours.get_item(**KEY)

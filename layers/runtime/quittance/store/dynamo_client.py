@@ -19,7 +19,7 @@ import uuid
 import zlib
 from collections import deque
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPException, HTTPResponse
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -125,24 +125,31 @@ class _Connections:
     def __init__(self, endpoint: str, connect_s: float, read_s: float) -> None:
         self.endpoint = endpoint
         url = urlsplit(endpoint)
-        self._host, self._port, self._path = url.hostname or "", url.port, url.path or "/"
+        self._host, self._tls = url.netloc, _tls_context() if url.scheme == "https" else None
+        self._address = url.hostname or "", url.port or (443 if self._tls else 80)
         self._connect_s, self._read_s = connect_s, read_s
-        self._tls = _tls_context() if url.scheme == "https" else None
-        self._idle: deque[HTTPConnection] = deque()
+        self._idle: deque[socket.socket] = deque()
 
     def post(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str | None, bytes]:
         """The status, the checksum if one is stated, and the content of an answer. Raises HTTPClientError."""
-        connection = self._open()
+        lines = ["POST / HTTP/1.1", f"Host: {self._host}", f"Content-Length: {len(body)}"]
+        lines += (f"{name}: {value}" for name, value in headers.items())
+        request = "\r\n".join([*lines, "", ""]).encode() + body
+        connection: socket.socket | None = None
         try:
-            if connection.sock is None:
-                self._connect(connection)
-            connection.request("POST", self._path, body, dict(headers))
-            response = connection.getresponse()
+            connection = self._open()
+            connection.sendall(request)  # at once: in parts it would be several packets, each encrypted by itself
+            response = HTTPResponse(connection, method="POST")
+            response.begin()
             content = response.read()
         except (OSError, HTTPException) as exc:
-            connection.close()
+            if connection:
+                connection.close()
             raise HTTPClientError(error=exc) from exc
-        self._keep(connection, response)
+        if response.will_close:
+            connection.close()
+        else:
+            self._idle.append(connection)
         return response.status, response.headers["x-amz-crc32"], content
 
     def close(self) -> None:
@@ -150,40 +157,35 @@ class _Connections:
         while connection := self._taken():
             connection.close()
 
-    def _open(self) -> HTTPConnection:
+    def _open(self) -> socket.socket:
         """An idle connection that its server has not closed, or a new one."""
         while connection := self._taken():
-            if not _is_readable(connection.sock):
+            if not _is_readable(connection):
                 return connection
             connection.close()
-        if self._tls:
-            return HTTPSConnection(self._host, self._port, timeout=self._connect_s, context=self._tls)
-        return HTTPConnection(self._host, self._port, timeout=self._connect_s)
+        connection = socket.create_connection(self._address, self._connect_s)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_hostname=self._address[0])
+            connection.settimeout(self._read_s)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-    def _taken(self) -> HTTPConnection | None:
+    def _taken(self) -> socket.socket | None:
         """The connection that was used last, which no other call gets then; None if none is idle."""
         try:
             return self._idle.pop()
         except IndexError:
             return None
 
-    def _connect(self, connection: HTTPConnection) -> None:
-        connection.connect()
-        # A request goes out at once: otherwise its body waits until the server has acknowledged its headers.
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sock.settimeout(self._read_s)
 
-    def _keep(self, connection: HTTPConnection, response: HTTPResponse) -> None:
-        if response.will_close:
-            connection.close()
-        else:
-            self._idle.append(connection)
-
-
-def _is_readable(sock: Any) -> bool:  # noqa: ANN401 - http.client declares no type for it
+def _is_readable(connection: socket.socket) -> bool:
     """Whether an idle connection has something to read: the end of the stream, or bytes that no call asked for."""
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(connection, select.POLLIN)
     return bool(poll.poll(0))
 
 

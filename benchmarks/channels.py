@@ -131,16 +131,17 @@ def entry_units(indexes: Iterable[Mapping[str, Any]], before: Mapping[str, Any],
     """The write units of an item's entries in some indexes, as a change of the item writes them."""
     units = 0
     for index in indexes:
-        old, new = _entry(index, before), _entry(index, after)
+        old, new = entry(index, before), entry(index, after)
         keys = [key["AttributeName"] for key in index["KeySchema"]]
         if old is not None and new is not None and all(old[key] == new[key] for key in keys):
             units += _units(max(size_of(old), size_of(new))) if old != new else 0
         else:
-            units += sum(_units(size_of(entry)) for entry in (old, new) if entry is not None)
+            units += sum(_units(size_of(each)) for each in (old, new) if each is not None)
     return units
 
 
-def _entry(index: Mapping[str, Any], item: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def entry(index: Mapping[str, Any], item: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The entry of an item in an index; None if it has none."""
     keys = [key["AttributeName"] for key in index["KeySchema"]]
     if not all(key in item for key in keys):
         return None

@@ -28,7 +28,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from channels import entry_units, size_of
+from channels import entry, entry_units, size_of
 from path import CONTEXT, Bench, Kind, environment, logs_dropped
 from scale import scaled, status
 
@@ -77,6 +77,11 @@ LATENCY_MS: Final[Mapping[str, float]] = {
     "SQS request": 8.0,
     "KMS signature": 10.0,
 }
+# What stays, for a GB and month: the table, its continuous backup, and S3 in two classes.
+TABLE_GB, BACKUP_GB, S3_GB, S3_INSTANT_GB = 0.25, 0.20, 0.023, 0.004
+ENTRY_OVERHEAD_BYTES: Final = 100  # that DynamoDB bills for each item and each entry of an index
+TOMBSTONE_BYTES: Final = 250  # what idempotency needs of an old escrow: its key, the digest of its request, where it is
+BILLION: Final = 10**9
 PLATFORM_LOG_BYTES: Final = 400  # Lambda's own lines START, END and REPORT of one invocation
 _WRITES: Final = {"PutItem", "UpdateItem", "TransactWriteItems", "DeleteItem"}
 _SERVICES: Final = {
@@ -108,6 +113,7 @@ class Cost:
 
     name: str
     used: dict[str, Used] = field(default_factory=dict)
+    stored_bytes: dict[str, float] = field(default_factory=dict)
 
     def dollars(self, part: str | None = None) -> float:
         """The dollars of a million tasks, of one part or of all."""
@@ -122,19 +128,19 @@ class Meter:
         self.used = Used()
         self.waited_ms = 0.0
         self.changes: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
-        self._tables = {
+        self.tables = {
             name: found["Properties"].get("GlobalSecondaryIndexes", [])
             for name, found in template.template()["Resources"].items()
             if found["Type"] == "AWS::DynamoDB::Table"
         }
         self._send = DynamoDB._call
-        self._bench = bench
+        self.bench = bench
 
     @contextmanager
     def counting(self) -> Iterator[Used]:
         """What is used inside, by name of the price; Lambda's time is that of this process and of assumed latencies."""
         self.used, self.waited_ms = Used(), 0.0
-        cloud = self._bench.cloud
+        cloud = self.bench.cloud
         clients = (cloud._s3, cloud.keys._client, cloud.bus._client)
         for client in clients:
             client.meta.events.register("before-call", self._note_service, unique_id="cost")
@@ -166,7 +172,7 @@ class Meter:
             for change, old in zip(actions, before, strict=True):
                 new = self._item(client, change)
                 self.used["write unit"] += times * max(1, -(-max(size_of(old), size_of(new)) // KIB))
-                self.used["write unit"] += entry_units(self._tables[change["TableName"]], old, new)
+                self.used["write unit"] += entry_units(self.tables[change["TableName"]], old, new)
                 if change["TableName"] == "LedgerTable" and old != new:
                     self.changes.append((old, new))
             return answer
@@ -223,6 +229,7 @@ def cost_of(bench: Bench, kind: Kind) -> Cost:
         bench.app.handler(kind.send(), CONTEXT)
         sweep(cloud)
     meter.changes.clear()
+    before = {name: _stored_bytes(meter, name) for name in ("LedgerTable", "ListingsTable")}
     events = [kind.send() for _ in range(TASKS)]
     with meter.counting() as used:
         began = time.process_time()
@@ -248,7 +255,19 @@ def cost_of(bench: Bench, kind: Kind) -> Cost:
     cost.used["listings and events"] = _each(used, own_ms + meter.waited_ms, TASKS, gigabytes=STREAM_GB).adding(
         {"Lambda request": 2 * len(changes) / TASKS / BATCH, "log byte": 2 * PLATFORM_LOG_BYTES / BATCH}
     )
+    cost.stored_bytes = {name: (_stored_bytes(meter, name) - already) / TASKS for name, already in before.items()}
     return cost
+
+
+def _stored_bytes(meter: Meter, table: str) -> int:
+    """The bytes that DynamoDB bills for all items of a table and their entries in the indexes."""
+    dynamodb = meter.bench.cloud.dynamodb
+    total = 0
+    for page in dynamodb.get_paginator("scan").paginate(TableName=table):
+        for item in page["Items"]:
+            entries = [item, *filter(None, (entry(index, item) for index in meter.tables[table]))]
+            total += sum(size_of(each) + ENTRY_OVERHEAD_BYTES for each in entries)
+    return total
 
 
 def _each(used: Mapping[str, float], took_ms: float, tasks: int, *, gigabytes: float) -> Used:
@@ -300,6 +319,7 @@ def report(costs: list[Cost], others: list[Cost]) -> int:
             + "".join(f"{cost.dollars(part):22.2f}" for part in cost.used)
             + f"{cost.dollars():16.2f}"
         )
+    _report_stored(costs)
     print(f"\n{'$ per million tasks':<40}{'':>10}")
     least = min(other.dollars() for other in others if other.name.startswith("saga"))
     for cost in [*costs, *others]:
@@ -308,6 +328,17 @@ def report(costs: list[Cost], others: list[Cost]) -> int:
     verdict = "ok" if ratio >= SAGA_RATIO_MIN else "TOO LOW"
     print(f"\nsaga / trivial task: {ratio:.1f}, at least {SAGA_RATIO_MIN:g}: {verdict}")
     return int(ratio < SAGA_RATIO_MIN)
+
+
+def _report_stored(costs: list[Cost]) -> None:
+    print("\nstored for one task, bytes, with indexes               $ a month for a billion tasks")
+    print("                           ledger  listings        table, backup   tombstones, rest in S3   in S3 Instant")
+    for cost in costs:
+        ledger, listings = cost.stored_bytes["LedgerTable"], cost.stored_bytes["ListingsTable"]
+        gigabytes, left = (ledger + listings) * BILLION / 1e9, TOMBSTONE_BYTES * BILLION / 1e9
+        kept = left * (TABLE_GB + BACKUP_GB)
+        figures = (gigabytes * (TABLE_GB + BACKUP_GB), kept + ledger * S3_GB, kept + ledger * S3_INSTANT_GB)
+        print(f"{cost.name:<24}{ledger:9.0f}{listings:10.0f}{figures[0]:21,.0f}{figures[1]:25,.0f}{figures[2]:16,.0f}")
 
 
 def main() -> int:

@@ -23,7 +23,8 @@ from wasmtime import WasmtimeError
 from quittance import limits
 from quittance.run import Job, Meter, Outcome, Run
 from quittance.sandbox import process, seccomp, wire
-from quittance.sandbox.execution import Executor, Program
+from quittance.sandbox.engine import Program
+from quittance.sandbox.execution import Executor
 
 _OTHER_FILES_MAX: Final = 16
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

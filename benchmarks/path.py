@@ -151,7 +151,7 @@ def observed(clock: Clock, app: Any) -> Iterator[None]:
     with (
         mock.patch.object(HTTPResponse, "begin", begun),
         mock.patch.object(Sandbox, "run", clock.timed("sandbox, parent", Sandbox.run)),
-        mock.patch.object(supervisor._Worker, "_wait", clock.waiting(supervisor._Worker._wait)),
+        mock.patch.object(supervisor._Worker, "_read", clock.waiting(supervisor._Worker._read)),
     ):
         patches = [
             mock.patch.object(owner, name, clock.timed(step, getattr(owner, name))) for owner, name, step in steps

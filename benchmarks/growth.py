@@ -44,8 +44,8 @@ from quittance.limits import BALANCE_SHARDS, CALL_MS_MAX, PARTY_SHARDS
 OWN_MS: Final = 3.0  # python benchmarks/path.py: processor time of a task, at one core
 TASK_UNITS: Final = 34.7  # python benchmarks/cost.py: write units of a task, its sweep and its listings
 TICKET_UNITS: Final = 21.0
-CREDITS_PER_DRAIN_S: Final = 180.0  # python benchmarks/backlog.py: escrows that one drain credits in a second
-LOGGED_PER_S: Final = 1_500.0  # the same: receipts that the writer of the log appends and publishes in a second
+CREDITS_PER_DRAIN_S: Final = 800.0  # python benchmarks/backlog.py: escrows that one drain credits in a second
+LOGGED_PER_S: Final = 1_300.0  # the same: receipts that the writer of the log appends and publishes in a second
 
 # Assumed: a run, and the times of DynamoDB inside a region.
 RUN_MS: Final = 50.0
@@ -211,7 +211,8 @@ class Simulation:
         row, mix = self.row, self.mix
         most = 1 / self._weights[-1] if mix.zipf else 0.0
         of_payer, of_agent = (row.rate * max(most, 1 / names) for names in (mix.payers, mix.agents))
-        row.work_shards = min(max(WORK_SHARDS, -(-4 * row.rate // KEY_UNITS_PER_S)), WORK_SHARDS_MAX)
+        needed = max(-(-4 * row.rate // KEY_UNITS_PER_S), -(-row.rate // CREDITS_PER_DRAIN_S))
+        row.work_shards = min(max(WORK_SHARDS, int(needed)), WORK_SHARDS_MAX)
         row.hottest = {
             "a work shard": 2 * row.rate / row.work_shards,
             "what an owner earned": 2 * of_agent / PARTY_SHARDS,

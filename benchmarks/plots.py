@@ -69,6 +69,26 @@ def cost(rows: Sequence[dict[str, Any]], prices: dict[str, float], folder: Path)
     _write(folder / "cost.svg")
 
 
+def sandbox(programs: dict[str, Any], folder: Path) -> None:
+    """Bars: the processor time of a run in each way, to a bare run of the same module."""
+    ways = ("sandbox", "bare, our settings", "in process", "Node", "compile at every call")
+    shown = {name: facts for name, facts in programs.items() if "rows" in facts}
+    _, axes = plt.subplots(figsize=WIDE)
+    width = 0.8 / len(ways)
+    for place, way in enumerate(ways):
+        ratios = []
+        for facts in shown.values():
+            bare, row = facts["rows"][facts["bare"]], facts["rows"].get(way)
+            ratios.append((row["cpu_ms"] + (row.get("worker_cpu_ms") or 0)) / bare["cpu_ms"] if row else 0)
+        axes.bar([at + place * width for at in range(len(shown))], ratios, width, label=way)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(shown))], list(shown))
+    axes.set_yscale("log")
+    axes.set_ylabel("processor time, bare = 1")
+    axes.legend(fontsize=7)
+    _write(folder / "sandbox.svg")
+
+
 def growth(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Lines: the 99th percentile of the two writes of a task, by rate."""
     _, axes = plt.subplots(figsize=WIDE)
@@ -99,6 +119,7 @@ def main() -> None:
     steps_of_a_task(figures["path"], folder)
     processor_time(figures["path"], folder)
     cost(figures["cost"], figures["prices"], folder)
+    sandbox(figures["sandbox"]["programs"], folder)
     growth(figures["growth"], folder)
 
 

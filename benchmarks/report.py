@@ -40,8 +40,7 @@ class Part:
     script: str
     title: str
     about: str
-    shows: tuple[str, ...] = ()
-    has_figures: bool = True
+    shows: tuple[str, ...]
 
 
 PARTS: Final = (
@@ -56,8 +55,17 @@ PARTS: Final = (
         "cost",
         "Cost",
         "Counted from the calls of real tasks. The saga is a standard workflow of Step Functions with a function for"
-        " each step; the reference design has three SQL transactions, without the instances of its database.",
+        " each step; the reference design has three SQL transactions, without the instances of its database."
+        " Below is what a billion old escrows cost a month, and what it would cost to keep only their keys in the table"
+        " and the rest in S3. That is not built.",
         ("cost",),
+    ),
+    Part(
+        "sandbox",
+        "The sandbox",
+        "A run through the sandbox beside the same module without it. What the figures consist of:"
+        " [sandbox.md](sandbox.md#what-a-run-costs).",
+        ("sandbox",),
     ),
     Part(
         "growth",

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -124,22 +124,30 @@ def _conflict(name: str, held: list[bool]) -> ClientError:
 
 def _billed(before: Mapping[str, Any], after: Mapping[str, Any], times: int) -> int:
     """The write units of one item's change: its own, and those of its entries in the indexes."""
-    units = times * _units(max(_size(before), _size(after)))
-    for index in INDEXES:
-        old, new = _entry(index, before), _entry(index, after)
+    return times * _units(max(size_of(before), size_of(after))) + entry_units(INDEXES, before, after)
+
+
+def entry_units(indexes: Iterable[Mapping[str, Any]], before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
+    """The write units of an item's entries in some indexes, as a change of the item writes them."""
+    units = 0
+    for index in indexes:
+        old, new = entry(index, before), entry(index, after)
         keys = [key["AttributeName"] for key in index["KeySchema"]]
         if old is not None and new is not None and all(old[key] == new[key] for key in keys):
-            units += _units(max(_size(old), _size(new))) if old != new else 0
+            units += _units(max(size_of(old), size_of(new))) if old != new else 0
         else:
-            units += sum(_units(_size(entry)) for entry in (old, new) if entry is not None)
+            units += sum(_units(size_of(each)) for each in (old, new) if each is not None)
     return units
 
 
-def _entry(index: Mapping[str, Any], item: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def entry(index: Mapping[str, Any], item: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The entry of an item in an index; None if it has none."""
     keys = [key["AttributeName"] for key in index["KeySchema"]]
     if not all(key in item for key in keys):
         return None
-    shown = {"pk", *keys, *index["Projection"].get("NonKeyAttributes", ())}
+    if index["Projection"]["ProjectionType"] == "ALL":
+        return item
+    shown = {"pk", "sk", *keys, *index["Projection"].get("NonKeyAttributes", ())}
     return {name: value for name, value in item.items() if name in shown}
 
 
@@ -147,7 +155,7 @@ def _units(size: int) -> int:
     return -(-size // KIB)
 
 
-def _size(item: Mapping[str, Any]) -> int:
+def size_of(item: Mapping[str, Any]) -> int:
     """The bytes of an item: names and values; a number takes one byte, and one for two digits."""
     total = 0
     for name, typed in item.items():

@@ -1,8 +1,8 @@
 """Virtual environments for the tools, created when needed from pinned requirement files.
 
-There are five, because their pins conflict: the local cloud (which must not contain packages that
-the functions bring), the SAM command line, the policy scan, the generators of clients and requests, and
-the tests with the linters.
+Most are apart because their pins conflict: the local cloud (which must not contain packages that the functions
+bring), the SAM command line, the policy scan, the generators of clients and requests, and the tests with the linters.
+The plots are apart because they are large and only `make bench` draws them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _WHAT = {
     "sam": "the SAM command line",
     "policy": "the policy scan",
     "generators": "generators of clients and requests",
+    "plots": "the plots of the benchmarks",
     "dev": "tests and linters",
 }
 _LOG = LOCAL / "logs" / "install.log"

@@ -12,6 +12,7 @@ pin cloud.in -o cloud.txt
 pin sam.in -o sam.txt
 pin policy.in -o policy.txt
 pin generators.in -o generators.txt
+pin plots.in -o plots.txt
 if command -v npm >/dev/null; then # versions and digests, but no addresses
     (cd npm && npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit --no-fund --silent)
 fi

@@ -2,18 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+from botocore.awsrequest import AWSPreparedRequest
+from botocore.compat import HTTPHeaders
 from moto import mock_aws
+from moto.core.models import botocore_stubber
 
 from quittance import platform as bootstrap
 from quittance.config import Settings
 from quittance.sandbox import Sandbox
-from quittance.store import clients
+from quittance.store import clients, dynamo_client
 from tests import template as templates
 from tests.support import REGION, Cloud, remaining
 
@@ -36,12 +40,28 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    with mock_aws():
+    with mock_aws(), mock.patch.object(dynamo_client._Connections, "post", _post_to_moto):
         yield
+
+
+def _post_to_moto(
+    connections: dynamo_client._Connections, headers: Mapping[str, str], body: bytes
+) -> tuple[int, str | None, bytes]:
+    """What moto answers to a request of the ledger's client. Moto intercepts boto3's clients by itself."""
+    request = AWSPreparedRequest("POST", connections.endpoint, HTTPHeaders.from_dict(headers), body, False)
+    answered = botocore_stubber.process_request(request)
+    assert answered
+    status, _, content = answered
+    return status, None, content.encode() if isinstance(content, str) else content
 
 
 @pytest.fixture
 def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
+    return cloud_in(template, sandbox, tmp_path)
+
+
+def cloud_in(template: dict[str, Any], sandbox: Sandbox, scratch: Path) -> Cloud:
+    """A platform with new tables, buckets, queues and keys, on the AWS that the environment variables name."""
     session = clients._session()
     for name in ("LedgerTable", "RegistryTable", "ListingsTable"):
         properties = {
@@ -80,7 +100,7 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
             issuer_url="https://issuer.test",
             jwks_url="https://issuer.test/jwks.json",
             audience="quittance",
-            scratch_dir=tmp_path,
+            scratch_dir=scratch,
             event_bus="bus",
             webhook_queue_url=webhooks,
         )

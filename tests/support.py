@@ -2,7 +2,7 @@
 
 import base64
 import json
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,6 +12,7 @@ from quittance.api.identity import Caller
 from quittance.api.models import AgentLimits, AgentRequest
 from quittance.ledger.balances import bond_account
 from quittance.platform import Platform
+from quittance.store import clients
 from quittance.usecases import agents
 from quittance.usecases import publish as publishing
 
@@ -43,6 +44,11 @@ class Cloud(Platform):
     """A platform for tests: its clock can be moved, its ledger read, and agents published in one call."""
 
     skew_ms = 0
+
+    @cached_property
+    def dynamodb(self) -> Any:
+        """Boto3's client, for what the platform never does: deleting an item, and scanning page by page."""
+        return clients._session().client("dynamodb")
 
     def left_ms(self) -> int:
         return remaining() - self._reserved_ms
@@ -89,13 +95,13 @@ class Cloud(Platform):
 
     def items(self, prefix: str = "") -> list[dict[str, Any]]:
         """The ledger's items whose key starts with `prefix`."""
-        pages = self._dynamodb.get_paginator("scan").paginate(TableName=self.settings.ledger_table)
+        pages = self.dynamodb.get_paginator("scan").paginate(TableName=self.settings.ledger_table)
         return [item for page in pages for item in page["Items"] if item["pk"]["S"].startswith(prefix)]
 
     def wipe(self) -> None:
         """Delete all items of the ledger."""
         for item in self.items():
-            self._dynamodb.delete_item(TableName=self.settings.ledger_table, Key={"pk": item["pk"]})
+            self.dynamodb.delete_item(TableName=self.settings.ledger_table, Key={"pk": item["pk"]})
 
     def total_micro(self) -> int:
         """All credits that the ledger holds: available, held, settled but not swept, and in channels."""

@@ -222,7 +222,8 @@ def _key_set(text: bytes) -> None:
 
 
 def _report(data: bytes) -> None:
-    wire.decode_run(*wire.receive(BytesIO(wire.encode(data[: 16 * KIB], data)).read, BODY * 2), b"")
+    content = wire.receive(BytesIO(wire.encode(data[: 16 * KIB])).read)
+    wire.decode_run(content, mock.Mock(stdout=lambda _: b"", stderr=lambda: b""), BODY)
 
 
 def _receiver(data: bytes) -> None:
@@ -564,7 +565,7 @@ READS: Final = {
     "sandbox.wire.decode_greeting: unpack": FIXED,
     "sandbox.wire.decode_job: unpack_from": FIXED,
     "sandbox.wire.decode_run: unpack_from": "report of a worker",
-    "sandbox.wire.receive: unpack_from": "report of a worker",
+    "sandbox.wire._content_bytes: unpack_from": "report of a worker",
     "sandbox.worker.Worker._resident_bytes: int": OURS,
 }
 """Every call of a reader, and the row that feeds it or what bounds it."""

@@ -115,6 +115,7 @@ class Ledger:
             "task_id": {"S": task_id},
             "state": {"S": "funded"},
             "work": {"S": f"OPEN#{crc32(eid.encode()) % shards}"},
+            "party": {"S": f"HELD#{payer}#0"},
             "work_at": {"N": str(now_ms - 1)},
             "expires_ms": {"N": str(now_ms - 1)},
             "lease_ms": {"N": str(now_ms - 2)},

@@ -147,7 +147,7 @@ def test_the_publisher_cannot_access_the_ledger(as_role: AsRole, deployed: Deplo
     assert_denied(dynamodb.batch_get_item, RequestItems={ledger: {"Keys": [KEY]}})
     assert_denied(dynamodb.transact_get_items, TransactItems=[{"Get": {"TableName": ledger, "Key": KEY}}])
     assert_denied(dynamodb.transact_write_items, TransactItems=[{"Put": {"TableName": ledger, "Item": KEY}}])
-    for index in ("work", "statement"):
+    for index in ("work", "open", "statement"):
         assert_denied(dynamodb.query, TableName=ledger, IndexName=index, KeyConditionExpression="work = :x",
                ExpressionAttributeValues={":x": {"S": "x"}})  # fmt: skip
     assert "Item" not in dynamodb.get_item(TableName=deployed.ids["RegistryTable"], Key=KEY), "the role works otherwise"

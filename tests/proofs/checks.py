@@ -6,6 +6,7 @@ folded in the order of the log.
 """
 
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from quittance.api.models import TaskResult
 from quittance.ledger import channels
 from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import JUDGE_MARK
+from quittance.limits import PARTY_SHARDS
 from quittance.proof import receipt
 from quittance.run import Outcome, Side
 from quittance.usecases import audit as auditing
@@ -74,18 +76,28 @@ def step(
     new = _plain(after)
     if before is None:
         wrong = "" if (new["state"], new["fence"]) == ("funded", 1) else "was not created as funded with fence 1"
+        wrong = wrong or unlisted(new)
     else:
         old = _plain(before)
         judge = JUDGE_MARK in new["task_id"] and new["state"] not in {"funded", "expired"} and old["state"] == "funded"
         holder = _task_of(new["pk"][4:], _escrows(table)) if judge else old
-        wrong = _change(old, new, fence, holder["fence"])
+        wrong = _change(old, new, fence, holder["fence"]) or unlisted(new)
     return [f"{new['pk']}: {wrong}"] if wrong else []
+
+
+def unlisted(escrow: Mapping[str, Any]) -> str:
+    """Why an escrow is not listed exactly where the balances of its payer and of its owner look for it."""
+    side, whose = ("HELD", _payer(escrow)) if escrow["state"] == "funded" else ("EARNED", escrow["owner"])
+    is_listed = "swept_ms" not in escrow and (side == "EARNED" or "channel" not in escrow)
+    shard = zlib.crc32(escrow["pk"][4:].encode()) % PARTY_SHARDS
+    due = f"{side}#{whose}#{shard}" if is_listed else None
+    return "" if escrow.get("party") == due else f"is listed under {escrow.get('party')}, not under {due}"
 
 
 def _change(old: Mapping[str, Any], new: Mapping[str, Any], fence: int | None, holder: int) -> str:
     changed = {name for name in new.keys() | old.keys() if old.get(name) != new.get(name)}
     if old["state"] != "funded":
-        right = changed == {"swept_ms", "batch", "place", "work", "work_at"} and "swept_ms" not in old
+        right = changed == {"swept_ms", "batch", "place", "work", "work_at", "party"} and "swept_ms" not in old
         return "" if right else f"was {old['state']}, but {changed} changed"
     if new["state"] == "funded":
         right = changed - {"runner", "lease_ms"} == {"fence"} and new["fence"] == old["fence"] + 1
@@ -120,7 +132,7 @@ def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _escrow(name: str, escrow: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    if escrow["state"] == "funded" or "swept_ms" not in escrow or "work" in escrow:
+    if escrow["state"] == "funded" or "swept_ms" not in escrow or escrow.keys() & {"work", "party"}:
         yield f"not settled and swept: {escrow['state']}"
         return
     split = tuple(escrow[name] for name in ("paid", "fee", "refunded"))

@@ -94,11 +94,14 @@ class Memory:
         indexes = {index["IndexName"]: index for index in table_properties()["GlobalSecondaryIndexes"]}
         index = indexes[call["IndexName"]]
         keys = [key["AttributeName"] for key in index["KeySchema"]]
+        name, _, value = call["KeyConditionExpression"].partition(" AND ")[0].partition(" = ")
+        assert names[name] == keys[0], "DynamoDB requires one value of the hash key"
         shown = {"pk", *keys, *index["Projection"].get("NonKeyAttributes", ())}
         found = [
             {name: value for name, value in item.items() if name in shown}
             for item in self.items.values()
-            if all(key in item for key in keys)
+            if item.get(keys[0]) == values[value]
+            and all(key in item for key in keys)
             and all(_holds(condition, item, names, values) for condition in conditions)
         ]
         newest_first = not call.get("ScanIndexForward", True)

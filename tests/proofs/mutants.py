@@ -30,6 +30,7 @@ COPIED = (
 )
 SECONDS_MAX = 1_200  # a mutant may loop for ever
 LEDGER, LOG, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/log.py", "store/dynamo.py", "store/slots.py"
+LIMITS, RULES_OF_AUDIT = "limits.py", "proof/invariants.py"
 ESCROW, EARNINGS, BALANCES = "ledger/escrow.py", "ledger/earnings.py", "ledger/balances.py"
 EXECUTE, SWEEP, ACCOUNTS = "usecases/execute.py", "usecases/sweep.py", "usecases/accounts.py"
 CHANNELS, CLOSING, TICKETS, RULES = (
@@ -41,6 +42,7 @@ CHANNELS, CLOSING, TICKETS, RULES = (
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
 BONDS, APPENDS = "tests/proofs/test_bonds.py", "tests/proofs/test_appends.py"
 DRAINS = "tests/proofs/test_drains.py"
+LISTED = "tests/proofs/test_open_work.py -k not(others)"
 SLOTS = "tests/proofs/test_slots.py -k not(engine)"
 TAKING = "tests/ledger/test_balances.py"
 CHANNEL_MATRIX, CHANNEL_CHECKS = "tests/proofs/test_channels.py", "tests/proofs/test_channel_checks.py"
@@ -134,15 +136,15 @@ MUTANTS = (
     Mutant(
         "sweep: removal from the index",
         LEDGER,
-        'remove=("work", "work_at"),\n            condition="attribute_not_exists(#swept_ms)"',
+        'remove=("work", "work_at", "party"),\n            condition="attribute_not_exists(#swept_ms)"',
         'condition="attribute_not_exists(#swept_ms)"',
         MATRIX,
     ),
     Mutant(
         "sweep: failed tasks too",
         LEDGER,
-        '| {"work": f"SETTLED#{self._work_shard',
-        '| {"work": f"{settlement.state}#{self._work_shard',
+        '"work": f"SETTLED#{self._work_shard',
+        '"work": f"{_settlement_of(settled).state}#{self._work_shard',
         MATRIX,
     ),
     Mutant(
@@ -304,17 +306,89 @@ MUTANTS = (
     Mutant(
         "release: no open judge paid by the bond",
         LEDGER,
-        'of={"owner": owner, "account": bond_account(owner)}',
-        'of={"owner": owner}',
+        'chain(self._open("EARNED", owner, page_items=1), self._open("HELD", bond_account(owner), page_items=1))',
+        'self._open("EARNED", owner, page_items=1)',
         BONDS,
     ),
     Mutant(
         "release: settled work counts as open",
         LEDGER,
-        '[*self._work_shards_of("OPEN"), *self._work_shards_of("SETTLED")]',
-        'self._work_shards_of("OPEN")',
+        'chain(self._open("EARNED", owner, page_items=1), self._open("HELD", bond_account(owner), page_items=1))',
+        'self._open("HELD", bond_account(owner), page_items=1)',
         BONDS,
     ),
+    Mutant(
+        "release: the notice covers an agent that was read before",
+        LIMITS,
+        "BOND_NOTICE_MS: Final = AGENT_AGE_MS_MAX + ESCROW_MS_MAX",
+        "BOND_NOTICE_MS: Final = ESCROW_MS_MAX",
+        BONDS,
+    ),
+    Mutant(
+        "release: the notice covers the wait in the queue",
+        LIMITS,
+        "TIMEOUT_S_ASYNC_MAX * 1_000 + ESCROW_GRACE_MS + QUEUE_WAIT_MS_MAX  # from",
+        "TIMEOUT_S_ASYNC_MAX * 1_000 + ESCROW_GRACE_MS  # from",
+        BONDS,
+    ),
+    Mutant(
+        "index: a funded task is its payer's",
+        LEDGER,
+        'None if escrow.ticket else _party("HELD", escrow.payer, escrow.escrow_id)',
+        "None",
+        LISTED,
+    ),
+    Mutant(
+        "index: a ticket holds nothing of an account",
+        LEDGER,
+        'None if escrow.ticket else _party("HELD", escrow.payer, escrow.escrow_id)',
+        '_party("HELD", escrow.payer, escrow.escrow_id)',
+        LISTED,
+    ),
+    Mutant(
+        "index: a settled task is its owner's",
+        LEDGER,
+        '"party": _party("EARNED", settled.owner, settled.escrow_id)',
+        '"party": None',
+        LISTED,
+    ),
+    Mutant(
+        "index: a redeemed ticket is its owner's",
+        LEDGER,
+        "values |= self._settled_work(settled)",
+        'values |= {**self._settled_work(settled), "party": None}',
+        LISTED,
+    ),
+    Mutant(
+        "index: a credited task is nobody's",
+        LEDGER,
+        'remove=("work", "work_at", "party"),',
+        'remove=("work", "work_at"),',
+        LISTED,
+    ),
+    Mutant(
+        "index: tasks are spread over all keys",
+        LEDGER,
+        "% PARTY_SHARDS}",
+        "% 1}",
+        LISTED,
+    ),
+    Mutant("index: all keys are read", LEDGER, "in range(PARTY_SHARDS):", "in range(1):", LISTED),
+    Mutant(
+        "index: the audit finds what is not listed",
+        RULES_OF_AUDIT,
+        "found is None and bool(allowed) and _knows_party(values)",
+        "False",
+        LISTED,
+    ),
+    Mutant(
+        "index: the audit finds what is listed wrongly",
+        RULES_OF_AUDIT,
+        "(found is not None and found not in allowed)",
+        "False",
+        LISTED,
+    ),
+    Mutant("index: the seal tells what is older", LEDGER, ", beside=WITH_PARTY)", ")", LISTED),
     Mutant(
         "release: a repeat is not checked again", ACCOUNTS, "if amount_micro < 0 and ", "if amount_micro < 0 or ", BONDS
     ),

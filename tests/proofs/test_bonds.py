@@ -18,7 +18,16 @@ from quittance.ledger.balances import bond_account
 from quittance.ledger.escrow import Escrow, JudgeHold, Settlement, Split, State
 from quittance.ledger.journal import LineKind
 from quittance.ledger.pricing import ComputePrices
-from quittance.limits import BALANCE_SHARDS, BOND_NOTICE_MS, LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX
+from quittance.limits import (
+    AGENT_AGE_MS_MAX,
+    BALANCE_SHARDS,
+    BOND_NOTICE_MS,
+    ESCROW_GRACE_MS,
+    LOGGED_AGENTS_MAX,
+    QUEUE_WAIT_MS_MAX,
+    TIMEOUT_S_ASYNC_MAX,
+    TRANSACTION_ITEMS_MAX,
+)
 from quittance.run import Fault, Outcome, Run, Side
 from quittance.store.registry import OwnedAgents
 from quittance.usecases import accounts, audit
@@ -303,7 +312,10 @@ OPEN = ("", "funded", "settled", "judge of another", "swept")
 @pytest.mark.parametrize("retired_ms", [None, 0, NOW - BOND_NOTICE_MS, NOW - BOND_NOTICE_MS + 1, NOW, NOW + 1])
 @pytest.mark.parametrize("work", OPEN)
 def test_a_bond_is_released_only_if_nothing_needs_it(*, active: bool, retired_ms: int | None, work: str) -> None:
-    """No agent active for the notice period, no escrow funded or uncredited. Repeats need no check."""
+    """No agent active for the notice period, nothing settled and uncredited. Repeats need no check.
+
+    The funded task has expired: it can only be refunded as the platform's fault, and charges nothing.
+    """
     memory, world = world_of()
     world.registry.owned = OwnedAgents(unretired=active, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
     out = BondRequest.model_validate({"bond_id": "out", "amount": "-0.000007"})
@@ -320,7 +332,7 @@ def test_a_bond_is_released_only_if_nothing_needs_it(*, active: bool, retired_ms
         for names in world.ledger.settled():
             world.ledger.credit(names, now_ms=EXPIRY)
     before = dict(memory.items)
-    free = not active and (retired_ms or 0) <= NOW - BOND_NOTICE_MS and work in {"", "swept"}
+    free = not active and (retired_ms or 0) <= NOW - BOND_NOTICE_MS and work in {"", "funded", "swept"}
     shown = accounts.bond(world, Caller("oskar"))
     assert shown.releasable_micro == (shown.available_micro if free else 0)
     if free:
@@ -334,6 +346,29 @@ def test_a_bond_is_released_only_if_nothing_needs_it(*, active: bool, retired_ms
             accounts.move_bond(world, Caller("oskar"), out)
         assert memory.items == before
     accounts.move_bond(world, Caller("oskar"), BondRequest.model_validate({"bond_id": "in", "amount": "0.000001"}))
+
+
+def test_a_release_waits_for_the_longest_escrow() -> None:
+    """The last task before a retirement may fail in the last instant of the longest life, and the bond is charged."""
+    retired_ms = START_MS - AGENT_AGE_MS_MAX
+    expires_ms = START_MS + TIMEOUT_S_ASYNC_MAX * 1_000 + ESCROW_GRACE_MS + QUEUE_WAIT_MS_MAX
+    _, world = world_of()
+    world.registry.owned = OwnedAgents(unretired=False, retired_ms=retired_ms)  # type: ignore[attr-defined]  # the stub's
+    task, _ = judged(sides=(), expires_ms=expires_ms)
+    world.ledger.fund(task)
+    out = BondRequest.model_validate({"bond_id": "out", "amount": "-0.000007"})
+    for now_ms in (START_MS, expires_ms - 1):
+        world._now_ms = lambda now_ms=now_ms: now_ms  # type: ignore[misc]
+        with pytest.raises(BondInUseError):
+            accounts.move_bond(world, Caller("oskar"), out)
+    world.ledger.settle(*ended(world, task, (), FAILED, now_ms=expires_ms - 1))
+    world._now_ms = lambda: expires_ms
+    with pytest.raises(BondInUseError, match="not settled and credited"):
+        accounts.move_bond(world, Caller("oskar"), out)
+    (names,) = world.ledger.settled()
+    assert world.ledger.credit(names, now_ms=expires_ms).written_off_micro == 0
+    accounts.move_bond(world, Caller("oskar"), out)
+    assert world.ledger.bond("oskar").charged_micro == CHARGE
 
 
 @pytest.mark.parametrize("before_note", [0, 1])

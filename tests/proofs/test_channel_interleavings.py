@@ -25,7 +25,7 @@ from quittance.usecases.sweep import sweep
 from tests import tickets
 from tests.depth import LONG
 from tests.proofs.channel_model import ISSUER, KEY, KEY_X
-from tests.proofs.checks import Sent, step
+from tests.proofs.checks import Sent, step, unlisted
 from tests.proofs.explore import FOREVER_MS, Actor, DerivedBucket, Table, Walk, Walked
 from tests.proofs.memory import Memory
 from tests.proofs.test_interleavings import credit, expire_overdue
@@ -209,7 +209,8 @@ def wrong_number(old: Mapping[str, Any] | None, new: Mapping[str, Any], fence: i
         return step(old, new, fence=fence, table=table.values())
     if old is None:
         right = "void_ms" in item or "part_of" in item or item["fence"] == 1
-        return [] if right else [f"{item['pk']}: was created with fence {item['fence']}"]
+        wrong = unlisted(item) if right and "state" in item else "" if right else f"was created with {item}"
+        return [f"{item['pk']}: {wrong}"] if wrong else []
     if "state" not in old:
         return [f"{item['pk']}: a number that is out of use, or a part of a task, changed"]
     kept = old.get("ticket") if item["state"] == "funded" else None  # afterwards the receipt has it

@@ -5,6 +5,7 @@ The whole table is compared after each step, so a rejected write must change not
 """
 
 import hashlib
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,6 +18,7 @@ from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.ledger import escrow as escrows
 from quittance.ledger.escrow import Escrow, Settlement, StoredBytes
 from quittance.ledger.journal import PayoutState
+from quittance.limits import PARTY_SHARDS
 from quittance.proof.log import LogHead
 from quittance.run import Limits, Meter, Outcome, Run
 from quittance.sandbox import CONFIG_DIGEST, ENGINE_VERSION
@@ -145,6 +147,8 @@ def left(this: Case, settlement: Settlement, split: tuple[int, int, int], funds:
     assert this.balances()["alice"] == funds + split[2]
     item = this.memory.items[f"ESC#{this.escrow.escrow_id}"]
     assert item["work"] == {"S": "SETTLED#0"}
+    shard = zlib.crc32(stored.escrow_id.encode()) % PARTY_SHARDS
+    assert item["party"] == {"S": f"EARNED#oskar#{shard}"}
     assert item["work_at"] == {"N": str(settlement.settled_ms)}
 
 
@@ -290,6 +294,7 @@ def test_credit(state: str) -> None:
     assert item["swept_ms"] == {"N": str(EXPIRY + 1)}
     assert "work" not in item
     assert "work_at" not in item
+    assert "party" not in item
     before = dict(this.memory.items)
     assert this.world.ledger.credit([this.escrow.escrow_id], now_ms=EXPIRY + 2).escrows == 0
     assert this.memory.items == before

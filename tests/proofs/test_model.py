@@ -265,10 +265,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def balances_agree(self) -> None:
         for account in ("alice", "bob", "olga", "quittance:platform", *map(bond_account, ALL_OWNERS)):
             assert self.world.ledger.available_micro(account) == self.balances.get(account, 0), account
+            settled = [held for held in self.held.values() if held.state is not State.FUNDED]
             mine = [held for held in self.held.values() if held.state is State.FUNDED and held.payer == account]
             assert self.world.ledger.held_micro(account) == sum(held.budget for held in mine)
             earned = [held for held in self.held.values() if held.owner == account and not held.swept]
             assert self.world.ledger.earned_micro(account) == sum(held.paid for held in earned)
+            is_open = any(held.owner == account and not held.swept for held in settled)
+            assert self.world.ledger.has_open_work(account) == is_open
 
     def agree(self, standing: Escrow) -> None:
         held = self.held[standing.escrow_id]

@@ -1,7 +1,9 @@
 """Fixtures of the sandbox's tests: compiled agents, jobs for them, and one warm sandbox."""
 
+import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import wasmtime
 
 from quittance import limits
 from quittance.run import Job
-from quittance.sandbox import Sandbox
+from quittance.sandbox import Sandbox, supervisor, wire
 from quittance.sandbox.engine import compile_to_artefact
 
 EPOCH_NS = 1_767_225_600_000_000_000
@@ -43,3 +45,11 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox() as shared:
         yield shared
+
+
+@pytest.fixture
+def shared() -> Iterator[wire.SharedMemory]:
+    descriptor = supervisor._shared_file()
+    with contextlib.closing(wire.SharedMemory(descriptor)) as memory:
+        os.close(descriptor)
+        yield memory

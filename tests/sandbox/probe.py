@@ -63,17 +63,17 @@ def actions(parent: int) -> dict[str, object]:
     }
 
 
-def main(channel: int, _shared: int, parent: int, _tied: int) -> None:
+def main(channel: int, descriptor: int, parent: int, _tied: int) -> None:
+    shared = wire.SharedMemory(descriptor)
+    os.close(descriptor)
     process.confine(data_bytes=2**30, file_bytes=limits.ARTEFACT_BYTES_MAX, open_files=80)
     found = findings(parent)
     filtered = seccomp.restrict()
     os.write(channel, wire.encode_greeting(seccomp=filtered))
-    wire.receive(lambda count: os.read(channel, count), limits.STDIN_BYTES_MAX)
+    wire.receive(lambda count: os.read(channel, count))
     found = repr({**found, "seccomp": filtered, **actions(parent)}).encode()
-    os.write(
-        channel,
-        wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(output_bytes=len(found)), stdout=found), resident_bytes=0),
-    )
+    shared.append_stdout(found)
+    os.write(channel, wire.encode_run(Run(Outcome.SUCCEEDED, "", Meter(output_bytes=len(found))), resident_bytes=0))
     os.read(channel, 1)
 
 

@@ -1,7 +1,6 @@
 """The parent's side: workers that end, lie, hang or are worn out, and what a guest that broke out could do."""
 
 import ast
-import contextlib
 import io
 import itertools
 import os
@@ -112,9 +111,9 @@ def test_worker_stopped_before_the_guest_begins_is_lost(make, monkeypatch):
         assert own.run(job).outcome is Outcome.WORKER_LOST, "the parent did not notice before the guest's deadline"
 
 
-def report(outcome: int = 0, exit_code: int = 0, text: bytes = b"", body: bytes = b"", **counts: int) -> bytes:
-    meter = Meter(**{"fuel": 1, "output_bytes": len(body)} | counts)
-    return wire.encode(wire._REPORT.pack(outcome, exit_code, 0, *wire._meter_of(meter)) + text, body)
+def report(outcome: int = 0, exit_code: int = 0, text: bytes = b"", **counts: int) -> bytes:
+    meter = Meter(**{"fuel": 1} | counts)
+    return wire.encode(wire._REPORT.pack(outcome, exit_code, 0, *wire._meter_of(meter)) + text)
 
 
 COUNTS = ["cpu_ms", "wall_ms", "stderr_bytes"]
@@ -128,13 +127,13 @@ def fake_worker(monkeypatch, script: str) -> None:
         from quittance.sandbox import wire
         channel, shared = int(sys.argv[1]), wire.SharedMemory(int(sys.argv[2]))
         greet = lambda: os.write(channel, wire.encode_greeting(seccomp=False))
-        take = lambda: wire.receive(lambda count: os.read(channel, count), 2**20)
+        take = lambda: wire.receive(lambda count: os.read(channel, count))
     """
     whole = textwrap.dedent(opening) + textwrap.dedent(script)
     monkeypatch.setattr(process, "command", lambda _p, _m, *rest: [sys.executable, "-sSP", "-c", whole, *rest])
 
 
-@pytest.mark.parametrize("greeting", [b"\xff" * 64, wire.encode(b""), wire.encode(b"ab"), wire.encode(b"a", b"b")])
+@pytest.mark.parametrize("greeting", [b"\xff" * 64, wire.encode(b""), wire.encode(b"ab"), wire.encode(b"a") + b"b"])
 def test_worker_with_an_invalid_greeting_is_lost(make, monkeypatch, greeting):
     fake_worker(monkeypatch, f"os.write(channel, {greeting!r}); input(os.read(channel, 1))")
     with Sandbox() as own:
@@ -159,13 +158,12 @@ def test_worker_with_an_invalid_greeting_is_lost(make, monkeypatch, greeting):
         report(fuel=10**9 + 1),
         report(memory_bytes=16 * limits.MIB + 1),
         report(input_bytes=1),
-        report(body=b"x", output_bytes=0),
-        report(output_bytes=1),
+        report(output_bytes=limits.OUTPUT_BYTES_MAX + 1),
         *(report(outcome=list(Outcome).index(outcome)) for outcome in NOT_WORKER_OUTCOMES),
         report(text=b"\xff"),
         report(text=b"x" * (limits.MESSAGE_CHARS_MAX + 1)),
         report(text=b"x" * 20 * limits.KIB),
-        bytes(4) + (limits.OUTPUT_BYTES_MAX + 1).to_bytes(4, "little"),
+        (16 * limits.KIB + 1).to_bytes(4, "little"),
     ],
     ids=itertools.count(),
 )
@@ -231,30 +229,29 @@ def test_false_beginning_gains_a_worker_at_most_one_timeout(make, monkeypatch, n
 
 
 @pytest.mark.parametrize("noted_s", [-(10**4), -1, 1, 10**9], ids=lambda seconds: f"{seconds} s from now")
-def test_recorded_beginning_is_clamped_and_counts_once(tmp_path, noted_s):
-    (tmp_path / "shared").write_bytes(bytes(wire.SHARED_BYTES))
-    with (tmp_path / "shared").open("r+b") as file, contextlib.closing(wire.SharedMemory(file.fileno())) as shared:
-        sent = time.monotonic()  # noqa: TID251 - the deadline is on this clock
-        clock = supervisor._GuestClock(shared, timeout=100, begin_by=sent + 5)
-        assert not clock.began
-        assert clock.wait_until() == sent + 5
-        shared._memory[:16] = wire._BEGAN.pack(max(time.monotonic_ns() + noted_s * 10**9, 1), 0)
-        deadline = clock.wait_until()
-        assert sent + 100 <= deadline <= time.monotonic() + 100  # noqa: TID251 - as above
-        assert clock.began
-        shared.begin()
-        assert clock.wait_until() == deadline
+def test_recorded_beginning_is_clamped_and_counts_once(shared, noted_s):
+    sent = time.monotonic()  # noqa: TID251 - the deadline is on this clock
+    clock = supervisor._GuestClock(shared, timeout=100, begin_by=sent + 5)
+    assert not clock.began
+    assert clock.wait_until() == sent + 5
+    shared._memory[:16] = wire._BEGAN.pack(max(time.monotonic_ns() + noted_s * 10**9, 1), 0)
+    deadline = clock.wait_until()
+    assert sent + 100 <= deadline <= time.monotonic() + 100  # noqa: TID251 - as above
+    assert clock.began
+    shared.begin()
+    assert clock.wait_until() == deadline
 
 
-@pytest.mark.parametrize("pause", ["time.sleep(0.01)", "shared.begin()"], ids=["slow", "fast, always beginning again"])
+@pytest.mark.parametrize("pause", ["", "shared.begin()"], ids=["slow", "slow, always beginning again"])
 def test_slow_report_does_not_extend_the_deadline(make, monkeypatch, pause):
-    head = report(body=bytes(limits.OUTPUT_BYTES_MAX))[: -limits.OUTPUT_BYTES_MAX]
+    head = (16 * limits.KIB).to_bytes(4, "little")
     fake_worker(
         monkeypatch,
         f"""
         greet(); take(); shared.begin(); os.write(channel, {head!r})
         while True:
             os.write(channel, bytes(1))
+            time.sleep(0.001)
             {pause}
         """,
     )
@@ -298,32 +295,42 @@ def test_run_that_began_is_never_repeated(make, monkeypatch, tmp_path):
     assert (tmp_path / "starts").read_text() == "x"
 
 
-@pytest.mark.parametrize(("header", "body"), [(16 * limits.KIB, 100), (16 * limits.KIB + 1, 0), (2, 101)])
-def test_frame_lengths_are_checked_before_the_frame_is_read(header, body):
-    stream = io.BytesIO(wire.encode(b"h" * header, bytes(body)))
-    if (header, body) == (16 * limits.KIB, 100):
-        assert wire.receive(stream.read, 100) == (b"h" * header, bytes(100))
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_frame_lengths_are_checked_before_the_frame_is_read(beyond):
+    content = b"c" * (16 * limits.KIB + beyond)
+    stream = io.BytesIO(wire.encode(content))
+    if not beyond:
+        assert wire.receive(stream.read) == content
         return
     with pytest.raises(wire.CorruptFrameError):
-        wire.receive(stream.read, 100)
-    assert stream.tell() <= wire._READ_BYTES
+        wire.receive(stream.read)
+    assert stream.tell() <= wire._FRAME_BYTES_MAX
 
 
-@pytest.mark.parametrize("piece", [1, 7, 10**6])
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 7, 10**6])
 def test_frames_are_reassembled_from_pieces_of_any_size(piece):
-    stream = io.BytesIO(wire.encode(b"header", b"body" * 10_000))
-    assert wire.receive(lambda count: stream.read(min(piece, count)), 10**6) == (b"header", b"body" * 10_000)
+    stream = io.BytesIO(wire.encode(b"content" * 1_000))
+    assert wire.receive(lambda count: stream.read(min(piece, count))) == b"content" * 1_000
     assert stream.read() == b""
 
 
-def test_jobs_and_reports_survive_encoding_and_decoding(make):
+@pytest.mark.parametrize("cut", [0, 1, 3, 4, 5, 10])
+def test_stream_that_ends_within_a_frame_is_an_error(cut):
+    stream = io.BytesIO(wire.encode(b"content")[:cut])
+    with pytest.raises(EOFError):
+        wire.receive(stream.read)
+
+
+def test_jobs_and_reports_survive_encoding_and_decoding(make, shared):
     job = make(ECHO, stdin=b"in", seed=bytes(range(256)), artefact_path="/p\udcff\u00e4")
-    assert wire.decode_job(*wire.receive(io.BytesIO(wire.encode_job(job)).read, 10)) == job
-    meter = Meter(10, False, *range(11, 17))
+    shared.put_job(job.stdin)
+    assert wire.decode_job(wire.receive(io.BytesIO(wire.encode_job(job)).read), shared) == job
+    meter = Meter(10, False, *range(11, 15), output_bytes=3, stderr_bytes=16)
+    shared.append_stdout(b"out")
+    shared.append_stderr(b"err")
     for exit_code in (None, 0, 2**32 - 1):
         run = Run(Outcome.EXIT_CODE, "Ended ä.", meter, exit_code, b"out", b"err")
-        frame = wire.receive(io.BytesIO(wire.encode_run(run, 77)).read, 10)
-        assert wire.decode_run(*frame, b"err") == (run, 77)
+        assert wire.decode_run(wire.receive(io.BytesIO(wire.encode_run(run, 77)).read), shared, 3) == (run, 77)
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/false"])
@@ -470,7 +477,7 @@ def test_native_code_in_the_worker_finds_no_secrets(make, user):
     assert "/secret" not in repr(found)
     kinds = sorted(place.split(":")[0] for place in found["descriptors"] if "(deleted)" not in place)
     assert kinds == ["/dev/null", "/dev/null", "pipe", "socket"]
-    assert len(found["descriptors"]) == len(kinds) + 1, "the deleted file is the shared memory"
+    assert len(found["descriptors"]) == len(kinds) + 1, "the memory file is the shared memory"
     for place in ("parent_environment", "parent_memory", "parent_descriptors"):
         assert str(found[place]).startswith("refused"), place
     assert found["capabilities"] == "0000000000000000"

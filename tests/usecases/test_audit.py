@@ -97,7 +97,7 @@ def put(cloud: Cloud, item: Any) -> None:
 
 
 def erase(cloud: Cloud, item: Any) -> None:
-    cloud._dynamodb.delete_item(TableName=cloud.settings.ledger_table, Key={"pk": item["pk"]})
+    cloud.dynamodb.delete_item(TableName=cloud.settings.ledger_table, Key={"pk": item["pk"]})
 
 
 def without(item: Any, *names: str) -> Any:

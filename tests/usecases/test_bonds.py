@@ -2,24 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
 
 from quittance.api.identity import Caller
-from quittance.api.models import AgentRequest
+from quittance.api.models import AgentRequest, TaskRequest
 from quittance.errors import AgentNotReadyError, PlatformUnavailableError
 from quittance.ledger.credits import MICRO_PER_CREDIT, format_credits
-from quittance.limits import AMOUNT_MICRO_MAX, BOND_NOTICE_MS
+from quittance.ledger.escrow import Escrow
+from quittance.limits import AGENT_AGE_MS_MAX, AMOUNT_MICRO_MAX, BOND_NOTICE_MS, ESCROW_MS_MAX, QUEUE_WAIT_MS_MAX
+from quittance.store import registry
 from quittance.store.ledger import Backlog, Ledger
-from quittance.usecases import accounts, agents, audit
+from quittance.usecases import accounts, agents, audit, launch
+from quittance.usecases import execute as tasks
 from quittance.usecases import sweep as sweeping
 from quittance.usecases.sweep import sweep
 from tests.functions import test_handlers
 from tests.functions.test_handlers import Call, load
 from tests.store.test_ledger import FAILED, hold, settled
-from tests.support import FLAT, Cloud, wasm
+from tests.support import FLAT, ROOT, Cloud, wasm
 from tests.usecases.test_execute import run
 
 call = test_handlers.call  # the fixture
@@ -131,6 +135,101 @@ def test_bond_is_kept_for_publication_begun_before_retirement(template: dict[str
     publish = template["Resources"]["PublishFunction"]["Properties"]["Timeout"]
     between_sweeps_s = 60
     assert (publish + between_sweeps_s) * 1_000 <= BOND_NOTICE_MS
+
+
+def test_an_agent_is_not_older_than_its_limit_when_a_task_is_funded(template: dict[str, Any]) -> None:
+    """A task is funded within one invocation of `execute`, for an agent from a cache; clocks differ by seconds."""
+    execute_s = template["Resources"]["ExecuteFunction"]["Properties"]["Timeout"]
+    clocks_s = 10
+    assert (registry._CACHE_SECONDS + execute_s + clocks_s) * 1_000 <= AGENT_AGE_MS_MAX
+
+
+def test_bond_is_kept_for_a_slow_worker(template: dict[str, Any]) -> None:
+    """A worker may fund a task at the end of a longer invocation; but its tasks do not wait in the queue."""
+    work_s = template["Resources"]["WorkFunction"]["Properties"]["Timeout"]
+    aged_ms = (registry._CACHE_SECONDS + work_s) * 1_000
+    assert aged_ms + ESCROW_MS_MAX - QUEUE_WAIT_MS_MAX <= BOND_NOTICE_MS
+
+
+@pytest.mark.parametrize("page", ["who-pays.md", "errors.md"])
+def test_documents_state_the_notice(page: str) -> None:
+    assert f"{BOND_NOTICE_MS // 60_000} minutes" in (ROOT / "docs" / page).read_text("utf-8")
+
+
+def longest_lived(bonded: Cloud, monkeypatch: pytest.MonkeyPatch, way: str) -> tuple[str, list[Escrow]]:
+    """Retires an agent, and funds a task of it as late and for as long as the limits allow: the agent and escrows.
+
+    The task is checked with the agent as it was before, as in an environment that has it in its cache.
+    """
+    began_ms = bonded.now_ms()
+    monkeypatch.setattr(bonded, "now_ms", lambda: began_ms + bonded.skew_ms)
+    bonded.deposit("judith", 2 * MINIMUM)
+    bonded.ledger.move_bond("judith", "b-1", MINIMUM, now_ms=began_ms)
+    judge = bonded.publish(wasm("coverage"), owner="judith", timeout=10)
+    rules = {"judge": {"agent_id": judge, "threshold": "0.5", "budget": "0.9"}} if "judged" in way else None
+    agent = bonded.publish(wasm("misbehave"), owner="olga", timeout=600, acceptance=rules)
+    stale = {agent_id: bonded.registry.get(agent_id) for agent_id in (agent, judge)}
+    agents.retire(bonded, Caller("olga"), agent)
+    bonded.skew_ms += AGENT_AGE_MS_MAX
+    asked = {"task_id": "last", "agent_id": agent, "input": "unreachable", "budget": "1"}
+    request = TaskRequest.model_validate(asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(bonded.registry, "get_cached", stale.__getitem__)
+        patch.setattr(launch, "run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+        if "async" in way:
+            tasks.submit(bonded, "alice", request)
+        else:
+            with suppress(InterruptedError):
+                tasks.execute(bonded, "alice", request)
+    names = [item["pk"]["S"].removeprefix("ESC#") for item in bonded.items("ESC#")]
+    return agent, [escrow for name in names if (escrow := bonded.ledger.find(name))]
+
+
+@pytest.mark.parametrize("way", ["sync", "sync judged", "async", "async judged"])
+def test_bond_is_kept_until_the_last_escrow_cannot_charge_it(
+    bonded: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The last task that can be funded after a retirement fails in the last instant, and the bond pays for it."""
+    move(call, "3")
+    agent, funded = longest_lived(bonded, monkeypatch, way)
+    retired_ms = bonded.registry.agents_of("olga").retired_ms or 0
+    assert len(funded) == 1 + way.endswith("judged")
+    lives_ms = {escrow.expires_ms - retired_ms for escrow in funded}
+    assert max(lives_ms) <= BOND_NOTICE_MS
+    if way.startswith("async"):
+        assert lives_ms == {BOND_NOTICE_MS}, "the notice is not longer than it must be"
+    (escrow,) = (each for each in funded if each.agent_id == agent)
+    others = [each for each in funded if each is not escrow]
+    bonded.skew_ms += escrow.expires_ms - 1 - bonded.now_ms()
+    assert move(call, "-1", "early")[1]["code"] == "bond_in_use"
+    ends = [replace(each, settlement=settled(each, FAILED, now_ms=bonded.now_ms()).settlement) for each in funded]
+    ends.sort(key=lambda each: each.agent_id != agent)
+    stored = bonded.ledger.settle(*ends)
+    assert stored.settlement is not None
+    assert stored.settlement.charge_micro == 300_000
+    assert len(others) == len(stored.judges)
+    bonded.skew_ms += retired_ms + BOND_NOTICE_MS + 1 - bonded.now_ms()
+    assert read(call)["releasable"] == "0"
+    status, refused, headers = call("accounts", "POST", BOND, {"bond_id": "out", "amount": "-1"}, user="olga")
+    assert (status, "not settled and credited" in refused["detail"]) == (409, True)
+    assert int(headers["Retry-After"]) <= 90
+    assert sweep(bonded).written_off_micro == 0
+    assert read(call)["charged"] == "0.3"
+    assert move(call, "-1", "out")[0] == 201
+
+
+def test_a_bond_is_free_of_a_task_that_has_expired(bonded: Cloud, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refunded as the platform's fault: nothing is charged, also if the sweep comes later than the release."""
+    move(call, "3")
+    longest_lived(bonded, monkeypatch, "async")
+    bonded.skew_ms += BOND_NOTICE_MS - AGENT_AGE_MS_MAX - 1
+    assert move(call, "-3", "early")[1]["code"] == "bond_in_use"
+    bonded.skew_ms += 1
+    assert move(call, "-3", "out")[0] == 201
+    swept = sweep(bonded)
+    assert (swept.expired, swept.failed) == (1, 0)
+    assert sweep(bonded).written_off_micro == 0
+    assert bonded.ledger.bond("olga").charged_micro == 0
 
 
 def test_failures_are_charged_until_the_bond_is_too_small(bonded: Cloud, call: Call) -> None:

@@ -202,7 +202,7 @@ def test_a_contract_that_cannot_be_read_moves_no_money(rich: Cloud) -> None:
     agent_id = published(rich)
     sha256 = agents.card(rich, agent_id).contract_sha256
     rich.registry._contracts.clear()
-    rich._dynamodb.delete_item(TableName=rich.settings.registry_table, Key={"pk": {"S": f"CONTRACT#{sha256}"}})
+    rich.dynamodb.delete_item(TableName=rich.settings.registry_table, Key={"pk": {"S": f"CONTRACT#{sha256}"}})
     with pytest.raises(PlatformUnavailableError):
         run(rich, agent_id, input={"text": ""})
     assert not rich.items("ESC#")

@@ -212,11 +212,17 @@ def test_owner_reads_the_result_without_the_output(rich: Cloud) -> None:
             result.read(rich, Caller(stranger), "t-1", user=user)
 
 
-def test_warm_task_takes_two_writes_and_no_read(rich: Cloud) -> None:
+def count_calls(cloud: Cloud, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts the calls of DynamoDB and S3 by operation."""
+    send = cloud._dynamodb._call
+    monkeypatch.setattr(cloud._dynamodb, "_call", lambda name, asked: calls.update([name]) or send(name, asked))
+    cloud._s3.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
+
+
+def test_warm_task_takes_two_writes_and_no_read(rich: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = rich.publish(wasm("echo"))
     calls: Counter[str] = Counter()
-    for client in (rich._dynamodb, rich._s3):
-        client.meta.events.register("before-call", lambda model, **_: calls.update([model.name]))
+    count_calls(rich, calls, monkeypatch)
     run(rich, agent, task_id="cold")
     # Reads of the agent, of the payer's frozen flag and of the pause flag; the owner is cached from publication.
     assert calls == {"GetItem": 3, "TransactWriteItems": 2, "GetObject": 1}

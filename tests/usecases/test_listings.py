@@ -46,7 +46,7 @@ OWNER, ALICE = Caller("owner"), Caller("alice")
 
 def rows(platform: Cloud, prefix: str = "") -> list[dict[str, Any]]:
     """The rows of the listings whose key starts with `prefix`, in order."""
-    pages = platform._dynamodb.get_paginator("scan").paginate(TableName="ListingsTable")
+    pages = platform.dynamodb.get_paginator("scan").paginate(TableName="ListingsTable")
     found = [row for page in pages for row in page["Items"] if row["pk"]["S"].startswith(prefix)]
     return sorted(found, key=lambda row: (row["pk"]["S"], row["sk"]["S"]))
 
@@ -58,7 +58,7 @@ def indexed(platform: Cloud) -> list[dict[str, Any]]:
 
 def wipe(platform: Cloud) -> None:
     for row in rows(platform):
-        platform._dynamodb.delete_item(TableName="ListingsTable", Key={"pk": row["pk"], "sk": row["sk"]})
+        platform.dynamodb.delete_item(TableName="ListingsTable", Key={"pk": row["pk"], "sk": row["sk"]})
 
 
 def deliver(context: Any, *records: dict[str, Any]) -> list[str]:

@@ -206,7 +206,7 @@ def test_event_over_the_bus_limit_is_never_sent(platform: Cloud, bus: Bus) -> No
 
 
 def test_decided_uploads_emit_events(platform: Cloud, bus: Bus, context: Any) -> None:
-    scan = platform._dynamodb.get_paginator("scan").paginate
+    scan = platform.dynamodb.get_paginator("scan").paginate
 
     def agent() -> dict[str, Any]:
         (found,) = (

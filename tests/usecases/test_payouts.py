@@ -14,6 +14,7 @@ from tests.support import Cloud
 
 call = test_handlers.call  # the fixture
 BANK: dict[str, Any] = {"user": "bank", "scope": "ledger:payout"}
+HOUR_MS = 3_600_000
 HALF = {"withdrawal_id": "w-1", "amount": "0.5"}
 
 
@@ -101,7 +102,7 @@ def test_longest_names_make_a_payout_id_that_fits_a_path() -> None:
 
 def test_waiting_payouts_are_listed_in_pages_oldest_first(platform: Cloud, call: Call) -> None:
     for number in range(5):
-        platform.skew_ms = -number * 1_000
+        platform.skew_ms = -number * HOUR_MS  # more than a request takes on any machine
         body = {"withdrawal_id": f"w-{number}", "amount": "0.1"}
         assert call("accounts", "POST", "/accounts/me/withdrawals", body)[0] == 201
     found: list[str] = []
@@ -155,7 +156,7 @@ def test_audit_accounts_for_returned_payouts(
     audit = auditing.audit(platform)
     assert (audit.differences, audit.withdrawn_micro, audit.deposited_micro) == ([], 0, 1_000_000)
     (item,) = platform.items(prefix)
-    platform._dynamodb.delete_item(TableName=platform.settings.ledger_table, Key={"pk": item["pk"]})
+    platform.dynamodb.delete_item(TableName=platform.settings.ledger_table, Key={"pk": item["pk"]})
     item = {name: value for name, value in (item | changes).items() if value is not None}
     platform._dynamodb.put_item(TableName=platform.settings.ledger_table, Item=item)
     found = auditing.audit(platform).differences

@@ -44,7 +44,7 @@ def published(cloud: Cloud, agent_id: str, number: int = 1) -> str:
 
 
 def agent_items(cloud: Cloud) -> list[str]:
-    pages = cloud._dynamodb.get_paginator("scan").paginate(TableName=cloud.settings.registry_table)
+    pages = cloud.dynamodb.get_paginator("scan").paginate(TableName=cloud.settings.registry_table)
     return [item["pk"]["S"] for page in pages for item in page["Items"] if item["pk"]["S"].startswith("AGENT#")]
 
 

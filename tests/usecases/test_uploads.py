@@ -318,8 +318,8 @@ class Crashes:
     def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
         self.at: tuple[int, str] | None = None
-        for client in (cloud._dynamodb, cloud._s3):
-            monkeypatch.setattr(client, "_make_api_call", self._crashing(client._make_api_call))
+        for client, method in ((cloud._dynamodb, "_call"), (cloud._s3, "_make_api_call")):
+            monkeypatch.setattr(client, method, self._crashing(getattr(client, method)))
 
     def _crashing(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def calling(*arguments: Any) -> Any:
@@ -604,7 +604,7 @@ def test_crashed_recompilation_is_taken_over(
 def forget_compilations(cloud: Cloud) -> None:
     for item in cloud._dynamodb.scan(TableName="RegistryTable")["Items"]:
         if item["pk"]["S"].startswith("ARTEFACT#"):
-            cloud._dynamodb.delete_item(TableName="RegistryTable", Key={"pk": item["pk"]})
+            cloud.dynamodb.delete_item(TableName="RegistryTable", Key={"pk": item["pk"]})
 
 
 def test_crashed_recompilation_delays_others_until_lease_ends(

@@ -483,7 +483,7 @@ def as_before(cloud: Cloud, agent_id: str) -> None:
     )
     for item in cloud._dynamodb.scan(**table)["Items"]:
         if item["pk"]["S"].startswith("VERSION#"):
-            cloud._dynamodb.delete_item(**table, Key={"pk": item["pk"]})
+            cloud.dynamodb.delete_item(**table, Key={"pk": item["pk"]})
     cloud.registry._cache.clear()
 
 
@@ -529,7 +529,7 @@ def test_older_code_may_publish_while_a_stack_is_updated(cloud: Cloud, two: str)
     assert post_and_publish(cloud, two, 3, wasm("echo")) == "active"
     item = cloud._dynamodb.get_item(TableName="RegistryTable", Key={"pk": {"S": f"AGENT#{two}"}})["Item"]
     cloud._dynamodb.put_item(TableName="RegistryTable", Item=item | kept)
-    cloud._dynamodb.delete_item(TableName="RegistryTable", Key={"pk": {"S": f"VERSION#{two}#0000000003"}})
+    cloud.dynamodb.delete_item(TableName="RegistryTable", Key={"pk": {"S": f"VERSION#{two}#0000000003"}})
     shown = agents.describe(cloud, two)
     assert (shown.version, shown.tariff.model_dump(**JSON)) == (3, price("0.04"))
     assert listed(cloud, two) == [(3, "active"), (2, "inactive"), (1, "inactive")]

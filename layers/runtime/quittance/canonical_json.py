@@ -6,7 +6,7 @@ multiple of 0.01 on every machine.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -44,6 +44,10 @@ class Sent(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Nothing: Powertools formats each request for a log line that nobody reads, and an input may be long."""
+        return ()
 
     @model_validator(mode="before")
     @classmethod

@@ -103,6 +103,8 @@ SLOT_RETRY_S_MAX: Final = 30
 SLOTS_MAX: Final = 100  # of one account: one read returns them all
 SLOT_TRIES_MAX: Final = 4  # for slots that seem free but may be taken by others meanwhile
 QUEUE_WAIT_MS_MAX: Final = 15 * 60_000  # of a task in the queue, in addition to the time of its run
+ESCROW_MS_MAX: Final = TIMEOUT_S_ASYNC_MAX * 1_000 + ESCROW_GRACE_MS + QUEUE_WAIT_MS_MAX  # from funding to expiry
+AGENT_AGE_MS_MAX: Final = 90_000  # of the agent that a task is funded for: 10 s in a cache, 60 s of execute, and clocks
 WORK_SECONDS_MAX: Final = 660  # of one invocation of the worker: the longest run, its reserves, and a slow start
 KILL_MARGIN_MS: Final = 200  # after a guest's deadline, until the parent process kills it
 
@@ -120,8 +122,13 @@ DRAIN_START_MS_MAX: Final = 15_000  # a backlog that is unchanged for this long 
 CREDITED_AT_ONCE_MAX: Final = 500  # escrows that are grouped by owner before they are credited
 APPEND_BYTES_MAX: Final = 3_900_000  # of several batches in one append to the log: DynamoDB's limit is 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
-BOND_NOTICE_MS: Final = 5 * 60_000  # from the last retirement to a release: a publication that runs, and its sweep
+# From the last retirement to a release. Escrows funded meanwhile have expired then, so they can only be refunded as the
+# platform's fault, which charges no bond; those settled before are in the index. A publication has ended long before.
+BOND_NOTICE_MS: Final = AGENT_AGE_MS_MAX + ESCROW_MS_MAX
 BALANCE_SHARDS: Final = 16  # items over which an account's credits are spread; see ledger/balances.py
+# Keys over which the open tasks of one account are spread in the index `open`. DynamoDB takes 1,000 writes a second of
+# one key, and throttles the table if its index is throttled; a task of a hot agent makes two. Never lower it.
+PARTY_SHARDS: Final = 8
 
 # Payment channels (docs/howto/channels.md).
 CHANNEL_TICKETS_MAX: Final = 10_000  # at opening, and of one top-up

@@ -18,6 +18,7 @@ from quittance.api.identity import Caller, is_account_id
 from quittance.api.models import TaskPending, TaskQueued, TaskResult
 from quittance.api.requests import encoded_path, invalid, read_json, read_path
 from quittance.api.routes import PREFIX, UseCase, answers_of, needed, read_from_request
+from quittance.api.sizes import response_bytes
 from quittance.errors import (
     AnswerTooLargeError,
     InvalidRequestError,
@@ -35,7 +36,6 @@ from quittance.platform import platform, prepare
 _JSON: Final = "application/json"
 _PROBLEM_JSON: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
-_JSON_BYTES_PER_CHAR_MAX: Final = 12  # a pair of escaped surrogates, such as \ud83d\ude00
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE"})
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
@@ -132,7 +132,7 @@ class Api(APIGatewayRestResolver):
         except QuittanceError as error:  # raised while reading the request; errors of a route are answered inside
             answered = _proxy(_refuse(error))
         answered = _with_links(answered, event)
-        if _sent_bytes(answered) > LAMBDA_SYNC_BYTES_MAX:
+        if response_bytes(answered) > LAMBDA_SYNC_BYTES_MAX:
             logger.error("answer too large", status=answered["statusCode"])
             answered = _with_links(_proxy(_refuse(AnswerTooLargeError())), event)
         return answered
@@ -245,13 +245,6 @@ def _with_links(answered: dict[str, Any], event: Mapping[str, Any]) -> dict[str,
         headers["Link"] = [link.replace("</", f"<{root(event)}{PREFIX}/", 1) for link in headers["Link"]]
     headers["X-Content-Type-Options"] = ["nosniff"]
     return answered
-
-
-def _sent_bytes(answered: Mapping[str, Any]) -> int:
-    """The most bytes that an answer takes in JSON, with all escapes; 0 if it is certainly far below the limit."""
-    if len(answered["body"] or "") * _JSON_BYTES_PER_CHAR_MAX < LAMBDA_SYNC_BYTES_MAX // 2:
-        return 0
-    return len(json.dumps(answered))
 
 
 def _plain(event: Mapping[str, Any]) -> dict[str, Any]:

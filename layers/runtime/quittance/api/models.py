@@ -27,6 +27,7 @@ from quittance import canonical_json, limits
 from quittance.acceptance.contract import PublishedContract
 from quittance.acceptance.rules import Rules, rules_json, rules_sha256
 from quittance.agent import AgentState, VersionState
+from quittance.api.sizes import json_bytes, nested_bytes
 from quittance.api.targets import WebhookUrl
 from quittance.canonical_json import AsSent, JsonError, Numbers, Sent
 from quittance.errors import InvalidRequestError, PayloadTooLargeError
@@ -1146,8 +1147,9 @@ class BondAnswer(_Answer):
     charged_micro: CreditsOut = Field(alias="charged", description="What failures have cost the bond since it exists.")
     releasable_micro: CreditsOut = Field(
         alias="releasable",
-        description="What can be released now: nothing before all agents are retired and for five minutes after the"
-        " last was retired, or while one of their tasks is not settled and credited.",
+        description="What can be released now: nothing before all agents are retired and for "
+        f"{limits.BOND_NOTICE_MS // 60_000} minutes after the last was retired, or while one of their tasks is not"
+        " settled and credited.",
     )
     minimum_micro: CreditsOut = Field(
         alias="minimum", description="With less in the bond, your agents take no tasks, and none can be published."
@@ -1372,19 +1374,9 @@ def as_text(data: bytes | None) -> tuple[str | None, str | None]:
         text = data.decode()
     except UnicodeDecodeError:
         text = None
-    if text is None or _wire_bytes(text) > limits.OUTPUT_TEXT_WIRE_BYTES_MAX:
+    if text is None or nested_bytes(text) > limits.OUTPUT_TEXT_WIRE_BYTES_MAX:
         return None, base64.b64encode(data).decode()
     return text, None
-
-
-def _wire_bytes(text: str) -> int:
-    """The most bytes that a text takes in a Lambda response: in the JSON of a body that is JSON itself."""
-    return len(json.dumps(json.dumps(text, ensure_ascii=False)))
-
-
-def json_bytes(text: str | None) -> int:
-    """The size of a text in UTF-8 JSON, as Step Functions counts it."""
-    return len(json.dumps(text, ensure_ascii=False).encode())
 
 
 def _check_size(field: str, size: int) -> None:

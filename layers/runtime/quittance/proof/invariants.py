@@ -28,6 +28,7 @@ from quittance.limits import (
     BPS,
     EXPIRY_REFUND_MS_MAX,
     OUTPUT_INLINE_BYTES_MAX,
+    PARTY_SHARDS,
     STDERR_BYTES_MAX,
     TICKET_NUMBER_MAX,
     TICKETS_PER_TASK_MAX,
@@ -38,7 +39,7 @@ from quittance.limits import (
 from quittance.proof import ticket as tickets
 from quittance.proof.log import LogHead
 from quittance.proof.receipt import verify
-from quittance.proof.seal import SEAL, UNSEALED, is_sealed
+from quittance.proof.seal import SEAL, UNSEALED, WITH_PARTY, is_sealed
 from quittance.proof.statement import ProofError
 from quittance.proof.ticket import TicketClaim
 from quittance.run import Fault, Outcome, Side
@@ -93,7 +94,7 @@ _TASK: Final = _SEALED | _form(
     """state at:int task_id request_sha256 agent_id owner module_sha256 input_sha256 tariff budget:int
     fee_bps:int timeout_ms:int runner fence:int lease_ms:int expires_ms:int""",
     """agent_rules_sha256 task_rules_sha256 judges webhook compute_prices own_limits task_judge_bps:int seed
-    keep_input:int share""",
+    keep_input:int share party""",
 )
 _ALWAYS_SEALED: Final = _form(f"pk {SEAL}:bytes")  # items that have had a seal from the first
 _OF_ACCOUNT: Final = _form("account")
@@ -571,14 +572,24 @@ _SHARD: Final = "a balance shard of the account"
 
 def _check_seal(values: Values) -> Iterator[Difference]:
     """Attributes that are written once stay as they were written. Items that are older than seals have none."""
-    if SEAL in values:
-        whole = ItemForm(dict.fromkeys(values, str))
-        first = whole if is_mark(values) else _WRITTEN_FIRST.get(item_type(values), whole)
-        names = (first.required.keys() | first.optional.keys()) - UNSEALED
-        sealed = {name: value for name, value in values.items() if name in names}
-        if item_type(values) == "ESC" and not is_mark(values) and is_judge_escrow(values):
-            del sealed["input_sha256"]
-        yield from _unless_equal("form", values["pk"], expected=True, found=is_sealed(sealed))
+    if SEAL in values and not _knows_party(values):
+        yield from _unless_equal("form", values["pk"], expected=True, found=is_sealed(_written_first(values)))
+
+
+def _knows_party(values: Values) -> bool:
+    """Whether an item has the seal of an escrow that was stored by code that knew `party`."""
+    is_escrow = item_type(values) == "ESC" and not is_mark(values)
+    return is_escrow and SEAL in values and is_sealed(_written_first(values), beside=WITH_PARTY)
+
+
+def _written_first(values: Values) -> Values:
+    """The attributes that an item's seal covers, and the seal."""
+    whole = ItemForm(dict.fromkeys(values, str))
+    first = whole if is_mark(values) else _WRITTEN_FIRST.get(item_type(values), whole)
+    names = (first.required.keys() | first.optional.keys()) - UNSEALED
+    if item_type(values) == "ESC" and not is_mark(values) and is_judge_escrow(values):
+        names -= {"input_sha256"}
+    return {name: value for name, value in values.items() if name in names}
 
 
 _WRITTEN_FIRST: Final = {
@@ -660,6 +671,7 @@ def _check_escrow(values: Values, others: Mapping[str, Values], context: Context
         if is_judge_escrow(values):
             yield from _unless_equal("I12", at, _NOTHING_SHA256, values["input_sha256"])
         yield from _check_queue(values, "OPEN", values["expires_ms"], context)
+        yield from _check_party(values, None if is_by_ticket(values) else _held(values))
         late_ms = context.now_ms - values["expires_ms"]
         if late_ms > EXPIRY_REFUND_MS_MAX:
             yield Difference("I8", at, f"refunded within {EXPIRY_REFUND_MS_MAX} ms of its expiry", f"{late_ms} ms late")
@@ -674,8 +686,12 @@ def _check_escrow(values: Values, others: Mapping[str, Values], context: Context
         stored = listed[values["place"]] if 0 <= values["place"] < len(listed) else None
         yield from _unless_equal("I15", at, eid, stored)
         yield from _unless_equal("I15", at, batch.get("at", values["swept_ms"]), values["swept_ms"])
+        # A sweep that did not know `party` left it. The index does not list the item any more.
+        if "party" in values:
+            yield from _check_party(values, _held(values), _earned(values))
     else:
         yield from _check_queue(values, "SETTLED", values["settled_ms"], context)
+        yield from _check_party(values, _earned(values))
         yield from _check_age(values, UNSWEPT_MS_MAX, "credited", context)
 
 
@@ -685,6 +701,23 @@ def _check_queue(values: Values, queue: str, work_at: int, context: Context) -> 
     if values["work"] not in shards or values["work_at"] != work_at:
         expected = f"work at {work_at} in a shard of {queue}"
         yield Difference("I6", values["pk"], expected, f"work at {values['work_at']} in {values['work']!r}")
+
+
+def _check_party(values: Values, *due: str | None) -> Iterator[Difference]:
+    """The attribute by which an account's balance finds what is open. Escrows from before it existed have none."""
+    found = values.get("party")
+    allowed = {f"{side}#{shard}" for side in due if side for shard in range(PARTY_SHARDS)}
+    is_missing = found is None and bool(allowed) and _knows_party(values)
+    if is_missing or (found is not None and found not in allowed):
+        yield Difference("I6", values["pk"], f"party in a shard of {' or '.join(filter(None, due)) or 'nobody'}", found)
+
+
+def _held(values: Values) -> str:
+    return f"HELD#{payer(values)}"
+
+
+def _earned(values: Values) -> str:
+    return f"EARNED#{values['owner']}"
 
 
 def _check_age(values: Values, most_ms: int, done: str, context: Context) -> Iterator[Difference]:

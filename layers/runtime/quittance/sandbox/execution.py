@@ -12,7 +12,7 @@ from wasmtime import TrapCode
 from quittance import limits
 from quittance.run import HOST_RULES, Job, Meter, Outcome, Run
 from quittance.sandbox import wasi_1
-from quittance.sandbox.engine import Host, backtrace, exported, memory_minimum_bytes, new_engine, recursive_functions
+from quittance.sandbox.engine import Host, Program, Store, backtrace, load, new_engine, recursive_functions
 from quittance.sandbox.wasi import ExitedError, FuelLimitError, Guest, OutputLimitError
 
 _MEMORY_NEARLY_USED: Final = 8  # a guest that failed with less than 1/8 of its limit left most likely needed more
@@ -51,14 +51,6 @@ _ALLOCATION_FAILURES: Final = frozenset({Outcome.EXIT_CODE, Outcome.TRAP_UNREACH
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """A loaded and linked module."""
-
-    instance: wasmtime.InstancePre
-    memory_minimum_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Ending:
     outcome: Outcome
     message: str
@@ -75,20 +67,26 @@ class Executor:
 
     def load(self, artefact: bytes) -> Program:
         """Load an artefact. This makes its native code executable, so the caller must have checked its digest."""
-        module = wasmtime.Module.deserialize(self._engine, artefact)
-        return Program(self._host.link(module), memory_minimum_bytes(module))
+        return load(self._engine, self._host, artefact)
 
-    def run(self, program: Program, job: Job, write_stderr: Callable[[bytes], None]) -> Run:
-        """Run a program. `write_stderr` receives what it writes to standard error."""
-        with wasmtime.Store(self._engine) as store:
+    def run(
+        self,
+        program: Program,
+        job: Job,
+        write_stderr: Callable[[bytes], None],
+        write_stdout: Callable[[bytes], None] | None = None,
+    ) -> Run:
+        """Run a program. `write_stderr` and `write_stdout` receive what it writes; without the second, `Run` has it."""
+        with Store(self._engine) as store:
             guest = _GUESTS[job.host_rules](
                 stdin=job.stdin,
                 epoch_ns=job.epoch_ns,
                 seed=job.seed,
                 write_stderr=write_stderr,
+                write_stdout=write_stdout,
                 output_bytes_max=job.output_bytes,
                 fuel=job.fuel,
-                engine_fuel=lambda: job.fuel + 1 - store.get_fuel(),
+                engine_fuel=lambda: job.fuel + 1 - store.fuel(),
             )
             self._host.begin(guest.answer)
             try:
@@ -96,23 +94,21 @@ class Executor:
             finally:
                 self._host.begin(None)
 
-    def _run(self, store: wasmtime.Store, program: Program, job: Job, guest: Guest) -> Run:
+    def _run(self, store: Store, program: Program, job: Job, guest: Guest) -> Run:
         # The engine may overrun the count by some instructions and then reports no fuel left. One unit beyond the limit
         # distinguishes that from a run that used exactly its limit.
         store.set_fuel(job.fuel + 1)
-        store.set_limits(
-            memory_size=job.memory_bytes,
+        store.limit(
+            memory_bytes=job.memory_bytes,
             table_elements=limits.TABLE_ELEMENTS_MAX,
-            instances=1,
             tables=limits.MODULE_TABLES_MAX,
-            memories=1,
         )
         wall_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
         if program.memory_minimum_bytes > job.memory_bytes:
             ending, memory_bytes = _too_large(program.memory_minimum_bytes, job.memory_bytes), 0
         else:
             ending, memory_bytes = self._start(store, program, job)
-        fuel = job.fuel + 1 - store.get_fuel() + guest.fuel
+        fuel = job.fuel + 1 - store.fuel() + guest.fuel
         if fuel > job.fuel:
             ending, fuel = _out_of_fuel(ending, job.fuel), job.fuel
         meter = Meter(
@@ -122,22 +118,21 @@ class Executor:
             wall_ms=_milliseconds(time.monotonic_ns() - wall_ns),
             memory_bytes=memory_bytes,
             input_bytes=len(job.stdin),
-            output_bytes=len(guest.stdout),
+            output_bytes=guest.stdout_bytes,
             stderr_bytes=guest.stderr_bytes,
         )
         return Run(ending.outcome, ending.message, meter, ending.exit_code, bytes(guest.stdout))
 
-    def _start(self, store: wasmtime.Store, program: Program, job: Job) -> tuple[_Ending, int]:
-        memory: wasmtime.Memory | None = None
+    def _start(self, store: Store, program: Program, job: Job) -> tuple[_Ending, int]:
+        instantiated = False
         try:
-            instance = program.instance.instantiate(store)
-            memory = exported(store, instance, "memory")  # type: ignore[assignment]  # its kind was checked at publish
-            start = exported(store, instance, "_start")
-            start(store)  # type: ignore[operator]  # as above
+            store.instantiate(program)
+            instantiated = True
+            store.start()
             ending = _Ending(Outcome.SUCCEEDED, "The agent succeeded.", exit_code=0)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as stop:
             ending = self._classify(stop, job)
-        peak = memory.data_len(store) if memory else max(self._host.memory_bytes, program.memory_minimum_bytes)
+        peak = store.memory_bytes() if instantiated else max(self._host.memory_bytes, program.memory_minimum_bytes)
         return _or_memory_limit(ending, peak, job.memory_bytes), peak
 
     def _classify(self, stop: wasmtime.Trap | wasmtime.WasmtimeError, job: Job) -> _Ending:

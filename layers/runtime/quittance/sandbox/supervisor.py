@@ -5,6 +5,7 @@ deadline, bounds every read, and rejects every report that no run of the job cou
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import resource
@@ -13,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -249,11 +249,13 @@ class _Worker:
             stderr, their_stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             self._stderr = ours.enter_context(os.fdopen(stderr, "rb", buffering=0))
             theirs.callback(os.close, their_stderr)
-            file = theirs.enter_context(tempfile.TemporaryFile())
-            os.posix_fallocate(file.fileno(), 0, wire.SHARED_BYTES)  # a full disk must fail here, not at a later write
-            self._shared = ours.enter_context(contextlib.closing(wire.SharedMemory(file.fileno())))
-            self._process = _spawn(python, theirs.enter_context(their_channel), file.fileno(), their_stderr)
+            shared = _shared_file()
+            theirs.callback(os.close, shared)
+            self._shared = ours.enter_context(contextlib.closing(wire.SharedMemory(shared)))
+            self._process = _spawn(python, theirs.enter_context(their_channel), shared, their_stderr)
             self._resources = ours.pop_all()
+        self._readable = select.poll()
+        self._readable.register(self._channel, select.POLLIN)
 
     @property
     def alive(self) -> bool:
@@ -265,8 +267,8 @@ class _Worker:
         self.must_be_replaced = True  # until the run has ended in good order
         try:
             self._send_job(job, begin_by)
-            header, body = self._receive_report(job, begin_by)
-            run, resident_bytes = wire.decode_run(header, body, self._shared.stderr())
+            report = self._receive_report(job, begin_by)
+            run, resident_bytes = wire.decode_run(report, self._shared, job.output_bytes)
             # A report may be there although the guest was late, if this process was not running at the deadline.
             late = run.meter.wall_ms > job.timeout_ms
             if late and run.outcome is not Outcome.WORKER_LOST:
@@ -279,6 +281,7 @@ class _Worker:
             return _lost(job, "The sandbox failed during the run; the agent is not to blame.", self._shared.stderr())
         if run.outcome is Outcome.WORKER_LOST:
             _logger.warning("the worker failed; its stderr: %s", self._read_stderr())
+        self._shared.erase(stdin_bytes=len(job.stdin), stdout_bytes=len(run.stdout), stderr_bytes=len(run.stderr))
         self._runs += 1
         self.worn = self._runs >= limits.WORKER_RUNS_MAX or resident_bytes > limits.WORKER_RSS_BYTES_MAX
         self.must_be_replaced = self.worn or run.outcome is Outcome.WORKER_LOST
@@ -295,21 +298,20 @@ class _Worker:
 
     def _send_job(self, job: Job, begin_by: float) -> None:
         """Read the greeting of a new worker, then send the job."""
-        self._shared.clear()
+        self._shared.put_job(job.stdin)
         try:
             if self.seccomp is None:
-                header, _ = wire.receive(lambda count: self._read(count, begin_by), 0)
-                self.seccomp = wire.decode_greeting(header)
-            rest = memoryview(wire.encode_job(job))
+                self.seccomp = wire.decode_greeting(wire.receive(lambda count: self._read(count, begin_by)))
+            rest = wire.encode_job(job)
             while rest:
                 try:
                     rest = rest[self._channel.send(rest) :]
                 except BlockingIOError:
-                    self._wait(select.POLLOUT, begin_by)
+                    self._wait_to_send(begin_by)
         except (ConnectionError, EOFError) as error:
             raise self._not_started() from error
 
-    def _receive_report(self, job: Job, begin_by: float) -> wire.Frame:
+    def _receive_report(self, job: Job, begin_by: float) -> bytes:
         """Wait for the report of the run."""
         clock = _GuestClock(self._shared, job.timeout_ms / 1_000, begin_by)
 
@@ -321,20 +323,22 @@ class _Worker:
                     continue
 
         try:
-            return wire.receive(read, job.output_bytes)
+            return wire.receive(read)
         except (ConnectionError, EOFError) as error:
             if clock.began:
                 raise
             raise self._not_started() from error
 
     def _read(self, count: int, deadline: float) -> bytes:
-        self._wait(select.POLLIN, deadline)
-        return self._channel.recv(min(count, limits.MIB))
+        """Read what has arrived; raises `TimeoutError` at the deadline."""
+        if not self._readable.poll(_seconds_until(deadline) * 1_000):
+            raise TimeoutError
+        return self._channel.recv(count)
 
-    def _wait(self, event: int, deadline: float) -> None:
-        """Wait until the channel is ready; raises `TimeoutError` at the deadline."""
+    def _wait_to_send(self, deadline: float) -> None:
+        """Wait until the channel takes more bytes; raises `TimeoutError` at the deadline."""
         poll = select.poll()
-        poll.register(self._channel, event)
+        poll.register(self._channel, select.POLLOUT)
         if not poll.poll(_seconds_until(deadline) * 1_000):
             raise TimeoutError
 
@@ -382,6 +386,18 @@ class _Worker:
 
 _NOT_REAPED: Final[list[subprocess.Popen[bytes]]] = []
 """Killed workers that a busy kernel has not ended yet. They are reaped when the next worker is started."""
+
+
+def _shared_file() -> int:
+    """Make the memory file behind the shared memory; return its descriptor.
+
+    Its length is sealed. The worker has a descriptor of it, and reading a page that no longer exists would end this
+    process.
+    """
+    descriptor = os.memfd_create("quittance", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, wire.SHARED_BYTES)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return descriptor
 
 
 def _spawn(python: str, channel: socket.socket, shared: int, stderr: int) -> subprocess.Popen[bytes]:

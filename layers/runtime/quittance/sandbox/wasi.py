@@ -77,6 +77,7 @@ CLOCK_NS_MAX: Final = 2**63 - 1
 
 _REALTIME, _MONOTONIC = 0, 1
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+_WRITABLE = frozenset({_STDOUT, _STDERR})
 _RIGHT_READ, _RIGHT_WRITE, _RIGHT_POLL = 1 << 1, 1 << 6, 1 << 27
 _ABSOLUTE = 1
 _HANGUP = 1
@@ -108,7 +109,7 @@ class CallFailedError(Exception):
     """The host call fails; the guest receives the error number."""
 
     def __init__(self, errno: Errno) -> None:
-        super().__init__(errno.name)
+        super().__init__(errno)
         self.errno = errno
 
 
@@ -134,8 +135,11 @@ class Memory(Protocol):
     def read(self, address: int, length: int) -> bytes:
         """Copy bytes out of the guest."""
 
-    def write(self, address: int, data: bytes) -> None:
+    def write(self, address: int, data: bytes | memoryview) -> None:
         """Copy bytes into the guest."""
+
+    def check(self, address: int, length: int) -> None:
+        """Check that bytes are inside the guest's memory, without reading them."""
 
 
 class Guest:
@@ -148,10 +152,11 @@ class Guest:
     def __init__(
         self,
         *,
-        stdin: bytes,
+        stdin: bytes | memoryview,
         epoch_ns: int,
         seed: bytes,
         write_stderr: Callable[[bytes], None],
+        write_stdout: Callable[[bytes], None] | None = None,
         output_bytes_max: int = limits.OUTPUT_BYTES_MAX,
         fuel: int = limits.FUEL_MAX,
         engine_fuel: Callable[[], int] = lambda: 0,
@@ -159,7 +164,9 @@ class Guest:
         self.fuel = 0
         self._fuel_max = fuel
         self._engine_fuel = engine_fuel  # returns what the engine has counted so far
-        self.stdout = bytearray()
+        self.stdout = bytearray()  # stays empty if `write_stdout` takes the output
+        self.stdout_bytes = 0
+        self._write_stdout = write_stdout or self.stdout.extend
         self._output_bytes_max = output_bytes_max
         self._stdin = memoryview(stdin)
         self._write_stderr = write_stderr
@@ -175,8 +182,8 @@ class Guest:
     def answer(self, name: str, memory: Memory, arguments: Sequence[int]) -> int:
         """Answer a host call by its name."""
         self._spend(limits.HOST_CALL_FUEL)
-        call: Callable[..., int] = _UNSUPPORTED.get(name) or getattr(type(self), name)
-        return call(self, memory, *arguments)
+        answer: int = getattr(self, name)(memory, *arguments)
+        return answer
 
     def _spend(self, fuel: int) -> None:
         """Charge fuel for work before it is done. The engine's count is added when the run has ended."""
@@ -235,7 +242,7 @@ class Guest:
 
     def random_get(self, memory: Memory, address: int, length: int) -> int:
         """The bytes are the next ones of a stream that depends on the job's seed alone."""
-        memory.read(address + length, 0)  # a bad pointer must not consume any of the stream
+        memory.check(address, length)  # a bad pointer must not consume any of the stream
         self._spend(length * limits.RANDOM_BYTE_FUEL)
         for start in range(0, length, limits.RANDOM_PIECE_BYTES):
             piece = self._random.take(min(limits.RANDOM_PIECE_BYTES, length - start))
@@ -252,7 +259,7 @@ class Guest:
             return Errno.INVAL
         self._spend(count * limits.HOST_BUFFER_FUEL)
         subscribed = memory.read(subscriptions, count * _SUBSCRIPTION.size)
-        memory.read(events, count * _EVENT.size)  # a bad pointer must fail before time advances
+        memory.check(events, count * _EVENT.size)  # a bad pointer must fail before time advances
         ready = self._poll(subscribed)
         memory.write(events, b"".join(ready))
         memory.write(result, _U32.pack(len(ready)))
@@ -279,7 +286,7 @@ class Guest:
 
     def _poll_descriptor(self, userdata: int, tag: int, fd: int) -> bytes:
         readable = tag == 1 and fd == _STDIN
-        writable = tag == 2 and fd in {_STDOUT, _STDERR}
+        writable = tag == 2 and fd in _WRITABLE
         if fd not in self._open or not (readable or writable):
             return _EVENT.pack(userdata, Errno.BADF, tag, 0, 0)
         if writable:
@@ -296,16 +303,17 @@ class Guest:
 
     def fd_read(self, memory: Memory, fd: int, iovecs: int, count: int, result: int) -> int:
         """Standard input is the job's input."""
-        self._require(fd, _STDIN)
+        if fd != _STDIN or fd not in self._open:
+            raise CallFailedError(Errno.BADF)
         spans = self._spans(memory, iovecs, count)
-        memory.read(result, _U32.size)  # a bad pointer must fail before any input is consumed
+        memory.check(result, _U32.size)  # a bad pointer must fail before any input is consumed
         total = 0
         for address, length in spans:
-            piece = bytes(self._stdin[:length])
+            piece = self._stdin[:length]
             if not piece:
                 break
             memory.write(address, piece)
-            self._stdin = self._stdin[len(piece) :]
+            self._stdin = self._stdin[length:]
             total += len(piece)
         self._note_transfer(total)
         memory.write(result, _U32.pack(total))
@@ -313,19 +321,21 @@ class Guest:
 
     def fd_write(self, memory: Memory, fd: int, iovecs: int, count: int, result: int) -> int:
         """Standard output ends the run beyond its limit; standard error is cut off at its limit."""
-        self._require(fd, _STDOUT, _STDERR)
+        if fd not in _WRITABLE or fd not in self._open:
+            raise CallFailedError(Errno.BADF)
         spans = self._spans(memory, iovecs, count)
-        total = sum(length for _, length in spans)
+        total = spans[0][1] if len(spans) == 1 else sum(length for _, length in spans)
         if total > _U32_MAX:
             return Errno.INVAL
-        memory.read(result, _U32.size)  # a bad pointer must fail before anything is written
+        memory.check(result, _U32.size)  # a bad pointer must fail before anything is written
         if fd == _STDERR:
             self._keep_stderr(memory, spans, total)
-        elif len(self.stdout) + total > self._output_bytes_max:
+        elif self.stdout_bytes + total > self._output_bytes_max:
             raise OutputLimitError
         else:
             for address, length in spans:
-                self.stdout += memory.read(address, length)
+                self._write_stdout(memory.read(address, length))
+            self.stdout_bytes += total
         self._note_transfer(total)
         memory.write(result, _U32.pack(total))
         return Errno.SUCCESS
@@ -349,7 +359,7 @@ class Guest:
         self._spend(count * limits.HOST_BUFFER_FUEL)
         spans = [span for span in IOVEC.iter_unpack(memory.read(iovecs, count * IOVEC.size)) if span[1]]
         for address, length in spans:
-            memory.read(address + length, 0)
+            memory.check(address, length)
         return spans
 
     def _note_transfer(self, count: int) -> None:
@@ -386,10 +396,6 @@ class Guest:
 
     def _require_open(self, fd: int) -> None:
         if fd not in self._open:
-            raise CallFailedError(Errno.BADF)
-
-    def _require(self, fd: int, *allowed: int) -> None:
-        if fd not in allowed or fd not in self._open:
             raise CallFailedError(Errno.BADF)
 
 
@@ -448,24 +454,31 @@ _UNSUPPORTED: Final[Mapping[str, Callable[..., int]]] = {
 }
 
 
+for _name, _function in _UNSUPPORTED.items():
+    setattr(Guest, _name, _function)
+
+
 class _Random:
     """SHA-256 in counter mode: a stream of bytes that depends on the seed alone."""
 
     def __init__(self, seed: bytes) -> None:
-        self._key = hashlib.sha256(seed)
+        self._seed = seed
+        self._key: hashlib._Hash | None = None  # until the first draw: most runs draw nothing
         self._counter = 0
         self._rest = b""
 
     def take(self, length: int) -> bytes:
         missing = max(length - len(self._rest), 0)
         blocks = -(-missing // 32)
-        fresh = b"".join(self._block(self._counter + index) for index in range(blocks))
+        self._key = key = self._key or hashlib.sha256(self._seed)
+        fresh = b"".join(_block(key, self._counter + index) for index in range(blocks))
         self._counter += blocks
         stream = self._rest + fresh
         self._rest = stream[length:]
         return stream[:length]
 
-    def _block(self, number: int) -> bytes:
-        block = self._key.copy()
-        block.update(number.to_bytes(8, "little"))
-        return block.digest()
+
+def _block(key: "hashlib._Hash", number: int) -> bytes:
+    block = key.copy()
+    block.update(number.to_bytes(8, "little"))
+    return block.digest()

@@ -31,5 +31,5 @@ class Guest(wasi.Guest):
             raise CallFailedError(Errno.INVAL)
         spans = list(IOVEC.iter_unpack(memory.read(iovecs, count * IOVEC.size)))
         for address, length in spans:
-            memory.read(address + length, 0)
+            memory.check(address, length)
         return spans

@@ -23,7 +23,8 @@ from wasmtime import WasmtimeError
 from quittance import limits
 from quittance.run import Job, Meter, Outcome, Run
 from quittance.sandbox import process, seccomp, wire
-from quittance.sandbox.execution import Executor, Program
+from quittance.sandbox.engine import Program
+from quittance.sandbox.execution import Executor
 
 _OTHER_FILES_MAX: Final = 16
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -97,10 +98,12 @@ class Worker:
     def serve(self) -> None:
         """Run jobs until the parent closes the channel."""
         while True:
-            header, body = wire.receive(lambda count: os.read(self._channel, count), limits.STDIN_BYTES_MAX)
-            run = self._run(wire.decode_job(header, body))
+            run = self._run(wire.decode_job(wire.receive(self._read), self._shared))
             self.send(wire.encode_run(run, self._resident_bytes()))
-            del header, body, run
+            del run
+
+    def _read(self, count: int) -> bytes:
+        return os.read(self._channel, count)
 
     def _run(self, job: Job) -> Run:
         try:
@@ -108,7 +111,7 @@ class Worker:
         except _ArtefactRefusedError as refused:
             return Run(refused.outcome, str(refused), Meter(input_bytes=len(job.stdin)))
         self._shared.begin()
-        return self._executor.run(program, job, self._shared.append_stderr)
+        return self._executor.run(program, job, self._shared.append_stderr, self._shared.append_stdout)
 
     def _resident_bytes(self) -> int:
         pages = os.pread(self._statm, 100, 0).split()[1]

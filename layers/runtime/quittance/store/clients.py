@@ -1,14 +1,16 @@
 """AWS clients with explicit time-outs: no call may outlive the money that waits for it."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import botocore.session
 from boto3.session import Session
 from botocore.config import Config
+from botocore.exceptions import NoRegionError
 from botocore.loaders import Loader, create_loader
 
 from quittance.errors import PlatformUnavailableError
@@ -28,15 +30,20 @@ _CONFIG: Final = Config(
     retries={"mode": "standard", "total_max_attempts": 2},
 )
 # One try: who calls tries again, because he knows how long he may, and where a conflict is to be avoided.
-_ONE_TRY: Final = Config(
-    connect_timeout=CALL_MS_MAX / 4_000, read_timeout=CALL_MS_MAX * 3 / 4_000, retries={"total_max_attempts": 1}
-)
+_CONNECT_S: Final = CALL_MS_MAX / 4_000
+_READ_S: Final = CALL_MS_MAX * 3 / 4_000
+_ONE_TRY: Final = Config(connect_timeout=_CONNECT_S, read_timeout=_READ_S, retries={"total_max_attempts": 1})
 
 
 def dynamodb() -> "DynamoDBClient":
-    """A DynamoDB client whose calls end within CALL_MS_MAX, and are sent once."""
+    """A DynamoDB client whose calls end within CALL_MS_MAX, and are sent once. It has the methods that stores use."""
+    from quittance.store.dynamo_client import DynamoDB
+
     with _description_read():
-        return _session().client("dynamodb", config=_ONE_TRY)
+        session = _session()
+        endpoint = _endpoint("dynamodb", session.region_name)
+        client = DynamoDB(session, endpoint=endpoint, connect_s=_CONNECT_S, read_s=_READ_S)
+    return cast("DynamoDBClient", client)
 
 
 def s3() -> "S3Client":
@@ -89,6 +96,19 @@ def forget() -> None:
     """The next client is made with a new session: new credentials, new connections."""
     _session.cache_clear()
     _credentials.clear()
+
+
+def _endpoint(service: str, region: str | None) -> str:
+    """The address of a service in a region, or the one that an environment variable names. Raises NoRegionError."""
+    for name in (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL"):
+        if elsewhere := os.environ.get(name):
+            return elsewhere
+    if region is None:
+        raise NoRegionError
+    partitions = _descriptions().load_data("partitions")["partitions"]
+    suffixes = (each["outputs"]["dnsSuffix"] for each in partitions if re.match(each["regionRegex"], region))
+    suffix = next(suffixes, "amazonaws.com")  # a region that is newer than this library
+    return f"https://{service}.{region}.{suffix}/"
 
 
 @contextmanager

@@ -3,9 +3,10 @@
     pk                        attributes
     ACCT#<account>            available: the account's home shard (see ledger/balances.py); a bond also has `charged`
     ACCT#<account>#<shard>    available: another balance shard of the account
-    ESC#<escrow id>           an escrow; `work` and `work_at` while the sweep still has to process it. If a channel
-                              pays, it is the item of the ticket's first number; those of the others name it in
-                              `part_of`. `void_ms` in place of an escrow: closing took the number out of use
+    ESC#<escrow id>           an escrow; `work` and `work_at` while the sweep still has to process it, and `party`: in
+                              whose balance it is until then. If a channel pays, it is the item of the ticket's first
+                              number; those of the others name it in `part_of`. `void_ms` in place of an escrow:
+                              closing took the number out of use
     CHAN#<channel id>         a channel, see store/channels.py
     TOPUP#<channel id>#<id>   an amount added to a channel
     IN#<account>#<id>         a deposit: amount, depositor
@@ -25,9 +26,11 @@ proof/seal.py).
 The sparse index `work` lists the work of the sweep: `OPEN#<shard>` by expiry while an escrow is funded,
 `SETTLED#<shard>` by time until its owner and the platform are credited, and `BATCH` until a batch is in the log. It
 also lists the work of operators: `PAYOUT` until a withdrawal is paid out or returned. The entries `OPEN` and
-`SETTLED` are spread over several *work shards*, by escrow id. The index `statement` orders the movements of an account
-by `account` and `at`. An index only finds candidates for a write: the items are read again, and the write tests its
-condition.
+`SETTLED` are spread over several *work shards*, by escrow id. The sparse index `open` lists what one account has open,
+by `party`: `HELD#<payer>#<shard>` while an account's or a bond's credits are in a funded escrow, then
+`EARNED#<owner>#<shard>` until the escrow is credited. An escrow that a ticket pays holds no account's credits. The
+index `statement` orders the movements of an account by `account` and `at`. An index only finds candidates for a write:
+the items are read again, and the write tests its condition.
 
 The state machine is in the condition expressions. A rejected write returns the stored item, so a replay, a lost race
 and a lost response can be distinguished without a read. Each write makes its own condition false, so a retry after a
@@ -43,7 +46,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import (
@@ -72,8 +74,8 @@ from quittance.ledger.escrow import (
 from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, task_line
 from quittance.ledger.pricing import ComputePrices
 from quittance.ledger.reputation import Standing
-from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CREDITED_AT_ONCE_MAX
-from quittance.proof.seal import sealed
+from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CREDITED_AT_ONCE_MAX, PARTY_SHARDS
+from quittance.proof.seal import WITH_PARTY, sealed
 from quittance.run import Fault, Limits, Outcome, Side
 from quittance.store.dynamo import (
     BusyError,
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 WORK_INDEX: Final = "work"
+OPEN_INDEX: Final = "open"
 STATEMENT_INDEX: Final = "statement"
 _PREFIXES: Final = {
     LineKind.DEPOSIT: "IN",
@@ -250,7 +253,7 @@ class Ledger:
         """
         settlement = _settlement_of(settled)
         values = self._escrow_values(settled) | _settlement_values(settlement)
-        values |= {"work": f"SETTLED#{self._work_shard(settled.escrow_id)}", "work_at": settlement.settled_ms}
+        values |= self._settled_work(settled)
         first, *parts = [put_new(self._table, each) for each in (values, *_part_values(settled))]
         try:
             if parts:
@@ -427,9 +430,13 @@ class Ledger:
         return Bond(sum(map(_available_micro, shards)), sum(map(_charged_micro, shards)))
 
     def has_open_work(self, owner: str) -> bool:
-        """Whether the index lists unswept escrows of the owner's agents, or of judges that its bond pays."""
-        queues = [*self._work_shards_of("OPEN"), *self._work_shards_of("SETTLED")]
-        return any(True for _ in self._work(*queues, of={"owner": owner, "account": bond_account(owner)}))
+        """Whether the index lists settled and unswept escrows of the owner's agents, or judges that its bond pays.
+
+        It does not list the funded escrows of the owner's agents, which are among those of their payers: BOND_NOTICE_MS
+        after the retirement of all agents there are none that can still charge the bond.
+        """
+        listed = chain(self._open("EARNED", owner, page_items=1), self._open("HELD", bond_account(owner), page_items=1))
+        return any(True for _ in listed)
 
     def available_micro(self, account: str) -> int:
         """What an account can spend now: a snapshot of all its shards. 0 for an unknown account."""
@@ -456,11 +463,11 @@ class Ledger:
 
     def held_micro(self, account: str) -> int:
         """The sum that an account's open tasks hold, from the index, which may lag by a second."""
-        return sum(item["budget"] for item in self._work(*self._work_shards_of("OPEN"), of={"account": account}))
+        return sum(item["budget"] for item in self._open("HELD", account))
 
     def earned_micro(self, owner: str) -> int:
         """What an owner earned that is not credited yet, from the index, which may lag by a second."""
-        return sum(item["paid"] for item in self._work(*self._work_shards_of("SETTLED"), of={"owner": owner}))
+        return sum(item["paid"] for item in self._open("EARNED", owner))
 
     def standing(self, agent_id: str) -> Standing:
         """An agent's standing (consistent read)."""
@@ -589,9 +596,7 @@ class Ledger:
         return update(
             self._table,
             f"ESC#{settled.escrow_id}",
-            set_=_settlement_values(settlement)
-            | {"input_sha256": settled.input_sha256}
-            | {"work": f"SETTLED#{self._work_shard(settled.escrow_id)}", "work_at": settlement.settled_ms},
+            set_=_settlement_values(settlement) | {"input_sha256": settled.input_sha256} | self._settled_work(settled),
             remove=("ticket",) if settled.ticket else (),  # the receipt has it
             condition=condition,
             values=values,
@@ -823,7 +828,7 @@ class Ledger:
             self._table,
             f"ESC#{escrow.escrow_id}",
             set_={"swept_ms": now_ms, "batch": first.escrow_id, "place": place},
-            remove=("work", "work_at"),
+            remove=("work", "work_at", "party"),
             condition="attribute_not_exists(#swept_ms)",
             values={},
         )
@@ -864,24 +869,19 @@ class Ledger:
         return read_items(self._client.batch_get_item, self._table, pks, self._patience(), consistent=True)
 
     def _work(
-        self,
-        *queues: str,
-        before_ms: int | None = None,
-        of: Mapping[str, str] = MappingProxyType({}),
-        page_items: int | None = None,
+        self, queue: str, *, before_ms: int | None = None, page_items: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The index items of some queues, queue by queue, oldest first; `of` keeps items with one of these values."""
-        query: dict[str, Any] = {
-            "TableName": self._table,
-            "IndexName": WORK_INDEX,
-            "KeyConditionExpression": "#work = :queue" + ("" if before_ms is None else " AND work_at <= :before"),
-            "ExpressionAttributeNames": {"#work": "work"} | {f"#{name}": name for name in of},
-        } | ({"FilterExpression": " OR ".join(f"#{name} = :{name}" for name in of)} if of else {})
-        if page_items is not None:
-            query["Limit"] = page_items
-        values = {":before": before_ms} | {f":{name}": wanted for name, wanted in of.items()}
-        for queue in queues:
-            query["ExpressionAttributeValues"] = to_item({":queue": queue, **values})
+        """The index items of a queue, oldest first."""
+        query = listing(self._table, WORK_INDEX, "work", queue, limit=page_items)
+        if before_ms is not None:
+            query["KeyConditionExpression"] += " AND work_at <= :before"
+            query["ExpressionAttributeValues"] |= to_item({":before": before_ms})
+        return map(from_item, paged(self._client.query, query, self._left_ms))
+
+    def _open(self, side: str, account: str, *, page_items: int | None = None) -> Iterator[dict[str, Any]]:
+        """What the index lists as held of an account, or as earned by it."""
+        for shard in range(PARTY_SHARDS):
+            query = listing(self._table, OPEN_INDEX, "party", f"{side}#{account}#{shard}", limit=page_items)
             yield from map(from_item, paged(self._client.query, query, self._left_ms))
 
     def _work_shards_of(self, queue: str) -> list[str]:
@@ -891,6 +891,14 @@ class Ledger:
 
     def _work_shard(self, escrow_id: str) -> int:
         return zlib.crc32(escrow_id.encode()) % self._work_shards
+
+    def _settled_work(self, settled: Escrow) -> dict[str, Value | None]:
+        """The index attributes of an escrow from its settlement until it is credited."""
+        return {
+            "work": f"SETTLED#{self._work_shard(settled.escrow_id)}",
+            "work_at": _settlement_of(settled).settled_ms,
+            "party": _party("EARNED", settled.owner, settled.escrow_id),
+        }
 
     def _escrow_values(self, escrow: Escrow) -> dict[str, Value | None]:
         values: dict[str, Value | None] = {
@@ -926,9 +934,10 @@ class Ledger:
             "share": _share(escrow),
             "work": f"OPEN#{self._work_shard(escrow.escrow_id)}",
             "work_at": escrow.expires_ms,
+            "party": None if escrow.ticket else _party("HELD", escrow.payer, escrow.escrow_id),
         }
         # What a judge reads is not known at funding.
-        return sealed(values, unsealed=("input_sha256",) if is_judge(escrow) else ())
+        return sealed(values, unsealed=("input_sha256",) if is_judge(escrow) else (), beside=WITH_PARTY)
 
     def _line_values(self, line: Line) -> dict[str, Value | None]:
         values: dict[str, Value | None] = {
@@ -1005,6 +1014,11 @@ def _pk(account: str, kind: LineKind, reference: str) -> str:
 
 def _shard_pk(account: str, shard: int) -> str:
     return f"ACCT#{account}#{shard}" if shard != balances.HOME else f"ACCT#{account}"
+
+
+def _party(side: str, account: str, escrow_id: str) -> str:
+    """The key of an escrow in the index `open`: spread, because one account may have as many tasks as the system."""
+    return f"{side}#{account}#{zlib.crc32(escrow_id.encode()) % PARTY_SHARDS}"
 
 
 def _available_micro(shard: Mapping[str, Any] | None) -> int:

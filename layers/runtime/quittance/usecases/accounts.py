@@ -29,7 +29,7 @@ from quittance.errors import AccountFrozenError, BondInUseError, InvalidRequestE
 from quittance.ledger import journal
 from quittance.ledger.balances import bond_account
 from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, parse_payout_id
-from quittance.limits import BOND_NOTICE_MS, PAYOUT_ID_CHARS_MAX, STATED_TASK_CHARS_MAX
+from quittance.limits import BOND_NOTICE_MS, EXPIRY_REFUND_MS_MAX, PAYOUT_ID_CHARS_MAX, STATED_TASK_CHARS_MAX
 from quittance.observability import logger
 from quittance.platform import Platform
 
@@ -217,8 +217,10 @@ def _is_short(platform: Platform, owner: str) -> bool:
 def _why_in_use(platform: Platform, owner: str) -> BondInUseError | None:
     """Why an owner's bond cannot be released now; None if it can.
 
-    Environments that have an agent in their cache take tasks for a while after it is retired, and the index lists those
-    tasks a little later. So a release must wait for BOND_NOTICE_MS.
+    The index lists what is settled and not credited, so nothing may be funded that can still charge the bond. An
+    environment with an agent in its cache takes tasks for AGENT_AGE_MS_MAX after it is retired, and each escrow expires
+    ESCROW_MS_MAX later at the latest. From then on it can only be refunded, as the platform's fault, which charges no
+    bond. So a release must wait for BOND_NOTICE_MS, the sum of both.
     """
     owned = platform.registry.agents_of(owner)
     if owned.unretired:
@@ -230,7 +232,7 @@ def _why_in_use(platform: Platform, owner: str) -> BondInUseError | None:
         return BondInUseError(reason, retry_after_s=-(-wait_ms // 1_000))
     if platform.ledger.has_open_work(owner):
         reason = "tasks of your agents are not settled and credited yet. Repeat the request later"
-        return BondInUseError(reason, retry_after_s=BOND_NOTICE_MS // 1_000)
+        return BondInUseError(reason, retry_after_s=EXPIRY_REFUND_MS_MAX // 1_000)
     return None
 
 

@@ -1,0 +1,135 @@
+"""Measures everything that docs/performance.md states, and writes it.
+
+    python benchmarks/report.py              # an hour; writes docs/performance.md and its plots
+    QUITTANCE_QUICK=1 python benchmarks/report.py    # proves that it runs; writes to .local/performance
+
+Each part is a script of its own and runs alone. What one prints stays what the document shows; nothing is rounded or
+chosen here.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cost import PRICES, PRICES_DATE
+from scale import QUICK
+
+from local import venvs
+from local.paths import LOCAL, ROOT
+
+HOME: Final = LOCAL / "performance"
+DOCUMENT: Final = HOME / "performance.md" if QUICK else ROOT / "docs" / "performance.md"
+PLOTS: Final = DOCUMENT.parent / "performance"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A benchmark and what the document says of it. `shows` are the names of its plots."""
+
+    script: str
+    title: str
+    about: str
+    shows: tuple[str, ...]
+
+
+PARTS: Final = (
+    Part(
+        "path",
+        "The path of a task",
+        "Everything of a task but its guest and its storage. `boto3` is the same task in the same run with boto3's"
+        " client of DynamoDB in place of ours ([ADR 42](adr/0042-our-own-last-mile-to-dynamodb.md)).",
+        ("processor", "path"),
+    ),
+    Part(
+        "cost",
+        "Cost",
+        "Counted from the calls of real tasks. The saga is a standard workflow of Step Functions with a function for"
+        " each step; the reference design has three SQL transactions, without the instances of its database."
+        " Below is what a billion old escrows cost a month, and what it would cost to keep only their keys in the table"
+        " and the rest in S3. That is not built.",
+        ("cost",),
+    ),
+    Part(
+        "sandbox",
+        "The sandbox",
+        "A run through the sandbox beside the same module without it. What the figures consist of:"
+        " [sandbox.md](sandbox.md#what-a-run-costs).",
+        ("sandbox",),
+    ),
+    Part(
+        "growth",
+        "Growth",
+        "A simulation, with measured steps and the limits that AWS documents. It shows what bends first.",
+        ("growth",),
+    ),
+)
+
+_ABOUT: Final = "Other work on the machine changes the times; the ratios to what ran in the same run hardly change."
+
+
+def main() -> int:
+    """Measure and write; return 1 if a part exceeds one of its limits."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {"prices": PRICES}
+    printed, missed = {}, []
+    for part in PARTS:
+        print(f"▸ {part.title}: python benchmarks/{part.script}.py", flush=True)
+        began = time.monotonic()
+        printed[part.script], failed = _run(part, figures)
+        missed += [part.script] * failed
+        print(f"{'✗' if failed else '✓'} {part.title:<32}{time.monotonic() - began:8.0f} s", flush=True)
+    collected = HOME / "figures.json"
+    collected.write_text(json.dumps(figures))
+    python = venvs.ensure("plots") / "python"
+    subprocess.run([python, ROOT / "benchmarks" / "plots.py", collected, PLOTS], check=True)
+    DOCUMENT.write_text(_document(printed))
+    print(f"✓ {DOCUMENT.relative_to(ROOT)}")
+    return int(bool(missed))
+
+
+def _run(part: Part, figures: dict[str, Any]) -> tuple[str, bool]:
+    """Run a part; return what it printed, and whether it failed a limit."""
+    file = HOME / f"{part.script}.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{part.script}.py"), "--json", str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT, env=os.environ)
+    if not file.exists():
+        message = f"benchmarks/{part.script}.py wrote no figures"
+        raise SystemExit(message)
+    figures[part.script] = json.loads(file.read_text())
+    return done.stdout, done.returncode != 0
+
+
+def _document(printed: Mapping[str, str]) -> str:
+    """The document: what each part printed, under its title, with its plots."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("wasmtime", "botocore", "pydantic")]
+    packages = ", ".join([f"Python {platform.python_version()}", *versions])
+    measured = f"Measured on {datetime.datetime.now(datetime.UTC).date()}: {_machine()}, {packages}."
+    lines = ["# Performance", "", f"`make bench` writes this page. {measured}", _ABOUT, f"Prices are of {PRICES_DATE}."]
+    for part in PARTS:
+        lines += ["", f"## {part.title}", "", part.about, "", "<!-- not run: make bench runs it -->", "```sh"]
+        lines += [f"python benchmarks/{part.script}.py", "```", ""]
+        lines += [f"![{part.title}](performance/{name}.svg)" for name in part.shows]
+        lines += ["", "```text", printed[part.script].rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _machine() -> str:
+    """The processor and the number of cores."""
+    about = Path("/proc/cpuinfo").read_text()
+    model = next((line.partition(":")[2].strip() for line in about.splitlines() if line.startswith("model name")), "")
+    return f"{len(os.sched_getaffinity(0))} cores of {model or platform.machine()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -550,7 +550,7 @@ READS: Final = {
     "acceptance.json_schema._count: int": "schema",
     "acceptance.json_schema._multiple_of: Decimal": "output under a schema",
     "sandbox.supervisor._spawn: int": OURS,
-    "usecases.sweep._count: int": OURS,
+    "usecases.sweep.sweep: int": OURS,
     "tracing._from_environment: int": "X-Amzn-Trace-Id",
     "proof.verify._check_judge: int": FORM,
     "proof.verify._check_price: int": FORM,

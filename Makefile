@@ -78,6 +78,7 @@ bench: ## write docs/performance.md; measure cold starts, metering, a hot wallet
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/wash_trading.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/attacks.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sweep.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/backlog.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit

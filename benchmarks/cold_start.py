@@ -58,6 +58,7 @@ BUDGETS: Final[Mapping[str, Budget]] = {
     "notify": Budget(22, 1, "no routes; behind a stream"),
     "webhook": Budget(22, 1, "no routes; behind a queue"),
     "sweep": Budget(21, 1, "no routes; it is warm: the schedule calls it every minute"),
+    "drain": Budget(21, 1, "as sweep; only a large backlog calls it"),
     "audit": Budget(18, 1, "no routes; once a day"),
 }
 

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from time import sleep, time
 from typing import Any
+from zlib import crc32
 
 import httpx
 from boto3.dynamodb.types import Binary, TypeDeserializer
@@ -100,7 +101,7 @@ class Ledger:
             return False
         return True
 
-    def put_overdue(self, done: Mapping[str, Any], *, task_id: str) -> str:
+    def put_overdue(self, done: Mapping[str, Any], *, task_id: str, shards: int = 1) -> str:
         """Add an overdue funded escrow, copied from the settled task `done`; return its id.
 
         This saves waiting for a real escrow to expire. The payer is debited, so that the ledger's equation still holds.
@@ -113,7 +114,7 @@ class Ledger:
             "pk": {"S": f"ESC#{eid}"},
             "task_id": {"S": task_id},
             "state": {"S": "funded"},
-            "work": {"S": "OPEN#0"},
+            "work": {"S": f"OPEN#{crc32(eid.encode()) % shards}"},
             "party": {"S": f"HELD#{payer}#0"},
             "work_at": {"N": str(now_ms - 1)},
             "expires_ms": {"N": str(now_ms - 1)},

@@ -96,7 +96,15 @@ NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey", "accounts
 # the upload is published.
 MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs", "publish-sqs")
 OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "execute-ticket", "publish-s3", *MESSAGES}
-OTHERS |= {"sweep-schedule", "listings-backfill", "listings-stream", "notify-stream", "plan-run", "webhook-sqs"}
+OTHERS |= {
+    "drain-shard",
+    "sweep-schedule",
+    "listings-backfill",
+    "listings-stream",
+    "notify-stream",
+    "plan-run",
+    "webhook-sqs",
+}
 NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
 # The receiver's host name never resolves (RFC 6761), so the message must stay in the queue.
 UNREACHABLE = {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]}
@@ -276,6 +284,11 @@ def test_sweep_schedule(scene: Scene) -> None:
     swept = scene.send("sweep-schedule", scene.fill_in(FILES["sweep-schedule"]))
     assert set(swept) >= {"expired", "credited", "logged", "published", "failed", "complete"}
     assert (swept["failed"], swept["complete"]) == (0, True)
+
+
+def test_drain_shard(scene: Scene) -> None:
+    drained = scene.send("drain-shard", scene.fill_in(FILES["drain-shard"]))
+    assert (drained["failed"], drained["logged"], drained["complete"]) == (0, 0, True)
 
 
 @pytest.mark.parametrize("name", LOGGED)

@@ -32,6 +32,7 @@ SIGNERS = {
     "DeadletterFunction": {"ReceiptRoot"},
     "ResultFunction": {"ReceiptRoot"},
     "SweepFunction": {"ReceiptRoot", "CheckpointRoot"},
+    "DrainFunction": {"ReceiptRoot"},
     "WebhookFunction": {"WebhookRoot"},
     "PublicFunction": {"CardRoot"},
 }
@@ -43,6 +44,12 @@ NOT_TESTED: dict[tuple[str, str, str], str] = {
     ("WorkFunction", "lambda:InvokeFunction", "PublishFunction.Alias"): _AS_EXECUTE,
     ("WorkFunction", "s3:GetObject", "${OutputsBucket.Arn}/outputs/*"): _AS_EXECUTE,
     ("WorkFunction", "s3:ListBucket", "BinariesBucket.Arn"): _AS_EXECUTE,
+    ("DrainFunction", "dynamodb:GetItem", "RegistryTable.Arn"): "it runs the sweep's steps, where this right is tested",
+    (
+        "DrainFunction",
+        "dynamodb:UpdateItem",
+        "RegistryTable.Arn",
+    ): "it runs the sweep's steps, where this right is tested",
     # Used only if an account changes while the table is read (tests/proofs/test_streaming.py).
     (
         "AuditFunction",

@@ -46,6 +46,7 @@ NOT_LOADED = {
     "listings": ENGINE | POWERTOOLS_ROUTES | USE_CASES,
     "webhook": ENGINE | POWERTOOLS_ROUTES | USE_CASES,
     "sweep": ENGINE | ROUTES | SUPERVISOR | AUDIT | EXECUTE | PUBLISH,
+    "drain": ENGINE | ROUTES | SUPERVISOR | AUDIT | EXECUTE | PUBLISH,
     "audit": ENGINE | ROUTES | EXECUTE | PUBLISH | {"quittance.sandbox", "quittance.api.models"},
 }
 

@@ -93,6 +93,8 @@ def test_every_event_file_is_handled(platform: Cloud, context: Any) -> None:
     swept = answer("sweep-schedule")
     expected_sweep = {"expired": 0, "credited": 6, "logged": 6, "published": 6, "failed": 0, "complete": True}
     assert {name: swept[name] for name in expected_sweep} == expected_sweep
+    drained = answer("drain-shard")
+    assert (drained["credited"], drained["logged"], drained["failed"], drained["complete"]) == (0, 0, 0, True)
     for name, expected in LOGGED.items():
         sender.check(name, *expected)
     assert answer("audit-schedule")["differences"] == 0

@@ -57,8 +57,9 @@ def test_functions_are_called_only_by_their_alias(guarded: dict[str, Any]) -> No
     assert aliases == of_type(guarded, "AWS::Lambda::Alias").keys()
     callers = of_type(guarded, "AWS::Lambda::Permission") | of_type(guarded, "AWS::Lambda::EventSourceMapping")
     permitted = [found["Properties"]["FunctionName"] for found in callers.values()]
-    workflow = {f"{name}FunctionAliaslive" for name in ("Plan", "Execute")}  # permitted by the workflow's role
-    assert {name["Ref"] for name in permitted} | workflow == aliases
+    # Permitted by the roles of the workflow and of the sweep.
+    by_role = {f"{name}FunctionAliaslive" for name in ("Plan", "Execute", "Drain")}
+    assert {name["Ref"] for name in permitted} | by_role == aliases
     for name, rule in of_type(guarded, "AWS::Events::Rule").items():
         (target,) = rule["Properties"]["Targets"]
         assert name == "TaskRequested" or target["Arn"]["Ref"] in aliases
@@ -70,6 +71,8 @@ def test_functions_are_called_only_by_their_alias(guarded: dict[str, Any]) -> No
     assert '{"__FunctionArn__": {"Fn::Sub": "${AuthorizerFunction.Arn}:live"}}' in body
     execute = guarded["ExecuteFunction"]["Properties"]["Environment"]["Variables"]
     assert execute["PUBLISH_FUNCTION"] == {"Ref": "PublishFunctionAliaslive"}
+    sweep = guarded["SweepFunction"]["Properties"]["Environment"]["Variables"]
+    assert sweep["DRAIN_FUNCTION"] == {"Ref": "DrainFunctionAliaslive"}
 
 
 def test_alarms_roll_back_a_guarded_rollout(guarded: dict[str, Any]) -> None:

@@ -143,7 +143,7 @@ def test_no_role_may_delete_data_or_change_a_policy(template: dict[str, Any]) ->
                 assert not [action for action in listed(statement["Action"]) if changing.match(action)], name
 
 
-BOND_FUNCTIONS = {"AccountsFunction", "SweepFunction"}
+BOND_FUNCTIONS = {"AccountsFunction", "SweepFunction", "DrainFunction"}
 
 
 def test_running_publishing_and_paying_have_separate_roles(template: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def test_running_publishing_and_paying_have_separate_roles(template: dict[str, A
 
 
 def test_only_functions_that_need_a_root_key_may_sign_with_it(template: dict[str, Any]) -> None:
-    settling = {f"{name}Function" for name in ("Execute", "Work", "Deadletter", "Result", "Sweep")}
+    settling = {f"{name}Function" for name in ("Execute", "Work", "Deadletter", "Result", "Sweep", "Drain")}
     assert functions_allowed(template, "ReceiptRoot", "kms:Sign") == settling
     assert functions_allowed(template, "CheckpointRoot", "kms:Sign") == {"SweepFunction"}
     assert functions_allowed(template, "WebhookRoot", "kms:Sign") == {"WebhookFunction"}
@@ -302,7 +302,7 @@ def test_longest_publication_fits_into_one_invocation(template: dict[str, Any]) 
 def test_every_setting_is_declared_in_the_template(template: dict[str, Any]) -> None:
     declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
     defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "TASK_QUEUE_URL", "DEAD_LETTERS_URL"}
-    defaulted |= {"EVENT_BUS", "WEBHOOK_QUEUE_URL"}
+    defaulted |= {"EVENT_BUS", "WEBHOOK_QUEUE_URL", "DRAIN_FUNCTION"}
     assert {name.upper() for name in Settings.model_fields} - defaulted <= declared
 
 

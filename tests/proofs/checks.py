@@ -195,13 +195,13 @@ def _reputation(world: World, settled: Mapping[str, Mapping[str, Any]]) -> Itera
     by_agent: dict[str, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
     places = []
     for name, escrow in settled.items():
-        if (found := world.ledger.find(name)) is None or (place := world.ledger.log_place(found)) is None:
+        if (found := world.ledger.find(name)) is None or (place := world.ledger.log.place(name)) is None:
             yield f"{name}: not in the log"
             continue
         places.append(place)
         by_agent[escrow["agent_id"]].append((place, escrow))
-    if sorted(places) != list(range(world.ledger.log_head().size)):
-        yield f"the positions in the log do not cover 0 to {world.ledger.log_head().size}"
+    if sorted(places) != list(range(world.ledger.log.head().size)):
+        yield f"the positions in the log do not cover 0 to {world.ledger.log.head().size}"
     for agent, placed in by_agent.items():
         mine = [escrow for _, escrow in sorted(placed, key=lambda each: each[0])]
         score = 500

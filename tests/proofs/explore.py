@@ -190,8 +190,10 @@ class _Stepper:
 class Walk:
     """Walks every state that the actors can reach from a table, while their clocks move through `times`."""
 
-    def __init__(self, table: Table, actors: Sequence[Actor], times: Sequence[int], *, losses: int = 0) -> None:
-        self._actors, self._times = actors, times
+    def __init__(
+        self, table: Table, actors: Sequence[Actor], times: Sequence[int], *, losses: int = 0, work_shards: int = 1
+    ) -> None:
+        self._actors, self._times, self._work_shards = actors, times, work_shards
         self._tables, self._events = _Numbered(), _Numbered()
         self._wrong: list[str] = []
         self._results: set[tuple[str, ...]] = set()
@@ -263,7 +265,13 @@ class Walk:
         self._drawn = (number + 1) * 1_000
         done = False
         try:
-            world = World(stepper, now_ms=stepper.now_ms, run=stepper.run, tiles=DerivedBucket(stepper.memory))
+            world = World(
+                stepper,
+                now_ms=stepper.now_ms,
+                run=stepper.run,
+                tiles=DerivedBucket(stepper.memory),
+                work_shards=self._work_shards,
+            )
             result = actor.story(world)
         except Paused:
             pass
@@ -298,7 +306,12 @@ class Walk:
     def _recover(self, table: Table) -> None:
         """Checks that, after all actors have crashed, the sweep settles and credits everything in time."""
         memory = Memory(table)
-        world = World(memory, now_ms=lambda: self._times[-1] + FOREVER_MS, tiles=DerivedBucket(memory))
+        world = World(
+            memory,
+            now_ms=lambda: self._times[-1] + FOREVER_MS,
+            tiles=DerivedBucket(memory),
+            work_shards=self._work_shards,
+        )
         while (swept := sweep(world)).expired or swept.credited or swept.logged:
             pass
         self._wrong += violations(world, memory.items.values())

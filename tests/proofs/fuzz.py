@@ -3,13 +3,14 @@
     python tests/proofs/fuzz.py --seeds 20 --escrows 1000 --engine ministack      # as `make fuzz-ledger` does
     python tests/proofs/fuzz.py --first 17 --seeds 1 --engine dynoxide            # one seed, another engine
 
-The real use cases (execute, result, sweep) run over a client with crashes, lost responses, conflicts, throttling,
-pauses and stale indexes (faults.py). Pairs of clients send the same tasks, one task in ten with different bodies; most
-tasks have the same agent and the same payer. Tickets of several channels (purses.py) pay half of the tasks; channels
-run dry, expire, are topped up and closed meanwhile. Clocks differ, three sweeps run, and deposits and withdrawals are
-made at the same time. Then the clock moves past every expiry, a sweep without faults settles what is open, and
-everything is checked (checks.py, channel_checks.py). A seed repeats the faults, but not the order of the threads. Exit
-status 1 if an invariant is violated.
+The real use cases (execute, result, sweep, drain) run over a client with crashes, lost responses, conflicts,
+throttling, pauses and stale indexes (faults.py). Pairs of clients send the same tasks, one task in ten with different
+bodies; most tasks have the same agent and the same payer. Tickets of several channels (purses.py) pay half of the
+tasks; channels run dry, expire, are topped up and closed meanwhile. Clocks differ, three sweeps, two drains for each
+step and work shard, and a writer of the log run, and deposits and withdrawals are made at the same time. Then the
+clock moves past every expiry, a sweep without faults settles what is open, and everything is checked (checks.py,
+channel_checks.py). A seed repeats the faults, but not the order of the threads. Exit status 1 if an invariant is
+violated.
 
 The platform's clock runs `SPEED` times as fast as real time, so leases and expiries keep their real lengths.
 """
@@ -20,8 +21,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -54,8 +57,10 @@ from quittance.errors import (
 from quittance.ledger.balances import bond_account
 from quittance.ledger.journal import PayoutState
 from quittance.limits import CALL_MS_MAX, CHANNEL_CLOSE_MS, ESCROW_GRACE_MS, TIMEOUT_S_ASYNC_MAX, TIMEOUT_S_SYNC_MAX
+from quittance.proof.log import leaf_hash
 from quittance.run import Job, Run
-from quittance.usecases.sweep import sweep
+from quittance.usecases.drain import drain
+from quittance.usecases.sweep import publish_log, sweep
 from tests import clouds
 from tests.proofs import purses
 from tests.proofs.channel_checks import channel_violations
@@ -203,7 +208,7 @@ def rounds(
     ]
     with quiet():
         _in_threads(this, [(_open_story, this, purse, side) for purse in this.purses for side in (0, 1)])
-        helpers = [threading.Thread(target=_guarded(this, _sweep_story), args=(this, number)) for number in range(3)]
+        helpers = [threading.Thread(target=_guarded(this, _sweep_story), args=(this, *each)) for each in _sweepers()]
         helpers += [
             threading.Thread(target=_guarded(this, story), args=(this,)) for story in (_teller_story, _top_up_story)
         ]
@@ -476,14 +481,33 @@ def _stray_expiry(world: World, task: Task) -> None:
         pass
 
 
-def _sweep_story(this: Round, number: int) -> None:
-    """Sweeps; the last of the sweepers often stalls."""
-    world, _, random = this.actor(f"sweep {number}", pause=0.04 if number > 1 else this.rates.pause)
+def _log(world: World) -> None:
+    """Writes the log, as a sweep does while drains run."""
+    appended: dict[int, list[bytes]] = {}
+    for batch_ids in world.ledger.log.waiting():
+        for first, receipts in world.ledger.log.append(batch_ids).items():
+            appended[first] = [leaf_hash(each.encode()) for each in receipts]
+    publish_log(world, appended)
+
+
+def _sweepers() -> Iterator[tuple[str, Callable[[World], object]]]:
+    """Whatever sweeps at the same time: whole sweeps, drains of different work shards and of the same, and the log."""
+    for number in range(2):
+        yield f"sweep {number}", sweep
+        for step, shard in (*product(("refund", "credit"), range(SHARDS)), ("close", None)):
+            yield f"{step} {shard} {number}", partial(drain, event={"step": step, "shard": shard})
+    yield "log", _log
+    yield "sweep that stalls", sweep
+
+
+def _sweep_story(this: Round, name: str, work: Callable[[World], object]) -> None:
+    """Sweeps, drains or logs again and again."""
+    world, _, random = this.actor(name, pause=0.04 if name.endswith("stalls") else this.rates.pause)
     while not this.over.wait(random.uniform(0.05, 0.4)):
         begun = world.now_ms()
         try:
             world.begin(lambda begun=begun: 60_000 - (world.now_ms() - begun))  # type: ignore[misc]  # bound now
-            sweep(world)
+            work(world)
         except Crash:
             this.ends["sweep crashed"] += 1
         except PlatformUnavailableError:
@@ -600,7 +624,8 @@ def main() -> int:
         client = client_of(url)
         for seed in range(asked.first, asked.first + asked.seeds):
             began = time.monotonic()
-            with quiet(), mock.patch("quittance.observability.measure"):  # no log lines between the results
+            measures = ("quittance.observability.measure", "quittance.usecases.sweep.measure")
+            with quiet(), mock.patch(measures[0]), mock.patch(measures[1]):  # no lines between the results
                 this, found, count = rounds(client, seed, asked.escrows, by_ticket=asked.by_ticket)
             escrow_count += count
             faults += this.journal.faults

@@ -79,10 +79,16 @@ class Memory:
         assert (table, asked["ConsistentRead"]) == (TABLE, True)
         assert 0 < len(asked["Keys"]) <= 100, "DynamoDB refuses such a call"
         found = [self.items[pk] for key in asked["Keys"] if (pk := _pk(key)) in self.items]
-        return {"Responses": {TABLE: [dict(item) for item in found]}, "UnprocessedKeys": {}}
+        names = asked.get("ExpressionAttributeNames", {})
+        shown = [names[name] for name in asked.get("ProjectionExpression", "").split(", ") if name]
+        items = [{name: item[name] for name in shown or item if name in item} for item in found]
+        return {"Responses": {TABLE: items}, "UnprocessedKeys": {}}
 
     def query(self, **call: Any) -> dict[str, Any]:
-        """Queries an index: a hash key, optionally an upper bound and a filter. Items have the projected attributes."""
+        """Queries an index: a hash key, optionally an upper bound, a filter and pages.
+
+        Items have the projected attributes. As the service, it names a last key whenever a page is full.
+        """
         names, values = call["ExpressionAttributeNames"], call["ExpressionAttributeValues"]
         conditions = [call["KeyConditionExpression"], *filter(None, [call.get("FilterExpression")])]
         indexes = {index["IndexName"]: index for index in table_properties()["GlobalSecondaryIndexes"]}
@@ -98,8 +104,20 @@ class Memory:
             and all(key in item for key in keys)
             and all(_holds(condition, item, names, values) for condition in conditions)
         ]
-        found.sort(key=lambda item: int(item[keys[1]]["N"]), reverse=not call.get("ScanIndexForward", True))
-        return {"Items": found}
+        newest_first = not call.get("ScanIndexForward", True)
+
+        def place(item: Item) -> tuple[int, str]:
+            return int(item[keys[1]]["N"]), item["pk"]["S"]
+
+        found.sort(key=place, reverse=newest_first)
+        if start := call.get("ExclusiveStartKey"):
+            found = [
+                item for item in found if (place(item) < place(start)) == newest_first and place(item) != place(start)
+            ]
+        page = found[: call.get("Limit")]
+        if len(page) < call.get("Limit", len(page) + 1):
+            return {"Items": page}
+        return {"Items": page, "LastEvaluatedKey": {name: page[-1][name] for name in ("pk", *keys)}}
 
     def scan(self, *, TableName: str, ConsistentRead: bool = True) -> dict[str, Any]:  # noqa: N803
         return {"Items": [dict(item) for item in self.items.values()]}

@@ -29,7 +29,7 @@ COPIED = (
     "pyproject.toml",
 )
 SECONDS_MAX = 1_200  # a mutant may loop for ever
-LEDGER, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/dynamo.py", "store/slots.py"
+LEDGER, LOG, DYNAMO, SLOT_ITEMS = "store/ledger.py", "store/log.py", "store/dynamo.py", "store/slots.py"
 LIMITS, RULES_OF_AUDIT = "limits.py", "proof/invariants.py"
 ESCROW, EARNINGS, BALANCES = "ledger/escrow.py", "ledger/earnings.py", "ledger/balances.py"
 EXECUTE, SWEEP, ACCOUNTS = "usecases/execute.py", "usecases/sweep.py", "usecases/accounts.py"
@@ -40,7 +40,8 @@ CHANNELS, CLOSING, TICKETS, RULES = (
     "ledger/channels.py",
 )
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
-BONDS = "tests/proofs/test_bonds.py"
+BONDS, APPENDS = "tests/proofs/test_bonds.py", "tests/proofs/test_appends.py"
+DRAINS = "tests/proofs/test_drains.py"
 LISTED = "tests/proofs/test_open_work.py -k not(others)"
 SLOTS = "tests/proofs/test_slots.py -k not(engine)"
 TAKING = "tests/ledger/test_balances.py"
@@ -165,18 +166,37 @@ MUTANTS = (
     Mutant("log: places in order", LEDGER, "first, place, now_ms)", "first, 0, now_ms)", MATRIX),
     Mutant(
         "log: removal from the index",
-        LEDGER,
-        'set_={"first": first},\n            remove=("work", "work_at"),',
+        LOG,
+        'set_={"first": first},\n                remove=("work", "work_at"),',
         'set_={"first": first},',
         MATRIX,
     ),
-    Mutant("log: each batch once", LEDGER, 'or "first" in batch:', "or False:", MATRIX),
-    Mutant("log: checkpoints never shrink", LEDGER, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
+    Mutant("log: each batch once", LOG, ' and "first" not in item', "", MATRIX),
+    Mutant(
+        "log: each batch at its own position",
+        LOG,
+        "        first += len(batch.receipts)",
+        "        first += 1",
+        APPENDS,
+    ),
+    Mutant(
+        "log: a pointer for each batch", LOG, '[{"Update": placed}, {"Put": pointer}]', '[{"Update": placed}]', APPENDS
+    ),
+    Mutant("log: an append fits one transaction", LOG, "if count and 1 + 2", "if False and 1 + 2", APPENDS),
+    Mutant("log: an append has at most 4 MB", LOG, "size <= APPEND_BYTES_MAX or", "True or", APPENDS),
+    Mutant(
+        "log: standings follow each other in one append",
+        LOG,
+        "standing = standings.get(agent_id, kept[agent_id])",
+        "standing = kept[agent_id]",
+        APPENDS,
+    ),
+    Mutant("log: checkpoints never shrink", LOG, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
     Mutant(
         "log: standings are folded",
-        LEDGER,
-        "reputation.fold(known[agent_id], new)",
-        "reputation.fold(Standing(), new)",
+        LOG,
+        "reputation.fold(standing, ratings)",
+        "reputation.fold(Standing(), ratings)",
         MATRIX,
     ),
     Mutant(
@@ -215,7 +235,31 @@ MUTANTS = (
         'condition="attribute_exists(#amount)',
         MATRIX,
     ),
-    Mutant("log: each agent's own standing", LEDGER, "ratings[rating.agent]", 'ratings["agt"]', MATRIX),
+    Mutant("log: each agent's own standing", LOG, "ratings[rating.agent]", 'ratings["agt"]', MATRIX),
+    Mutant(
+        "sweep: a rejected batch is not the only doubtful one",
+        LEDGER,
+        "len(waiting) if isinstance(failed, RefusedError) else len(batch.escrows)",
+        "len(batch.escrows)",
+        MATRIX,
+    ),
+    Mutant("drains: only for a large backlog", SWEEP, "if all(len(some) < page_items for", "if all(False for", DRAINS),
+    Mutant("drains: a drain starts no other", SWEEP, "if self.is_drain or not", "if not", DRAINS),
+    Mutant(
+        "drains: an unchanged backlog is not drained",
+        SWEEP,
+        "elif now_ms - before.since_ms >= DRAIN_START_MS_MAX:",
+        "elif False:",
+        DRAINS,
+    ),
+    Mutant(
+        "drains: complete is what waited at the beginning",
+        SWEEP,
+        "before_ms = self.began_ms if _CREDIT in self.drained else None",
+        "before_ms = None",
+        DRAINS,
+    ),
+    Mutant("drains: only of one work shard", LEDGER, "if shard is None else (shard,)", "", DRAINS),
     Mutant("sweep: expired escrows are refunded", SWEEP, "self._expire)", "lambda _: None)", PAIR),
     Mutant("judges: each payer pays its own", LEDGER, "held[hold.payer] +=", "held[escrow.payer] +=", BONDS),
     Mutant(
@@ -379,7 +423,7 @@ MUTANTS = (
     Mutant(
         "charge: reads again after a rejection",
         LEDGER,
-        "waiting = self._uncredited([escrow.escrow_id for escrow in waiting])",
+        "waiting = [*again, *waiting[doubtful:]]",
         "pass",
         MATRIX,
     ),

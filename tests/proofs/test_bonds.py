@@ -33,7 +33,7 @@ from quittance.store.registry import OwnedAgents
 from quittance.usecases import accounts, audit
 from tests.proofs.memory import Memory
 from tests.proofs.test_matrix import DONE, EXPIRY, FAILED, FENCE, TIMES, hold, overtaken, signed
-from tests.proofs.world import BOND_MINIMUM, PLATFORM_ACCOUNT, START_MS, World
+from tests.proofs.world import BOND_MINIMUM, PLATFORM_ACCOUNT, START_MS, World, append_to_log
 
 BUDGET, JUDGING = 50_000, 20_011  # of the task, and of each judge
 BOND = bond_account("oskar")
@@ -247,7 +247,7 @@ def test_a_failure_is_charged_up_to_the_bonds_balance(parts: list[int], failures
     assert world.ledger.available_micro(PLATFORM_ACCOUNT) == taken
     lines = [line for line in world.ledger.statement(BOND, limit=9)[0] if line.kind is LineKind.CHARGE]
     assert [(line.amount_micro, line.due_micro, line.tasks) for line in lines] == [(-taken, due, failures)]
-    assert [world.ledger.append(name) for name in world.ledger.unlogged()] == [failures]
+    assert append_to_log(world.ledger) == failures
     assert differences(world) == []
     before = dict(memory.items)
     assert world.ledger.credit(names, now_ms=EXPIRY + 1).escrows == 0
@@ -269,8 +269,7 @@ def test_the_judges_cost_returns_from_the_price_to_the_bond(budget: int) -> None
         assert credited.bonds_left == {"oskar": None}, "the bond may cover the minimum again"
     assert world.ledger.available_micro("oskar") == max(paid - cost, 0) + SPARE
     assert world.ledger.available_micro(BOND) == 10 * BUDGET - cost + min(paid, cost)
-    for name in world.ledger.unlogged():
-        world.ledger.append(name)
+    append_to_log(world.ledger)
     found = differences(world)
     assert [line for line in found if "names no rules" not in line] == []  # this escrow has a judge but no rules
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from tests.proofs.world import (
     START_MS,
     TIMEOUT_S,
     World,
+    append_to_log,
     ask,
     compute,
     drawn_run,
@@ -88,7 +90,7 @@ def swept(world: World) -> Any:
 
 
 def expire_overdue(world: World) -> None:
-    for overdue in world.ledger.overdue(now_ms=world.now_ms()):
+    for overdue in chain.from_iterable(world.ledger.overdue(now_ms=world.now_ms())):
         escrow = world.ledger.find(overdue)
         assert escrow
         settle.expire_if_overdue(world, escrow)
@@ -97,8 +99,7 @@ def expire_overdue(world: World) -> None:
 def credit(world: World) -> None:
     for batch in world.ledger.settled():
         world.ledger.credit(batch, now_ms=world.now_ms())
-    for batch_id in world.ledger.unlogged():
-        world.ledger.append(batch_id)
+    append_to_log(world.ledger)
 
 
 def release(world: World) -> int:

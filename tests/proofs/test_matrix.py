@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from quittance.errors import InsufficientFundsError, MovementConflictError
 from quittance.ledger import escrow as escrows
@@ -26,7 +26,7 @@ from quittance.usecases import audit, settle
 from tests.proof import receipts
 from tests.proofs.checks import violations
 from tests.proofs.memory import Memory
-from tests.proofs.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World
+from tests.proofs.world import FEE_BPS, FLAT, FLAT_MICRO, START_MS, World, append_to_log
 
 LEASE, EXPIRY = START_MS + 1_000, START_MS + 5_000
 BUDGET = 2 * FLAT_MICRO
@@ -126,8 +126,7 @@ def case(state: str) -> Case:
     if state.endswith("swept"):
         (batch,) = world.ledger.settled()
         assert world.ledger.credit(batch, now_ms=EXPIRY).escrows == 1
-        (batch_id,) = world.ledger.unlogged()
-        assert world.ledger.append(batch_id) == 1
+        assert append_to_log(world.ledger) == 1
     return Case(memory, world, escrow, state)
 
 
@@ -269,7 +268,7 @@ def test_fund(funds: int | None) -> None:
     if funds is not None and funds >= BUDGET:
         assert world.ledger.fund(hold()) == hold() == world.ledger.find(hold().escrow_id)
         assert world.ledger.available_micro("alice") == funds - BUDGET
-        assert [*world.ledger.overdue(now_ms=EXPIRY)] == [hold().escrow_id]
+        assert [*world.ledger.overdue(now_ms=EXPIRY)] == [[hold().escrow_id]]
         assert [*world.ledger.overdue(now_ms=EXPIRY - 1)] == []
     else:
         with pytest.raises(InsufficientFundsError):
@@ -334,8 +333,7 @@ def test_an_overtaken_sweep_credits_the_rest(first_credited: int) -> None:
     met = overtaken(memory, lambda: world.ledger.credit(names[first_credited:], now_ms=EXPIRY).escrows)
     assert world.ledger.credit(names, now_ms=EXPIRY).escrows == first_credited
     assert met == [2 - first_credited]
-    logged = [world.ledger.append(batch_id) for batch_id in world.ledger.unlogged()]
-    assert sum(logged) == 2
+    assert append_to_log(world.ledger) == 2
     escrow = world.ledger.find(names[0])
     assert escrow
     assert violations_of_form(Case(memory, world, escrow, "")) == []
@@ -346,13 +344,13 @@ def test_a_batch_is_appended_once() -> None:
     memory, world = settled_tasks(2)
     (names,) = world.ledger.settled()
     world.ledger.credit(names, now_ms=EXPIRY)
-    met = overtaken(memory, lambda: world.ledger.append(names[0]))
-    assert world.ledger.append(names[0]) == 0
+    met = overtaken(memory, lambda: append_to_log(world.ledger, names[0]))
+    assert append_to_log(world.ledger, names[0]) == 0
     assert met == [2]
     before = dict(memory.items)
-    assert world.ledger.append(names[0]) == 0
+    assert append_to_log(world.ledger, names[0]) == 0
     assert memory.items == before
-    assert list(world.ledger.unlogged()) == []
+    assert list(world.ledger.log.waiting()) == []
 
 
 @pytest.mark.parametrize("logged_before", [0, 1])
@@ -363,9 +361,9 @@ def test_concurrent_batches_fold_a_standing_in_order(logged_before: int) -> None
     for name in names:
         world.ledger.credit([name], now_ms=EXPIRY)
     if logged_before:
-        world.ledger.append(names[2])
-    met = overtaken(memory, lambda: world.ledger.append(names[1]))
-    assert world.ledger.append(names[0]) == 1
+        append_to_log(world.ledger, names[2])
+    met = overtaken(memory, lambda: append_to_log(world.ledger, names[1]))
+    assert append_to_log(world.ledger, names[0]) == 1
     assert met == [1]
     escrow = world.ledger.find(names[0])
     assert escrow
@@ -378,13 +376,13 @@ def test_the_published_size_never_decreases() -> None:
     (names,) = world.ledger.settled()
     for size, name in enumerate(names, 1):
         world.ledger.credit([name], now_ms=EXPIRY)
-        world.ledger.append(name)
-        world.ledger.set_published(size)
+        append_to_log(world.ledger, name)
+        world.ledger.log.set_published(size)
     before = dict(memory.items)
     for size in (3, 2, 1, 0):
-        world.ledger.set_published(size)
+        world.ledger.log.set_published(size)
     assert memory.items == before
-    assert world.ledger.log_head() == LogHead(3, 3)
+    assert world.ledger.log.head() == LogHead(3, 3)
 
 
 @pytest.mark.parametrize("kind", ["deposit", "withdraw"])
@@ -499,3 +497,48 @@ def test_cancellation_reasons(*, first: str, second: str, poor: bool, monkeypatc
         assert this.world.ledger.fund(this.escrow) == this.escrow
     known = poor or first == "ConditionalCheckFailed" or (first, second) == ("None", "None")
     assert sent == (1 if known else 2)
+
+
+def test_credits_of_one_owner_are_grouped_over_several_reads() -> None:
+    """Escrows of forty owners and eighty agents in turn: fewer transactions and lines than in their order of time."""
+    memory = Memory()
+    world = World(memory, now_ms=lambda: EXPIRY, left_ms=lambda: 10_000)
+    world.ledger.deposit("alice", "start", 10**9, now_ms=START_MS)
+    for number in range(240):
+        agent, owner = f"agt_{number % 80}", f"owner-{number % 40}"
+        escrow = world.ledger.fund(hold(task_id=f"t{number}", agent_id=agent, owner=owner))
+        world.ledger.settle(done(world, escrow, DONE, START_MS + number))
+    (names,) = world.ledger.settled()
+    assert world.ledger.credit(names, now_ms=EXPIRY).escrows == 240
+    batches = [item["escrows"]["S"].split(",") for pk, item in memory.items.items() if pk.startswith("BATCH#")]
+    lines = sum(pk.startswith("EARN#") for pk in memory.items)
+    assert len(batches) == 4, "240 marks and two items for each owner"
+    assert lines <= 40 + len(batches) - 1, "an owner is in two batches only where one batch ends"
+    assert append_to_log(world.ledger) == 240
+    assert violations_of_form(Case(memory, world, hold(), "")) == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_overtaken_credit_of_several_batches(lost: bool) -> None:
+    """Another sweep has credited all escrows of the second batch and one of the first, or one response is lost."""
+    memory, world = settled_tasks(2 * 95)
+    (names,) = world.ledger.settled()
+    others = [] if lost else [names[0], *names[95:]]
+    met = overtaken(memory, lambda: world.ledger.credit(others, now_ms=EXPIRY).escrows)
+    if lost:
+        honest, losses = memory.transact_write_items, [ReadTimeoutError(endpoint_url="-")]
+
+        def send(**call: Any) -> Any:
+            answer = honest(**call)
+            if losses:
+                raise losses.pop()
+            return answer
+
+        memory.transact_write_items = send  # type: ignore[method-assign]
+    assert world.ledger.credit(names, now_ms=EXPIRY).escrows == (95 if lost else 94), "a lost response is not counted"
+    assert met == [len(others)]
+    assert sum(pk.startswith("BATCH#") for pk in memory.items) == 2 + (not lost)
+    escrow = world.ledger.find(names[0])
+    assert escrow
+    append_to_log(world.ledger)
+    assert violations_of_form(Case(memory, world, escrow, "")) == []

@@ -26,7 +26,7 @@ from tests.proofs.engines import client_of, engine, new_table
 from tests.proofs.memory import Memory
 from tests.proofs.test_bonds import BUDGET, COMPUTE, judged
 from tests.proofs.test_matrix import DONE, EXPIRY, FAILED, LEASE, TIMES, done, ended, hold
-from tests.proofs.world import FLAT_MICRO, START_MS, TABLE, World
+from tests.proofs.world import FLAT_MICRO, START_MS, TABLE, World, append_to_log
 
 ENGINES = os.environ.get("QUITTANCE_ENGINES", "ministack").split(",")
 PROGRAMS, STEPS = 6, 40
@@ -113,8 +113,8 @@ def _operate(world: World, random: Random, seen: list[Escrow]) -> None:
             lambda: ledger.has_open_work("oskar"),
             lambda: ledger.statement("alice", limit=100),
             lambda: [ledger.credit(batch, now_ms=now_ms) for batch in ledger.settled()],
-            lambda: [ledger.append(batch_id) for batch_id in ledger.unlogged()],
-            lambda: ledger.set_published(ledger.log_head().size),
+            lambda: append_to_log(ledger),
+            lambda: ledger.log.set_published(ledger.log.head().size),
         ]
     random.choice(operations)()
 

@@ -36,7 +36,7 @@ from quittance.usecases import audit
 from tests.depth import LONG
 from tests.proof import receipts
 from tests.proofs.memory import Memory
-from tests.proofs.world import START_MS, World
+from tests.proofs.world import START_MS, World, append_to_log
 
 USERS = st.sampled_from(["alice", "bob"])
 ALL_OWNERS = ("olga", "alice", "quittance:platform")
@@ -244,13 +244,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def append(self) -> None:
         """Appends the batches that the index lists, once."""
-        shown = list(self.world.ledger.unlogged())
+        shown = [name for names in self.world.ledger.log.waiting() for name in names]
         assert sorted(shown) == sorted(name for name, _ in self.unlogged)
         for name in shown[:1] * 2:
-            size = self.world.ledger.log_head().size
+            size = self.world.ledger.log.head().size
             count = dict(self.unlogged).get(name, 0)
-            assert self.world.ledger.append(name) == count
-            assert self.world.ledger.log_head().size == size + count
+            assert append_to_log(self.world.ledger, name) == count
+            assert self.world.ledger.log.head().size == size + count
             self.unlogged = [batch for batch in self.unlogged if batch[0] != name]
 
     @rule(step=st.sampled_from([1, LEASE_MS - 1, LEASE_MS, LEASE_MS, LIFE_MS - 1]))

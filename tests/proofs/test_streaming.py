@@ -350,7 +350,8 @@ def test_delays_beyond_their_limits_are_differences(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, stopped: str, most_ms: int, over_ms: int
 ) -> None:
     """I8: a step that the sweep has not done is a difference once it is older than its limit."""
-    monkeypatch.setattr(type(ledger.world.ledger), stopped, lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+    of = ledger.world.ledger if stopped == "credit" else ledger.world.ledger.log
+    monkeypatch.setattr(of, stopped, lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
     execute.execute(ledger.world, "alice", ask("t"))
     try:
         sweep(ledger.world)

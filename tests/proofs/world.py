@@ -314,6 +314,12 @@ def ask(
     return TaskRequest.model_validate(asked | ({"acceptance": {"judge": rule}} if judge else {}))
 
 
+def append_to_log(ledger: Ledger, *batch_ids: str) -> int:
+    """Appends batches to the log, or all that the index lists; returns the number of receipts."""
+    lists = [batch_ids] if batch_ids else list(ledger.log.waiting())
+    return sum(len(receipts) for ids in lists for receipts in ledger.log.append(ids).values())
+
+
 @dataclass(frozen=True)
 class Due:
     """The expected settlement, computed independently of the code under test."""

@@ -40,6 +40,7 @@ ORDER = [
     "plan-run",
     *MESSAGES,
     "sweep-schedule",
+    "drain-shard",
     *LOGGED,
     "audit-schedule",
     "authorizer-request",

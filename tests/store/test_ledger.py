@@ -17,6 +17,7 @@ from quittance.proof.log import LogHead
 from quittance.run import Meter, Outcome, Run
 from quittance.store import dynamo
 from tests.proof import receipts
+from tests.proofs.world import append_to_log
 from tests.support import Cloud
 
 BUDGET = 1_000_000
@@ -179,32 +180,34 @@ ONE_OWNER_MAX = TRANSACTION_ITEMS_MAX - 5  # the balance and journal line of own
 MANY_OWNERS_MAX = (TRANSACTION_ITEMS_MAX - 3) // 3
 
 
-def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud) -> None:
-    """I10, I15: more escrows than fit one transaction, by two sweeps that read the same index."""
+def test_sweep_credits_each_escrow_once_in_batches(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I10, I15: more escrows than one read and one transaction take, by two sweeps that read the same index."""
     count = BATCH_GET_ITEMS_MAX + 3
     cloud.deposit("alice", count * BUDGET)
     for number in range(count):
         escrow = cloud.ledger.fund(hold(f"t-{number}"))
         cloud.ledger.settle(settled(escrow, DONE if number % 2 else FAILED, now_ms=number))
+    monkeypatch.setattr("quittance.store.ledger.CREDITED_AT_ONCE_MAX", BATCH_GET_ITEMS_MAX + 1)
     batches = list(cloud.ledger.settled())
-    assert [len(batch) for batch in batches] == [BATCH_GET_ITEMS_MAX, 3]
+    assert [len(batch) for batch in batches] == [BATCH_GET_ITEMS_MAX + 1, 2]
     credited = [cloud.ledger.credit(batch, now_ms=now).escrows for now, batch in enumerate([*batches, *batches])]
-    assert credited == [BATCH_GET_ITEMS_MAX, 3, 0, 0]
+    assert credited == [BATCH_GET_ITEMS_MAX + 1, 2, 0, 0]
     successes = count // 2
     assert cloud.ledger.available_micro("owner") == successes * 390_000
     assert cloud.ledger.available_micro("quittance:platform") == successes * 10_000
     assert list(cloud.ledger.settled()) == []
     assert cloud.total_micro() == count * BUDGET
-    sizes = [ONE_OWNER_MAX, BATCH_GET_ITEMS_MAX - ONE_OWNER_MAX, 3]
+    sizes = [ONE_OWNER_MAX, BATCH_GET_ITEMS_MAX + 1 - ONE_OWNER_MAX, 2]
     unlogged = [batches[0][0], batches[0][ONE_OWNER_MAX], batches[1][0]]
-    assert sorted(cloud.ledger.unlogged()) == sorted(unlogged)
-    assert [cloud.ledger.append(name) for name in [*unlogged, *unlogged]] == [*sizes, 0, 0, 0]
+    (waiting,) = cloud.ledger.log.waiting()
+    assert sorted(waiting) == sorted(unlogged)
+    assert [append_to_log(cloud.ledger, name) for name in [*unlogged, *unlogged]] == [*sizes, 0, 0, 0]
     standing = cloud.ledger.standing("agt_1")
     assert (standing.outcomes, standing.successes, standing.failures) == (count, successes, count - successes)
-    assert cloud.ledger.log_head() == LogHead(count, 0)
-    logged = [receipt for first in (0, ONE_OWNER_MAX, BATCH_GET_ITEMS_MAX) for receipt in cloud.ledger.logged(first)]
+    assert cloud.ledger.log.head() == LogHead(count, 0)
+    logged = cloud.ledger.log.receipts(0, at_least=count)
     found = [escrow for batch in batches for name in batch if (escrow := cloud.ledger.find(name))]
-    assert [cloud.ledger.log_place(escrow) for escrow in found] == list(range(count))
+    assert [cloud.ledger.log.place(escrow.escrow_id) for escrow in found] == list(range(count))
     assert logged == [escrow.settlement.receipt for escrow in found if escrow.settlement]
 
 
@@ -221,10 +224,9 @@ def test_agents_of_many_owners_share_a_batch(cloud: Cloud) -> None:
     assert cloud.ledger.available_micro("quittance:platform") == count * 10_000
     fees, _ = cloud.ledger.statement("quittance:platform", limit=9)
     assert sorted((line.tasks, line.agent_id) for line in fees) == [(1, f"agt_{count - 1:03}"), (MANY_OWNERS_MAX, None)]
-    unlogged = list(cloud.ledger.unlogged())
-    assert sorted(cloud.ledger.append(name) for name in unlogged) == [1, MANY_OWNERS_MAX]
+    assert append_to_log(cloud.ledger) == count
     assert {cloud.ledger.standing(f"agt_{number:03}").outcomes for number in range(count)} == {1}
-    assert cloud.ledger.log_head().size == count
+    assert cloud.ledger.log.head().size == count
 
 
 def test_a_batch_has_at_most_the_agents_of_one_append(cloud: Cloud) -> None:
@@ -235,7 +237,8 @@ def test_a_batch_has_at_most_the_agents_of_one_append(cloud: Cloud) -> None:
         cloud.ledger.settle(settled(escrow, now_ms=number))
     (names,) = cloud.ledger.settled()
     assert cloud.ledger.credit(names, now_ms=9).escrows == count
-    assert sorted(cloud.ledger.append(name) for name in cloud.ledger.unlogged()) == [1, LOGGED_AGENTS_MAX]
+    (waiting,) = cloud.ledger.log.waiting()
+    assert sorted(append_to_log(cloud.ledger, name) for name in waiting) == [1, LOGGED_AGENTS_MAX]
 
 
 def test_batches_of_older_code_are_logged(cloud: Cloud) -> None:
@@ -248,7 +251,7 @@ def test_batches_of_older_code_are_logged(cloud: Cloud) -> None:
     cloud.ledger.credit(names, now_ms=9)
     (batch,) = cloud.items("BATCH#")
     cloud._dynamodb.put_item(TableName=cloud.settings.ledger_table, Item=batch | {"agent_id": {"S": "agt_1"}})
-    assert cloud.ledger.append(names[0]) == 2
+    assert append_to_log(cloud.ledger, names[0]) == 2
     assert cloud.ledger.standing("agt_1").outcomes == 2
 
 

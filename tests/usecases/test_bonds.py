@@ -15,7 +15,7 @@ from quittance.ledger.credits import MICRO_PER_CREDIT, format_credits
 from quittance.ledger.escrow import Escrow
 from quittance.limits import AGENT_AGE_MS_MAX, AMOUNT_MICRO_MAX, BOND_NOTICE_MS, ESCROW_MS_MAX, QUEUE_WAIT_MS_MAX
 from quittance.store import registry
-from quittance.store.ledger import Ledger
+from quittance.store.ledger import Backlog, Ledger
 from quittance.usecases import accounts, agents, audit, launch
 from quittance.usecases import execute as tasks
 from quittance.usecases import sweep as sweeping
@@ -302,11 +302,14 @@ class Busy:
             self.did[name] += 1
             self.left_ms -= 1_000
 
-        monkeypatch.setattr(cloud.ledger, "overdue", lambda **_: queue("overdue"))
-        monkeypatch.setattr(cloud.ledger, "settled", lambda: ([name] for name in queue("settled")))
-        monkeypatch.setattr(cloud.ledger, "unlogged", lambda: queue("unlogged"))
+        def backlog(name: str) -> Backlog:
+            return Backlog({0: ((0, each) for each in queue(name))}, at_once=1)
+
+        monkeypatch.setattr(cloud.ledger, "overdue", lambda **_: backlog("overdue"))
+        monkeypatch.setattr(cloud.ledger, "settled", lambda **_: backlog("settled"))
+        monkeypatch.setattr(cloud.ledger.log, "waiting", lambda: ([name] for name in queue("unlogged")))
         monkeypatch.setattr(cloud.ledger, "find", lambda _: work("overdue"))
-        monkeypatch.setattr(cloud.ledger, "append", lambda _: work("unlogged") or 1)
+        monkeypatch.setattr(cloud.ledger.log, "append", lambda _: work("unlogged") or {})
 
         def credit(*_: Any, **__: Any) -> Any:
             work("settled")
@@ -314,7 +317,7 @@ class Busy:
 
         honest = Ledger.credit
         monkeypatch.setattr(cloud.ledger, "credit", credit)
-        monkeypatch.setattr(sweeping, "publish_log", lambda _: work("publish") or 1)
+        monkeypatch.setattr(sweeping, "publish_log", lambda *_: work("publish"))
 
 
 @pytest.mark.parametrize("endless", [("overdue",), ("settled",), ("unlogged",), ("overdue", "settled", "unlogged")])
@@ -344,8 +347,8 @@ def test_sweep_step_with_unavailable_index_stops_no_other(cloud: Cloud, monkeypa
     monkeypatch.setattr(cloud.ledger, "overdue", unavailable)
     with pytest.raises(PlatformUnavailableError):
         sweep(cloud)
-    assert cloud.ledger.log_place(escrow) == 0
-    assert cloud.ledger.log_head().published == 1
+    assert cloud.ledger.log.place(escrow.escrow_id) == 0
+    assert cloud.ledger.log.head().published == 1
 
 
 def settle_one(cloud: Cloud, task_id: str, agent_id: str) -> Any:

@@ -33,6 +33,7 @@ class Settings(BaseModel):
     reputation: Literal["reference", "robust"] = "reference"
     platform_account: str
     publish_function: str = ""
+    drain_function: str = ""
     task_queue_url: str = ""
     dead_letters_url: str = ""
     event_bus: str = ""

@@ -116,6 +116,11 @@ DEAD_LETTER_HIDDEN_S: Final = 15 * 60  # until an unreadable dead letter is trie
 OUTPUT_INLINE_BYTES_MAX: Final = KIB  # larger outputs go to S3: each write of an item is billed by its whole size
 TRANSACTION_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 LOGGED_AGENTS_MAX: Final = 60  # of one batch: their standings, up to 64 KiB each, must fit in one write of 4 MB
+SWEPT_ALONE_MAX: Final = 2_000  # items of one step that a sweep processes without drains: its part of each work shard
+REFUNDED_ALONE_MAX: Final = 200  # the same for refunds, which take longest
+DRAIN_START_MS_MAX: Final = 15_000  # a backlog that is unchanged for this long is not being drained
+CREDITED_AT_ONCE_MAX: Final = 500  # escrows that are grouped by owner before they are credited
+APPEND_BYTES_MAX: Final = 3_900_000  # of several batches in one append to the log: DynamoDB's limit is 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
 # From the last retirement to a release. Escrows funded meanwhile have expired then, so they can only be refunded as the
 # platform's fault, which charges no bond; those settled before are in the index. A publication has ended long before.

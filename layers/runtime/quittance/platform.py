@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from quittance.store.blobs import Binaries, Outputs, Tiles, Uploads
     from quittance.store.bus import Bus
     from quittance.store.channels import Channels
+    from quittance.store.drains import Drains
     from quittance.store.keys import Keys
     from quittance.store.ledger import Ledger
     from quittance.store.listings import Listings
@@ -148,6 +149,13 @@ class Platform:
         from quittance.store.publisher import Publisher
 
         return Publisher(clients.functions(), function=self.settings.publish_function)
+
+    @cached_property
+    def drains(self) -> "Drains":
+        """The drain function."""
+        from quittance.store.drains import Drains
+
+        return Drains(clients.functions(), function=self.settings.drain_function)
 
     @cached_property
     def queue(self) -> "Queue":

@@ -404,14 +404,14 @@ def leave_work_for_the_sweep(maker: Maker) -> None:
     with maker.patch.context() as patch:
         patch.setattr(maker.cloud.tiles, "keep", nothing)
         patch.setattr(maker.cloud.tiles, "keep_checkpoint", nothing)
-        patch.setattr(ledger, "set_published", nothing)
+        patch.setattr(ledger.log, "set_published", nothing)
         maker.sweep()
     maker.execute("unlogged", "echo")
     with maker.patch.context() as patch:
-        patch.setattr(ledger, "unlogged", lambda: iter(()))
+        patch.setattr(ledger.log, "waiting", lambda: iter(()))
         patch.setattr(maker.cloud.tiles, "keep", nothing)
         patch.setattr(maker.cloud.tiles, "keep_checkpoint", nothing)
-        patch.setattr(ledger, "set_published", nothing)
+        patch.setattr(ledger.log, "set_published", nothing)
         maker.sweep()
     maker.clock.wait(20)
     maker.read_expired("unswept-expired")

@@ -213,13 +213,26 @@ def read_item(
 
 
 def read_items(
-    read: Callable[..., Mapping[str, Any]], table: str, pks: Iterable[str], patience: Patience, *, consistent: bool
+    read: Callable[..., Mapping[str, Any]],
+    table: str,
+    pks: Iterable[str],
+    patience: Patience,
+    *,
+    consistent: bool,
+    only: Sequence[str] = (),
 ) -> dict[str, Mapping[str, Any]]:
-    """Of up to 100 different items, those that exist, by key. Raises PlatformUnavailableError."""
+    """Of up to 100 different items, those that exist, by key. Raises PlatformUnavailableError.
+
+    `only` names the attributes to read, the key among them: fewer take less time to receive, but cost the same.
+    """
+    projection: dict[str, Any] = {}
+    if only:
+        names = {f"#{name}": name for name in only}
+        projection = {"ProjectionExpression": ", ".join(names), "ExpressionAttributeNames": names}
     found: dict[str, Mapping[str, Any]] = {}
     missing: list[Any] = [to_item({"pk": pk}) for pk in pks]
     while missing:
-        request = {table: {"Keys": missing, "ConsistentRead": consistent}}
+        request = {table: {"Keys": missing, "ConsistentRead": consistent, **projection}}
         answer = retried(partial(read, RequestItems=request), patience)
         found |= {item["pk"]["S"]: item for item in answer["Responses"].get(table, [])}
         missing = list(answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", []))

@@ -17,10 +17,8 @@
     JUDGING#<account>#<id>    the part of an owner's price that was returned to its bond, for the agent's own judges
     CHARGE#<account>#<id>     a charge to a bond for failures: amount, and the amount that was due
     FEE#<account>#<id>        the platform's fees from the same batch
-    BATCH#<id>                escrows that were credited together; `first`: their position in the log
-    LOG                       size: the number of receipts in the log; published: the size of the newest checkpoint
-    LOG#<first>               the batch that begins at this position of the log
-    REP#<agent>               standing: the fold of the agent's receipts in log order (see ledger/reputation.py)
+    BATCH#<id>                escrows that were credited together
+    LOG, LOG#<first>, REP#<agent>   the log of receipts, see store/log.py
 
 The `seal` of an escrow, a movement or a batch is a digest of the attributes that never change after its creation (see
 proof/seal.py).
@@ -43,9 +41,8 @@ import heapq
 import json
 import random
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -77,9 +74,7 @@ from quittance.ledger.escrow import (
 from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, task_line
 from quittance.ledger.pricing import ComputePrices
 from quittance.ledger.reputation import Standing
-from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, PARTY_SHARDS
-from quittance.proof import receipt
-from quittance.proof.log import LogHead
+from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CREDITED_AT_ONCE_MAX, PARTY_SHARDS
 from quittance.proof.seal import WITH_PARTY, sealed
 from quittance.run import Fault, Limits, Outcome, Side
 from quittance.store.dynamo import (
@@ -102,6 +97,7 @@ from quittance.store.dynamo import (
     to_item,
     update,
 )
+from quittance.store.log import UNLOGGED, Log
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -140,6 +136,27 @@ class Credited:
         self.escrows += len(batch.escrows)
         self.written_off_micro += batch.written_off_micro
         self.bonds_left.update(batch.bonds_left)
+
+
+class Backlog:
+    """The escrows that the index lists for one step of the sweep, by work shard. Each shard is read at most once."""
+
+    def __init__(self, shards: Mapping[int, Iterator[tuple[int, str]]], *, at_once: int) -> None:
+        """`shards` have the time and the id of each escrow, the oldest first."""
+        self._shards = dict(shards)
+        self._at_once = at_once
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """Ids of escrows, the oldest of all shards first, in lists as long as the step processes at once."""
+        ids = (escrow_id for _, escrow_id in heapq.merge(*self._shards.values()))
+        while some := list(islice(ids, self._at_once)):
+            yield some
+
+    def first(self, limit: int) -> Mapping[int, Sequence[tuple[int, str]]]:
+        """Times and ids of up to `limit` of the oldest escrows of each shard that has any, without removing them."""
+        first = {shard: list(islice(escrows, limit)) for shard, escrows in self._shards.items()}
+        self._shards |= {shard: chain(some, self._shards[shard]) for shard, some in first.items()}
+        return {shard: some for shard, some in first.items() if some}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +202,7 @@ class Ledger:
         self._work_shards = work_shards
         self._platform_account = platform_account
         self._left_ms = left_ms
+        self.log = Log(client, table=table, left_ms=left_ms)
         # By account, the balance shard that this environment took from last, unless it is the home shard.
         self._shard_in_use: dict[str, int] = {}
 
@@ -465,28 +483,27 @@ class Ledger:
 
     # The sweep.
 
-    def overdue(self, *, now_ms: int) -> Iterator[str]:
-        """Ids of escrows that the index lists as funded and expired, the longest overdue first."""
-        return self._oldest_first("OPEN", before_ms=now_ms)
+    def overdue(self, *, now_ms: int, shard: int | None = None, page_items: int | None = None) -> Backlog:
+        """Escrows that the index lists as funded and expired, oldest first; of one work shard or of all.
 
-    def settled(self) -> Iterator[list[str]]:
-        """Ids of settled escrows that are not credited yet, oldest first, in lists as long as one call can read."""
-        waiting = self._oldest_first("SETTLED")
-        while ids := list(islice(waiting, BATCH_GET_ITEMS_MAX)):
-            yield ids
+        The index is read in pages of `page_items`, by default as large as they can be.
+        """
+        return self._backlog("OPEN", shard, now_ms, page_items, at_once=BATCH_GET_ITEMS_MAX)
 
-    def uncredited_since_ms(self) -> int | None:
-        """When the oldest uncredited escrow was settled, from the index; None if all are credited."""
-        oldest = (islice(self._work(queue, page_items=1), 1) for queue in self._work_shards_of("SETTLED"))
-        return min((item["work_at"] for items in oldest for item in items), default=None)
+    def settled(
+        self, *, before_ms: int | None = None, shard: int | None = None, page_items: int | None = None
+    ) -> Backlog:
+        """Settled escrows that are not credited yet, as `overdue` has those that are not refunded."""
+        return self._backlog("SETTLED", shard, before_ms, page_items, at_once=CREDITED_AT_ONCE_MAX)
 
-    def credit(self, escrow_ids: Sequence[str], *, now_ms: int) -> Credited:
+    def credit(self, escrow_ids: Sequence[str], *, now_ms: int, contended: bool = False) -> Credited:
         """Credits owners, bonds and the platform for settled escrows, in as few transactions as possible.
 
         Each transaction creates a batch for the log. Each escrow is credited once, however many sweeps run at the same
-        time: escrows that are already credited are left out.
+        time: escrows that are already credited are left out. `contended` says that other sweeps credit the same
+        accounts now, so that each uses random balance shards.
         """
-        credited, patience, contended = Credited(), self._patience(), False
+        credited, patience = Credited(), self._patience()
         waiting = self._uncredited(escrow_ids)
         while waiting:
             batch = self._batch(waiting, now_ms)
@@ -495,12 +512,16 @@ class Ledger:
             except (RefusedError, BusyError) as failed:
                 # Another sweep has credited some of them, or the balance of a bond's shard has fallen.
                 self._check_channels(batch)
-                contended = isinstance(failed, ConflictError)
+                contended = contended or isinstance(failed, ConflictError)
                 patience.wait(ConflictError() if isinstance(failed, RefusedError) else failed)
-                waiting = self._uncredited([escrow.escrow_id for escrow in waiting])
+                # Another sweep may have credited any of them; a lost response concerns those of this batch only.
+                doubtful = len(waiting) if isinstance(failed, RefusedError) else len(batch.escrows)
+                again = self._uncredited([escrow.escrow_id for escrow in waiting[:doubtful]])
+                waiting = [*again, *waiting[doubtful:]]
             else:
                 credited.add(batch)
                 waiting = waiting[len(batch.escrows) :]
+                patience = self._patience()
         return credited
 
     def charge(self, owner: str, agent_id: str, reference: str, due_micro: int, *, now_ms: int) -> Credited:
@@ -530,80 +551,6 @@ class Ledger:
                 patience.wait(busy)
             else:
                 return Credited(0, charge.written_off_micro, dict(charge.bonds_left))
-
-    # The log.
-
-    def unlogged(self) -> Iterator[str]:
-        """Ids of batches that the index lists as not yet in the log, oldest first."""
-        for item in self._work("BATCH"):
-            yield item["pk"].removeprefix("BATCH#")
-
-    def append(self, batch_id: str) -> int:
-        """Appends a batch to the log and folds its receipts into the standings of their agents, once.
-
-        Every append updates one item, the log's head, so the log has one order, in which the standings are folded.
-        Returns the number of receipts appended.
-        """
-        patience = self._patience()
-        receipts: list[str] = []
-        while True:
-            # Read the standings after the head: if a standing is stale, so is the head, and the write is rejected.
-            found = self._get_all([f"BATCH#{batch_id}", "LOG"])
-            batch = found.get(f"BATCH#{batch_id}")
-            if batch is None or "first" in batch:
-                return 0
-            head = _log_head(found["LOG"]) if "LOG" in found else LogHead()
-            receipts = receipts or self._receipts(batch)
-            ratings: dict[str, list[reputation.Rating]] = defaultdict(list)
-            for signed in receipts:
-                rating = reputation.rating(receipt.read_claims(signed))
-                ratings[rating.agent].append(rating)
-            known = self._standings(ratings)
-            standings = {agent_id: reputation.fold(known[agent_id], new) for agent_id, new in ratings.items()}
-            try:
-                attempt(partial(self._send, self._append_actions(batch_id, head.size, len(receipts), standings)))
-            except RefusedError:  # another batch was appended first
-                patience.wait(ConflictError())
-            except BusyError as busy:
-                patience.wait(busy)
-            else:
-                return len(receipts)
-
-    def log_head(self) -> LogHead:
-        """The size of the log, and the size of its newest checkpoint (consistent read)."""
-        item = self._get("LOG")
-        return _log_head(item) if item else LogHead()
-
-    def logged(self, first: int) -> list[str]:
-        """The receipts of the batch that begins at a position of the log, in order."""
-        pointer = self._get(f"LOG#{first}")
-        batch = self._get(f"BATCH#{pointer['batch']['S']}") if pointer else None
-        if batch is None:
-            msg = f"no batch of the log begins at position {first}"
-            raise LookupError(msg)
-        return self._receipts(batch)
-
-    def set_published(self, size: int) -> None:
-        """Records that the checkpoint of this size is published; one that is not larger changes nothing."""
-        write = update(
-            self._table,
-            "LOG",
-            set_={"published": size},
-            condition="#published < :size",
-            values={":size": size},
-        )
-        with suppress(RefusedError):
-            retried(lambda: self._client.update_item(**write), self._patience())
-
-    def log_place(self, escrow: Escrow) -> int | None:
-        """The position of an escrow's receipt in the log; None if it is not in the log yet."""
-        item = self._get(f"ESC#{escrow.escrow_id}")
-        if item is None or "batch" not in item:
-            return None
-        batch = self._get(f"BATCH#{item['batch']['S']}")
-        if batch is None or "first" not in batch:
-            return None
-        return int(batch["first"]["N"]) + int(item["place"]["N"])
 
     # The audit.
 
@@ -868,11 +815,13 @@ class Ledger:
         return actions + self._credit_updates(batch.credits, contended=contended)
 
     def _uncredited(self, escrow_ids: Sequence[str]) -> list[Escrow]:
-        """The escrows that are settled and not credited, grouped by owner, to save journal lines."""
-        found = self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids])
+        """The escrows that are settled and not credited, grouped by owner and agent: that saves lines and standings."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for at in range(0, len(escrow_ids), BATCH_GET_ITEMS_MAX):
+            found |= self._get_all([f"ESC#{escrow_id}" for escrow_id in escrow_ids[at : at + BATCH_GET_ITEMS_MAX]])
         items = [found[pk] for escrow_id in escrow_ids if (pk := f"ESC#{escrow_id}") in found]
         waiting = [escrow for item in items if "swept_ms" not in item and (escrow := read_escrow(item)).settlement]
-        return sorted(waiting, key=lambda escrow: escrow.owner)
+        return sorted(waiting, key=lambda escrow: (escrow.owner, escrow.agent_id))
 
     def _mark_swept(self, escrow: Escrow, first: Escrow, place: int, now_ms: int) -> dict[str, Any]:
         write = update(
@@ -885,50 +834,6 @@ class Ledger:
         )
         return {"Update": write}
 
-    def _append_actions(
-        self, batch_id: str, first: int, count: int, standings: Mapping[str, Standing]
-    ) -> list[dict[str, Any]]:
-        head = update(
-            self._table,
-            "LOG",
-            set_={"size": first + count} | ({} if first else {"published": 0}),
-            condition="#size = :seen" if first else "attribute_not_exists(#size)",
-            values={":seen": first} if first else {},
-        )
-        placed = update(
-            self._table,
-            f"BATCH#{batch_id}",
-            set_={"first": first},
-            remove=("work", "work_at"),
-            condition="attribute_not_exists(#first)",
-            values={},
-        )
-        pointer = put_new(self._table, {"pk": f"LOG#{first}", "batch": batch_id})
-        # The head's condition protects these puts too: a stale standing was read together with a stale head.
-        puts: list[dict[str, Any]] = [
-            {
-                "Put": {
-                    "TableName": self._table,
-                    "Item": to_item({"pk": f"REP#{agent_id}", "standing": reputation.serialise(standing)}),
-                }
-            }
-            for agent_id, standing in standings.items()
-        ]
-        return [{"Update": head}, {"Update": placed}, {"Put": pointer}, *puts]
-
-    def _standings(self, agent_ids: Collection[str]) -> dict[str, Standing]:
-        found = self._get_all([f"REP#{agent_id}" for agent_id in agent_ids])
-        return {
-            agent_id: reputation.parse(found[pk]["standing"]["S"]) if (pk := f"REP#{agent_id}") in found else Standing()
-            for agent_id in agent_ids
-        }
-
-    def _receipts(self, batch: Mapping[str, Any]) -> list[str]:
-        """The receipts of a batch's escrows, in order."""
-        pks = [f"ESC#{escrow_id}" for escrow_id in batch["escrows"]["S"].split(",")]
-        found = self._get_all(pks)
-        return [found[pk]["receipt"]["S"] for pk in pks]
-
     def _send(self, actions: list[dict[str, Any]]) -> None:
         self._client.transact_write_items(TransactItems=actions)  # type: ignore[arg-type]  # built as plain dicts
 
@@ -940,11 +845,18 @@ class Ledger:
     def _get(self, pk: str) -> Mapping[str, Any] | None:
         return read_item(self._client.get_item, self._table, pk, self._patience())
 
-    def _oldest_first(self, queue: str, *, before_ms: int | None = None) -> Iterator[str]:
-        """Ids of the escrows that the index lists in a queue, merged over all its work shards."""
-        queries = [self._work(shard, before_ms=before_ms) for shard in self._work_shards_of(queue)]
-        for item in heapq.merge(*queries, key=lambda item: item["work_at"]):
-            yield item["pk"].removeprefix("ESC#")
+    def _backlog(
+        self, queue: str, shard: int | None, before_ms: int | None, page_items: int | None, *, at_once: int
+    ) -> Backlog:
+        shards = range(self._work_shards) if shard is None else (shard,)
+        listed = {each: self._work(f"{queue}#{each}", before_ms=before_ms, page_items=page_items) for each in shards}
+        return Backlog(
+            {
+                each: ((item["work_at"], item["pk"].removeprefix("ESC#")) for item in items)
+                for each, items in listed.items()
+            },
+            at_once=at_once,
+        )
 
     def _read_snapshot(self, pks: Sequence[str]) -> list[Mapping[str, Any] | None]:
         """A snapshot of at most 100 items, in order; None for an item that does not exist."""
@@ -1345,15 +1257,10 @@ def _batch_values(batch: Sequence[Escrow], now_ms: int) -> dict[str, Value | Non
         "pk": f"BATCH#{first.escrow_id}",
         "escrows": ",".join(escrow.escrow_id for escrow in batch),
         "at": now_ms,
-        "work": "BATCH",
+        "work": UNLOGGED,
         "work_at": now_ms,
     }
     return sealed(values)
-
-
-def _log_head(item: Mapping[str, Any]) -> LogHead:
-    values = from_item(item)
-    return LogHead(values["size"], values["published"])
 
 
 def _settlement_of(settled: Escrow) -> Settlement:

@@ -104,7 +104,7 @@ def prove(platform: Platform, caller: Caller, task_id: StatedTaskId, user: Whose
     PlatformUnavailableError.
     """
     escrow = find(platform, caller, task_id, user=user)
-    place, size = platform.ledger.log_place(escrow), platform.ledger.log_head().published
+    place, size = platform.ledger.log.place(escrow.escrow_id), platform.ledger.log.head().published
     if place is None or place >= size:
         raise NotLoggedError
     if since is not None and since > size:

@@ -6,27 +6,37 @@
 Every step is idempotent, and concurrent sweeps are harmless: the ledger's conditions decide. Each step has its share of
 the invocation's time, so that a backlog in one step does not stop the others; unused time goes to the steps that were
 not finished. An item that fails does not block the rest: it is logged and counted, and the next sweep tries it again.
+
+A backlog that is too large for one invocation goes to drains (drain.py), one for each work shard that has some. The
+sweep then writes the log and watches the backlog. If it does not change, no drain runs: the sweep does the step itself.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from itertools import chain, islice
+from typing import Final, Generic, TypeVar
 
 from quittance import tracing
 from quittance.errors import PlatformUnavailableError
 from quittance.ledger.channels import ChannelState
+from quittance.limits import DRAIN_START_MS_MAX, REFUNDED_ALONE_MAX, SWEPT_ALONE_MAX
 from quittance.observability import Metric, count, logger, measure
 from quittance.platform import Platform
 from quittance.proof import log
-from quittance.proof.log import Checkpoint
+from quittance.proof.log import Checkpoint, LogHead
 from quittance.proof.statement import Purpose
 from quittance.store.ledger import Credited
 from quittance.store.registry import Due
 from quittance.usecases import accounts, channels
 from quittance.usecases.settle import expire_if_overdue
 
+_T = TypeVar("_T")
+_REFUND, _CHARGE, _CREDIT, _CLOSE = "refund", "charge", "credit", "close"  # steps that drains do
 _STOP_BEFORE_MS: Final = 5_000
+_WATCH_S: Final = 1.0  # between two rounds of a sweep that drains help
 _CLOSING_STEPS: Final = 10  # of one channel, each of which counts up to 100 numbers
+_READ_AT_ONCE: Final = 1_000  # receipts of the log, about
 _PUBLISHED_AT_ONCE: Final = 10_000  # receipts, about: what one checkpoint adds must fit in memory and in the time left
 
 
@@ -58,39 +68,80 @@ def sweep(platform: Platform) -> Swept:
 
     Raises PlatformUnavailableError if an index cannot be read; the other steps of the round still run first.
     """
-    this = _Sweep(platform)
+    this = Steps(platform)
     while not this.done.complete and platform.left_ms() >= _STOP_BEFORE_MS:
         this.done.complete = this.round()
-    _count(this.done)
+        if not this.done.complete and this.drained.keys() - this.alone:
+            time.sleep(_WATCH_S)
+    count_work(this.done)
+    count(Metric.SWEPT_LOGGED, this.done.logged)
+    measure(Metric.SWEEP_COMPLETE, int(this.done.complete))
+    measure(Metric.SWEEP_LAG, this.done.lag_ms)
+    if this.done.published is not None:
+        measure(Metric.LOG_SIZE, this.done.published)
     logger.info("swept", **asdict(this.done))
     return this.done
 
 
-def _count(swept: Swept) -> None:
+def count_work(swept: Swept) -> None:
+    """Counts the work of a sweep or a drain. The counts add up; of the ages the largest counts."""
     count(Metric.SWEPT_EXPIRED, swept.expired)
     count(Metric.SWEPT_CREDITED, swept.credited)
-    count(Metric.SWEPT_LOGGED, swept.logged)
     count(Metric.WRITTEN_OFF, swept.written_off_micro)
     count(Metric.SWEEP_FAILURES, swept.failed)
     count(Metric.CHANNELS_CLOSED, swept.closed)
-    measure(Metric.SWEEP_COMPLETE, int(swept.complete))
-    measure(Metric.SWEEP_LAG, swept.lag_ms)
     measure(Metric.OLDEST_OVERDUE, swept.oldest_overdue_ms)
-    if swept.published is not None:
-        measure(Metric.LOG_SIZE, swept.published)
+
+
+Oldest = Mapping[int, Sequence[object]] | Mapping[None, Sequence[object]]
+"""The oldest items of a backlog, by work shard; by None if the step has no shards."""
 
 
 @dataclass(slots=True)
-class _Sweep:
-    """One invocation's sweep. It does not retry an item that has failed in it.
+class _Drained:
+    """A backlog that drains process: its oldest items, and since when they are the oldest."""
 
-    `closing` says whether a channel has more numbers to count than one step of the round did.
+    oldest: Oldest
+    since_ms: int
+
+
+@dataclass(slots=True)
+class Steps:
+    """The steps of one invocation, of a sweep or a drain. It does not retry an item that has failed in it.
+
+    `shard` is the work shard of a drain. `drained` has the backlogs that drains process, by step; `alone` the steps
+    that this sweep does itself because no drain does.
+
+    `closing` says whether a channel has more numbers to count than one step of the round did. `appended` has hashes of
+    receipts that were appended and not published, by the position of their batch.
     """
 
     platform: Platform
     done: Swept = field(default_factory=Swept)
+    shard: int | None = None
+    is_drain: bool = False
     failed: set[str] = field(default_factory=set)
+    drained: dict[str, _Drained] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+    began_ms: int = 0
     closing: bool = False
+    appended: dict[int, list[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.began_ms = self.platform.now_ms()
+
+    def named(self, name: object) -> Callable[[], bool]:
+        """The step that drains call by this name. Raises ValueError."""
+        steps: dict[object, Callable[[], bool]] = {
+            _REFUND: self._refund,
+            _CHARGE: self._charge,
+            _CREDIT: self._credit,
+            _CLOSE: self._close,
+        }
+        if name not in steps:
+            msg = f"the sweep has no step {name!r} for drains"
+            raise ValueError(msg)
+        return steps[name]
 
     def round(self) -> bool:
         """Runs each step for its share of the time that is left. Returns whether all steps finished their work."""
@@ -116,30 +167,86 @@ class _Sweep:
             raise unavailable
         return complete
 
+    def _until_ms(self, step: str) -> int:
+        """Once drains help, a step is complete if the work is done that waited when the sweep began."""
+        return self.began_ms if step in self.drained else self.platform.now_ms()
+
+    def _page_items(self, alone_max: int) -> int | None:
+        """How much of a work shard to read at once: a drain reads all of it, a sweep perhaps only looks."""
+        if self.is_drain or not self.platform.settings.drain_function:
+            return None
+        return max(alone_max // self.platform.settings.ledger_shards, 1) + 1
+
+    def _is_drained(self, step: str, oldest: Callable[[int], Oldest], page_items: int | None) -> bool:
+        """Whether drains do a step now. They are started once, if a work shard fills a page.
+
+        `oldest` returns up to a number of the oldest items of each work shard.
+        """
+        if page_items is None or step in self.alone:
+            return False
+        seen, now_ms = oldest(page_items), self.platform.now_ms()
+        if all(len(some) < page_items for some in seen.values()):
+            return False
+        before = self.drained.get(step)
+        if before is None:
+            try:
+                for shard in seen:
+                    self.platform.drains.start(step, shard)
+            except PlatformUnavailableError:
+                logger.exception("drains not started", step=step)
+                self.alone.add(step)
+                return False
+        if before is None or seen != before.oldest:
+            self.drained[step] = _Drained(seen, now_ms)
+        elif now_ms - before.since_ms >= DRAIN_START_MS_MAX:
+            logger.warning("not drained", step=step)
+            self.alone.add(step)
+        return step not in self.alone
+
     def _refund(self) -> bool:
-        return self._each(self.platform.ledger.overdue(now_ms=self.platform.now_ms()), self._expire)
+        page_items = self._page_items(REFUNDED_ALONE_MAX)
+        overdue = self.platform.ledger.overdue(now_ms=self._until_ms(_REFUND), shard=self.shard, page_items=page_items)
+        if self._is_drained(_REFUND, overdue.first, page_items):
+            return False
+        return self._each(chain.from_iterable(overdue), self._expire)
 
     def _log(self) -> bool:
-        return self._each(self.platform.ledger.unlogged(), self._append)
+        for batch_ids in self.platform.ledger.log.waiting():
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
+            if waiting := [batch_id for batch_id in batch_ids if batch_id not in self.failed]:
+                self._each_half(waiting, self._append, "not logged")
+        return True
 
     def _credit(self) -> bool:
-        waited_ms = _age_ms(self.platform, self.platform.ledger.uncredited_since_ms())
-        self.done.lag_ms = max(self.done.lag_ms, waited_ms)
-        for escrow_ids in self.platform.ledger.settled():
+        before_ms = self.began_ms if _CREDIT in self.drained else None
+        page_items = self._page_items(SWEPT_ALONE_MAX)
+        settled = self.platform.ledger.settled(before_ms=before_ms, shard=self.shard, page_items=page_items)
+        oldest_ms = min((some[0][0] for some in settled.first(1).values()), default=None)
+        self.done.lag_ms = max(self.done.lag_ms, _age_ms(self.platform, oldest_ms))
+        if self._is_drained(_CREDIT, settled.first, page_items):
+            return False
+        for escrow_ids in settled:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
             if waiting := [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]:
-                self._credit_all(waiting)
+                self._each_half(waiting, self._credit_all, "not credited")
         return True
 
     def _close(self) -> bool:
         self.closing = False
-        done = self._each(self.platform.channels.due(now_ms=self.platform.now_ms()), self._close_one)
+        due = _Peeked(self.platform.channels.due(now_ms=self._until_ms(_CLOSE)))
+        if self._is_drained(_CLOSE, due.first, self._page_items(SWEPT_ALONE_MAX)):
+            return False
+        done = self._each(due, self._close_one)
         return done and not self.closing
 
     def _charge(self) -> bool:
         """Charges bonds for publications: the publisher has stored in the registry what is due."""
-        for due in self.platform.registry.dues():
+        dues = _Peeked(self.platform.registry.dues())
+        if self._is_drained(_CHARGE, dues.first, self._page_items(SWEPT_ALONE_MAX)):
+            return False
+        for due in dues:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
             if due.agent_id not in self.failed:
@@ -147,7 +254,12 @@ class _Sweep:
         return True
 
     def _publish(self) -> bool:
-        self.done.published = publish_log(self.platform) or self.done.published
+        while head := publish_log(self.platform, self.appended):
+            self.done.published = head.published
+            if head.published == head.size:
+                return True
+            if self.platform.left_ms() < _STOP_BEFORE_MS:
+                return False
         return True
 
     def _each(self, ids: Iterable[str], do: Callable[[str], None]) -> bool:
@@ -171,22 +283,10 @@ class _Sweep:
 
     @tracing.step("credit")
     def _credit_all(self, escrow_ids: Sequence[str]) -> None:
-        """Credits escrows in one batch. If that fails, credits each half separately, down to the one that is faulty."""
-        try:
-            credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms())
-        except PlatformUnavailableError:
-            self._fail("not credited", *escrow_ids)
-        except Exception:  # noqa: BLE001 - a fault in one escrow must not delay the earnings of others
-            half = len(escrow_ids) // 2
-            if not half:
-                self._fail("not credited", *escrow_ids)
-            elif self.platform.left_ms() >= _STOP_BEFORE_MS:
-                self._credit_all(escrow_ids[:half])
-                self._credit_all(escrow_ids[half:])
-        else:
-            self.done.credited += credited.escrows
-            self.done.written_off_micro += credited.written_off_micro
-            self._note_bonds(credited)
+        credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms(), contended=self.is_drain)
+        self.done.credited += credited.escrows
+        self.done.written_off_micro += credited.written_off_micro
+        self._note_bonds(credited)
 
     @tracing.step("close")
     def _close_one(self, channel_id: str) -> None:
@@ -230,11 +330,24 @@ class _Sweep:
                     self._fail("bond not noted", owner)
 
     @tracing.step("log")
-    def _append(self, batch_id: str) -> None:
+    def _append(self, batch_ids: Sequence[str]) -> None:
+        for first, receipts in self.platform.ledger.log.append(batch_ids).items():
+            self.appended[first] = [log.leaf_hash(receipt.encode()) for receipt in receipts]
+            self.done.logged += len(receipts)
+
+    def _each_half(self, ids: Sequence[str], do: Callable[[Sequence[str]], None], failed: str) -> None:
+        """Does something for all ids. If that fails, does it for each half, down to the one that is faulty."""
         try:
-            self.done.logged += self.platform.ledger.append(batch_id)
-        except Exception:  # noqa: BLE001 - a fault in one batch must not keep others out of the log
-            self._fail("not logged", batch_id)
+            do(ids)
+        except PlatformUnavailableError:
+            self._fail(failed, *ids)
+        except Exception:  # noqa: BLE001 - a fault in one of them must not delay the others
+            half = len(ids) // 2
+            if not half:
+                self._fail(failed, *ids)
+            elif self.platform.left_ms() >= _STOP_BEFORE_MS:
+                self._each_half(ids[:half], do, failed)
+                self._each_half(ids[half:], do, failed)
 
     def _fail(self, what: str, *ids: str) -> None:
         logger.exception(what, ids=list(ids))
@@ -242,21 +355,39 @@ class _Sweep:
         self.failed.update(ids)
 
 
-@tracing.step("publish")
-def publish_log(platform: Platform) -> int | None:
-    """Publishes the tiles and a signed checkpoint for the receipts appended since the last one; returns the log's size.
+class _Peeked(Generic[_T]):
+    """Items of which the first ones can be seen before they are taken."""
 
-    Returns None if there are none. The order is tiles, checkpoint, then the published size in the ledger: a checkpoint
-    never refers to a missing tile. Safe to repeat, because a tile's content follows from the log. Raises
-    PlatformUnavailableError.
+    def __init__(self, items: Iterator[_T]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[_T]:
+        return self._items
+
+    def first(self, limit: int) -> Mapping[None, Sequence[_T]]:
+        first = list(islice(self._items, limit))
+        self._items = chain(first, self._items)
+        return {None: first}
+
+
+@tracing.step("publish")
+def publish_log(platform: Platform, appended: dict[int, list[bytes]]) -> LogHead | None:
+    """Publishes the tiles and a signed checkpoint for the next receipts of the log; returns the log's head afterwards.
+
+    `appended` has hashes of receipts by the position of their batch, which need not be read again; those that were
+    published are removed. Returns None if all receipts are published. The order is tiles, checkpoint, then the
+    published size in the ledger: a checkpoint never refers to a missing tile. Safe to repeat, because a tile's content
+    follows from the log. Raises PlatformUnavailableError.
     """
-    head = platform.ledger.log_head()
-    receipts: list[str] = []
-    while len(receipts) < _PUBLISHED_AT_ONCE and head.published + len(receipts) < head.size:
-        receipts += platform.ledger.logged(head.published + len(receipts))
-    if not receipts:
+    head = platform.ledger.log.head()
+    for first in [first for first in appended if first < head.published]:
+        del appended[first]
+    leaves: list[bytes] = []
+    while len(leaves) < _PUBLISHED_AT_ONCE and (place := head.published + len(leaves)) < head.size:
+        end = min([head.size, *(at for at in appended if at > place)])
+        leaves += appended.get(place) or _leaves(platform, place, end)
+    if not leaves:
         return None
-    leaves = [log.leaf_hash(receipt.encode()) for receipt in receipts]
     growth = log.grow(head.published, leaves, platform.tiles.read)
     for tile, hashes in growth.tiles.items():
         platform.tiles.keep(tile, hashes)
@@ -264,8 +395,14 @@ def publish_log(platform: Platform) -> int | None:
     checkpoint = Checkpoint(platform.settings.receipt_issuer, growth.size, growth.root, now_ms)
     key = platform.signing_key(Purpose.CHECKPOINT, at_ms=now_ms)
     platform.tiles.keep_checkpoint(growth.size, log.sign_checkpoint(checkpoint, key))
-    platform.ledger.set_published(growth.size)
-    return growth.size
+    platform.ledger.log.set_published(growth.size)
+    return LogHead(head.size, growth.size)
+
+
+def _leaves(platform: Platform, first: int, end: int) -> list[bytes]:
+    """The hashes of the next receipts between the positions of two batches, of as many as are read at once."""
+    receipts = platform.ledger.log.receipts(first, at_least=min(end - first, _READ_AT_ONCE))
+    return [log.leaf_hash(receipt.encode()) for receipt in receipts]
 
 
 def _age_ms(platform: Platform, since_ms: int | None) -> int:

@@ -117,8 +117,7 @@ def _document(printed: Mapping[str, str]) -> str:
     measured = f"Measured on {datetime.datetime.now(datetime.UTC).date()}: {_machine()}, {packages}."
     lines = ["# Performance", "", f"`make bench` writes this page. {measured}", _ABOUT, f"Prices are of {PRICES_DATE}."]
     for part in PARTS:
-        lines += ["", f"## {part.title}", "", part.about, "", "<!-- not run: make bench runs it -->", "```sh"]
-        lines += [f"python benchmarks/{part.script}.py", "```", ""]
+        lines += ["", f"## {part.title}", "", f"`python benchmarks/{part.script}.py`. {part.about}", ""]
         lines += [f"![{part.title}](performance/{name}.svg)" for name in part.shows]
         lines += ["", "```text", printed[part.script].rstrip(), "```"]
     return "\n".join(lines) + "\n"

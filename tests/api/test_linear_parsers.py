@@ -408,6 +408,7 @@ FIXED: Final = "bounded: a structure of fixed size"
 SIGNED: Final = "ours: the configured issuer has signed it"
 
 PATTERNS: Final = {
+    "store.clients._endpoint: re.match": OURS,
     "api.requests.Cursor.__init__": "cursor of a statement",
     "acceptance.rules._NO_TEXT": "output",
     "store.blobs._POSTED": OURS,
@@ -443,6 +444,9 @@ PATTERNS: Final = {
 """Every regular expression of the source, and the row that feeds it."""
 
 READS: Final = {
+    "store.dynamo_client._Connections.__init__: urlsplit": OURS,
+    "store.dynamo_client._decoded: loads": OURS,
+    "store.dynamo_client._with_bytes: b64decode": OURS,
     "api.requests.Cursor.read: int": "cursor of a statement",
     "api.http._rendered: int": OURS,
     "api.http.Api.serve: int": OURS,

@@ -46,7 +46,7 @@ def test_every_block_says_what_it_is(block: Block) -> None:
 
 def test_few_blocks_are_not_run() -> None:
     skipped = Counter(block.not_run for block in BLOCKS if block.kind in RUN and block.not_run)
-    assert skipped.total() <= 44, skipped
+    assert skipped.total() <= 45, skipped
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest import mock
 
 import boto3
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quittance.store import clients, dynamo_client
 from quittance.store.dynamo import BusyError, ConflictError, RefusedError, attempt
-from quittance.store.dynamo_client import DynamoDB
+from quittance.store.dynamo_client import DynamoDB, signed_headers
 
 REGION = "eu-central-1"
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB")
@@ -99,7 +106,8 @@ def server() -> Iterator[Server]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            script.requests.append((dict(self.headers.items()), json.loads(body)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            script.requests.append((headers, json.loads(body)))
             script.connections.add(self.client_address)
             self.send_response(script.status)
             for name, value in script.headers.items():
@@ -162,9 +170,37 @@ def test_requests_are_those_of_boto3(server: Server, ours: DynamoDB, boto: Any, 
     for each in (body, boto_body):
         assert len(each.pop("ClientRequestToken", "x" * 36)) == 36
     assert body == boto_body
-    for header in ("X-Amz-Target", "Content-Type", "X-Amz-Security-Token", "Host"):
+    for header in ("x-amz-target", "content-type", "x-amz-security-token", "host"):
         assert headers[header] == boto_headers[header]
-    assert headers["Authorization"].partition(" ")[0] == "AWS4-HMAC-SHA256"
+
+
+WORD = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40)
+
+
+@given(
+    access_key=WORD,
+    secret_key=WORD,
+    token=st.none() | WORD,
+    region=WORD,
+    host=st.sampled_from(["dynamodb.eu-central-1.amazonaws.com", "127.0.0.1:4566", "localhost:80"]),
+    target=WORD,
+    body=st.binary(max_size=300),
+    at=st.integers(0, 4_000_000_000).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+)
+def test_signatures_are_those_of_botocore(
+    at: datetime, host: str, body: bytes, target: str, region: str, **key: Any
+) -> None:
+    credentials = ReadOnlyCredentials(key["access_key"], key["secret_key"], key["token"], None)
+    stamp = at.strftime("%Y%m%dT%H%M%SZ")
+    ours = signed_headers(credentials, region=region, host=host, target=target, body=body, at=stamp)
+    named = {"Content-Type": ours["content-type"], "X-Amz-Target": target}
+    request = AWSRequest("POST", f"https://{host}/", named, data=body)
+    with mock.patch("botocore.auth.get_current_datetime", return_value=at):
+        SigV4Auth(credentials, "dynamodb", region).add_auth(request)
+    assert ours["authorization"] == request.headers["Authorization"]
+    assert (ours["x-amz-date"], ours.get("x-amz-security-token")) == (
+        request.headers["X-Amz-Date"], request.headers.get("X-Amz-Security-Token"),
+    )  # fmt: skip
 
 
 def test_each_transaction_has_a_token_of_its_own_unless_the_caller_names_one(server: Server, ours: DynamoDB) -> None:
@@ -295,9 +331,9 @@ def test_renewed_credentials_are_used(server: Server, ours: DynamoDB, monkeypatc
     monkeypatch.setattr(ours._credentials, "get_frozen_credentials", renewed.get_frozen_credentials)
     ours.get_item(**KEY)
     (first, _), (second, _) = server.requests
-    assert "AKIDEXAMPLE" in first["Authorization"]
-    assert "AKIDRENEWED" in second["Authorization"]
-    assert second["X-Amz-Security-Token"] == "another"
+    assert "AKIDEXAMPLE" in first["authorization"]
+    assert "AKIDRENEWED" in second["authorization"]
+    assert second["x-amz-security-token"] == "another"
 
 
 @pytest.mark.parametrize(

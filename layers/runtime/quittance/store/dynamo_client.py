@@ -1,24 +1,28 @@
 """A DynamoDB client that does only what every call needs: JSON, a signature, one HTTP request.
 
-It has the methods of boto3's client that the stores use, with the same arguments, answers and exceptions, and takes its
-credentials and signer from botocore. What it leaves out is what a standard client does again at each call although
-nothing changed: checking our own arguments against the service's description, choosing an endpoint, describing itself,
-calling its hooks, and copying headers between four classes. docs/adr/0042-our-own-last-mile-to-dynamodb.md has the
+It has the methods of boto3's client that the stores use, with the same arguments, answers and exceptions, and boto3's
+credentials. What it leaves out is what a standard client does again at each call although nothing changed: checking our
+own arguments against the service's description, choosing an endpoint, describing itself, calling its hooks, deriving
+the day's signing key, and copying headers between four classes. docs/adr/0042-our-own-last-mile-to-dynamodb.md has the
 figures.
 
 Protocol: AWS JSON 1.0 (the operation in `X-Amz-Target`, bytes as base64 in `B`), Signature Version 4.
 """
 
 import base64
+import hashlib
+import hmac
 import json
 import os
 import select
 import socket
 import ssl
+import time
 import uuid
 import zlib
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -26,8 +30,7 @@ from urllib.parse import urlsplit
 import boto3
 import botocore
 from boto3.session import Session
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
 from botocore.httpsession import get_cert_path
 
@@ -56,7 +59,6 @@ class DynamoDB:
         """
         self._credentials = session.get_credentials()
         self._region = session.region_name
-        self._endpoint = endpoint
         self._connections = _Connections(endpoint, connect_s, read_s)
 
     def batch_get_item(self, **request: object) -> Answer:
@@ -109,14 +111,44 @@ class DynamoDB:
         """The headers of a request."""
         if self._credentials is None:
             raise NoCredentialsError
-        headers = {
-            "Content-Type": _CONTENT_TYPE,
-            "User-Agent": _USER_AGENT,
-            "X-Amz-Target": f"{_TARGET}.{operation}",
-        }
-        request = AWSRequest("POST", self._endpoint, headers, data=body)
-        SigV4Auth(self._credentials.get_frozen_credentials(), _SERVICE, self._region).add_auth(request)
-        return dict(request.headers.items())
+        return signed_headers(
+            self._credentials.get_frozen_credentials(),
+            region=self._region,
+            host=self._connections.host,
+            target=f"{_TARGET}.{operation}",
+            body=body,
+            at=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
+        )
+
+
+def signed_headers(
+    credentials: ReadOnlyCredentials, *, region: str, host: str, target: str, body: bytes, at: str
+) -> dict[str, str]:
+    """The headers of a POST to `/`, signed at a time such as `20261130T120000Z`.
+
+    Signature Version 4: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html.
+    """
+    headers = {"content-type": _CONTENT_TYPE, "host": host, "x-amz-date": at}
+    if credentials.token:
+        headers["x-amz-security-token"] = credentials.token
+    headers["x-amz-target"] = target
+    names, scope = ";".join(headers), f"{at[:8]}/{region}/{_SERVICE}/aws4_request"
+    lines = [f"{name}:{value}" for name, value in headers.items()]
+    request = "\n".join(["POST", "/", "", *lines, "", names, hashlib.sha256(body).hexdigest()])
+    statement = "\n".join(["AWS4-HMAC-SHA256", at, scope, hashlib.sha256(request.encode()).hexdigest()])
+    signature = hmac.digest(_signing_key(credentials.secret_key, at[:8], region), statement.encode(), "sha256").hex()
+    credential = f"Credential={credentials.access_key}/{scope}"
+    headers["authorization"] = f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={signature}"
+    return {**headers, "user-agent": _USER_AGENT}
+
+
+@lru_cache(maxsize=1)
+def _signing_key(secret_key: str, date: str, region: str) -> bytes:
+    """The key of a day."""
+    key = f"AWS4{secret_key}".encode()
+    for part in (date, region, _SERVICE, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
 
 
 class _Connections:
@@ -125,14 +157,14 @@ class _Connections:
     def __init__(self, endpoint: str, connect_s: float, read_s: float) -> None:
         self.endpoint = endpoint
         url = urlsplit(endpoint)
-        self._host, self._tls = url.netloc, _tls_context() if url.scheme == "https" else None
+        self.host, self._tls = url.netloc, _tls_context() if url.scheme == "https" else None
         self._address = url.hostname or "", url.port or (443 if self._tls else 80)
         self._connect_s, self._read_s = connect_s, read_s
         self._idle: deque[socket.socket] = deque()
 
     def post(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str | None, bytes]:
         """The status, the checksum if one is stated, and the content of an answer. Raises HTTPClientError."""
-        lines = ["POST / HTTP/1.1", f"Host: {self._host}", f"Content-Length: {len(body)}"]
+        lines = ["POST / HTTP/1.1", f"content-length: {len(body)}"]
         lines += (f"{name}: {value}" for name, value in headers.items())
         request = "\r\n".join([*lines, "", ""]).encode() + body
         connection: socket.socket | None = None

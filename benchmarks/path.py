@@ -52,9 +52,9 @@ from tests import fixtures, template, tickets
 from tests.proofs.engines import engine
 from tests.support import ROOT, Cloud, wasm
 
-BLOCKS: Final = scaled(30, 2)
-BLOCK_TASKS: Final = scaled(20, 2)
-LARGE_BLOCK_TASKS: Final = scaled(5, 1)
+BLOCKS: Final = scaled(15, 2)
+BLOCK_TASKS: Final = scaled(50, 2)
+LARGE_BLOCK_TASKS: Final = scaled(10, 1)
 OWN_CPU_MS_MAX: Final = 3.0
 MIB_MORE_MS_MAX: Final = 12.0
 BUDGET: Final = "0.05"

@@ -45,7 +45,8 @@ OWN_MS: Final = 3.0  # python benchmarks/path.py: processor time of a task, at o
 TASK_UNITS: Final = 34.7  # python benchmarks/cost.py: write units of a task, its sweep and its listings
 TICKET_UNITS: Final = 21.0
 CREDITS_PER_DRAIN_S: Final = 800.0  # python benchmarks/backlog.py: escrows that one drain credits in a second
-LOGGED_PER_S: Final = 1_300.0  # the same: receipts that the writer of the log appends and publishes in a second
+LOGGED_PER_S: Final = 1_300.0  # the same: receipts of one agent that the log's writer appends and publishes in a second
+LOGGED_PER_S_OF_MANY: Final = 620.0  # the same of 1,000 agents, whose standings it reads and writes
 
 # Assumed: a run, and the times of DynamoDB inside a region.
 RUN_MS: Final = 50.0
@@ -225,7 +226,7 @@ class Simulation:
             }
         row.units_per_s = row.rate * (TICKET_UNITS if mix.by_ticket else TASK_UNITS)
         row.sweep_lag_s = _lag_s(row.rate, row.work_shards * CREDITS_PER_DRAIN_S)
-        row.log_lag_s = _lag_s(row.rate, LOGGED_PER_S)
+        row.log_lag_s = _lag_s(row.rate, LOGGED_PER_S if mix.agents == 1 else LOGGED_PER_S_OF_MANY)
 
 
 def _lag_s(rate: float, served_per_s: float) -> float:

@@ -1,6 +1,7 @@
 """Measures everything that docs/performance.md states, and writes it.
 
-    python benchmarks/report.py              # an hour; writes docs/performance.md and its plots
+    python benchmarks/report.py              # minutes; writes docs/performance.md and its plots
+    python benchmarks/report.py growth       # measures this part again, and takes the others from the last run
     QUITTANCE_QUICK=1 python benchmarks/report.py    # proves that it runs; writes to .local/performance
 
 Each part is a script of its own and runs alone. What one prints stays what the document shows; nothing is rounded or
@@ -15,10 +16,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -81,36 +81,42 @@ _ABOUT: Final = "Other work on the machine changes the times; the ratios to what
 def main() -> int:
     """Measure and write; return 1 if a part exceeds one of its limits."""
     HOME.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"prices": PRICES}
-    printed, missed = {}, []
-    for part in PARTS:
-        print(f"▸ {part.title}: python benchmarks/{part.script}.py", flush=True)
-        began = time.monotonic()
-        printed[part.script], failed = _run(part, figures)
-        missed += [part.script] * failed
-        print(f"{'✗' if failed else '✓'} {part.title:<32}{time.monotonic() - began:8.0f} s", flush=True)
+    chosen = sys.argv[1:] or [part.script for part in PARTS]
+    missed = [part.script for part in PARTS if part.script in chosen and _run(part)]
+    figures = {part.script: json.loads(_figures(part).read_text()) for part in PARTS}
     collected = HOME / "figures.json"
-    collected.write_text(json.dumps(figures))
+    collected.write_text(json.dumps({"prices": PRICES, **figures}))
     python = venvs.ensure("plots") / "python"
     subprocess.run([python, ROOT / "benchmarks" / "plots.py", collected, PLOTS], check=True)
-    DOCUMENT.write_text(_document(printed))
+    DOCUMENT.write_text(_document())
     print(f"✓ {DOCUMENT.relative_to(ROOT)}")
     return int(bool(missed))
 
 
-def _run(part: Part, figures: dict[str, Any]) -> tuple[str, bool]:
-    """Run a part; return what it printed, and whether it failed a limit."""
-    file = HOME / f"{part.script}.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{part.script}.py"), "--json", str(file)]
+def _run(part: Part) -> bool:
+    """Run a part and keep what it prints and measures; return whether it exceeds a limit."""
+    print(f"▸ {part.title}: python benchmarks/{part.script}.py", flush=True)
+    began = time.monotonic()
+    _figures(part).unlink(missing_ok=True)
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{part.script}.py"), "--json", str(_figures(part))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT, env=os.environ)
-    if not file.exists():
+    if not _figures(part).exists():
         message = f"benchmarks/{part.script}.py wrote no figures"
         raise SystemExit(message)
-    figures[part.script] = json.loads(file.read_text())
-    return done.stdout, done.returncode != 0
+    _printed(part).write_text(done.stdout)
+    print(f"{'✗' if done.returncode else '✓'} {part.title:<32}{time.monotonic() - began:8.0f} s", flush=True)
+    return done.returncode != 0
 
 
-def _document(printed: Mapping[str, str]) -> str:
+def _figures(part: Part) -> Path:
+    return HOME / f"{part.script}{'-quick' if QUICK else ''}.json"
+
+
+def _printed(part: Part) -> Path:
+    return _figures(part).with_suffix(".txt")
+
+
+def _document() -> str:
     """The document: what each part printed, under its title, with its plots."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("wasmtime", "botocore", "pydantic")]
     packages = ", ".join([f"Python {platform.python_version()}", *versions])
@@ -119,7 +125,7 @@ def _document(printed: Mapping[str, str]) -> str:
     for part in PARTS:
         lines += ["", f"## {part.title}", "", f"`python benchmarks/{part.script}.py`. {part.about}", ""]
         lines += [f"![{part.title}](performance/{name}.svg)" for name in part.shows]
-        lines += ["", "```text", printed[part.script].rstrip(), "```"]
+        lines += ["", "```text", _printed(part).read_text().rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 

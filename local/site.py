@@ -62,6 +62,7 @@ NAVIGATION: Final[dict[str, list[str]]] = {
         "acceptance",
         "reputation",
         "sandbox",
+        "performance",
         "hostile",
         "security",
     ],

@@ -29,7 +29,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from channels import entry, entry_units, size_of
-from path import CONTEXT, Bench, Kind, environment, logs_dropped
+from path import CONTEXT, Bench, Kind, environment, logs_dropped, stdout_to
 from scale import scaled, status
 
 from quittance.limits import KIB
@@ -145,7 +145,7 @@ class Meter:
         for client in clients:
             client.meta.events.register("before-call", self._note_service, unique_id="cost")
         try:
-            with mock.patch.object(DynamoDB, "_call", self._called), tempfile.TemporaryFile() as log, _stdout_to(log):
+            with mock.patch.object(DynamoDB, "_call", self._called), tempfile.TemporaryFile() as log, stdout_to(log):
                 yield self.used
                 sys.stdout.flush()
                 self.used["log byte"] += os.fstat(log.fileno()).st_size
@@ -207,19 +207,6 @@ def _read_units(operation: str, request: Mapping[str, Any], answer: Mapping[str,
 
 def _quarters(items: list[Mapping[str, Any]]) -> int:
     return max(1, -(-sum(map(size_of, items)) // (4 * KIB)))
-
-
-@contextmanager
-def _stdout_to(file: Any) -> Iterator[None]:
-    sys.stdout.flush()
-    terminal = os.dup(1)
-    os.dup2(file.fileno(), 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(terminal, 1)
-        os.close(terminal)
 
 
 def cost_of(bench: Bench, kind: Kind) -> Cost:

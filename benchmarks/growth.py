@@ -43,7 +43,7 @@ from quittance.limits import BALANCE_SHARDS, CALL_MS_MAX, PARTY_SHARDS
 # Measured: see docs/performance.md.
 OWN_MS: Final = 3.0  # python benchmarks/path.py: processor time of a task, at one core
 TASK_UNITS: Final = 34.7  # python benchmarks/cost.py: write units of a task, its sweep and its listings
-TICKET_UNITS: Final = 21.0
+TICKET_UNITS: Final = 21.6
 CREDITS_PER_DRAIN_S: Final = 800.0  # python benchmarks/backlog.py: escrows that one drain credits in a second
 LOGGED_PER_S: Final = 1_300.0  # the same: receipts of one agent that the log's writer appends and publishes in a second
 LOGGED_PER_S_OF_MANY: Final = 620.0  # the same of 1,000 agents, whose standings it reads and writes
@@ -117,7 +117,7 @@ class Row:
             (self.rate / API_PER_S, "REST API: requests a second"),
             (self.units_per_s / TABLE_UNITS_PER_S, f"table: {self.units_per_s:,.0f} write units a second"),
             (self.work_shards / WORK_SHARDS, f"LedgerShards: {self.work_shards}"),
-            (self.log_lag_s / 60, "log: one writer"),
+            (self.log_lag_s / SWEEP_EVERY_S, "log: one writer"),
             *(
                 (units / KEY_UNITS_PER_S, f"key of {name}: {units:,.0f} a second")
                 for name, units in self.hottest.items()

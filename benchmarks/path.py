@@ -31,7 +31,7 @@ from itertools import count
 from pathlib import Path
 from select import POLLIN, poll
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import IO, Any, Final
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -313,10 +313,16 @@ def measure() -> list[Measured]:
 @contextmanager
 def logs_dropped() -> Iterator[None]:
     """Inside, what is written to standard output goes nowhere: log lines and metrics, whose writing is measured."""
+    with Path(os.devnull).open("w") as nowhere, stdout_to(nowhere):
+        yield
+
+
+@contextmanager
+def stdout_to(file: IO[Any]) -> Iterator[None]:
+    """Inside, what this process writes to standard output goes to a file."""
     sys.stdout.flush()
     terminal = os.dup(1)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
+    os.dup2(file.fileno(), 1)
     try:
         yield
     finally:

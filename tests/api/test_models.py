@@ -453,3 +453,11 @@ def test_every_amount_of_the_api_is_described_as_a_decimal_string() -> None:
                 shown = schema["properties"][field.alias or name]
                 kinds = [kind["type"] for kind in shown.get("anyOf", [shown]) if kind["type"] != "null"]
                 assert kinds == ["string"], (model, name)
+
+
+def test_what_a_client_sends_is_in_no_printed_form() -> None:
+    """Powertools prints each request for its debug log: that would reveal an input, and cost as much as it is long."""
+    request = DirectTaskRequest.model_validate(
+        {"task_id": "t", "agent_id": "agt_aaaaaaaaaaaaaaaa", "input": "secret", "budget": "1", "user_id": "alice"}
+    )
+    assert (repr(request), str(request)) == ("DirectTaskRequest()", "")

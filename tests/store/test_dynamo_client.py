@@ -336,14 +336,16 @@ def test_renewed_credentials_are_used(server: Server, ours: DynamoDB, monkeypatc
     assert second["x-amz-security-token"] == "another"
 
 
-@pytest.mark.parametrize(
-    "region", ["eu-central-1", "us-east-1", "ap-southeast-7", "cn-north-1", "us-gov-west-1", "us-iso-east-1"]
-)
-def test_a_regions_endpoint_is_the_one_that_boto3_calls(region: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_regions_endpoint_is_the_one_that_boto3_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
-    boto = boto3.session.Session("a", "b", region_name=region).client("dynamodb")
-    assert clients._endpoint("dynamodb", region) == f"{boto.meta.endpoint_url}/"
+    session = boto3.session.Session("a", "b", region_name=REGION)
+    partitions = map(session.get_available_regions, ["dynamodb"] * 9, session.get_available_partitions())
+    regions = {region for partition in partitions for region in partition} - {"local"}  # DynamoDB Local's
+    assert {REGION, "cn-north-1", "us-gov-west-1", "us-iso-east-1"} < regions
+    for region in regions:
+        with closing(session.client("dynamodb", region_name=region)) as boto:
+            assert clients._endpoint("dynamodb", region) == f"{boto.meta.endpoint_url}/"
 
 
 def test_a_region_that_the_library_does_not_know_has_the_usual_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ from quittance.store.dynamo import (
     to_item,
     update,
 )
-from quittance.store.ledger import WORK_INDEX, InsufficientBalanceError, read_escrow
+from quittance.store.ledger import InsufficientBalanceError, read_escrow
+from quittance.store.log import WORK_INDEX
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

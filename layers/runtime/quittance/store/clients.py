@@ -1,8 +1,9 @@
 """AWS clients with explicit time-outs: no call may outlive the money that waits for it."""
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 import botocore.session
 from boto3.session import Session
 from botocore.config import Config
-from botocore.exceptions import NoRegionError
+from botocore.exceptions import BotoCoreError, ClientError, NoRegionError
 from botocore.loaders import Loader, create_loader
 
 from quittance.errors import PlatformUnavailableError
@@ -84,6 +85,14 @@ def events() -> "EventBridgeClient":
     """An EventBridge client."""
     with _description_read():
         return _session().client("events", config=_CONFIG)
+
+
+def invoke_later(client: "LambdaClient", function: str, payload: Mapping[str, object]) -> None:
+    """Starts an asynchronous invocation. Raises PlatformUnavailableError; it may run nevertheless."""
+    try:
+        client.invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(payload))
+    except (ClientError, BotoCoreError) as exc:
+        raise PlatformUnavailableError from exc
 
 
 def without_credentials() -> None:

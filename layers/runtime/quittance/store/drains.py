@@ -1,11 +1,8 @@
 """Asynchronous invocation of the drain function, which does one step of the sweep."""
 
-import json
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from quittance.errors import PlatformUnavailableError
+from quittance.store.clients import invoke_later
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
@@ -20,8 +17,4 @@ class Drains:
 
     def start(self, step: str, shard: int | None) -> None:
         """Starts a step, of one work shard if it has any. Raises PlatformUnavailableError; it may run nevertheless."""
-        payload = json.dumps({"step": step, "shard": shard})
-        try:
-            self._client.invoke(FunctionName=self._function, InvocationType="Event", Payload=payload)
-        except (ClientError, BotoCoreError) as exc:
-            raise PlatformUnavailableError from exc
+        invoke_later(self._client, self._function, {"step": step, "shard": shard})

@@ -97,12 +97,11 @@ from quittance.store.dynamo import (
     to_item,
     update,
 )
-from quittance.store.log import UNLOGGED, Log
+from quittance.store.log import UNLOGGED, WORK_INDEX, Log
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-WORK_INDEX: Final = "work"
 OPEN_INDEX: Final = "open"
 STATEMENT_INDEX: Final = "statement"
 _PREFIXES: Final = {
@@ -883,9 +882,6 @@ class Ledger:
         for shard in range(PARTY_SHARDS):
             query = listing(self._table, OPEN_INDEX, "party", f"{side}#{account}#{shard}", limit=page_items)
             yield from map(from_item, paged(self._client.query, query, self._left_ms))
-
-    def _work_shards_of(self, queue: str) -> list[str]:
-        return [f"{queue}#{shard}" for shard in range(self._work_shards)]
 
     # Items.
 

@@ -42,6 +42,9 @@ from quittance.store.dynamo import (
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
+WORK_INDEX: Final = "work"
+"""The index of what the sweep has to do, see ledger.py."""
+
 UNLOGGED: Final = "BATCH"
 """The partition of the index `work` that lists the batches that are not in the log."""
 
@@ -76,7 +79,7 @@ class Log:
 
     def waiting(self) -> Iterator[list[str]]:
         """Ids of batches that the index lists as not in the log, oldest first, in lists for one append."""
-        query = listing(self._table, "work", "work", UNLOGGED)
+        query = listing(self._table, WORK_INDEX, "work", UNLOGGED)
         items = paged(self._client.query, query, self._left_ms)
         while ids := [item["pk"]["S"].removeprefix("BATCH#") for item in islice(items, BATCHES_MAX)]:
             yield ids

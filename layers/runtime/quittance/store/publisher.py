@@ -1,12 +1,9 @@
 """Asynchronous invocation of the publish function. Tasks never wait for the compiler."""
 
-import json
 from typing import TYPE_CHECKING, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from quittance.errors import PlatformUnavailableError
 from quittance.store.cache import Cache
+from quittance.store.clients import invoke_later
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
@@ -31,8 +28,4 @@ class Publisher:
         self._requested.get(agent_id, self._request)
 
     def _request(self, agent_id: str) -> None:
-        payload = json.dumps({"recompile": agent_id})
-        try:
-            self._client.invoke(FunctionName=self._function, InvocationType="Event", Payload=payload)
-        except (ClientError, BotoCoreError) as exc:
-            raise PlatformUnavailableError from exc
+        invoke_later(self._client, self._function, {"recompile": agent_id})

@@ -13,10 +13,12 @@ Each program runs in turn, in many alternating blocks:
 - in process: the sandbox's own engine and host calls without the worker: the rest is the process boundary;
 - Node's WASI, where `node` exists: compiled once, a new instance for each run.
 
+These runs share one processor, as parent and worker do at the functions' default size, where Lambda gives about one.
+The sandbox is also measured on all processors: there each run wakes the worker on another one, whose caches are cold.
+
 Wall times depend on the machine and on its other work. So the ratios are of processor time: that of all threads of
-this process, and of the worker. On one processor, as AWS Lambda provides at its default size, it is also the time by
-the clock. Go and CPython are built by `examples/agents/build.py`; where that fails, their rows say so and their bounds
-are not checked.
+this process, and of the worker. Go and CPython are built by `examples/agents/build.py`; where that fails, their rows
+say so and their bounds are not checked.
 """
 
 import argparse
@@ -30,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,6 +319,27 @@ def beside(node: Node) -> Block:
     return block
 
 
+@contextmanager
+def on(processors: Collection[int]) -> Iterator[None]:
+    """Let this thread, and processes that it starts, run only on some processors."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def on_all(block: Block, processors: Collection[int]) -> Block:
+    """Make a block whose own side may run on all processors."""
+
+    def everywhere(count: int, times: Times) -> None:
+        with on(processors):
+            block(count, times)
+
+    return everywhere
+
+
 def worker_of(sandbox: Sandbox) -> int:
     """Return the worker's process id."""
     assert sandbox._worker  # noqa: SLF001 - its processor time and memory are measured
@@ -394,8 +417,8 @@ def compared(program: Program) -> dict[str, Any]:
     with ExitStack() as stack:
         path = stack.enter_context(stored(artefact))
         job = job_of(path, hashlib.sha256(artefact).hexdigest(), program.stdin)
-        sandbox = stack.enter_context(Sandbox())
-        run = sandbox.run(job)
+        everywhere = stack.enter_context(Sandbox())
+        run = everywhere.run(job)
         executor = Executor()
         loaded = executor.load(artefact)
         to_file, to_callback = (Bare(program, to_file=each) for each in (True, False))
@@ -403,8 +426,13 @@ def compared(program: Program) -> dict[str, Any]:
         if run.outcome is not Outcome.SUCCEEDED or {to_file.run(), to_callback.run(), same.run()} != {run.stdout}:
             message = f"{program.name} does not give the same output in all ways: {run.outcome}, {run.message}"
             raise RuntimeError(message)
+        processors = os.sched_getaffinity(0)
+        pinned = stack.enter_context(ExitStack())
+        pinned.enter_context(on({max(processors)}))
+        sandbox = stack.enter_context(Sandbox())
         blocks = {
             "sandbox": through(sandbox, job),
+            "sandbox, all processors": on_all(through(everywhere, job), processors),
             "bare, to a file": here(to_file.run),
             "bare, to a callback": here(to_callback.run),
             "bare, our settings": here(same.run),
@@ -416,6 +444,7 @@ def compared(program: Program) -> dict[str, Any]:
             if node.block(1)[0] and node.output.read_bytes() == run.stdout:
                 blocks["Node"] = beside(node)
         rows = in_turn(blocks, "sandbox")
+        pinned.close()
         new, unloaded = first_runs(job)
     rows |= {"first run, new worker": new.row(), "first run, not loaded": unloaded.row()}
     rows |= {"publish": publications.row()}

@@ -64,9 +64,8 @@ fuzz-ledger: ## run 20,000 escrows under faults on a real database engine (ARGS=
 mutants: ## remove each guard of the ledger in turn: the tests must catch every removal
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/mutants.py $(ARGS)
 
-bench: ## write docs/performance.md; measure cold starts, metering, a hot wallet, channels, receipts, traces, acceptance, attacks and a sweep
+bench: ## write docs/performance.md; measure metering, a hot wallet, channels, receipts, traces, acceptance, attacks and a sweep
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/report.py
-	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/imports.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/metering.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/hot_wallet.py

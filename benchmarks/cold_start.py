@@ -1,12 +1,15 @@
 """The cost of a cold start for each function: imports, the parts for its first request, and what a snapshot saves.
 
-    python benchmarks/cold_start.py          # prints the table; exit status 1 if a budget is exceeded
+    python benchmarks/cold_start.py                # prints the table; exit status 1 if a budget is exceeded
+    python benchmarks/cold_start.py --json FILE    # also writes the figures
 
 Everything runs in new processes on the built layer with its bytecode, without site packages, as on Lambda. Times are
 processor times, in units of a process that imports only `json` and `logging` and is measured in turn with the others,
 so a budget holds on any machine, busy or not. The best of several rounds counts, because noise only adds time.
 """
 
+import argparse
+import json
 import os
 import subprocess
 import sys
@@ -82,6 +85,9 @@ print(time.process_time() - began)
 
 def main() -> int:
     """Measure all functions; return 1 if a budget is exceeded."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
     layer = deploy.layer(deploy.build())
     codes = {"": "import json, logging"}
     for function in BUDGETS:
@@ -94,6 +100,7 @@ def main() -> int:
         for name, code in (codes | with_parts).items():
             best[name] = min(best[name], _cost_s(code))
     base_s, exceeded = best[""], []
+    rows: list[dict[str, str | float]] = []
     print(f"baseline: {base_s * 1e3:.0f} ms of processor time, on Python {venvs.PYTHON_VERSION}")
     print(f"{'function':<12}{'imports':>9}{'budget':>8}{'parts':>8}{'budget':>8}{'restored':>10}   in baselines")
     for function, budget in BUDGETS.items():
@@ -105,6 +112,9 @@ def main() -> int:
         row = f"{function:<12}{imports:>9.1f}{budget.imports:>8g}{parts:>8.1f}{budget.parts:>8g}{restored:>10.1f}"
         print(f"{row}{'   EXCEEDED: ' + budget.reason if late else ''}")
         exceeded += [function] if late else []
+        rows.append({"function": function, "imports": imports, "parts": parts, "restored": restored})
+    if options.json:
+        options.json.write_text(json.dumps(rows))
     return 1 if exceeded else 0
 
 

@@ -89,6 +89,37 @@ def sandbox(programs: dict[str, Any], folder: Path) -> None:
     _write(folder / "sandbox.svg")
 
 
+def throughput(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Lines: calls a second, by the number of clients."""
+    _, axes = plt.subplots(figsize=WIDE)
+    for call, label in (("task", "tasks"), ("read", "reads of one item")):
+        of_call = [row for row in rows if row["call"] == call]
+        axes.plot([row["clients"] for row in of_call], [row["per_s"] for row in of_call], marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("clients at once")
+    axes.set_ylabel("a second")
+    axes.legend(fontsize=7)
+    _write(folder / "throughput.svg")
+
+
+def cold_start(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Stacked bars: what each function's first request waits for."""
+    _, axes = plt.subplots(figsize=(7.5, 3.8))
+    names, left = [row["function"] for row in rows], [0.0] * len(rows)
+    for part, label in (("imports", "imports"), ("parts", "parts of the first request")):
+        widths = [row[part] for row in rows]
+        axes.barh(names, widths, left=left, label=label)
+        left = [before + width for before, width in zip(left, widths, strict=True)]
+    restored = [(row["restored"], row["function"]) for row in rows if row["restored"]]
+    axes.plot(*zip(*restored, strict=True), "k|", markersize=9, label="restored from a snapshot")
+    axes.invert_yaxis()
+    axes.set_xlabel("processor time, a Python process that imports json and logging = 1")
+    axes.legend(fontsize=7)
+    _write(folder / "cold_start.svg")
+
+
 def growth(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Lines: the 99th percentile of the two writes of a task, by rate."""
     _, axes = plt.subplots(figsize=WIDE)
@@ -120,6 +151,8 @@ def main() -> None:
     processor_time(figures["path"], folder)
     cost(figures["cost"], figures["prices"], folder)
     sandbox(figures["sandbox"]["programs"], folder)
+    throughput(figures["throughput"], folder)
+    cold_start(figures["cold_start"], folder)
     growth(figures["growth"], folder)
 
 

@@ -68,6 +68,21 @@ PARTS: Final = (
         ("sandbox",),
     ),
     Part(
+        "throughput",
+        "Throughput of the local cloud",
+        "Gateway, database, functions, sandboxes and clients share the machine, so this is no forecast for AWS."
+        " It shows that nothing collapses as clients are added, and what a task costs beside a read of one item.",
+        ("throughput",),
+    ),
+    Part(
+        "cold_start",
+        "Cold starts",
+        "Processor time of a new environment before its first request: imports, and the parts that the first request"
+        " needs. With SnapStart, `restored` takes their place. In units of a Python process that imports `json` and"
+        " `logging`.",
+        ("cold_start",),
+    ),
+    Part(
         "growth",
         "Growth",
         "A simulation, with measured steps and the limits that AWS documents. It shows what bends first.",

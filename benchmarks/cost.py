@@ -47,7 +47,9 @@ MILLION: Final = 1_000_000
 RUNNER_GB, SMALL_GB, STREAM_GB = 1.75, 0.5, 0.5  # memory of the functions, as the template sets it
 
 PRICES_DATE: Final = "November 2026"
+CALL: Final = "DynamoDB call"
 PRICES: Final[Mapping[str, float]] = {
+    CALL: 0.0,  # its units are billed
     "write unit": 0.625 / MILLION,
     "read unit": 0.125 / MILLION,
     "S3 put": 5.0 / MILLION,
@@ -157,6 +159,7 @@ class Meter:
     def _called(self) -> Callable[..., Any]:
         def call(client: DynamoDB, operation: str, request: Mapping[str, Any]) -> Any:
             self.waited_ms += LATENCY_MS[operation]
+            self.used[CALL] += 1
             if operation not in _WRITES:
                 answer = self._send(client, operation, request)
                 self.used["read unit"] += _read_units(operation, request, answer)
@@ -212,6 +215,7 @@ def _quarters(items: list[Mapping[str, Any]]) -> int:
 def cost_of(bench: Bench, kind: Kind) -> Cost:
     """What one task of a kind uses, by part: the task, the sweep, and the functions of the table's stream."""
     cloud, meter, cost = bench.cloud, Meter(bench), Cost(kind.name)
+    bench.configure(kind)
     with meter.counting():  # a warm environment; the sweep takes the tasks of earlier kinds
         bench.app.handler(kind.send(), CONTEXT)
         sweep(cloud)

@@ -59,17 +59,19 @@ OWN_CPU_MS_MAX: Final = 3.0
 MIB_MORE_MS_MAX: Final = 12.0
 BUDGET: Final = "0.05"
 TICKETS: Final = 10_000
+SLOTS: Final = 25  # the template's default of AccountConcurrency
 
 Body = dict[str, Any]
 
 
 @dataclass
 class Kind:
-    """A kind of task: `send` prepares the event of the next one."""
+    """A kind of task: `send` prepares the event of the next one. `slots` is AccountConcurrency; 0 takes no slots."""
 
     name: str
     send: Callable[[], Body]
     tasks: int = BLOCK_TASKS
+    slots: int = 0
 
 
 @dataclass
@@ -183,6 +185,7 @@ class Bench:
         self.channel = tickets.opened(cloud, tickets=TICKETS).channel_id
         self.kinds = [
             Kind("trivial", lambda: self._event(self.echo, "hi")),
+            Kind("with a slot", lambda: self._event(self.echo, "hi"), slots=SLOTS),
             Kind("64 KiB in and out", lambda: self._event(self.echo, "x" * 64 * KIB)),
             Kind("1 MiB in and out", lambda: self._event(self.echo, "x" * MIB), LARGE_BLOCK_TASKS),
             Kind("with rules", lambda: self._event(strict, {"text": "hi"})),
@@ -190,8 +193,13 @@ class Bench:
             Kind("by a ticket", self._ticket_event),
         ]
 
+    def configure(self, kind: Kind) -> None:
+        """Give the environment the settings of a kind."""
+        self.cloud.settings = self.cloud.settings.model_copy(update={"account_concurrency": kind.slots})
+
     def measure(self, kind: Kind) -> Iterator[Measured]:
         """The figures of a kind with our client and with boto3's, in alternating blocks."""
+        self.configure(kind)
         session = clients._session()
         boto3 = session.client("dynamodb", config=clients._ONE_TRY)
         rows = {"ours": Measured(kind.name, "ours"), "boto3": Measured(kind.name, "boto3")}

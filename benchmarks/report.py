@@ -48,7 +48,9 @@ PARTS: Final = (
         "path",
         "The path of a task",
         "Everything of a task but its guest and its storage. `boto3` is the same task in the same run with boto3's"
-        " client of DynamoDB in place of ours ([ADR 42](adr/0042-our-own-last-mile-to-dynamodb.md)).",
+        " client of DynamoDB in place of ours ([ADR 42](adr/0042-our-own-last-mile-to-dynamodb.md)). A task makes two"
+        " calls of DynamoDB; `with a slot`, as `AccountConcurrency` has it by default, two more"
+        " ([ADR 24](adr/0024-an-account-has-slots.md)).",
         ("processor", "path"),
     ),
     Part(

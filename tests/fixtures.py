@@ -63,21 +63,21 @@ def cloud(template: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> Cloud:
 def cloud_in(template: dict[str, Any], sandbox: Sandbox, scratch: Path) -> Cloud:
     """A platform with new tables, buckets, queues and keys, on the AWS that the environment variables name."""
     session = clients._session()
+    # One client of each service: making one takes longer than its call.
+    dynamodb, s3, sqs, kms = map(session.client, ("dynamodb", "s3", "sqs", "kms"))
     for name in ("LedgerTable", "RegistryTable", "ListingsTable"):
         properties = {
             key: value
             for key, value in template["Resources"][name]["Properties"].items()
             if key in {"AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"}
         }
-        session.client("dynamodb").create_table(TableName=name, **json.loads(json.dumps(properties)))
+        dynamodb.create_table(TableName=name, **json.loads(json.dumps(properties)))
     for name in ("uploads", "binaries", "outputs", "log"):
-        session.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
-        session.client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     session.client("events").create_event_bus(Name="bus")
-    webhooks = session.client("sqs").create_queue(QueueName="webhooks")["QueueUrl"]
-    kms = session.client("kms")
+    webhooks = sqs.create_queue(QueueName="webhooks")["QueueUrl"]
     keys = [kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"] for _ in range(4)]
-    sqs = session.client("sqs")
     cloud = Cloud(
         Settings(
             ledger_table="LedgerTable",

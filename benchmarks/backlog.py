@@ -35,12 +35,11 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import boto3
-from botocore.awsrequest import AWSResponse
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from scale import scaled, status
 
 from quittance.limits import CALL_MS_MAX
+from quittance.store.dynamo_client import DynamoDB
 from quittance.usecases import drain as drains
 from quittance.usecases import sweep as sweeps
 from tests.proofs.memory import Memory
@@ -203,21 +202,18 @@ class Simulation:
 
     def client(self) -> Any:
         """A real client whose requests the model answers."""
-        made = boto3.client(
-            "dynamodb",
-            region_name="eu-central-1",
-            aws_access_key_id="x",
-            aws_secret_access_key="x",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
-        made.meta.events.register("before-send.dynamodb", self._answer)  # type: ignore[arg-type]  # an answer is allowed
+        session = boto3.Session("x", "x", region_name="eu-central-1")
+        made = DynamoDB(session, endpoint="http://dynamodb", connect_s=1, read_s=1)
+        vars(made)["_connections"] = SimpleNamespace(host="dynamodb", post=self._answer)
         return made
 
-    def _answer(self, request: Any, **_: Any) -> AWSResponse:
+    def _answer(self, headers: Mapping[str, str], body: bytes) -> tuple[int, None, bytes]:
+        """What the client makes of the answer of its connection: status, no checksum, content."""
         self._spend()
-        name = request.headers["X-Amz-Target"].decode().rpartition(".")[2]
+        name = headers["x-amz-target"].rpartition(".")[2]
         operation = "".join("_" + letter.lower() if letter.isupper() else letter for letter in name).lstrip("_")
-        call = _decoded(json.loads(request.body))
+        call = _decoded(json.loads(body))
+        call.pop("ClientRequestToken", None)
         self.calls[operation] += 1
         self.here.resumed_s = time.thread_time()
         code, answer = 200, {}
@@ -227,11 +223,9 @@ class Simulation:
             details = {name: value for name, value in refused.response.items() if name != "Error"}
             answer = {"__type": f"x#{refused.response['Error']['Code']}", **details}
             code = 400
-        body = json.dumps(_encoded(answer)).encode()
-        headers: Any = {"Content-Type": "application/x-amz-json-1.0"}
-        response = AWSResponse(request.url, code, headers, _Body(body))
+        content = json.dumps(_encoded(answer), separators=(",", ":")).encode()
         self.here.resumed_s = time.thread_time()  # the model's own time does not count
-        return response
+        return code, None, content
 
     def _called(self, operation: str, call: dict[str, Any]) -> Any:
         if operation == "transact_write_items":
@@ -325,19 +319,6 @@ class _Bucket(Shelf):
     def keep_checkpoint(self, size: int, checkpoint: str) -> None:
         self._simulation.wait(0.03)
         super().keep_checkpoint(size, checkpoint)
-
-
-class _Body:
-    """The body of an answer, as the client reads it."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def stream(self, **_: Any) -> Iterable[bytes]:
-        yield self._body
-
-    def read(self) -> bytes:
-        return self._body
 
 
 def _decoded(value: Any) -> Any:

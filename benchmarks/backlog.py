@@ -38,7 +38,7 @@ import boto3
 from botocore.exceptions import ClientError
 from scale import scaled, status
 
-from quittance.limits import CALL_MS_MAX
+from quittance.limits import CALL_MS_MAX, CALLS_AT_ONCE_MAX
 from quittance.store.dynamo_client import DynamoDB
 from quittance.usecases import drain as drains
 from quittance.usecases import sweep as sweeps
@@ -105,10 +105,18 @@ class Indexed(Memory):
 
 
 @dataclass
-class Invocation:
-    """One invocation in simulated time. Its thread runs only while no other does."""
+class Core:
+    """The part of a processor that an invocation has, which its threads share, and until when it is busy."""
 
-    cpu: float
+    speed: float
+    busy_s: float = 0.0
+
+
+@dataclass
+class Invocation:
+    """One invocation, or one thread of it, in simulated time. It runs only while no other does."""
+
+    core: Core
     began_s: float
     now_s: float
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -139,8 +147,9 @@ class Simulation:
 
     def start(self, at_s: float, cpu: float, run: Callable[[], object]) -> None:
         """Starts an invocation at a time."""
-        invocation = Invocation(cpu, at_s, at_s)
+        self._begin(Invocation(Core(cpu), at_s, at_s), run)
 
+    def _begin(self, invocation: Invocation, run: Callable[[], object]) -> None:
         def body() -> None:
             invocation.turn.acquire()
             self._here.invocation = invocation
@@ -154,6 +163,39 @@ class Simulation:
 
         threading.Thread(target=body, daemon=True).start()
         self._push(invocation)
+
+    def at_once(self, do: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """The platform's `at_once`, with threads in simulated time that share the invocation's processor."""
+        waiting = list(items)
+        if len(waiting) < 2:  # noqa: PLR2004 - one call is not parallel
+            return [do(each) for each in waiting]
+        self._spend()
+        here, left = self.here, iter(list(enumerate(waiting)))
+        results: dict[int, Any] = {}
+        failed: list[BaseException] = []
+        running = min(len(waiting), CALLS_AT_ONCE_MAX)
+
+        def work() -> None:
+            nonlocal running
+            for place, each in left:
+                try:
+                    results[place] = do(each)
+                except BaseException as exc:  # noqa: BLE001 - raised again by `at_once`
+                    failed.append(exc)
+            self._spend()
+            here.now_s = max(here.now_s, self.here.now_s)
+            running -= 1
+            if not running:
+                self._push(here)
+
+        for _ in range(running):
+            self._begin(Invocation(here.core, here.began_s, here.now_s), work)
+        self._parked.release()
+        here.turn.acquire()
+        here.resumed_s = time.thread_time()
+        if failed:
+            raise failed[0]
+        return [results[place] for place in range(len(waiting))]
 
     def run(self) -> None:
         """Runs everything to its end."""
@@ -179,7 +221,8 @@ class Simulation:
         here = self.here
         spent_s = time.thread_time() - here.resumed_s
         self.cpu_s += spent_s
-        here.now_s += spent_s / here.cpu
+        if spent_s:
+            here.core.busy_s = here.now_s = max(here.now_s, here.core.busy_s) + spent_s / here.core.speed
         here.resumed_s = time.thread_time()
 
     def _push(self, invocation: Invocation) -> None:
@@ -384,6 +427,8 @@ def measure(agents: int, owners: int, shards: int, *, with_drains: bool) -> Simu
     with ExitStack() as patches:
         patches.enter_context(mock.patch("quittance.store.dynamo.time", clock))
         patches.enter_context(mock.patch("quittance.usecases.sweep.time", clock))
+        for name in ("quittance.store.log.at_once", "quittance.usecases.sweep.at_once"):
+            patches.enter_context(mock.patch(name, simulation.at_once))
         patches.enter_context(mock.patch("quittance.usecases.sweep.publish_log", published))
         patches.enter_context(mock.patch("quittance.usecases.sweep.measure"))
         patches.enter_context(quiet())

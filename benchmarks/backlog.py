@@ -167,7 +167,7 @@ class Simulation:
     def at_once(self, do: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         """The platform's `at_once`, with threads in simulated time that share the invocation's processor."""
         waiting = list(items)
-        if len(waiting) < 2:  # noqa: PLR2004 - one call is not parallel
+        if len(waiting) < 2:
             return [do(each) for each in waiting]
         self._spend()
         here, left = self.here, iter(list(enumerate(waiting)))

@@ -248,6 +248,29 @@ def test_a_damaged_batch_keeps_no_other_out_of_the_log() -> None:
     assert set(order(memory)) == set(batch_ids) - {batch_ids[2]}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda signed: signed[:-41],
+        lambda signed: signed[: len(signed) // 2],
+        lambda signed: "",
+        lambda signed: signed.replace(".", ".!", 1),
+        lambda signed: signed.replace(".", ".=", 1),
+        lambda signed: signed[::-1],
+        lambda signed: signed.replace(".", ".W10.", 1),
+        lambda signed: ".".join([signed.split(".")[0], "e30", signed.split(".")[2]]),
+    ],
+)
+def test_a_damaged_receipt_never_enters_the_log(damage: Callable[[str], str]) -> None:
+    memory, world, batch_ids = credited("a", "b", "c")
+    pk = f"ESC#{batch_ids[1]}"
+    memory.items[pk] = {**memory.items[pk], "receipt": {"S": damage(memory.items[pk]["receipt"]["S"])}}
+    with quiet():
+        swept = sweep(world)
+    assert (swept.logged, swept.failed, swept.published) == (2, 1, 2)
+    assert order(memory) == [batch_ids[0], batch_ids[2]]
+
+
 def test_a_damaged_batch_hides_no_earlier_append() -> None:
     """The append beside which its standing was read is noted; then the batch is met again, alone."""
     names = [" ".join(f"{number}-{agent}" for agent in range(60)) for number in range(3)]

@@ -145,8 +145,8 @@ class Log:
         patience, known, latest = Patience(self._left_ms()), dict[str, _Batch](), latest or Latest()
         waiting = self._unlogged(batch_ids, known, latest)
         while waiting:
-            this = self._next(waiting, latest)
-            while this:
+            this: _Append | None = self._next(waiting, latest)
+            while this is not None:
                 rest = [batch for batch in waiting if batch.batch_id not in this.batch_ids]
                 try:
                     following = self._write(this, rest, latest)

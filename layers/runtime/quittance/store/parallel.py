@@ -16,7 +16,7 @@ def at_once(do: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     then. A single call is made by the thread that asks for it.
     """
     waiting = list(items)
-    if len(waiting) < 2:  # noqa: PLR2004 - one call is not parallel
+    if len(waiting) < 2:
         return [do(each) for each in waiting]
     from concurrent.futures import ThreadPoolExecutor  # only the sweep needs it, and it takes a cold start's time
 

@@ -10,6 +10,9 @@ A transaction holds its items for 6 to 12 ms and 0.1 ms for each item; another w
 with TransactionConflict. An object of S3 takes 30 ms. A drain starts 1.5 s after its invocation. The sweep is invoked
 every minute; all invocations end after a minute.
 
+Then the log's writer alone appends and publishes receipts that drains have credited: how many in a second of simulated
+time, with the sweep's memory and with that of a whole processor.
+
 Printed: the simulated time until all escrows are credited, and until all receipts are in a published checkpoint; calls
 of DynamoDB, transactions that conflicted, and processor seconds of this machine. Exit status 1 if a row of 100,000
 takes longer than the goal.
@@ -23,9 +26,10 @@ import threading
 import time
 from bisect import bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -42,6 +46,7 @@ from quittance.limits import CALL_MS_MAX, CALLS_AT_ONCE_MAX
 from quittance.store.dynamo_client import DynamoDB
 from quittance.usecases import drain as drains
 from quittance.usecases import sweep as sweeps
+from quittance.usecases.sweep import Steps
 from tests.proofs.memory import Memory
 from tests.proofs.test_matrix import DONE, FAILED, done, hold
 from tests.proofs.world import START_MS, Shelf, World, quiet
@@ -50,6 +55,8 @@ BACKLOG = scaled(100_000, 2_500)
 GOAL_S = 300
 LIFE_S = 60.0
 CPU = 1_024 / 1_769  # of the sweep and of the drains
+DRAINS = 4
+AFTER_CREDITS_S = 1_000.0
 COLD_START_S = 1.5
 PAGE_ITEMS = 4_000  # of the index, in 1 MB
 NOW_MS = START_MS + 600_000
@@ -416,6 +423,16 @@ def measure(agents: int, owners: int, shards: int, *, with_drains: bool) -> Simu
     simulation = Simulation()
     fill(simulation.memory, agents=agents, owners=owners, shards=shards)
     simulation.start(0.0, CPU, lambda: simulation.sweep(0, with_drains=with_drains, shards=shards))
+    with simulated(simulation):
+        simulation.run()
+    assert simulation.is_done()
+    assert simulation.memory.items["LOG"]["published"] == {"N": str(BACKLOG)}
+    return simulation
+
+
+@contextmanager
+def simulated(simulation: Simulation) -> Iterator[None]:
+    """Inside it, the platform's clock, pauses and threads are those of the simulation."""
     publish = sweeps.publish_log
 
     def published(*arguments: Any) -> Any:
@@ -432,10 +449,43 @@ def measure(agents: int, owners: int, shards: int, *, with_drains: bool) -> Simu
         patches.enter_context(mock.patch("quittance.usecases.sweep.publish_log", published))
         patches.enter_context(mock.patch("quittance.usecases.sweep.measure"))
         patches.enter_context(quiet())
+        yield
+
+
+@dataclass
+class Written:
+    """What the log's writer does alone with receipts that drains have credited before."""
+
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    appends: int = 0
+
+
+def write_log(agents: int, owners: int, cpu: float) -> Written:
+    """Appends and publishes one backlog that drains have credited, without a limit of time."""
+    simulation, written = Simulation(), Written()
+    fill(simulation.memory, agents=agents, owners=owners, shards=DRAINS)
+
+    def credit(shard: int) -> None:
+        Steps(simulation.world(with_drains=False, shards=DRAINS), shard=shard, is_drain=True).named("credit")()
+
+    def log() -> None:
+        steps = Steps(simulation.world(with_drains=False, shards=DRAINS))
+        cpu_s, writes = simulation.cpu_s, simulation.calls["transact_write_items"]
+        for step in (steps._log, steps._publish):  # noqa: SLF001 - as a round of the sweep
+            assert step()
+        written.seconds = simulation.monotonic() - AFTER_CREDITS_S
+        written.cpu_s = simulation.cpu_s - cpu_s
+        written.appends = simulation.calls["transact_write_items"] - writes
+
+    with simulated(simulation), mock.patch(f"{__name__}.LIFE_S", 2 * AFTER_CREDITS_S):
+        for shard in range(DRAINS):
+            simulation.start(0.0, CPU, partial(credit, shard))
         simulation.run()
-    assert simulation.is_done()
+        simulation.start(AFTER_CREDITS_S, cpu, log)
+        simulation.run()
     assert simulation.memory.items["LOG"]["published"] == {"N": str(BACKLOG)}
-    return simulation
+    return written
 
 
 def main() -> int:
@@ -457,6 +507,17 @@ def main() -> int:
         )
         sys.stdout.flush()
         failed = failed or (with_drains and found.published_s > GOAL_S)
+    sys.stdout.write(
+        "\nthe log's writer alone\nagents owners  memory MB  receipts/s  microseconds of processor  appends\n"
+    )
+    for agents, owners in ((1, 1), (1_000, 200), (10_000, 2_000)):
+        for memory_mb in (1_024, 1_769):
+            wrote = write_log(scaled(agents, min(agents, 20)), scaled(owners, min(owners, 10)), memory_mb / 1_769)
+            sys.stdout.write(
+                f"{agents:6,} {owners:6,} {memory_mb:10,} {BACKLOG / wrote.seconds:11,.0f}"
+                f" {1e6 * wrote.cpu_s / BACKLOG:26.0f} {wrote.appends:8,}\n"
+            )
+            sys.stdout.flush()
     return int(failed)
 
 

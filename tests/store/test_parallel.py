@@ -1,5 +1,4 @@
 import threading
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -59,9 +58,8 @@ def test_all_calls_have_ended_when_one_has_failed(failure: BaseException) -> Non
         assert failed.wait(GENEROUS_S)
         ended.append("last")
 
-    calls: list[Callable[[], None]] = [fail, last]
     with pytest.raises(type(failure)):
-        at_once(lambda call: call(), calls)
+        at_once(lambda call: call(), [fail, last])
     assert ended == ["last"]
     with pytest.raises(type(failure)):
         at_once(lambda call: call(), [partial(ended.append, "first"), fail])

@@ -41,6 +41,7 @@ _KEY_HEX: Final = 10
 # Parameters of the robust score.
 FEE_UNIT_MICRO: Final = 10_000  # a payer that has paid fees of u units has ln(1 + u) votes
 FEE_MICRO_MAX: Final = 20 * FEE_UNIT_MICRO  # of one payer: at most ln 21 = 3.04 votes, whatever it pays
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 _BITS: Final = 32  # binary places of a vote
 _ONE: Final = 1 << _BITS
 _LN_2: Final = 2_977_044_472  # ln 2
@@ -170,6 +171,17 @@ class Period:
     payers: Mapping[str, Payer] = field(default_factory=dict)
     price_micro: Histogram = field(default_factory=Histogram)
     wall_ms: Histogram = field(default_factory=Histogram)
+    _text: list[str] = field(init=False, default_factory=list, compare=False, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The period as JSON. It is kept, because a period that is over does not change any more."""
+        if not self._text:
+            payers = {key: _numbers(payer) for key, payer in sorted(self.payers.items())}
+            self._text.append(
+                _to_json({"payers": payers, "price": _flat(self.price_micro), "wall": _flat(self.wall_ms)})
+            )
+        return self._text[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +271,7 @@ def estimate(standing: Standing) -> Estimate | None:
 
 def serialise(standing: Standing) -> str:
     """The standing as JSON, at most STANDING_BYTES_MAX long. Equal standings give the same text."""
-    return json.dumps(
+    counts = _to_json(
         {
             "v": 1,
             "reference": standing.reference_tenths,
@@ -267,17 +279,10 @@ def serialise(standing: Standing) -> str:
             "successes": standing.successes,
             "failures": standing.failures,
             "payers": standing.payer_keys,
-            "periods": {
-                number: {
-                    "payers": {key: _numbers(payer) for key, payer in sorted(period.payers.items())},
-                    "price": _flat(period.price_micro),
-                    "wall": _flat(period.wall_ms),
-                }
-                for number, period in sorted(standing.periods.items())
-            },
-        },
-        separators=(",", ":"),
+        }
     )
+    periods = ",".join(f'"{number}":{period.text}' for number, period in sorted(standing.periods.items()))
+    return f'{counts[:-1]},"periods":{{{periods}}}}}'
 
 
 def parse(text: str) -> Standing:
@@ -336,6 +341,8 @@ def _periods(known: Mapping[int, Period], ratings: Iterable[tuple[str, Rating]])
 
 
 def _period(known: Period, ratings: Sequence[tuple[str, Rating]], *, measured: bool) -> Period:
+    if not ratings and (measured or not known.price_micro.counts):
+        return known
     payers = known.payers
     released = []
     if ratings:

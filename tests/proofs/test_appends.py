@@ -1,7 +1,7 @@
 """Appends to the log: many batches in one write, in one order, each once, whatever happens meanwhile."""
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quittance.ledger.reputation import serialise
 from quittance.limits import LOGGED_AGENTS_MAX, LOGGED_AT_ONCE_MAX, TRANSACTION_ITEMS_MAX
 from quittance.proof.log import LogHead, Tile, leaf_hash
-from quittance.store import log
+from quittance.store import log, parallel
 from quittance.store.log import Latest
 from quittance.usecases.sweep import publish_log, sweep
 from tests.proofs.checks import violations
@@ -310,6 +310,24 @@ def test_kept_standings_are_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) 
     assert exact(memory, world)
 
 
+def backwards(do: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """As `at_once`, but the last call ends before the first begins: the next append is prepared before the write."""
+    return [do(each) for each in reversed(list(items))][::-1]
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_the_next_append_follows_one_that_is_not_stored_yet(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "STANDINGS_KEPT_BYTES_MAX", kept)
+    monkeypatch.setattr(log, "TRANSACTION_ITEMS_MAX", 6)
+    monkeypatch.setattr(log, "at_once", backwards)
+    memory, world, batch_ids = credited("a b", "a b", "a b", "b c")
+    assert append_to_log(world.ledger) == 8
+    assert memory.items_written == [5, 5, 5, 5]
+    assert order(memory) == batch_ids
+    assert outcomes(world, "a", "b", "c") == [3, 4, 1]
+    assert exact(memory, world)
+
+
 def test_a_rival_between_two_appends_makes_a_sweep_read_again() -> None:
     memory, world, batch_ids = credited("a", "a", "a")
     latest = Latest()
@@ -347,14 +365,15 @@ FAULTS = ["none", "none", "rival", "rival of all", "lost", "lost before", "confl
     st.lists(st.sampled_from(FAULTS), max_size=12),
     st.integers(1, 5),
     st.sampled_from([0, 700, 10**6]),
+    st.sampled_from([parallel.at_once, backwards]),
 )
 def test_batches_are_logged_once_whatever_happens(
-    batches: list[list[str]], faults: list[str], at_once: int, kept: int
+    batches: list[list[str]], faults: list[str], read: int, kept: int, at_once: Callable[..., Any]
 ) -> None:
     """I15, I16: rivals, lost answers and failures at any write; small transactions, so that each list takes several."""
     memory, world, batch_ids = credited(*map(" ".join, batches))
-    sizes = {"LOGGED_AT_ONCE_MAX": at_once, "STANDINGS_KEPT_BYTES_MAX": kept, "TRANSACTION_ITEMS_MAX": 9}
-    with mock.patch.multiple(log, **sizes), quiet(), faulty(memory, world, faults):
+    sizes = {"LOGGED_AT_ONCE_MAX": read, "STANDINGS_KEPT_BYTES_MAX": kept, "TRANSACTION_ITEMS_MAX": 9}
+    with mock.patch.multiple(log, **sizes, at_once=at_once), quiet(), faulty(memory, world, faults):
         for _ in range(2 + len(faults)):
             swept = sweep(world)
             if swept.complete and not swept.failed:

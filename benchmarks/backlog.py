@@ -10,6 +10,9 @@ A transaction holds its items for 6 to 12 ms and 0.1 ms for each item; another w
 with TransactionConflict. An object of S3 takes 30 ms. A drain starts 1.5 s after its invocation. The sweep is invoked
 every minute; all invocations end after a minute.
 
+Then the log's writer alone appends and publishes receipts that drains have credited: how many in a second of simulated
+time, with the sweep's memory and with that of a whole processor.
+
 Printed: the simulated time until all escrows are credited, and until all receipts are in a published checkpoint; calls
 of DynamoDB, transactions that conflicted, and processor seconds of this machine. Exit status 1 if a row of 100,000
 takes longer than the goal.
@@ -23,9 +26,10 @@ import threading
 import time
 from bisect import bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -35,14 +39,14 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import boto3
-from botocore.awsrequest import AWSResponse
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from scale import scaled, status
 
-from quittance.limits import CALL_MS_MAX
+from quittance.limits import CALL_MS_MAX, CALLS_AT_ONCE_MAX
+from quittance.store.dynamo_client import DynamoDB
 from quittance.usecases import drain as drains
 from quittance.usecases import sweep as sweeps
+from quittance.usecases.sweep import Steps
 from tests.proofs.memory import Memory
 from tests.proofs.test_matrix import DONE, FAILED, done, hold
 from tests.proofs.world import START_MS, Shelf, World, quiet
@@ -51,6 +55,8 @@ BACKLOG = scaled(100_000, 2_500)
 GOAL_S = 300
 LIFE_S = 60.0
 CPU = 1_024 / 1_769  # of the sweep and of the drains
+DRAINS = 4
+WRITTEN = scaled(40_000, 2_500)  # receipts that the log's writer appends alone, in less than its invocation's time
 COLD_START_S = 1.5
 PAGE_ITEMS = 4_000  # of the index, in 1 MB
 NOW_MS = START_MS + 600_000
@@ -106,10 +112,18 @@ class Indexed(Memory):
 
 
 @dataclass
-class Invocation:
-    """One invocation in simulated time. Its thread runs only while no other does."""
+class Core:
+    """The part of a processor that an invocation has, which its threads share, and until when it is busy."""
 
-    cpu: float
+    speed: float
+    busy_s: float = 0.0
+
+
+@dataclass
+class Invocation:
+    """One invocation, or one thread of it, in simulated time. It runs only while no other does."""
+
+    core: Core
     began_s: float
     now_s: float
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -140,8 +154,9 @@ class Simulation:
 
     def start(self, at_s: float, cpu: float, run: Callable[[], object]) -> None:
         """Starts an invocation at a time."""
-        invocation = Invocation(cpu, at_s, at_s)
+        self._begin(Invocation(Core(cpu), at_s, at_s), run)
 
+    def _begin(self, invocation: Invocation, run: Callable[[], object]) -> None:
         def body() -> None:
             invocation.turn.acquire()
             self._here.invocation = invocation
@@ -155,6 +170,39 @@ class Simulation:
 
         threading.Thread(target=body, daemon=True).start()
         self._push(invocation)
+
+    def at_once(self, do: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """The platform's `at_once`, with threads in simulated time that share the invocation's processor."""
+        waiting = list(items)
+        if len(waiting) < 2:
+            return [do(each) for each in waiting]
+        self._spend()
+        here, left = self.here, iter(list(enumerate(waiting)))
+        results: dict[int, Any] = {}
+        failed: list[BaseException] = []
+        running = min(len(waiting), CALLS_AT_ONCE_MAX)
+
+        def work() -> None:
+            nonlocal running
+            for place, each in left:
+                try:
+                    results[place] = do(each)
+                except BaseException as exc:  # noqa: BLE001 - raised again by `at_once`
+                    failed.append(exc)
+            self._spend()
+            here.now_s = max(here.now_s, self.here.now_s)
+            running -= 1
+            if not running:
+                self._push(here)
+
+        for _ in range(running):
+            self._begin(Invocation(here.core, here.began_s, here.now_s), work)
+        self._parked.release()
+        here.turn.acquire()
+        here.resumed_s = time.thread_time()
+        if failed:
+            raise failed[0]
+        return [results[place] for place in range(len(waiting))]
 
     def run(self) -> None:
         """Runs everything to its end."""
@@ -180,7 +228,8 @@ class Simulation:
         here = self.here
         spent_s = time.thread_time() - here.resumed_s
         self.cpu_s += spent_s
-        here.now_s += spent_s / here.cpu
+        if spent_s:
+            here.core.busy_s = here.now_s = max(here.now_s, here.core.busy_s) + spent_s / here.core.speed
         here.resumed_s = time.thread_time()
 
     def _push(self, invocation: Invocation) -> None:
@@ -203,21 +252,18 @@ class Simulation:
 
     def client(self) -> Any:
         """A real client whose requests the model answers."""
-        made = boto3.client(
-            "dynamodb",
-            region_name="eu-central-1",
-            aws_access_key_id="x",
-            aws_secret_access_key="x",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
-        made.meta.events.register("before-send.dynamodb", self._answer)  # type: ignore[arg-type]  # an answer is allowed
+        session = boto3.Session("x", "x", region_name="eu-central-1")
+        made = DynamoDB(session, endpoint="http://dynamodb", connect_s=1, read_s=1)
+        vars(made)["_connections"] = SimpleNamespace(host="dynamodb", post=self._answer)
         return made
 
-    def _answer(self, request: Any, **_: Any) -> AWSResponse:
+    def _answer(self, headers: Mapping[str, str], body: bytes) -> tuple[int, None, bytes]:
+        """What the client makes of the answer of its connection: status, no checksum, content."""
         self._spend()
-        name = request.headers["X-Amz-Target"].decode().rpartition(".")[2]
+        name = headers["x-amz-target"].rpartition(".")[2]
         operation = "".join("_" + letter.lower() if letter.isupper() else letter for letter in name).lstrip("_")
-        call = _decoded(json.loads(request.body))
+        call = _decoded(json.loads(body))
+        call.pop("ClientRequestToken", None)
         self.calls[operation] += 1
         self.here.resumed_s = time.thread_time()
         code, answer = 200, {}
@@ -227,11 +273,9 @@ class Simulation:
             details = {name: value for name, value in refused.response.items() if name != "Error"}
             answer = {"__type": f"x#{refused.response['Error']['Code']}", **details}
             code = 400
-        body = json.dumps(_encoded(answer)).encode()
-        headers: Any = {"Content-Type": "application/x-amz-json-1.0"}
-        response = AWSResponse(request.url, code, headers, _Body(body))
+        content = json.dumps(_encoded(answer), separators=(",", ":")).encode()
         self.here.resumed_s = time.thread_time()  # the model's own time does not count
-        return response
+        return code, None, content
 
     def _called(self, operation: str, call: dict[str, Any]) -> Any:
         if operation == "transact_write_items":
@@ -327,19 +371,6 @@ class _Bucket(Shelf):
         super().keep_checkpoint(size, checkpoint)
 
 
-class _Body:
-    """The body of an answer, as the client reads it."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def stream(self, **_: Any) -> Iterable[bytes]:
-        yield self._body
-
-    def read(self) -> bytes:
-        return self._body
-
-
 def _decoded(value: Any) -> Any:
     """A request's JSON with bytes for binary values."""
     if isinstance(value, dict):
@@ -357,8 +388,8 @@ def _encoded(value: Any) -> Any:
     return [_encoded(each) for each in value] if isinstance(value, list) else value
 
 
-def fill(memory: Indexed, *, agents: int, owners: int, shards: int) -> None:
-    """Puts BACKLOG settled escrows: copies of one for each agent, every tenth of a failure, over the work shards."""
+def fill(memory: Indexed, *, agents: int, owners: int, shards: int, escrows: int = BACKLOG) -> None:
+    """Puts settled escrows: copies of one for each agent, every tenth of a failure, over the work shards."""
     model = Memory()
     world = World(model, now_ms=lambda: START_MS, left_ms=lambda: 10_000, work_shards=shards)
     world.ledger.deposit("alice", "start", 10**12, now_ms=START_MS)
@@ -375,7 +406,7 @@ def fill(memory: Indexed, *, agents: int, owners: int, shards: int) -> None:
     for number in range(owners):
         bond = {"pk": {"S": f"ACCT#bond owner-{number}"}, "available": {"N": str(10**9)}}
         memory.items[bond["pk"]["S"]] = bond
-    for number in range(BACKLOG):
+    for number in range(escrows):
         of = models[2 * (number % agents) + (number % 10 == 0)]
         escrow_id = f"{number:026}"
         work = {"S": f"SETTLED#{world.ledger._work_shard(escrow_id)}"}  # noqa: SLF001 - as in the proofs
@@ -392,6 +423,16 @@ def measure(agents: int, owners: int, shards: int, *, with_drains: bool) -> Simu
     simulation = Simulation()
     fill(simulation.memory, agents=agents, owners=owners, shards=shards)
     simulation.start(0.0, CPU, lambda: simulation.sweep(0, with_drains=with_drains, shards=shards))
+    with simulated(simulation):
+        simulation.run()
+    assert simulation.is_done()
+    assert simulation.memory.items["LOG"]["published"] == {"N": str(BACKLOG)}
+    return simulation
+
+
+@contextmanager
+def simulated(simulation: Simulation) -> Iterator[None]:
+    """Inside it, the platform's clock, pauses and threads are those of the simulation."""
     publish = sweeps.publish_log
 
     def published(*arguments: Any) -> Any:
@@ -403,13 +444,55 @@ def measure(agents: int, owners: int, shards: int, *, with_drains: bool) -> Simu
     with ExitStack() as patches:
         patches.enter_context(mock.patch("quittance.store.dynamo.time", clock))
         patches.enter_context(mock.patch("quittance.usecases.sweep.time", clock))
+        for name in ("quittance.store.log.at_once", "quittance.usecases.sweep.at_once"):
+            patches.enter_context(mock.patch(name, simulation.at_once))
         patches.enter_context(mock.patch("quittance.usecases.sweep.publish_log", published))
         patches.enter_context(mock.patch("quittance.usecases.sweep.measure"))
         patches.enter_context(quiet())
+        yield
+
+
+@dataclass
+class Written:
+    """What the log's writer does alone with receipts that drains have credited before."""
+
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    appends: int = 0
+
+
+def credited(agents: int, owners: int) -> Indexed:
+    """A table with WRITTEN escrows that drains have credited."""
+    simulation = Simulation()
+    fill(simulation.memory, agents=agents, owners=owners, shards=DRAINS, escrows=WRITTEN)
+
+    def credit(shard: int) -> None:
+        Steps(simulation.world(with_drains=False, shards=DRAINS), shard=shard, is_drain=True).named("credit")()
+
+    with simulated(simulation):
+        for shard in range(DRAINS):
+            simulation.start(0.0, CPU, partial(credit, shard))
         simulation.run()
-    assert simulation.is_done()
-    assert simulation.memory.items["LOG"]["published"] == {"N": str(BACKLOG)}
-    return simulation
+    return simulation.memory
+
+
+def write_log(table: Indexed, cpu: float) -> Written:
+    """Appends and publishes what is credited, with a share of a processor."""
+    simulation, written = Simulation(), Written()
+    simulation.memory.items.update(table.items.items())
+
+    def log() -> None:
+        steps = Steps(simulation.world(with_drains=False, shards=DRAINS))
+        for step in (steps._log, steps._publish):  # noqa: SLF001 - as in a round of the sweep
+            assert step()
+        written.seconds, written.cpu_s = simulation.monotonic(), simulation.cpu_s
+        written.appends = simulation.calls["transact_write_items"]
+
+    with simulated(simulation):
+        simulation.start(0.0, cpu, log)
+        simulation.run()
+    assert simulation.memory.items["LOG"]["published"] == {"N": str(WRITTEN)}
+    return written
 
 
 def main() -> int:
@@ -431,6 +514,16 @@ def main() -> int:
         )
         sys.stdout.flush()
         failed = failed or (with_drains and found.published_s > GOAL_S)
+    sys.stdout.write("\nthe log's writer alone\nagents owners  memory MB  receipts/s  processor us  appends\n")
+    for agents, owners in ((1, 1), (1_000, 200), (10_000, 2_000)):
+        table = credited(scaled(agents, min(agents, 20)), scaled(owners, min(owners, 10)))
+        for memory_mb in (1_024, 1_769):
+            wrote = write_log(table, memory_mb / 1_769)
+            sys.stdout.write(
+                f"{agents:6,} {owners:6,} {memory_mb:10,} {WRITTEN / wrote.seconds:11,.0f}"
+                f" {1e6 * wrote.cpu_s / WRITTEN:13.0f} {wrote.appends:8,}\n"
+            )
+            sys.stdout.flush()
     return int(failed)
 
 

@@ -45,8 +45,8 @@ OWN_MS: Final = 3.0  # python benchmarks/path.py: processor time of a task, at o
 TASK_UNITS: Final = 34.7  # python benchmarks/cost.py: write units of a task, its sweep and its listings
 TICKET_UNITS: Final = 21.6
 CREDITS_PER_DRAIN_S: Final = 800.0  # python benchmarks/backlog.py: escrows that one drain credits in a second
-LOGGED_PER_S: Final = 1_300.0  # the same: receipts of one agent that the log's writer appends and publishes in a second
-LOGGED_PER_S_OF_MANY: Final = 620.0  # the same of 1,000 agents, whose standings it reads and writes
+LOGGED_PER_S: Final = 8_000.0  # the same: receipts of one agent that the log's writer alone appends and publishes
+LOGGED_PER_S_OF_MANY: Final = 2_000.0  # the same of 10,000 agents, whose standings it reads and writes; of 1,000: 4,100
 
 # Assumed: a run, and the times of DynamoDB inside a region.
 RUN_MS: Final = 50.0
@@ -107,6 +107,7 @@ class Row:
     hottest: dict[str, float] = field(default_factory=dict)
     work_shards: int = WORK_SHARDS
     sweep_lag_s: float = 0.0
+    logged_per_s: float = 0.0
     log_lag_s: float = 0.0
 
     @property
@@ -117,7 +118,7 @@ class Row:
             (self.rate / API_PER_S, "REST API: requests a second"),
             (self.units_per_s / TABLE_UNITS_PER_S, f"table: {self.units_per_s:,.0f} write units a second"),
             (self.work_shards / WORK_SHARDS, f"LedgerShards: {self.work_shards}"),
-            (self.log_lag_s / SWEEP_EVERY_S, "log: one writer"),
+            (self.log_lag_s / SWEEP_EVERY_S, f"log: its writer appends {self.logged_per_s:,.0f} a second, see ADR 45"),
             *(
                 (units / KEY_UNITS_PER_S, f"key of {name}: {units:,.0f} a second")
                 for name, units in self.hottest.items()
@@ -226,7 +227,8 @@ class Simulation:
             }
         row.units_per_s = row.rate * (TICKET_UNITS if mix.by_ticket else TASK_UNITS)
         row.sweep_lag_s = _lag_s(row.rate, row.work_shards * CREDITS_PER_DRAIN_S)
-        row.log_lag_s = _lag_s(row.rate, LOGGED_PER_S if mix.agents == 1 else LOGGED_PER_S_OF_MANY)
+        row.logged_per_s = LOGGED_PER_S if mix.agents == 1 else LOGGED_PER_S_OF_MANY
+        row.log_lag_s = _lag_s(row.rate, row.logged_per_s)
 
 
 def _lag_s(rate: float, served_per_s: float) -> float:
@@ -252,7 +254,9 @@ def report(rows: list[Row]) -> int:
     goal = next(row for row in rows if (row.mix, row.rate) == ("hot agent", GOAL_RATE))
     missed = goal.failed or goal.conflicts > CONFLICTS_MAX * goal.tasks or goal.log_lag_s > SWEEP_EVERY_S
     print(f"\nlinear to {GOAL_RATE:,} tasks a second on one hot agent: {'MISSED' if missed else 'ok'}")
-    return int(bool(missed))
+    behind = [row.mix for row in rows if row.rate == GOAL_RATE and row.log_lag_s > SWEEP_EVERY_S]
+    print(f"the log keeps up with {GOAL_RATE:,} tasks a second in each mix: {'MISSED' if behind else 'ok'}")
+    return int(bool(missed or behind))
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ from unittest import mock
 from quittance.api.identity import Caller
 from quittance.ledger import channels
 from quittance.ledger import escrow as escrows
+from quittance.store.log import Latest
 from quittance.usecases import execute, result, settle, tickets
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -484,9 +485,10 @@ def _stray_expiry(world: World, task: Task) -> None:
 def _log(world: World) -> None:
     """Writes the log, as a sweep does while drains run."""
     appended: dict[int, list[bytes]] = {}
+    latest = Latest()
     for batch_ids in world.ledger.log.waiting():
-        for first, receipts in world.ledger.log.append(batch_ids).items():
-            appended[first] = [leaf_hash(each.encode()) for each in receipts]
+        for each in world.ledger.log.append(batch_ids, latest):
+            appended |= {first: [leaf_hash(one.encode()) for one in receipts] for first, receipts in each.items()}
     publish_log(world, appended)
 
 

@@ -171,7 +171,7 @@ MUTANTS = (
         'set_={"first": first},',
         MATRIX,
     ),
-    Mutant("log: each batch once", LOG, ' and "first" not in item', "", MATRIX),
+    Mutant("log: each batch once", LOG, 'for item in items if "first" not in item]', "for item in items]", MATRIX),
     Mutant(
         "log: each batch at its own position",
         LOG,
@@ -182,13 +182,43 @@ MUTANTS = (
     Mutant(
         "log: a pointer for each batch", LOG, '[{"Update": placed}, {"Put": pointer}]', '[{"Update": placed}]', APPENDS
     ),
-    Mutant("log: an append fits one transaction", LOG, "if count and 1 + 2", "if False and 1 + 2", APPENDS),
+    Mutant("log: an append fits one transaction", LOG, "if 1 + 2 * (len", "if False and 1 + 2 * (len", APPENDS),
     Mutant("log: an append has at most 4 MB", LOG, "size <= APPEND_BYTES_MAX or", "True or", APPENDS),
     Mutant(
         "log: standings follow each other in one append",
         LOG,
         "standing = standings.get(agent_id, kept[agent_id])",
         "standing = kept[agent_id]",
+        APPENDS,
+    ),
+    Mutant(
+        "log: another sweep's append makes standings stale",
+        LOG,
+        "latest.forget()\n            latest.size = size",
+        "latest.size = size",
+        APPENDS,
+    ),
+    Mutant(
+        "log: what a failed write would have stored is forgotten",
+        LOG,
+        "latest.forget()\n            raise",
+        "raise",
+        APPENDS,
+    ),
+    Mutant(
+        "log: the standings of the last append stay",
+        LOG,
+        " and len(self.standings) > len(this.standings)",
+        "",
+        APPENDS,
+    ),
+    Mutant("log: a failed preparation hides no append", LOG, "with suppress(Exception):", "with suppress():", APPENDS),
+    Mutant("log: kept standings are bounded", LOG, "self.standings_bytes > STANDINGS", "False and STANDINGS", APPENDS),
+    Mutant(
+        "log: a damaged receipt is rejected",
+        "proof/receipt.py",
+        'decode().rstrip("=") != encoded:',
+        'decode().rstrip("=") != encoded and False:',
         APPENDS,
     ),
     Mutant("log: checkpoints never shrink", LOG, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),

@@ -1,13 +1,21 @@
 """Appends to the log: many batches in one write, in one order, each once, whatever happens meanwhile."""
 
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+from hypothesis import given
+from hypothesis import strategies as st
 
-from quittance.limits import LOGGED_AGENTS_MAX, TRANSACTION_ITEMS_MAX
+from quittance.ledger.reputation import serialise
+from quittance.limits import LOGGED_AGENTS_MAX, LOGGED_AT_ONCE_MAX, TRANSACTION_ITEMS_MAX
 from quittance.proof.log import LogHead, Tile, leaf_hash
-from quittance.store import log
+from quittance.store import log, parallel
+from quittance.store.log import Latest
 from quittance.usecases.sweep import publish_log, sweep
 from tests.proofs.checks import violations
 from tests.proofs.memory import Memory
@@ -73,16 +81,62 @@ def exact(memory: Memory, world: World) -> bool:
     return [line for line in violations(world, memory.items.values()) if ", due was Due" not in line] == []
 
 
+def reads_of_standings(memory: Memory) -> list[str]:
+    """The standings that are read from now on."""
+    read: list[str] = []
+    honest = Memory.batch_get_item
+
+    def batch_get_item(**call: Any) -> Any:
+        keys = [key["pk"]["S"] for asked in call["RequestItems"].values() for key in asked["Keys"]]
+        read.extend(pk for pk in keys if pk.startswith("REP#"))
+        return honest(memory, **call)
+
+    memory.batch_get_item = batch_get_item  # type: ignore[method-assign]
+    return read
+
+
+@contextmanager
+def faulty(memory: Memory, world: World, faults: Sequence[str]) -> Iterator[None]:
+    """Appends meet these faults, one at each write, in order."""
+    left, honest = list(faults), memory.transact_write_items
+
+    def send(*, TransactItems: list[Any], ClientRequestToken: str = "") -> Any:  # noqa: N803
+        fault = left.pop(0) if left else "none"
+        if fault.startswith("rival"):
+            left[:0], kept = ["none"] * 20, len(left)
+            waiting = [batch_id for ids in world.ledger.log.waiting() for batch_id in ids]
+            append_to_log(world.ledger, *(waiting if fault == "rival of all" else waiting[:1])[:LOGGED_AT_ONCE_MAX])
+            left[:] = left[len(left) - kept :] if kept else []
+        answers: Mapping[str, Any] = {
+            "conflict": {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": [CONFLICT]},
+            "refused": {"Error": {"Code": "ValidationException"}},
+        }
+        if fault in answers:
+            raise ClientError(answers[fault], "TransactWriteItems")
+        if fault == "lost before":
+            raise ReadTimeoutError(endpoint_url="-")
+        answer = honest(TransactItems=TransactItems)
+        if fault == "lost":
+            raise ReadTimeoutError(endpoint_url="-")
+        return answer
+
+    with mock.patch.object(memory, "transact_write_items", send), mock.patch("quittance.store.dynamo.time.sleep"):
+        yield
+
+
+CONFLICT = {"Code": "TransactionConflict"}
+
+
 def test_one_append_takes_all_waiting_batches_in_order() -> None:
     """I15, I16: the calls do not grow with the batches, the pointers and the standings are those of single appends."""
     memory, world, batch_ids = credited("a b", "b", "c a", "b c a", "d")
     (waiting,) = world.ledger.log.waiting()
     assert waiting == batch_ids
     memory.calls.clear()
-    appended = world.ledger.log.append(waiting)
+    (appended,) = world.ledger.log.append(waiting)
     assert [(first, len(receipts)) for first, receipts in appended.items()] == [(0, 2), (2, 1), (3, 2), (5, 3), (8, 1)]
-    # The batches with the head, the receipts, the standings, the write, and a read that finds nothing more to do.
-    assert memory.calls == ["batch_get_item"] * 3 + ["transact_write_items"] + ["batch_get_item"]
+    # The batches with the head, the receipts, the standings, and the write.
+    assert memory.calls == ["batch_get_item"] * 3 + ["transact_write_items"]
     assert order(memory) == batch_ids
     assert outcomes(world, "a", "b", "c", "d") == [3, 3, 2, 1]
     one_by_one, other, same_ids = credited("a b", "b", "c a", "b c a", "d")
@@ -94,10 +148,8 @@ def test_one_append_takes_all_waiting_batches_in_order() -> None:
 @pytest.mark.parametrize("spare", [0, 1])
 def test_an_append_fills_one_transaction(spare: int) -> None:
     """The head, two items a batch, a standing an agent: a hundred items, and one batch beyond them."""
-    batches = log.BATCHES_MAX + spare
+    batches = (TRANSACTION_ITEMS_MAX - 2) // 2 + spare
     memory, world, batch_ids = credited(*["a"] * batches)
-    lists = list(world.ledger.log.waiting())
-    assert [len(ids) for ids in lists] == [log.BATCHES_MAX, 1][: 1 + spare]
     assert append_to_log(world.ledger) == batches
     assert memory.items_written == [TRANSACTION_ITEMS_MAX, 4][: 1 + spare]
     assert order(memory) == batch_ids
@@ -106,12 +158,40 @@ def test_an_append_fills_one_transaction(spare: int) -> None:
 
 @pytest.mark.parametrize("agents", [30, 31])
 def test_many_agents_need_several_appends(agents: int) -> None:
-    """Three batches of different agents fit with one more batch of a known agent, or without it."""
+    """Three batches of different agents and one of known agents fit; with three more standings only the oldest do."""
     names = [" ".join(f"{number}-{agent}" for agent in range(agents)) for number in range(3)]
-    memory, world, batch_ids = credited(*names, "0-0", "0-0")
-    assert append_to_log(world.ledger) == 3 * agents + 2
-    assert memory.items_written == ([1 + 2 * 4 + 90, 4] if agents == 30 else [1 + 2 * 3 + 93, 1 + 2 * 2 + 1])
+    memory, world, batch_ids = credited(*names, "0-0")
+    assert append_to_log(world.ledger) == 3 * agents + 1
+    first, second, third, known = batch_ids
+    if agents == 30:
+        assert memory.items_written == [1 + 2 * 4 + 90]
+        assert order(memory) == batch_ids
+    else:
+        assert memory.items_written == [1 + 2 * 3 + 62, 1 + 2 + 31]
+        assert order(memory) == [first, second, known, third]
+
+
+def test_batches_with_agents_in_common_are_appended_together() -> None:
+    """The oldest batch comes first, and each standing is written as rarely as possible."""
+    names = [" ".join(f"{number}-{agent}" for agent in range(48)) for number in range(3)]
+    memory, world, batch_ids = credited(*names, *names, *names)
+    assert append_to_log(world.ledger) == 9 * 48
+    assert memory.items_written == [1 + 2 * 3 + 48] * 3
+    assert order(memory) == [batch_ids[place] for place in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
+    assert exact(memory, world)
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_so_many_batches_are_read_before_an_append(spare: int) -> None:
+    memory, world, batch_ids = credited(*["a"] * (LOGGED_AT_ONCE_MAX + spare))
+    assert [len(ids) for ids in world.ledger.log.waiting()] == [LOGGED_AT_ONCE_MAX, 1][: 1 + spare]
+    memory.calls.clear()
+    assert sweep(world).logged == LOGGED_AT_ONCE_MAX + spare
+    # The batches with the head, their receipts, the first standing; what is one too many needs two more reads.
+    assert memory.calls.count("batch_get_item") == 3 + 2 * spare
+    assert memory.items_written == ([100, 100, 4] if not spare else [100, 100, 4, 4])
     assert order(memory) == batch_ids
+    assert exact(memory, world)
 
 
 def test_an_append_has_at_most_the_bytes_of_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +248,143 @@ def test_a_damaged_batch_keeps_no_other_out_of_the_log() -> None:
     assert set(order(memory)) == set(batch_ids) - {batch_ids[2]}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda signed: signed[:-41],
+        lambda signed: signed[: len(signed) // 2],
+        lambda signed: "",
+        lambda signed: signed.replace(".", ".!", 1),
+        lambda signed: signed.replace(".", ".=", 1),
+        lambda signed: signed[::-1],
+        lambda signed: signed.replace(".", ".W10.", 1),
+        lambda signed: ".".join([signed.split(".")[0], "e30", signed.split(".")[2]]),
+    ],
+)
+def test_a_damaged_receipt_never_enters_the_log(damage: Callable[[str], str]) -> None:
+    memory, world, batch_ids = credited("a", "b", "c")
+    pk = f"ESC#{batch_ids[1]}"
+    memory.items[pk] = {**memory.items[pk], "receipt": {"S": damage(memory.items[pk]["receipt"]["S"])}}
+    with quiet():
+        swept = sweep(world)
+    assert (swept.logged, swept.failed, swept.published) == (2, 1, 2)
+    assert order(memory) == [batch_ids[0], batch_ids[2]]
+
+
+def test_a_damaged_batch_hides_no_earlier_append() -> None:
+    """The append beside which its standing was read is noted; then the batch is met again, alone."""
+    names = [" ".join(f"{number}-{agent}" for agent in range(60)) for number in range(3)]
+    memory, world, batch_ids = credited(*names)
+    memory.items["REP#agt_1-7"] = {"pk": {"S": "REP#agt_1-7"}, "standing": {"S": "damaged"}}
+    with quiet():
+        swept = sweep(world)
+    assert (swept.logged, swept.failed, swept.published) == (120, 1, 120)
+    assert order(memory) == [batch_ids[0], batch_ids[2]]
+    assert memory.items_written == [63, 63]
+    assert "get_item" not in memory.calls[:-2], "what was appended is published without being read again"
+
+
+def test_a_sweep_reads_a_standing_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "LOGGED_AT_ONCE_MAX", 1)
+    memory, world, _ = credited("a", "a b", "b a", "a")
+    read = reads_of_standings(memory)
+    assert sweep(world).logged == 6
+    assert read == ["REP#agt_a", "REP#agt_b"]
+    assert exact(memory, world)
+
+
+@pytest.mark.parametrize("kept", [0, 1_000, 10**6])
+def test_kept_standings_are_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the last append always stay, because the next one is prepared before they are stored."""
+    monkeypatch.setattr(log, "STANDINGS_KEPT_BYTES_MAX", kept)
+    latest = Latest()
+    memory, world, batch_ids = credited("a b", "b c", "c d", "d a", "a b c d e")
+    for batch_id in batch_ids:
+        (appended,) = world.ledger.log.append([batch_id], latest)
+        agents = {name for name in memory.items if name.startswith("REP#")}
+        sizes = {pk: len(memory.items[pk]["standing"]["S"]) for pk in agents}
+        found = {f"REP#{agent_id}": serialise(standing) for agent_id, (standing, _) in latest.standings.items()}
+        assert found == {pk: memory.items[pk]["standing"]["S"] for pk in found}
+        assert latest.standings_bytes == sum(sizes[pk] for pk in found)
+        assert latest.standings_bytes <= kept or len(found) == len(next(iter(appended.values())))
+    assert exact(memory, world)
+
+
+def backwards(do: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """As `at_once`, but the last call ends before the first begins: the next append is prepared before the write."""
+    return [do(each) for each in reversed(list(items))][::-1]
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_the_next_append_follows_one_that_is_not_stored_yet(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "STANDINGS_KEPT_BYTES_MAX", kept)
+    monkeypatch.setattr(log, "TRANSACTION_ITEMS_MAX", 6)
+    monkeypatch.setattr(log, "at_once", backwards)
+    memory, world, batch_ids = credited("a b", "a b", "a b", "b c")
+    assert append_to_log(world.ledger) == 8
+    assert memory.items_written == [5, 5, 5, 5]
+    assert order(memory) == batch_ids
+    assert outcomes(world, "a", "b", "c") == [3, 4, 1]
+    assert exact(memory, world)
+
+
+def test_a_rival_between_two_appends_makes_a_sweep_read_again() -> None:
+    memory, world, batch_ids = credited("a", "a", "a")
+    latest = Latest()
+    for place, batch_id in enumerate(batch_ids):
+        if place == 1:
+            append_to_log(world.ledger, batch_id)
+        else:
+            assert len(list(world.ledger.log.append([batch_id], latest))) == 1
+    assert outcomes(world, "a") == [3]
+    assert exact(memory, world)
+
+
+def test_what_a_failed_write_would_have_stored_is_forgotten() -> None:
+    """Even if another sweep makes the log as large as the failed append would have made it."""
+    memory, world, batch_ids = credited("a", "b", "a b")
+    latest = Latest()
+
+    def refuse(**_: Any) -> Any:
+        raise ClientError({"Error": {"Code": "ValidationException"}}, "TransactWriteItems")
+
+    with mock.patch.object(memory, "transact_write_items", refuse), pytest.raises(ClientError):
+        list(world.ledger.log.append([batch_ids[0]], latest))
+    assert append_to_log(world.ledger, batch_ids[1]) == 1
+    list(world.ledger.log.append([batch_ids[2]], latest))
+    assert outcomes(world, "a", "b") == [1, 2]
+    assert append_to_log(world.ledger, batch_ids[0]) == 1
+    assert exact(memory, world)
+
+
+FAULTS = ["none", "none", "rival", "rival of all", "lost", "lost before", "conflict", "refused"]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True), min_size=1, max_size=12),
+    st.lists(st.sampled_from(FAULTS), max_size=12),
+    st.integers(1, 5),
+    st.sampled_from([0, 700, 10**6]),
+    st.sampled_from([parallel.at_once, backwards]),
+)
+def test_batches_are_logged_once_whatever_happens(
+    batches: list[list[str]], faults: list[str], read: int, kept: int, at_once: Callable[..., Any]
+) -> None:
+    """I15, I16: rivals, lost answers and failures at any write; small transactions, so that each list takes several."""
+    memory, world, batch_ids = credited(*map(" ".join, batches))
+    sizes = {"LOGGED_AT_ONCE_MAX": read, "STANDINGS_KEPT_BYTES_MAX": kept, "TRANSACTION_ITEMS_MAX": 9}
+    with mock.patch.multiple(log, **sizes, at_once=at_once), quiet(), faulty(memory, world, faults):
+        for _ in range(2 + len(faults)):
+            swept = sweep(world)
+            if swept.complete and not swept.failed:
+                break
+    assert sorted(order(memory)) == sorted(batch_ids)
+    counts = [sum(name in batch for batch in batches) for name in "abcdef"]
+    assert outcomes(world, *"abcdef") == counts
+    assert memory.items["LOG"]["published"] == memory.items["LOG"]["size"]
+    assert exact(memory, world)
+
+
 @pytest.mark.parametrize("known", [(), (0,), (0, 2), (2,), (3,), (5,), (0, 2, 3, 5)])
 @pytest.mark.parametrize("published", [0, 2, 5])
 def test_the_log_is_published_from_what_was_appended_and_what_is_stored(known: tuple[int, ...], published: int) -> None:
@@ -175,7 +392,7 @@ def test_the_log_is_published_from_what_was_appended_and_what_is_stored(known: t
     memory, world, batch_ids = credited("a b", "b", "c a", "b c a")
     appended: dict[int, Sequence[str]] = {}
     for end, ids in ((2, batch_ids[:1]), (5, batch_ids[1:3]), (8, batch_ids[3:])):
-        appended |= world.ledger.log.append(ids)
+        appended |= ChainMap(*world.ledger.log.append(ids))
         if published == end:
             assert publish_log(world, {}) == LogHead(end, end)
     hashes = {first: [leaf_hash(one.encode()) for one in appended[first]] for first in known}

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -317,7 +317,8 @@ def ask(
 def append_to_log(ledger: Ledger, *batch_ids: str) -> int:
     """Appends batches to the log, or all that the index lists; returns the number of receipts."""
     lists = [batch_ids] if batch_ids else list(ledger.log.waiting())
-    return sum(len(receipts) for ids in lists for receipts in ledger.log.append(ids).values())
+    appends = chain.from_iterable(map(ledger.log.append, lists))
+    return sum(len(receipts) for appended in appends for receipts in appended.values())
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ class Busy:
         monkeypatch.setattr(cloud.ledger, "settled", lambda **_: backlog("settled"))
         monkeypatch.setattr(cloud.ledger.log, "waiting", lambda: ([name] for name in queue("unlogged")))
         monkeypatch.setattr(cloud.ledger, "find", lambda _: work("overdue"))
-        monkeypatch.setattr(cloud.ledger.log, "append", lambda _: work("unlogged") or {})
+        monkeypatch.setattr(cloud.ledger.log, "append", lambda *_: work("unlogged") or ())
 
         def credit(*_: Any, **__: Any) -> Any:
             work("settled")

@@ -122,6 +122,9 @@ DRAIN_START_MS_MAX: Final = 15_000  # a backlog that is unchanged for this long 
 CREDITED_AT_ONCE_MAX: Final = 500  # escrows that are grouped by owner before they are credited
 APPEND_BYTES_MAX: Final = 3_900_000  # of several batches in one append to the log: DynamoDB's limit is 4 MB
 BATCH_GET_ITEMS_MAX: Final = 100  # DynamoDB's own limit
+LOGGED_AT_ONCE_MAX: Final = BATCH_GET_ITEMS_MAX - 1  # batches that are read before some are appended: with the head
+STANDINGS_KEPT_BYTES_MAX: Final = 8_000_000  # as stored; in memory they take about eight times as much
+CALLS_AT_ONCE_MAX: Final = 8  # of one sweep
 # From the last retirement to a release. Escrows funded meanwhile have expired then, so they can only be refunded as the
 # platform's fault, which charges no bond; those settled before are in the index. A publication has ended long before.
 BOND_NOTICE_MS: Final = AGENT_AGE_MS_MAX + ESCROW_MS_MAX

@@ -11,7 +11,7 @@ import hashlib
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise
 from math import isqrt
@@ -41,6 +41,7 @@ _KEY_HEX: Final = 10
 # Parameters of the robust score.
 FEE_UNIT_MICRO: Final = 10_000  # a payer that has paid fees of u units has ln(1 + u) votes
 FEE_MICRO_MAX: Final = 20 * FEE_UNIT_MICRO  # of one payer: at most ln 21 = 3.04 votes, whatever it pays
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 _BITS: Final = 32  # binary places of a vote
 _ONE: Final = 1 << _BITS
 _LN_2: Final = 2_977_044_472  # ln 2
@@ -112,13 +113,11 @@ class Histogram:
 
     def plus(self, other: "Histogram") -> "Histogram":
         """The sum of two histograms. The count of a bucket is capped at 999,999."""
-        counts = Counter(self.counts) + Counter(other.counts)
+        counts = dict(self.counts)
+        for bucket, count in other.counts.items():
+            counts[bucket] = min(_COUNT_MAX, counts.get(bucket, 0) + count)
         ends = [end for end in (self.least, self.greatest, other.least, other.greatest) if end is not None]
-        return Histogram(
-            {bucket: min(_COUNT_MAX, count) for bucket, count in counts.items()},
-            min(ends, default=None),
-            max(ends, default=None),
-        )
+        return Histogram(counts, min(ends, default=None), max(ends, default=None))
 
     def quantile(self, percent: int) -> int:
         """The smallest v such that at least `percent` % of all values are at most v, or up to 1/16 more.
@@ -172,6 +171,17 @@ class Period:
     payers: Mapping[str, Payer] = field(default_factory=dict)
     price_micro: Histogram = field(default_factory=Histogram)
     wall_ms: Histogram = field(default_factory=Histogram)
+    _text: list[str] = field(init=False, default_factory=list, compare=False, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The period as JSON. It is kept, because a period that is over does not change any more."""
+        if not self._text:
+            payers = {key: _numbers(payer) for key, payer in sorted(self.payers.items())}
+            self._text.append(
+                _to_json({"payers": payers, "price": _flat(self.price_micro), "wall": _flat(self.wall_ms)})
+            )
+        return self._text[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +223,16 @@ def fold(standing: Standing, ratings: Iterable[Rating]) -> Standing:
     reference_tenths = standing.reference_tenths
     for moved in batch:
         reference_tenths = moved_tenths(reference_tenths, moved.reputation_tenths)
-    counted = [rating for rating in batch if _is_decided(rating) and not _is_own(rating)]
-    paying = {_key(rating) for rating in counted if rating.paid_micro + rating.fee_micro}
+    counted = [(_key(rating), rating) for rating in batch if _is_decided(rating) and not _is_own(rating)]
+    paying = {key for key, rating in counted if rating.paid_micro + rating.fee_micro}.difference(standing.payer_keys)
     return Standing(
         reference_tenths=reference_tenths,
         outcomes=standing.outcomes + len(batch),
         successes=standing.successes + sum(rating.outcome is Outcome.SUCCEEDED for rating in batch),
         failures=standing.failures + sum(rating.fault is Fault.AGENT for rating in batch),
-        payer_keys=tuple(heapq.nsmallest(PAYERS_MAX, paying.union(standing.payer_keys))),
+        payer_keys=tuple(heapq.nsmallest(PAYERS_MAX, paying.union(standing.payer_keys)))
+        if paying
+        else standing.payer_keys,
         periods=_periods(standing.periods, counted),
     )
 
@@ -259,7 +271,7 @@ def estimate(standing: Standing) -> Estimate | None:
 
 def serialise(standing: Standing) -> str:
     """The standing as JSON, at most STANDING_BYTES_MAX long. Equal standings give the same text."""
-    return json.dumps(
+    counts = _to_json(
         {
             "v": 1,
             "reference": standing.reference_tenths,
@@ -267,17 +279,10 @@ def serialise(standing: Standing) -> str:
             "successes": standing.successes,
             "failures": standing.failures,
             "payers": standing.payer_keys,
-            "periods": {
-                number: {
-                    "payers": {key: _numbers(payer) for key, payer in sorted(period.payers.items())},
-                    "price": _flat(period.price_micro),
-                    "wall": _flat(period.wall_ms),
-                }
-                for number, period in sorted(standing.periods.items())
-            },
-        },
-        separators=(",", ":"),
+        }
     )
+    periods = ",".join(f'"{number}":{period.text}' for number, period in sorted(standing.periods.items()))
+    return f'{counts[:-1]},"periods":{{{periods}}}}}'
 
 
 def parse(text: str) -> Standing:
@@ -322,10 +327,11 @@ def _key(rating: Rating) -> str:
     return hashlib.sha256(named).hexdigest()[:_KEY_HEX]
 
 
-def _periods(known: Mapping[int, Period], ratings: Iterable[Rating]) -> dict[int, Period]:
-    added: dict[int, list[Rating]] = {number: [] for number in known}
-    for rating in ratings:
-        added.setdefault(rating.settled_ms // PERIOD_MS, []).append(rating)
+def _periods(known: Mapping[int, Period], ratings: Iterable[tuple[str, Rating]]) -> dict[int, Period]:
+    """The periods with more ratings, each with its payer's key."""
+    added: dict[int, list[tuple[str, Rating]]] = {number: [] for number in known}
+    for key, rating in ratings:
+        added.setdefault(rating.settled_ms // PERIOD_MS, []).append((key, rating))
     newest = max(added, default=0)
     return {
         number: _period(known.get(number, Period()), added[number], measured=newest - number < MEASURED_PERIODS_MAX)
@@ -334,20 +340,23 @@ def _periods(known: Mapping[int, Period], ratings: Iterable[Rating]) -> dict[int
     }
 
 
-def _period(known: Period, ratings: Iterable[Rating], *, measured: bool) -> Period:
-    payers = dict(known.payers)
+def _period(known: Period, ratings: Sequence[tuple[str, Rating]], *, measured: bool) -> Period:
+    if not ratings and (measured or not known.price_micro.counts):
+        return known
+    payers = known.payers
     released = []
-    for rating in ratings:
-        key = _key(rating)
-        payers[key] = payers.get(key, Payer()).plus(rating)
-        if rating.outcome is Outcome.SUCCEEDED:
-            released.append(rating)
-    # A key that is among the smallest now has been among them since its first receipt, so no rating of it was dropped.
-    kept = {key: payers[key] for key in heapq.nsmallest(PAYERS_MAX, payers)}
+    if ratings:
+        more = dict(payers)
+        for key, rating in ratings:
+            more[key] = more.get(key, Payer()).plus(rating)
+            if rating.outcome is Outcome.SUCCEEDED:
+                released.append(rating)
+        # A key that is among the smallest now has been since its first receipt, so no rating of it was dropped.
+        payers = {key: more[key] for key in heapq.nsmallest(PAYERS_MAX, more)} if len(more) > PAYERS_MAX else more
     if not measured:
-        return Period(kept)
+        return Period(payers)
     prices = histogram(rating.paid_micro + rating.fee_micro for rating in released)
-    return Period(kept, known.price_micro.plus(prices), known.wall_ms.plus(histogram(e.wall_ms for e in released)))
+    return Period(payers, known.price_micro.plus(prices), known.wall_ms.plus(histogram(e.wall_ms for e in released)))
 
 
 def _numbers(payer: Payer) -> tuple[int, int, int]:

@@ -1,8 +1,11 @@
 """Receipts: signed statements of an outcome that anyone can check offline. Pure. See docs/receipts.md."""
 
+import base64
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
 import jwt
@@ -48,6 +51,7 @@ _Amount = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,15})$")]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Score = Annotated[str, Field(pattern=r"^(0(\.[0-9]{0,5}[1-9])?|1)$")]
 _Account = Annotated[str, Field(min_length=1, max_length=len(bond_account("")) + ACCOUNT_ID_CHARS_MAX)]
+_HEADERS_REMEMBERED_MAX: Final = 64  # each names a key and has its certificate
 _EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -375,9 +379,39 @@ def checks(claims: ReceiptClaims, signed: VerifiedStatement) -> Iterator[tuple[F
 
 
 def read_claims(token: str) -> dict[str, Any]:
-    """The claims of a receipt or a checkpoint that the platform itself stored, unverified."""
-    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    """The claims of a receipt or a checkpoint that the platform itself stored, unverified. Raises jwt.DecodeError.
+
+    It rejects what `jwt.decode` without verification rejects, in a third of the time: the sweep reads every receipt.
+    """
+    try:
+        header, payload, signature = token.split(".")
+        _check_header(header)
+        _segment(signature)
+        claims = json.loads(_segment(payload))
+    except (ValueError, RecursionError) as exc:
+        msg = "this is not a compact JWS"
+        raise jwt.DecodeError(msg) from exc
+    if not isinstance(claims, dict):
+        msg = "the payload is not a JSON object"
+        raise jwt.DecodeError(msg)
     return claims
+
+
+@lru_cache(maxsize=_HEADERS_REMEMBERED_MAX)
+def _check_header(header: str) -> None:
+    """Checks that a header is a JSON object. All statements of a key have the same. Raises ValueError."""
+    if not isinstance(json.loads(_segment(header)), dict):
+        msg = "the header is not a JSON object"
+        raise ValueError(msg)  # noqa: TRY004 - as for a header that is no JSON
+
+
+def _segment(encoded: str) -> bytes:
+    """The bytes of a part of a compact JWS, which has one spelling. Raises ValueError."""
+    data = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    if base64.urlsafe_b64encode(data).decode().rstrip("=") != encoded:
+        msg = "this is not base64url"
+        raise ValueError(msg)
+    return data
 
 
 def _check_times(claims: ReceiptClaims, signed: VerifiedStatement) -> None:

@@ -27,6 +27,8 @@ from quittance.proof import log
 from quittance.proof.log import Checkpoint, LogHead
 from quittance.proof.statement import Purpose
 from quittance.store.ledger import Credited
+from quittance.store.log import Latest
+from quittance.store.parallel import at_once
 from quittance.store.registry import Due
 from quittance.usecases import accounts, channels
 from quittance.usecases.settle import expire_if_overdue
@@ -112,8 +114,9 @@ class Steps:
     `shard` is the work shard of a drain. `drained` has the backlogs that drains process, by step; `alone` the steps
     that this sweep does itself because no drain does.
 
-    `closing` says whether a channel has more numbers to count than one step of the round did. `appended` has hashes of
-    receipts that were appended and not published, by the position of their batch.
+    `closing` says whether a channel has more numbers to count than one step of the round did, `logging` whether the
+    time ended before all batches were appended. `latest` is the log after this invocation's last append; `appended` has
+    hashes of receipts that were appended and not published, by the position of their batch.
     """
 
     platform: Platform
@@ -125,6 +128,8 @@ class Steps:
     alone: set[str] = field(default_factory=set)
     began_ms: int = 0
     closing: bool = False
+    logging: bool = False
+    latest: Latest = field(default_factory=Latest)
     appended: dict[int, list[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -211,12 +216,13 @@ class Steps:
         return self._each(chain.from_iterable(overdue), self._expire)
 
     def _log(self) -> bool:
+        self.logging = False
         for batch_ids in self.platform.ledger.log.waiting():
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
             if waiting := [batch_id for batch_id in batch_ids if batch_id not in self.failed]:
                 self._each_half(waiting, self._append, "not logged")
-        return True
+        return not self.logging
 
     def _credit(self) -> bool:
         before_ms = self.began_ms if _CREDIT in self.drained else None
@@ -331,9 +337,15 @@ class Steps:
 
     @tracing.step("log")
     def _append(self, batch_ids: Sequence[str]) -> None:
-        for first, receipts in self.platform.ledger.log.append(batch_ids).items():
-            self.appended[first] = [log.leaf_hash(receipt.encode()) for receipt in receipts]
-            self.done.logged += len(receipts)
+        waiting = len(batch_ids)
+        for appended in self.platform.ledger.log.append(batch_ids, self.latest):
+            for first, receipts in appended.items():
+                self.appended[first] = [log.leaf_hash(receipt.encode()) for receipt in receipts]
+                self.done.logged += len(receipts)
+            waiting -= len(appended)
+            if waiting and self.platform.left_ms() < _STOP_BEFORE_MS:
+                self.logging = True
+                return
 
     def _each_half(self, ids: Sequence[str], do: Callable[[Sequence[str]], None], failed: str) -> None:
         """Does something for all ids. If that fails, does it for each half, down to the one that is faulty."""
@@ -389,8 +401,8 @@ def publish_log(platform: Platform, appended: dict[int, list[bytes]]) -> LogHead
     if not leaves:
         return None
     growth = log.grow(head.published, leaves, platform.tiles.read)
-    for tile, hashes in growth.tiles.items():
-        platform.tiles.keep(tile, hashes)
+    keep = platform.tiles.keep
+    at_once(lambda each: keep(*each), growth.tiles.items())
     now_ms = platform.now_ms()
     checkpoint = Checkpoint(platform.settings.receipt_issuer, growth.size, growth.root, now_ms)
     key = platform.signing_key(Purpose.CHECKPOINT, at_ms=now_ms)

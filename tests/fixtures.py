@@ -17,7 +17,7 @@ from moto.core.models import botocore_stubber
 from quittance import platform as bootstrap
 from quittance.config import Settings
 from quittance.sandbox import Sandbox
-from quittance.store import clients, dynamo_client
+from quittance.store import clients, dynamo_client, parallel
 from tests import template as templates
 from tests.support import REGION, Cloud, remaining
 
@@ -40,7 +40,11 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    with mock_aws(), mock.patch.object(dynamo_client._Connections, "post", _post_to_moto):
+    with (
+        mock_aws(),
+        mock.patch.object(dynamo_client._Connections, "post", _post_to_moto),
+        mock.patch.object(parallel, "CALLS_AT_ONCE_MAX", 1),  # moto takes one call at a time
+    ):
         yield
 
 

@@ -4,8 +4,15 @@ from functools import partial
 import pytest
 
 from quittance.limits import CALLS_AT_ONCE_MAX
+from quittance.store import parallel
 from quittance.store.parallel import at_once
 from tests.waiting import GENEROUS_S
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this folder call moto, one call at a time."""
+    monkeypatch.setattr(parallel, "CALLS_AT_ONCE_MAX", CALLS_AT_ONCE_MAX)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, CALLS_AT_ONCE_MAX + 1])

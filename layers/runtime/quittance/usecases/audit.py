@@ -19,7 +19,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import chain, islice
 from typing import Any, Final
@@ -39,6 +39,7 @@ from quittance.limits import (
     AUDIT_PARTITION_RECEIPTS,
     AUDIT_PARTS_MAX,
     AUDIT_RECENT_MS,
+    AUDIT_REPORT_LINES_MAX,
     AUDIT_STANDINGS_MAX,
     AUDIT_STEP_ITEMS_MAX,
     AUDIT_STEP_RECEIPTS_MAX,
@@ -75,15 +76,19 @@ def audit(platform: Platform) -> Audit:
         return verdict(results, state)
 
 
-def begin(platform: Platform, results: Results, *, run: str, standings: bool = False) -> State:
+def begin(
+    platform: Platform, results: Results, *, run: str, standings: bool = False, at_least: int = _PARTS_MIN
+) -> State:
     """Plans an audit: reads the log's head before anything else is read, and splits the log and the table into parts.
 
-    `run` must be another name for each audit that keeps its results in the same place.
+    `run` must be another name for each audit that keeps its results in the same place. There are at least so many parts
+    of each kind, and at most AUDIT_PARTS_MAX.
     """
+    least = max(_PARTS_MIN, at_least)
     head = _head(platform)
     now_ms, known = platform.now_ms(), head or LogHead()
-    count = min(max(_PARTS_MIN, -(-known.size // AUDIT_PART_RECEIPTS)), AUDIT_PARTS_MAX)
-    partitions = min(max(_PARTS_MIN, -(-known.size // AUDIT_PARTITION_RECEIPTS)), AUDIT_PARTS_MAX)
+    count = min(max(least, -(-known.size // AUDIT_PART_RECEIPTS)), AUDIT_PARTS_MAX)
+    partitions = min(max(least, -(-known.size // AUDIT_PARTITION_RECEIPTS)), AUDIT_PARTS_MAX)
     plan = Plan(run, now_ms, now_ms - AUDIT_RECENT_MS, known, head is None, count, partitions, standings)
     digest = parts.keep_plan(plan, results.keep)
     log_parts = [] if plan.is_broken else parts.log_parts(digest, 0, known.size, count)
@@ -239,6 +244,35 @@ def _check_conservation(result: Audit) -> None:
     is_still = not result.moved and result.credited_micro == result.journalled_micro
     if is_still or result.differences:
         result.check("I1", "all", result.deposited_micro - result.withdrawn_micro, result.inside_micro)
+
+
+def serve(platform: Platform, event: Mapping[str, Any]) -> tuple[dict[str, Any], Audit | None]:
+    """The answer to an event of the function, and the audit's result if there is one now.
+
+    The state machine sends `begin`, `step` and `advance`. Any other event asks for a whole audit in this invocation,
+    `{"standings": true}` also for all standings. Raises PartsError, PlatformUnavailableError.
+    """
+    results = platform.audit_results
+    match event:
+        case {"begin": {"run": str(run), "parts": int(at_least)}}:
+            return begin(platform, results, run=run, at_least=at_least).json(), None
+        case {"step": part}:
+            return step(platform, results, Part.read(part)).json(), None
+        case {"advance": {"state": state, "results": done}}:
+            reached = advance(platform, results, State.read(state), [Part.read(part) for part in done])
+            if reached.phase != Phase.DONE:
+                return reached.json(), None
+            result = verdict(results, reached)
+            lines = report(result)
+            shown, left = lines[:AUDIT_REPORT_LINES_MAX], lines[AUDIT_REPORT_LINES_MAX:]
+            shown += [f"{len(left)} more lines: the function's log has the differences"] if left else []
+            return reached.json() | {"differences": result.count, "report": shown}, result
+        case {"begin": _} | {"step": _} | {"advance": _}:
+            msg = "this is not what the state machine sends"
+            raise PartsError(msg)
+    result = audit(platform)
+    answer: dict[str, Any] = {"differences": result.count, "report": report(result)}
+    return answer | ({"standings": standings(result)} if event.get("standings") else {}), result
 
 
 def report(result: Audit) -> list[str]:

@@ -64,7 +64,7 @@ fuzz-ledger: ## run 20,000 escrows under faults on a real database engine (ARGS=
 mutants: ## remove each guard of the ledger in turn: the tests must catch every removal
 	$(DEV) env PYTHONPATH=.:layers/runtime python tests/proofs/mutants.py $(ARGS)
 
-bench: ## write docs/performance.md; measure cold starts, metering, a hot wallet, channels, receipts, traces, acceptance, attacks and a sweep
+bench: ## write docs/performance.md; measure cold starts, metering, a hot wallet, channels, receipts, traces, acceptance, attacks, a sweep and the audit
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/report.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/cold_start.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/imports.py
@@ -79,6 +79,7 @@ bench: ## write docs/performance.md; measure cold starts, metering, a hot wallet
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/attacks.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/sweep.py
 	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/backlog.py
+	$(DEV) env PYTHONPATH=.:layers/runtime python benchmarks/audit.py
 
 audit: ## recompute the ledger's invariants from the running cloud's table
 	$(LOCAL) audit

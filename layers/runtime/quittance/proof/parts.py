@@ -213,9 +213,10 @@ def rows(section: bytes) -> Iterator[list[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of a step: which step of which part it is, what it found, and where its sections are."""
+    """The header of a step: which step of which part it is, where it ended, what it found, where its sections are."""
 
     part: Part
+    at: Any
     found: Found
     object: str | None
     sections: Mapping[tuple[str, int], tuple[int, int, str]]
@@ -233,6 +234,7 @@ def keep_step(part: Part, found: Found, rows_: Rows, keep: Keep, *, at: Any = No
         first += len(section)
     header = {
         "part": part.json(),
+        "at": at,
         "found": found_json(found),
         "object": keep(b"".join(pieces)) if pieces else None,
         "sections": places,
@@ -244,15 +246,16 @@ def keep_step(part: Part, found: Found, rows_: Rows, keep: Keep, *, at: Any = No
 def headers(part: Part, load: Load) -> list[Header]:
     """The headers of all steps of a part that is done, the first one first. Raises PartsError."""
     found: list[Header] = []
-    digest, expected_step, done = part.last, part.step - 1, part.done
+    digest, expected_step, done, at = part.last, part.step - 1, part.done, part.at
     while digest is not None:
         header = _header(load, digest)
-        if (header.part.place, header.part.step, header.done) != (part.place, expected_step, done):
+        expected = (part.place, expected_step, done, at)
+        if (header.part.place, header.part.step, header.done, header.at) != expected:
             msg = f"{digest} is not the result of step {expected_step} of {part.kind} {part.number}"
             raise PartsError(msg)
         found.append(header)
-        digest, expected_step, done = header.part.last, expected_step - 1, False
-    if not part.done or expected_step != -1:
+        digest, expected_step, done, at = header.part.last, expected_step - 1, False, header.part.at
+    if not part.done or expected_step != -1 or at is not None:
         msg = f"{part.kind} {part.number} is not done"
         raise PartsError(msg)
     return found[::-1]
@@ -295,6 +298,7 @@ def _header(load: Load, digest: str) -> Header:
     document = load_json(load, digest)
     return Header(
         Part.read(document["part"]),
+        document["at"],
         read_found(document["found"]),
         document["object"],
         {_section_name(name): (first, size, sha256) for name, (first, size, sha256) in document["sections"].items()},
@@ -441,13 +445,15 @@ class State:
     parts: Sequence[Part]
     given: str | None = None
 
-    def json(self) -> dict[str, Any]:
-        """The state as JSON."""
-        return {**asdict(self), "parts": [part.json() for part in self.parts]}
+    def sent(self, keep: Keep) -> dict[str, Any]:
+        """What the state machine needs of the state, as JSON. The state itself is stored, and named by its digest."""
+        document = {**asdict(self), "parts": [part.json() for part in self.parts]}
+        return {"state": keep_json(document, keep), "phase": self.phase, "parts": document["parts"]}
 
     @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Self:
-        """A state from its JSON. Raises PartsError."""
+    def received(cls, digest: str, load: Load) -> Self:
+        """The state that was sent with this digest. Raises PartsError."""
+        document = load_json(load, digest)
         try:
             phase, planned = Phase(document["phase"]), [Part.read(part) for part in document["parts"]]
             return cls(**{**document, "phase": phase, "parts": planned})

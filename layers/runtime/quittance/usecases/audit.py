@@ -255,18 +255,19 @@ def serve(platform: Platform, event: Mapping[str, Any]) -> tuple[dict[str, Any],
     results = platform.audit_results
     match event:
         case {"begin": {"run": str(run), "parts": int(at_least)}}:
-            return begin(platform, results, run=run, at_least=at_least).json(), None
+            return begin(platform, results, run=run, at_least=at_least).sent(results.keep), None
         case {"step": part}:
             return step(platform, results, Part.read(part)).json(), None
-        case {"advance": {"state": state, "results": done}}:
-            reached = advance(platform, results, State.read(state), [Part.read(part) for part in done])
+        case {"advance": {"state": str(digest), "results": done}}:
+            state = State.received(digest, results.load)
+            reached = advance(platform, results, state, [Part.read(part) for part in done])
             if reached.phase != Phase.DONE:
-                return reached.json(), None
+                return reached.sent(results.keep), None
             result = verdict(results, reached)
             lines = report(result)
             shown, left = lines[:AUDIT_REPORT_LINES_MAX], lines[AUDIT_REPORT_LINES_MAX:]
             shown += [f"{len(left)} more lines: the function's log has the differences"] if left else []
-            return reached.json() | {"differences": result.count, "report": shown}, result
+            return {"phase": reached.phase, "differences": result.count, "report": shown}, result
         case {"begin": _} | {"step": _} | {"advance": _}:
             msg = "this is not what the state machine sends"
             raise PartsError(msg)

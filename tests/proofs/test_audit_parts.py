@@ -274,11 +274,58 @@ def test_a_part_that_never_ends_fails(ledger: Ledger) -> None:
         almost.then(0, "-", done=False).then(0, "-", done=False)
 
 
-def test_a_comparison_of_too_many_entries_fails(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [parts.ACCOUNTS, parts.CHANNELS, parts.AGENTS, parts.FIRSTS])
+def test_a_comparison_of_too_many_entries_fails(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(auditing, "_PARTS_MIN", 1)
-    monkeypatch.setattr(auditing, "AUDIT_COMPARED_MAX", 4)
-    with pytest.raises(PartsError, match="more than 4 entries"):
-        Machine(ledger).verdict()
+    monkeypatch.setattr(auditing, "_ENTRY_CHARS", 10**9)  # so that each standing is one entry, that of the scan
+    machine = Machine(ledger)
+    while machine.state["phase"] != Phase.COMPARE:
+        machine.advance(machine.read())
+    (part,) = (part for part in machine.state["parts"] if part["kind"] == kind)
+    prefix = {parts.ACCOUNTS: "ACCT#", parts.CHANNELS: "CHAN#", parts.AGENTS: "REP#", parts.FIRSTS: "LOG#"}[kind]
+    entries = len({pk.split("#")[1] for pk in ledger.table.items if pk.startswith(prefix)})
+    monkeypatch.setattr(auditing, "AUDIT_COMPARED_MAX", entries)
+    assert machine.finish(part)["done"]
+    monkeypatch.setattr(auditing, "AUDIT_COMPARED_MAX", entries - 1)
+    with pytest.raises(PartsError, match=f"more than {entries - 1} entries"):
+        machine.finish(part)
+
+
+def test_the_function_serves_the_state_machine(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events in, answers out, as AWS passes them on; the last answer is bounded, whatever the differences contain."""
+    vars(ledger.world)["audit_results"] = Shelf()
+
+    def sent(event: dict[str, Any]) -> Any:
+        answer, result = auditing.serve(ledger.world, json.loads(json.dumps(event)))
+        assert (result is None) == ("report" not in answer)
+        assert len(json.dumps(answer)) < STATE_BYTES_MAX
+        return answer
+
+    def verdict() -> Any:
+        answer = sent({"begin": {"run": "run", "parts": COUNT}})
+        while answer["phase"] != Phase.DONE:
+            results = answer["parts"]
+            while not all(part["done"] for part in results):
+                results = [part if part["done"] else sent({"step": part}) for part in results]
+            answer = sent({"advance": {"state": answer["state"], "results": results}})
+        return answer
+
+    assert verdict().items() >= {"phase": "done", "differences": 0}.items()
+    whole = sent({"standings": True})
+    assert (whole["differences"], len(whole["standings"]) > 2) == (0, True)
+    for number in range(2 * limits.AUDIT_REPORT_LINES_MAX):
+        ledger.table.items[pk] = {"pk": {"S": pk}} if (pk := f"{number:4}" + "\U0001f4a5" * 400) else {}
+    found = verdict()
+    assert found["differences"] == 2 * limits.AUDIT_REPORT_LINES_MAX
+    assert len(found["report"]) == limits.AUDIT_REPORT_LINES_MAX + 1
+    assert found["report"][-1].endswith("more lines: the function's log has the differences")
+
+
+@pytest.mark.parametrize("event", [{"begin": {}}, {"begin": {"run": "a", "parts": 0.5}}, {"step": 1}, {"advance": {}}])
+def test_no_other_event_is_taken_for_a_whole_audit(ledger: Ledger, event: dict[str, Any]) -> None:
+    vars(ledger.world)["audit_results"] = Shelf()
+    with pytest.raises(PartsError):
+        auditing.serve(ledger.world, event)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 100_001, 10**7, 10**12])

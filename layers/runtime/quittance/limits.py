@@ -166,7 +166,7 @@ AUDIT_STEP_ITEMS_MAX: Final = 50_000  # of the table, in one step, and those of 
 AUDIT_STEPS_MAX: Final = 10_000  # of one part: only a part that does not end has more
 AUDIT_STEP_RESERVE_MS: Final = 20_000  # of an invocation, for what follows the last piece of work: writing the result
 AUDIT_COMPARED_MAX: Final = 1_000_000  # entries of one partition; with more, the comparison fails
-AUDIT_REPORT_LINES_MAX: Final = 100  # in the workflow's output: 180 KB if each character is escaped
+AUDIT_REPORT_LINES_MAX: Final = 60  # in the state machine's output: 216 KB if each character is escaped as two
 AUDIT_STANDINGS_MAX: Final = 24  # read in one transaction: with 64 KiB each well below its 4 MB
 
 # Modules: counts that bound the cost of validating, compiling and loading one (docs/sandbox.md describes the attacks).

@@ -63,6 +63,7 @@ STANDINGS_SHOWN_MAX: Final = 10_000  # a Lambda answer has room for them
 _ACCOUNT_TRIES: Final = 3
 _INDEX_LAG_S: Final = 0.3  # pause between two attempts, so that the index can catch up
 _PARTS_MIN = 1  # of each kind; tests raise it
+_ENTRY_CHARS: Final = 500  # of a standing, for as much memory as another entry
 _FOLDED_AT_ONCE_MAX: Final = 100  # ratings that a comparison of standings has in memory
 
 
@@ -340,6 +341,7 @@ class _Auditor:
         self._suspects: dict[str, None] = {}
         self._frontier = Frontier(part.first)
         self._standings: dict[str, str] = {}
+        self._standing_chars = 0
 
     def run(self) -> Part:
         """Does the step."""
@@ -620,8 +622,9 @@ class _Auditor:
                 scanned.add(agent_id)
             if count % _FOLDED_AT_ONCE_MAX == 0:
                 self._fold_all(waiting)
-                self._check_size(len(scanned) + len(self._standings))
+                self._check_size(len(scanned) + self._standing_chars // _ENTRY_CHARS)
         self._fold_all(waiting)
+        self._check_size(len(scanned) + self._standing_chars // _ENTRY_CHARS)
         return scanned
 
     def _fold_all(self, waiting: defaultdict[str, list[Rating]]) -> None:
@@ -631,8 +634,9 @@ class _Auditor:
 
     def _fold(self, agent_id: str, new: Iterable[Rating]) -> None:
         kept = self._standings
-        standing = reputation.parse(kept[agent_id]) if agent_id in kept else Standing()
-        kept[agent_id] = reputation.serialise(reputation.fold(standing, new))
+        before = kept.get(agent_id, "")
+        kept[agent_id] = reputation.serialise(reputation.fold(reputation.parse(before) if before else Standing(), new))
+        self._standing_chars += len(kept[agent_id]) - len(before)
 
     def _check_firsts(self) -> Part:
         """I15: the log has each batch that the scan found. The walk ended at a size that was read after the scan."""

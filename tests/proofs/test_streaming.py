@@ -62,7 +62,7 @@ class Paged(Memory):
         if not first:
             # The order is arbitrary, except that balances come last: concurrent movements then look like differences.
             keys = segment_of(self.items, Segment, TotalSegments)
-            self.keys[Segment] = sorted(keys, key=lambda pk: (pk.startswith("ACCT#"), zlib.crc32(pk.encode())))
+            self.keys[Segment] = sorted(keys, key=lambda pk: zlib.crc32(pk.encode()) + (pk.startswith("ACCT#") << 32))
         keys = self.keys[Segment]
         page: list[Item] = [self.items[pk] for pk in islice(keys, first, first + PAGE_ITEMS)]
         rest = {"LastEvaluatedKey": {"page": first + PAGE_ITEMS}} if first + PAGE_ITEMS < len(keys) else {}
@@ -181,7 +181,7 @@ def test_audit_memory_does_not_grow_with_the_escrows(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, age_ms: int
 ) -> None:
     """900 more escrows cost less than 200 bytes each; an earlier auditor kept 1.5 KB of each."""
-    limit_steps(monkeypatch, receipts=200)
+    limit_steps(monkeypatch, receipts=limits.AUDIT_STEP_RECEIPTS_MAX)
     ledger.run(300)
     ledger.now_ms += age_ms
     ledger.peak_bytes()  # fills the caches
@@ -197,7 +197,7 @@ def test_audit_memory_does_not_grow_with_the_tickets(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, age_ms: int
 ) -> None:
     """Neither with those of a channel that is still, nor while the numbers of one that differs are read again."""
-    limit_steps(monkeypatch, receipts=200)
+    limit_steps(monkeypatch, receipts=limits.AUDIT_STEP_RECEIPTS_MAX)
     ledger.run_tickets(200)
     ledger.now_ms += age_ms
     few = ledger.peak_bytes()
@@ -208,6 +208,30 @@ def test_audit_memory_does_not_grow_with_the_tickets(
     one_more = partial(ledger.run_tickets, 1)
     ledger.table.between = in_turn(one_more)
     assert (ledger.peak_bytes() - few) / 400 < BYTES_PER_ESCROW_MAX
+
+
+def test_a_steps_memory_does_not_grow_with_the_escrows(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step has in memory depends on its limits only; between steps, results are in a file or in a bucket."""
+    limit_steps(monkeypatch, receipts=40)
+    step, peaks = auditing.step, list[int]()
+
+    def traced(*given: Any) -> Any:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        done = step(*given)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        return done
+
+    monkeypatch.setattr(auditing, "step", traced)
+    ledger.run(200)
+    ledger.peak_bytes()  # fills the caches
+    peaks.clear()
+    ledger.peak_bytes()
+    few, steps = max(peaks), len(peaks)
+    ledger.run(600)
+    peaks.clear()
+    ledger.peak_bytes()
+    assert (max(peaks) < 1.25 * few, len(peaks) > 2 * steps) == (True, True), (few, max(peaks), steps, len(peaks))
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])

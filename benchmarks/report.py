@@ -85,6 +85,13 @@ PARTS: Final = (
         ("cold_start",),
     ),
     Part(
+        "audit",
+        "The audit",
+        "What an audit of a table of a million escrows takes, from real audits of small tables, and the plan for ten"
+        " million ([ADR 43](adr/0043-the-audit-runs-in-parts.md)).",
+        (),
+    ),
+    Part(
         "growth",
         "Growth",
         "A simulation, with measured steps and the limits that AWS documents. It shows what bends first.",

@@ -41,7 +41,7 @@ SOURCES = (
 DONE, LOG = LOCAL / "proofs", LOCAL / "logs" / "proofs.log"
 SEEDS, ESCROWS, MODULES, MODULES_AT_ONCE = 20, 1_000, 20_000, 2_000
 # `report` runs those that write docs/performance.md.
-REPORTED = {"cold_start", "cost", "growth", "path", "plots", "sandbox", "throughput"}
+REPORTED = {"audit", "cold_start", "cost", "growth", "path", "plots", "sandbox", "throughput"}
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in {"scale", *REPORTED})
 
 

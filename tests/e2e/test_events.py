@@ -95,7 +95,7 @@ NO_JSON = {"public-docs": "<!DOCTYPE html", "public-checkpoint": "ey", "accounts
 # No message may stay in its queue: the tasks are settled, the dead letter's task was refused before money moved, and
 # the upload is published.
 MESSAGES = ("work-sqs", "work-eventbridge", "deadletter-sqs", "publish-sqs")
-OTHERS = {"audit-schedule", "authorizer-request", "execute-direct", "execute-ticket", "publish-s3", *MESSAGES}
+OTHERS = {"audit-begin", "audit-now", "authorizer-request", "execute-direct", "execute-ticket", "publish-s3", *MESSAGES}
 OTHERS |= {
     "drain-shard",
     "sweep-schedule",
@@ -296,9 +296,14 @@ def test_answers_after_the_sweep(scene: Scene, name: str) -> None:
     check_answer(scene, name, *LOGGED[name])
 
 
-def test_audit_schedule(scene: Scene) -> None:
-    audited = scene.send("audit-schedule", scene.fill_in(FILES["audit-schedule"]))
+def test_audit_now(scene: Scene) -> None:
+    audited = scene.send("audit-now", scene.fill_in(FILES["audit-now"]))
     assert (set(audited), audited["differences"]) == ({"differences", "report"}, 0)
+
+
+def test_audit_begin(scene: Scene) -> None:
+    state = scene.send("audit-begin", scene.fill_in(FILES["audit-begin"]))
+    assert (state["phase"], [part["kind"] for part in state["parts"]]) == ("read", ["log", "scan"])
 
 
 def test_notify_stream(scene: Scene) -> None:

@@ -97,7 +97,8 @@ def test_every_event_file_is_handled(platform: Cloud, context: Any) -> None:
     assert (drained["credited"], drained["logged"], drained["failed"], drained["complete"]) == (0, 0, 0, True)
     for name, expected in LOGGED.items():
         sender.check(name, *expected)
-    assert answer("audit-schedule")["differences"] == 0
+    assert answer("audit-now")["differences"] == 0
+    assert [part["kind"] for part in answer("audit-begin")["parts"]] == ["log", "scan"]
     assert answer("notify-stream") == NOTHING_FAILED
     assert answer("listings-stream") == NOTHING_FAILED
     filled = answer("listings-backfill")

@@ -360,7 +360,7 @@ def test_alarms_use_the_emitted_values_of_dimensions(template: dict[str, Any]) -
                 "FunctionName": [{"Ref": name} for name in functions],
                 "Resource": [{"Fn::Sub": f"${{{name}}}:live"} for name in functions],
                 "ExecutedVersion": [{"Fn::GetAtt": [name, "Version.Version"]} for name in functions],
-                "StateMachineArn": [{"Ref": "RunWorkflow"}],
+                "StateMachineArn": [{"Ref": "RunWorkflow"}, {"Ref": "AuditWorkflow"}],
             }
             assert dimension["Value"] in expected[dimension["Name"]]
     shown = {metric[5] for metric in widgets(template) if metric[1:2] == ["Tasks"]}
@@ -380,7 +380,8 @@ def test_throttle_alarm_reads_the_metric_of_the_log_filter(template: dict[str, A
 def test_alarm_fires_if_the_audit_does_not_run(template: dict[str, Any]) -> None:
     """An audit that is not called causes no error, so the alarm must treat missing data as breaching."""
     audit = template["Resources"]["AuditFunction"]["Properties"]
-    assert audit["Events"]["EveryDay"]["Properties"]["Schedule"] == "rate(1 day)"
+    workflow = template["Resources"]["AuditWorkflow"]["Properties"]
+    assert workflow["Events"]["EveryDay"]["Properties"]["Schedule"] == "rate(1 day)"
     alarm = alarms(template)["AuditMissingAlarm"]
     watched = {name: alarm[name] for name in ("MetricName", "Statistic", "ComparisonOperator", "Threshold")}
     assert watched == {
@@ -413,4 +414,4 @@ def test_every_log_group_has_a_retention_period(template: dict[str, Any]) -> Non
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
     functions = resources(template, "AWS::Serverless::Function")
     used = [function["LoggingConfig"]["LogGroup"]["Ref"] for function in functions.values()]
-    assert sorted([*used, "ApiLogs", "WorkflowLogs"]) == sorted(groups)
+    assert sorted([*used, "ApiLogs", "WorkflowLogs", "AuditWorkflowLogs"]) == sorted(groups)

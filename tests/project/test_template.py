@@ -496,7 +496,16 @@ def test_gateway_answers_503_if_the_issuer_does_not_answer(template: dict[str, A
 
 def test_outputs_are_what_clients_and_operators_connect_to(template: dict[str, Any]) -> None:
     """CloudFormation gives physical names of other resources by their logical ids (docs/runbooks.md)."""
-    entry_points = {"ApiUrl", "StageArn", "ExecuteFunction", "TaskQueue", "RunWorkflow", "EventBus", "AlarmTopic"}
+    entry_points = {
+        "ApiUrl",
+        "StageArn",
+        "ExecuteFunction",
+        "TaskQueue",
+        "RunWorkflow",
+        "AuditWorkflow",
+        "EventBus",
+        "AlarmTopic",
+    }
     identity = {"Issuer", "UserPoolId", "UserClientId", "OperatorClientId", "LoginUrl"}
     assert template["Outputs"].keys() == entry_points | identity
 

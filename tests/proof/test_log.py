@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -383,3 +384,32 @@ def test_the_proof_document_is_plain_json(grown: Store) -> None:
         "path": [mth(2, 3).hex(), mth(0, 2).hex(), mth(4, 5).hex()],
         "checkpoint": "a.b.c",
     }
+
+
+@given(st.integers(0, 70), st.lists(st.integers(0, 70), max_size=6))
+def test_ranges_of_the_log_join_to_its_root(size: int, cuts: list[int]) -> None:
+    """Readers of parts of any length, aligned or not, together have the root of one reader."""
+    leaves = [leaf_hash(str(number).encode()) for number in range(size)]
+    whole = Frontier()
+    for leaf in leaves:
+        whole.append(leaf)
+    bounds = sorted({0, size, *(min(cut, size) for cut in cuts)})
+    joined = Frontier()
+    for begin, end in pairwise(bounds):
+        part = Frontier(begin)
+        for leaf in leaves[begin:end]:
+            part.append(leaf)
+        assert (part.begin, part.size, len(part.nodes) <= 2 * size.bit_length()) == (begin, end, True)
+        joined.join(Frontier(begin, part.nodes))
+    assert (joined.size, joined.root(), joined.nodes) == (whole.size, whole.root(), whole.nodes)
+
+
+def test_ranges_that_do_not_adjoin_are_not_joined() -> None:
+    part = Frontier(3)
+    part.append(leaf_hash(b""))
+    with pytest.raises(ValueError, match="does not continue"):
+        Frontier().join(part)
+    with pytest.raises(ValueError, match="no root"):
+        part.root()
+    with pytest.raises(ValueError, match="cannot begin"):
+        Frontier(3, [(1, b"\0" * 32)])

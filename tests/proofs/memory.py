@@ -5,7 +5,8 @@ engines. Anything that it does not implement raises an exception.
 """
 
 import re
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
@@ -119,8 +120,15 @@ class Memory:
             return {"Items": page}
         return {"Items": page, "LastEvaluatedKey": {name: page[-1][name] for name in ("pk", *keys)}}
 
-    def scan(self, *, TableName: str, ConsistentRead: bool = True) -> dict[str, Any]:  # noqa: N803
-        return {"Items": [dict(item) for item in self.items.values()]}
+    def scan(
+        self,
+        *,
+        TableName: str,  # noqa: N803
+        ConsistentRead: bool = True,  # noqa: N803
+        Segment: int = 0,  # noqa: N803
+        TotalSegments: int = 1,  # noqa: N803
+    ) -> dict[str, Any]:
+        return {"Items": [dict(self.items[pk]) for pk in segment_of(self.items, Segment, TotalSegments)]}
 
     def _changed(self, change: Mapping[str, Any]) -> tuple[Item, bool]:
         """The item after a put or an update, and whether the condition holds before it."""
@@ -138,6 +146,11 @@ class Memory:
             for assignment in body.split(", "):
                 _apply(clause, assignment.strip(), item, names, values, only_if=holds)
         return item, holds
+
+
+def segment_of(pks: Iterable[str], segment: int, segments: int) -> list[str]:
+    """The keys of one segment of the table."""
+    return [pk for pk in pks if zlib.crc32(pk.encode()) % segments == segment]
 
 
 def _holds(expression: str, item: Item, names: Item, values: Item) -> bool:

@@ -1,5 +1,6 @@
 """Audits of a large ledger and of a changing one: bounded memory, and no differences due to concurrent changes."""
 
+import gc
 import tracemalloc
 import zlib
 from functools import partial
@@ -13,10 +14,11 @@ from quittance.api.identity import Caller
 from quittance.api.models import TopUpRequest
 from quittance.ledger.channels import ticket_escrow_id
 from quittance.proof.invariants import Audit
+from quittance.store import parts as store_parts
 from quittance.usecases import audit as auditing
 from quittance.usecases import channels, execute
 from quittance.usecases.sweep import sweep
-from tests.proofs.memory import Item, Memory
+from tests.proofs.memory import Item, Memory, segment_of
 from tests.proofs.world import (
     FLAT_MICRO,
     JUDGE_MICRO,
@@ -43,18 +45,28 @@ class Paged(Memory):
 
     def __init__(self) -> None:
         super().__init__()
-        self.keys: list[str] = []
+        self.keys: dict[int, list[str]] = {}
         self.between: Callable[[], object] = lambda: None
         self.before_snapshot: Callable[[], object] = lambda: None
 
-    def scan(self, *, TableName: str, ConsistentRead: bool = True, **start: Any) -> dict[str, Any]:  # noqa: N803
+    def scan(  # type: ignore[override]  # with a start
+        self,
+        *,
+        TableName: str,  # noqa: N803
+        ConsistentRead: bool = True,  # noqa: N803
+        Segment: int = 0,  # noqa: N803
+        TotalSegments: int = 1,  # noqa: N803
+        **start: Any,
+    ) -> dict[str, Any]:
         self.between()
         first = int(start.get("ExclusiveStartKey", {}).get("page", 0))
         if not first:
             # The order is arbitrary, except that balances come last: concurrent movements then look like differences.
-            self.keys = sorted(self.items, key=lambda pk: (pk.startswith("ACCT#"), zlib.crc32(pk.encode())))
-        page: list[Item] = [self.items[pk] for pk in islice(self.keys, first, first + PAGE_ITEMS)]
-        rest = {"LastEvaluatedKey": {"page": first + PAGE_ITEMS}} if first + PAGE_ITEMS < len(self.keys) else {}
+            keys = segment_of(self.items, Segment, TotalSegments)
+            self.keys[Segment] = sorted(keys, key=lambda pk: zlib.crc32(pk.encode()) + (pk.startswith("ACCT#") << 32))
+        keys = self.keys[Segment]
+        page: list[Item] = [self.items[pk] for pk in islice(keys, first, first + PAGE_ITEMS)]
+        rest = {"LastEvaluatedKey": {"page": first + PAGE_ITEMS}} if first + PAGE_ITEMS < len(keys) else {}
         return {"Items": page, **rest}
 
     def transact_get_items(self, *, TransactItems: list[Any]) -> dict[str, Any]:  # noqa: N803
@@ -139,15 +151,41 @@ class Ledger:
             tracemalloc.stop()
 
 
-@pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
+@pytest.fixture(params=[1, 3], ids=["one-part", "three-parts"])
+def ledger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A ledger that is audited in one part of each kind, or in three of many steps, between which it also changes."""
     monkeypatch.setattr(auditing, "_INDEX_LAG_S", 0)
-    return Ledger()
+    made = Ledger()
+    if request.param > 1:
+        monkeypatch.setattr(auditing, "_PARTS_MIN", request.param)
+        monkeypatch.setattr(store_parts, "_IN_MEMORY_BYTES_MAX", 1)
+        limit_steps(monkeypatch, receipts=40)
+    for name in ("step", "advance"):
+        changes = made.table if request.param > 1 else None
+        monkeypatch.setattr(auditing, name, partial(after_changes, changes, getattr(auditing, name)))
+    return made
+
+
+def limit_steps(monkeypatch: pytest.MonkeyPatch, *, receipts: int) -> None:
+    """Ends each step of an audit after so many receipts, or twice as many items and the rest of their page."""
+    monkeypatch.setattr(auditing, "AUDIT_STEP_RECEIPTS_MAX", receipts)
+    monkeypatch.setattr(auditing, "AUDIT_STEP_ITEMS_MAX", 2 * receipts)
+
+
+def after_changes(table: Paged | None, do: "Callable[..., object]", *given: object) -> object:
+    """What a step does, after changes of a table."""
+    if table:
+        table.between()
+    gc.collect()  # garbage of the step before would be counted as memory of this one
+    return do(*given)
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
-def test_audit_memory_does_not_grow_with_the_escrows(ledger: Ledger, age_ms: int) -> None:
+def test_audit_memory_does_not_grow_with_the_escrows(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, age_ms: int
+) -> None:
     """900 more escrows cost less than 200 bytes each; an earlier auditor kept 1.5 KB of each."""
+    limit_steps(monkeypatch, receipts=limits.AUDIT_STEP_RECEIPTS_MAX)
     ledger.run(300)
     ledger.now_ms += age_ms
     ledger.peak_bytes()  # fills the caches
@@ -159,8 +197,11 @@ def test_audit_memory_does_not_grow_with_the_escrows(ledger: Ledger, age_ms: int
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])
-def test_audit_memory_does_not_grow_with_the_tickets(ledger: Ledger, age_ms: int) -> None:
+def test_audit_memory_does_not_grow_with_the_tickets(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, age_ms: int
+) -> None:
     """Neither with those of a channel that is still, nor while the numbers of one that differs are read again."""
+    limit_steps(monkeypatch, receipts=limits.AUDIT_STEP_RECEIPTS_MAX)
     ledger.run_tickets(200)
     ledger.now_ms += age_ms
     few = ledger.peak_bytes()
@@ -171,6 +212,30 @@ def test_audit_memory_does_not_grow_with_the_tickets(ledger: Ledger, age_ms: int
     one_more = partial(ledger.run_tickets, 1)
     ledger.table.between = in_turn(one_more)
     assert (ledger.peak_bytes() - few) / 400 < BYTES_PER_ESCROW_MAX
+
+
+def test_a_steps_memory_does_not_grow_with_the_escrows(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step has in memory depends on its limits only; between steps, results are in a file or in a bucket."""
+    limit_steps(monkeypatch, receipts=40)
+    step, peaks = auditing.step, list[int]()
+
+    def traced(*given: Any) -> Any:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        done = step(*given)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        return done
+
+    monkeypatch.setattr(auditing, "step", traced)
+    ledger.run(200)
+    ledger.peak_bytes()  # fills the caches
+    peaks.clear()
+    ledger.peak_bytes()
+    few, steps = max(peaks), len(peaks)
+    ledger.run(600)
+    peaks.clear()
+    ledger.peak_bytes()
+    assert (max(peaks) < 1.25 * few, len(peaks) > 1.5 * steps) == (True, True), (few, max(peaks), steps, len(peaks))
 
 
 @pytest.mark.parametrize("age_ms", [0, HOUR_MS], ids=["recent", "old"])

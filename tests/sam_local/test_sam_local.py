@@ -42,7 +42,7 @@ ORDER = [
     "sweep-schedule",
     "drain-shard",
     *LOGGED,
-    "audit-schedule",
+    "audit-now",
     "authorizer-request",
 ]
 ORDER += ["listings-stream", "listings-backfill", "notify-stream", "webhook-sqs"]

@@ -320,6 +320,14 @@ def verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "read_claims", cache(receipt.read_claims))
 
 
+@pytest.fixture(autouse=True, params=[1, 3], ids=["one-part", "three-parts"])
+def in_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audits in one part of each kind, and in three of them with several steps each."""
+    monkeypatch.setattr(audit, "_PARTS_MIN", request.param)
+    if request.param > 1:
+        monkeypatch.setattr(audit, "AUDIT_STEP_RECEIPTS_MAX", 10)
+
+
 @pytest.mark.parametrize("ledger", ["busy", "old"])
 def test_audit_finds_a_change_of_any_attribute(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))

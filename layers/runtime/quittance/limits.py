@@ -157,6 +157,19 @@ UNLOGGED_MS_MAX: Final = 15 * 60_000  # from credit to a place in the log
 UNPUBLISHED_MS_MAX: Final = 30 * 60_000  # from credit to a checkpoint that covers the receipt
 UNCLOSED_MS_MAX: Final = 15 * 60_000  # from each step of a channel's closing to the next: the sweep runs every minute
 AUDIT_RECENT_MS: Final = 20 * 60_000  # older items in a final state do not change: 15 min and the skew of clocks
+# Parts of an audit that run in invocations of their own (docs/ledger.md). A step of a part is one invocation, and keeps
+# in memory what it found in so many receipts or items; a comparison keeps one partition of all accounts and agents.
+AUDIT_PART_RECEIPTS: Final = 100_000  # of the log, for each part of its walk, and for each segment of the table
+AUDIT_PARTITION_RECEIPTS: Final = (
+    500_000  # of the log, for each partition of the accounts, channels, agents and batches
+)
+AUDIT_PARTS_MAX: Final = 128  # of each kind: a state with all parts, twice, stays below the 256 KiB of Step Functions
+AUDIT_STEP_RECEIPTS_MAX: Final = 20_000  # of the log, in one step
+AUDIT_STEP_ITEMS_MAX: Final = 50_000  # of the table, in one step, and those of the last page
+AUDIT_STEPS_MAX: Final = 10_000  # of one part: only a part that does not end has more
+AUDIT_STEP_RESERVE_MS: Final = 20_000  # of an invocation, for what follows the last piece of work: writing the result
+AUDIT_COMPARED_MAX: Final = 1_000_000  # entries of one partition; with more, the comparison fails
+AUDIT_REPORT_LINES_MAX: Final = 60  # in the state machine's output: 216 KB if each character is escaped as two
 AUDIT_STANDINGS_MAX: Final = 24  # read in one transaction: with 64 KiB each well below its 4 MB
 
 # Modules: counts that bound the cost of validating, compiling and loading one (docs/sandbox.md describes the attacks).

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from quittance.store.ledger import Ledger
     from quittance.store.listings import Listings
     from quittance.store.operations import Operations
+    from quittance.store.parts import Bucket as AuditResults
     from quittance.store.publisher import Publisher
     from quittance.store.queue import Queue
     from quittance.store.registry import Registry
@@ -135,6 +136,13 @@ class Platform:
         from quittance.store.blobs import Outputs
 
         return Outputs(self._s3, bucket=self.settings.outputs_bucket)
+
+    @cached_property
+    def audit_results(self) -> "AuditResults":
+        """What the parts of an audit found, if they run in several invocations."""
+        from quittance.store.parts import Bucket as AuditResults
+
+        return AuditResults(self._s3, bucket=self.settings.outputs_bucket)
 
     @cached_property
     def tiles(self) -> "Tiles":

@@ -10,7 +10,7 @@ includes its width, so it does not change either. Everything that was published 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Final
@@ -112,29 +112,68 @@ class _CheckpointClaims(StrictModel):
 
 
 class Frontier:
-    """The root of a log that is built leaf by leaf, in memory for one hash per level."""
+    """The roots of a range of the log that is built leaf by leaf, in memory for two hashes per level.
 
-    def __init__(self) -> None:
-        self.size = 0
-        self._roots: list[bytes] = []
-        """The roots of the perfect subtrees that cover the entries, the largest first."""
+    The range need not begin at 0: ranges that adjoin each other join to the range of both, so several readers can each
+    build one part of the log.
+    """
+
+    def __init__(self, begin: int = 0, nodes: Iterable[tuple[int, bytes]] = ()) -> None:
+        """An empty range from an entry on; or the range that these perfect subtrees cover: their levels and roots."""
+        self.size = self._begin = begin
+        self._nodes: list[tuple[int, bytes]] = []
+        """The levels and roots of the largest perfect subtrees of the log that cover the range, from left to right."""
+        for level, root in nodes:
+            self._push(level, root)
+
+    @property
+    def begin(self) -> int:
+        """The first entry of the range. `size` is the first entry after it."""
+        return self._begin
+
+    @property
+    def nodes(self) -> list[tuple[int, bytes]]:
+        """The levels and roots of the subtrees that cover the range, from left to right."""
+        return list(self._nodes)
 
     def append(self, leaf: bytes) -> None:
         """Adds the hash of the next entry."""
-        self.size += 1
-        self._roots.append(leaf)
-        for _ in range((self.size & -self.size).bit_length() - 1):
-            right = self._roots.pop()
-            self._roots.append(_node(self._roots.pop(), right))
+        self._push(0, leaf)
+
+    def join(self, following: "Frontier") -> None:
+        """Adds the range that begins where this one ends. Raises ValueError for any other."""
+        if following.begin != self.size:
+            msg = f"a range from {following.begin} does not continue one to {self.size}"
+            raise ValueError(msg)
+        for level, root in following.nodes:
+            self._push(level, root)
 
     def root(self) -> bytes:
-        """The root of all entries so far."""
-        if not self._roots:
+        """The root of all entries so far. Raises ValueError if the range does not begin at 0."""
+        if self._begin:
+            msg = f"the range begins at {self._begin}, so its entries have no root of the log"
+            raise ValueError(msg)
+        if not self._nodes:
             return EMPTY_ROOT
-        *before, root = self._roots
-        for left in reversed(before):
+        *before, (_, root) = self._nodes
+        for _, left in reversed(before):
             root = _node(left, root)
         return root
+
+    def _push(self, level: int, root: bytes) -> None:
+        """Adds a subtree at the right, and joins pairs of siblings as long as the last two are one."""
+        if self.size % (1 << level):
+            msg = f"a subtree of level {level} cannot begin at entry {self.size}"
+            raise ValueError(msg)
+        self.size += 1 << level
+        self._nodes.append((level, root))
+        while len(self._nodes) > 1 and self._nodes[-2][0] == self._nodes[-1][0] == level:
+            if self.size % (2 << level):
+                return
+            _, right = self._nodes.pop()
+            _, left = self._nodes.pop()
+            level += 1
+            self._nodes.append((level, _node(left, right)))
 
 
 def tile_at(level: int, index: int, size: int) -> Tile:

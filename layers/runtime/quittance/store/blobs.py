@@ -258,6 +258,20 @@ def _typed_faults() -> Iterator[None]:
         raise PlatformUnavailableError from exc
 
 
+def keep_object(client: "S3Client", bucket: str, key: str, data: bytes) -> None:
+    """Stores an object. Raises PlatformUnavailableError."""
+    _keep(client, bucket, key, data)
+
+
+def read_object(client: "S3Client", bucket: str, key: str, bounds: tuple[int, int] | None = None) -> bytes:
+    """An object, or its bytes from the first to the last of two. Raises BlobMissingError, PlatformUnavailableError."""
+    if bounds is None:
+        return _read(client, bucket, key)
+    wanted = f"bytes={bounds[0]}-{bounds[1]}"
+    with _typed_faults(), closing(client.get_object(Bucket=bucket, Key=key, Range=wanted)["Body"]) as body:
+        return body.read()
+
+
 def _keep(client: "S3Client", bucket: str, key: str, data: bytes) -> None:
     with _typed_faults():
         client.put_object(Bucket=bucket, Key=key, Body=data)

@@ -553,10 +553,20 @@ class Ledger:
 
     # The audit.
 
-    def everything(self) -> Iterator[dict[str, Any]]:
-        """The attributes of every item of the table (consistent reads, not a snapshot)."""
-        scan = {"TableName": self._table, "ConsistentRead": True}
-        return map(plain, paged(self._client.scan, scan, self._left_ms))
+    def scan_page(
+        self, segment: int, segments: int, *, after: Mapping[str, Any] | None = None
+    ) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:
+        """The attributes of a page of a segment of the table, and the key after which the next page begins, if any.
+
+        All segments together have each item once (consistent reads, not a snapshot).
+        """
+        scan: dict[str, Any] = {"TableName": self._table, "ConsistentRead": True}
+        if segments > 1:
+            scan |= {"Segment": segment, "TotalSegments": segments}
+        if after is not None:
+            scan["ExclusiveStartKey"] = after
+        page = retried(partial(self._client.scan, **scan), Patience(self._left_ms()))
+        return [plain(item) for item in page["Items"]], page.get("LastEvaluatedKey")
 
     def read(self, pks: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The attributes of those items that exist, by key (consistent reads, not a snapshot)."""

@@ -1,54 +1,280 @@
 """The audit: reads every item of the ledger and recomputes every invariant. Its memory does not grow with the escrows.
 
-    walk the log by its pointers → scan the table → read again what differed → walk what was logged meanwhile
-    → compare standings, the log's end, accounts, and channels
+    read the log's head ─► walk the log up to it │ scan the table, read again what differed
+                        ─► walk what was logged meanwhile
+                        ─► compare standings, batches, accounts and channels ─► one verdict
+
+Each of these is split into parts (`proof/parts.py`), and a part runs in steps. `audit` runs all steps one after another
+in this process; the state machine `workflows/audit.asl.json` runs parts in parallel, each step in an invocation of its
+own. Both call `begin`, `step` and `advance`, and nothing else.
 
 The scan returns items in no order and is not a snapshot. So the audit keeps sums for each account, checks each item
-against the items that it refers to, and reads an item again if something differs. It checks the log in log order, batch
-by batch. It keeps in memory a few numbers for each account and channel, the standing of each agent and eight bytes for
-each batch. A channel whose tickets differ from it is read again by its numbers, a page at a time.
+against the items that it refers to, and reads an item again if something differs. It checks the log batch by batch.
+A step keeps in memory what it found in a limited number of receipts or items; a comparison keeps a few numbers for each
+account and channel of one partition, the standings of its agents, or eight bytes for each of its batches. A channel
+whose tickets differ from it is read again by its numbers, a page at a time.
 """
 
 import time
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from itertools import chain, islice
 from typing import Any, Final
 
 import jwt
 
-from quittance.errors import shortened
+from quittance.errors import PlatformUnavailableError, shortened
 from quittance.ledger import reputation
 from quittance.ledger.channels import ChannelState
 from quittance.ledger.credits import format_credits
-from quittance.ledger.reputation import Standing
+from quittance.ledger.reputation import Rating, Standing
 from quittance.limits import (
+    AUDIT_COMPARED_MAX,
     AUDIT_DIFFERENCES_SHOWN_MAX,
     AUDIT_LINE_CHARS_MAX,
+    AUDIT_PART_RECEIPTS,
+    AUDIT_PARTITION_RECEIPTS,
+    AUDIT_PARTS_MAX,
     AUDIT_RECENT_MS,
+    AUDIT_REPORT_LINES_MAX,
     AUDIT_STANDINGS_MAX,
+    AUDIT_STEP_ITEMS_MAX,
+    AUDIT_STEP_RECEIPTS_MAX,
+    AUDIT_STEP_RESERVE_MS,
     BATCH_GET_ITEMS_MAX,
     TICKET_NUMBER_MAX,
     UNPUBLISHED_MS_MAX,
 )
 from quittance.platform import Platform
-from quittance.proof import invariants, log
+from quittance.proof import invariants, log, parts
 from quittance.proof.invariants import Audit, Books, Context, Difference, Numbers, Sums, Values
 from quittance.proof.log import Frontier, LogHead
+from quittance.proof.parts import Chain, Found, Part, PartsError, Phase, Plan, Rows, State
 from quittance.proof.receipt import read_claims
 from quittance.proof.statement import ProofError
+from quittance.run import Fault, Outcome
 from quittance.store.blobs import BlobMissingError
+from quittance.store.parts import Results, Spool
 
 STANDINGS_SHOWN_MAX: Final = 10_000  # a Lambda answer has room for them
 _ACCOUNT_TRIES: Final = 3
 _INDEX_LAG_S: Final = 0.3  # pause between two attempts, so that the index can catch up
+_PARTS_MIN = 1  # of each kind; tests raise it
+_ENTRY_CHARS: Final = 500  # of a standing, for as much memory as another entry
+_FOLDED_AT_ONCE_MAX: Final = 100  # ratings that a comparison of standings has in memory
 
 
 def audit(platform: Platform) -> Audit:
-    """Audits the ledger. Raises PlatformUnavailableError, also if the invocation has too little time."""
-    return _Auditor(platform).run()
+    """Audits the ledger in this process. Raises PlatformUnavailableError, also if there is too little time."""
+    with Spool() as results:
+        state = begin(platform, results, run="", standings=True)
+        while state.phase != Phase.DONE:
+            done = [_finish(platform, results, part) for part in state.parts]
+            state = advance(platform, results, state, done)
+        return verdict(results, state)
+
+
+def begin(
+    platform: Platform, results: Results, *, run: str, standings: bool = False, at_least: int = _PARTS_MIN
+) -> State:
+    """Plans an audit: reads the log's head before anything else is read, and splits the log and the table into parts.
+
+    `run` must be another name for each audit that keeps its results in the same place. There are at least so many parts
+    of each kind, and at most AUDIT_PARTS_MAX.
+    """
+    least = max(_PARTS_MIN, at_least)
+    head = _head(platform)
+    now_ms, known = platform.now_ms(), head or LogHead()
+    count = min(max(least, -(-known.size // AUDIT_PART_RECEIPTS)), AUDIT_PARTS_MAX)
+    partitions = min(max(least, -(-known.size // AUDIT_PARTITION_RECEIPTS)), AUDIT_PARTS_MAX)
+    plan = Plan(run, now_ms, now_ms - AUDIT_RECENT_MS, known, head is None, count, partitions, standings)
+    digest = parts.keep_plan(plan, results.keep)
+    log_parts = [] if plan.is_broken else parts.log_parts(digest, 0, known.size, count)
+    return State(
+        digest, Phase.READ, [*log_parts, *(Part(digest, parts.SCAN, number, count) for number in range(count))]
+    )
+
+
+def step(platform: Platform, results: Results, part: Part) -> Part:
+    """Does one step of a part, and stores what it found. A repeated step reads again, and replaces no earlier result.
+
+    Returns the part as its next step begins, or done.
+    """
+    return _Auditor(platform, parts.load_plan(results.load, part.plan), results, part).run()
+
+
+def advance(platform: Platform, results: Results, state: State, done: Sequence[Part]) -> State:
+    """The next parts, once all parts of this phase are done. Raises PartsError if one of them has no result."""
+    done = parts.all_done(state.parts, done)
+    plan = parts.load_plan(results.load, state.plan)
+    match state.phase:
+        case Phase.READ:
+            return _after_reading(platform, results, plan, state, done)
+        case Phase.TAIL:
+            return _after_the_tail(platform, results, plan, state, done)
+        case Phase.COMPARE:
+            return _after_comparing(results, state, done)
+    msg = "this audit has ended"
+    raise PartsError(msg)
+
+
+def verdict(results: Results, state: State) -> Audit:
+    """The result of an audit that has ended. Raises PartsError for any other."""
+    if state.phase != Phase.DONE or state.given is None:
+        msg = "this audit has not ended"
+        raise PartsError(msg)
+    return parts.read_found(parts.load_json(results.load, state.given)).result
+
+
+def _finish(platform: Platform, results: Results, part: Part) -> Part:
+    """Does all steps of a part. Raises PlatformUnavailableError if there is too little time for them."""
+    while not part.done:
+        part = step(platform, results, part)
+        if not part.done and not _has_time(platform):
+            raise PlatformUnavailableError
+    return part
+
+
+def _has_time(platform: Platform) -> bool:
+    return platform.left_ms() > AUDIT_STEP_RESERVE_MS
+
+
+def _head(platform: Platform) -> LogHead | None:
+    """The log's head; None if it is damaged, which the scan reports."""
+    head = platform.ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
+    return LogHead(head["size"], head["published"]) if invariants.form_error(head) is None else None
+
+
+# From one phase to the next.
+
+
+def _after_reading(platform: Platform, results: Results, plan: Plan, state: State, done: Sequence[Part]) -> State:
+    """Plans to walk what was logged meanwhile. The head is read after the scan: each batch that it found is below."""
+    walked = [part for part in done if part.kind == parts.LOG]
+    whole = _joined(results, plan, walked)
+    head, first = _head(platform), whole.range.size
+    size = head.size if head else plan.head.size
+    given = parts.keep_json({"read": [part.json() for part in done], "size": size}, results.keep)
+    tail = []
+    if size > first and not whole.is_cut:
+        tail = parts.log_parts(state.plan, first, size, -(-(size - first) // AUDIT_PART_RECEIPTS))
+    return State(state.plan, Phase.TAIL, tail, given)
+
+
+def _after_the_tail(platform: Platform, results: Results, plan: Plan, state: State, done: Sequence[Part]) -> State:
+    """Compares the log with its head and its checkpoint, and plans the comparisons of everything else."""
+    given = parts.load_json(results.load, str(state.given))
+    read = [Part.read(part) for part in given["read"]]
+    walked, scanned = ([part for part in read if part.kind == kind] for kind in (parts.LOG, parts.SCAN))
+    found, index = Found(Audit(log=plan.head), is_broken=plan.is_broken), parts.Index(plan.partitions)
+    whole, result = Chain(plan.head.published), found.result
+
+    def gather(of: Iterable[Part]) -> None:
+        for header in chain.from_iterable(parts.headers(part, results.load) for part in of):
+            if header.part.kind == parts.LOG:
+                whole.join(header)
+            found.add(header.found)
+            index.add(header)
+
+    gather(walked)
+    ends = not plan.is_broken and whole.range.size == plan.head.size
+    gather(done)
+    gather(scanned)
+    result.check("I15", "LOG", expected=True, found=ends)
+    if whole.gap is not None or (not whole.is_broken and whole.range.size < given["size"]):
+        result.check("I15", f"LOG#{whole.range.size}", "a batch", f"a batch at {whole.gap}" if whole.gap else None)
+        found.is_broken = True
+    if not found.is_broken:
+        _check_checkpoint(platform, plan, result, whole)
+    result.check("I10", "FEE# of publications", 0, found.unpaired)
+    kinds = [parts.ACCOUNTS, parts.CHANNELS] + ([] if found.is_broken else [parts.AGENTS, parts.FIRSTS])
+    planned = [
+        Part(
+            state.plan,
+            kind,
+            number,
+            plan.partitions,
+            first=whole.range.size,
+            given=index.keep(kind, number, results.keep),
+        )
+        for kind in kinds
+        for number in range(plan.partitions)
+    ]
+    if not found.is_broken and found.old_lines_met != found.old_lines_due:
+        result.check("I10", "lines", found.old_lines_due, found.old_lines_met)
+        planned += [Part(state.plan, parts.LINES, number, plan.parts) for number in range(plan.parts)]
+    return State(state.plan, Phase.COMPARE, planned, parts.keep_json(parts.found_json(found), results.keep))
+
+
+def _after_comparing(results: Results, state: State, done: Sequence[Part]) -> State:
+    found = parts.read_found(parts.load_json(results.load, str(state.given)))
+    for part in done:
+        for header in parts.headers(part, results.load):
+            found.add(header.found)
+    _check_conservation(found.result)
+    return State(state.plan, Phase.DONE, [], parts.keep_json(parts.found_json(found), results.keep))
+
+
+def _joined(results: Results, plan: Plan, walked: Sequence[Part]) -> Chain:
+    whole = Chain(plan.head.published)
+    for part in walked:
+        for header in parts.headers(part, results.load):
+            whole.join(header)
+    return whole
+
+
+def _check_checkpoint(platform: Platform, plan: Plan, result: Audit, whole: Chain) -> None:
+    """I15: the newest checkpoint has the root of the log's receipts."""
+    head = plan.head
+    if not head.published:
+        return
+    try:
+        stated = log.verify_checkpoint(platform.tiles.checkpoint(head.published), platform.keys.jwks())
+    except (ProofError, BlobMissingError) as exc:
+        result.check("I15", f"checkpoint {head.published}", "a valid checkpoint", repr(exc))
+    else:
+        due = (head.published, whole.root.hex() if whole.root else None)
+        result.check("I15", f"checkpoint {head.published}", due, (stated.size, stated.root.hex()))
+
+
+def _check_conservation(result: Audit) -> None:
+    """I1, unless credits moved while they were summed: then each account that moved was compared separately."""
+    is_still = not result.moved and result.credited_micro == result.journalled_micro
+    if is_still or result.differences:
+        result.check("I1", "all", result.deposited_micro - result.withdrawn_micro, result.inside_micro)
+
+
+def serve(platform: Platform, event: Mapping[str, Any]) -> tuple[dict[str, Any], Audit | None]:
+    """The answer to an event of the function, and the audit's result if there is one now.
+
+    The state machine sends `begin`, `step` and `advance`. Any other event asks for a whole audit in this invocation,
+    `{"standings": true}` also for all standings. Raises PartsError, PlatformUnavailableError.
+    """
+    results = platform.audit_results
+    match event:
+        case {"begin": {"run": str(run), "parts": int(at_least)}}:
+            return begin(platform, results, run=run, at_least=at_least).sent(results.keep), None
+        case {"step": part}:
+            return step(platform, results, Part.read(part)).json(), None
+        case {"advance": {"state": str(digest), "results": done}}:
+            state = State.received(digest, results.load)
+            reached = advance(platform, results, state, [Part.read(part) for part in done])
+            if reached.phase != Phase.DONE:
+                return reached.sent(results.keep), None
+            result = verdict(results, reached)
+            lines = report(result)
+            shown, left = lines[:AUDIT_REPORT_LINES_MAX], lines[AUDIT_REPORT_LINES_MAX:]
+            shown += [f"{len(left)} more lines: the function's log has the differences"] if left else []
+            return {"phase": reached.phase, "differences": result.count, "report": shown}, result
+        case {"begin": _} | {"step": _} | {"advance": _}:
+            msg = "this is not what the state machine sends"
+            raise PartsError(msg)
+    result = audit(platform)
+    answer: dict[str, Any] = {"differences": result.count, "report": report(result)}
+    return answer | ({"standings": standings(result)} if event.get("standings") else {}), result
 
 
 def report(result: Audit) -> list[str]:
@@ -94,78 +320,111 @@ def standings(result: Audit) -> list[str]:
 
 
 class _Auditor:
-    """One audit. It keeps only what its later checks need."""
+    """One step of one part. It keeps only what its later checks need."""
 
-    def __init__(self, platform: Platform) -> None:
-        now_ms = platform.now_ms()
+    def __init__(self, platform: Platform, plan: Plan, results: Results, part: Part) -> None:
         self._platform = platform
         self._ledger = platform.ledger
+        self._plan = plan
+        self._results = results
+        self._part = part
         self._context = Context(
             jwks=platform.keys.jwks(),
             platform_account=platform.settings.platform_account,
             work_shards=platform.settings.ledger_shards,
-            now_ms=now_ms,
+            now_ms=platform.now_ms(),  # of this step: an audit may take longer than the limits that it checks
         )
-        self._result = Audit()
-        self._books = Books(now_ms - AUDIT_RECENT_MS)
+        self._found = Found()
+        self._result = self._found.result
+        self._rows = Rows(plan.partitions)
+        self._books = Books(plan.recent_ms)
         self._suspects: dict[str, None] = {}
-        self._frontier = Frontier()
-        self._published_root = self._frontier.root()
-        self._firsts = array("Q")  # the first entry of each batch in the part of the log that was walked
-        self._late_firsts: list[int] = []  # the first entries of batches that the scan found but the walk had not
-        self._kept_agents: set[str] = set()  # agents whose stored standing was scanned before the walk found a receipt
-        self._old_lines_met = self._old_lines_due = 0  # lines that credit batches, older than the recent past
-        self._unpaired_publications = 0  # fees of publications minus charges, older than the recent past
-        self._is_broken = False  # whether the log cannot be walked to its end
+        self._frontier = Frontier(part.first)
+        self._standings: dict[str, str] = {}
+        self._standing_chars = 0
 
-    def run(self) -> Audit:
-        result = self._result
-        result.log = self._log_head()
-        self._walk(result.log.size)
-        self._scan()
-        self._check_again()
-        self._check_standings()
-        self._check_log_end()
-        self._check_old_lines()
-        self._check_accounts()
-        self._check_channels()
-        self._check_conservation()
-        return result
+    def run(self) -> Part:
+        """Does the step."""
+        do = {
+            parts.LOG: self._walk_part,
+            parts.SCAN: self._scan,
+            parts.LINES: self._scan_lines,
+            parts.ACCOUNTS: self._check_accounts,
+            parts.CHANNELS: self._check_channels,
+            parts.AGENTS: self._check_standings,
+            parts.FIRSTS: self._check_firsts,
+        }
+        if self._part.kind not in do:
+            msg = f"there are no parts of the kind {self._part.kind!r}"
+            raise PartsError(msg)
+        return do[self._part.kind]()
+
+    def _keep(self, *, at: Any = None, done: bool) -> Part:  # noqa: ANN401 - each kind of part has its own places
+        return parts.keep_step(self._part, self._found, self._rows, self._results.keep, at=at, done=done)
+
+    def _rows_of_part(self) -> Iterator[list[Any]]:
+        """The rows of this comparison's partition, from all steps in the order of their parts."""
+        return parts.indexed_rows(str(self._part.given), self._results.load, self._results.load_range)
 
     # The log, in its order.
 
-    def _log_head(self) -> LogHead:
-        head = self._ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
-        if invariants.form_error(head) is None:
-            return LogHead(head["size"], head["published"])
-        self._is_broken = True  # the scan reports what is wrong
-        return LogHead()
+    def _walk_part(self) -> Part:
+        """Walks a part of the log: from the first batch that begins in it to the first one at or after its end."""
+        part, found = self._part, self._found
+        begin = part.at if part.at is not None else self._first_batch()
+        if begin is None:
+            return self._keep(done=True)
+        self._frontier = Frontier(begin)
+        self._walk(part.end, receipts_max=AUDIT_STEP_RECEIPTS_MAX)
+        found.walked, found.nodes = (begin, self._frontier.size), self._frontier.nodes
+        done = found.is_broken or self._frontier.size >= part.end
+        return self._keep(at=self._frontier.size, done=done)
 
-    def _walk(self, size: int) -> None:
-        """Walks the log by its pointers, up to a size that the log has reached."""
-        while self._frontier.size < size and not self._is_broken:
+    def _first_batch(self) -> int | None:
+        """Where the first batch of this part of the log begins; None if none does.
+
+        A batch has at most as many receipts as a transaction has writes, so one of so many entries has a pointer. If a
+        pointer is false or missing, the part before this one does not end where this one begins: the log has a gap.
+        """
+        first, end = self._part.first, self._part.end
+        if not self._part.number:
+            return first  # the beginning of the log, or where the walk of its first parts has ended
+        window = range(first, min(first + BATCH_GET_ITEMS_MAX, end))
+        found = self._ledger.read(f"LOG#{at}" for at in window)
+        begin = next((at for at in window if f"LOG#{at}" in found), None)
+        if begin is None and window.stop < end:
+            self._result.check("I15", f"LOG#{first}", f"a batch within {BATCH_GET_ITEMS_MAX} entries", None)
+            self._found.is_broken = True
+        return begin
+
+    def _walk(self, size: int, *, receipts_max: int | None = None) -> None:
+        """Walks the log by its pointers, up to a size that the log has reached, or as far as a step may go."""
+        begin, at_most = self._frontier.size, size if receipts_max is None else self._frontier.size + receipts_max
+        while self._frontier.size < min(size, at_most) and not self._found.is_broken:
             first = self._frontier.size
+            if receipts_max is not None and first > begin and not _has_time(self._platform):
+                return
             pointer = f"LOG#{first}"
             batch_id = self._ledger.read([pointer]).get(pointer, {}).get("batch")
             batch = self._ledger.read([f"BATCH#{batch_id}"]).get(f"BATCH#{batch_id}")
             if batch is None or invariants.form_error(batch):
                 self._result.check("I15", pointer, "a batch", batch_id)
-                self._is_broken = True
+                self._found.is_broken = True
                 return
             self._result.check("I15", batch["pk"], first, batch.get("first"))
-            self._firsts.append(first)
+            self._rows.add(parts.FIRSTS, str(first))
             self._append(batch)
 
     def _append(self, batch: Values) -> None:
-        """Checks a batch that is in the log, and adds its receipts to the log's root and to their agents' standings."""
+        """Checks a batch that is in the log, adds its receipts to the log's range, and notes their ratings."""
         escrows = self._check_batch(batch)
         receipts = [str(escrows.get(pk, {}).get("receipt", "")) for pk in invariants.escrow_keys(batch)]
         self._check_published(escrows.values())
         for receipt in receipts:
             self._frontier.append(log.leaf_hash(receipt.encode()))
-            if self._frontier.size == self._result.log.published:
-                self._published_root = self._frontier.root()
-        ratings: defaultdict[str, list[reputation.Rating]] = defaultdict(list)
+            if self._frontier.size == self._plan.head.published:
+                self._found.published = self._frontier.nodes
+        ratings: defaultdict[str, list[Rating]] = defaultdict(list)
         try:
             for receipt in receipts:
                 rating = reputation.rating(read_claims(receipt))
@@ -173,10 +432,12 @@ class _Auditor:
         except (KeyError, TypeError, ValueError, jwt.InvalidTokenError) as exc:
             self._result.check("I16", batch["pk"], "receipts", repr(exc))
             return
-        kept = self._result.standings
         for agent_id, new in ratings.items():
-            standing = reputation.parse(kept[agent_id]) if agent_id in kept else Standing()
-            kept[agent_id] = reputation.serialise(reputation.fold(standing, new))
+            if self._part.kind == parts.LOG:
+                for rating in new:
+                    self._rows.add(parts.AGENTS, agent_id, *_row(rating))
+            elif parts.partition_of(agent_id, self._plan.partitions) == self._part.number:
+                self._fold(agent_id, new)
 
     def _check_batch(self, batch: Values) -> dict[str, dict[str, Any]]:
         """Checks a batch against its escrows and the lines that credited it. Returns its escrows.
@@ -190,12 +451,12 @@ class _Auditor:
             if not differences:
                 break
         self._result.add(differences)
-        self._old_lines_due += sum(not self._is_recent(line) for line in lines.values())
+        self._found.old_lines_due += sum(not self._is_recent(line) for line in lines.values())
         return escrows
 
     def _check_published(self, escrows: Iterable[Values]) -> None:
         """I8: the first batch that no checkpoint covers must not be old."""
-        if self._frontier.size != self._result.log.published:
+        if self._frontier.size != self._plan.head.published:
             return
         swept_ms = min(
             (
@@ -205,46 +466,72 @@ class _Auditor:
             ),
             default=None,
         )
-        if swept_ms is not None and (age_ms := self._context.now_ms - swept_ms) > UNPUBLISHED_MS_MAX:
+        # The plan has the time at which the published size was read.
+        if swept_ms is not None and (age_ms := self._plan.now_ms - swept_ms) > UNPUBLISHED_MS_MAX:
             self._result.check("I8", "LOG", f"published within {UNPUBLISHED_MS_MAX} ms", f"not after {age_ms} ms")
 
     # The table, in no order.
 
-    def _scan(self) -> None:
-        everything = self._ledger.everything()
-        while items := list(islice(everything, BATCH_GET_ITEMS_MAX)):
-            sound = [values for values in items if invariants.form_error(values) is None]
-            for values in sound:
-                self._books.post(self._result, values)
-                self._note(values)
-            others = self._ledger.read(
-                pk for values in sound for pk in invariants.referenced_keys(values, self._context)
+    def _scan(self) -> Part:
+        """Reads some pages of a segment of the table, and then those of its items again that differed."""
+        for items in self._pages():
+            for first in range(0, len(items), BATCH_GET_ITEMS_MAX):
+                self._check_items(items[first : first + BATCH_GET_ITEMS_MAX])
+        self._check_again()
+        for account in self._books.gaps.keys() | self._books.final.keys() | self._books.held.keys():
+            gap, final = self._books.gaps[account], self._books.final[account]
+            self._rows.add(
+                parts.ACCOUNTS,
+                account,
+                (gap.available_micro, gap.charged_micro),
+                (final.available_micro, final.charged_micro),
+                sorted(self._books.held.get(account, ())),
             )
-            for values in items:
-                if invariants.check(values, others, self._context):
-                    self._suspect(values["pk"])
-                elif invariants.item_type(values) == "BATCH" and "first" not in values:
-                    self._check_batch(values)
-                elif invariants.is_batch_line(values) and self._is_recent(values):
-                    self._check_line(values)
+        for channel_id, numbers in self._books.channels.items():
+            self._rows.add(parts.CHANNELS, channel_id, astuple(numbers))
+        return self._keep(at=self._next, done=self._next is None)
+
+    def _pages(self) -> Iterator[list[dict[str, Any]]]:
+        """The items of a segment, from where the part continues, as far as a step may go. Sets `_next`."""
+        self._next, count = self._part.at, 0
+        while True:
+            items, self._next = self._ledger.scan_page(self._part.number, self._part.count, after=self._next)
+            yield items
+            count += len(items)
+            if self._next is None or count >= AUDIT_STEP_ITEMS_MAX or not _has_time(self._platform):
+                return
+
+    def _check_items(self, items: Sequence[dict[str, Any]]) -> None:
+        sound = [values for values in items if invariants.form_error(values) is None]
+        for values in sound:
+            self._books.post(self._result, values)
+            self._note(values)
+        others = self._ledger.read(pk for values in sound for pk in invariants.referenced_keys(values, self._context))
+        for values in items:
+            if invariants.check(values, others, self._context):
+                self._suspect(values["pk"])
+            elif invariants.item_type(values) == "BATCH" and "first" not in values:
+                self._check_batch(values)
+            elif invariants.is_batch_line(values) and self._is_recent(values):
+                self._check_line(values)
 
     def _note(self, values: Values) -> None:
         match invariants.item_type(values):
             case "BATCH" if "first" in values:
-                self._note_first(values["first"])
+                self._rows.add(parts.FIRSTS, str(values["first"]))
             case "LOG#" if invariants.item_id(values).isdecimal():
-                self._note_first(int(invariants.item_id(values)))
+                self._rows.add(parts.FIRSTS, invariants.item_id(values))
             case "CHARGE" | "FEE" if invariants.is_publication(values) and not self._is_recent(values):
-                self._unpaired_publications += 1 if invariants.item_type(values) == "FEE" else -bool(values["amount"])
+                self._found.unpaired += 1 if invariants.item_type(values) == "FEE" else -bool(values["amount"])
             case "OUT" if values.get("payout", "requested") == "requested":
                 self._result.payouts_waiting += 1
                 self._result.waiting_micro -= values["amount"]
                 age_ms = self._context.now_ms - values["at"]
                 self._result.oldest_payout_age_ms = max(self._result.oldest_payout_age_ms, age_ms)
             case _ if invariants.is_batch_line(values):
-                self._old_lines_met += not self._is_recent(values)
-            case "REP" if invariants.item_id(values) not in self._result.standings:
-                self._kept_agents.add(invariants.item_id(values))
+                self._found.old_lines_met += not self._is_recent(values)
+            case "REP":
+                self._rows.add(parts.AGENTS, invariants.item_id(values))
 
     def _is_recent(self, values: Values) -> bool:
         at = values.get("at")
@@ -263,27 +550,17 @@ class _Auditor:
                 return
         self._result.check("I10", line["pk"], f"a line of {batch_key}", "a line without an escrow in that batch")
 
-    def _check_old_lines(self) -> None:
-        """I10: every credit line belongs to a batch. Old lines never change, so comparing their number is enough."""
-        self._result.check("I10", "FEE# of publications", 0, self._unpaired_publications)
-        if self._is_broken or self._old_lines_met == self._old_lines_due:
-            return
-        self._result.check("I10", "lines", self._old_lines_due, self._old_lines_met)
-        for values in self._ledger.everything():
-            if (
-                invariants.is_batch_line(values)
-                and invariants.form_error(values) is None
-                and not self._is_recent(values)
-            ):
-                self._check_line(values)
-
-    def _note_first(self, first: int) -> None:
-        if not self._is_walked(first):
-            self._late_firsts.append(first)
-
-    def _is_walked(self, first: int) -> bool:
-        at = bisect_left(self._firsts, first)
-        return at < len(self._firsts) and self._firsts[at] == first
+    def _scan_lines(self) -> Part:
+        """I10: names the old lines of a segment without a batch. Their number is wrong, and they never change."""
+        for items in self._pages():
+            for values in items:
+                if (
+                    invariants.is_batch_line(values)
+                    and invariants.form_error(values) is None
+                    and not self._is_recent(values)
+                ):
+                    self._check_line(values)
+        return self._keep(at=self._next, done=self._next is None)
 
     def _suspect(self, pk: str) -> None:
         if len(self._suspects) < AUDIT_DIFFERENCES_SHOWN_MAX:
@@ -306,50 +583,107 @@ class _Auditor:
             )
             self._result.add(invariants.check(values, others, self._context))
 
-    def _check_standings(self) -> None:
-        """I16: each stored standing is the fold of the agent's receipts in the log, read at the same log size."""
-        kept, checked = self._result.standings, set[str]()
-        while agents := sorted((kept.keys() | self._kept_agents) - checked)[:AUDIT_STANDINGS_MAX]:
+    # What the log is compared with.
+
+    def _check_standings(self) -> Part:
+        """I16: each stored standing is the fold of the agent's receipts in the log, read at the same log size.
+
+        The receipts are those of the walk; those that were logged after it are read now.
+        """
+        scanned = self._fold_rows()
+        kept, checked, after = self._standings, set[str](), str(self._part.at or "")
+        left: list[str] = []
+        while agents := [agent_id for agent_id in sorted((kept.keys() | scanned) - checked) if agent_id > after][
+            :AUDIT_STANDINGS_MAX
+        ]:
             head, found = self._ledger.standings(agents)
             self._walk(head["size"] if invariants.form_error(head) is None else self._frontier.size)
             checked.update(agents)
-            if self._is_broken:
-                return
+            if self._found.is_broken:
+                break
             for agent_id, values in zip(agents, found, strict=True):
                 self._result.check("I16", f"REP#{agent_id}", kept.get(agent_id), values.get("standing"))
+            if not _has_time(self._platform):
+                after = agents[-1]
+                left = [agent_id for agent_id in kept.keys() | scanned if agent_id > after]
+                break
+        if self._plan.standings:
+            self._result.standings |= kept
+        return self._keep(at=after, done=not left)
 
-    def _check_log_end(self) -> None:
-        """I15: the log ends where its head says, no batch is outside it, and the newest checkpoint matches its root."""
-        head = self._result.log
-        self._walk(self._log_head().size if self._late_firsts else head.size)
-        ends = self._is_walked(head.size) or head.size == self._frontier.size
-        self._result.check("I15", "LOG", expected=True, found=ends)
-        if self._is_broken:
-            return
-        for first in self._late_firsts:
-            if not self._is_walked(first):
-                self._result.check("I15", f"LOG#{first}", f"no batch outside the log of {head.size}", first)
-        self._check_checkpoint()
+    def _fold_rows(self) -> set[str]:
+        """Folds the ratings of this partition in the log's order. Returns the agents whose standing the scan found."""
+        scanned: set[str] = set()
+        waiting: defaultdict[str, list[Rating]] = defaultdict(list)
+        for count, (agent_id, *row) in enumerate(self._rows_of_part(), 1):
+            if row:
+                waiting[agent_id].append(_rating(agent_id, row))
+            else:
+                scanned.add(agent_id)
+            if count % _FOLDED_AT_ONCE_MAX == 0:
+                self._fold_all(waiting)
+                self._check_size(len(scanned) + self._standing_chars // _ENTRY_CHARS)
+        self._fold_all(waiting)
+        self._check_size(len(scanned) + self._standing_chars // _ENTRY_CHARS)
+        return scanned
 
-    def _check_checkpoint(self) -> None:
-        head = self._result.log
-        if not head.published:
-            return
-        try:
-            stated = log.verify_checkpoint(self._platform.tiles.checkpoint(head.published), self._context.jwks)
-        except (ProofError, BlobMissingError) as exc:
-            self._result.check("I15", f"checkpoint {head.published}", "a valid checkpoint", repr(exc))
-        else:
-            due = (head.published, self._published_root.hex())
-            self._result.check("I15", f"checkpoint {head.published}", due, (stated.size, stated.root.hex()))
+    def _fold_all(self, waiting: defaultdict[str, list[Rating]]) -> None:
+        for agent_id, new in waiting.items():
+            self._fold(agent_id, new)
+        waiting.clear()
+
+    def _fold(self, agent_id: str, new: Iterable[Rating]) -> None:
+        kept = self._standings
+        before = kept.get(agent_id, "")
+        kept[agent_id] = reputation.serialise(reputation.fold(reputation.parse(before) if before else Standing(), new))
+        self._standing_chars += len(kept[agent_id]) - len(before)
+
+    def _check_firsts(self) -> Part:
+        """I15: the log has each batch that the scan found. The walk ended at a size that was read after the scan."""
+        walked = array("Q")
+        for first, kind in self._rows_of_part():
+            if kind == parts.LOG:
+                walked.append(int(first))
+                self._check_size(len(walked))
+        for first, kind in self._rows_of_part():
+            at = bisect_left(walked, int(first))
+            if kind != parts.LOG and not (at < len(walked) and walked[at] == int(first)):
+                self._result.check("I15", f"LOG#{first}", f"no batch outside the log of {self._part.first}", int(first))
+        return self._keep(done=True)
+
+    def _check_size(self, entries: int) -> None:
+        """Raises PartsError if this partition has more entries than a comparison may keep in memory."""
+        if entries > AUDIT_COMPARED_MAX:
+            part = self._part
+            msg = f"{part.kind} {part.number} of {part.count} has more than {AUDIT_COMPARED_MAX} entries"
+            raise PartsError(msg)
 
     # Accounts.
 
-    def _check_accounts(self) -> None:
+    def _check_accounts(self) -> Part:
         """I10 and I11: an account's credits are the sum of its movements. Reads each account that differs again."""
-        for account in sorted(account for account, gap in self._books.gaps.items() if gap != Sums()):
-            self._result.moved += 1
-            self._result.add(self._compare(account))
+        books, entries = self._books, 0
+        for account, gap, final, held in self._rows_of_part():
+            books.gaps[account] += Sums(*gap)
+            books.final[account] += Sums(*final)
+            if held:
+                books.held[account].update(held)
+            entries += len(held)
+            self._check_size(len(books.gaps) + entries)
+        differing = sorted(account for account, gap in books.gaps.items() if gap != Sums())
+        return self._each([account for account in differing if account > str(self._part.at or "")], self._check_account)
+
+    def _check_account(self, account: str) -> None:
+        self._result.moved += 1
+        self._result.add(self._compare(account))
+
+    def _each(self, keys: Sequence[str], check: Callable[[str], None]) -> Part:
+        """Checks keys in their order, as far as the time allows. The next step continues after the last one."""
+        for key in keys:
+            check(key)
+            if not _has_time(self._platform):
+                return self._keep(at=key, done=key == keys[-1])
+        return self._keep(done=True)
 
     def _compare(self, account: str) -> list[Difference]:
         difference: list[Difference] = []
@@ -379,9 +713,13 @@ class _Auditor:
 
     # Channels.
 
-    def _check_channels(self) -> None:
+    def _check_channels(self) -> Part:
         """I14: each channel is the sum of its tickets and top-ups. Reads those of a channel that differs again."""
-        channel_ids = iter(sorted(self._books.channels))
+        for channel_id, numbers in self._rows_of_part():
+            self._books.channels[channel_id] += Numbers(*numbers)
+            self._check_size(len(self._books.channels))
+        after = str(self._part.at or "")
+        channel_ids = iter(sorted(channel_id for channel_id in self._books.channels if channel_id > after))
         while page := list(islice(channel_ids, BATCH_GET_ITEMS_MAX)):
             found = self._ledger.read(f"CHAN#{channel_id}" for channel_id in page)
             for channel_id in page:
@@ -393,6 +731,9 @@ class _Auditor:
                 if invariants.check_numbers(channel, self._books.channels[channel_id], self._context):
                     self._result.moved_channels += 1
                     self._result.add(self._compare_channel(channel_id))
+                if not _has_time(self._platform):
+                    return self._keep(at=channel_id, done=False)
+        return self._keep(done=True)
 
     def _check_counted(self, channel_id: str, channel: Values) -> None:
         """I14: what closing has counted so far. These numbers are used or void for ever, so one look is enough."""
@@ -464,12 +805,16 @@ class _Auditor:
                     total.add(values)
         return total
 
-    def _check_conservation(self) -> None:
-        """I1, unless credits moved while they were summed: then each account that moved was compared separately."""
-        result = self._result
-        is_still = not result.moved and result.credited_micro == result.journalled_micro
-        if is_still or result.differences:
-            result.check("I1", "all", result.deposited_micro - result.withdrawn_micro, result.inside_micro)
+
+def _row(rating: Rating) -> tuple[object, ...]:
+    """A rating as a row of its agent."""
+    _, user, owner, outcome, fault, *numbers = astuple(rating)
+    return user, owner, outcome.value, fault.value, *numbers
+
+
+def _rating(agent_id: str, row: Sequence[Any]) -> Rating:
+    user, owner, outcome, fault, *numbers = row
+    return Rating(agent_id, user, owner, Outcome(outcome), Fault(fault), *numbers)
 
 
 def _pages(keys: Iterable[str]) -> Iterator[list[str]]:

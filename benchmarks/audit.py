@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from boto3.session import Session
 from channels import size_of
 from cost import LATENCY_MS, MILLION, PRICES, _read_units
+from path import logs_dropped
 from scale import scaled, status
 
 from quittance import limits
@@ -240,7 +241,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also writes the figures to this file")
     options = parser.parse_args()
-    table, connection, world, escrows = filled()
+    with logs_dropped():
+        table, connection, world, escrows = filled()
     items, size = len(table.items), sum(map(size_of, table.items.values()))
     print(f"{TASKS:,} tasks, {escrows:,} escrows, {items:,} items of {size // items} bytes")
 

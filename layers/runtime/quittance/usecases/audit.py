@@ -13,7 +13,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, Final
 
@@ -120,6 +120,7 @@ class _Auditor:
 
     def run(self) -> Audit:
         result = self._result
+        self._ledger.forget_archive()
         result.log = self._log_head()
         self._walk(result.log.size)
         self._scan()
@@ -137,7 +138,7 @@ class _Auditor:
     def _log_head(self) -> LogHead:
         head = self._ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
         if invariants.form_error(head) is None:
-            return LogHead(head["size"], head["published"])
+            return LogHead(head["size"], head["published"], head.get("archived", 0))
         self._is_broken = True  # the scan reports what is wrong
         return LogHead()
 
@@ -184,14 +185,23 @@ class _Auditor:
         If something differs, reads it again: the first reads may have been before and after a concurrent transaction.
         """
         for _ in range(2):
-            escrows = self._ledger.read(invariants.escrow_keys(batch))
+            buried: dict[str, dict[str, Any]] = {}
+            escrows = self._ledger.read(invariants.escrow_keys(batch), buried=buried)
             lines = self._ledger.read(invariants.batch_line_keys(batch, escrows, self._context))
             differences = invariants.check_credited(batch, escrows, lines, self._context)
             if not differences:
                 break
         self._result.add(differences)
+        self._check_buried(buried, escrows)
         self._old_lines_due += sum(not self._is_recent(line) for line in lines.values())
         return escrows
+
+    def _check_buried(self, buried: dict[str, dict[str, Any]], whole: dict[str, dict[str, Any]]) -> None:
+        """Checks archived escrows as the scan checks others, and that their tombstones have the same."""
+        sound = [whole[pk] for pk in buried if invariants.form_error(whole[pk]) is None]
+        others = self._ledger.read(pk for values in sound for pk in invariants.referenced_keys(values, self._context))
+        for pk, tombstone in buried.items():
+            self._result.add(invariants.check_buried(tombstone, whole[pk], others, self._context))
 
     def _check_published(self, escrows: Iterable[Values]) -> None:
         """I8: the first batch that no checkpoint covers must not be old."""
@@ -227,6 +237,12 @@ class _Auditor:
                     self._check_batch(values)
                 elif invariants.is_batch_line(values) and self._is_recent(values):
                     self._check_line(values)
+                elif invariants.is_archived(values) and self._is_newly_archived(values, others):
+                    self._check_buried({values["pk"]: values}, self._ledger.read([values["pk"]]))
+
+    def _is_newly_archived(self, values: Values, others: Mapping[str, Values]) -> bool:
+        """Whether a tombstone may be newer than the walk, which then saw the whole escrow without checking it."""
+        return bool(others[f"BATCH#{values['batch']}"]["first"] + values["place"] >= self._result.log.archived)
 
     def _note(self, values: Values) -> None:
         match invariants.item_type(values):
@@ -295,7 +311,7 @@ class _Auditor:
 
     def _check_again(self) -> None:
         for pk in self._suspects:
-            values = self._ledger.read([pk]).get(pk)
+            values = self._ledger.stored([pk]).get(pk)
             if values is None:
                 self._result.check("form", pk, "an item", "no item, but there was one a moment ago")
                 continue
@@ -324,6 +340,8 @@ class _Auditor:
         self._walk(self._log_head().size if self._late_firsts else head.size)
         ends = self._is_walked(head.size) or head.size == self._frontier.size
         self._result.check("I15", "LOG", expected=True, found=ends)
+        at_batch = self._is_walked(head.archived) or head.archived in {0, head.size}
+        self._result.check("I15", "LOG", expected=True, found=at_batch and 0 <= head.archived <= head.published)
         if self._is_broken:
             return
         for first in self._late_firsts:
@@ -449,7 +467,7 @@ class _Auditor:
 
     def _numbers(self, channel_id: str, numbers: Iterable[int]) -> list[Values]:
         """The items of some numbers of a channel that have no form error."""
-        found = self._ledger.read(invariants.number_keys(channel_id, numbers))
+        found = self._ledger.stored(invariants.number_keys(channel_id, numbers))
         return [
             values
             for values in found.values()

@@ -154,7 +154,7 @@ _FORMS: Final[Mapping[tuple[str, str], ItemForm]] = {
     ("CHARGE", ""): _BATCH_LINE | _form("due:int"),
     ("BATCH", "credited"): _BATCH | _QUEUED,
     ("BATCH", "logged"): _BATCH | _form("first:int"),
-    ("LOG", ""): _form("pk size:int published:int", "archived:int"),
+    ("LOG", ""): _form("pk size:int published:int", "archived_size:int"),
     ("LOG#", ""): _form("pk batch"),
     ("REP", ""): _form("pk standing"),
 }

@@ -1,7 +1,7 @@
 """The log of receipts in the ledger's table: one order of all credited escrows.
 
     LOG               size: the number of receipts in the log; published: the size of the newest checkpoint;
-                      archived: the position from which on escrows are not archived yet, where a batch begins
+                      archived_size: the position from which on escrows are not archived yet, where a batch begins
     LOG#<first>       the batch that begins at this position of the log
     BATCH#<id>        escrows that were credited together; `first`: their position in the log
     REP#<agent>       standing: the fold of the agent's receipts in log order (see ledger/reputation.py)
@@ -160,9 +160,9 @@ class Log:
         write = update(
             self._table,
             "LOG",
-            set_={"archived": end},
+            set_={"archived_size": end},
             condition="#published >= :end AND "
-            + ("#archived = :first" if first else "attribute_not_exists(#archived)"),
+            + ("#archived_size = :first" if first else "attribute_not_exists(#archived_size)"),
             values={":end": end} | ({":first": first} if first else {}),
         )
         with suppress(RefusedError):
@@ -292,7 +292,7 @@ def _head(item: Mapping[str, Any] | None) -> LogHead:
     if item is None:
         return LogHead()
     values = from_item(item)
-    return LogHead(values["size"], values["published"], values.get("archived", 0))
+    return LogHead(values["size"], values["published"], values.get("archived_size", 0))
 
 
 def _bytes(item: Mapping[str, Any]) -> int:

@@ -138,7 +138,7 @@ class _Auditor:
     def _log_head(self) -> LogHead:
         head = self._ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
         if invariants.form_error(head) is None:
-            return LogHead(head["size"], head["published"], head.get("archived", 0))
+            return LogHead(head["size"], head["published"], head.get("archived_size", 0))
         self._is_broken = True  # the scan reports what is wrong
         return LogHead()
 

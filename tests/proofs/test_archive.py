@@ -1,0 +1,378 @@
+"""The archive loses and changes nothing: in every order of calls, after every crash, and in every answer."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import pytest
+from botocore.exceptions import ReadTimeoutError
+
+from quittance.api.identity import Caller
+from quittance.errors import PlatformUnavailableError, QuittanceError, TaskConflictError
+from quittance.ledger import escrow as escrows
+from quittance.ledger.balances import bond_account
+from quittance.limits import ARCHIVE_AFTER_DAYS_MIN, CHANNEL_CLOSE_MS
+from quittance.proof import log
+from quittance.store.archive import Archive, ArchiveDamagedError
+from quittance.store.ledger import left_funded, listed_change, payout_moved, standing_change
+from quittance.store.channels import channel_change
+from quittance.usecases import archive as archiving
+from quittance.usecases import audit, channels, execute, launch, listings, result, runs
+from quittance.usecases.archive import archive
+from quittance.usecases.sweep import publish_log, sweep
+from tests.proofs import explore
+from tests.proofs.archives import DAY_MS, LATER_MS, OBJECT, Archiving, ArchivingWorld, resolved
+from tests.proofs.checks import Sent
+from tests.proofs.explore import Actor, DerivedBucket, Table, Walk
+from tests.proofs.memory import Item, Memory
+from tests.proofs.world import (
+    FLAT,
+    FLAT_MICRO,
+    JUDGE_MICRO,
+    JUDGED,
+    START_MS,
+    Shelf,
+    World,
+    append_to_log,
+    ask,
+    fill_bonds,
+    open_channel,
+    quiet,
+    task_named,
+    ticket_for,
+)
+
+WINS = task_named("t", payer="alice", state="released")
+FAILS = task_named("t", payer="alice", state="refunded")
+OTHERS = [f"o{number}" for number in range(5)]
+BUNDLE: Final = 3
+COUNTED: list[tuple[int, int]] = []
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archiving, "BUNDLE_ESCROWS_MIN", BUNDLE)
+
+
+class Old:
+    """A ledger with tasks of every kind, all published long ago, and a world to read it at any time."""
+
+    def __init__(self) -> None:
+        self.memory, self.shelf, self.now_ms = Archiving(), Shelf(), START_MS
+        world = self.world()
+        fill_bonds(world)
+        world.ledger.deposit("alice", "start", 10**9, now_ms=START_MS)
+        world.ledger.deposit("carol", "start", 10**9, now_ms=START_MS)
+        for task_id in (WINS, FAILS, *OTHERS):
+            execute.execute(world, "alice", ask(task_id))
+            if task_id == OTHERS[1]:
+                sweep(world)
+        sweep(world)
+        execute.execute(world, "alice", ask("judged", JUDGED, budget=4 * FLAT_MICRO, judge=True))
+        self.open = open_channel(world, "carol", "open", days=100)
+        self.closed = open_channel(world, "carol", "closed", days=2)
+        for channel in (self.open, self.closed):
+            for number in (1, 2):
+                self.redeem(world, channel, number)
+            sweep(world)
+        self.redeem(world, self.open, 3, budget=5 * FLAT_MICRO)  # three numbers
+        self.redeem(world, self.open, 6, JUDGED, budget=4 * FLAT_MICRO, judge=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "run", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+            with pytest.raises(InterruptedError):
+                execute.execute(world, "alice", ask("expired"))
+        for days in (0.01, 0.02, 2, 2.01, 2.02):
+            self.now_ms = START_MS + int(days * DAY_MS) + CHANNEL_CLOSE_MS
+            sweep(self.world())
+        self.now_ms = LATER_MS
+        self.channels = (self.open, self.closed)
+
+    def world(self) -> World:
+        return ArchivingWorld(self.memory, now_ms=lambda: self.now_ms, tiles=self.shelf, left_ms=lambda: 10_000)
+
+    def request(self, channel: Any, number: int, agent: str = FLAT, **asked: Any) -> Any:
+        return ask(f"{channel.channel_id}.{number}", agent, **asked)
+
+    def redeem(self, world: World, channel: Any, number: int, agent: str = FLAT, **asked: Any) -> Any:
+        request = self.request(channel, number, agent, **asked)
+        return execute.redeem(world, channel.channel_id, request, ticket_for(channel, request))
+
+    def escrows(self) -> dict[str, Item]:
+        return {pk: item for pk, item in resolved(self.memory.items).items() if pk.startswith("ESC#")}
+
+    def tombstones(self) -> int:
+        return sum("archived" in item for item in self.memory.items.values())
+
+    def answers(self) -> dict[str, Any]:
+        """What every reader gets, by its name."""
+        world, found = self.world(), dict[str, Any]()
+        tasks = {item["task_id"]["S"]: item for item in self.escrows().values() if "task_id" in item}
+        for task_id, item in tasks.items():
+            payer = item.get("payer", item.get("account", {}))["S"]
+            found[f"result of {task_id}"] = got(lambda: result.read(world, Caller(payer), task_id))
+            found[f"proof of {task_id}"] = got(lambda: result.prove(world, Caller(payer), task_id))
+            found[f"input of {task_id}"] = got(lambda: result.read_input(world, Caller(payer), task_id))
+            owner = item["owner"]["S"]
+            found[f"{task_id} for its owner"] = got(lambda: result.read(world, Caller(owner), task_id, payer))
+            name = item["pk"]["S"].removeprefix("ESC#")
+            found[f"run {task_id}"] = got(lambda: runs.read(world, Caller(owner), item["agent_id"]["S"], name))
+            found[f"escrow {task_id}"] = world.ledger.find(name)
+            found[f"place of {task_id}"] = world.ledger.log.place(name)
+        for task_id in (WINS, FAILS, *OTHERS, "expired"):
+            found[f"replay of {task_id}"] = got(lambda: execute.execute(world, "alice", ask(task_id)))
+            found[f"other {task_id}"] = got(lambda: execute.execute(world, "alice", ask(task_id, text="other")))
+        for account in ("alice", "carol", "olga", "oskar", bond_account("olga")):
+            found[f"statement of {account}"] = world.ledger.statement(account, limit=100)
+            found[f"credits of {account}"] = world.ledger.available_micro(account), world.ledger.held_micro(account)
+        for channel in self.channels:
+            found[f"tickets of {channel.channel_id}"] = got(
+                lambda: channels.used_tickets(world, Caller("carol"), channel.channel_id)
+            )
+            found[f"channel {channel.channel_id}"] = got(
+                lambda: channels.read(world, Caller("carol"), channel.channel_id)
+            )
+            for number in (1, 2, 3, 4):
+                for text in ("in", "other"):
+                    found[f"ticket {number} of {channel.channel_id}, {text}"] = got(
+                        lambda: self.redeem(world, channel, number, text=text)
+                    )
+        found["receipts"] = world.ledger.log.receipts(0, at_least=world.ledger.log.head().size)
+        found["head"] = (world.ledger.log.head().size, world.ledger.log.head().published)
+        return found
+
+
+def got(read: Callable[[], Any]) -> Any:
+    try:
+        answer = read()
+    except QuittanceError as error:
+        return type(error).__name__, vars(error)
+    return answer.model_dump_json()
+
+
+@pytest.fixture
+def old() -> Old:
+    return Old()
+
+
+def differences(world: World) -> list[str]:
+    return [f"{found.invariant} {found.at}: {found.expected} {found.found}" for found in audit.audit(world).differences]
+
+
+def test_every_answer_is_the_same_before_and_after(old: Old) -> None:
+    before, stored = old.answers(), old.escrows()
+    done = archive(old.world())
+    assert done.complete
+    assert done.escrows == done.until == old.tombstones() > 15
+    assert done.bundles >= 4
+    after = old.answers()
+    assert [name for name in before if before[name] != after[name]] == []
+    assert before.keys() == after.keys()
+    assert old.escrows() == stored
+    assert differences(old.world()) == []
+    kinds = {type_ for answer in before.values() if isinstance(answer, tuple) and isinstance(type_ := answer[0], str)}
+    assert {"TaskConflictError", "TicketUsedError", "ChannelClosedError"} <= kinds
+
+
+def test_nothing_is_archived_early_or_unpublished(old: Old) -> None:
+    """Not a moment before the time is over, not with the archive switched off, and not what no checkpoint covers."""
+    swept = max(int(item["swept_ms"]["N"]) for item in old.escrows().values() if "swept_ms" in item)
+    first = min(int(item["swept_ms"]["N"]) for item in old.escrows().values() if "swept_ms" in item)
+    due_ms = ARCHIVE_AFTER_DAYS_MIN * DAY_MS
+    old.now_ms = first + due_ms - 1
+    assert archive(old.world()) == archiving.Archived(complete=True)
+    off = old.world()
+    off.settings = off.settings.model_copy(update={"archive_after_days": 0})
+    old.now_ms = LATER_MS
+    assert archive(off) == archiving.Archived()
+    assert old.tombstones() == 0
+    head = old.memory.items["LOG"]
+    old.memory.items["LOG"] = head | {"published": {"N": str(BUNDLE - 1)}}
+    assert archive(old.world()).escrows == 0
+    old.memory.items["LOG"] = head
+    old.now_ms = swept + due_ms - 1
+    assert archive(old.world()).complete
+    assert not [
+        item for item in old.memory.items.values() if "digest" in item and item["swept_ms"] == {"N": str(swept)}
+    ]
+    old.now_ms = swept + due_ms
+    assert archive(old.world()).until == old.world().ledger.log.head().published
+
+
+@pytest.mark.parametrize("left", range(BUNDLE))
+def test_a_bundle_is_full_and_has_whole_batches(left: int, old: Old) -> None:
+    """The escrows at the end of the log stay in the table until there are enough: at the limit and below it."""
+    world = old.world()
+    archive(world)
+    for number in range(left):
+        execute.execute(world, "alice", ask(f"new{number}"))
+    sweep(world)
+    old.now_ms += LATER_MS - START_MS
+    assert archive(old.world()).escrows == 0
+    execute.execute(world, "alice", ask("last"))
+    sweep(world)
+    old.now_ms += LATER_MS - START_MS
+    done = archive(old.world())
+    assert (done.escrows, done.bundles) == ((left + 1, 1) if left + 1 == BUNDLE else (0, 0))
+
+
+# Crashes.
+
+
+class Crashing:
+    """A client whose call number `at` crashes: before it has an effect, or after."""
+
+    def __init__(self, memory: Archiving, at: int, *, after: bool) -> None:
+        self._memory, self._left, self._after = memory, at, after
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(**arguments: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._after:
+                raise KeyboardInterrupt
+            answer = getattr(self._memory, name)(**arguments)
+            if self._left == 0:
+                raise KeyboardInterrupt
+            return answer
+
+        return call
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_crash_at_any_call_loses_nothing(after: bool, old: Old) -> None:
+    """Whatever the table is then, all answers are the same, and a repeat ends as if there had been no crash."""
+    start, stored, answers = dict(old.memory.items), old.escrows(), old.answers()
+    archive(old.world())
+    end, crashes = dict(old.memory.items), 0
+    while True:
+        old.memory.items = dict(start)
+        crashes += 1
+        world = ArchivingWorld(
+            Crashing(old.memory, crashes, after=after), now_ms=lambda: LATER_MS, tiles=old.shelf, left_ms=lambda: 10_000
+        )
+        try:
+            archive(world)
+            break
+        except KeyboardInterrupt:
+            assert old.escrows() == stored
+            if crashes % 5 == 0:
+                assert old.answers() == answers
+                assert differences(old.world()) == []
+        assert archive(old.world()).complete
+        assert old.memory.items == end
+    assert crashes > old.tombstones()
+
+
+# Every order of calls.
+
+
+class ArchivedBucket(DerivedBucket):
+    def _leaves(self) -> list[bytes]:
+        whole = DerivedBucket(Memory(resolved(self._memory.items)))
+        return whole._leaves()
+
+
+class ArchiveWalk(Walk):
+    """A walk in which only the archivers write, and every answer is known before."""
+
+    def __init__(self, table: Table, actors: list[Actor], answers: Mapping[str, Any], *, losses: int) -> None:
+        self._whole, self._answers = resolved(table), answers
+        super().__init__(table, actors, [LATER_MS], losses=losses)
+
+    def _check(self, before: Table, after: Table, fence: int | None, actor: Actor) -> None:
+        now = resolved(after)
+        self._wrong += [
+            f"{actor.name}: {pk} changed"
+            for pk in now.keys() | self._whole.keys()
+            if now.get(pk) != self._whole.get(pk) and pk != "LOG"
+        ]
+        gone = [pk for pk, item in before.items() if pk.startswith(OBJECT) and after.get(pk) != item]
+        self._wrong += [f"{actor.name}: {pk} was replaced" for pk in gone]
+        archived = int(after["LOG"].get("archived_size", {"N": "0"})["N"])
+        if archived < int(before["LOG"].get("archived_size", {"N": "0"})["N"]):
+            self._wrong.append(f"{actor.name}: the position went back")
+        whole = sum("archived" not in item for item in after.values() if "swept_ms" in item)
+        if whole < len([pk for pk, item in self._whole.items() if "swept_ms" in item]) - archived - _largest(after):
+            self._wrong.append(f"{actor.name}: escrows behind the bundle were archived")
+
+    def _check_result(self, actor: Actor, result: Any, table: Table) -> None:
+        self._results.add((actor.name, type(result).__name__))
+        if actor.name in self._answers and not isinstance(result, PlatformUnavailableError):
+            found = got(lambda: raised(result))
+            if found != self._answers[actor.name]:
+                self._wrong.append(f"{actor.name}: {found}")
+
+    def _recover(self, table: Table) -> None:
+        memory = Archiving(table)
+        world = ArchivingWorld(memory, now_ms=lambda: LATER_MS, tiles=ArchivedBucket(memory), left_ms=lambda: 10_000)
+        archive(world)
+        size = world.ledger.log.head().archived
+        if size != sum("digest" in item for item in memory.items.values()) or size < BUNDLE:
+            self._wrong.append(f"the archive does not recover: {size}")
+        if resolved(memory.items) | {"LOG": {}} != self._whole | {"LOG": {}}:
+            self._wrong.append("the recovered table differs")
+        self._wrong += differences(world)
+
+
+def raised(result: Any) -> Any:
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _largest(table: Table) -> int:
+    return max((item["body"]["B"].count(b"\n") for pk, item in table.items() if pk.startswith(OBJECT)), default=1) - 1
+
+
+def few() -> Old:
+    """Four tasks in two bundles of two, one of them with a judge."""
+    old = Old.__new__(Old)
+    old.memory, old.shelf, old.now_ms, old.channels = Archiving(), Shelf(), START_MS, ()
+    world = old.world()
+    fill_bonds(world)
+    world.ledger.deposit("alice", "start", 10**9, now_ms=START_MS)
+    for task_id in (WINS, FAILS):
+        execute.execute(world, "alice", ask(task_id))
+    sweep(world)
+    execute.execute(world, "alice", ask("judged", JUDGED, budget=4 * FLAT_MICRO))
+    sweep(world)
+    old.now_ms = LATER_MS
+    return old
+
+
+STORIES: Final[Mapping[str, Callable[[World], Any]]] = {
+    "archiver": archive,
+    "another": archive,
+    "replay": lambda world: execute.execute(world, "alice", ask(WINS)),
+    "replay of the judged": lambda world: execute.execute(world, "alice", ask("judged", JUDGED, budget=4 * FLAT_MICRO)),
+    "other body": lambda world: execute.execute(world, "alice", ask(WINS, text="other")),
+    "reader": lambda world: result.read(world, Caller("alice"), WINS),
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("archiver", "another"), *(("archiver", name) for name in STORIES if name not in {"archiver", "another"})]
+    + [("archiver", "another", "replay")],
+    ids="+".join,
+)
+def test_archivers_and_readers_in_every_order(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one lost response: each escrow stays what it was, each answer is the one of before, each table recovers."""
+    monkeypatch.setattr(archiving, "BUNDLE_ESCROWS_MIN", 2)
+    monkeypatch.setattr(explore, "Memory", Archiving)
+    monkeypatch.setattr(explore, "World", ArchivingWorld)
+    monkeypatch.setattr(explore, "DerivedBucket", ArchivedBucket)
+    monkeypatch.setattr(explore, "_WRITES", explore._WRITES | {"put_object", "get_object"})
+    old = few()
+    answers = {name: got(lambda: STORIES[name](old.world())) for name in names if not name.startswith("a")}
+    actors = [Actor(name, STORIES[name]) for name in names]
+    with quiet():
+        walked = ArchiveWalk(old.memory.items, actors, answers, losses=2 if len(names) == 2 else 1).all()
+    assert walked.wrong == []
+    assert walked.interleavings > walked.states > 100
+    COUNTED.append((walked.states, walked.interleavings))
+
+
+def test_the_number_of_interleavings_is_reported(record_property: Callable[[str, str], None]) -> None:
+    states, interleavings = map(sum, zip(*COUNTED, strict=True))
+    record_property("figure", f"{len(COUNTED)} walks, {states:,} states, {interleavings:,} interleavings, all in order")

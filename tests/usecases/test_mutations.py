@@ -15,10 +15,11 @@ import pytest
 from quittance.api.identity import Caller
 from quittance.api.models import TaskRequest, TopUpRequest
 from quittance.ledger.journal import PayoutState
-from quittance.limits import CHANNEL_CLOSE_MS, OUTPUT_INLINE_BYTES_MAX
+from quittance.limits import ARCHIVE_AFTER_DAYS_MIN, CHANNEL_CLOSE_MS, OUTPUT_INLINE_BYTES_MAX
 from quittance.proof import invariants, receipt
+from quittance.store.archive import Archive
 from quittance.store.ledger import Ledger
-from quittance.usecases import audit, channels, launch, result
+from quittance.usecases import archive, audit, channels, launch, result
 from quittance.usecases import execute as tasks
 from quittance.usecases.sweep import sweep
 from tests.proofs.memory import Memory
@@ -49,6 +50,11 @@ FREE: Final[Mapping[tuple[str, str, str], str]] = {
     ("CHAN", "work_at", "changed"): "of a closing channel: when the sweep last counted some of its numbers",
     ("CONTEST", "at", "changed"): "only says until when a payer's tickets are held before they run",
     ("CONTEST", "contests", "changed"): "only says whether a payer's tickets are held before they run",
+    (
+        "LOG",
+        "archived_size",
+        "deleted",
+    ): "then the archive begins again, and finds each bundle and each tombstone there",
     ("CHAN", "closed_ms", "changed"): "when a channel returned its rest; no sum and no other item has the time",
 }
 """Changes that the audit may miss: kind of item, attribute and change, with the reason."""
@@ -155,6 +161,23 @@ def old(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     close(cloud, closed, counts=True)
     cloud.skew_ms = 24 * 60 * 60 * 1_000
     return cloud
+
+
+@pytest.fixture
+def archived(old: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """The old ledger forty days later: its escrows are archived in bundles, except for the newest."""
+    monkeypatch.setattr(archive, "BUNDLE_ESCROWS_MIN", 5)
+    old.settings = old.settings.model_copy(update={"archive_after_days": ARCHIVE_AFTER_DAYS_MIN})
+    old.skew_ms = (ARCHIVE_AFTER_DAYS_MIN + 1) * 24 * 60 * 60 * 1_000
+    for _ in range(3):  # the open channel expires, is counted, and closes
+        sweep(old)
+        old.skew_ms += CHANNEL_CLOSE_MS
+    done = archive.archive(old)
+    assert done.complete
+    assert done.escrows == done.until > 10
+    execute(old, old.publish(wasm("echo")), "new")
+    sweep(old)
+    return old
 
 
 HOOK: Final = "https://example.com/hook"
@@ -293,7 +316,17 @@ class Copy:
             work_shards=settings.ledger_shards,
             platform_account=settings.platform_account,
             left_ms=cloud.left_ms,
+            archive=Archive(lambda: self),  # type: ignore[arg-type,return-value]  # reads of bundles
         )
+
+    @cache
+    def bundle(self, first: int) -> bytes:
+        """A bundle of the archive's bucket."""
+        return self._cloud.bundles.read(first)
+
+    def read(self, first: int, offset: int, length: int | None) -> bytes:
+        """A bundle or a part of it, as the bucket returns it."""
+        return self.bundle(first)[offset : None if length is None else offset + length]
 
     def kinds(self) -> list[Item]:
         """One item of each kind."""
@@ -320,7 +353,7 @@ def verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "read_claims", cache(receipt.read_claims))
 
 
-@pytest.mark.parametrize("ledger", ["busy", "old"])
+@pytest.mark.parametrize("ledger", ["busy", "old", "archived"])
 def test_audit_finds_a_change_of_any_attribute(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
     assert not copy.is_found()
@@ -335,7 +368,7 @@ def test_audit_finds_a_change_of_any_attribute(ledger: str, request: pytest.Fixt
     assert {key for key in stale if key[2] == "deleted"} == set()
 
 
-@pytest.mark.parametrize("ledger", ["busy", "old"])
+@pytest.mark.parametrize("ledger", ["busy", "old", "archived"])
 def test_audit_finds_a_missing_or_moved_item(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
     missed = []

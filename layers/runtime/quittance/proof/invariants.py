@@ -728,14 +728,17 @@ def _check_tombstone(values: Values, others: Mapping[str, Values]) -> Iterator[D
     yield from _unless_equal("I15", at, expected=True, found="first" in batch)
 
 
-def check_buried(tombstone: Values, whole: Values, others: Mapping[str, Values], context: Context) -> list[Difference]:
+def check_buried(
+    tombstone: Values, whole: Values | None, others: Mapping[str, Values], context: Context
+) -> list[Difference]:
     """The differences of an archived escrow: in itself, and between it and its tombstone.
 
-    `whole` is what the archive has, or the tombstone again if the archive has no such escrow.
+    `whole` is what the archive has, None if that is not what was archived.
     """
     at = str(tombstone["pk"])
-    if is_archived(whole):
-        return [Difference("I12", at, f"an escrow at {whole['archived']} of the archive", "missing or changed")]
+    if whole is None:
+        place = tombstone["archived"]
+        return [Difference("I12", at, f"the escrow that was archived at {place}", "missing or changed")]
     found = check(whole, others, context)
     form = _FORMS["ESC", "archived by a ticket" if is_by_ticket(whole) else "archived"]
     kept = {name: value for name, value in whole.items() if name in form.required or name in form.optional}

@@ -630,10 +630,11 @@ class Ledger:
         """The attributes of those items that exist, by key (consistent reads, not a snapshot).
 
         Archived escrows are whole, and `buried` gets their tombstones. One that the archive does not have as it was is
-        its tombstone.
+        left out.
         """
         found = self.items(pks)
         if tombstones := {pk: item for pk, item in found.items() if is_tombstone(item)}:
+            found = {pk: item for pk, item in found.items() if pk not in tombstones}
             found |= self.archive.wholes(tombstones.values())
             if buried is not None:
                 buried |= {pk: plain(item) for pk, item in tombstones.items()}

@@ -193,15 +193,17 @@ class _Auditor:
                 break
         self._result.add(differences)
         self._check_buried(buried, escrows)
+        if 0 <= batch.get("first", self._result.log.size) < self._result.log.archived:
+            self._result.check("I15", batch["pk"], sorted(invariants.escrow_keys(batch)), sorted(buried))
         self._old_lines_due += sum(not self._is_recent(line) for line in lines.values())
         return escrows
 
     def _check_buried(self, buried: dict[str, dict[str, Any]], whole: dict[str, dict[str, Any]]) -> None:
         """Checks archived escrows as the scan checks others, and that their tombstones have the same."""
-        sound = [whole[pk] for pk in buried if invariants.form_error(whole[pk]) is None]
+        sound = [values for pk in buried if (values := whole.get(pk)) and invariants.form_error(values) is None]
         others = self._ledger.read(pk for values in sound for pk in invariants.referenced_keys(values, self._context))
         for pk, tombstone in buried.items():
-            self._result.add(invariants.check_buried(tombstone, whole[pk], others, self._context))
+            self._result.add(invariants.check_buried(tombstone, whole.get(pk), others, self._context))
 
     def _check_published(self, escrows: Iterable[Values]) -> None:
         """I8: the first batch that no checkpoint covers must not be old."""

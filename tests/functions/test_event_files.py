@@ -98,6 +98,7 @@ def test_every_event_file_is_handled(platform: Cloud, context: Any) -> None:
     for name, expected in LOGGED.items():
         sender.check(name, *expected)
     assert answer("audit-schedule")["differences"] == 0
+    assert answer("archive-schedule") == {"escrows": 0, "bundles": 0, "until": 0, "complete": False}
     assert answer("notify-stream") == NOTHING_FAILED
     assert answer("listings-stream") == NOTHING_FAILED
     filled = answer("listings-backfill")

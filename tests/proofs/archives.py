@@ -12,7 +12,7 @@ from quittance.limits import ARCHIVE_AFTER_DAYS_MIN
 from quittance.store.archive import Archive
 from quittance.store.blobs import Bundles
 from tests.proofs.memory import Item, Memory
-from tests.proofs.world import START_MS, Shelf, World
+from tests.proofs.world import START_MS, World
 
 DAY_MS: Final = 24 * 60 * 60 * 1_000
 LATER_MS: Final = START_MS + (ARCHIVE_AFTER_DAYS_MIN + 1) * DAY_MS

@@ -42,6 +42,7 @@ ORDER = [
     "sweep-schedule",
     "drain-shard",
     *LOGGED,
+    "archive-schedule",
     "audit-schedule",
     "authorizer-request",
 ]

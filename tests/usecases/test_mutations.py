@@ -307,6 +307,7 @@ class Copy:
         self.memory = Memory({item["pk"]["S"]: item for item in cloud.items()})
         self.items = dict(self.memory.items)
         self._cloud = cloud
+        self._bundles: dict[int, bytes] = {}
         settings, newest, now_ms = cloud.settings, cloud.tiles.checkpoint(), cloud.now_ms()
         vars(cloud)["now_ms"] = lambda: now_ms  # nothing becomes overdue while the mutations are tried
         vars(cloud)["tiles"] = SimpleNamespace(checkpoint=lambda _: newest)
@@ -319,14 +320,11 @@ class Copy:
             archive=Archive(lambda: self),  # type: ignore[arg-type,return-value]  # reads of bundles
         )
 
-    @cache
-    def bundle(self, first: int) -> bytes:
-        """A bundle of the archive's bucket."""
-        return self._cloud.bundles.read(first)
-
     def read(self, first: int, offset: int, length: int | None) -> bytes:
         """A bundle or a part of it, as the bucket returns it."""
-        return self.bundle(first)[offset : None if length is None else offset + length]
+        if first not in self._bundles:
+            self._bundles[first] = self._cloud.bundles.read(first)
+        return self._bundles[first][offset : None if length is None else offset + length]
 
     def kinds(self) -> list[Item]:
         """One item of each kind."""

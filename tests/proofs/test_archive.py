@@ -182,8 +182,11 @@ def test_nothing_is_archived_early_or_unpublished(old: Old) -> None:
     assert archive(off) == archiving.Archived()
     assert old.tombstones() == 0
     head = old.memory.items["LOG"]
-    old.memory.items["LOG"] = head | {"published": {"N": str(BUNDLE - 1)}}
-    assert archive(old.world()).escrows == 0
+    batch = len(old.world().ledger.log.escrow_keys(0, at_least=1))
+    assert batch > BUNDLE
+    for published in (BUNDLE - 1, batch - 1):  # too few, and not the whole batch
+        old.memory.items["LOG"] = head | {"published": {"N": str(published)}}
+        assert archive(old.world()).escrows == old.tombstones() == 0
     old.memory.items["LOG"] = head
     old.now_ms = swept + due_ms - 1
     assert archive(old.world()).complete
@@ -328,6 +331,20 @@ def test_nothing_is_buried_in_a_damaged_bundle(damage: str, old: Old) -> None:
         assert resolved(old.memory.items) | {"LOG": {}} == table | {"LOG": {}}
         return
     with pytest.raises(ArchiveDamagedError):
+        archive(old.world())
+    assert old.memory.items == before
+
+
+def test_a_lost_bundle_is_not_replaced_by_tombstones(old: Old) -> None:
+    """A bundle that is deleted after some of its escrows were buried: nothing may be stored in its place."""
+    crashing = Crashing(old.memory, 8, after=True)  # the second of the first bundle's tombstones
+    with pytest.raises(KeyboardInterrupt):
+        archive(ArchivingWorld(crashing, now_ms=lambda: LATER_MS, tiles=old.shelf, left_ms=lambda: 10_000))
+    assert (old.tombstones(), old.world().ledger.log.head().archived) == (2, 0)
+    for pk in bundles(old):
+        del old.memory.items[pk]
+    before = dict(old.memory.items)
+    with pytest.raises(ArchiveDamagedError, match="missing"):
         archive(old.world())
     assert old.memory.items == before
 

@@ -203,7 +203,9 @@ def _line(item: Item) -> bytes:
 def _item(line: bytes) -> Item:
     try:
         return {
-            name: {kind: base64.b64decode(value) if kind == "B" else value for kind, value in each.items()}
+            name: {
+                kind: base64.b64decode(value, validate=True) if kind == "B" else value for kind, value in each.items()
+            }
             for name, each in json.loads(line).items()
         }
     except (AttributeError, TypeError, ValueError) as exc:

@@ -916,6 +916,13 @@ MUTANTS = (
         ARCHIVE,
     ),
     Mutant(
+        "audit: what is archived meanwhile",
+        AUDIT,
+        "                self._check_buried({pk: values}, self._ledger.read([pk]))\n",
+        "                pass\n",
+        ARCHIVE,
+    ),
+    Mutant(
         "audit: tombstones are what was archived",
         RULES_OF_AUDIT,
         "    wrong = sorted(name for name in kept.keys() | stored.keys() if kept.get(name) != stored.get(name))",

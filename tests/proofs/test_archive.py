@@ -449,6 +449,45 @@ def test_the_audit_compares_tombstones_with_the_archive(name: str, old: Old) -> 
     assert ("I12", pk) in {(found.invariant, found.at) for found in audit.audit(old.world()).differences}
 
 
+class Interrupting:
+    """A client before whose call number `at` something else happens."""
+
+    def __init__(self, memory: Archiving, at: int, happens: Callable[[], Any]) -> None:
+        self._memory, self._left, self._happens = memory, at, happens
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(**arguments: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                self._happens()
+            return getattr(self._memory, name)(**arguments)
+
+        return call
+
+    @property
+    def is_over(self) -> bool:
+        return self._left > 0
+
+
+def test_an_audit_during_which_escrows_are_archived_is_right(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two of its calls; and a damaged escrow that is archived meanwhile is still found."""
+    monkeypatch.setattr(audit, "_INDEX_LAG_S", 0)
+    table, calls = dict(old.memory.items), 0
+    pk = old.world().ledger.log.escrow_keys(0, at_least=1)[0]
+    wrong = {pk: table[pk] | {"input_sha256": {"S": "0" * 64}}}
+    while True:
+        calls += 1
+        for damage in ({}, wrong):
+            old.memory.items = table | damage
+            client = Interrupting(old.memory, calls, lambda: archive(old.world()))
+            world = ArchivingWorld(client, now_ms=lambda: LATER_MS, tiles=old.shelf, left_ms=lambda: 10_000)
+            found = {difference.at for difference in audit.audit(world).differences}
+            assert found == damage.keys(), calls
+        if client.is_over:
+            break
+    assert calls > 20
+
+
 # What sees the table change.
 
 

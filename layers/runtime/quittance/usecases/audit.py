@@ -323,6 +323,8 @@ class _Auditor:
                 else {}
             )
             self._result.add(invariants.check(values, others, self._context))
+            if invariants.is_archived(values):  # perhaps since the scan
+                self._check_buried({pk: values}, self._ledger.read([pk]))
 
     def _check_standings(self) -> None:
         """I16: each stored standing is the fold of the agent's receipts in the log, read at the same log size."""

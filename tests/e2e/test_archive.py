@@ -135,18 +135,20 @@ def test_old_tasks_are_archived_and_answered_as_before(
     assert (failed, filled["failed"]) == (False, 0), filled
 
 
-def test_a_missing_bundle_is_a_503_and_named_by_the_audit(
+def test_a_damaged_bundle_is_a_503_and_named_by_the_audit(
     stack: Stack, aws: Callable[[str], Any], past: Past, old: User, echo: str
 ) -> None:
     bucket, s3 = past.settings.archive_bucket, aws("s3")
     data = s3.get_object(Bucket=bucket, Key=KEY)["Body"].read()
     assert len(archive.read(0, data)) == BUNDLE_ESCROWS_MIN
     assert json.loads(data.partition(b"\n")[0])["escrows"] == BUNDLE_ESCROWS_MIN
-    s3.delete_object(Bucket=bucket, Key=KEY)
     try:
+        s3.put_object(Bucket=bucket, Key=KEY, Body=data.replace(b'"receipt"', b'"receipT"'))
         assert old.execute(echo, task_id="old-0").status_code == 503
         assert old.http.get("/tasks/old-0/result").status_code == 503
         assert old.http.get("/accounts/me/statement").status_code == 200
+        assert audited(stack, aws) >= BUNDLE_ESCROWS_MIN
+        s3.delete_object(Bucket=bucket, Key=KEY)
         assert audited(stack, aws) >= BUNDLE_ESCROWS_MIN
     finally:
         s3.put_object(Bucket=bucket, Key=KEY, Body=data)

@@ -817,13 +817,6 @@ MUTANTS = (
         ARCHIVE,
     ),
     Mutant(
-        "archive: the escrows of these positions",
-        ARCHIVING,
-        """if [record.item.get("pk") for record in records] != [{"S": pk} for pk in pks]:""",
-        "if len(records) != len(pks):",
-        ARCHIVE,
-    ),
-    Mutant(
         "archive: as they are stored",
         ARCHIVING,
         "        if stored[pk] != due:",

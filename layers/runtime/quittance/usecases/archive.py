@@ -53,6 +53,9 @@ def _archive_bundle(platform: Platform, before_ms: int, done: Archived) -> bool:
     """Archives the next bundle; returns whether there was one whose escrows were all swept before a time."""
     ledger = platform.ledger
     head = ledger.log.head()
+    if head.archived < done.until:
+        msg = f"the archive's position stays at {head.archived}, although the bundle to {done.until} is archived"
+        raise ArchiveDamagedError(msg)
     first = done.until = head.archived
     if head.published < first + BUNDLE_ESCROWS_MIN:
         return False

@@ -41,6 +41,7 @@ CHANNELS, CLOSING, TICKETS, RULES = (
 )
 BLOBS, BUNDLES, ARCHIVING, AUDIT = "store/blobs.py", "store/archive.py", "usecases/archive.py", "usecases/audit.py"
 ARCHIVE = "tests/proofs/test_archive.py -k not(order)"
+ARCHIVERS = "tests/proofs/test_archive.py::test_archivers_and_readers_in_every_order[archiver+another]"
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
 BONDS, APPENDS = "tests/proofs/test_bonds.py", "tests/proofs/test_appends.py"
 DRAINS = "tests/proofs/test_drains.py"
@@ -850,7 +851,7 @@ MUTANTS = (
         LOG,
         """            + ("#archived_size = :first" if first else "attribute_not_exists(#archived_size)"),""",
         """            + "attribute_exists(#published)",""",
-        ARCHIVE,
+        ARCHIVERS,
     ),
     Mutant(
         "tombstone: the digest of the line",

@@ -358,7 +358,8 @@ def test_a_bundle_that_differs_from_the_table_buries_nothing(name: str, old: Old
     table = dict(old.memory.items)
     archive(old.world())
     stored = {each: old.memory.items[each] for each in bundles(old)}
-    others: list[Item] = [item, item | {"extra": {"S": "a"}}, item | {name: {"S": "other"}}]
+    whole = table[pk]
+    others: list[Item] = [item, whole | {"extra": {"S": "a"}}, whole | {name: {"S": "other"}}]
     for other in others:
         old.memory.items = table | stored | {pk: other}
         before = dict(old.memory.items)
@@ -420,23 +421,22 @@ def test_a_log_without_its_escrow_is_not_archived(old: Old) -> None:
 
 def test_a_bundle_of_another_size_is_used_as_it_is(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another release may have stored the bundle and crashed before it buried anything, or in the middle."""
-    table, end = dict(old.memory.items), None
-    for size in (1, BUNDLE, 100):
-        monkeypatch.setattr(archiving, "BUNDLE_ESCROWS_MIN", size)
-        old.memory.items = dict(table)
-        crashing = Crashing(old.memory, 12, after=True)
-        world = ArchivingWorld(crashing, now_ms=lambda: LATER_MS, tiles=old.shelf, left_ms=lambda: 10_000)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(archiving, "BUNDLE_ESCROWS_MIN", min(size, 2))
+    table = dict(old.memory.items)
+    for at in (6, 8):
+        for smaller, larger in ((1, 5), (5, 1)):
+            old.memory.items = dict(table)
+            crashing = Crashing(old.memory, at if smaller == 1 else at + 2, after=True)
+            world = ArchivingWorld(crashing, now_ms=lambda: LATER_MS, tiles=old.shelf, left_ms=lambda: 10_000)
+            monkeypatch.setattr(archiving, "BUNDLE_ESCROWS_MIN", smaller)
             with pytest.raises(KeyboardInterrupt):
                 archive(world)
-        monkeypatch.setattr(archiving, "BUNDLE_ESCROWS_MIN", 5)
-        done = archive(old.world())
-        assert done.complete
-        assert resolved(old.memory.items) | {"LOG": {}} == table | {"LOG": {}}
-        assert differences(old.world()) == []
-        end = done.until if end is None else end
-        assert done.until == end
+            assert (len(bundles(old)), old.world().ledger.log.head().archived) == (1, 0)
+            monkeypatch.setattr(archiving, "BUNDLE_ESCROWS_MIN", larger)
+            done = archive(old.world())
+            assert done.complete
+            assert resolved(old.memory.items) | {"LOG": {}} == table | {"LOG": {}}
+            assert differences(old.world()) == []
+            assert done.until > 10
 
 
 @pytest.mark.parametrize("name", ["refunded", "budget", "paid", "at", "task_id", "agent_id", "state", "number"])

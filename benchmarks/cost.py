@@ -32,8 +32,9 @@ from channels import entry, entry_units, size_of
 from path import CONTEXT, Bench, Kind, environment, logs_dropped, stdout_to
 from scale import scaled, status
 
-from quittance.limits import KIB
+from quittance.limits import ARCHIVE_AFTER_DAYS_MIN, KIB
 from quittance.store.dynamo_client import DynamoDB
+from quittance.usecases import archive as archiving
 from quittance.usecases.listings import list_change
 from quittance.usecases.notify import emit_change
 from quittance.usecases.sweep import sweep
@@ -79,11 +80,10 @@ LATENCY_MS: Final[Mapping[str, float]] = {
     "SQS request": 8.0,
     "KMS signature": 10.0,
 }
-# What stays, for a GB and month: the table, its continuous backup, and S3 in two classes.
-TABLE_GB, BACKUP_GB, S3_GB, S3_INSTANT_GB = 0.25, 0.20, 0.023, 0.004
+# What stays, for a GB and month: the table, its continuous backup, and S3. The audit reads the archive every day, so
+# colder classes of S3, which charge for what is read, would cost more.
+TABLE_GB, BACKUP_GB, S3_GB = 0.25, 0.20, 0.023
 ENTRY_OVERHEAD_BYTES: Final = 100  # that DynamoDB bills for each item and each entry of an index
-TOMBSTONE_BYTES: Final = 250  # what idempotency needs of an old escrow: its key, the digest of its request, where it is
-BILLION: Final = 10**9
 PLATFORM_LOG_BYTES: Final = 400  # Lambda's own lines START, END and REPORT of one invocation
 _WRITES: Final = {"PutItem", "UpdateItem", "TransactWriteItems", "DeleteItem"}
 _SERVICES: Final = {
@@ -116,6 +116,7 @@ class Cost:
     name: str
     used: dict[str, Used] = field(default_factory=dict)
     stored_bytes: dict[str, float] = field(default_factory=dict)
+    archived: Used = field(default_factory=Used)
 
     def dollars(self, part: str | None = None) -> float:
         """The dollars of a million tasks, of one part or of all."""
@@ -219,6 +220,7 @@ def cost_of(bench: Bench, kind: Kind) -> Cost:
     with meter.counting():  # a warm environment; the sweep takes the tasks of earlier kinds
         bench.app.handler(kind.send(), CONTEXT)
         sweep(cloud)
+        _archive(bench)
     meter.changes.clear()
     before = {name: _stored_bytes(meter, name) for name in ("LedgerTable", "ListingsTable")}
     events = [kind.send() for _ in range(TASKS)]
@@ -247,7 +249,30 @@ def cost_of(bench: Bench, kind: Kind) -> Cost:
         {"Lambda request": 2 * len(changes) / TASKS / BATCH, "log byte": 2 * PLATFORM_LOG_BYTES / BATCH}
     )
     cost.stored_bytes = {name: (_stored_bytes(meter, name) - already) / TASKS for name, already in before.items()}
+    with meter.counting() as used:
+        began = time.process_time()
+        in_s3 = _archive(bench)
+        own_ms = (time.process_time() - began) * 1_000
+    cost.archived = _each(used, own_ms + meter.waited_ms, TASKS, gigabytes=SMALL_GB)
+    cost.stored_bytes["left"] = (_stored_bytes(meter, "LedgerTable") - before["LedgerTable"]) / TASKS
+    cost.stored_bytes["S3"] = in_s3 / TASKS
     return cost
+
+
+def _archive(bench: Bench) -> int:
+    """Archives all tasks until now as one bundle, as if they were old; returns the bytes of the bundle."""
+    cloud = bench.cloud
+    head = cloud.ledger.log.head()
+    waiting, skew_ms, settings = head.published - head.archived, cloud.skew_ms, cloud.settings
+    cloud.skew_ms += (ARCHIVE_AFTER_DAYS_MIN + 1) * 24 * 60 * 60 * 1_000
+    cloud.settings = settings.model_copy(update={"archive_after_days": ARCHIVE_AFTER_DAYS_MIN})
+    try:
+        with mock.patch.object(archiving, "BUNDLE_ESCROWS_MIN", waiting):
+            done = archiving.archive(cloud)
+    finally:
+        cloud.skew_ms, cloud.settings = skew_ms, settings
+    assert (done.escrows, done.bundles) == (waiting, 1)
+    return len(cloud.bundles.read(head.archived))
 
 
 def _stored_bytes(meter: Meter, table: str) -> int:
@@ -322,14 +347,22 @@ def report(costs: list[Cost], others: list[Cost]) -> int:
 
 
 def _report_stored(costs: list[Cost]) -> None:
-    print("\nstored for one task, bytes, with indexes               $ a month for a billion tasks")
-    print("                           ledger  listings        table, backup   tombstones, rest in S3   in S3 Instant")
+    print(f"\n{'stored for one task, bytes, with indexes':<66}{'$ a month for a billion tasks':>29}{'to archive':>13}")
+    print(
+        f"{'':<24}{'table':>8}{'archived: table':>17}{'S3':>6}{'listings':>11}"
+        f"{'table':>9}{'archived':>10}{'listings':>10}{'$ a million':>13}"
+    )
     for cost in costs:
-        ledger, listings = cost.stored_bytes["LedgerTable"], cost.stored_bytes["ListingsTable"]
-        gigabytes, left = (ledger + listings) * BILLION / 1e9, TOMBSTONE_BYTES * BILLION / 1e9
-        kept = left * (TABLE_GB + BACKUP_GB)
-        figures = (gigabytes * (TABLE_GB + BACKUP_GB), kept + ledger * S3_GB, kept + ledger * S3_INSTANT_GB)
-        print(f"{cost.name:<24}{ledger:9.0f}{listings:10.0f}{figures[0]:21,.0f}{figures[1]:25,.0f}{figures[2]:16,.0f}")
+        table, listings = cost.stored_bytes["LedgerTable"], cost.stored_bytes["ListingsTable"]
+        left, in_s3 = cost.stored_bytes["left"], cost.stored_bytes["S3"]
+        kept = TABLE_GB + BACKUP_GB  # a billion bytes are a GB: a byte of each of a billion tasks
+        once = sum(PRICES[name] * amount * MILLION for name, amount in cost.archived.items())
+        print(
+            f"{cost.name:<24}{table:8.0f}{left:17.0f}{in_s3:6.0f}{listings:11.0f}"
+            f"{table * kept:9,.0f}{left * kept + in_s3 * S3_GB:10,.0f}{listings * kept:10,.0f}{once:13.2f}"
+        )
+    units = ", ".join(f"{costs[0].archived[name]:.2f} {name}s" for name in ("write unit", "read unit"))
+    print(f"\narchiving the first one takes {units}, and for a bundle of 256 one put and one get")
 
 
 def main() -> int:

@@ -58,8 +58,8 @@ PARTS: Final = (
         "Cost",
         "Counted from the calls of real tasks. The saga is a standard workflow of Step Functions with a function for"
         " each step; the reference design has three SQL transactions, without the instances of its database."
-        " Below is what a billion old escrows cost a month, and what it would cost to keep only their keys in the table"
-        " and the rest in S3. That is not built.",
+        " Below is what a billion old escrows cost a month: all in the table, or with tombstones in the table and"
+        " the rest in S3 ([ADR 44](adr/0044-an-archive-of-old-escrows.md)). The rows of the listings stay either way.",
         ("cost",),
     ),
     Part(

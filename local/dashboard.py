@@ -180,6 +180,7 @@ WIDGETS: Final = [
         "Channels closed, and tickets that two runs used",
         [ours(Metric.CHANNELS_CLOSED), ours(Metric.TICKETS_CONTESTED)],
     ),
+    Widget("Escrows archived", [ours(Metric.ARCHIVED)]),
     Widget(
         "Payouts that wait, and for how long",
         [ours(Metric.PAYOUTS_WAITING), ours(Metric.OLDEST_PAYOUT, **_ON_THE_RIGHT)],

@@ -76,7 +76,7 @@ def cloud_in(template: dict[str, Any], sandbox: Sandbox, scratch: Path) -> Cloud
             if key in {"AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"}
         }
         dynamodb.create_table(TableName=name, **json.loads(json.dumps(properties)))
-    for name in ("uploads", "binaries", "outputs", "log"):
+    for name in ("uploads", "binaries", "outputs", "log", "archive"):
         s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
         s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     session.client("events").create_event_bus(Name="bus")
@@ -91,6 +91,7 @@ def cloud_in(template: dict[str, Any], sandbox: Sandbox, scratch: Path) -> Cloud
             binaries_bucket="binaries",
             outputs_bucket="outputs",
             log_bucket="log",
+            archive_bucket="archive",
             task_queue_url=sqs.create_queue(QueueName="tasks")["QueueUrl"],
             dead_letters_url=sqs.create_queue(QueueName="dead-letters")["QueueUrl"],
             ledger_shards=3,

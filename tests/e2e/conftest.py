@@ -41,11 +41,13 @@ STATE = State(LOCAL / "test-cloud")
 TOKEN_SECONDS = 600
 # Most tests expect only an agent's price and the commission; test_who_pays.py sets the other prices.
 FREE_COMPUTE = "ComputePerRunMicro=0 ComputePerBillionFuelMicro=0 PublishPerMibMicro=0 PublishPerCpuSecondMicro=0"
+PARAMETERS = f"{FREE_COMPUTE} ArchiveAfterDays=40"  # nothing here is that old, but what test_archive.py stores
 DEFAULT_TARIFF: Mapping[str, Any] = {"type": "flat", "price": "0.01"}
 MICRO = 1_000_000
 HERE = Path(__file__).parent
 # These run last, in this order: they check the logs and the AWS calls of all other tests.
 LAST = ["test_logs.py", "test_privilege.py"]
+FIRST = "test_archive.py"  # it needs an empty log: escrows are archived in the order of the log
 DESELECTED = pytest.StashKey[bool]()
 
 
@@ -54,9 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.enable_socket)
-    items.sort(
-        key=lambda item: LAST.index(item.path.name) if item.path.parent == HERE and item.path.name in LAST else -1
-    )
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> int:
+    if item.path.parent != HERE:
+        return -2
+    if item.path.name == FIRST:
+        return -1
+    return LAST.index(item.path.name) + 1 if item.path.name in LAST else 0
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -83,7 +91,7 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
         yield Stack.read(ROOT / named)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUITTANCE_PARAMETERS", FREE_COMPUTE)
+        patch.setenv("QUITTANCE_PARAMETERS", PARAMETERS)
         clouds.up(STATE, request)
     try:
         yield Stack.read(STATE.stack)

@@ -44,6 +44,7 @@ NOT_TESTED: dict[tuple[str, str, str], str] = {
     ("WorkFunction", "lambda:InvokeFunction", "PublishFunction.Alias"): _AS_EXECUTE,
     ("WorkFunction", "s3:GetObject", "${OutputsBucket.Arn}/outputs/*"): _AS_EXECUTE,
     ("WorkFunction", "s3:ListBucket", "BinariesBucket.Arn"): _AS_EXECUTE,
+    ("WorkFunction", "s3:GetObject", "${ArchiveBucket.Arn}/escrows/*"): _AS_EXECUTE,
     ("DrainFunction", "dynamodb:GetItem", "RegistryTable.Arn"): "it runs the sweep's steps, where this right is tested",
     (
         "DrainFunction",
@@ -136,6 +137,8 @@ def test_only_publish_writes_binaries_and_only_sweep_the_log(
         assert_denied(s3.put_object, Bucket=deployed.ids["BinariesBucket"], Key=key, Body=b"")
     if function != "SweepFunction":
         assert_denied(s3.put_object, Bucket=deployed.ids["LogBucket"], Key="checkpoint", Body=b"")
+    for key in ("escrows/x", "x") if function != "ArchiveFunction" else ("x",):
+        assert_denied(s3.put_object, Bucket=deployed.ids["ArchiveBucket"], Key=key, Body=b"")
 
 
 def test_the_publisher_cannot_access_the_ledger(as_role: AsRole, deployed: Deployed) -> None:

@@ -47,6 +47,7 @@ NOT_LOADED = {
     "webhook": ENGINE | POWERTOOLS_ROUTES | USE_CASES,
     "sweep": ENGINE | ROUTES | SUPERVISOR | AUDIT | EXECUTE | PUBLISH,
     "drain": ENGINE | ROUTES | SUPERVISOR | AUDIT | EXECUTE | PUBLISH,
+    "archive": ENGINE | ROUTES | USE_CASES | {"quittance.api.models"},
     "audit": ENGINE | ROUTES | EXECUTE | PUBLISH | {"quittance.sandbox", "quittance.api.models"},
 }
 

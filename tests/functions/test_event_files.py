@@ -99,6 +99,7 @@ def test_every_event_file_is_handled(platform: Cloud, context: Any) -> None:
         sender.check(name, *expected)
     assert answer("audit-now")["differences"] == 0
     assert [part["kind"] for part in answer("audit-begin")["parts"]] == ["log", "scan"]
+    assert answer("archive-schedule") == {"escrows": 0, "bundles": 0, "until": 0, "complete": False}
     assert answer("notify-stream") == NOTHING_FAILED
     assert answer("listings-stream") == NOTHING_FAILED
     filled = answer("listings-backfill")

@@ -148,6 +148,8 @@ def story(platform: Cloud, context: Any, monkeypatch: pytest.MonkeyPatch, emitte
     platform.skew_ms = stuck.expires_ms - platform.now_ms() + 5_000
     load("sweep").handler({}, context)
     load("audit").handler({}, context)
+    platform.settings = platform.settings.model_copy(update={"archive_after_days": 40})
+    load("archive").handler({}, context)
     notify_and_deliver(platform, context, monkeypatch)
     (paid,) = (item for item in platform.items("ESC#") if item["task_id"]["S"] == "paid")
     load("listings").handler({"Records": [stream_record(1, {**paid, "state": {"S": "funded"}}, paid)]}, context)
@@ -236,7 +238,7 @@ def test_every_emitted_event_logs_one_line_with_its_ids(story: Emitted) -> None:
 def test_log_lines_have_only_the_ids_of_their_request(story: Emitted) -> None:
     answered = [line for line in story.log if line["message"] == "answered"]
     assert [line.get("task_id") for line in answered] == [
-        *("paid", "paid", "late", "paid", None, None, "lost", *[None] * 9)
+        *("paid", "paid", "late", "paid", None, None, "lost", *[None] * 10)
     ]
     assert [line["correlation_id"] for line in answered if line.get("correlation_id")] == ["correlated"]
 

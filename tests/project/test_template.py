@@ -23,6 +23,8 @@ from quittance.ledger.channels import ChannelState
 from quittance.ledger.escrow import State
 from quittance.ledger.journal import PayoutState
 from quittance.limits import (
+    ARCHIVE_AFTER_DAYS_MAX,
+    ARCHIVE_AFTER_DAYS_MIN,
     CALL_MS_MAX,
     COMPILE_WALL_SECONDS_MAX,
     EXAMPLES_SECONDS_MAX,
@@ -150,6 +152,7 @@ def test_running_publishing_and_paying_have_separate_roles(template: dict[str, A
     writes = ("dynamodb:PutItem", "dynamodb:UpdateItem")
     assert functions_allowed(template, "BinariesBucket", "s3:PutObject") == {"PublishFunction"}
     assert functions_allowed(template, "LogBucket", "s3:PutObject") == {"SweepFunction"}
+    assert functions_allowed(template, "ArchiveBucket", "s3:PutObject") == {"ArchiveFunction"}
     assert functions_allowed(template, "RegistryTable", *writes) == {
         "AgentsFunction",
         "PublishFunction",
@@ -302,7 +305,7 @@ def test_longest_publication_fits_into_one_invocation(template: dict[str, Any]) 
 def test_every_setting_is_declared_in_the_template(template: dict[str, Any]) -> None:
     declared = set(template["Globals"]["Function"]["Environment"]["Variables"])
     defaulted = {"TOKEN_ALGORITHMS", "SCRATCH_DIR", "PUBLISH_FUNCTION", "TASK_QUEUE_URL", "DEAD_LETTERS_URL"}
-    defaulted |= {"EVENT_BUS", "WEBHOOK_QUEUE_URL", "DRAIN_FUNCTION"}
+    defaulted |= {"EVENT_BUS", "WEBHOOK_QUEUE_URL", "DRAIN_FUNCTION", "ARCHIVE_AFTER_DAYS"}
     assert {name.upper() for name in Settings.model_fields} - defaulted <= declared
 
 
@@ -592,6 +595,21 @@ def test_ledger_stream_filters_pass_what_listings_handle(template: dict[str, Any
     assert {*states} == {*State} - {State.EXPIRED} | {ChannelState.OPEN}, "a channel begins open"
     assert {*changed["dynamodb"]["NewImage"]["state"]["S"]} == {*State} - {State.FUNDED}
     assert standing["dynamodb"]["NewImage"] == {"pk": {"S": [{"prefix": "REP#"}]}}
+
+
+def test_the_archive_is_off_and_never_too_early(template: dict[str, Any]) -> None:
+    """CloudFormation refuses what the functions would refuse, and nothing else."""
+    parameter = template["Parameters"]["ArchiveAfterDays"]
+    assert parameter["Default"] == "0"
+    allowed = [days for days in range(20_000) if re.fullmatch(parameter["AllowedPattern"], str(days))]
+    assert allowed == [0, *range(ARCHIVE_AFTER_DAYS_MIN, ARCHIVE_AFTER_DAYS_MAX + 1)]
+    given = {name: "-" for name, field in Settings.model_fields.items() if field.is_required()}
+    given |= {"ledger_shards": "1", "fee_bps": "0"}
+    for days in (0, ARCHIVE_AFTER_DAYS_MIN, ARCHIVE_AFTER_DAYS_MAX):
+        assert Settings.model_validate({**given, "archive_after_days": str(days)}).archive_after_days == days
+    for days in (-1, 1, ARCHIVE_AFTER_DAYS_MIN - 1, ARCHIVE_AFTER_DAYS_MAX + 1):
+        with pytest.raises(ValueError, match="archive_after_days"):
+            Settings.model_validate({**given, "archive_after_days": str(days)})
 
 
 def test_webhooks_go_only_to_public_addresses_by_default(template: dict[str, Any]) -> None:

@@ -39,6 +39,9 @@ CHANNELS, CLOSING, TICKETS, RULES = (
     "usecases/tickets.py",
     "ledger/channels.py",
 )
+BLOBS, BUNDLES, ARCHIVING, AUDIT = "store/blobs.py", "store/archive.py", "usecases/archive.py", "usecases/audit.py"
+ARCHIVE = "tests/proofs/test_archive.py -k not(order)"
+ARCHIVERS = "tests/proofs/test_archive.py::test_archivers_and_readers_in_every_order[archiver+another]"
 MATRIX, WALK = "tests/proofs/test_matrix.py", "tests/proofs/test_interleavings.py"
 BONDS, APPENDS = "tests/proofs/test_bonds.py", "tests/proofs/test_appends.py"
 DRAINS = "tests/proofs/test_drains.py"
@@ -793,6 +796,162 @@ MUTANTS = (
         " - self.settlement.split.refunded_micro + self.settlement.task_judging_micro",
         " - self.settlement.split.refunded_micro",
         f"{CHANNEL_MATRIX} -k sweep_adds",
+    ),
+    Mutant(
+        "archive: a bundle is stored once",
+        BLOBS,
+        ', IfNoneMatch="*")',
+        ")",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: the bundle is read back",
+        ARCHIVING,
+        "    ledger.archive.forget()  # what counts is what S3 has\n    records = ledger.archive.bundle(first)\n",
+        "    from quittance.store import archive as bundles\n"
+        "    records = bundles.read(first, bundles.written(first, [stored[pk] for pk in pks]))\n",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: a half buried bundle is not written again",
+        ARCHIVING,
+        "    if not any(map(is_tombstone, stored.values())):\n        ledger",
+        "    if True:\n        ledger",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: only old escrows",
+        ARCHIVING,
+        " or _swept_ms(pks, stored) > before_ms:",
+        " or not _swept_ms(pks, stored):",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: only full bundles",
+        ARCHIVING,
+        "if head.published < first + BUNDLE_ESCROWS_MIN:",
+        "if head.published <= first:",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: only published receipts",
+        ARCHIVING,
+        "    if first + len(pks) > head.published or ",
+        "    if ",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: only swept escrows",
+        ARCHIVING,
+        """if unswept := [pk for pk in pks if "swept_ms" not in stored.get(pk, {})]:""",
+        "if unswept := []:",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: as they are stored",
+        ARCHIVING,
+        "        if stored[pk] != due:",
+        "        if False:",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archive: a bundle of another size",
+        ARCHIVING,
+        "    if len(records) != len(pks):  #",
+        "    if False:  #",
+        ARCHIVE,
+    ),
+    Mutant("archive: the position moves", ARCHIVING, "    ledger.log.set_archived(first,", "    (first,", ARCHIVE),
+    Mutant(
+        "bury: every attribute is as archived",
+        LEDGER,
+        """"attribute_exists(swept_ms)", *same]""",
+        """"attribute_exists(swept_ms)"]""",
+        ARCHIVE,
+    ),
+    Mutant(
+        "bury: what differs is an error",
+        LEDGER,
+        "            if refused.items[0] == record.tombstone:",
+        "            if refused.items[0]:",
+        ARCHIVE,
+    ),
+    Mutant(
+        "archived: never backwards",
+        LOG,
+        """            + ("#archived_size = :first" if first else "attribute_not_exists(#archived_size)"),""",
+        """            + "attribute_exists(#published)",""",
+        ARCHIVERS,
+    ),
+    Mutant(
+        "tombstone: the digest of the line",
+        BUNDLES,
+        "            found = hashlib.sha256(line).digest()\n",
+        "            found = digest\n",
+        ARCHIVE,
+    ),
+    Mutant(
+        "tombstone: the state stays",
+        BUNDLES,
+        """    "state",  # conditions""",
+        """    # conditions""",
+        ARCHIVE,
+    ),
+    Mutant(
+        "tombstone: the mark of the sweep stays",
+        BUNDLES,
+        """    "swept_ms",  # the sweep's""",
+        """    # the sweep's""",
+        ARCHIVE,
+    ),
+    Mutant(
+        "fund: an archived escrow is whole",
+        LEDGER,
+        "_stored_first(self.whole(stored), escrow)",
+        "_stored_first(stored, escrow)",
+        ARCHIVE,
+    ),
+    Mutant(
+        "redeem: an archived escrow is whole",
+        LEDGER,
+        "return read_escrow(self.whole(found[pk]))",
+        "return read_escrow(found[pk])",
+        ARCHIVE,
+    ),
+    Mutant(
+        "find: an archived escrow is whole",
+        LEDGER,
+        "return read_escrow(self.whole(item)) if item",
+        "return read_escrow(item) if item",
+        ARCHIVE,
+    ),
+    Mutant(
+        "log: an archived receipt is read",
+        LOG,
+        "(self._whole(item) if is_tombstone(item) else item)",
+        "item",
+        ARCHIVE,
+    ),
+    Mutant(
+        "audit: archived escrows are checked",
+        AUDIT,
+        "        self._check_buried(buried, escrows)\n",
+        "",
+        ARCHIVE,
+    ),
+    Mutant(
+        "audit: what is archived meanwhile",
+        AUDIT,
+        "                self._check_buried({pk: values}, self._ledger.read([pk]))\n",
+        "                pass\n",
+        ARCHIVE,
+    ),
+    Mutant(
+        "audit: tombstones are what was archived",
+        RULES_OF_AUDIT,
+        "    wrong = sorted(name for name in kept.keys() | stored.keys() if kept.get(name) != stored.get(name))",
+        "    wrong = sorted(name for name in kept.keys() - stored.keys())",
+        ARCHIVE,
     ),
 )
 

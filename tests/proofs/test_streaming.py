@@ -289,10 +289,10 @@ def test_a_channel_that_always_moves_is_counted(ledger: Ledger, monkeypatch: pyt
     assert ledger.channel
     read = type(ledger.world.ledger).read
 
-    def moving(platform_ledger: Any, pks: "Iterable[str]") -> Any:
+    def moving(platform_ledger: Any, pks: "Iterable[str]", **asked: Any) -> Any:
         if ledger.table.keys and (pks := list(pks)) == [f"CHAN#{ledger.channel.channel_id}"]:  # type: ignore[union-attr]
             ledger.run_tickets(1)
-        return read(platform_ledger, pks)
+        return read(platform_ledger, pks, **asked)
 
     ledger.table.between = lambda: ledger.run_tickets(1)
     monkeypatch.setattr(type(ledger.world.ledger), "read", moving)

@@ -43,6 +43,7 @@ ORDER = [
     "drain-shard",
     *LOGGED,
     "audit-now",
+    "archive-schedule",
     "authorizer-request",
 ]
 ORDER += ["listings-stream", "listings-backfill", "notify-stream", "webhook-sqs"]

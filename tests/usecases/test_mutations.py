@@ -15,12 +15,14 @@ import pytest
 from quittance.api.identity import Caller
 from quittance.api.models import TaskRequest, TopUpRequest
 from quittance.ledger.journal import PayoutState
-from quittance.limits import CHANNEL_CLOSE_MS, OUTPUT_INLINE_BYTES_MAX
+from quittance.limits import ARCHIVE_AFTER_DAYS_MIN, CHANNEL_CLOSE_MS, OUTPUT_INLINE_BYTES_MAX
 from quittance.proof import invariants, receipt
+from quittance.store.archive import Archive
 from quittance.store.ledger import Ledger
-from quittance.usecases import audit, channels, launch, result
+from quittance.usecases import archive, audit, channels, launch, result
 from quittance.usecases import execute as tasks
 from quittance.usecases.sweep import sweep
+from tests.depth import LONG
 from tests.proofs.memory import Memory
 from tests.proofs.world import OpenedChannel, open_channel, ticket_for
 from tests.support import Cloud, wasm
@@ -49,6 +51,11 @@ FREE: Final[Mapping[tuple[str, str, str], str]] = {
     ("CHAN", "work_at", "changed"): "of a closing channel: when the sweep last counted some of its numbers",
     ("CONTEST", "at", "changed"): "only says until when a payer's tickets are held before they run",
     ("CONTEST", "contests", "changed"): "only says whether a payer's tickets are held before they run",
+    (
+        "LOG",
+        "archived_size",
+        "deleted",
+    ): "then the archive begins again, and finds each bundle and each tombstone there",
     ("CHAN", "closed_ms", "changed"): "when a channel returned its rest; no sum and no other item has the time",
 }
 """Changes that the audit may miss: kind of item, attribute and change, with the reason."""
@@ -155,6 +162,23 @@ def old(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     close(cloud, closed, counts=True)
     cloud.skew_ms = 24 * 60 * 60 * 1_000
     return cloud
+
+
+@pytest.fixture
+def archived(old: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """The old ledger forty days later: its escrows are archived in bundles, except for the newest."""
+    monkeypatch.setattr(archive, "BUNDLE_ESCROWS_MIN", 5)
+    old.settings = old.settings.model_copy(update={"archive_after_days": ARCHIVE_AFTER_DAYS_MIN})
+    old.skew_ms = (ARCHIVE_AFTER_DAYS_MIN + 1) * 24 * 60 * 60 * 1_000
+    for _ in range(3):  # the open channel expires, is counted, and closes
+        sweep(old)
+        old.skew_ms += CHANNEL_CLOSE_MS
+    done = archive.archive(old)
+    assert done.complete
+    assert done.escrows == done.until > 10
+    execute(old, old.publish(wasm("echo")), "new")
+    sweep(old)
+    return old
 
 
 HOOK: Final = "https://example.com/hook"
@@ -284,6 +308,7 @@ class Copy:
         self.memory = Memory({item["pk"]["S"]: item for item in cloud.items()})
         self.items = dict(self.memory.items)
         self._cloud = cloud
+        self._bundles: dict[int, bytes] = {}
         settings, newest, now_ms = cloud.settings, cloud.tiles.checkpoint(), cloud.now_ms()
         vars(cloud)["now_ms"] = lambda: now_ms  # nothing becomes overdue while the mutations are tried
         vars(cloud)["tiles"] = SimpleNamespace(checkpoint=lambda _: newest)
@@ -293,7 +318,14 @@ class Copy:
             work_shards=settings.ledger_shards,
             platform_account=settings.platform_account,
             left_ms=cloud.left_ms,
+            archive=Archive(lambda: self),  # type: ignore[arg-type,return-value]  # reads of bundles
         )
+
+    def read(self, first: int, offset: int, length: int | None) -> bytes:
+        """A bundle or a part of it, as the bucket returns it."""
+        if first not in self._bundles:
+            self._bundles[first] = self._cloud.bundles.read(first)
+        return self._bundles[first][offset : None if length is None else offset + length]
 
     def kinds(self) -> list[Item]:
         """One item of each kind."""
@@ -320,15 +352,19 @@ def verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "read_claims", cache(receipt.read_claims))
 
 
+# An audit in three parts checks all that one in one part does, and how the parts are joined.
+CASES = [("busy", 3), ("old", 1), ("archived", 3)] + ([("busy", 1), ("old", 3), ("archived", 1)] if LONG else [])
+
+
 @pytest.fixture(autouse=True, params=[1, 3], ids=["one-part", "three-parts"])
 def in_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Audits in one part of each kind, and in three of them with several steps each."""
+    """Audits in one part of each kind, or in three of them with several steps each."""
     monkeypatch.setattr(audit, "_PARTS_MIN", request.param)
     if request.param > 1:
         monkeypatch.setattr(audit, "AUDIT_STEP_RECEIPTS_MAX", 10)
 
 
-@pytest.mark.parametrize("ledger", ["busy", "old"])
+@pytest.mark.parametrize(("ledger", "in_parts"), CASES, indirect=["in_parts"])
 def test_audit_finds_a_change_of_any_attribute(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
     assert not copy.is_found()
@@ -343,7 +379,7 @@ def test_audit_finds_a_change_of_any_attribute(ledger: str, request: pytest.Fixt
     assert {key for key in stale if key[2] == "deleted"} == set()
 
 
-@pytest.mark.parametrize("ledger", ["busy", "old"])
+@pytest.mark.parametrize(("ledger", "in_parts"), CASES, indirect=["in_parts"])
 def test_audit_finds_a_missing_or_moved_item(ledger: str, request: pytest.FixtureRequest) -> None:
     copy = Copy(request.getfixturevalue(ledger))
     missed = []

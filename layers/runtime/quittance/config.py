@@ -8,7 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, Field, field_validator
 
 from quittance.ledger.pricing import ComputePrices
-from quittance.limits import AMOUNT_MICRO_MAX, FEE_BPS_MAX, SLOTS_MAX
+from quittance.limits import (
+    AMOUNT_MICRO_MAX,
+    ARCHIVE_AFTER_DAYS_MAX,
+    ARCHIVE_AFTER_DAYS_MIN,
+    FEE_BPS_MAX,
+    SLOTS_MAX,
+)
 
 
 class Settings(BaseModel):
@@ -21,6 +27,8 @@ class Settings(BaseModel):
     binaries_bucket: str
     outputs_bucket: str
     log_bucket: str
+    archive_bucket: str = ""
+    archive_after_days: int = Field(default=0, ge=0, le=ARCHIVE_AFTER_DAYS_MAX)
     account_concurrency: int = Field(default=0, ge=0, le=SLOTS_MAX)
     tickets_take_slots: bool = False
     ledger_shards: int = Field(ge=1, le=64)
@@ -66,6 +74,14 @@ class Settings(BaseModel):
             msg = "must name at least one; separate several by commas"
             raise ValueError(msg)
         return text
+
+    @field_validator("archive_after_days")
+    @classmethod
+    def _is_late_enough(cls, days: int) -> int:
+        if 0 < days < ARCHIVE_AFTER_DAYS_MIN:
+            msg = f"must be 0, which archives nothing, or at least {ARCHIVE_AFTER_DAYS_MIN}"
+            raise ValueError(msg)
+        return days
 
     @property
     def audiences(self) -> tuple[str, ...]:

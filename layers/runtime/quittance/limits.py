@@ -128,6 +128,12 @@ CALLS_AT_ONCE_MAX: Final = 8  # of one sweep
 # From the last retirement to a release. Escrows funded meanwhile have expired then, so they can only be refunded as the
 # platform's fault, which charges no bond; those settled before are in the index. A publication has ended long before.
 BOND_NOTICE_MS: Final = AGENT_AGE_MS_MAX + ESCROW_MS_MAX
+BUNDLE_ESCROWS_MIN: Final = 256  # of one bundle of the archive, which has whole batches; some 3.8 KB each
+BUNDLE_BYTES_MAX: Final = 512 * MIB  # of a bundle: far more than its escrows can have, 400 KB each
+# No escrow is archived earlier. A restore of the table goes back 35 days at most. So what happens after a restore in
+# place of what was lost never has a bundle already, and a bundle always has the escrows of its positions.
+ARCHIVE_AFTER_DAYS_MIN: Final = 40
+ARCHIVE_AFTER_DAYS_MAX: Final = 9_999
 BALANCE_SHARDS: Final = 16  # items over which an account's credits are spread; see ledger/balances.py
 # Keys over which the open tasks of one account are spread in the index `open`. DynamoDB takes 1,000 writes a second of
 # one key, and throttles the table if its index is throttled; a task of a hot agent makes two. Never lower it.

@@ -71,6 +71,7 @@ class Metric(StrEnum):
     LISTED = "RowsListed"
     TICKETS_CONTESTED = "TicketsContested"
     CHANNELS_CLOSED = "ChannelsClosed"
+    ARCHIVED = "EscrowsArchived"
 
     @property
     def unit(self) -> MetricUnit:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from quittance.proof.statement import Purpose, SigningKey
     from quittance.sandbox import Sandbox
-    from quittance.store.blobs import Binaries, Outputs, Tiles, Uploads
+    from quittance.store.blobs import Binaries, Bundles, Outputs, Tiles, Uploads
     from quittance.store.bus import Bus
     from quittance.store.channels import Channels
     from quittance.store.drains import Drains
@@ -71,6 +71,7 @@ class Platform:
     @cached_property
     def ledger(self) -> "Ledger":
         """The escrows and accounts."""
+        from quittance.store.archive import Archive
         from quittance.store.ledger import Ledger
 
         return Ledger(
@@ -79,7 +80,15 @@ class Platform:
             work_shards=self.settings.ledger_shards,
             platform_account=self.settings.platform_account,
             left_ms=self.left_ms,
+            archive=Archive(lambda: self.bundles),
         )
+
+    @cached_property
+    def bundles(self) -> "Bundles":
+        """Archived escrows."""
+        from quittance.store.blobs import Bundles
+
+        return Bundles(self._s3, bucket=self.settings.archive_bucket)
 
     @cached_property
     def channels(self) -> "Channels":

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from quittance.ledger.escrow import Escrow, State
+from quittance.ledger.escrow import State
 
 _SEPARATOR: Final = "#"  # no account id contains it
 
@@ -112,18 +112,3 @@ def parse_payout_id(payout_id: str) -> tuple[str, str]:
         msg = "names no account and withdrawal"
         raise ValueError(msg)
     return account, withdrawal_id
-
-
-def task_line(escrow: Escrow) -> Line:
-    """The journal line of a task: what it has cost its payer so far."""
-    refunded_micro = escrow.settlement.split.refunded_micro if escrow.settlement else 0
-    return Line(
-        account=escrow.payer,
-        kind=LineKind.TASK,
-        reference=escrow.task_id,
-        at_ms=escrow.funded_ms,
-        amount_micro=refunded_micro - escrow.budget_micro,
-        agent_id=escrow.agent_id,
-        tasks=1,
-        state=escrow.state,
-    )

@@ -107,6 +107,10 @@ _ENDED: Final = _form(
 )
 _QUEUED: Final = _form("work work_at:int")
 _CREDITED: Final = _form("swept_ms:int batch place:int")
+_BURIED: Final = _CREDITED | _form(
+    """pk state at:int task_id agent_id budget:int paid:int fee:int refunded:int archived digest:bytes""",
+    "task_judging:int",
+)
 _NUMBER: Final = _ALWAYS_SEALED | _form("channel number:int")
 _TERMS: Final = _ALWAYS_SEALED | _form(
     "account at:int salt key ticket_value:int tickets:int expires_ms:int", "agents max_per_task:int"
@@ -126,6 +130,8 @@ _FORMS: Final[Mapping[tuple[str, str], ItemForm]] = {
     ("ESC", "held for a judge"): _TASK | _OF_TICKET | _QUEUED,
     ("ESC", "ended by a ticket"): _TASK | _OF_TICKET | _ENDED | _QUEUED,
     ("ESC", "swept by a ticket"): _TASK | _OF_TICKET | _ENDED | _CREDITED,
+    ("ESC", "archived"): _BURIED | _OF_ACCOUNT,
+    ("ESC", "archived by a ticket"): _BURIED | _form("channel number:int tickets:int"),
     ("ESC", "part"): _NUMBER | _form("part_of"),
     ("ESC", "void"): _NUMBER | _form("void_ms:int"),
     ("CHAN", ChannelState.OPEN): _OPEN | _QUEUED,
@@ -148,7 +154,7 @@ _FORMS: Final[Mapping[tuple[str, str], ItemForm]] = {
     ("CHARGE", ""): _BATCH_LINE | _form("due:int"),
     ("BATCH", "credited"): _BATCH | _QUEUED,
     ("BATCH", "logged"): _BATCH | _form("first:int"),
-    ("LOG", ""): _form("pk size:int published:int"),
+    ("LOG", ""): _form("pk size:int published:int", "archived_size:int"),
     ("LOG#", ""): _form("pk batch"),
     ("REP", ""): _form("pk standing"),
 }
@@ -162,6 +168,11 @@ def is_held(values: Values) -> bool:
 def is_swept(values: Values) -> bool:
     """Whether the sweep has credited an escrow."""
     return "swept_ms" in values
+
+
+def is_archived(values: Values) -> bool:
+    """Whether an item is the tombstone of an archived escrow."""
+    return "archived" in values
 
 
 def is_mark(values: Values) -> bool:
@@ -217,6 +228,7 @@ def _phase_of_escrow(values: Values) -> str:
     if is_mark(values):
         return "part" if "part_of" in values else "void"
     phase = "held" if is_held(values) else "swept" if is_swept(values) else "ended"
+    phase = "archived" if is_archived(values) else phase
     if not is_by_ticket(values):
         return phase
     return "held for a judge" if phase == "held" and values.get("tickets") == 0 else f"{phase} by a ticket"
@@ -508,6 +520,8 @@ def referenced_keys(values: Values, context: Context) -> list[str]:
 
 def _keys_of_escrow(values: Values) -> list[str]:
     keys = [f"BATCH#{values['batch']}"] if is_swept(values) else []
+    if is_archived(values):
+        return keys
     keys += [f"ESC#{judge.escrow_id}" for judge in _judges(values) or ()]
     if is_by_ticket(values):
         keys += [f"CHAN#{values['channel']}", *number_keys(values["channel"], _beside(values))]
@@ -560,6 +574,8 @@ def _check_task(values: Values, others: Mapping[str, Values], context: Context) 
         return _check_channel(values, context)
     if item_type(values) == "TOPUP":
         return _check_topup(values, others)
+    if is_archived(values):
+        return _check_tombstone(values, others)
     return _check_mark(values, others) if is_mark(values) else _check_escrow(values, others, context)
 
 
@@ -681,11 +697,7 @@ def _check_escrow(values: Values, others: Mapping[str, Values], context: Context
     yield from _unless_equal("I8", at, values["state"] != State.EXPIRED, in_time)
     yield from _check_receipt(values, others, context)
     if is_swept(values):
-        batch = others.get(f"BATCH#{values['batch']}", {})
-        listed = _escrow_ids(batch)
-        stored = listed[values["place"]] if 0 <= values["place"] < len(listed) else None
-        yield from _unless_equal("I15", at, eid, stored)
-        yield from _unless_equal("I15", at, batch.get("at", values["swept_ms"]), values["swept_ms"])
+        yield from _check_place(values, others)
         # A sweep that did not know `party` left it. The index does not list the item any more.
         if "party" in values:
             yield from _check_party(values, _held(values), _earned(values))
@@ -693,6 +705,49 @@ def _check_escrow(values: Values, others: Mapping[str, Values], context: Context
         yield from _check_queue(values, "SETTLED", values["settled_ms"], context)
         yield from _check_party(values, _earned(values))
         yield from _check_age(values, UNSWEPT_MS_MAX, "credited", context)
+
+
+def _check_place(values: Values, others: Mapping[str, Values]) -> Iterator[Difference]:
+    """I15: a swept escrow is in its batch, where it says."""
+    at, batch = values["pk"], others.get(f"BATCH#{values['batch']}", {})
+    listed = _escrow_ids(batch)
+    stored = listed[values["place"]] if 0 <= values["place"] < len(listed) else None
+    yield from _unless_equal("I15", at, item_id(values), stored)
+    yield from _unless_equal("I15", at, batch.get("at", values["swept_ms"]), values["swept_ms"])
+
+
+def _check_tombstone(values: Values, others: Mapping[str, Values]) -> Iterator[Difference]:
+    """What a tombstone shows by itself: an escrow that has ended, in its place of the log. See `check_buried`."""
+    at = values["pk"]
+    if not is_by_ticket(values):
+        yield from _unless_equal("I9", at, escrows.escrow_id(values["account"], values["task_id"]), item_id(values))
+    yield from _unless_equal("I3", at, values["budget"], used_micro(values) + values["refunded"])
+    yield from _unless_equal("I6", at, expected=False, found=is_held(values))
+    yield from _check_place(values, others)
+    batch = others.get(f"BATCH#{values['batch']}", {})
+    yield from _unless_equal("I15", at, expected=True, found="first" in batch)
+
+
+def check_buried(
+    tombstone: Values, whole: Values | None, others: Mapping[str, Values], context: Context
+) -> list[Difference]:
+    """The differences of an archived escrow: in itself, and between it and its tombstone.
+
+    `whole` is what the archive has, None if that is not what was archived.
+    """
+    at = str(tombstone["pk"])
+    if whole is None:
+        place = tombstone["archived"]
+        return [Difference("I12", at, f"the escrow that was archived at {place}", "missing or changed")]
+    found = check(whole, others, context)
+    form = _FORMS["ESC", "archived by a ticket" if is_by_ticket(whole) else "archived"]
+    kept = {name: value for name, value in whole.items() if name in form.required or name in form.optional}
+    stored = {name: value for name, value in tombstone.items() if name not in {"archived", "digest"}}
+    wrong = sorted(name for name in kept.keys() | stored.keys() if kept.get(name) != stored.get(name))
+    if wrong:
+        expected, differing = ({name: each.get(name) for name in wrong} for each in (kept, stored))
+        found.append(Difference("I12", at, expected, differing))
+    return found
 
 
 def _check_queue(values: Values, queue: str, work_at: int, context: Context) -> Iterator[Difference]:

@@ -33,10 +33,11 @@ _PATH_HASHES_MAX: Final = 2 * LOG_SIZE_MAX.bit_length()
 
 @dataclass(frozen=True, slots=True)
 class LogHead:
-    """The number of receipts in the log, and how many of them the newest checkpoint covers."""
+    """The number of receipts in the log, how many the newest checkpoint covers, and how many escrows are archived."""
 
     size: int = 0
     published: int = 0
+    archived: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = MIB
 _PART: Final = "part-"  # prefix of the names of files that are being downloaded
-_ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404"})
+_ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "InvalidRange"})
 _POSTED: Final = re.compile(r"uploads/(?P<agent_id>[A-Za-z0-9_-]{1,64})/(?P<number>[0-9]{1,9})")
 
 
@@ -243,6 +243,31 @@ class Tiles:
         return _read(self._client, self._bucket, "checkpoint" if size is None else f"checkpoint/{size}").decode()
 
 
+class Bundles:
+    """The bucket of archived escrows (see archive.py). Objects in it are never changed."""
+
+    def __init__(self, client: "S3Client", *, bucket: str) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    def keep(self, first: int, data: bytes) -> None:
+        """Stores a bundle unless there is one for this position. Raises PlatformUnavailableError."""
+        with _typed_faults():
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=_bundle_key(first), Body=data, IfNoneMatch="*")
+            except ClientError as exc:
+                if exc.response["Error"]["Code"] != "PreconditionFailed":
+                    raise
+
+    def read(self, first: int, offset: int = 0, length: int | None = None) -> bytes:
+        """A bundle, or `length` of its bytes. Raises BlobMissingError, PlatformUnavailableError."""
+        named: dict[str, Any] = {"Bucket": self._bucket, "Key": _bundle_key(first)}
+        if length is not None:
+            named["Range"] = f"bytes={offset}-{offset + length - 1}"
+        with _typed_faults(), closing(self._client.get_object(**named)["Body"]) as body:
+            return body.read()
+
+
 @contextmanager
 def _typed_faults() -> Iterator[None]:
     """Maps failures of S3, the connection, the local disk and the local memory to the platform's error classes."""
@@ -308,6 +333,10 @@ def _output_key(sha256: str) -> str:
 
 def _input_key(sha256: str) -> str:
     return f"inputs/{sha256}"
+
+
+def _bundle_key(first: int) -> str:
+    return f"escrows/{first:016}.jsonl"
 
 
 # Local copies. A shared lock marks a file as in use; the kernel releases it when the process ends, even if killed.

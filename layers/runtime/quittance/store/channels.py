@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quittance.errors import ChannelClosedError, ChannelConflictError, MovementConflictError, NotFoundError
 from quittance.ledger.channels import Channel, ChannelState, channel_account, granted_for, ticket_escrow_id
-from quittance.ledger.escrow import Escrow
+from quittance.ledger.escrow import State
 from quittance.limits import CHANNEL_AGE_S_MAX, CONTEST_MS, CONTESTS_MAX, TRANSACTION_ITEMS_MAX
 from quittance.proof.seal import sealed
 from quittance.store.cache import Cache
@@ -42,7 +42,7 @@ from quittance.store.dynamo import (
     to_item,
     update,
 )
-from quittance.store.ledger import InsufficientBalanceError, read_escrow
+from quittance.store.ledger import InsufficientBalanceError
 from quittance.store.log import WORK_INDEX
 
 if TYPE_CHECKING:
@@ -57,18 +57,18 @@ _CHANGING: Final = ("deposit", "spent", "swept", "granted")
 
 @dataclass(frozen=True, slots=True)
 class UsedTicket:
-    """A number that is used: by the escrow that begins with it, as another of a task's numbers, or by closing."""
+    """A number that is used: by the task that begins with it, as another of a task's numbers, or by closing.
+
+    `count` is how many numbers the task takes from this one on; 1 for another of them, 0 for one that closing took.
+    `cost_micro` is None while the task runs.
+    """
 
     number: int
-    escrow: Escrow | None
-    is_void: bool
-
-    @property
-    def count(self) -> int:
-        """How many numbers the escrow takes from this one on; 1 for another of them, 0 for one that closing took."""
-        if self.escrow and self.escrow.ticket:
-            return self.escrow.ticket.count
-        return 0 if self.is_void else 1
+    count: int
+    task_id: str | None = None
+    agent_id: str | None = None
+    state: State | None = None
+    cost_micro: int | None = None
 
 
 class Channels:
@@ -311,7 +311,7 @@ class Channels:
         found = read_items(self._client.batch_get_item, self._table, pks.values(), self._patience(), consistent=True)
         for number, pk in pks.items():
             if (item := found.get(pk)) is not None:
-                yield UsedTicket(number, read_escrow(item) if "state" in item else None, "void_ms" in item)
+                yield _used(number, from_item(item))
 
     def _item(self, pk: str) -> Mapping[str, Any] | None:
         return read_item(self._client.get_item, self._table, pk, self._patience())
@@ -354,6 +354,17 @@ def read(item: Mapping[str, Any]) -> Channel:
         returned_micro=values.get("returned", 0),
         closed_ms=values.get("closed_ms"),
     )
+
+
+def _used(number: int, values: Mapping[str, Any]) -> UsedTicket:
+    """A number by the attributes of its item, of which a tombstone has all that are needed."""
+    if "state" not in values:
+        return UsedTicket(number, 0 if "void_ms" in values else 1)
+    state = State(values["state"])
+    cost_micro = None
+    if state is not State.FUNDED:
+        cost_micro = values["budget"] - values["refunded"] + values.get("task_judging", 0)
+    return UsedTicket(number, values["tickets"], values["task_id"], values["agent_id"], state, cost_micro)
 
 
 def channel_change(after: Mapping[str, Any]) -> Channel | None:

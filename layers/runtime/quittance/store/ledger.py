@@ -6,7 +6,7 @@
     ESC#<escrow id>           an escrow; `work` and `work_at` while the sweep still has to process it, and `party`: in
                               whose balance it is until then. If a channel pays, it is the item of the ticket's first
                               number; those of the others name it in `part_of`. `void_ms` in place of an escrow:
-                              closing took the number out of use
+                              closing took the number out of use. `archived`: a tombstone, see store/archive.py
     CHAN#<channel id>         a channel, see store/channels.py
     TOPUP#<channel id>#<id>   an amount added to a channel
     IN#<account>#<id>         a deposit: amount, depositor
@@ -53,6 +53,7 @@ from quittance.errors import (
     ChannelClosedError,
     InsufficientFundsError,
     MovementConflictError,
+    PlatformUnavailableError,
     TicketUsedError,
 )
 from quittance.ledger import balances, earnings, reputation
@@ -71,12 +72,14 @@ from quittance.ledger.escrow import (
     is_judge,
     judge_task_id,
 )
-from quittance.ledger.journal import Line, LineKind, Payout, PayoutState, task_line
+from quittance.ledger.journal import Line, LineKind, Payout, PayoutState
 from quittance.ledger.pricing import ComputePrices
 from quittance.ledger.reputation import Standing
 from quittance.limits import BALANCE_SHARDS, BATCH_GET_ITEMS_MAX, CREDITED_AT_ONCE_MAX, PARTY_SHARDS
+from quittance.observability import logger
 from quittance.proof.seal import WITH_PARTY, sealed
 from quittance.run import Fault, Limits, Outcome, Side
+from quittance.store.archive import Archive, ArchiveDamagedError, Record, is_tombstone
 from quittance.store.dynamo import (
     BusyError,
     ConflictError,
@@ -195,13 +198,16 @@ class Ledger:
         work_shards: int,
         platform_account: str,
         left_ms: Callable[[], int],
+        archive: Archive | None = None,
     ) -> None:
+        """`archive` has the escrows that are not in the table any more; without one there must be none."""
         self._client = client
         self._table = table
         self._work_shards = work_shards
         self._platform_account = platform_account
         self._left_ms = left_ms
-        self.log = Log(client, table=table, left_ms=left_ms)
+        self._archive = archive
+        self.log = Log(client, table=table, left_ms=left_ms, whole=self.whole)
         # By account, the balance shard that this environment took from last, unless it is the home shard.
         self._shard_in_use: dict[str, int] = {}
 
@@ -225,7 +231,7 @@ class Ledger:
             if is_bond(insufficient.account):
                 raise BondTooLowError(escrow.agent_id) from insufficient
             raise insufficient.for_holder() from insufficient
-        return escrow if stored is None else _stored_first(stored, escrow)
+        return escrow if stored is None else _stored_first(self.whole(stored), escrow)
 
     def find_ticket(self, ticket: Ticket) -> Escrow | None:
         """The stored escrow that a ticket pays, or None (consistent reads).
@@ -238,7 +244,7 @@ class Ledger:
         found = self._get_all(list(pks.values()))
         for number, pk in pks.items():
             if pk in found and number == ticket.number and "state" in found[pk]:
-                return read_escrow(found[pk])
+                return read_escrow(self.whole(found[pk]))
             if pk in found:
                 raise _taken(found[pk])
         return None
@@ -261,7 +267,7 @@ class Ledger:
             else:
                 retried(lambda: self._client.put_item(**first), self._patience())
         except RefusedError as refused:
-            return _stored_first(next(item for item in refused.items if item is not None), settled)
+            return _stored_first(self.whole(next(item for item in refused.items if item is not None)), settled)
         return settled
 
     def take_over(self, stale: Escrow, *, runner: str, now_ms: int, lease_ms: int) -> Escrow:
@@ -311,7 +317,7 @@ class Ledger:
     def find(self, escrow_id: str) -> Escrow | None:
         """The stored escrow (consistent read), or None, also for a number that is not the first of its ticket."""
         item = self._get(f"ESC#{escrow_id}")
-        return read_escrow(item) if item and "state" in item else None
+        return read_escrow(self.whole(item)) if item and "state" in item else None
 
     # Accounts.
 
@@ -551,6 +557,68 @@ class Ledger:
             else:
                 return Credited(0, charge.written_off_micro, dict(charge.bonds_left))
 
+    # The archive.
+
+    def whole(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The item, or the one that it replaced if it is a tombstone.
+
+        Raises PlatformUnavailableError if the archive is damaged: the task has an outcome, but nobody may guess it.
+        """
+        if not is_tombstone(item):
+            return item
+        try:
+            return self.archive.whole(item)
+        except ArchiveDamagedError as damaged:
+            logger.error("archived escrow cannot be read", reason=str(damaged))
+            raise PlatformUnavailableError from damaged
+
+    @property
+    def archive(self) -> Archive:
+        """The archive. Raises LookupError without one."""
+        if self._archive is None:
+            msg = "an escrow is archived, but this ledger has no archive"
+            raise LookupError(msg)
+        return self._archive
+
+    def forget_archive(self) -> None:
+        """Drops what was read of the archive, so that it is read again."""
+        if self._archive is not None:
+            self._archive.forget()
+
+    def items(self, pks: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Those items that exist, as they are stored, by key (consistent reads, not a snapshot)."""
+        wanted = iter(dict.fromkeys(pks))
+        found: dict[str, Mapping[str, Any]] = {}
+        while page := list(islice(wanted, BATCH_GET_ITEMS_MAX)):
+            found |= self._get_all(page)
+        return found
+
+    def bury(self, record: Record) -> bool:
+        """Replaces a whole escrow by its tombstone; False if it was replaced before.
+
+        The condition names every attribute, so nothing is lost that the archive does not have. Raises
+        ArchiveDamagedError if the stored item is neither what was archived nor its tombstone.
+        """
+        names = {f"#a{number}": name for number, name in enumerate(record.item)}
+        same = [f"{name} = {name.replace('#', ':')}" for name in names]
+        whole = ["attribute_not_exists(archived)", "attribute_exists(swept_ms)", *same]
+        write: Any = {
+            "TableName": self._table,
+            "Item": record.tombstone,
+            "ConditionExpression": " AND ".join(whole),
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": {name.replace("#", ":"): record.item[names[name]] for name in names},
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+        try:
+            retried(lambda: self._client.put_item(**write), self._patience())
+        except RefusedError as refused:
+            if refused.items[0] == record.tombstone:
+                return False
+            msg = f"{record.item['pk']['S']} is not as it was archived at {record.where}"
+            raise ArchiveDamagedError(msg) from refused
+        return True
+
     # The audit.
 
     def scan_page(
@@ -568,13 +636,23 @@ class Ledger:
         page = retried(partial(self._client.scan, **scan), Patience(self._left_ms()))
         return [plain(item) for item in page["Items"]], page.get("LastEvaluatedKey")
 
-    def read(self, pks: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The attributes of those items that exist, by key (consistent reads, not a snapshot)."""
-        wanted = iter(dict.fromkeys(pks))
-        found: dict[str, dict[str, Any]] = {}
-        while page := list(islice(wanted, BATCH_GET_ITEMS_MAX)):
-            found |= {pk: plain(item) for pk, item in self._get_all(page).items()}
-        return found
+    def read(self, pks: Iterable[str], *, buried: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+        """The attributes of those items that exist, by key (consistent reads, not a snapshot).
+
+        Archived escrows are whole, and `buried` gets their tombstones. One that the archive does not have as it was is
+        left out.
+        """
+        found = self.items(pks)
+        if tombstones := {pk: item for pk, item in found.items() if is_tombstone(item)}:
+            found = {pk: item for pk, item in found.items() if pk not in tombstones}
+            found |= self.archive.wholes(tombstones.values())
+            if buried is not None:
+                buried |= {pk: plain(item) for pk, item in tombstones.items()}
+        return {pk: plain(item) for pk, item in found.items()}
+
+    def stored(self, pks: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """As `read`, but without a look into the archive: a tombstone for an archived escrow."""
+        return {pk: plain(item) for pk, item in self.items(pks).items()}
 
     def movements_since(self, account: str, at_ms: int) -> Iterator[str]:
         """The keys of an account's movements since a time, from the index, which may lag by a second."""
@@ -624,16 +702,24 @@ class Ledger:
             self.give(refunds, [{"Update": write} for write in writes])
         except RefusedError as refused:
             if refused.items[0] is None and judges:  # the condition of a judge's escrow failed
-                return self.find(settled.escrow_id) or _stored_escrow(refused)
-            return _stored_escrow(refused)
+                return self.find(settled.escrow_id) or self._stored_escrow(refused)
+            return self._stored_escrow(refused)
         return settled
 
     def _write(self, write: dict[str, Any], written: Escrow) -> Escrow:
         try:
             retried(lambda: self._client.update_item(**write), self._patience())
         except RefusedError as refused:
-            return _stored_escrow(refused)
+            return self._stored_escrow(refused)
         return written
+
+    def _stored_escrow(self, refused: RefusedError) -> Escrow:
+        """The stored escrow of a rejected write. If it is absent, it was never funded: a bug, not a race."""
+        item = refused.items[0]
+        if item is None:
+            msg = "the escrow is not in the ledger"
+            raise LookupError(msg) from refused
+        return read_escrow(self.whole(item))
 
     # Balances.
 
@@ -1038,8 +1124,17 @@ def _charged_micro(shard: Mapping[str, Any] | None) -> int:
 def _line(item: Mapping[str, Any]) -> Line:
     values = from_item(item)
     prefix, _, rest = values["pk"].partition("#")
-    if prefix == "ESC":
-        return task_line(read_escrow(item))
+    if prefix == "ESC":  # as a tombstone has it too
+        return Line(
+            account=values["account"],
+            kind=LineKind.TASK,
+            reference=values["task_id"],
+            at_ms=values["at"],
+            amount_micro=values.get("refunded", 0) - values["budget"],
+            agent_id=values["agent_id"],
+            tasks=1,
+            state=State(values["state"]),
+        )
     if prefix == "CHAN":  # what the channel has taken from the account so far
         amount_micro = values.get("returned", 0) - values["deposit"]
         return Line(values["account"], LineKind.CHANNEL, rest, values["at"], amount_micro)
@@ -1274,12 +1369,3 @@ def _settlement_of(settled: Escrow) -> Settlement:
         msg = "an escrow cannot end without a settlement"
         raise ValueError(msg)
     return settled.settlement
-
-
-def _stored_escrow(refused: RefusedError) -> Escrow:
-    """The stored escrow of a rejected write. If it is absent, it was never funded: a bug, not a race."""
-    item = refused.items[0]
-    if item is None:
-        msg = "the escrow is not in the ledger"
-        raise LookupError(msg) from refused
-    return read_escrow(item)

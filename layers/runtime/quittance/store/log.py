@@ -1,6 +1,7 @@
 """The log of receipts in the ledger's table: one order of all credited escrows.
 
-    LOG               size: the number of receipts in the log; published: the size of the newest checkpoint
+    LOG               size: the number of receipts in the log; published: the size of the newest checkpoint;
+                      archived_size: the position from which on escrows are not archived yet, where a batch begins
     LOG#<first>       the batch that begins at this position of the log
     BATCH#<id>        escrows that were credited together; `first`: their position in the log
     REP#<agent>       standing: the fold of the agent's receipts in log order (see ledger/reputation.py)
@@ -29,6 +30,7 @@ from quittance.limits import (
 )
 from quittance.proof import receipt
 from quittance.proof.log import LogHead
+from quittance.store.archive import ARCHIVED, DIGEST, is_tombstone
 from quittance.store.dynamo import (
     BusyError,
     ConflictError,
@@ -117,10 +119,19 @@ class Latest:
 class Log:
     """The log. Each operation is safe to repeat. Raises PlatformUnavailableError as the ledger does."""
 
-    def __init__(self, client: "DynamoDBClient", *, table: str, left_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        client: "DynamoDBClient",
+        *,
+        table: str,
+        left_ms: Callable[[], int],
+        whole: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> None:
+        """`whole` returns the item that a tombstone replaced."""
         self._client = client
         self._table = table
         self._left_ms = left_ms
+        self._whole = whole
 
     def head(self) -> LogHead:
         """The size of the log, and the size of its newest checkpoint (consistent read)."""
@@ -161,17 +172,19 @@ class Log:
 
     def receipts(self, first: int, *, at_least: int) -> Sequence[str]:
         """Receipts from the position of a batch on, in order: of whole batches, until there are enough."""
-        batches: list[Mapping[str, Any]] = []
-        count = 0
-        while count < at_least:
-            pointer = self._get(f"LOG#{first + count}")
+        return list(self._signed(self.escrow_keys(first, at_least=at_least)))
+
+    def escrow_keys(self, first: int, *, at_least: int) -> list[str]:
+        """Keys of escrows from the position of a batch on, in order: of whole batches, until there are enough."""
+        pks: list[str] = []
+        while len(pks) < at_least:
+            pointer = self._get(f"LOG#{first + len(pks)}")
             batch = self._get(f"BATCH#{pointer['batch']['S']}") if pointer else None
             if batch is None:
-                msg = f"no batch of the log begins at position {first + count}"
+                msg = f"no batch of the log begins at position {first + len(pks)}"
                 raise LookupError(msg)
-            batches.append(batch)
-            count += len(_escrow_keys(batch))
-        return list(self._signed(pk for batch in batches for pk in _escrow_keys(batch)))
+            pks += _escrow_keys(batch)
+        return pks
 
     def set_published(self, size: int) -> None:
         """Records that the checkpoint of this size is published; one that is not larger changes nothing."""
@@ -181,6 +194,19 @@ class Log:
             set_={"published": size},
             condition="#published < :size",
             values={":size": size},
+        )
+        with suppress(RefusedError):
+            retried(lambda: self._client.update_item(**write), Patience(self._left_ms()))
+
+    def set_archived(self, first: int, end: int) -> None:
+        """Records that the escrows between two positions are archived, unless another archiver has recorded it."""
+        write = update(
+            self._table,
+            "LOG",
+            set_={"archived_size": end},
+            condition="#published >= :end AND "
+            + ("#archived_size = :first" if first else "attribute_not_exists(#archived_size)"),
+            values={":end": end} | ({":first": first} if first else {}),
         )
         with suppress(RefusedError):
             retried(lambda: self._client.update_item(**write), Patience(self._left_ms()))
@@ -314,8 +340,13 @@ class Log:
         """The receipts of escrows, in order."""
         keys = iter(pks)
         pages = iter(lambda: list(islice(keys, BATCH_GET_ITEMS_MAX)), [])
-        for page, found in at_once(lambda page: (page, self._get_all(page, only=("pk", "receipt"))), pages):
-            yield from (found[pk]["receipt"]["S"] for pk in page)
+        only = ("pk", "receipt", ARCHIVED, DIGEST)
+        for page, found in at_once(lambda page: (page, self._get_all(page, only=only)), pages):
+            yield from (self._receipt(found[pk]) for pk in page)
+
+    def _receipt(self, item: Mapping[str, Any]) -> str:
+        receipt: str = (self._whole(item) if is_tombstone(item) else item)["receipt"]["S"]
+        return receipt
 
     def _send(self, actions: list[dict[str, Any]]) -> None:
         self._client.transact_write_items(TransactItems=actions)  # type: ignore[arg-type]  # built as plain dicts
@@ -360,7 +391,7 @@ def _head(item: Mapping[str, Any] | None) -> LogHead:
     if item is None:
         return LogHead()
     values = from_item(item)
-    return LogHead(values["size"], values["published"])
+    return LogHead(values["size"], values["published"], values.get("archived_size", 0))
 
 
 def _bytes(item: Mapping[str, Any]) -> int:

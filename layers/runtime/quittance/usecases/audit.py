@@ -145,7 +145,9 @@ def _has_time(platform: Platform) -> bool:
 def _head(platform: Platform) -> LogHead | None:
     """The log's head; None if it is damaged, which the scan reports."""
     head = platform.ledger.read(["LOG"]).get("LOG", {"pk": "LOG", "size": 0, "published": 0})
-    return LogHead(head["size"], head["published"]) if invariants.form_error(head) is None else None
+    if invariants.form_error(head):
+        return None
+    return LogHead(head["size"], head["published"], head.get("archived_size", 0))
 
 
 # From one phase to the next.
@@ -187,6 +189,7 @@ def _after_the_tail(platform: Platform, results: Results, plan: Plan, state: Sta
     if whole.gap is not None or (not whole.is_broken and whole.range.size < given["size"]):
         result.check("I15", f"LOG#{whole.range.size}", "a batch", f"a batch at {whole.gap}" if whole.gap else None)
         found.is_broken = True
+    _check_archived(platform, plan, result)
     if not found.is_broken:
         _check_checkpoint(platform, plan, result, whole)
     result.check("I10", "FEE# of publications", 0, found.unpaired)
@@ -224,6 +227,14 @@ def _joined(results: Results, plan: Plan, walked: Sequence[Part]) -> Chain:
         for header in parts.headers(part, results.load):
             whole.join(header)
     return whole
+
+
+def _check_archived(platform: Platform, plan: Plan, result: Audit) -> None:
+    """I15: whole batches are archived, and only published ones. That a pointer is true is checked with its batch."""
+    head = plan.head
+    pointer = f"LOG#{head.archived}"
+    at_batch = head.archived in {0, head.size} or pointer in platform.ledger.read([pointer])
+    result.check("I15", "LOG", expected=True, found=at_batch and 0 <= head.archived <= head.published)
 
 
 def _check_checkpoint(platform: Platform, plan: Plan, result: Audit, whole: Chain) -> None:
@@ -345,6 +356,7 @@ class _Auditor:
 
     def run(self) -> Part:
         """Does the step."""
+        self._ledger.forget_archive()
         do = {
             parts.LOG: self._walk_part,
             parts.SCAN: self._scan,
@@ -445,14 +457,26 @@ class _Auditor:
         If something differs, reads it again: the first reads may have been before and after a concurrent transaction.
         """
         for _ in range(2):
-            escrows = self._ledger.read(invariants.escrow_keys(batch))
+            buried: dict[str, dict[str, Any]] = {}
+            escrows = self._ledger.read(invariants.escrow_keys(batch), buried=buried)
             lines = self._ledger.read(invariants.batch_line_keys(batch, escrows, self._context))
             differences = invariants.check_credited(batch, escrows, lines, self._context)
             if not differences:
                 break
         self._result.add(differences)
+        self._check_buried(buried, escrows)
+        head = self._plan.head
+        if 0 <= batch.get("first", head.size) < head.archived:
+            self._result.check("I15", batch["pk"], sorted(invariants.escrow_keys(batch)), sorted(buried))
         self._found.old_lines_due += sum(not self._is_recent(line) for line in lines.values())
         return escrows
+
+    def _check_buried(self, buried: dict[str, dict[str, Any]], whole: dict[str, dict[str, Any]]) -> None:
+        """Checks archived escrows as the scan checks others, and that their tombstones have the same."""
+        sound = [values for pk in buried if (values := whole.get(pk)) and invariants.form_error(values) is None]
+        others = self._ledger.read(pk for values in sound for pk in invariants.referenced_keys(values, self._context))
+        for pk, tombstone in buried.items():
+            self._result.add(invariants.check_buried(tombstone, whole.get(pk), others, self._context))
 
     def _check_published(self, escrows: Iterable[Values]) -> None:
         """I8: the first batch that no checkpoint covers must not be old."""
@@ -514,6 +538,12 @@ class _Auditor:
                 self._check_batch(values)
             elif invariants.is_batch_line(values) and self._is_recent(values):
                 self._check_line(values)
+            elif invariants.is_archived(values) and self._is_newly_archived(values, others):
+                self._check_buried({values["pk"]: values}, self._ledger.read([values["pk"]]))
+
+    def _is_newly_archived(self, values: Values, others: Mapping[str, Values]) -> bool:
+        """Whether a tombstone may be newer than the walk, which then saw the whole escrow without checking it."""
+        return bool(others[f"BATCH#{values['batch']}"]["first"] + values["place"] >= self._plan.head.archived)
 
     def _note(self, values: Values) -> None:
         match invariants.item_type(values):
@@ -572,7 +602,7 @@ class _Auditor:
 
     def _check_again(self) -> None:
         for pk in self._suspects:
-            values = self._ledger.read([pk]).get(pk)
+            values = self._ledger.stored([pk]).get(pk)
             if values is None:
                 self._result.check("form", pk, "an item", "no item, but there was one a moment ago")
                 continue
@@ -582,6 +612,8 @@ class _Auditor:
                 else {}
             )
             self._result.add(invariants.check(values, others, self._context))
+            if invariants.is_archived(values):  # perhaps since the scan
+                self._check_buried({pk: values}, self._ledger.read([pk]))
 
     # What the log is compared with.
 
@@ -790,7 +822,7 @@ class _Auditor:
 
     def _numbers(self, channel_id: str, numbers: Iterable[int]) -> list[Values]:
         """The items of some numbers of a channel that have no form error."""
-        found = self._ledger.read(invariants.number_keys(channel_id, numbers))
+        found = self._ledger.stored(invariants.number_keys(channel_id, numbers))
         return [
             values
             for values in found.values()

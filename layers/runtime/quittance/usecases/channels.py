@@ -226,15 +226,13 @@ def _own(platform: Platform, caller: Caller, channel_id: str) -> Channel:
 
 
 def _line(used: UsedTicket) -> TicketLine:
-    if (escrow := used.escrow) is None:
-        return TicketLine(number=used.number, tickets=used.count)
     return TicketLine(
         number=used.number,
         tickets=used.count,
-        task_id=escrow.task_id,
-        agent_id=escrow.agent_id,
-        escrow_status=escrow.state,
-        cost_micro=escrow.drawn_micro if escrow.settlement else None,
+        task_id=used.task_id,
+        agent_id=used.agent_id,
+        escrow_status=used.state,
+        cost_micro=used.cost_micro,
     )
 
 

@@ -158,7 +158,7 @@ def _piece(platform: Platform, of: str, after: str | None) -> tuple[int, int, st
 
 def _list_item(platform: Platform, item: Mapping[str, Any]) -> bool:
     """Whether a stored item was listed. The standings are read with the agents, which the registry has."""
-    if escrow := listed_change({}, item):
+    if escrow := listed_change({}, platform.ledger.whole(item)):
         list_escrow(platform, escrow)
     elif channel := channel_change(item):
         list_channel(platform, channel)

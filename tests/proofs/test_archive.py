@@ -470,9 +470,13 @@ class Interrupting:
         return self._left > 0
 
 
-def test_an_audit_during_which_escrows_are_archived_is_right(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_audit_during_which_escrows_are_archived_is_right(
+    old: Old, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
     """Between any two of its calls; and a damaged escrow that is archived meanwhile is still found."""
     monkeypatch.setattr(audit, "_INDEX_LAG_S", 0)
+    monkeypatch.setattr(audit, "_PARTS_MIN", parts)
     table, calls = dict(old.memory.items), 0
     pk = old.world().ledger.log.escrow_keys(0, at_least=1)[0]
     wrong = {pk: table[pk] | {"input_sha256": {"S": "0" * 64}}}

@@ -28,6 +28,7 @@ REASONS = {
     "make test or make proofs runs it",
     "tests/e2e/test_workflows.py runs it",
     "it needs files of an earlier delivery",
+    "it needs an archived escrow",
     "it serves until it is ended",
     "it is a part of a program",
 }

@@ -57,12 +57,13 @@ def test_functions_are_called_only_by_their_alias(guarded: dict[str, Any]) -> No
     assert aliases == of_type(guarded, "AWS::Lambda::Alias").keys()
     callers = of_type(guarded, "AWS::Lambda::Permission") | of_type(guarded, "AWS::Lambda::EventSourceMapping")
     permitted = [found["Properties"]["FunctionName"] for found in callers.values()]
-    # Permitted by the roles of the workflow and of the sweep.
-    by_role = {f"{name}FunctionAliaslive" for name in ("Plan", "Execute", "Drain")}
+    # Permitted by the roles of the workflows and of the sweep.
+    by_role = {f"{name}FunctionAliaslive" for name in ("Plan", "Execute", "Drain", "Audit")}
     assert {name["Ref"] for name in permitted} | by_role == aliases
     for name, rule in of_type(guarded, "AWS::Events::Rule").items():
         (target,) = rule["Properties"]["Targets"]
-        assert name == "TaskRequested" or target["Arn"]["Ref"] in aliases
+        starts_a_workflow = name in {"TaskRequested", "AuditWorkflowEveryDay"}
+        assert starts_a_workflow or target["Arn"]["Ref"] in aliases
     (notified,) = guarded["UploadsBucket"]["Properties"]["NotificationConfiguration"]["LambdaConfigurations"]
     assert notified["Function"]["Ref"] in aliases
     body = json.dumps(guarded["Api"]["Properties"]["Body"])
@@ -84,13 +85,15 @@ def test_alarms_roll_back_a_guarded_rollout(guarded: dict[str, Any]) -> None:
         assert [alarm["Name"] for alarm in alarms["Alarms"]] == [
             {"Fn::If": ["IsGuarded", {"Ref": "ReleaseErrorsAlarm"}, {"Ref": "AWS::NoValue"}]},
             {"Fn::If": ["IsGuarded", {"Ref": "ReleaseErrorsBehindAlarm"}, {"Ref": "AWS::NoValue"}]},
+            {"Fn::If": ["IsGuarded", {"Ref": "ReleaseErrorsScheduledAlarm"}, {"Ref": "AWS::NoValue"}]},
             {"Ref": "ApiErrorsAlarm"}, {"Ref": "PlatformFaultsAlarm"}, {"Ref": "AuditAlarm"},
         ]  # fmt: skip
         assert "DEPLOYMENT_STOP_ON_ALARM" in group["Properties"]["AutoRollbackConfiguration"]["Events"]
         assert "Canary10Percent5Minutes" in json.dumps(group["Properties"]["DeploymentConfigName"])
     for alias in of_type(guarded, "AWS::Lambda::Alias").values():
         assert alias["UpdatePolicy"]["CodeDeployLambdaAliasUpdate"]["DeploymentGroupName"]["Ref"] in groups
-    parts = [guarded[name]["Properties"]["Metrics"][1:] for name in ("ReleaseErrorsAlarm", "ReleaseErrorsBehindAlarm")]
+    names = ("ReleaseErrorsAlarm", "ReleaseErrorsBehindAlarm", "ReleaseErrorsScheduledAlarm")
+    parts = [guarded[name]["Properties"]["Metrics"][1:] for name in names]
     assert max(map(len, parts)) < 10, "one alarm can add up at most ten metrics"
     watched = [metric for part in parts for metric in part]
     assert sorted(metric["Id"] for metric in watched) == sorted(set(FUNCTIONS) - {"authorizer"})

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 from botocore.awsrequest import AWSPreparedRequest
@@ -40,11 +39,10 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    with (
-        mock_aws(),
-        mock.patch.object(dynamo_client._Connections, "post", _post_to_moto),
-        mock.patch.object(parallel, "CALLS_AT_ONCE_MAX", 1),  # moto takes one call at a time
-    ):
+    # By monkeypatch, as a test may set them again: what sets last must be undone first.
+    monkeypatch.setattr(dynamo_client._Connections, "post", _post_to_moto)
+    monkeypatch.setattr(parallel, "CALLS_AT_ONCE_MAX", 1)  # moto takes one call at a time
+    with mock_aws():
         yield
 
 

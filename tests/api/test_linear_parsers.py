@@ -520,6 +520,9 @@ READS: Final = {
     "api.requests.validated: model_validate": "payload of a direct task",
     "ledger.channels.parse_task_id: int": "id of a ticket's task",
     "proof.receipt._check_asked: int": FORM,
+    "proof.receipt._check_header: loads": OURS,
+    "proof.receipt._segment: urlsafe_b64decode": OURS,
+    "proof.receipt.read_claims: loads": OURS,
     "proof.ticket.check_claim: int": FORM,
     "proof.ticket.key_of: b64decode": "key of a channel",
     "proof.ticket.key_of: from_bytes": FIXED,  # 32 bytes

@@ -75,7 +75,7 @@ def old(
         assert settle.expire_if_overdue(past, funded).settlement
     past.ledger.credit(ids, now_ms=past.now_ms())
     for batches in past.ledger.log.waiting():
-        past.ledger.log.append(batches)
+        assert list(past.ledger.log.append(batches))
     publish_log(past, {})
     assert past.ledger.log.head().published >= BUNDLE_ESCROWS_MIN
     yield user

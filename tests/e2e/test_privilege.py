@@ -45,6 +45,7 @@ NOT_TESTED: dict[tuple[str, str, str], str] = {
     ("WorkFunction", "s3:GetObject", "${OutputsBucket.Arn}/outputs/*"): _AS_EXECUTE,
     ("WorkFunction", "s3:ListBucket", "BinariesBucket.Arn"): _AS_EXECUTE,
     ("WorkFunction", "s3:GetObject", "${ArchiveBucket.Arn}/escrows/*"): _AS_EXECUTE,
+    ("DeadletterFunction", "s3:GetObject", "${ArchiveBucket.Arn}/escrows/*"): _AS_EXECUTE,
     ("DrainFunction", "dynamodb:GetItem", "RegistryTable.Arn"): "it runs the sweep's steps, where this right is tested",
     (
         "DrainFunction",

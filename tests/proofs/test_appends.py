@@ -16,7 +16,7 @@ from quittance.limits import LOGGED_AGENTS_MAX, LOGGED_AT_ONCE_MAX, TRANSACTION_
 from quittance.proof.log import LogHead, Tile, leaf_hash
 from quittance.store import log, parallel
 from quittance.store.log import Latest
-from quittance.usecases.sweep import publish_log, sweep
+from quittance.usecases.sweep import Steps, publish_log, sweep
 from tests.proofs.checks import violations
 from tests.proofs.memory import Memory
 from tests.proofs.test_matrix import DONE, EXPIRY, done, hold, overtaken
@@ -269,6 +269,34 @@ def test_a_damaged_receipt_never_enters_the_log(damage: Callable[[str], str]) ->
         swept = sweep(world)
     assert (swept.logged, swept.failed, swept.published) == (2, 1, 2)
     assert order(memory) == [batch_ids[0], batch_ids[2]]
+
+
+@pytest.mark.parametrize("appends", [1, 2])
+def test_a_sweep_whose_time_ends_says_that_batches_are_left(appends: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next sweep appends the rest."""
+    memory, world, batch_ids = credited("a", "b", "c")
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "TRANSACTION_ITEMS_MAX", 4)
+        patch.setattr(world, "left_ms", lambda: 0 if len(memory.items_written) >= appends else 60_000)
+        steps = Steps(world)
+        assert not steps._log()
+    assert (steps.done.logged, steps.done.failed) == (appends, 0)
+    assert sweep(world).logged == len(batch_ids) - appends
+    assert exact(memory, world)
+
+
+def test_a_sweep_whose_time_ends_while_it_looks_for_a_damaged_batch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, world, batch_ids = credited("a", "b", "c")
+    pk = f"ESC#{batch_ids[1]}"
+    memory.items[pk] = {**memory.items[pk], "receipt": {"S": "damaged"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "left_ms", iter([60_000, 60_000, *[0] * 9]).__next__)
+        steps = Steps(world)
+        assert not steps._log()
+    assert (steps.done.logged, steps.done.failed) == (0, 0)
+    with quiet():
+        swept = sweep(world)
+    assert (swept.logged, swept.failed) == (2, 1)
 
 
 def test_a_damaged_batch_hides_no_earlier_append() -> None:

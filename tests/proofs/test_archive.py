@@ -1,6 +1,7 @@
 """The archive loses and changes nothing: in every order of calls, after every crash, and in every answer."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -11,9 +12,11 @@ from quittance.api.identity import Caller
 from quittance.errors import PlatformUnavailableError, QuittanceError
 from quittance.ledger.balances import bond_account
 from quittance.limits import ARCHIVE_AFTER_DAYS_MIN, CHANNEL_CLOSE_MS
+from quittance.proof import parts
 from quittance.store.archive import ArchiveDamagedError
 from quittance.store.channels import channel_change
 from quittance.store.ledger import left_funded, listed_change, payout_moved, standing_change
+from quittance.store.parts import Spool
 from quittance.usecases import archive as archiving
 from quittance.usecases import audit, channels, execute, launch, result, runs
 from quittance.usecases.archive import archive
@@ -491,6 +494,37 @@ def test_an_audit_during_which_escrows_are_archived_is_right(
         if client.is_over:
             break
     assert calls > 20
+
+
+class Counted:
+    """A client that counts its calls by name."""
+
+    def __init__(self, memory: Archiving) -> None:
+        self._memory, self.calls = memory, Counter[str]()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        self.calls[name] += 1
+        return getattr(self._memory, name)
+
+
+def test_the_scan_reads_no_archive(old: Old) -> None:
+    """The walk has read each bundle. In the scan's order, nearly every item would be another read of S3."""
+    archive(old.world())
+    client = Counted(old.memory)
+    world = ArchivingWorld(client, now_ms=lambda: LATER_MS, tiles=old.shelf, left_ms=lambda: 600_000)
+    with Spool() as results:
+        (scan,) = [part for part in audit.begin(world, results, run="").parts if part.kind == parts.SCAN]
+        assert audit.step(world, results, scan).done
+    assert client.calls["scan"]
+    assert not client.calls["get_object"]
+
+
+@pytest.mark.parametrize("first", [{"S": "0"}, {"N": "1.5"}, {"N": "-1"}])
+def test_a_damaged_batch_of_archived_escrows_is_named(first: dict[str, str], old: Old) -> None:
+    archive(old.world())
+    pk = next(pk for pk in old.memory.items if pk.startswith("BATCH#"))
+    old.memory.items[pk] = {**old.memory.items[pk], "first": first}
+    assert any(pk in found for found in differences(old.world()))
 
 
 # What sees the table change.

@@ -404,3 +404,18 @@ def test_plans_differ_by_their_run() -> None:
     digests = {parts.keep_plan(plan(run), shelf.keep) for run in ("a", "b")}
     assert len(digests) == 2
     assert {parts.load_plan(shelf.load, digest).run for digest in digests} == {"a", "b"}
+
+
+def test_a_step_without_time_continues_within_a_page(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may have thousands of items, and each of them may need a slow read."""
+    expected = summary(Machine(ledger).verdict())
+    monkeypatch.setattr(auditing, "_PARTS_MIN", 1)
+    monkeypatch.setattr(test_streaming, "PAGE_ITEMS", 10_000)
+    monkeypatch.setattr(auditing, "AUDIT_STEP_ITEMS_MAX", 10_000)
+    monkeypatch.setattr(auditing, "_has_time", lambda _: False)
+    machine = Machine(ledger, run="run-2")
+    done = machine.read()
+    (scan,) = [part for part in done if part["kind"] == parts.SCAN]
+    assert scan["step"] > 1
+    machine.advance(done)
+    assert summary(machine.verdict()) == expected

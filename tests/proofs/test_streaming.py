@@ -59,7 +59,10 @@ class Paged(Memory):
         **start: Any,
     ) -> dict[str, Any]:
         self.between()
-        first = int(start.get("ExclusiveStartKey", {}).get("page", 0))
+        after = start.get("ExclusiveStartKey", {})
+        first = int(after.get("page", 0))
+        if "pk" in after:  # any key of the segment
+            first = self.keys[Segment].index(after["pk"]["S"]) + 1
         if not first:
             # The order is arbitrary, except that balances come last: concurrent movements then look like differences.
             keys = segment_of(self.items, Segment, TotalSegments)

@@ -725,7 +725,7 @@ def _check_tombstone(values: Values, others: Mapping[str, Values]) -> Iterator[D
     yield from _unless_equal("I6", at, expected=False, found=is_held(values))
     yield from _check_place(values, others)
     batch = others.get(f"BATCH#{values['batch']}", {})
-    yield from _unless_equal("I15", at, expected=True, found="first" in batch)
+    yield from _unless_equal("I15", at, expected=True, found="first" in batch and form_error(batch) is None)
 
 
 def check_buried(

@@ -381,7 +381,8 @@ def checks(claims: ReceiptClaims, signed: VerifiedStatement) -> Iterator[tuple[F
 def read_claims(token: str) -> dict[str, Any]:
     """The claims of a receipt or a checkpoint that the platform itself stored, unverified. Raises jwt.DecodeError.
 
-    It rejects what `jwt.decode` without verification rejects, in a third of the time: the sweep reads every receipt.
+    It rejects what is not three base64url parts with JSON objects, several times as fast as `jwt.decode`: the sweep
+    reads every receipt. Members of the header are not checked.
     """
     try:
         header, payload, signature = token.split(".")

@@ -12,8 +12,8 @@ _R = TypeVar("_R")
 def at_once(do: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     """The results of a call for each item, in order, with up to CALLS_AT_ONCE_MAX calls at a time.
 
-    All calls have ended when it returns or raises the first exception of one. Calls that had not begun are not made
-    then. A single call is made by the thread that asks for it.
+    All calls have ended when it returns or raises the first exception in the order of the items. Calls may begin until
+    that is reached. A single call is made by the thread that asks for it.
     """
     waiting = list(items)
     if len(waiting) < 2:

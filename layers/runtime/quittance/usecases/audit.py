@@ -501,6 +501,8 @@ class _Auditor:
         for items in self._pages():
             for first in range(0, len(items), BATCH_GET_ITEMS_MAX):
                 self._check_items(items[first : first + BATCH_GET_ITEMS_MAX])
+                if self._must_stop_within(items, first + BATCH_GET_ITEMS_MAX):
+                    break
         self._check_again()
         for account in self._books.gaps.keys() | self._books.final.keys() | self._books.held.keys():
             gap, final = self._books.gaps[account], self._books.final[account]
@@ -525,12 +527,20 @@ class _Auditor:
             if self._next is None or count >= AUDIT_STEP_ITEMS_MAX or not _has_time(self._platform):
                 return
 
+    def _must_stop_within(self, items: Sequence[dict[str, Any]], checked: int) -> bool:
+        """Whether no time is left for the rest of a page. The next step then begins after the last item checked."""
+        if checked >= len(items) or _has_time(self._platform):
+            return False
+        self._next = {"pk": {"S": items[checked - 1]["pk"]}}
+        return True
+
     def _check_items(self, items: Sequence[dict[str, Any]]) -> None:
         sound = [values for values in items if invariants.form_error(values) is None]
         for values in sound:
             self._books.post(self._result, values)
             self._note(values)
-        others = self._ledger.read(pk for values in sound for pk in invariants.referenced_keys(values, self._context))
+        others = self._others(sound)
+        new: dict[str, dict[str, Any]] = {}
         for values in items:
             if invariants.check(values, others, self._context):
                 self._suspect(values["pk"])
@@ -539,7 +549,16 @@ class _Auditor:
             elif invariants.is_batch_line(values) and self._is_recent(values):
                 self._check_line(values)
             elif invariants.is_archived(values) and self._is_newly_archived(values, others):
-                self._check_buried({values["pk"]: values}, self._ledger.read([values["pk"]]))
+                new[values["pk"]] = values
+        if new:
+            self._check_buried(new, self._ledger.read(new))
+
+    def _others(self, sound: Sequence[Values]) -> dict[str, dict[str, Any]]:
+        """What items refer to. Of a task, its further numbers need only what a tombstone has too: no read of S3."""
+        marks, rest = list[str](), list[str]()
+        for values in sound:
+            (marks if invariants.is_mark(values) else rest).extend(invariants.referenced_keys(values, self._context))
+        return self._ledger.stored(marks) | self._ledger.read(rest)
 
     def _is_newly_archived(self, values: Values, others: Mapping[str, Values]) -> bool:
         """Whether a tombstone may be newer than the walk, which then saw the whole escrow without checking it."""
@@ -606,11 +625,7 @@ class _Auditor:
             if values is None:
                 self._result.check("form", pk, "an item", "no item, but there was one a moment ago")
                 continue
-            others = (
-                self._ledger.read(invariants.referenced_keys(values, self._context))
-                if invariants.form_error(values) is None
-                else {}
-            )
+            others = self._others([values] if invariants.form_error(values) is None else [])
             self._result.add(invariants.check(values, others, self._context))
             if invariants.is_archived(values):  # perhaps since the scan
                 self._check_buried({pk: values}, self._ledger.read([pk]))

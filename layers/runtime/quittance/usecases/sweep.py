@@ -114,9 +114,9 @@ class Steps:
     `shard` is the work shard of a drain. `drained` has the backlogs that drains process, by step; `alone` the steps
     that this sweep does itself because no drain does.
 
-    `closing` says whether a channel has more numbers to count than one step of the round did, `logging` whether the
-    time ended before all batches were appended. `latest` is the log after this invocation's last append; `appended` has
-    hashes of receipts that were appended and not published, by the position of their batch.
+    `closing` says whether a channel has more numbers to count than one step of the round did. `latest` is the log after
+    this invocation's last append; `appended` has hashes of receipts that were appended and not published, by the
+    position of their batch.
     """
 
     platform: Platform
@@ -128,7 +128,6 @@ class Steps:
     alone: set[str] = field(default_factory=set)
     began_ms: int = 0
     closing: bool = False
-    logging: bool = False
     latest: Latest = field(default_factory=Latest)
     appended: dict[int, list[bytes]] = field(default_factory=dict)
 
@@ -216,13 +215,13 @@ class Steps:
         return self._each(chain.from_iterable(overdue), self._expire)
 
     def _log(self) -> bool:
-        self.logging = False
         for batch_ids in self.platform.ledger.log.waiting():
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
-            if waiting := [batch_id for batch_id in batch_ids if batch_id not in self.failed]:
-                self._each_half(waiting, self._append, "not logged")
-        return not self.logging
+            waiting = [batch_id for batch_id in batch_ids if batch_id not in self.failed]
+            if waiting and not self._each_half(waiting, self._append, "not logged"):
+                return False
+        return True
 
     def _credit(self) -> bool:
         before_ms = self.began_ms if _CREDIT in self.drained else None
@@ -235,8 +234,9 @@ class Steps:
         for escrow_ids in settled:
             if self.platform.left_ms() < _STOP_BEFORE_MS:
                 return False
-            if waiting := [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]:
-                self._each_half(waiting, self._credit_all, "not credited")
+            waiting = [escrow_id for escrow_id in escrow_ids if escrow_id not in self.failed]
+            if waiting and not self._each_half(waiting, self._credit_all, "not credited"):
+                return False
         return True
 
     def _close(self) -> bool:
@@ -288,11 +288,12 @@ class Steps:
             self._fail("not refunded", escrow_id)
 
     @tracing.step("credit")
-    def _credit_all(self, escrow_ids: Sequence[str]) -> None:
+    def _credit_all(self, escrow_ids: Sequence[str]) -> bool:
         credited = self.platform.ledger.credit(escrow_ids, now_ms=self.platform.now_ms(), contended=self.is_drain)
         self.done.credited += credited.escrows
         self.done.written_off_micro += credited.written_off_micro
         self._note_bonds(credited)
+        return True
 
     @tracing.step("close")
     def _close_one(self, channel_id: str) -> None:
@@ -336,7 +337,8 @@ class Steps:
                     self._fail("bond not noted", owner)
 
     @tracing.step("log")
-    def _append(self, batch_ids: Sequence[str]) -> None:
+    def _append(self, batch_ids: Sequence[str]) -> bool:
+        """Appends batches; False if the time ended before."""
         waiting = len(batch_ids)
         for appended in self.platform.ledger.log.append(batch_ids, self.latest):
             for first, receipts in appended.items():
@@ -344,22 +346,25 @@ class Steps:
                 self.done.logged += len(receipts)
             waiting -= len(appended)
             if waiting and self.platform.left_ms() < _STOP_BEFORE_MS:
-                self.logging = True
-                return
+                return False
+        return True
 
-    def _each_half(self, ids: Sequence[str], do: Callable[[Sequence[str]], None], failed: str) -> None:
-        """Does something for all ids. If that fails, does it for each half, down to the one that is faulty."""
+    def _each_half(self, ids: Sequence[str], do: Callable[[Sequence[str]], bool], failed: str) -> bool:
+        """Does something for all ids. If that fails, does it for each half, down to the one that is faulty.
+
+        Returns False if the time ended before all of them were done or have failed.
+        """
+        if self.platform.left_ms() < _STOP_BEFORE_MS:
+            return False
         try:
-            do(ids)
+            return do(ids)
         except PlatformUnavailableError:
             self._fail(failed, *ids)
         except Exception:  # noqa: BLE001 - a fault in one of them must not delay the others
-            half = len(ids) // 2
-            if not half:
-                self._fail(failed, *ids)
-            elif self.platform.left_ms() >= _STOP_BEFORE_MS:
-                self._each_half(ids[:half], do, failed)
-                self._each_half(ids[half:], do, failed)
+            if half := len(ids) // 2:
+                return self._each_half(ids[:half], do, failed) and self._each_half(ids[half:], do, failed)
+            self._fail(failed, *ids)
+        return True
 
     def _fail(self, what: str, *ids: str) -> None:
         logger.exception(what, ids=list(ids))

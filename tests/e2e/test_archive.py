@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from local.cloud import CREDENTIALS
-from local.paths import Stack
+from local.paths import ROOT, Stack
 from quittance.api.models import TaskRequest
 from quittance.config import Settings
 from quittance.ledger.escrow import escrow_id
@@ -121,7 +121,8 @@ def test_old_tasks_are_archived_and_answered_as_before(
     assert before[0]["replay"]["receipt"]
     assert audited(stack, aws) == 0
     total = ledger.total()
-    done, failed = invoke(aws("lambda"), stack.functions["ArchiveFunction"], {})
+    scheduled = json.loads((ROOT / "events/archive-schedule.json").read_text())
+    done, failed = invoke(aws("lambda"), stack.functions["ArchiveFunction"], scheduled)
     assert (failed, done["escrows"], done["bundles"]) == (False, BUNDLE_ESCROWS_MIN, 1), done
     stored = {item["pk"]: item for item in ledger.items("ESC#")}
     names = {f"ESC#{escrow_id(old.name, f'old-{number}')}" for number in range(BUNDLE_ESCROWS_MIN)}

@@ -52,6 +52,7 @@ BUDGETS: Final[Mapping[str, Budget]] = {
     "result": Budget(24, 9, ROUTES),
     "agents": Budget(24, 9, ROUTES),
     "accounts": Budget(23, 8, ROUTES),
+    "channels": Budget(23, 9, ROUTES),
     "operations": Budget(23, 1, "routes with validation and boto3; operators call it rarely"),
     "public": Budget(24, 9, ROUTES),
     "publish": Budget(22, 1, "no routes; no caller waits for it"),
@@ -59,10 +60,12 @@ BUDGETS: Final[Mapping[str, Budget]] = {
     "deadletter": Budget(24, 1, "as work"),
     "plan": Budget(15, 1, "pydantic, but no AWS client"),
     "notify": Budget(22, 1, "no routes; behind a stream"),
+    "listings": Budget(22, 1, "no routes; behind a stream"),
     "webhook": Budget(22, 1, "no routes; behind a queue"),
     "sweep": Budget(21, 1, "no routes; it is warm: the schedule calls it every minute"),
     "drain": Budget(21, 1, "as sweep; only a large backlog calls it"),
     "audit": Budget(18, 1, "no routes; once a day"),
+    "archive": Budget(18, 1, "no routes; once an hour"),
 }
 
 _PARTS: Final = """
@@ -119,7 +122,7 @@ def main() -> int:
 
 
 def _prepares(function: str) -> bool:
-    return "\nprepare(" in (ROOT / "functions" / function / "app.py").read_text()
+    return "\napp = Api(" in (ROOT / "functions" / function / "app.py").read_text()
 
 
 def _cost_s(code: str) -> float:

@@ -33,17 +33,18 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(autouse=True)
-def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    # By monkeypatch, as a test may set them again: what sets last must be undone first.
-    monkeypatch.setattr(dynamo_client._Connections, "post", _post_to_moto)
-    monkeypatch.setattr(parallel, "CALLS_AT_ONCE_MAX", 1)  # moto takes one call at a time
-    with mock_aws():
-        yield
+def aws() -> Iterator[None]:
+    """Moto in place of AWS, and not by the test's `monkeypatch`: the test may undo that, which must also end first."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
+        patch.setattr(dynamo_client._Connections, "post", _post_to_moto)
+        patch.setattr(parallel, "CALLS_AT_ONCE_MAX", 1)  # moto takes one call at a time
+        with mock_aws():
+            yield
 
 
 def _post_to_moto(

@@ -68,7 +68,8 @@ def test_the_machine_names_a_planted_difference(
     assert machine.run({"parts": PARTS}).output["differences"] == 0
 
 
-def test_a_part_that_fails_gives_no_verdict(machine: Workflow) -> None:
+@pytest.mark.parametrize("parts", [0.5, "four"])
+def test_a_part_that_fails_gives_no_verdict(machine: Workflow, parts: object) -> None:
     """An input that no audit can begin with ends the execution as failed, so that its alarm fires."""
-    ended = machine.end(machine.start({"parts": 0.5}))
+    ended = machine.end(machine.start({"parts": parts}))
     assert ended.status == "FAILED"

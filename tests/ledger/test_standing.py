@@ -269,9 +269,12 @@ def test_an_estimate_covers_released_runs_only() -> None:
     assert (found.wall_ms.p50, found.wall_ms.p95) == (19, 28)
 
 
-def test_an_estimate_drops_prices_two_periods_old() -> None:
+@pytest.mark.parametrize("folds", [1, 2])
+def test_an_estimate_drops_prices_two_periods_old(folds: int) -> None:
+    """Also of a period that gets no rating when it becomes too old."""
     old, new = [task(price=900)], [task(price=10, settled_ms=NOW_MS + 2 * PERIOD_MS)]
-    before, after = estimate(fold(Standing(), old)), estimate(fold(Standing(), old + new))
+    standing = fold(Standing(), old + new) if folds == 1 else fold(fold(Standing(), old), new)
+    before, after = estimate(fold(Standing(), old)), estimate(standing)
     assert before is not None
     assert after is not None
     assert (before.price_micro.p95, after.price_micro.p95, after.runs) == (900, 10, 1)

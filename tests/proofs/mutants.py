@@ -224,6 +224,37 @@ MUTANTS = (
         'decode().rstrip("=") != encoded and False:',
         APPENDS,
     ),
+    Mutant(
+        "log: a sweep whose time ends says so",
+        SWEEP,
+        """                return False
+        return True
+
+    def _each_half""",
+        """                return True
+        return True
+
+    def _each_half""",
+        APPENDS,
+    ),
+    Mutant(
+        "log: a sweep begins no half without time",
+        SWEEP,
+        """        if self.platform.left_ms() < _STOP_BEFORE_MS:
+            return False
+        try:
+            return do(ids)""",
+        """        try:
+            return do(ids)""",
+        APPENDS,
+    ),
+    Mutant(
+        "log: prices of old periods are dropped",
+        "ledger/reputation.py",
+        "if not ratings and (measured or not known.price_micro.counts):",
+        "if not ratings:",
+        "tests/ledger/test_standing.py",
+    ),
     Mutant("log: checkpoints never shrink", LOG, '"#published < :size"', '"attribute_exists(#published)"', MATRIX),
     Mutant(
         "log: standings are folded",
@@ -813,7 +844,7 @@ MUTANTS = (
         ARCHIVE,
     ),
     Mutant(
-        "archive: a half buried bundle is not written again",
+        "archive: a half archived bundle is not written again",
         ARCHIVING,
         "    if not any(map(is_tombstone, stored.values())):\n        ledger",
         "    if True:\n        ledger",
@@ -863,14 +894,14 @@ MUTANTS = (
     ),
     Mutant("archive: the position moves", ARCHIVING, "    ledger.log.set_archived(first,", "    (first,", ARCHIVE),
     Mutant(
-        "bury: every attribute is as archived",
+        "tombstone: every attribute is as archived",
         LEDGER,
         """"attribute_exists(swept_ms)", *same]""",
         """"attribute_exists(swept_ms)"]""",
         ARCHIVE,
     ),
     Mutant(
-        "bury: what differs is an error",
+        "tombstone: what differs is an error",
         LEDGER,
         "            if refused.items[0] == record.tombstone:",
         "            if refused.items[0]:",
@@ -935,14 +966,14 @@ MUTANTS = (
     Mutant(
         "audit: archived escrows are checked",
         AUDIT,
-        "        self._check_buried(buried, escrows)\n",
+        "        self._check_tombstones(tombstones, escrows)\n",
         "",
         ARCHIVE,
     ),
     Mutant(
         "audit: what is archived meanwhile",
         AUDIT,
-        "                self._check_buried({pk: values}, self._ledger.read([pk]))\n",
+        "                self._check_tombstones({pk: values}, self._ledger.read([pk]))\n",
         "                pass\n",
         ARCHIVE,
     ),

@@ -14,9 +14,9 @@ from quittance.ledger.balances import bond_account
 from quittance.limits import ARCHIVE_AFTER_DAYS_MIN, CHANNEL_CLOSE_MS
 from quittance.proof import parts
 from quittance.store.archive import ArchiveDamagedError
+from quittance.store.audit_results import Spool
 from quittance.store.channels import channel_change
 from quittance.store.ledger import left_funded, listed_change, payout_moved, standing_change
-from quittance.store.parts import Spool
 from quittance.usecases import archive as archiving
 from quittance.usecases import audit, channels, execute, launch, result, runs
 from quittance.usecases.archive import archive
@@ -311,16 +311,16 @@ def test_a_damaged_archive_never_runs_a_task_again(damage: str, old: Old) -> Non
     different = {name: after[name] for name in after if after[name] != before[name]}
     assert {answer[0] for answer in different.values()} == {"PlatformUnavailableError"}
     assert not [name for name in different if name.startswith(("statement", "credits", "tickets", "channel", "place"))]
-    buried = {pk for pk, item in old.memory.items.items() if "digest" in item}
+    archived = {pk for pk, item in old.memory.items.items() if "digest" in item}
     if damage == "changed":
         assert len(found) == len(bundles(old))
     else:
-        assert found == buried
+        assert found == archived
         assert {f"replay of {name}" for name in (WINS, FAILS, *OTHERS, "expired")} <= different.keys()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_nothing_is_buried_in_a_damaged_bundle(damage: str, old: Old) -> None:
+def test_nothing_of_a_damaged_bundle_is_replaced(damage: str, old: Old) -> None:
     """As if another archiver had stored bundles and crashed, and then somebody had damaged them."""
     table = dict(old.memory.items)
     archive(old.world())
@@ -340,7 +340,7 @@ def test_nothing_is_buried_in_a_damaged_bundle(damage: str, old: Old) -> None:
 
 
 def test_a_lost_bundle_is_not_replaced_by_tombstones(old: Old) -> None:
-    """A bundle that is deleted after some of its escrows were buried: nothing may be stored in its place."""
+    """A bundle that is deleted after some of its escrows were replaced: nothing may be stored in its place."""
     crashing = Crashing(old.memory, 8, after=True)  # the second of the first bundle's tombstones
     with pytest.raises(KeyboardInterrupt):
         archive(ArchivingWorld(crashing, now_ms=lambda: LATER_MS, tiles=old.shelf, left_ms=lambda: 10_000))
@@ -354,7 +354,7 @@ def test_a_lost_bundle_is_not_replaced_by_tombstones(old: Old) -> None:
 
 
 @pytest.mark.parametrize("name", ["receipt", "refunded", "request_sha256", "seal", "webhook"])
-def test_a_bundle_that_differs_from_the_table_buries_nothing(name: str, old: Old) -> None:
+def test_a_bundle_that_differs_from_the_table_replaces_nothing(name: str, old: Old) -> None:
     """A sound bundle with one attribute that is changed, missing, or more than the table has."""
     pk = next(pk for pk, item in old.memory.items.items() if "swept_ms" in item)
     old.memory.items[pk] = (item := dict(old.memory.items[pk])) | {"webhook": {"S": "https://a.test"}}
@@ -423,7 +423,7 @@ def test_a_log_without_its_escrow_is_not_archived(old: Old) -> None:
 
 
 def test_a_bundle_of_another_size_is_used_as_it_is(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another release may have stored the bundle and crashed before it buried anything, or in the middle."""
+    """Another release may have stored the bundle and crashed before it replaced anything, or in the middle."""
     table = dict(old.memory.items)
     for at in (6, 8):
         for smaller, larger in ((1, 5), (5, 1)):
@@ -530,7 +530,7 @@ def test_a_damaged_batch_of_archived_escrows_is_named(first: dict[str, str], old
 # What sees the table change.
 
 
-def test_no_stream_reader_sees_a_burial(old: Old) -> None:
+def test_no_stream_reader_sees_a_tombstone_written(old: Old) -> None:
     """No event, no webhook, no row of a listing: neither by the filters nor by what the functions read."""
     before = dict(old.memory.items)
     archive(old.world())

@@ -14,7 +14,7 @@ from quittance.api.identity import Caller
 from quittance.api.models import TopUpRequest
 from quittance.ledger.channels import ticket_escrow_id
 from quittance.proof.invariants import Audit
-from quittance.store import parts as store_parts
+from quittance.store import audit_results
 from quittance.usecases import audit as auditing
 from quittance.usecases import channels, execute
 from quittance.usecases.sweep import sweep
@@ -161,7 +161,7 @@ def ledger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> L
     made = Ledger()
     if request.param > 1:
         monkeypatch.setattr(auditing, "_PARTS_MIN", request.param)
-        monkeypatch.setattr(store_parts, "_IN_MEMORY_BYTES_MAX", 1)
+        monkeypatch.setattr(audit_results, "_IN_MEMORY_BYTES_MAX", 1)
         limit_steps(monkeypatch, receipts=40)
     for name in ("step", "advance"):
         changes = made.table if request.param > 1 else None

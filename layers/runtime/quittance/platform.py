@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from quittance.proof.statement import Purpose, SigningKey
     from quittance.sandbox import Sandbox
+    from quittance.store.audit_results import AuditResults
     from quittance.store.blobs import Binaries, Bundles, Outputs, Tiles, Uploads
     from quittance.store.bus import Bus
     from quittance.store.channels import Channels
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from quittance.store.ledger import Ledger
     from quittance.store.listings import Listings
     from quittance.store.operations import Operations
-    from quittance.store.parts import Bucket as AuditResults
     from quittance.store.publisher import Publisher
     from quittance.store.queue import Queue
     from quittance.store.registry import Registry
@@ -149,7 +149,7 @@ class Platform:
     @cached_property
     def audit_results(self) -> "AuditResults":
         """What the parts of an audit found, if they run in several invocations."""
-        from quittance.store.parts import Bucket as AuditResults
+        from quittance.store.audit_results import AuditResults
 
         return AuditResults(self._s3, bucket=self.settings.outputs_bucket)
 

@@ -107,7 +107,7 @@ _ENDED: Final = _form(
 )
 _QUEUED: Final = _form("work work_at:int")
 _CREDITED: Final = _form("swept_ms:int batch place:int")
-_BURIED: Final = _CREDITED | _form(
+_TOMBSTONE: Final = _CREDITED | _form(
     """pk state at:int task_id agent_id budget:int paid:int fee:int refunded:int archived digest:bytes""",
     "task_judging:int",
 )
@@ -130,8 +130,8 @@ _FORMS: Final[Mapping[tuple[str, str], ItemForm]] = {
     ("ESC", "held for a judge"): _TASK | _OF_TICKET | _QUEUED,
     ("ESC", "ended by a ticket"): _TASK | _OF_TICKET | _ENDED | _QUEUED,
     ("ESC", "swept by a ticket"): _TASK | _OF_TICKET | _ENDED | _CREDITED,
-    ("ESC", "archived"): _BURIED | _OF_ACCOUNT,
-    ("ESC", "archived by a ticket"): _BURIED | _form("channel number:int tickets:int"),
+    ("ESC", "archived"): _TOMBSTONE | _OF_ACCOUNT,
+    ("ESC", "archived by a ticket"): _TOMBSTONE | _form("channel number:int tickets:int"),
     ("ESC", "part"): _NUMBER | _form("part_of"),
     ("ESC", "void"): _NUMBER | _form("void_ms:int"),
     ("CHAN", ChannelState.OPEN): _OPEN | _QUEUED,
@@ -717,7 +717,7 @@ def _check_place(values: Values, others: Mapping[str, Values]) -> Iterator[Diffe
 
 
 def _check_tombstone(values: Values, others: Mapping[str, Values]) -> Iterator[Difference]:
-    """What a tombstone shows by itself: an escrow that has ended, in its place of the log. See `check_buried`."""
+    """What a tombstone shows by itself: an escrow that has ended, in its place of the log. See `check_archived`."""
     at = values["pk"]
     if not is_by_ticket(values):
         yield from _unless_equal("I9", at, escrows.escrow_id(values["account"], values["task_id"]), item_id(values))
@@ -728,7 +728,7 @@ def _check_tombstone(values: Values, others: Mapping[str, Values]) -> Iterator[D
     yield from _unless_equal("I15", at, expected=True, found="first" in batch and form_error(batch) is None)
 
 
-def check_buried(
+def check_archived(
     tombstone: Values, whole: Values | None, others: Mapping[str, Values], context: Context
 ) -> list[Difference]:
     """The differences of an archived escrow: in itself, and between it and its tombstone.

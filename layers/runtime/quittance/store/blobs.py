@@ -109,11 +109,11 @@ class Binaries:
 
     def keep_module(self, sha256: str, data: bytes) -> None:
         """Stores an accepted module. Raises PlatformUnavailableError."""
-        _keep(self._client, self._bucket, _module_key(sha256), data)
+        keep_object(self._client, self._bucket, _module_key(sha256), data)
 
     def keep_artefact(self, key: str, data: bytes) -> None:
         """Stores an artefact. Raises PlatformUnavailableError."""
-        _keep(self._client, self._bucket, _artefact_key(key), data)
+        keep_object(self._client, self._bucket, _artefact_key(key), data)
 
     def load_module(self, sha256: str) -> bytes:
         """A published module. Raises BlobMissingError, BlobTamperedError, PlatformUnavailableError."""
@@ -196,7 +196,7 @@ class Outputs:
         sha256 = hashlib.sha256(data).hexdigest()
         if len(data) <= OUTPUT_INLINE_BYTES_MAX:
             return StoredBytes(sha256, len(data), data)
-        _keep(self._client, self._bucket, _output_key(sha256), data)
+        keep_object(self._client, self._bucket, _output_key(sha256), data)
         return StoredBytes(sha256, len(data), None)
 
     def load(self, stored: StoredBytes) -> bytes:
@@ -207,7 +207,7 @@ class Outputs:
 
     def keep_input(self, stdin: Input) -> None:
         """Stores an input that is too large for a message. Raises PlatformUnavailableError."""
-        _keep(self._client, self._bucket, _input_key(stdin.sha256), stdin.data)
+        keep_object(self._client, self._bucket, _input_key(stdin.sha256), stdin.data)
 
     def load_input(self, sha256: str) -> Input:
         """An input that was stored. Raises BlobMissingError, BlobTamperedError, PlatformUnavailableError."""
@@ -227,20 +227,20 @@ class Tiles:
 
     def keep(self, tile: Tile, hashes: bytes) -> None:
         """Stores a tile. Raises PlatformUnavailableError."""
-        _keep(self._client, self._bucket, tile.path, hashes)
+        keep_object(self._client, self._bucket, tile.path, hashes)
 
     def read(self, tile: Tile) -> bytes:
         """A tile. Raises BlobMissingError, PlatformUnavailableError."""
-        return _read(self._client, self._bucket, tile.path)
+        return read_object(self._client, self._bucket, tile.path)
 
     def keep_checkpoint(self, size: int, checkpoint: str) -> None:
         """Stores the checkpoint of a size, also as the newest one. Raises PlatformUnavailableError."""
         for key in (f"checkpoint/{size}", "checkpoint"):
-            _keep(self._client, self._bucket, key, checkpoint.encode())
+            keep_object(self._client, self._bucket, key, checkpoint.encode())
 
     def checkpoint(self, size: int | None = None) -> str:
         """The checkpoint of a size, or the newest. Raises BlobMissingError, PlatformUnavailableError."""
-        return _read(self._client, self._bucket, "checkpoint" if size is None else f"checkpoint/{size}").decode()
+        return read_object(self._client, self._bucket, "checkpoint" if size is None else f"checkpoint/{size}").decode()
 
 
 class Bundles:
@@ -261,11 +261,7 @@ class Bundles:
 
     def read(self, first: int, offset: int = 0, length: int | None = None) -> bytes:
         """A bundle, or `length` of its bytes. Raises BlobMissingError, PlatformUnavailableError."""
-        named: dict[str, Any] = {"Bucket": self._bucket, "Key": _bundle_key(first)}
-        if length is not None:
-            named["Range"] = f"bytes={offset}-{offset + length - 1}"
-        with _typed_faults(), closing(self._client.get_object(**named)["Body"]) as body:
-            return body.read()
+        return read_object(self._client, self._bucket, _bundle_key(first), first=offset, size=length)
 
 
 @contextmanager
@@ -285,30 +281,21 @@ def _typed_faults() -> Iterator[None]:
 
 def keep_object(client: "S3Client", bucket: str, key: str, data: bytes) -> None:
     """Stores an object. Raises PlatformUnavailableError."""
-    _keep(client, bucket, key, data)
-
-
-def read_object(client: "S3Client", bucket: str, key: str, bounds: tuple[int, int] | None = None) -> bytes:
-    """An object, or its bytes from the first to the last of two. Raises BlobMissingError, PlatformUnavailableError."""
-    if bounds is None:
-        return _read(client, bucket, key)
-    wanted = f"bytes={bounds[0]}-{bounds[1]}"
-    with _typed_faults(), closing(client.get_object(Bucket=bucket, Key=key, Range=wanted)["Body"]) as body:
-        return body.read()
-
-
-def _keep(client: "S3Client", bucket: str, key: str, data: bytes) -> None:
     with _typed_faults():
         client.put_object(Bucket=bucket, Key=key, Body=data)
 
 
-def _read(client: "S3Client", bucket: str, key: str) -> bytes:
-    with _typed_faults(), closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+def read_object(client: "S3Client", bucket: str, key: str, *, first: int = 0, size: int | None = None) -> bytes:
+    """An object, or `size` of its bytes from one on. Raises BlobMissingError, PlatformUnavailableError."""
+    named: dict[str, Any] = {"Bucket": bucket, "Key": key}
+    if size is not None:
+        named["Range"] = f"bytes={first}-{first + size - 1}"
+    with _typed_faults(), closing(client.get_object(**named)["Body"]) as body:
         return body.read()
 
 
 def _load(client: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
-    data = _read(client, bucket, key)
+    data = read_object(client, bucket, key)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise BlobTamperedError(key)
     return data
@@ -316,7 +303,7 @@ def _load(client: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
 
 def _check(client: "S3Client", bucket: str) -> None:
     with suppress(BlobMissingError):
-        _read(client, bucket, "health")
+        read_object(client, bucket, "health")
 
 
 def _module_key(sha256: str) -> str:

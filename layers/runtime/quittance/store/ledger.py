@@ -593,7 +593,7 @@ class Ledger:
             found |= self._get_all(page)
         return found
 
-    def bury(self, record: Record) -> bool:
+    def leave_tombstone(self, record: Record) -> bool:
         """Replaces a whole escrow by its tombstone; False if it was replaced before.
 
         The condition names every attribute, so nothing is lost that the archive does not have. Raises
@@ -636,19 +636,20 @@ class Ledger:
         page = retried(partial(self._client.scan, **scan), Patience(self._left_ms()))
         return [plain(item) for item in page["Items"]], page.get("LastEvaluatedKey")
 
-    def read(self, pks: Iterable[str], *, buried: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    def read(self, pks: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The attributes of those items that exist, by key (consistent reads, not a snapshot).
 
-        Archived escrows are whole, and `buried` gets their tombstones. One that the archive does not have as it was is
-        left out.
+        Archived escrows are whole. One that the archive does not have as it was is left out.
         """
+        return self.read_with_tombstones(pks)[0]
+
+    def read_with_tombstones(self, pks: Iterable[str]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """As `read`, and the tombstones of all archived escrows among them."""
         found = self.items(pks)
         if tombstones := {pk: item for pk, item in found.items() if is_tombstone(item)}:
             found = {pk: item for pk, item in found.items() if pk not in tombstones}
             found |= self.archive.wholes(tombstones.values())
-            if buried is not None:
-                buried |= {pk: plain(item) for pk, item in tombstones.items()}
-        return {pk: plain(item) for pk, item in found.items()}
+        return {pk: plain(item) for pk, item in found.items()}, {pk: plain(item) for pk, item in tombstones.items()}
 
     def stored(self, pks: Iterable[str]) -> dict[str, dict[str, Any]]:
         """As `read`, but without a look into the archive: a tombstone for an archived escrow."""

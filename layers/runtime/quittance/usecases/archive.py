@@ -1,8 +1,8 @@
 """Archives old escrows: moves what nothing changes any more from the ledger's table to S3, in the order of the log.
 
-    read whole batches of the log → keep their escrows as one bundle → read the bundle back → bury each escrow → move on
+    read whole batches of the log → keep their escrows as one bundle → read the bundle back → leave tombstones → move on
 
-An escrow is buried, that is, replaced by its tombstone, only after its bundle was read back and has it exactly as it is
+An escrow is replaced by its tombstone only after its bundle was read back and has it exactly as it is
 stored. Every step is safe to repeat after a crash, and two archivers may run at the same time: a bundle is stored once,
 a write of a tombstone is conditional on the whole item, and so is that of the position.
 """
@@ -22,7 +22,7 @@ _BUNDLE_MS_MAX: Final = 60_000  # of one bundle: none is begun with less time le
 
 @dataclass(slots=True)
 class Archived:
-    """The result: how many escrows were buried, in how many bundles, and whether all that are old enough are.
+    """The result: how many escrows were replaced, in how many bundles, and whether all that are old enough are.
 
     `until` is the position in the log up to which escrows are archived.
     """
@@ -37,7 +37,7 @@ def archive(platform: Platform) -> Archived:
     """Archives escrows that were swept `archive_after_days` ago, while the invocation has time. Nothing if that is 0.
 
     Raises PlatformUnavailableError, and ArchiveDamagedError if a bundle and the table differ: then nothing of that
-    bundle is buried, and nothing behind it.
+    bundle is replaced, and nothing behind it.
     """
     done = Archived()
     if days := platform.settings.archive_after_days:
@@ -73,7 +73,7 @@ def _archive_bundle(platform: Platform, before_ms: int, done: Archived) -> bool:
         _swept_ms(pks, stored)
     _check_same(first, pks, stored, records)
     for record in records:
-        done.escrows += ledger.bury(record)
+        done.escrows += ledger.leave_tombstone(record)
     ledger.log.set_archived(first, first + len(records))
     done.bundles += 1
     done.until = first + len(records)

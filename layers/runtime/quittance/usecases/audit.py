@@ -56,8 +56,8 @@ from quittance.proof.parts import Chain, Found, Part, PartsError, Phase, Plan, R
 from quittance.proof.receipt import read_claims
 from quittance.proof.statement import ProofError
 from quittance.run import Fault, Outcome
+from quittance.store.audit_results import Results, Spool
 from quittance.store.blobs import BlobMissingError
-from quittance.store.parts import Results, Spool
 
 STANDINGS_SHOWN_MAX: Final = 10_000  # a Lambda answer has room for them
 _ACCOUNT_TRIES: Final = 3
@@ -457,26 +457,25 @@ class _Auditor:
         If something differs, reads it again: the first reads may have been before and after a concurrent transaction.
         """
         for _ in range(2):
-            buried: dict[str, dict[str, Any]] = {}
-            escrows = self._ledger.read(invariants.escrow_keys(batch), buried=buried)
+            escrows, tombstones = self._ledger.read_with_tombstones(invariants.escrow_keys(batch))
             lines = self._ledger.read(invariants.batch_line_keys(batch, escrows, self._context))
             differences = invariants.check_credited(batch, escrows, lines, self._context)
             if not differences:
                 break
         self._result.add(differences)
-        self._check_buried(buried, escrows)
+        self._check_tombstones(tombstones, escrows)
         head = self._plan.head
         if 0 <= batch.get("first", head.size) < head.archived:
-            self._result.check("I15", batch["pk"], sorted(invariants.escrow_keys(batch)), sorted(buried))
+            self._result.check("I15", batch["pk"], sorted(invariants.escrow_keys(batch)), sorted(tombstones))
         self._found.old_lines_due += sum(not self._is_recent(line) for line in lines.values())
         return escrows
 
-    def _check_buried(self, buried: dict[str, dict[str, Any]], whole: dict[str, dict[str, Any]]) -> None:
+    def _check_tombstones(self, tombstones: dict[str, dict[str, Any]], whole: dict[str, dict[str, Any]]) -> None:
         """Checks archived escrows as the scan checks others, and that their tombstones have the same."""
-        sound = [values for pk in buried if (values := whole.get(pk)) and invariants.form_error(values) is None]
+        sound = [values for pk in tombstones if (values := whole.get(pk)) and invariants.form_error(values) is None]
         others = self._ledger.read(pk for values in sound for pk in invariants.referenced_keys(values, self._context))
-        for pk, tombstone in buried.items():
-            self._result.add(invariants.check_buried(tombstone, whole.get(pk), others, self._context))
+        for pk, tombstone in tombstones.items():
+            self._result.add(invariants.check_archived(tombstone, whole.get(pk), others, self._context))
 
     def _check_published(self, escrows: Iterable[Values]) -> None:
         """I8: the first batch that no checkpoint covers must not be old."""
@@ -551,7 +550,7 @@ class _Auditor:
             elif invariants.is_archived(values) and self._is_newly_archived(values, others):
                 new[values["pk"]] = values
         if new:
-            self._check_buried(new, self._ledger.read(new))
+            self._check_tombstones(new, self._ledger.read(new))
 
     def _others(self, sound: Sequence[Values]) -> dict[str, dict[str, Any]]:
         """What items refer to. Of a task, its further numbers need only what a tombstone has too: no read of S3."""
@@ -628,7 +627,7 @@ class _Auditor:
             others = self._others([values] if invariants.form_error(values) is None else [])
             self._result.add(invariants.check(values, others, self._context))
             if invariants.is_archived(values):  # perhaps since the scan
-                self._check_buried({pk: values}, self._ledger.read([pk]))
+                self._check_tombstones({pk: values}, self._ledger.read([pk]))
 
     # What the log is compared with.
 

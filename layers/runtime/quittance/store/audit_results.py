@@ -58,7 +58,7 @@ class Spool:
         return self._file.read(size)
 
 
-class Bucket:
+class AuditResults:
     """A prefix of a bucket, under which objects expire. Raises BlobMissingError, PlatformUnavailableError."""
 
     def __init__(self, client: "S3Client", *, bucket: str) -> None:
@@ -77,7 +77,7 @@ class Bucket:
 
     def load_range(self, digest: str, first: int, size: int) -> bytes:
         """A range of the bytes that are stored under a digest. The caller checks them."""
-        return read_object(self._client, self._bucket, _PREFIX + digest, (first, first + size - 1))
+        return read_object(self._client, self._bucket, _PREFIX + digest, first=first, size=size)
 
 
-Results = Spool | Bucket
+Results = Spool | AuditResults
